@@ -1,0 +1,133 @@
+//! Bulk asynchronous copies between global and shared memory (TMA, one dimension), with their obligations as tokens.
+//!
+//! A [`Stage`] is a piece of shared memory that one warp owns. Its life is a cycle, and each arrow is a warp collective,
+//! because a value of one lane proves nothing about the other 31:
+//!
+//! ```text
+//!   Free ──load──▶ Loading ──wait──▶ Source ──(store, by any lane)──▶ recycle ──▶ Free
+//!     └──── ordinary stores, then seal ───▲
+//! ```
+//!
+//! Lengths and addresses are multiples of 16 bytes.
+use crate::memory::{Global, Shared, Symmetric};
+use crate::{arch, block, warp};
+
+/// A piece of shared memory that one warp fills and copies out of, with the mbarrier that says when a load has arrived.
+#[derive(Debug)]
+pub struct Stage {
+    data: Shared<u8>,
+    mbarrier: Shared<u64>,
+    parity: u32,
+}
+
+/// Nobody reads the stage any more: it may be filled.
+#[derive(Debug)]
+pub struct Free(());
+/// A bulk load into the stage is on its way.
+#[derive(Debug)]
+pub struct Loading(());
+/// The stage's bytes are visible to the async proxy: bulk stores may read them.
+#[derive(Debug)]
+pub struct Source(());
+/// All bulk stores and ordinary stores of a *block* are complete: a flag that publishes them may follow.
+#[derive(Debug)]
+pub struct Landed(());
+
+impl Landed {
+    /// The token of a block that wrote nothing: it has nothing to wait for.
+    #[inline(always)]
+    pub(crate) fn again(&self) -> Self {
+        Self(())
+    }
+}
+
+impl Stage {
+    /// Makes this warp's stage of `data` and an 8-byte-aligned word for its mbarrier. Warp-collective, once per launch.
+    #[inline(always)]
+    #[track_caller]
+    pub fn new(data: Shared<u8>, mbarrier: Shared<u64>) -> (Self, Free) {
+        if warp::lane() == 0 {
+            arch::mbarrier_init(mbarrier.address(), 1);
+        }
+        warp::sync(warp::ALL);
+        (Self { data, mbarrier, parity: 0 }, Free(()))
+    }
+
+    /// The stage's bytes, for ordinary accesses.
+    #[inline(always)]
+    pub fn data(&self) -> Shared<u8> {
+        self.data
+    }
+
+    /// Starts loading `bytes` from global memory to the start of the stage. Warp-collective.
+    #[inline(always)]
+    #[track_caller]
+    pub fn load(&self, _free: Free, from: Global<u8>, bytes: u32) -> Loading {
+        if warp::lane() == 0 {
+            arch::mbarrier_arrive_expect_tx(self.mbarrier.address(), bytes);
+            arch::bulk_load(self.data.address(), from.address(), bytes, self.mbarrier.address());
+        }
+        Loading(())
+    }
+
+    /// Waits for the load. The wait is on this GPU's own copy engine, which always finishes, so it has no deadline.
+    /// Warp-collective.
+    #[inline(always)]
+    #[track_caller]
+    pub fn wait(&mut self, _loading: Loading) -> Source {
+        // Every lane polls the mbarrier itself: that is what makes the bytes visible to it.
+        while !arch::mbarrier_try_wait(self.mbarrier.address(), self.parity) {}
+        self.parity ^= 1;
+        warp::sync(warp::ALL);
+        Source(())
+    }
+
+    /// Turns bytes that this warp's lanes wrote by ordinary stores into the source of bulk stores: every writer fences its
+    /// own stores against the async proxy, and only then do the lanes meet. Warp-collective.
+    ///
+    /// Without the fence the copy may read what was in the stage before.
+    #[inline(always)]
+    #[track_caller]
+    pub fn seal(&self, _free: Free) -> Source {
+        arch::fence_proxy_async_shared();
+        warp::sync(warp::ALL);
+        Source(())
+    }
+
+    /// Starts copying `bytes` from `offset` in the stage to global memory, of this rank or a peer. Called by any one lane
+    /// per copy; lanes may copy to different places at once.
+    #[inline(always)]
+    #[track_caller]
+    pub fn store(&self, _source: &Source, offset: u32, to: Symmetric<u8>, bytes: u32) {
+        arch::bulk_store(to.address(), self.data.address() + offset, bytes);
+    }
+
+    /// Waits until all stores from the stage have read their source, so that it may be filled again. Warp-collective.
+    ///
+    /// It says nothing of where the bytes went: only [`land`] does.
+    #[inline(always)]
+    #[track_caller]
+    pub fn recycle(&self, _source: Source) -> Free {
+        arch::bulk_commit();
+        arch::bulk_wait_read();
+        // Write-after-read across proxies: ordinary accesses to the stage before this point must not be overtaken by the
+        // next bulk load, nor ordinary stores after it overtake the copies' reads.
+        arch::fence_proxy_async_shared();
+        warp::sync(warp::ALL);
+        Free(())
+    }
+}
+
+/// Waits until every store of every thread of the block, bulk or ordinary, is complete, and returns the proof that a flag
+/// needs. Block-collective.
+#[inline(always)]
+#[track_caller]
+pub fn land() -> Landed {
+    arch::bulk_commit();
+    // The complete wait, not `.read`: the flag that follows says that the bytes have arrived.
+    arch::bulk_wait_complete();
+    // The copies were made by the async proxy; the flag is a generic store.
+    arch::fence_proxy_async();
+    block::sync();
+    Landed(())
+}

@@ -1,0 +1,133 @@
+//! Faults: what a kernel says when something only the device can see went wrong.
+//!
+//! A rank that faults files one record in memory that the host can read, and posts an *abort word* to every rank; every
+//! wait polls its own abort word, so that nobody waits for a rank that gave up. The first record of an operation stays.
+use crate::KernelArg;
+use crate::memory::{Global, Symmetric, System};
+use crate::window::{Region, Window};
+
+/// Words of 8 bytes in a fault record.
+pub const RECORD_WORDS: u64 = 16;
+
+/// No fault was filed.
+pub const STATE_EMPTY: u64 = 0;
+/// A thread has taken the record and is writing it.
+pub const STATE_CLAIMED: u64 = 1;
+/// The record is complete.
+pub const STATE_FILED: u64 = 2;
+
+/// A wait reached its deadline.
+pub const CODE_TIMEOUT: u32 = 1;
+/// A peer posted its abort word.
+pub const CODE_ABORTED: u32 = 2;
+/// The first code that kernels define themselves.
+pub const CODE_FIRST_OF_KERNELS: u32 = 16;
+
+/// Where a kernel files its faults.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct FaultChannel {
+    /// The record, `[RECORD_WORDS]`, in memory that the host can read while the kernel runs.
+    pub record: Global<u64>,
+    /// The ranks to tell.
+    pub window: Window,
+    /// Every rank's abort word: 0, or a packed [`Abort`].
+    pub abort: Region<u64>,
+    /// How long an operation may take from its entry, in nanoseconds.
+    pub timeout_ns: u64,
+    /// Names the kernel in records.
+    pub kernel: u32,
+    /// Fills the struct to a multiple of 8 bytes.
+    pub reserved: u32,
+}
+
+/// What a fault record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// [`CODE_TIMEOUT`], [`CODE_ABORTED`] or a kernel's own.
+    pub code: u32,
+    /// The kernel's number for the phase.
+    pub phase: u32,
+    /// The peer it is about, or `u32::MAX`.
+    pub peer: u32,
+    /// The operation.
+    pub epoch: u64,
+    /// The word that would have been right.
+    pub expected: u64,
+    /// The word that was there.
+    pub seen: u64,
+    /// Nanoseconds since the operation's entry.
+    pub elapsed_ns: u64,
+    /// More numbers of the kernel's own.
+    pub detail: [u64; 3],
+}
+
+/// The abort word: who gave up, why, and on whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abort {
+    /// The fault's code.
+    pub code: u32,
+    /// The rank that filed it.
+    pub origin: u32,
+    /// The peer that its fault names, or `0xffff`.
+    pub peer: u32,
+}
+
+impl Abort {
+    /// Packs into a word that is never 0.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        1 << 63 | (self.code as u64 & 0xff) << 32 | (self.origin as u64 & 0xffff) << 16 | (self.peer as u64 & 0xffff)
+    }
+    /// Reads a word back.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self { code: (word >> 32) as u32 & 0xff, origin: (word >> 16) as u32 & 0xffff, peer: word as u32 & 0xffff }
+    }
+}
+
+impl FaultChannel {
+    /// This rank's own abort word.
+    #[inline(always)]
+    #[track_caller]
+    pub fn own_abort(&self) -> Symmetric<u64> {
+        self.window.own(self.abort)
+    }
+
+    /// Files `fault` unless the record is taken, and tells every rank. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn file(&self, block: u32, fault: Fault) {
+        self.file_here(block, fault);
+        // A rank that was told does not tell again: the word keeps its origin.
+        if fault.code != CODE_ABORTED {
+            let word = Abort { code: fault.code, origin: self.window.rank, peer: fault.peer }.to_word();
+            let mut rank = 0;
+            while rank < self.window.ranks {
+                self.window.of_rank(rank, self.abort).compare_exchange_acq_rel::<System>(0, 0, word);
+                rank += 1;
+            }
+        }
+    }
+
+    /// Files `fault` unless the record is taken, and tells nobody: for what every rank finds out by itself. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn file_here(&self, block: u32, fault: Fault) {
+        let r = self.record;
+        if r.compare_exchange_acq_rel::<System>(0, STATE_EMPTY, STATE_CLAIMED) == STATE_EMPTY {
+            r.store_relaxed::<System>(1, u64::from(fault.code));
+            r.store_relaxed::<System>(2, u64::from(self.kernel) << 32 | u64::from(fault.phase));
+            r.store_relaxed::<System>(3, u64::from(self.window.rank) << 32 | u64::from(fault.peer));
+            r.store_relaxed::<System>(4, u64::from(block));
+            r.store_relaxed::<System>(5, fault.epoch);
+            r.store_relaxed::<System>(6, fault.expected);
+            r.store_relaxed::<System>(7, fault.seen);
+            r.store_relaxed::<System>(8, fault.elapsed_ns);
+            r.store_relaxed::<System>(9, fault.detail[0]);
+            r.store_relaxed::<System>(10, fault.detail[1]);
+            r.store_relaxed::<System>(11, fault.detail[2]);
+            r.store_release::<System>(0, STATE_FILED);
+        }
+    }
+}

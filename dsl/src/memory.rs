@@ -1,0 +1,342 @@
+//! Device memory: typed addresses whose every access names its strength and, where it is strong, its scope.
+//!
+//! * [`Global`]: memory of this GPU. * [`Symmetric`]: memory that peers write or read; it has the same accesses less those
+//!   that assume nobody else touches it. * [`Shared`]: the block's shared memory.
+//!
+//! A *weak* access promises that a barrier, or a flag acquired by a [`crate::wait`], orders it against everyone else's.
+//! Only words of 4 and 8 bytes have *relaxed*, *acquire* and *release* accesses (PTX ISA, "Memory Consistency Model").
+use core::marker::PhantomData;
+
+use crate::arch;
+use crate::float::{Bf16, E4m3};
+use crate::kernel::KernelArg;
+
+/// Who must agree on the order of a strong access.
+pub trait Scope: sealed::Sealed {
+    /// The scope as a value.
+    const KIND: ScopeKind;
+}
+
+/// The scopes of the PTX memory model that the kernels use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScopeKind {
+    /// One GPU (`.gpu`).
+    Gpu,
+    /// All GPUs and the host (`.sys`).
+    System,
+}
+
+/// All threads of one GPU (`.gpu`).
+#[derive(Clone, Copy, Debug)]
+pub struct Gpu;
+/// All threads of all GPUs, and the host (`.sys`).
+#[derive(Clone, Copy, Debug)]
+pub struct System;
+impl Scope for Gpu {
+    const KIND: ScopeKind = ScopeKind::Gpu;
+}
+impl Scope for System {
+    const KIND: ScopeKind = ScopeKind::System;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::Gpu {}
+    impl Sealed for super::System {}
+}
+
+/// A value that device memory holds: it has the bits of an unsigned integer.
+pub trait Scalar: Copy + 'static {
+    /// The integer with the same bits.
+    type Bits: arch::Bits;
+    /// Reads the value from its bits.
+    fn from_bits(bits: Self::Bits) -> Self;
+    /// The value's bits.
+    fn to_bits(self) -> Self::Bits;
+}
+
+/// A [`Scalar`] of 4 or 8 bytes: what flags, counters and counts are made of.
+pub trait AtomicScalar: Scalar<Bits: arch::AtomicBits> {}
+
+macro_rules! scalar {
+    ($($t:ty => $bits:ty: |$b:ident| $from:expr, |$v:ident| $to:expr;)*) => { $(
+        impl Scalar for $t {
+            type Bits = $bits;
+            #[inline(always)]
+            fn from_bits($b: $bits) -> Self { $from }
+            #[inline(always)]
+            fn to_bits(self) -> $bits { let $v = self; $to }
+        }
+    )* };
+}
+scalar! {
+    u8 => u8: |b| b, |v| v;
+    u16 => u16: |b| b, |v| v;
+    u32 => u32: |b| b, |v| v;
+    i32 => u32: |b| b as i32, |v| v as u32;
+    u64 => u64: |b| b, |v| v;
+    i64 => u64: |b| b as i64, |v| v as u64;
+    f32 => u32: |b| f32::from_bits(b), |v| v.to_bits();
+    Bf16 => u16: |b| Bf16(b), |v| v.0;
+    E4m3 => u8: |b| E4m3(b), |v| v.0;
+}
+impl AtomicScalar for u32 {}
+impl AtomicScalar for i32 {}
+impl AtomicScalar for u64 {}
+
+/// Sixteen bytes that move in one instruction (`.v4.u32`); the address is a multiple of 16. Weak accesses only.
+pub type U32x4 = [u32; 4];
+
+macro_rules! address_type {
+    ($name:ident, $doc:literal) => {
+        #[doc = $doc]
+        #[repr(transparent)]
+        pub struct $name<T> {
+            address: u64,
+            of: PhantomData<*const T>,
+        }
+        impl<T> Clone for $name<T> {
+            #[inline(always)]
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+        impl<T> Copy for $name<T> {}
+        // SAFETY: a transparent u64 (see `KernelArg` for u64); the pointee type is a phantom.
+        unsafe impl<T: 'static> KernelArg for $name<T> {}
+        // SAFETY: an address is a number; what may be done through it is the launch contract's business, on any thread.
+        unsafe impl<T> Send for $name<T> {}
+        // SAFETY: as for Send; the type has no interior state.
+        unsafe impl<T> Sync for $name<T> {}
+
+        impl<T> core::fmt::Debug for $name<T> {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                write!(f, concat!(stringify!($name), "({:#x})"), self.address)
+            }
+        }
+
+        impl<T> $name<T> {
+            /// Makes a typed address from a device address.
+            ///
+            /// # Safety
+            ///
+            /// Every access made through the result is in bounds, aligned, and not in conflict with another one that no
+            /// flag or barrier orders against it.
+            #[inline(always)]
+            pub const unsafe fn from_raw(address: u64) -> Self {
+                Self { address, of: PhantomData }
+            }
+            /// The address that no access may use: an absent optional argument.
+            #[inline(always)]
+            pub const fn null() -> Self {
+                Self { address: 0, of: PhantomData }
+            }
+            /// The device address.
+            #[inline(always)]
+            pub const fn address(self) -> u64 {
+                self.address
+            }
+            /// Whether this is [`Self::null`].
+            #[inline(always)]
+            pub const fn is_null(self) -> bool {
+                self.address == 0
+            }
+            /// The address of element `index`, counted in elements of `T`.
+            #[inline(always)]
+            pub const fn at(self, index: u64) -> Self {
+                Self { address: self.address.wrapping_add(index.wrapping_mul(size_of::<T>() as u64)), of: PhantomData }
+            }
+            /// The same memory, seen as elements of `U`.
+            #[inline(always)]
+            pub const fn cast<U>(self) -> $name<U> {
+                $name { address: self.address, of: PhantomData }
+            }
+        }
+
+        impl<T: Scalar> $name<T> {
+            /// Loads element `index`, weakly.
+            #[inline(always)]
+            #[track_caller]
+            pub fn load_weak(self, index: u64) -> T {
+                T::from_bits(arch::Bits::load_weak(self.at(index).address))
+            }
+            /// Stores element `index`, weakly.
+            #[inline(always)]
+            #[track_caller]
+            pub fn store_weak(self, index: u64, value: T) {
+                arch::Bits::store_weak(self.at(index).address, value.to_bits());
+            }
+        }
+
+        impl<T: AtomicScalar> $name<T> {
+            /// Loads element `index`, relaxed at scope `S`.
+            #[inline(always)]
+            #[track_caller]
+            pub fn load_relaxed<S: Scope>(self, index: u64) -> T {
+                T::from_bits(arch::AtomicBits::load_relaxed::<S>(self.at(index).address))
+            }
+            /// Loads element `index`, acquiring at scope `S`.
+            #[inline(always)]
+            #[track_caller]
+            pub fn load_acquire<S: Scope>(self, index: u64) -> T {
+                T::from_bits(arch::AtomicBits::load_acquire::<S>(self.at(index).address))
+            }
+            /// Stores element `index`, relaxed at scope `S`.
+            #[inline(always)]
+            #[track_caller]
+            pub fn store_relaxed<S: Scope>(self, index: u64, value: T) {
+                arch::AtomicBits::store_relaxed::<S>(self.at(index).address, value.to_bits());
+            }
+            /// Stores element `index`, releasing at scope `S` everything this thread did or observed before.
+            #[inline(always)]
+            #[track_caller]
+            pub fn store_release<S: Scope>(self, index: u64, value: T) {
+                arch::AtomicBits::store_release::<S>(self.at(index).address, value.to_bits());
+            }
+            /// Adds to element `index`, acquiring and releasing at scope `S`; returns the value before.
+            #[inline(always)]
+            #[track_caller]
+            pub fn fetch_add_acq_rel<S: Scope>(self, index: u64, value: T) -> T {
+                T::from_bits(arch::AtomicBits::fetch_add_acq_rel::<S>(self.at(index).address, value.to_bits()))
+            }
+            /// Lowers element `index` to `value` if that is smaller (unsigned), relaxed at scope `S`.
+            #[inline(always)]
+            #[track_caller]
+            pub fn fetch_min_relaxed<S: Scope>(self, index: u64, value: T) -> T {
+                T::from_bits(arch::AtomicBits::fetch_min_relaxed::<S>(self.at(index).address, value.to_bits()))
+            }
+            /// Replaces element `index` by `new` if it is `expected`, acquiring and releasing at scope `S`; returns the value before.
+            #[inline(always)]
+            #[track_caller]
+            pub fn compare_exchange_acq_rel<S: Scope>(self, index: u64, expected: T, new: T) -> T {
+                T::from_bits(arch::AtomicBits::compare_exchange_acq_rel::<S>(
+                    self.at(index).address,
+                    expected.to_bits(),
+                    new.to_bits(),
+                ))
+            }
+        }
+
+        impl $name<U32x4> {
+            /// Loads 16 bytes at vector `index`, weakly.
+            #[inline(always)]
+            #[track_caller]
+            pub fn load_weak(self, index: u64) -> U32x4 {
+                arch::load_weak_x4(self.at(index).address)
+            }
+            /// [`Self::load_weak`] of data that will not be read again here: it leaves no copy in the L1 cache.
+            #[inline(always)]
+            #[track_caller]
+            pub fn load_weak_streaming(self, index: u64) -> U32x4 {
+                arch::load_weak_streaming_x4(self.at(index).address)
+            }
+            /// Stores 16 bytes at vector `index`, weakly.
+            #[inline(always)]
+            #[track_caller]
+            pub fn store_weak(self, index: u64, value: U32x4) {
+                arch::store_weak_x4(self.at(index).address, value);
+            }
+        }
+    };
+}
+
+address_type!(Global, "An address in this GPU's global memory.");
+address_type!(Symmetric, "An address in a symmetric window: memory that peers write or read.");
+
+impl<T> Symmetric<T> {
+    /// The same address as plain global memory, for a rank's own reads after its waits.
+    #[inline(always)]
+    pub const fn as_global(self) -> Global<T> {
+        Global { address: self.address, of: PhantomData }
+    }
+}
+
+/// An address in the block's dynamic shared memory.
+pub struct Shared<T> {
+    address: u32,
+    of: PhantomData<*const T>,
+}
+impl<T> Clone for Shared<T> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Shared<T> {}
+
+impl<T> core::fmt::Debug for Shared<T> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Shared({:#x})", self.address)
+    }
+}
+
+impl<T> Shared<T> {
+    /// The address `bytes` into the dynamic shared memory that the launch gave the block; it begins at a multiple of 128.
+    #[inline(always)]
+    pub fn dynamic(bytes: u32) -> Self {
+        Self { address: arch::shared_base().wrapping_add(bytes), of: PhantomData }
+    }
+    /// The address in the shared window.
+    #[inline(always)]
+    pub fn address(self) -> u32 {
+        self.address
+    }
+    /// The address of element `index`, counted in elements of `T`.
+    #[inline(always)]
+    pub fn at(self, index: u32) -> Self {
+        Self { address: self.address.wrapping_add(index.wrapping_mul(size_of::<T>() as u32)), of: PhantomData }
+    }
+    /// The same memory, seen as elements of `U`.
+    #[inline(always)]
+    pub fn cast<U>(self) -> Shared<U> {
+        Shared { address: self.address, of: PhantomData }
+    }
+}
+
+impl<T: Scalar> Shared<T> {
+    /// Loads element `index`, weakly.
+    #[inline(always)]
+    #[track_caller]
+    pub fn load_weak(self, index: u32) -> T {
+        T::from_bits(arch::Bits::load_shared(self.at(index).address))
+    }
+    /// Stores element `index`, weakly.
+    #[inline(always)]
+    #[track_caller]
+    pub fn store_weak(self, index: u32, value: T) {
+        arch::Bits::store_shared(self.at(index).address, value.to_bits());
+    }
+}
+
+impl Shared<u32> {
+    /// Adds to element `index`, relaxed at block scope; returns the value before.
+    #[inline(always)]
+    #[track_caller]
+    pub fn fetch_add_relaxed(self, index: u32, value: u32) -> u32 {
+        arch::shared_add_u32(self.at(index).address, value)
+    }
+}
+
+impl Shared<u64> {
+    /// Lowers element `index` to `value` if that is smaller (unsigned), relaxed at block scope.
+    #[inline(always)]
+    #[track_caller]
+    pub fn fetch_min_relaxed(self, index: u32, value: u64) -> u64 {
+        arch::shared_min_u64(self.at(index).address, value)
+    }
+}
+
+impl Shared<U32x4> {
+    /// Loads 16 bytes at vector `index`, weakly.
+    #[inline(always)]
+    #[track_caller]
+    pub fn load_weak(self, index: u32) -> U32x4 {
+        arch::load_shared_x4(self.at(index).address)
+    }
+    /// Stores 16 bytes at vector `index`, weakly.
+    #[inline(always)]
+    #[track_caller]
+    pub fn store_weak(self, index: u32, value: U32x4) {
+        arch::store_shared_x4(self.at(index).address, value);
+    }
+}

@@ -1,0 +1,23 @@
+//! Conversions (PTX ISA, `cvt`).
+use core::arch::asm;
+
+#[inline(always)]
+pub fn bf16_from_f32(x: f32) -> u16 {
+    let bits: u16;
+    // SAFETY: pure arithmetic on registers.
+    unsafe {
+        asm!("cvt.rn.bf16.f32 {0}, {1};", out(reg16) bits, in(reg32) x, options(pure, nomem, nostack, preserves_flags))
+    };
+    bits
+}
+
+#[inline(always)]
+pub fn e4m3x2_from_f32(low: f32, high: f32) -> u16 {
+    let bits: u16;
+    // SAFETY: pure arithmetic on registers; the first source goes to the high byte.
+    unsafe {
+        asm!("cvt.rn.satfinite.e4m3x2.f32 {0}, {1}, {2};", out(reg16) bits, in(reg32) high, in(reg32) low,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    bits
+}

@@ -1,0 +1,133 @@
+//! Loads, stores and atomics on the simulated machine's memory.
+use epoxide_sim::device::{self, Address, Order, Rmw, Space, Strength, Word};
+
+use super::WEAK;
+use crate::memory::{Scope, ScopeKind, U32x4};
+
+/// An unsigned integer as device memory holds it.
+pub trait Bits: Copy {
+    #[track_caller]
+    fn load_weak(address: u64) -> Self;
+    #[track_caller]
+    fn store_weak(address: u64, value: Self);
+    #[track_caller]
+    fn load_shared(address: u32) -> Self;
+    #[track_caller]
+    fn store_shared(address: u32, value: Self);
+}
+
+/// [`Bits`] that have strong accesses.
+pub trait AtomicBits: Bits {
+    #[track_caller]
+    fn load_relaxed<S: Scope>(address: u64) -> Self;
+    #[track_caller]
+    fn load_acquire<S: Scope>(address: u64) -> Self;
+    #[track_caller]
+    fn store_relaxed<S: Scope>(address: u64, value: Self);
+    #[track_caller]
+    fn store_release<S: Scope>(address: u64, value: Self);
+    #[track_caller]
+    fn fetch_add_acq_rel<S: Scope>(address: u64, value: Self) -> Self;
+    #[track_caller]
+    fn fetch_min_relaxed<S: Scope>(address: u64, value: Self) -> Self;
+    #[track_caller]
+    fn compare_exchange_acq_rel<S: Scope>(address: u64, expected: Self, new: Self) -> Self;
+}
+
+const fn global(at: u64) -> Address {
+    Address { space: Space::Global, at }
+}
+const fn shared(at: u32) -> Address {
+    Address { space: Space::Shared, at: at as u64 }
+}
+const fn strength<S: Scope>(order: Order) -> Strength {
+    let scope = match S::KIND {
+        ScopeKind::Gpu => device::Scope::Gpu,
+        ScopeKind::System => device::Scope::System,
+    };
+    Strength { order, scope }
+}
+
+impl<W: Word> Bits for W {
+    #[track_caller]
+    fn load_weak(address: u64) -> Self {
+        device::load(global(address), WEAK)
+    }
+    #[track_caller]
+    fn store_weak(address: u64, value: Self) {
+        device::store(global(address), value, WEAK);
+    }
+    #[track_caller]
+    fn load_shared(address: u32) -> Self {
+        device::load(shared(address), WEAK)
+    }
+    #[track_caller]
+    fn store_shared(address: u32, value: Self) {
+        device::store(shared(address), value, WEAK);
+    }
+}
+
+macro_rules! atomic_bits {
+    ($($t:ty),*) => { $(
+        impl AtomicBits for $t {
+            #[track_caller]
+            fn load_relaxed<S: Scope>(address: u64) -> Self {
+                device::load(global(address), strength::<S>(Order::Relaxed))
+            }
+            #[track_caller]
+            fn load_acquire<S: Scope>(address: u64) -> Self {
+                device::load(global(address), strength::<S>(Order::Acquire))
+            }
+            #[track_caller]
+            fn store_relaxed<S: Scope>(address: u64, value: Self) {
+                device::store(global(address), value, strength::<S>(Order::Relaxed));
+            }
+            #[track_caller]
+            fn store_release<S: Scope>(address: u64, value: Self) {
+                device::store(global(address), value, strength::<S>(Order::Release));
+            }
+            #[track_caller]
+            fn fetch_add_acq_rel<S: Scope>(address: u64, value: Self) -> Self {
+                device::rmw(global(address), Rmw::Add, value, strength::<S>(Order::AcquireRelease))
+            }
+            #[track_caller]
+            fn fetch_min_relaxed<S: Scope>(address: u64, value: Self) -> Self {
+                device::rmw(global(address), Rmw::Min, value, strength::<S>(Order::Relaxed))
+            }
+            #[track_caller]
+            fn compare_exchange_acq_rel<S: Scope>(address: u64, expected: Self, new: Self) -> Self {
+                device::compare_exchange(global(address), expected, new, strength::<S>(Order::AcquireRelease))
+            }
+        }
+    )* };
+}
+atomic_bits!(u32, u64);
+
+#[track_caller]
+pub fn load_weak_x4(address: u64) -> U32x4 {
+    device::load_x4(global(address), WEAK)
+}
+#[track_caller]
+pub fn load_weak_streaming_x4(address: u64) -> U32x4 {
+    device::load_x4(global(address), WEAK)
+}
+#[track_caller]
+pub fn store_weak_x4(address: u64, value: U32x4) {
+    device::store_x4(global(address), value, WEAK);
+}
+#[track_caller]
+pub fn load_shared_x4(address: u32) -> U32x4 {
+    device::load_x4(shared(address), WEAK)
+}
+#[track_caller]
+pub fn store_shared_x4(address: u32, value: U32x4) {
+    device::store_x4(shared(address), value, WEAK);
+}
+#[track_caller]
+pub fn shared_add_u32(address: u32, value: u32) -> u32 {
+    device::rmw(shared(address), Rmw::Add, value, WEAK)
+}
+#[track_caller]
+pub fn shared_min_u64(address: u32, value: u64) -> u64 {
+    device::rmw(shared(address), Rmw::Min, value, WEAK)
+}

@@ -1,0 +1,127 @@
+//! Waits that end: no bare spin exists in a kernel.
+//!
+//! A [`Watch`] is made once, at an operation's entry. Each wait on another block or rank is one [`Watch::wait_until`]: one
+//! thread per flag polls, and the outcome is made uniform before anyone branches. It yields on the simulator, backs off on the
+//! GPU, polls the abort word too, and at its deadline files a fault.
+use crate::fault::{Abort, CODE_ABORTED, CODE_TIMEOUT, Fault, FaultChannel};
+use crate::memory::System;
+use crate::{arch, block, clock, thread};
+
+/// One look at a flag.
+#[derive(Clone, Copy, Debug)]
+pub struct Poll {
+    /// Whose flag it is, or `u32::MAX`.
+    pub peer: u32,
+    /// The word that is waited for.
+    pub expected: u64,
+    /// The word that is there.
+    pub seen: u64,
+    /// Whether the wait is over.
+    pub ready: bool,
+}
+
+/// How a wait ended, the same in all threads of the block.
+#[derive(Debug)]
+#[must_use]
+pub enum Outcome {
+    /// All flags are there, and what they publish is visible to every thread of the block.
+    Ready(Acquired),
+    /// A fault was filed, here or by a peer. The block goes on to its end and publishes nothing.
+    Faulted,
+}
+
+/// The proof that the flags were acquired.
+#[derive(Debug)]
+pub struct Acquired(());
+
+impl Acquired {
+    /// Makes what the flags publish visible to bulk loads too (a reader-side proxy fence). Block-collective.
+    #[inline(always)]
+    #[track_caller]
+    pub fn for_bulk_loads(self) -> BulkReadable {
+        arch::fence_proxy_async();
+        block::sync();
+        BulkReadable(())
+    }
+}
+
+/// The proof that acquired data may be the source of bulk loads.
+#[derive(Debug)]
+pub struct BulkReadable(());
+
+/// One operation's deadline and where it files its faults.
+#[derive(Clone, Copy, Debug)]
+pub struct Watch {
+    channel: FaultChannel,
+    epoch: u64,
+    entered_ns: u64,
+    deadline_ns: u64,
+}
+
+impl Watch {
+    /// Starts the operation `epoch`'s clock.
+    #[inline(always)]
+    pub fn begin(channel: FaultChannel, epoch: u64) -> Self {
+        let entered_ns = clock::global_ns();
+        Self { channel, epoch, entered_ns, deadline_ns: entered_ns.saturating_add(channel.timeout_ns) }
+    }
+
+    /// Waits until `poll` is ready for every flag in `0..flags`. Block-collective; thread `i` polls the flags `i`,
+    /// `i + threads`, and so on, and nobody else calls `poll` for them.
+    #[inline(always)]
+    #[track_caller]
+    pub fn wait_until(&self, phase: u32, flags: u32, poll: impl Fn(u32) -> Poll) -> Outcome {
+        let mut failed = false;
+        let mut flag = thread::index();
+        while flag < flags && !failed {
+            let mut look = poll(flag);
+            while !look.ready && !failed {
+                failed = self.gave_up(phase, look);
+                if !failed {
+                    arch::poll_pause("wait_until", look.peer, look.expected, look.seen, self.deadline_ns);
+                    look = poll(flag);
+                }
+            }
+            flag += thread::block_threads();
+        }
+        if block::any(failed) { Outcome::Faulted } else { Outcome::Ready(Acquired(())) }
+    }
+
+    /// Whether waiting for `look` must stop; files the fault if so.
+    #[inline(always)]
+    #[track_caller]
+    fn gave_up(&self, phase: u32, look: Poll) -> bool {
+        let abort = self.channel.own_abort().load_relaxed::<System>(0);
+        if abort != 0 {
+            let origin = Abort::from_word(abort).origin;
+            self.file(Fault { seen: abort, ..self.fault(CODE_ABORTED, phase, origin) });
+            return true;
+        }
+        if clock::global_ns() >= self.deadline_ns {
+            self.file(Fault { expected: look.expected, seen: look.seen, ..self.fault(CODE_TIMEOUT, phase, look.peer) });
+            return true;
+        }
+        false
+    }
+
+    /// Whether some rank, this one too, has given up. Per thread: make it uniform before branching around a collective.
+    #[inline(always)]
+    #[track_caller]
+    pub fn aborted(&self) -> bool {
+        self.channel.own_abort().load_relaxed::<System>(0) != 0
+    }
+
+    /// A fault of this operation, now, with no words to show.
+    #[inline(always)]
+    pub fn fault(&self, code: u32, phase: u32, peer: u32) -> Fault {
+        let elapsed_ns = clock::global_ns() - self.entered_ns;
+        Fault { code, phase, peer, epoch: self.epoch, expected: 0, seen: 0, elapsed_ns, detail: [0; 3] }
+    }
+
+    /// Files a fault. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn file(&self, fault: Fault) {
+        self.channel.file(thread::block_index(), fault);
+    }
+}

@@ -1,0 +1,109 @@
+//! Warp collectives: every lane that the mask names must call the same one.
+//!
+//! All are LLVM intrinsics on the GPU, never inline assembly, because inline assembly is not convergent.
+use crate::arch;
+
+/// Lanes in a warp.
+pub const LANES: u32 = 32;
+/// The mask that names all 32 lanes.
+pub const ALL: u32 = u32::MAX;
+
+/// This thread's lane in its warp.
+#[inline(always)]
+pub fn lane() -> u32 {
+    arch::thread_index() % LANES
+}
+
+/// This thread's warp in its block.
+#[inline(always)]
+pub fn index() -> u32 {
+    arch::thread_index() / LANES
+}
+
+/// Warps in the block.
+#[inline(always)]
+pub fn count() -> u32 {
+    arch::block_threads() / LANES
+}
+
+/// Waits until every lane of `mask` is here, and orders their memory accesses (`bar.warp.sync`).
+#[inline(always)]
+#[track_caller]
+pub fn sync(mask: u32) {
+    arch::warp_sync(mask);
+}
+
+/// Returns `value` of lane `source` (`shfl.sync.idx`).
+#[inline(always)]
+#[track_caller]
+pub fn shuffle(mask: u32, value: u32, source: u32) -> u32 {
+    arch::shuffle_index(mask, value, source)
+}
+
+/// Returns `value` of the lane whose number differs by `flip` (`shfl.sync.bfly`).
+#[inline(always)]
+#[track_caller]
+pub fn shuffle_xor(mask: u32, value: u32, flip: u32) -> u32 {
+    arch::shuffle_xor(mask, value, flip)
+}
+
+/// Returns `value` of the lane `distance` below; lanes with none keep their own (`shfl.sync.up`).
+#[inline(always)]
+#[track_caller]
+pub fn shuffle_up(mask: u32, value: u32, distance: u32) -> u32 {
+    arch::shuffle_up(mask, value, distance)
+}
+
+/// Returns the lanes for which `predicate` holds (`vote.sync.ballot`).
+#[inline(always)]
+#[track_caller]
+pub fn ballot(mask: u32, predicate: bool) -> u32 {
+    arch::ballot(mask, predicate)
+}
+
+/// Returns the lanes that gave the same `value` (`match.any.sync`).
+#[inline(always)]
+#[track_caller]
+pub fn match_any(mask: u32, value: u32) -> u32 {
+    arch::match_any(mask, value)
+}
+
+/// Returns the sum over the lanes (`redux.sync.add`).
+#[inline(always)]
+#[track_caller]
+pub fn sum(mask: u32, value: u32) -> u32 {
+    arch::reduce_add(mask, value)
+}
+
+/// Returns the smallest value over the lanes (`redux.sync.min`).
+#[inline(always)]
+#[track_caller]
+pub fn min(mask: u32, value: u32) -> u32 {
+    arch::reduce_min(mask, value)
+}
+
+/// Returns the largest value over the lanes (`redux.sync.max`).
+#[inline(always)]
+#[track_caller]
+pub fn max(mask: u32, value: u32) -> u32 {
+    arch::reduce_max(mask, value)
+}
+
+/// Returns the largest of the non-negative floats of `LANES_IN_GROUP` neighbouring lanes (a power of two), to all of them.
+///
+/// Non-negative floats order like their bits, so no float operation is needed and no NaN rule applies: a NaN is
+/// larger than every number.
+#[inline(always)]
+#[track_caller]
+pub fn max_in_group<const LANES_IN_GROUP: u32>(value: f32) -> f32 {
+    let mut bits = value.to_bits() & 0x7fff_ffff;
+    let mut flip = 1;
+    while flip < LANES_IN_GROUP {
+        let other = arch::shuffle_xor(ALL, bits, flip);
+        if other > bits {
+            bits = other;
+        }
+        flip *= 2;
+    }
+    f32::from_bits(bits)
+}

@@ -1,0 +1,76 @@
+//! Symmetric windows: the same layout at every rank, each rank's at its own address.
+use core::marker::PhantomData;
+
+use crate::memory::{Global, Symmetric};
+use crate::{KernelArg, kernel};
+
+/// A place in every rank's window, at the same offset in each.
+#[repr(transparent)]
+pub struct Region<T> {
+    offset: u64,
+    of: PhantomData<*const T>,
+}
+impl<T> Clone for Region<T> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Region<T> {}
+// SAFETY: a transparent u64; the pointee type is a phantom.
+unsafe impl<T: 'static> kernel::KernelArg for Region<T> {}
+// SAFETY: an offset is a number.
+unsafe impl<T> Send for Region<T> {}
+// SAFETY: an offset is a number.
+unsafe impl<T> Sync for Region<T> {}
+
+impl<T> core::fmt::Debug for Region<T> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Region({:#x})", self.offset)
+    }
+}
+
+impl<T> Region<T> {
+    /// Names the place `offset` bytes into every window.
+    #[inline(always)]
+    pub const fn new(offset: u64) -> Self {
+        Self { offset, of: PhantomData }
+    }
+    /// Bytes from the start of a window.
+    #[inline(always)]
+    pub const fn offset(self) -> u64 {
+        self.offset
+    }
+}
+
+/// All ranks' windows as one rank sees them: their addresses lie in a table in device memory, so that a kernel never asks
+/// how they came about (one process, an imported handle, NCCL).
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct Window {
+    /// Address of every rank's window, `[ranks]`.
+    pub bases: Global<u64>,
+    /// This rank.
+    pub rank: u32,
+    /// Ranks with a window.
+    pub ranks: u32,
+}
+
+impl Window {
+    /// The region in the window of `rank`.
+    #[inline(always)]
+    #[track_caller]
+    pub fn of_rank<T>(self, rank: u32, region: Region<T>) -> Symmetric<T> {
+        let base = self.bases.load_weak(u64::from(rank));
+        // SAFETY: the launch contract of every kernel that takes a Window: the table holds `ranks` valid window
+        // addresses, and the region lies inside the window.
+        unsafe { Symmetric::from_raw(base + region.offset) }
+    }
+
+    /// The region in this rank's own window.
+    #[inline(always)]
+    #[track_caller]
+    pub fn own<T>(self, region: Region<T>) -> Symmetric<T> {
+        self.of_rank(self.rank, region)
+    }
+}

@@ -1,0 +1,202 @@
+//! Combine: every rank pulls its tokens' rows from where the experts left them, and writes each sum once.
+//!
+//! # Protocol
+//!
+//! | word | written by | says | read by |
+//! |---|---|---|---|
+//! | `entry`² `[o]` at every rank | block 0 of o, release | o is in combine `e`; the expert outputs of o are **ready**: their writers were stream-ordered before this launch | all blocks, acquire, before the first row is read |
+//! | `done[p]` at rank o | the last block of p out, release, after the loads of all its blocks | p has **read** what it wanted of o | the next *dispatch* of o, before it completes: only then may o's experts write again |
+//!
+//! A puller writes nothing at a peer but these words; its output is its own. Between the two edges of one combine nobody
+//! writes the expert outputs: the owner's stream is in this combine, then in the next dispatch, which waits for `done`.
+//!
+//! Sums are in f32, from +0, in ascending position of a rank's first selection in the token, and are rounded once to BF16:
+//! bitwise the same for any number of blocks and any schedule. A token with no selection becomes a row of +0.
+use epoxide_dsl::prelude::*;
+
+use crate::protocol::{Operation, Stamped, kind};
+use crate::quantize::widen;
+
+/// Threads of a block.
+pub const THREADS: u32 = 512;
+
+/// Arguments of [`combine`].
+///
+/// Launch contract: `op` and `expert_out` describe windows laid out by `WindowLayout` for the same shape at every rank;
+/// `send_rank` and `send_row` are what the dispatch of the same tokens wrote; the launch has the block count of the layout,
+/// and all blocks are resident together.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct CombineArgs {
+    /// Flags, counters, faults.
+    pub op: Operation,
+    /// BF16 `[rows][hidden]` at every rank: what its experts made of each row it received.
+    pub expert_out: Region<u8>,
+    /// i32 `[tokens][top_k]`: the handle.
+    pub send_rank: Global<i32>,
+    /// u32 `[tokens][top_k]`: the handle.
+    pub send_row: Global<u32>,
+    /// BF16 `[tokens][hidden]`: written.
+    pub y: Global<u8>,
+    /// Tokens of this rank.
+    pub tokens: u32,
+    /// Selections of a token.
+    pub top_k: u32,
+    /// Elements of a row, a multiple of 8.
+    pub hidden: u32,
+    /// Fills the struct to a multiple of 8 bytes.
+    pub reserved: u32,
+}
+
+/// Rows summed in one pass, and vectors of each that a lane has in flight: 16 loads of 16 bytes a thread, 128 KiB an SM.
+const ROWS: usize = 8;
+const VECTORS: usize = 2;
+
+/// Sums the rows.
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn combine(args: CombineArgs) {
+    let a = &args;
+    let epoch = a.op.epoch.load_weak(0) + 1;
+    let watch = wait::Watch::begin(a.op.fault, epoch);
+    let ranks = a.op.window().ranks;
+    if thread::block_index() == 0 && thread::index() < ranks {
+        a.op.post_entry(thread::index(), epoch, kind::COMBINE, 0);
+    }
+    let mut ready = false;
+    if let wait::Outcome::Ready(_) = a.op.wait_entries(&watch, epoch, kind::COMBINE) {
+        ready = !a.op.disagreement(&watch, epoch, kind::COMBINE);
+    }
+    if ready {
+        sum_tokens(a);
+    }
+    // Nothing was copied in bulk, but the block's loads must all be over before a done word may say so.
+    let landed = bulk::land();
+    if let Some(grid) = a.op.grid.last_out(&landed) {
+        let whole = ready && !block::any(watch.aborted());
+        if whole && thread::index() < ranks {
+            let flag = a.op.window().of_rank(thread::index(), a.op.done).at(u64::from(a.op.window().rank));
+            grid.publish(flag, Stamped::new(0, epoch).to_word());
+        }
+        if thread::index() == 0 {
+            a.op.lent.store_weak(0, epoch);
+            a.op.epoch.store_weak(0, epoch);
+        }
+    }
+}
+
+/// A warp per token.
+#[inline(always)]
+#[track_caller]
+fn sum_tokens(a: &CombineArgs) {
+    let lane = warp::lane();
+    let row_bytes = u64::from(a.hidden) * 2;
+    let warps = thread::grid_blocks() * warp::count();
+    let mut token = warp::index() * thread::grid_blocks() + thread::block_index();
+    while token < a.tokens {
+        let at = u64::from(token) * u64::from(a.top_k) + u64::from(lane);
+        let mut source = 0;
+        if lane < a.top_k {
+            let rank = a.send_rank.load_weak(at);
+            if rank >= 0 {
+                let rows = a.op.window().of_rank(rank as u32, a.expert_out);
+                source = rows.at(u64::from(a.send_row.load_weak(at)) * row_bytes).address();
+            }
+        }
+        let sources = warp::ballot(warp::ALL, source != 0);
+        sum_rows(a, a.y.at(u64::from(token) * row_bytes).cast(), sources, source);
+        token += warps;
+    }
+}
+
+/// Sums the rows whose addresses the lanes of `sources` hold. Warp-collective.
+#[inline(always)]
+#[track_caller]
+fn sum_rows(a: &CombineArgs, y: Global<U32x4>, sources: u32, source: u64) {
+    let lane = warp::lane();
+    let vectors = a.hidden / 8;
+    if sources.count_ones() <= ROWS as u32 {
+        let (rows, _) = take_rows(sources, source);
+        let mut first = lane;
+        // Whole warps take every turn together: lanes beyond the row's end have nothing to load.
+        while first < vectors {
+            let mut sums = [[0.0; 8]; VECTORS];
+            add_rows(&rows, first, vectors, &mut sums);
+            store(y, first, vectors, &sums);
+            first += VECTORS as u32 * warp::LANES;
+        }
+        return;
+    }
+    // More rows than fit in one pass: all passes of a piece of the row, so that its sum stays in registers.
+    let mut first = 0;
+    while first < vectors {
+        let mut sums = [[0.0; 8]; VECTORS];
+        let mut left = sources;
+        while left != 0 {
+            let (rows, rest) = take_rows(left, source);
+            add_rows(&rows, first + lane, vectors, &mut sums);
+            left = rest;
+        }
+        store(y, first + lane, vectors, &sums);
+        first += VECTORS as u32 * warp::LANES;
+    }
+}
+
+/// Gives every lane the addresses of the first rows of `sources`, 0 for those that are missing, and the lanes that are left.
+/// Warp-collective.
+#[inline(always)]
+#[track_caller]
+fn take_rows(mut sources: u32, source: u64) -> ([u64; ROWS], u32) {
+    let mut rows = [0; ROWS];
+    unroll!(J in 8 => {
+        if sources != 0 {
+            let from = sources.trailing_zeros();
+            sources &= sources - 1;
+            let low = warp::shuffle(warp::ALL, source as u32, from);
+            let high = warp::shuffle(warp::ALL, (source >> 32) as u32, from);
+            rows[J] = u64::from(high) << 32 | u64::from(low);
+        }
+    });
+    (rows, sources)
+}
+
+/// Adds vector `first` and those a warp further of every row, in order: all loads first, then all sums.
+#[inline(always)]
+#[track_caller]
+fn add_rows(rows: &[u64; ROWS], first: u32, vectors: u32, sums: &mut [[f32; 8]; VECTORS]) {
+    let mut loaded = [[[0u32; 4]; ROWS]; VECTORS];
+    unroll!(V in 2 => {
+        let at = first + V as u32 * warp::LANES;
+        unroll!(J in 8 => {
+            if rows[J] != 0 && at < vectors {
+                // SAFETY: a row of an owner's expert outputs, which its entry word says are ready and which nobody writes
+                // before our done word; `at` is inside the row.
+                let row = unsafe { Symmetric::<U32x4>::from_raw(rows[J]) };
+                loaded[V][J] = row.load_weak_streaming(u64::from(at));
+            }
+        });
+    });
+    unroll!(V in 2 => {
+        unroll!(J in 8 => {
+            // A missing row adds +0, which changes no bit of a sum that began at +0.
+            let x = widen(loaded[V][J]);
+            unroll!(I in 8 => { sums[V][I] += x[I]; });
+        });
+    });
+}
+
+/// Rounds the sums and writes them.
+#[inline(always)]
+#[track_caller]
+fn store(y: Global<U32x4>, first: u32, vectors: u32, sums: &[[f32; 8]; VECTORS]) {
+    unroll!(V in 2 => {
+        let at = first + V as u32 * warp::LANES;
+        if at < vectors {
+            let mut out = [0u32; 4];
+            unroll!(I in 4 => {
+                let (low, high) = (Bf16::from_f32(sums[V][2 * I]), Bf16::from_f32(sums[V][2 * I + 1]));
+                out[I] = u32::from(low.0) | u32::from(high.0) << 16;
+            });
+            y.store_weak(u64::from(at), out);
+        }
+    });
+}

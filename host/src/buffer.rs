@@ -1,0 +1,371 @@
+//! The buffer: a rank's window, what it knows of its peers' windows, and the state of its operations.
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::sync::PoisonError;
+
+use epoxide_dsl::fault::{FaultChannel, RECORD_WORDS};
+use epoxide_dsl::grid::GridCounters;
+use epoxide_dsl::memory::Global;
+use epoxide_dsl::window::{Region, Window};
+use epoxide_kernels::combine::combine;
+use epoxide_kernels::dispatch::dispatch;
+use epoxide_kernels::layout::{DispatchShared, Span};
+use epoxide_kernels::protocol::Operation;
+
+use crate::comm::{Comm, CommInner};
+use crate::config::{BytesNeeded, Config, Layouts, bytes_needed};
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::handle::Dispatched;
+use crate::runtime::{Mapped, Reservation};
+use crate::transport::local::Estate;
+
+/// Expert-parallel dispatch and combine for one rank.
+///
+/// Made by all ranks of a group together; then every rank calls the same operations in the same order. A call returns once
+/// its work is enqueued on the rank's stream: [`ElasticBuffer::synchronize`] waits for it and returns its fault, if any.
+pub struct ElasticBuffer {
+    pub(crate) comm: Comm,
+    pub(crate) config: Config,
+    pub(crate) layouts: Layouts,
+    pub(crate) shared: DispatchShared,
+    pub(crate) blocks: u32,
+    id: u64,
+    config_hash: u32,
+    window: u64,
+    private: u64,
+    record: Mapped,
+    /// Operations enqueued so far: it names handles. The protocol's own epoch lives on the device.
+    pub(crate) operations: u64,
+    pub(crate) state: State,
+    fault: Option<Error>,
+    skip: u32,
+    /// Keeps this rank's share of the device's SMs.
+    _reservation: Option<Reservation>,
+    /// One thread at a time: an operation and its checks are not atomic.
+    not_sync: PhantomData<Cell<()>>,
+}
+
+/// What the last operation was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nothing is in flight.
+    Idle,
+    /// A dispatch whose rows were not combined yet.
+    Dispatched { operation: u64 },
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Idle => write!(f, "idle"),
+            Self::Dispatched { operation } => write!(f, "between dispatch {operation} and its combine"),
+        }
+    }
+}
+
+impl ElasticBuffer {
+    /// Makes a rank's buffer. Collective: every rank of the group calls it, with the same configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConfigMismatch`] when ranks differ, on all of them; [`Error::InvalidArgument`] and
+    /// [`Error::BufferTooSmall`] when the configuration breaks a rule; [`Error::OutOfMemory`]; [`Error::DoesNotFit`] when the
+    /// ranks of one GPU ask for more SMs together than it has.
+    pub fn new(comm: &Comm, config: Config) -> Result<Self> {
+        let blocks = if config.num_sms == 0 { comm.default_num_sms() } else { config.num_sms };
+        agree_on(comm, &config, blocks)?;
+        let layouts = Layouts::new(&config, comm.size(), blocks)?;
+        let inner = comm.inner();
+        let shared = layouts.dispatch_shared(inner.runtime.shared_bytes_per_block())?;
+        let number = {
+            let mut made = inner.buffers_made.lock().unwrap_or_else(PoisonError::into_inner);
+            *made += 1;
+            *made
+        };
+        let id = inner.local.buffer_id(number);
+        let config_hash = hash(&config, blocks);
+        let mut estate = Estate::default();
+        let made = allocate(inner, &layouts, &shared, blocks, &mut estate);
+        // Every rank learns whether all could allocate before anyone relies on it.
+        let windows = share_windows(comm, made.as_ref().map(|m| m.window));
+        let (made, windows) = match (made, windows) {
+            (Ok(made), Ok(windows)) => (made, windows),
+            (Err(error), _) | (_, Err(error)) => {
+                inner.local.bury(id, &inner.runtime, estate);
+                return Err(error);
+            }
+        };
+        let buffer = Self {
+            comm: comm.clone(),
+            config,
+            layouts,
+            shared,
+            blocks,
+            id,
+            config_hash,
+            window: made.window,
+            private: made.private,
+            record: made.record,
+            operations: 0,
+            state: State::Idle,
+            fault: None,
+            skip: 0,
+            _reservation: made.reservation,
+            not_sync: PhantomData,
+        };
+        buffer.initialise(&windows)?;
+        Ok(buffer)
+    }
+
+    /// Zeroes the flags, writes the table of windows, and waits for every rank to have done so.
+    fn initialise(&self, windows: &[u64]) -> Result<()> {
+        let inner = self.comm.inner();
+        inner.runtime.fill(self.window, 0, self.layouts.window.zeroed_bytes(), inner.stream)?;
+        inner.runtime.fill(self.private, 0, self.layouts.private.bytes, inner.stream)?;
+        let table: Vec<u8> = windows.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        inner.runtime.copy_to_device(self.private_span(self.layouts.private.bases), &table, inner.stream)?;
+        inner.runtime.synchronize(inner.stream)?;
+        // A peer writes into this window as soon as it enters an operation.
+        self.comm.barrier()
+    }
+
+    /// The group's rank that this buffer belongs to.
+    pub fn comm(&self) -> &Comm {
+        &self.comm
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Blocks of an operation, each on an SM of its own.
+    pub fn num_sms(&self) -> u32 {
+        self.blocks
+    }
+
+    /// What the buffer takes on this rank, by region.
+    ///
+    /// # Errors
+    ///
+    /// None that [`Self::new`] would not have returned.
+    pub fn bytes(&self) -> Result<BytesNeeded> {
+        bytes_needed(&self.config, self.comm.size(), self.blocks)
+    }
+
+    /// First expert of this rank, and how many it has.
+    pub fn local_experts(&self) -> (u32, u32) {
+        let placement = self.layouts.shape.placement();
+        (placement.first(self.comm.rank()), placement.count(self.comm.rank()))
+    }
+
+    /// Waits until all operations of this rank are done, and returns the fault of the one that failed.
+    ///
+    /// # Errors
+    ///
+    /// The fault, as [`Self::check`] does; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    pub fn synchronize(&mut self) -> Result<()> {
+        self.comm.synchronize()?;
+        self.check()
+    }
+
+    /// Returns the fault that the device has filed, if any, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// The fault the first time, [`Error::Poisoned`] with the fault as its cause from then on.
+    pub fn check(&mut self) -> Result<()> {
+        if let Some(cause) = &self.fault {
+            return Err(Error::Poisoned { cause: Box::new(cause.clone()) });
+        }
+        match fault::read(self.record, self.config.experts) {
+            None => Ok(()),
+            Some(error) => {
+                self.fault = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for this rank's operations, then for every rank, and gives the memory back. Collective.
+    ///
+    /// # Errors
+    ///
+    /// The fault of an operation, or [`Error::Bootstrap`] when another rank is gone.
+    pub fn close(mut self) -> Result<()> {
+        self.synchronize()?;
+        self.comm.barrier()
+    }
+
+    /// For this project's tests: leaves out a part of the protocol, to see that they notice.
+    #[doc(hidden)]
+    pub fn test_skip(&mut self, skip: u32) {
+        self.skip = skip;
+    }
+
+    /// Checks that `handle` is this buffer's current one.
+    pub(crate) fn check_handle(&self, call: &'static str, handle: &Dispatched) -> Result<()> {
+        let current = match self.state {
+            State::Dispatched { operation } => operation,
+            State::Idle if handle.buffer == self.id && handle.operation == self.operations.saturating_sub(1) => {
+                return Err(Error::WrongOrder {
+                    call,
+                    state: self.state.to_string(),
+                    rule: "a dispatch comes before, and is combined once",
+                });
+            }
+            State::Idle => 0,
+        };
+        if handle.buffer == self.id && handle.operation == current {
+            return Ok(());
+        }
+        Err(Error::StaleHandle {
+            handle: format!("buffer {:#x}, operation {}", handle.buffer, handle.operation),
+            buffer: format!("buffer {:#x}, operation {current}", self.id),
+        })
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn window_span(&self, span: Span) -> u64 {
+        self.window + span.offset
+    }
+
+    pub(crate) fn private_span(&self, span: Span) -> u64 {
+        self.private + span.offset
+    }
+
+    /// What every kernel takes.
+    pub(crate) fn operation(&self, kernel: u32) -> Operation {
+        let words = self.private_span(self.layouts.private.words);
+        let w = &self.layouts.window;
+        // SAFETY: the addresses are this buffer's own allocations, laid out for its shape, and live as long as the group has
+        // work on them (see `transport::local`).
+        unsafe {
+            let window = Window {
+                bases: Global::from_raw(self.private_span(self.layouts.private.bases)),
+                rank: self.comm.rank(),
+                ranks: self.comm.size(),
+            };
+            Operation {
+                fault: FaultChannel {
+                    record: Global::from_raw(self.record.device),
+                    window,
+                    abort: Region::new(w.abort.offset),
+                    timeout_ns: u64::try_from(self.config.timeout.as_nanos()).unwrap_or(u64::MAX),
+                    kernel,
+                    reserved: 0,
+                },
+                entry: Region::new(w.entry.offset),
+                done: Region::new(w.done.offset),
+                epoch: Global::from_raw(words),
+                lent: Global::from_raw(words + 8),
+                grid: GridCounters { words: Global::from_raw(words + 16) },
+                config: self.config_hash,
+                skip: self.skip,
+            }
+        }
+    }
+}
+
+impl Drop for ElasticBuffer {
+    /// Leaves the memory to the group: a peer may still read it. Never waits for a peer.
+    fn drop(&mut self) {
+        let inner = self.comm.inner();
+        let estate = Estate {
+            after: inner.runtime.record_event(inner.stream).into_iter().collect(),
+            memory: vec![self.window, self.private],
+            mapped: vec![self.record],
+        };
+        inner.local.bury(self.id, &inner.runtime, estate);
+    }
+}
+
+struct Made {
+    window: u64,
+    private: u64,
+    record: Mapped,
+    reservation: Option<Reservation>,
+}
+
+/// Allocates a rank's memory and loads its kernels; what was allocated is in `estate` if something failed.
+fn allocate(
+    inner: &CommInner,
+    layouts: &Layouts,
+    shared: &DispatchShared,
+    blocks: u32,
+    estate: &mut Estate,
+) -> Result<Made> {
+    let runtime = &inner.runtime;
+    let reservation = runtime.reserve_sms(blocks)?;
+    runtime.prepare(&dispatch, shared.bytes())?;
+    runtime.prepare(&combine, 0)?;
+    let window = runtime.allocate("the symmetric window", layouts.window.bytes)?;
+    estate.memory.push(window);
+    let private = runtime.allocate("the rank's private memory", layouts.private.bytes)?;
+    estate.memory.push(private);
+    let record = runtime.allocate_mapped(RECORD_WORDS * 8)?;
+    estate.mapped.push(record);
+    Ok(Made { window, private, record, reservation })
+}
+
+/// Gives this rank's window to all and returns theirs; an error on every rank if one has none.
+fn share_windows(comm: &Comm, window: std::result::Result<u64, &Error>) -> Result<Vec<u64>> {
+    let payload = match window {
+        Ok(address) => address.to_le_bytes().to_vec(),
+        Err(error) => error.to_string().into_bytes(),
+    };
+    let all = comm.all_gather(&payload)?;
+    all.iter()
+        .enumerate()
+        .map(|(rank, bytes)| match <[u8; 8]>::try_from(bytes.as_slice()) {
+            Ok(address) => Ok(u64::from_le_bytes(address)),
+            Err(_) => Err(Error::Bootstrap {
+                message: format!("rank {rank} could not make its buffer: {}", String::from_utf8_lossy(bytes)),
+            }),
+        })
+        .collect()
+}
+
+/// Checks that all ranks were given the same configuration.
+fn agree_on(comm: &Comm, config: &Config, blocks: u32) -> Result<()> {
+    let fields = config.fields(blocks);
+    let payload = fields.each_ref().map(|(_, value)| value.as_str()).join("\n");
+    let all = comm.all_gather(payload.as_bytes())?;
+    let ranks: Vec<Vec<String>> =
+        all.iter().map(|bytes| String::from_utf8_lossy(bytes).split('\n').map(str::to_owned).collect()).collect();
+    for (i, (field, _)) in fields.iter().enumerate() {
+        let values: Vec<&str> = ranks.iter().map(|r| r.get(i).map_or("?", String::as_str)).collect();
+        if values.iter().any(|v| *v != values[0]) {
+            return Err(Error::ConfigMismatch { field, values: by_value(&values) });
+        }
+    }
+    Ok(())
+}
+
+/// "8 on ranks [0, 1], 4 on ranks [2]".
+fn by_value(values: &[&str]) -> String {
+    let mut groups: Vec<(&str, Vec<usize>)> = Vec::new();
+    for (rank, value) in values.iter().enumerate() {
+        match groups.iter_mut().find(|(v, _)| v == value) {
+            Some((_, ranks)) => ranks.push(rank),
+            None => groups.push((value, vec![rank])),
+        }
+    }
+    groups.iter().map(|(value, ranks)| format!("{value} on ranks {ranks:?}")).collect::<Vec<_>>().join(", ")
+}
+
+/// 24 bits of FNV-1a over the configuration: what ranks compare on the device, where a mismatch that the host could not see
+/// (two builds, two groups) would corrupt memory.
+fn hash(config: &Config, blocks: u32) -> u32 {
+    let mut h = 0x811c_9dc5u32;
+    for (name, value) in config.fields(blocks) {
+        for byte in name.bytes().chain(value.bytes()) {
+            h = (h ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+        }
+    }
+    (h >> 24 ^ h) & 0xff_ffff
+}

@@ -1,0 +1,112 @@
+//! Combine: enqueues one, with what the host can see checked before.
+use epoxide_dsl::memory::Global;
+use epoxide_dsl::window::Region;
+use epoxide_kernels::combine::{CombineArgs, combine};
+use epoxide_kernels::protocol::kind;
+use half::bf16;
+
+use crate::buffer::{ElasticBuffer, State};
+use crate::dispatch::check_len;
+use crate::error::{Error, Result};
+use crate::handle::Dispatched;
+use crate::tensor::{DeviceTensor, as_bytes};
+
+/// Where the experts' outputs are: one BF16 row for each received row, in the same order.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum ExpertOutputs<'a> {
+    /// In the region that the buffer lends ([`RecvView::expert_outputs`](crate::RecvView::expert_outputs)).
+    InPlace,
+    /// In a tensor of the caller's, BF16 `[rows, hidden]`, which is copied to that region first.
+    Tensor(&'a DeviceTensor<bf16>),
+}
+
+impl ElasticBuffer {
+    /// Copies expert outputs from the host to the region that the buffer lends, in stream order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] when they are not whole rows, or more than the region holds;
+    /// [`Error::StaleHandle`].
+    pub fn write_expert_outputs(&mut self, handle: &Dispatched, rows: &[bf16]) -> Result<()> {
+        let view = self.recv_view(handle)?;
+        self.check_rows(rows.len() as u64)?;
+        let inner = self.comm.inner();
+        inner.runtime.copy_to_device(view.expert_outputs, as_bytes(rows), inner.stream)
+    }
+
+    /// Sums, for every token that `handle` dispatched, the rows that its experts' ranks made of it. Collective; returns once
+    /// it is enqueued.
+    ///
+    /// The sum is in f32, from 0, in ascending position of a rank's first selection, rounded once to BF16: bitwise the same
+    /// for any number of SMs. Gate weights are the experts' side to apply. `y` is BF16 `[tokens, hidden]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StaleHandle`] or [`Error::WrongOrder`] for a handle that is not current or already combined,
+    /// [`Error::BufferTooSmall`] for a `y` with too few elements, the fault of an earlier operation, or [`Error::Poisoned`].
+    pub fn combine(
+        &mut self,
+        handle: &Dispatched,
+        outputs: ExpertOutputs<'_>,
+        y: &mut DeviceTensor<bf16>,
+    ) -> Result<()> {
+        check_len("y", "output rows", y, u64::from(handle.tokens) * u64::from(self.config.hidden))?;
+        // SAFETY: the tensor is this process's device memory, large enough as just checked, and stays allocated until the
+        // stream has passed this operation.
+        unsafe { self.combine_raw(handle, outputs, y.address()) }
+    }
+
+    /// [`Self::combine`] to a device address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::combine`].
+    ///
+    /// # Safety
+    ///
+    /// `y` is valid for writes of BF16 `[tokens, hidden]`, and nothing else touches it until the operation is done.
+    pub unsafe fn combine_raw(&mut self, handle: &Dispatched, outputs: ExpertOutputs<'_>, y: u64) -> Result<()> {
+        self.check()?;
+        let view = self.recv_view(handle)?;
+        if !y.is_multiple_of(16) {
+            return Err(Error::argument("y", format!("{y:#x}"), "the address is a multiple of 16"));
+        }
+        let inner = self.comm.inner();
+        if let ExpertOutputs::Tensor(rows) = outputs {
+            self.check_rows(rows.len())?;
+            inner.runtime.copy_on_device(view.expert_outputs, rows.address(), rows.len() * 2, inner.stream)?;
+        }
+        let (p, shape) = (&self.layouts.private, &self.layouts.shape);
+        // SAFETY: the buffer's own memory, laid out for its shape; `y` is the caller's promise.
+        let args = unsafe {
+            CombineArgs {
+                op: self.operation(kind::COMBINE),
+                expert_out: Region::new(self.layouts.window.expert_out.offset),
+                send_rank: Global::from_raw(self.private_span(p.send_rank)),
+                send_row: Global::from_raw(self.private_span(p.send_row)),
+                y: Global::from_raw(y),
+                tokens: handle.tokens,
+                top_k: shape.top_k,
+                hidden: shape.hidden,
+                reserved: 0,
+            }
+        };
+        // SAFETY: the kernel's launch contract, as in dispatch; the handle is the one whose routing the private memory holds.
+        unsafe { inner.runtime.launch(&combine, self.blocks, 0, &args, inner.stream)? };
+        self.operations += 1;
+        self.state = State::Idle;
+        Ok(())
+    }
+
+    /// Checks that `elements` are whole rows that the lent region holds.
+    fn check_rows(&self, elements: u64) -> Result<()> {
+        let hidden = u64::from(self.config.hidden);
+        let max = self.layouts.shape.max_rows();
+        if !elements.is_multiple_of(hidden) || elements / hidden > max {
+            let rule = format!("whole rows of {hidden} elements, at most {max} of them");
+            return Err(Error::argument("expert outputs", format!("{elements} elements"), rule));
+        }
+        Ok(())
+    }
+}

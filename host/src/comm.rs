@@ -1,0 +1,297 @@
+//! A rank: its device, its stream, and its way to the other ranks.
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use epoxide_kernels::delay::{DelayArgs, delay};
+use epoxide_sim::{Machine, MachineConfig, Mode};
+
+use crate::bootstrap::{Bootstrap, ThreadBootstrap};
+use crate::error::{Error, Result};
+use crate::runtime::cuda::{CudaDevice, CudaRuntime};
+use crate::runtime::sim::SimRuntime;
+use crate::runtime::{RawEvent, RawStream, Runtime};
+use crate::tensor::{DeviceTensor, Element};
+use crate::transport::local::LocalGroupState;
+
+/// One rank of a group: cheap to clone, and what buffers and tensors are made from.
+///
+/// Every operation of the safe API runs on the rank's own stream, in order.
+#[derive(Clone)]
+pub struct Comm {
+    inner: Arc<CommInner>,
+}
+
+pub(crate) struct CommInner {
+    pub rank: u32,
+    pub size: u32,
+    pub runtime: Runtime,
+    pub stream: RawStream,
+    pub local: Arc<LocalGroupState>,
+    /// Ranks that share this rank's device.
+    pub ranks_on_device: u32,
+    bootstrap: Option<ThreadBootstrap>,
+    /// Memory of dropped tensors, to be freed when the stream is next idle.
+    garbage: Mutex<Vec<u64>>,
+    /// Buffers made so far: the same number on every rank, since making one is collective.
+    pub buffers_made: Mutex<u64>,
+}
+
+impl std::fmt::Debug for Comm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Comm(rank {} of {}, {})", self.rank(), self.size(), self.device())
+    }
+}
+
+/// The ranks of one process: simulated ones, or several on one GPU.
+///
+/// ```
+/// use epoxide::{LocalGroup, Mode};
+/// let group = LocalGroup::simulated(2, Mode::Fast { workers: 0 })?;
+/// let ranks = group.run(|comm| Ok(comm.rank()))?;
+/// assert_eq!(ranks, [0, 1]);
+/// # Ok::<(), epoxide::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct LocalGroup {
+    comms: Vec<Comm>,
+}
+
+impl LocalGroup {
+    /// Makes `ranks` simulated ranks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Simulator`] when the machine cannot be made.
+    pub fn simulated(ranks: u32, mode: Mode) -> Result<Self> {
+        Self::on_machine(&Machine::new(MachineConfig::new(ranks, mode))?)
+    }
+
+    /// Makes one rank of every rank of a simulated machine.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Simulator`] when a rank of the machine is taken.
+    pub fn on_machine(machine: &Machine) -> Result<Self> {
+        let ranks = machine.config().ranks;
+        let local = LocalGroupState::new(ranks);
+        let comms = (0..ranks).map(|rank| {
+            let runtime = Runtime::Sim(SimRuntime::new(machine.actor(rank)?));
+            // A simulated rank has a device of its own.
+            Comm::new(rank, ranks, runtime, None, Arc::clone(&local), 1)
+        });
+        Ok(Self { comms: comms.collect::<Result<_>>()? })
+    }
+
+    /// Makes `ranks` ranks that share the GPU `device`, each with a stream of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::GpuTooOld`] when the kernels cannot run there, and
+    /// [`Error::DoesNotFit`] when the device has fewer hardware queues than ranks.
+    pub fn on_gpu(ranks: u32, device: u32) -> Result<Self> {
+        let device = CudaDevice::open(device)?;
+        let local = LocalGroupState::new(ranks);
+        let comms = ThreadBootstrap::group(ranks).into_iter().map(|bootstrap| {
+            let rank = bootstrap.rank();
+            let runtime = Runtime::Cuda(CudaRuntime::new(Arc::clone(&device), rank)?);
+            Comm::new(rank, ranks, runtime, Some(bootstrap), Arc::clone(&local), ranks)
+        });
+        Ok(Self { comms: comms.collect::<Result<_>>()? })
+    }
+
+    /// The ranks, in order, to be moved to a thread each.
+    pub fn into_comms(self) -> Vec<Comm> {
+        self.comms
+    }
+
+    /// Runs `f` for every rank, each in a thread of its own, and returns what they return, in rank order.
+    ///
+    /// # Errors
+    ///
+    /// The error of the lowest rank that failed by itself, or of the lowest that failed at all.
+    pub fn run<T: Send>(self, f: impl Fn(Comm) -> Result<T> + Sync) -> Result<Vec<T>> {
+        let mut results = self.run_all(f);
+        let first = results
+            .iter()
+            .position(|r| r.as_ref().is_err_and(|e| !matches!(e, Error::Bootstrap { .. } | Error::PeerAborted { .. })));
+        if let Some(rank) = first {
+            return Err(match results.swap_remove(rank) {
+                Err(error) => error,
+                Ok(_) => unreachable!("the position is that of an error"),
+            });
+        }
+        results.into_iter().collect()
+    }
+
+    /// [`Self::run`], with every rank's own result.
+    ///
+    /// # Panics
+    ///
+    /// When `f` panics.
+    pub fn run_all<T: Send>(self, f: impl Fn(Comm) -> Result<T> + Sync) -> Vec<Result<T>> {
+        std::thread::scope(|scope| {
+            let f = &f;
+            let threads: Vec<_> = self.comms.into_iter().map(|comm| scope.spawn(move || f(comm))).collect();
+            threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        })
+    }
+}
+
+impl Comm {
+    fn new(
+        rank: u32,
+        size: u32,
+        runtime: Runtime,
+        bootstrap: Option<ThreadBootstrap>,
+        local: Arc<LocalGroupState>,
+        ranks_on_device: u32,
+    ) -> Result<Self> {
+        let stream = runtime.create_stream()?;
+        runtime.prepare(&delay, 0)?;
+        let inner = CommInner {
+            rank,
+            size,
+            runtime,
+            stream,
+            local,
+            ranks_on_device,
+            bootstrap,
+            garbage: Mutex::default(),
+            buffers_made: Mutex::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    pub(crate) fn inner(&self) -> &CommInner {
+        &self.inner
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> u32 {
+        self.inner.rank
+    }
+
+    /// Ranks of the group.
+    pub fn size(&self) -> u32 {
+        self.inner.size
+    }
+
+    /// What this rank runs on, in words.
+    pub fn device(&self) -> String {
+        self.inner.runtime.description()
+    }
+
+    /// SMs of an operation when the configuration leaves them open: on a simulated GPU two, since every simulated thread
+    /// costs host time; on a GPU up to 16, all ranks of it together leaving one SM free.
+    pub fn default_num_sms(&self) -> u32 {
+        match self.inner.runtime {
+            Runtime::Sim(_) => 2,
+            Runtime::Cuda(_) => (self.inner.runtime.sms().saturating_sub(1) / self.inner.ranks_on_device).clamp(1, 16),
+        }
+    }
+
+    /// Gives `payload` to every rank and returns everyone's, in rank order. Collective.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Bootstrap`] or [`Error::Simulator`] when another rank is gone.
+    pub fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
+        match (&self.inner.runtime, &self.inner.bootstrap) {
+            (Runtime::Sim(runtime), _) => runtime.exchange(payload),
+            (_, Some(bootstrap)) => bootstrap.all_gather(payload),
+            (_, None) => Ok(vec![payload.to_vec()]),
+        }
+    }
+
+    /// Waits on the host until every rank is here. Collective.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::all_gather`].
+    pub fn barrier(&self) -> Result<()> {
+        self.all_gather(&[]).map(|_| ())
+    }
+
+    /// Waits until everything enqueued on this rank's stream is done, and frees what dropped tensors left.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.inner.runtime.synchronize(self.inner.stream)?;
+        let garbage = std::mem::take(&mut *self.inner.garbage.lock().unwrap_or_else(PoisonError::into_inner));
+        garbage.into_iter().try_for_each(|address| self.inner.runtime.free(address))
+    }
+
+    /// Allocates a tensor of `len` elements, with whatever was in the memory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub fn empty<T: Element>(&self, len: u64) -> Result<DeviceTensor<T>> {
+        DeviceTensor::new(self.clone(), len)
+    }
+
+    /// Allocates a tensor and copies `values` into it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub fn tensor<T: Element>(&self, values: &[T]) -> Result<DeviceTensor<T>> {
+        let tensor = self.empty(values.len() as u64)?;
+        tensor.copy_from_host(values)?;
+        Ok(tensor)
+    }
+
+    /// Holds this rank's stream for a while (of virtual time on the simulated GPU): for tests of uneven ranks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    pub fn delay(&self, time: Duration) -> Result<()> {
+        let args = DelayArgs { ns: u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) };
+        // SAFETY: the kernel touches no memory.
+        unsafe { self.inner.runtime.launch(&delay, 1, 0, &args, self.inner.stream) }
+    }
+
+    /// Marks this point of the rank's stream.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    pub fn record(&self) -> Result<Event> {
+        Ok(Event { raw: self.inner.runtime.record_event(self.inner.stream)? })
+    }
+
+    /// Milliseconds from one event to another, both reached; wall time on the simulated GPU.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] when one is not reached yet.
+    pub fn elapsed_ms(&self, from: &Event, to: &Event) -> Result<f64> {
+        self.inner.runtime.elapsed_ms(&from.raw, &to.raw)
+    }
+
+    pub(crate) fn discard(&self, address: u64) {
+        self.inner.garbage.lock().unwrap_or_else(PoisonError::into_inner).push(address);
+    }
+}
+
+/// A point in a rank's stream.
+#[derive(Clone, Debug)]
+pub struct Event {
+    raw: RawEvent,
+}
+
+impl Drop for CommInner {
+    /// Leaves what is still allocated to the group, whose last rank frees it: the stream may be busy with an operation
+    /// that waits for a peer, and a drop never does.
+    fn drop(&mut self) {
+        if let Some(bootstrap) = &self.bootstrap {
+            bootstrap.leave();
+        }
+        let garbage = std::mem::take(&mut *self.garbage.lock().unwrap_or_else(PoisonError::into_inner));
+        let event = self.runtime.record_event(self.stream).ok();
+        self.local.leave(&self.runtime, event, garbage);
+    }
+}

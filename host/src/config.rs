@@ -1,0 +1,260 @@
+//! What a buffer is configured with, and the rules that a configuration keeps.
+use std::fmt;
+use std::time::Duration;
+
+use epoxide_kernels::layout::{DispatchShared, MAX_EXPERTS, MAX_RANKS, MAX_TOP_K, PrivateLayout, Shape, WindowLayout};
+
+pub use epoxide_kernels::layout::WireFormat;
+
+use crate::error::{Error, Result};
+
+/// The configuration of an [`ElasticBuffer`](crate::ElasticBuffer): the same on every rank.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Experts in all: 1 to 2048. They lie on the ranks in contiguous ranges whose sizes differ by at most one.
+    pub experts: u32,
+    /// Selections of a token: 1 to 32, at most `experts`.
+    pub top_k: u32,
+    /// Elements of a row; a row is a multiple of 16 bytes in BF16 and on the wire.
+    pub hidden: u32,
+    /// Most tokens that a rank dispatches at once.
+    pub max_tokens_per_rank: u32,
+    /// How rows travel in dispatch.
+    pub format: WireFormat,
+    /// Blocks of an operation, one on each SM; 0 lets the device decide.
+    pub num_sms: u32,
+    /// How long an operation may take, from its entry, before a missing peer is a fault.
+    pub timeout: Duration,
+    /// Most bytes that a window may take; 0 is no limit.
+    pub max_window_bytes: u64,
+}
+
+impl Config {
+    /// A configuration in BF16, with as many SMs as the device suggests and a timeout of 30 s.
+    pub fn new(experts: u32, top_k: u32, hidden: u32, max_tokens_per_rank: u32) -> Self {
+        Self {
+            experts,
+            top_k,
+            hidden,
+            max_tokens_per_rank,
+            format: WireFormat::Bf16,
+            num_sms: 0,
+            timeout: Duration::from_secs(30),
+            max_window_bytes: 0,
+        }
+    }
+
+    /// Sets how rows travel in dispatch.
+    #[must_use]
+    pub fn with_format(mut self, format: WireFormat) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// Sets the blocks of an operation.
+    #[must_use]
+    pub fn with_num_sms(mut self, num_sms: u32) -> Self {
+        self.num_sms = num_sms;
+        self
+    }
+
+    /// Sets how long an operation may take.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Limits the bytes of a window.
+    #[must_use]
+    pub fn with_max_window_bytes(mut self, bytes: u64) -> Self {
+        self.max_window_bytes = bytes;
+        self
+    }
+
+    /// Checks the configuration for `ranks` ranks with `blocks` blocks each.
+    pub(crate) fn shape(&self, ranks: u32, blocks: u32) -> Result<Shape> {
+        let shape = Shape {
+            ranks,
+            experts: self.experts,
+            top_k: self.top_k,
+            hidden: self.hidden,
+            max_tokens: self.max_tokens_per_rank,
+            blocks,
+            format: self.format,
+        };
+        if !(1..=MAX_RANKS).contains(&ranks) {
+            return Err(Error::argument(
+                "ranks",
+                ranks,
+                format!("a buffer has 1 to {MAX_RANKS} ranks in one NVLink domain"),
+            ));
+        }
+        if !(1..=MAX_EXPERTS).contains(&self.experts) {
+            return Err(Error::argument("experts", self.experts, format!("there are 1 to {MAX_EXPERTS} experts")));
+        }
+        if !(1..=MAX_TOP_K).contains(&self.top_k) {
+            return Err(Error::argument("top_k", self.top_k, format!("a token selects 1 to {MAX_TOP_K} experts")));
+        }
+        if self.top_k > self.experts {
+            return Err(Error::argument(
+                "top_k",
+                self.top_k,
+                format!("a token cannot select more than the {} experts", self.experts),
+            ));
+        }
+        if self.hidden == 0 || self.hidden > 1 << 20 {
+            return Err(Error::argument("hidden", self.hidden, "a row has 1 to 1048576 elements"));
+        }
+        if !shape.bf16_row_bytes().is_multiple_of(16) || !shape.wire_row_bytes().is_multiple_of(16) {
+            let rule = match self.format {
+                WireFormat::Bf16 => "a row is a multiple of 16 bytes: hidden is a multiple of 8",
+                WireFormat::Fp8 => "a row is a multiple of 16 bytes on the wire: hidden is a multiple of 16 in FP8",
+            };
+            return Err(Error::argument("hidden", self.hidden, rule));
+        }
+        if self.max_tokens_per_rank == 0 || self.max_tokens_per_rank >= 1 << 24 {
+            return Err(Error::argument("max_tokens_per_rank", self.max_tokens_per_rank, "1 to 16777215 tokens"));
+        }
+        if blocks == 0 || blocks > 1024 {
+            return Err(Error::argument("num_sms", blocks, "an operation has 1 to 1024 blocks"));
+        }
+        if self.timeout.is_zero() {
+            return Err(Error::argument("timeout", "0 s", "an operation needs some time"));
+        }
+        Ok(shape)
+    }
+
+    /// The fields that must agree between ranks, by name.
+    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 8] {
+        [
+            ("experts", self.experts.to_string()),
+            ("top_k", self.top_k.to_string()),
+            ("hidden", self.hidden.to_string()),
+            ("max_tokens_per_rank", self.max_tokens_per_rank.to_string()),
+            ("format", format!("{:?}", self.format)),
+            ("num_sms", blocks.to_string()),
+            ("timeout", format!("{:?}", self.timeout)),
+            ("max_window_bytes", self.max_window_bytes.to_string()),
+        ]
+    }
+}
+
+/// A named piece of a rank's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionBytes {
+    /// What it holds.
+    pub name: &'static str,
+    /// Bytes from the start of the window or of the private memory.
+    pub offset: u64,
+    /// Its bytes, without the padding to the next region.
+    pub bytes: u64,
+    /// Whether peers write or read it.
+    pub symmetric: bool,
+}
+
+/// What a buffer needs on every rank, by region. `Display` prints a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BytesNeeded {
+    /// All regions.
+    pub regions: Vec<RegionBytes>,
+    /// Bytes of the symmetric window.
+    pub window: u64,
+    /// Bytes that no peer touches.
+    pub private: u64,
+}
+
+impl BytesNeeded {
+    /// Window and private memory together.
+    pub fn total(&self) -> u64 {
+        self.window + self.private
+    }
+}
+
+impl fmt::Display for BytesNeeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for region in &self.regions {
+            let kind = if region.symmetric { "window " } else { "private" };
+            writeln!(f, "{kind}  {:<24} {:>16}", region.name, region.bytes)?;
+        }
+        write!(f, "total    {:<24} {:>16}", "", self.total())
+    }
+}
+
+/// The layouts of a checked configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layouts {
+    pub shape: Shape,
+    pub window: WindowLayout,
+    pub private: PrivateLayout,
+}
+
+impl Layouts {
+    pub(crate) fn new(config: &Config, ranks: u32, blocks: u32) -> Result<Self> {
+        let shape = config.shape(ranks, blocks)?;
+        let too_large = || {
+            Error::argument("max_tokens_per_rank", config.max_tokens_per_rank, "the buffer's size must fit in 64 bits")
+        };
+        let window = WindowLayout::new(&shape).ok_or_else(too_large)?;
+        let private = PrivateLayout::new(&shape).ok_or_else(too_large)?;
+        if config.max_window_bytes != 0 {
+            let over = window.spans().into_iter().find(|s| s.offset + s.bytes > config.max_window_bytes);
+            if let Some(span) = over {
+                return Err(Error::BufferTooSmall {
+                    argument: "max_window_bytes",
+                    region: span.name,
+                    needed: span.offset + span.bytes,
+                    given: config.max_window_bytes,
+                });
+            }
+        }
+        Ok(Self { shape, window, private })
+    }
+
+    /// Divides a block's shared memory among the warps of dispatch.
+    pub(crate) fn dispatch_shared(&self, available: u32) -> Result<DispatchShared> {
+        let warps = epoxide_kernels::dispatch::THREADS / 32;
+        DispatchShared::new(&self.shape, available, warps).ok_or_else(|| {
+            let rule = format!(
+                "a row of {} bytes must fit in a block's {available} bytes of shared memory",
+                self.shape.wire_row_bytes()
+            );
+            Error::argument("hidden", self.shape.hidden, rule)
+        })
+    }
+}
+
+/// Computes what a buffer of `config` needs on each of `ranks` ranks with `num_sms` blocks an operation. Needs no GPU.
+///
+/// # Errors
+///
+/// [`Error::InvalidArgument`] when the configuration breaks a rule, [`Error::BufferTooSmall`] when it exceeds its own
+/// `max_window_bytes`.
+///
+/// ```
+/// use epoxide::{Config, bytes_needed};
+/// let bytes = bytes_needed(&Config::new(256, 8, 7168, 4096), 8, 16)?;
+/// // 8 x 4096 rows of 14336 bytes, once received and once from the experts, dominate.
+/// assert!(bytes.total() > 2 * 8 * 4096 * 14336);
+/// println!("{bytes}");
+/// # Ok::<(), epoxide::Error>(())
+/// ```
+pub fn bytes_needed(config: &Config, ranks: u32, num_sms: u32) -> Result<BytesNeeded> {
+    let layouts = Layouts::new(config, ranks, num_sms)?;
+    let region = |symmetric| {
+        move |span: epoxide_kernels::layout::Span| RegionBytes {
+            name: span.name,
+            offset: span.offset,
+            bytes: span.bytes,
+            symmetric,
+        }
+    };
+    let window = layouts.window.spans().into_iter().map(region(true));
+    let private = layouts.private.spans().into_iter().map(region(false));
+    Ok(BytesNeeded {
+        regions: window.chain(private).collect(),
+        window: layouts.window.bytes,
+        private: layouts.private.bytes,
+    })
+}

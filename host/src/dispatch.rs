@@ -1,0 +1,199 @@
+//! Dispatch: enqueues one, with what the host can see checked before.
+use epoxide_dsl::memory::Global;
+use epoxide_dsl::window::Region;
+use epoxide_kernels::dispatch::{DispatchArgs, dispatch};
+use epoxide_kernels::layout::RecvRegions;
+use epoxide_kernels::protocol::kind;
+use half::bf16;
+
+use crate::buffer::{ElasticBuffer, State};
+use crate::error::{Error, Result};
+use crate::handle::Dispatched;
+use crate::tensor::{DeviceTensor, Index};
+
+/// What a rank dispatches.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct DispatchInput<'a, I: Index> {
+    /// Tokens of this rank; 0 is allowed.
+    pub tokens: u32,
+    /// BF16 `[tokens, hidden]`.
+    pub x: &'a DeviceTensor<bf16>,
+    /// Selected experts `[tokens, top_k]`: distinct in a token; -1 (all ones in u32) selects nothing.
+    pub topk_idx: &'a DeviceTensor<I>,
+    /// Gate weights f32 `[tokens, top_k]`.
+    pub topk_weights: &'a DeviceTensor<f32>,
+}
+
+impl<'a, I: Index> DispatchInput<'a, I> {
+    /// The rows, selections and gate weights of `tokens` tokens.
+    pub fn new(
+        tokens: u32,
+        x: &'a DeviceTensor<bf16>,
+        topk_idx: &'a DeviceTensor<I>,
+        topk_weights: &'a DeviceTensor<f32>,
+    ) -> Self {
+        Self { tokens, x, topk_idx, topk_weights }
+    }
+}
+
+/// [`DispatchInput`] as device addresses, for callers with memory of their own.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct RawDispatchInput {
+    /// Tokens of this rank.
+    pub tokens: u32,
+    /// BF16 `[tokens, hidden]`, a multiple of 16 bytes.
+    pub x: u64,
+    /// `[tokens, top_k]`.
+    pub topk_idx: u64,
+    /// The type of `topk_idx`.
+    pub index_type: IndexType,
+    /// f32 `[tokens, top_k]`.
+    pub topk_weights: u64,
+}
+
+impl RawDispatchInput {
+    /// The addresses of `tokens` tokens.
+    pub fn new(tokens: u32, x: u64, topk_idx: u64, index_type: IndexType, topk_weights: u64) -> Self {
+        Self { tokens, x, topk_idx, index_type, topk_weights }
+    }
+}
+
+/// The type of `topk_idx`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IndexType {
+    /// Signed 32-bit.
+    I32,
+    /// Signed 64-bit.
+    I64,
+    /// Unsigned 32-bit; `u32::MAX` selects nothing.
+    U32,
+}
+
+impl IndexType {
+    fn kind(self) -> u32 {
+        match self {
+            Self::I32 => i32::KIND,
+            Self::I64 => i64::KIND,
+            Self::U32 => u32::KIND,
+        }
+    }
+}
+
+impl ElasticBuffer {
+    /// Sends every token's row once to each rank that owns one of its experts. Collective; returns once it is enqueued.
+    ///
+    /// Rows arrive ordered by source rank, then token, whatever the timing. A dispatch makes the handle of the one before stale.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for too many tokens, [`Error::BufferTooSmall`] for a tensor with too few elements,
+    /// the fault of an earlier operation, or [`Error::Poisoned`].
+    pub fn dispatch<I: Index>(&mut self, input: &DispatchInput<'_, I>) -> Result<Dispatched> {
+        let tokens = u64::from(input.tokens);
+        let selections = tokens * u64::from(self.config.top_k);
+        check_len("x", "input rows", input.x, tokens * u64::from(self.config.hidden))?;
+        check_len("topk_idx", "selections", input.topk_idx, selections)?;
+        check_len("topk_weights", "gate weights", input.topk_weights, selections)?;
+        // SAFETY: the tensors are this process's device memory, large enough as just checked, and stay allocated until the
+        // stream has passed this operation (see `DeviceTensor`).
+        unsafe {
+            self.dispatch_with(
+                input.tokens,
+                input.x.address(),
+                input.topk_idx.address(),
+                I::KIND,
+                input.topk_weights.address(),
+            )
+        }
+    }
+
+    /// [`Self::dispatch`] from device addresses.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::dispatch`].
+    ///
+    /// # Safety
+    ///
+    /// The addresses are valid for the sizes that [`RawDispatchInput`] states and aligned to their elements (`x` to 16
+    /// bytes), and nothing writes them until the operation is done.
+    pub unsafe fn dispatch_raw(&mut self, input: &RawDispatchInput) -> Result<Dispatched> {
+        if !input.x.is_multiple_of(16) {
+            return Err(Error::argument("x", format!("{:#x}", input.x), "the address is a multiple of 16"));
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.dispatch_with(input.tokens, input.x, input.topk_idx, input.index_type.kind(), input.topk_weights)
+        }
+    }
+
+    /// Enqueues the kernel.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::dispatch_raw`].
+    unsafe fn dispatch_with(
+        &mut self,
+        tokens: u32,
+        x: u64,
+        topk_idx: u64,
+        index_type: u32,
+        topk_weights: u64,
+    ) -> Result<Dispatched> {
+        self.check()?;
+        if tokens > self.config.max_tokens_per_rank {
+            let rule = format!("at most max_tokens_per_rank = {}", self.config.max_tokens_per_rank);
+            return Err(Error::argument("tokens", tokens, rule));
+        }
+        let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
+        // SAFETY: the buffer's own memory, laid out for its shape; the inputs are the caller's promise.
+        let args = unsafe {
+            DispatchArgs {
+                op: self.operation(kind::DISPATCH),
+                recv: RecvRegions::new(w),
+                landed: Region::new(w.landed.offset),
+                counts: Region::new(w.counts.offset),
+                x: Global::from_raw(x),
+                topk_idx: Global::from_raw(topk_idx),
+                topk_weights: Global::from_raw(topk_weights),
+                block_counts: Global::from_raw(self.private_span(p.block_counts)),
+                block_bad: Global::from_raw(self.private_span(p.block_bad)),
+                send_rank: Global::from_raw(self.private_span(p.send_rank)),
+                send_row: Global::from_raw(self.private_span(p.send_row)),
+                recv_counts: Global::from_raw(self.private_span(p.recv_counts)),
+                placement: shape.placement(),
+                shared: self.shared,
+                tokens,
+                top_k: shape.top_k,
+                hidden: shape.hidden,
+                scale_stride: shape.scale_stride(),
+                index_type,
+                top_k_stride: shape.top_k_stride(),
+            }
+        };
+        let inner = self.comm.inner();
+        // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape
+        // on every rank; the grid and shared memory are those of the layouts.
+        unsafe { inner.runtime.launch(&dispatch, self.blocks, self.shared.bytes(), &args, inner.stream)? };
+        let operation = self.operations;
+        self.operations += 1;
+        self.state = State::Dispatched { operation };
+        Ok(Dispatched { buffer: self.id(), operation, tokens })
+    }
+}
+
+/// Checks that a tensor has at least `needed` elements.
+pub(crate) fn check_len<T: crate::tensor::Element>(
+    argument: &'static str,
+    region: &'static str,
+    tensor: &DeviceTensor<T>,
+    needed: u64,
+) -> Result<()> {
+    if tensor.len() >= needed {
+        return Ok(());
+    }
+    let size = size_of::<T>() as u64;
+    Err(Error::BufferTooSmall { argument, region, needed: needed * size, given: tensor.len() * size })
+}

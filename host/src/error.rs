@@ -1,0 +1,288 @@
+//! What can go wrong: one enum, whose variants name the argument, its value and the rule.
+use std::fmt;
+
+use thiserror::Error;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong.
+#[derive(Debug, Clone, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument breaks its rule.
+    #[error("{argument} = {value}: {rule}")]
+    #[non_exhaustive]
+    InvalidArgument {
+        /// The argument, as the API names it.
+        argument: &'static str,
+        /// Its value.
+        value: String,
+        /// What must hold.
+        rule: String,
+    },
+    /// Ranks were configured differently.
+    #[error(
+        "{field} differs between ranks: {values}; every rank of a buffer must be created with the same configuration"
+    )]
+    #[non_exhaustive]
+    ConfigMismatch {
+        /// The field.
+        field: &'static str,
+        /// Which ranks have which value.
+        values: String,
+    },
+    /// A buffer that the caller gave is too small.
+    #[error("{argument} is too small: region {region} needs {needed} bytes, given {given}")]
+    #[non_exhaustive]
+    BufferTooSmall {
+        /// The argument.
+        argument: &'static str,
+        /// The region.
+        region: &'static str,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes given.
+        given: u64,
+    },
+    /// Device memory is used up.
+    #[error("out of device memory on rank {rank}: {what} needs {bytes} bytes ({free} free)")]
+    #[non_exhaustive]
+    OutOfMemory {
+        /// The rank.
+        rank: u32,
+        /// What it is for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// A call that the buffer's state does not allow.
+    #[error("{call}: {rule} (buffer is {state})")]
+    #[non_exhaustive]
+    WrongOrder {
+        /// The call.
+        call: &'static str,
+        /// The state it found.
+        state: String,
+        /// What must come first.
+        rule: &'static str,
+    },
+    /// A handle that a later dispatch has replaced, or another buffer made.
+    #[error(
+        "stale handle: it belongs to {handle}, but {buffer} is current; a handle is valid until the next dispatch on its buffer"
+    )]
+    #[non_exhaustive]
+    StaleHandle {
+        /// Buffer and operation of the handle.
+        handle: String,
+        /// Buffer and operation that are current.
+        buffer: String,
+    },
+    /// A wait on a peer reached the operation's deadline.
+    #[error(
+        "rank {rank} waited {elapsed_ms} ms for rank {peer} in {kernel} {epoch}, phase {phase}: expected {expected:#x}, seen {seen:#x}"
+    )]
+    #[non_exhaustive]
+    PeerTimeout {
+        /// The rank that waited.
+        rank: u32,
+        /// The rank that it waited for.
+        peer: u32,
+        /// The kernel.
+        kernel: &'static str,
+        /// The operation's number.
+        epoch: u64,
+        /// What the word says when it arrives.
+        phase: &'static str,
+        /// The block that waited.
+        block: u32,
+        /// The word that was waited for.
+        expected: u64,
+        /// The word that was there.
+        seen: u64,
+        /// How long, in milliseconds.
+        elapsed_ms: u64,
+    },
+    /// A peer gave up an operation, so this rank did too.
+    #[error("rank {rank} stopped {kernel} {epoch} in phase {phase}, because rank {origin} gave up ({reason})")]
+    #[non_exhaustive]
+    PeerAborted {
+        /// This rank.
+        rank: u32,
+        /// The rank that gave up.
+        origin: u32,
+        /// The kernel.
+        kernel: &'static str,
+        /// The operation's number.
+        epoch: u64,
+        /// Where this rank was.
+        phase: &'static str,
+        /// Why the other one gave up.
+        reason: String,
+    },
+    /// A selection is not an expert.
+    #[error(
+        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: it must be -1 or an expert in 0..{experts} (dispatch {epoch}; seen by rank {rank})"
+    )]
+    #[non_exhaustive]
+    IndexOutOfRange {
+        /// The rank that reports.
+        rank: u32,
+        /// The rank whose selection it is.
+        source_rank: u32,
+        /// The token.
+        token: u32,
+        /// The position among its selections.
+        position: u32,
+        /// The index.
+        index: i64,
+        /// The number of experts.
+        experts: u32,
+        /// The operation's number.
+        epoch: u64,
+    },
+    /// A token selects an expert twice.
+    #[error(
+        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: the token selects this expert twice (dispatch {epoch}; seen by rank {rank})"
+    )]
+    #[non_exhaustive]
+    IndexRepeated {
+        /// The rank that reports.
+        rank: u32,
+        /// The rank whose selection it is.
+        source_rank: u32,
+        /// The token.
+        token: u32,
+        /// The position of the second of the two.
+        position: u32,
+        /// The index.
+        index: i64,
+        /// The operation's number.
+        epoch: u64,
+    },
+    /// Ranks are in different operations.
+    #[error("ranks out of step: rank {rank} is in {kernel} {epoch}, rank {peer} in {peer_kernel} {epoch}")]
+    #[non_exhaustive]
+    OutOfStep {
+        /// This rank.
+        rank: u32,
+        /// The other rank.
+        peer: u32,
+        /// What this rank does.
+        kernel: &'static str,
+        /// What the other one does.
+        peer_kernel: &'static str,
+        /// The operation's number.
+        epoch: u64,
+    },
+    /// The device saw a peer with another configuration.
+    #[error(
+        "rank {peer} runs with another configuration than rank {rank} (hash {seen:#08x}, here {expected:#08x}) in {kernel} {epoch}"
+    )]
+    #[non_exhaustive]
+    DeviceConfigMismatch {
+        /// This rank.
+        rank: u32,
+        /// The other rank.
+        peer: u32,
+        /// The kernel.
+        kernel: &'static str,
+        /// The operation's number.
+        epoch: u64,
+        /// This rank's hash.
+        expected: u64,
+        /// The other's.
+        seen: u64,
+    },
+    /// The buffer has faulted before.
+    #[error("the buffer is poisoned by an earlier fault: {cause}")]
+    #[non_exhaustive]
+    Poisoned {
+        /// The fault.
+        cause: Box<Error>,
+    },
+    /// The CUDA driver is not there.
+    #[error("no CUDA driver: {reason}; install the NVIDIA driver, or run on the simulated GPU")]
+    #[non_exhaustive]
+    NoDriver {
+        /// What was tried.
+        reason: String,
+    },
+    /// The CUDA driver is too old for the PTX.
+    #[error("the CUDA driver supports CUDA {found}, the kernels' PTX needs {needed} (driver {oldest_driver} or newer)")]
+    #[non_exhaustive]
+    DriverTooOld {
+        /// What the driver supports.
+        found: String,
+        /// What the PTX needs.
+        needed: &'static str,
+        /// The oldest driver that has it.
+        oldest_driver: &'static str,
+    },
+    /// The GPU is too old for the PTX.
+    #[error("GPU {device} ({name}) has compute capability {found}; the kernels need {needed} or newer")]
+    #[non_exhaustive]
+    GpuTooOld {
+        /// The device's ordinal.
+        device: u32,
+        /// Its name.
+        name: String,
+        /// Its compute capability.
+        found: String,
+        /// The oldest that works.
+        needed: &'static str,
+    },
+    /// The ranks on one GPU do not fit on it together.
+    #[error("{what} on GPU {device}: {asked} asked for, {limit} fit; {rule}")]
+    #[non_exhaustive]
+    DoesNotFit {
+        /// Blocks or streams.
+        what: &'static str,
+        /// The device's ordinal.
+        device: u32,
+        /// How many were asked for.
+        asked: u64,
+        /// How many fit.
+        limit: u64,
+        /// Why, and what to do.
+        rule: &'static str,
+    },
+    /// A CUDA driver call failed.
+    #[error("{call} failed: {message}")]
+    #[non_exhaustive]
+    Cuda {
+        /// The call.
+        call: &'static str,
+        /// The driver's error name and text.
+        message: String,
+    },
+    /// The simulated machine stopped.
+    #[error("simulated GPU: {message}")]
+    #[non_exhaustive]
+    Simulator {
+        /// Its report.
+        message: String,
+    },
+    /// Ranks could not find or reach each other on the host.
+    #[error("bootstrap: {message}")]
+    #[non_exhaustive]
+    Bootstrap {
+        /// What failed.
+        message: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::InvalidArgument`].
+    pub(crate) fn argument(argument: &'static str, value: impl fmt::Display, rule: impl Into<String>) -> Self {
+        Self::InvalidArgument { argument, value: value.to_string(), rule: rule.into() }
+    }
+}
+
+impl From<epoxide_sim::SimError> for Error {
+    fn from(error: epoxide_sim::SimError) -> Self {
+        Self::Simulator { message: error.to_string() }
+    }
+}

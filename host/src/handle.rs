@@ -1,0 +1,163 @@
+//! What a dispatch returns: the handle of its routing, and what arrived.
+use half::bf16;
+
+use crate::buffer::ElasticBuffer;
+use crate::config::WireFormat;
+use crate::error::Result;
+use crate::tensor::{Element, read};
+
+/// The handle of one dispatch: valid on its buffer until the next one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dispatched {
+    pub(crate) buffer: u64,
+    pub(crate) operation: u64,
+    pub(crate) tokens: u32,
+}
+
+impl Dispatched {
+    /// Tokens that this rank sent.
+    pub fn tokens(&self) -> u32 {
+        self.tokens
+    }
+}
+
+/// Rows that a dispatch brought to this rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecvCounts {
+    /// In all.
+    pub rows: u32,
+    /// From each source rank, `[ranks]`; rows lie in this order.
+    pub by_source: Vec<u32>,
+    /// Selections of each local expert, `[local experts]`.
+    pub by_expert: Vec<u32>,
+}
+
+/// Received rows as they travelled.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WireRows {
+    /// BF16 `[rows, hidden]`.
+    Bf16(Vec<bf16>),
+    /// e4m3 and scales.
+    Fp8 {
+        /// e4m3 bits `[rows, hidden]`.
+        codes: Vec<u8>,
+        /// f32 `[rows, scale_stride]`, of which `ceil(hidden / 128)` of each row are scales and the rest 0.
+        scales: Vec<f32>,
+        /// f32 from one row's scales to the next's.
+        scale_stride: u32,
+    },
+}
+
+/// Everything a rank received, on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Received {
+    /// How many rows, and whose.
+    pub counts: RecvCounts,
+    /// The rows, ordered by source rank, then token.
+    pub x: WireRows,
+    /// Local expert indices i32 `[rows, top_k]`, -1 where the selection is another rank's.
+    pub topk_idx: Vec<i32>,
+    /// Gate weights f32 `[rows, top_k]`, 0 where the selection is another rank's.
+    pub topk_weights: Vec<f32>,
+    /// Source rank and token of each row.
+    pub sources: Vec<(u32, u32)>,
+}
+
+/// Where the received rows lie in device memory, and in what shape. Valid until the next dispatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecvView {
+    /// Rows on the wire: BF16 or e4m3 `[rows, hidden]`.
+    pub x: u64,
+    /// f32 `[rows, scale_stride]`; not used in BF16.
+    pub scales: u64,
+    /// f32 from one row's scales to the next's, a multiple of 16 bytes; 0 in BF16.
+    pub scale_stride: u32,
+    /// i32 `[rows, top_k_stride]`: local expert indices or -1.
+    pub topk_idx: u64,
+    /// f32 `[rows, top_k_stride]`: gate weights or 0.
+    pub topk_weights: u64,
+    /// Words from one row's selections to the next's, a multiple of 16 bytes.
+    pub top_k_stride: u32,
+    /// u64 `[rows]`: source rank in the upper half, token in the lower.
+    pub sources: u64,
+    /// u32 `[1 + ranks + local experts]`: rows received in all, by source rank, by local expert.
+    pub counts: u64,
+    /// BF16 `[max_rows, hidden]`: where expert outputs go, row by row, to be combined in place.
+    pub expert_outputs: u64,
+    /// Most rows.
+    pub max_rows: u64,
+}
+
+impl ElasticBuffer {
+    /// Where `handle`'s rows lie in device memory, for kernels of the caller's own on the same stream.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StaleHandle`](crate::Error::StaleHandle), [`Error::WrongOrder`](crate::Error::WrongOrder).
+    pub fn recv_view(&self, handle: &Dispatched) -> Result<RecvView> {
+        self.check_handle("recv_view", handle)?;
+        let w = &self.layouts.window;
+        Ok(RecvView {
+            x: self.window_span(w.recv_x),
+            scales: self.window_span(w.recv_scales),
+            scale_stride: self.layouts.shape.scale_stride(),
+            topk_idx: self.window_span(w.recv_topk),
+            topk_weights: self.window_span(w.recv_weights),
+            top_k_stride: self.layouts.shape.top_k_stride(),
+            sources: self.window_span(w.recv_source),
+            counts: self.private_span(self.layouts.private.recv_counts),
+            expert_outputs: self.window_span(w.expert_out),
+            max_rows: self.layouts.shape.max_rows(),
+        })
+    }
+
+    /// Reads how many rows `handle` brought here. Waits for the stream.
+    ///
+    /// # Errors
+    ///
+    /// The fault of the dispatch; [`Error::StaleHandle`](crate::Error::StaleHandle).
+    pub fn recv_counts(&mut self, handle: &Dispatched) -> Result<RecvCounts> {
+        let view = self.recv_view(handle)?;
+        self.synchronize()?;
+        let ranks = self.comm.size() as usize;
+        let (_, experts) = self.local_experts();
+        let words: Vec<u32> = read(&self.comm, view.counts, 1 + ranks as u64 + u64::from(experts))?;
+        Ok(RecvCounts { rows: words[0], by_source: words[1..=ranks].to_vec(), by_expert: words[1 + ranks..].to_vec() })
+    }
+
+    /// Reads everything that `handle` brought here. Waits for the stream.
+    ///
+    /// # Errors
+    ///
+    /// The fault of the dispatch; [`Error::StaleHandle`](crate::Error::StaleHandle).
+    pub fn received(&mut self, handle: &Dispatched) -> Result<Received> {
+        let counts = self.recv_counts(handle)?;
+        let view = self.recv_view(handle)?;
+        let rows = u64::from(counts.rows);
+        let elements = rows * u64::from(self.config.hidden);
+        let x = match self.config.format {
+            WireFormat::Bf16 => WireRows::Bf16(read(&self.comm, view.x, elements)?),
+            WireFormat::Fp8 => WireRows::Fp8 {
+                codes: read(&self.comm, view.x, elements)?,
+                scales: read(&self.comm, view.scales, rows * u64::from(view.scale_stride))?,
+                scale_stride: view.scale_stride,
+            },
+        };
+        let words = rows * u64::from(view.top_k_stride);
+        let sources: Vec<u64> = read(&self.comm, view.sources, rows)?;
+        Ok(Received {
+            x,
+            topk_idx: self.narrow(read(&self.comm, view.topk_idx, words)?),
+            topk_weights: self.narrow(read(&self.comm, view.topk_weights, words)?),
+            sources: sources.into_iter().map(|s| ((s >> 32) as u32, s as u32)).collect(),
+            counts,
+        })
+    }
+
+    /// Drops the padding of rows of selections.
+    fn narrow<T: Element>(&self, words: Vec<T>) -> Vec<T> {
+        let (top_k, stride) = (self.config.top_k as usize, self.layouts.shape.top_k_stride() as usize);
+        words.chunks_exact(stride).flat_map(|row| &row[..top_k]).copied().collect()
+    }
+}

@@ -1,0 +1,149 @@
+//! Quantisation and the device copy as operations of their own: one rank, no peers.
+use epoxide_dsl::memory::Global;
+use epoxide_kernels::copy::{CopyArgs, copy};
+use epoxide_kernels::dequantize::{DequantizeArgs, dequantize};
+use epoxide_kernels::quantize::{GROUP, QuantizeArgs, quantize};
+use half::bf16;
+
+use crate::comm::Comm;
+use crate::dispatch::check_len;
+use crate::error::{Error, Result};
+use crate::runtime::Runtime;
+use crate::tensor::{DeviceTensor, Element};
+
+/// f32 from one row's scales to the next's: one for every 128 elements, rounded up to 16 bytes.
+pub fn scale_stride(hidden: u32) -> u32 {
+    hidden.div_ceil(GROUP).next_multiple_of(4)
+}
+
+/// The quantiser of one rank, with its kernels loaded.
+#[derive(Debug)]
+pub struct Quantizer {
+    comm: Comm,
+    grid: u32,
+}
+
+impl Quantizer {
+    /// Loads the kernels.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`] when the driver refuses them.
+    pub fn new(comm: &Comm) -> Result<Self> {
+        let runtime = &comm.inner().runtime;
+        runtime.prepare(&quantize, 0)?;
+        runtime.prepare(&dequantize, 0)?;
+        runtime.prepare(&copy, 0)?;
+        // Every simulated thread costs host time; a GPU is filled.
+        let grid = match runtime {
+            Runtime::Sim(_) => 2,
+            Runtime::Cuda(_) => runtime.sms() * quantize.blocks_per_sm() * 2,
+        };
+        Ok(Self { comm: comm.clone(), grid })
+    }
+
+    /// Quantises BF16 `x` `[rows, hidden]` to e4m3 `codes` `[rows, hidden]` with f32 `scales`
+    /// `[rows, scale_stride(hidden)]`, one for every 128 elements. Enqueued.
+    ///
+    /// `q = x * (448 / amax)`, ties to even, saturating; `scale = amax / 448`; `amax` is at least 1e-4.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] when `hidden` is not a multiple of 8, [`Error::BufferTooSmall`] for a short tensor.
+    pub fn quantize(
+        &self,
+        x: &DeviceTensor<bf16>,
+        rows: u64,
+        hidden: u32,
+        codes: &mut DeviceTensor<u8>,
+        scales: &mut DeviceTensor<f32>,
+    ) -> Result<()> {
+        check_shape(x, rows, hidden, codes, scales)?;
+        // SAFETY: the tensors are large enough, as just checked, and alive until the stream has passed this.
+        let args = unsafe {
+            QuantizeArgs {
+                x: Global::from_raw(x.address()),
+                q: Global::from_raw(codes.address()),
+                scales: Global::from_raw(scales.address()),
+                rows,
+                hidden,
+                scale_stride: scale_stride(hidden),
+            }
+        };
+        let inner = self.comm.inner();
+        // SAFETY: the launch contract of the kernel, as above.
+        unsafe { inner.runtime.launch(&quantize, self.grid, 0, &args, inner.stream) }
+    }
+
+    /// Turns `codes` and `scales` back into BF16 `y` `[rows, hidden]`: `round(code * scale)`. Enqueued.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::quantize`].
+    pub fn dequantize(
+        &self,
+        codes: &DeviceTensor<u8>,
+        scales: &DeviceTensor<f32>,
+        rows: u64,
+        hidden: u32,
+        y: &mut DeviceTensor<bf16>,
+    ) -> Result<()> {
+        check_shape(y, rows, hidden, codes, scales)?;
+        // SAFETY: the tensors are large enough, as just checked, and alive until the stream has passed this.
+        let args = unsafe {
+            DequantizeArgs {
+                q: Global::from_raw(codes.address()),
+                scales: Global::from_raw(scales.address()),
+                y: Global::from_raw(y.address()),
+                rows,
+                hidden,
+                scale_stride: scale_stride(hidden),
+            }
+        };
+        let inner = self.comm.inner();
+        // SAFETY: the launch contract of the kernel, as above.
+        unsafe { inner.runtime.launch(&dequantize, self.grid, 0, &args, inner.stream) }
+    }
+
+    /// Copies `from` to `to` with a kernel: the ceiling to quote bandwidths beside. Enqueued.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BufferTooSmall`] when `to` is shorter.
+    pub fn copy<T: Element>(&self, from: &DeviceTensor<T>, to: &mut DeviceTensor<T>) -> Result<()> {
+        check_len("to", "copy", to, from.len())?;
+        let vectors = from.len() * size_of::<T>() as u64 / 16;
+        // SAFETY: the tensors are large enough, as just checked, and alive until the stream has passed this.
+        let args =
+            unsafe { CopyArgs { from: Global::from_raw(from.address()), to: Global::from_raw(to.address()), vectors } };
+        let inner = self.comm.inner();
+        let grid = match inner.runtime {
+            Runtime::Sim(_) => 1,
+            Runtime::Cuda(_) => u32::try_from(vectors.div_ceil(4096)).unwrap_or(u32::MAX).max(1),
+        };
+        // SAFETY: the launch contract of the kernel, as above.
+        unsafe { inner.runtime.launch(&copy, grid, 0, &args, inner.stream) }
+    }
+}
+
+fn check_shape(
+    wide: &DeviceTensor<bf16>,
+    rows: u64,
+    hidden: u32,
+    codes: &DeviceTensor<u8>,
+    scales: &DeviceTensor<f32>,
+) -> Result<()> {
+    if hidden == 0 || !hidden.is_multiple_of(8) {
+        return Err(Error::argument(
+            "hidden",
+            hidden,
+            "a multiple of 8, so that a row is a multiple of 16 bytes in BF16",
+        ));
+    }
+    let elements = rows
+        .checked_mul(u64::from(hidden))
+        .ok_or_else(|| Error::argument("rows", rows, "elements must fit in 64 bits"))?;
+    check_len("bf16 rows", "rows", wide, elements)?;
+    check_len("codes", "codes", codes, elements)?;
+    check_len("scales", "scales", scales, rows * u64::from(scale_stride(hidden)))
+}

@@ -1,0 +1,75 @@
+//! The primary context of a GPU: what every other handle belongs to, shared with the CUDA runtime and with other libraries.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use cudarc::driver::sys;
+
+use super::driver::{Handle, check, check_for};
+use crate::error::Result;
+
+/// The retained primary context of one GPU; released when the last of what holds it goes.
+///
+/// It is the *primary* one because memory, streams and events that a framework made (candle, a CUDA runtime library) live
+/// there, and are valid here without a word.
+#[derive(Debug)]
+pub(super) struct PrimaryContext {
+    ordinal: u32,
+    device: sys::CUdevice,
+    context: Handle<sys::CUctx_st>,
+    /// Whether work may still run that nobody waits for any more.
+    abandoned: AtomicBool,
+}
+
+impl PrimaryContext {
+    /// Retains the primary context of `device`, whose number is `ordinal`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`](crate::Error::Cuda).
+    pub(super) fn retain(ordinal: u32, device: sys::CUdevice) -> Result<Arc<Self>> {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: a valid place for the answer; the caller got `device` from `cuDeviceGet`, and a wrong one is an error.
+        let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) };
+        check_for("cuDevicePrimaryCtxRetain", retained, format_args!("GPU {ordinal}"))?;
+        Ok(Arc::new(Self { ordinal, device, context: Handle(context), abandoned: AtomicBool::new(false) }))
+    }
+
+    /// The number of the GPU.
+    pub(super) fn ordinal(&self) -> u32 {
+        self.ordinal
+    }
+
+    /// Makes the context current on the calling thread, which most driver calls require.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`](crate::Error::Cuda).
+    pub(super) fn bind(&self) -> Result<()> {
+        // SAFETY: the context is retained as long as `self` lives.
+        check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context.0) })
+    }
+
+    /// Says that a rank went away while its kernels still ran, perhaps waiting for a peer.
+    ///
+    /// Freeing memory, unloading a module and destroying a context wait for such kernels; from now on none of the three is
+    /// done, and what they would have freed lives until the process ends.
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Relaxed);
+    }
+
+    /// Prepares the thread for a destructor that may wait for the device; false if that must not be run.
+    pub(super) fn may_free(&self) -> bool {
+        !self.abandoned.load(Relaxed) && self.bind().is_ok()
+    }
+}
+
+impl Drop for PrimaryContext {
+    fn drop(&mut self) {
+        if self.abandoned.load(Relaxed) {
+            return;
+        }
+        // SAFETY: retained once by `retain`, released once here; whatever was made in it holds an `Arc` of `self`, or is the
+        // caller's, whose own retain keeps the context. A failure (at process exit the driver may be gone) changes nothing.
+        let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
+    }
+}

@@ -1,0 +1,127 @@
+//! Kernels: prepared once, then launched.
+use std::ffi::c_void;
+use std::ptr;
+
+use cudarc::driver::sys;
+use epoxide_dsl::{Kernel, KernelArg};
+
+use super::CudaRuntime;
+use crate::error::{Error, Result};
+use crate::runtime::RawStream;
+
+impl CudaRuntime {
+    /// Loads a kernel and sets its attributes, so that no later launch does (lazy loading synchronises against a peer that
+    /// spins). Returns how many of its blocks fit on one SM with `shared_bytes` of dynamic shared memory.
+    ///
+    /// Called again with more shared memory, it raises the kernel's limit; with less, it leaves it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] if a block does not fit, or if the GPU cannot launch cooperatively and the kernel must;
+    /// [`Error::Cuda`] if the kernel is not in the loaded PTX.
+    pub(crate) fn prepare<A: KernelArg>(&self, kernel: &Kernel<A>, shared_bytes: u32) -> Result<u32> {
+        let (name, threads) = (kernel.name(), kernel.threads());
+        let most = self.device.shared_bytes_per_block();
+        if shared_bytes > most {
+            return Err(Error::argument(
+                "shared_bytes",
+                shared_bytes,
+                format!("a block of {name} may have {most} on this GPU"),
+            ));
+        }
+        if kernel.cooperative() && !self.device.cooperative_launch() {
+            return Err(Error::argument("kernel", name, "has a grid barrier, and this GPU has no cooperative launch"));
+        }
+        let function = self.device.module().prepare(name, shared_bytes).map_err(|error| self.place(error))?;
+        let blocks = function.blocks_per_sm(threads, shared_bytes).map_err(|error| self.place(error))?;
+        if blocks == 0 {
+            let rule =
+                format!("no block of {name} with {threads} threads fits on an SM of {}", self.device.description());
+            return Err(Error::argument("shared_bytes", shared_bytes, rule));
+        }
+        Ok(blocks)
+    }
+
+    /// Launches a prepared kernel, enqueued.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] if the kernel was not prepared, or with less shared memory, or if the grid is empty;
+    /// [`Error::Cuda`], also when a cooperative grid cannot be resident at once.
+    ///
+    /// # Safety
+    ///
+    /// `args` keeps the contract that its type's docs state until the kernel has run.
+    pub(crate) unsafe fn launch<A: KernelArg + Send + Sync>(
+        &self,
+        kernel: &Kernel<A>,
+        grid: u32,
+        shared_bytes: u32,
+        args: &A,
+        stream: RawStream,
+    ) -> Result<()> {
+        let name = kernel.name();
+        let stream = self.stream(stream)?;
+        let Some(function) = self.device.module().prepared(name) else {
+            return Err(Error::argument(
+                "kernel",
+                name,
+                "must be prepared before it is launched: loading it now could wait for a peer",
+            ));
+        };
+        if shared_bytes > function.shared_bytes {
+            let rule = format!("{name} was prepared with {}", function.shared_bytes);
+            return Err(Error::argument("shared_bytes", shared_bytes, rule));
+        }
+        if grid == 0 {
+            return Err(Error::argument("grid", grid, format!("{name} needs at least one block")));
+        }
+        self.bind()?;
+        let (function, threads) = (function.handle.0, kernel.threads());
+        let mut params = [ptr::from_ref(args).cast_mut().cast::<c_void>()];
+        // Both calls are older than `cuLaunchKernelEx`, and so in every table of cudarc's.
+        if kernel.cooperative() {
+            let call = "cuLaunchCooperativeKernel";
+            // SAFETY: a function of a loaded module of the current context, and a stream of it. The kernel has one parameter of
+            // type `A` (`#[kernel]` made both it and the descriptor), whose bytes the driver copies before it returns; what
+            // they mean is the caller's promise.
+            let launched = unsafe {
+                sys::cuLaunchCooperativeKernel(
+                    function,
+                    grid,
+                    1,
+                    1,
+                    threads,
+                    1,
+                    1,
+                    shared_bytes,
+                    stream,
+                    params.as_mut_ptr(),
+                )
+            };
+            return self.check_launch(call, launched, name, grid);
+        }
+        // SAFETY: as above; no extra options.
+        let launched = unsafe {
+            sys::cuLaunchKernel(
+                function,
+                grid,
+                1,
+                1,
+                threads,
+                1,
+                1,
+                shared_bytes,
+                stream,
+                params.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        };
+        self.check_launch("cuLaunchKernel", launched, name, grid)
+    }
+
+    fn check_launch(&self, call: &'static str, launched: sys::CUresult, name: &str, grid: u32) -> Result<()> {
+        super::driver::check_for(call, launched, format_args!("kernel {name}, {grid} blocks"))
+            .map_err(|error| self.place(error))
+    }
+}

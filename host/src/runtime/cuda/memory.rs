@@ -1,0 +1,156 @@
+//! Device memory, memory that host and device share, and copies.
+//!
+//! Addresses come from this crate's own allocations, or from arguments whose docs make the caller answer for them. Nothing here
+//! can check them beyond what the driver does: it refuses ranges that it did not allocate.
+use std::ptr;
+use std::sync::PoisonError;
+
+use cudarc::driver::sys::{self, CUresult};
+
+use super::CudaRuntime;
+use super::staging::Staging;
+use crate::error::{Error, Result};
+use crate::runtime::{Mapped, RawStream};
+
+/// A size as the driver takes it. What does not fit, it cannot allocate or copy either, and will refuse.
+fn length(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+impl CudaRuntime {
+    /// Allocates device memory, at a multiple of 256 bytes; `what` is for the error. Nothing is allocated as one byte, so that
+    /// every address is one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`], with what is free; [`Error::Cuda`].
+    pub(crate) fn allocate(&self, what: &'static str, bytes: u64) -> Result<u64> {
+        self.bind()?;
+        let mut address = 0;
+        // SAFETY: the context is current; a valid place for the answer. (Alignment: CUDA C++ Programming Guide, "Device Memory
+        // Accesses": what the driver allocates is aligned to at least 256 bytes.)
+        let allocated = unsafe { sys::cuMemAlloc_v2(&mut address, length(bytes.max(1))) };
+        if allocated == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return Err(Error::OutOfMemory { rank: self.rank, what, bytes, free: self.free_bytes() });
+        }
+        self.check("cuMemAlloc", allocated)?;
+        Ok(address)
+    }
+
+    /// Frees device memory that no stream uses any more. May wait for everything that runs on the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`].
+    pub(crate) fn free(&self, address: u64) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller got the address from `allocate` and frees it once; a wrong one is an error.
+        self.check("cuMemFree", unsafe { sys::cuMemFree_v2(address) })
+    }
+
+    /// Allocates memory that host and device share, zeroed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`], when the host has too little memory that can be pinned.
+    pub(crate) fn allocate_mapped(&self, bytes: u64) -> Result<Mapped> {
+        self.bind()?;
+        let (mut host, mut device) = (ptr::null_mut(), 0);
+        let (length, flags) = (length(bytes.max(1)), sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP);
+        // SAFETY: the context is current; a valid place for the answer.
+        self.check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut host, length, flags) })?;
+        // SAFETY: `length` bytes were just allocated, and nobody else knows of them yet.
+        unsafe { host.write_bytes(0, length) };
+        // SAFETY: allocated with `DEVICEMAP`, as this call requires; a valid place for the answer; flags must be 0.
+        let mapped = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut device, host, 0) };
+        if let Err(error) = self.check("cuMemHostGetDevicePointer", mapped) {
+            // SAFETY: allocated above, and given to nobody.
+            let _ = unsafe { sys::cuMemFreeHost(host) };
+            return Err(error);
+        }
+        Ok(Mapped { host: host.cast(), device, bytes })
+    }
+
+    /// Frees memory that host and device shared. May wait for everything that runs on the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`].
+    pub(crate) fn free_mapped(&self, mapped: Mapped) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller got it from `allocate_mapped`, frees it once, and no longer uses it on either side.
+        self.check("cuMemFreeHost", unsafe { sys::cuMemFreeHost(mapped.host.cast()) })
+    }
+
+    /// Copies to the device in stream order; returns when the copy is done, so that `from` may be reused.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`].
+    pub(crate) fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()> {
+        let stream = self.stream(stream)?;
+        self.with_staging(|staging| staging.copy_to_device(to, from, stream))
+    }
+
+    /// Copies to the host in stream order; returns when `to` is filled.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`].
+    pub(crate) fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()> {
+        let stream = self.stream(stream)?;
+        self.with_staging(|staging| staging.copy_to_host(to, from, stream))
+    }
+
+    /// Copies within the device, enqueued.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`].
+    pub(crate) fn copy_on_device(&self, to: u64, from: u64, bytes: u64, stream: RawStream) -> Result<()> {
+        let stream = self.stream(stream)?;
+        self.bind()?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: ranges of device memory that the caller may read and write (see the module's docs); a live stream.
+        let copied = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, length(bytes), stream) };
+        self.check("cuMemcpyDtoDAsync", copied)
+    }
+
+    /// Sets bytes, enqueued.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`].
+    pub(crate) fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()> {
+        let stream = self.stream(stream)?;
+        self.bind()?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: a range of device memory that the caller may write (see the module's docs); a live stream.
+        let filled = unsafe { sys::cuMemsetD8Async(to, byte, length(bytes), stream) };
+        self.check("cuMemsetD8Async", filled)
+    }
+
+    /// Runs a copy with this rank's staging buffer and the context current; the failure names the rank.
+    fn with_staging(&self, copy: impl FnOnce(&mut Staging) -> Result<()>) -> Result<()> {
+        self.bind()?;
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        match staging.as_mut() {
+            Some(staging) => copy(staging).map_err(|error| self.place(error)),
+            None => unreachable!("only `Drop` takes the staging buffer"),
+        }
+    }
+
+    /// Device memory that is free now; 0 if even that cannot be said.
+    fn free_bytes(&self) -> u64 {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the context is current; valid places for both answers.
+        match unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) } {
+            CUresult::CUDA_SUCCESS => free as u64,
+            _ => 0,
+        }
+    }
+}

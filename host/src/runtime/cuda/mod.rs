@@ -1,0 +1,114 @@
+//! The runtime on a GPU, through the CUDA driver API.
+//!
+//! The driver is all it needs: the library is loaded at run time, and the kernels are PTX that the driver compiles. One
+//! [`CudaDevice`] per GPU and process, one [`CudaRuntime`] per rank on it; every call makes the GPU's primary context current on
+//! the calling thread and leaves it so.
+//!
+//! **Several ranks on one GPU** wait for each other while their kernels run, so nothing between the first launch and the last
+//! may wait for a peer's kernel by accident:
+//!
+//! * kernels are loaded, and their attributes set, by [`CudaRuntime::prepare`], never by a launch;
+//! * streams are non-blocking, and no more than the GPU has hardware queues ([`budget`]);
+//! * SMs are reserved beforehand, and one stays free ([`CudaDevice::reserve_sms`]);
+//! * copies go through pinned memory and wait for events of their own stream ([`staging`]);
+//! * what the driver frees only behind every running kernel (memory, pinned memory, modules, the context) is freed explicitly
+//!   by its owner, or with the last rank; and not even then if a rank left a stream busy ([`context`]).
+//!
+//! A kernel that faulted is reported by whatever call comes next, with the driver's name for it; such errors are sticky.
+mod budget;
+mod context;
+mod device;
+mod driver;
+mod launch;
+mod memory;
+mod module;
+mod staging;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::sys::CUresult;
+
+pub(crate) use self::budget::SmReservation;
+pub(crate) use self::device::CudaDevice;
+pub(crate) use self::stream::CudaEvent;
+
+use self::staging::Staging;
+use self::stream::Streams;
+use crate::error::{Error, Result};
+
+/// One rank on a GPU.
+///
+/// Dropping it destroys its streams and waits for nothing. Memory is the caller's to free.
+#[derive(Debug)]
+pub(crate) struct CudaRuntime {
+    rank: u32,
+    streams: Streams,
+    /// Taken by `Drop` alone.
+    staging: Mutex<Option<Staging>>,
+    device: Arc<CudaDevice>,
+}
+
+impl CudaRuntime {
+    /// Makes rank `rank` of those on `device`; the number is for error messages.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`] if the host has too little memory that can be pinned.
+    pub(crate) fn new(device: Arc<CudaDevice>, rank: u32) -> Result<Self> {
+        let staging = Mutex::new(Some(device.take_staging()?));
+        Ok(Self { rank, streams: Streams::default(), staging, device })
+    }
+
+    /// The GPU, which other ranks may share.
+    pub(crate) fn device(&self) -> &Arc<CudaDevice> {
+        &self.device
+    }
+
+    /// SMs of the device.
+    pub(crate) fn sms(&self) -> u32 {
+        self.device.sms()
+    }
+
+    /// Largest dynamic shared memory of a block.
+    pub(crate) fn shared_bytes_per_block(&self) -> u32 {
+        self.device.shared_bytes_per_block()
+    }
+
+    /// What the device is, in words.
+    pub(crate) fn description(&self) -> String {
+        self.device.description()
+    }
+
+    /// Makes the device's context current on the calling thread.
+    fn bind(&self) -> Result<()> {
+        self.device.context().bind().map_err(|error| self.place(error))
+    }
+
+    /// Turns a driver call's answer into a result that names this rank.
+    fn check(&self, call: &'static str, result: CUresult) -> Result<()> {
+        driver::check(call, result).map_err(|error| self.place(error))
+    }
+
+    /// Adds to a driver's error which rank met it, and on which GPU.
+    fn place(&self, error: Error) -> Error {
+        match error {
+            Error::Cuda { call, message } => {
+                Error::Cuda { call, message: format!("{message} [rank {}, GPU {}]", self.rank, self.device.ordinal()) }
+            }
+            other => other,
+        }
+    }
+}
+
+impl Drop for CudaRuntime {
+    fn drop(&mut self) {
+        self.streams.destroy_all(self.device.context());
+        let staging = self.staging.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(staging) = staging.take() {
+            self.device.return_staging(staging);
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Runtimes: memory, streams, events and launches, on the simulated GPU or through the CUDA driver.
+//!
+//! Both have the same methods; [`Runtime`] is the only place that asks which one it is.
+pub(crate) mod cuda;
+pub(crate) mod sim;
+
+use epoxide_dsl::{Kernel, KernelArg};
+
+use crate::error::Result;
+
+/// Memory that both the host and the device can access while a kernel runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mapped {
+    /// Where the host sees it.
+    pub host: *mut u8,
+    /// Where the device sees it.
+    pub device: u64,
+    /// Its size.
+    pub bytes: u64,
+}
+
+// SAFETY: an address range; every access to it is made through atomics by its users.
+unsafe impl Send for Mapped {}
+
+/// A queue of work on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RawStream {
+    Sim(epoxide_sim::Stream),
+    /// A `CUstream`.
+    Cuda(u64),
+}
+
+/// A point in a stream.
+#[derive(Clone, Debug)]
+pub(crate) enum RawEvent {
+    Sim(epoxide_sim::Event),
+    Cuda(cuda::CudaEvent),
+}
+
+/// A rank's share of the SMs of a device that it shares with others; given back on drop.
+pub(crate) type Reservation = cuda::SmReservation;
+
+/// One rank's device.
+pub(crate) enum Runtime {
+    Sim(sim::SimRuntime),
+    Cuda(cuda::CudaRuntime),
+}
+
+macro_rules! forward {
+    ($($(#[$doc:meta])* fn $name:ident(&self $(, $arg:ident: $t:ty)*) -> $r:ty;)*) => { $(
+        $(#[$doc])*
+        pub(crate) fn $name(&self $(, $arg: $t)*) -> $r {
+            match self {
+                Self::Sim(runtime) => runtime.$name($($arg),*),
+                Self::Cuda(runtime) => runtime.$name($($arg),*),
+            }
+        }
+    )* };
+}
+
+impl Runtime {
+    forward! {
+        /// SMs of the device.
+        fn sms(&self) -> u32;
+        /// Largest dynamic shared memory of a block.
+        fn shared_bytes_per_block(&self) -> u32;
+        /// What the device is, in words.
+        fn description(&self) -> String;
+        /// Allocates device memory, at a multiple of 256 bytes; `what` is for the error.
+        fn allocate(&self, what: &'static str, bytes: u64) -> Result<u64>;
+        /// Frees device memory that no stream uses any more.
+        fn free(&self, address: u64) -> Result<()>;
+        /// Allocates memory that host and device share, zeroed.
+        fn allocate_mapped(&self, bytes: u64) -> Result<Mapped>;
+        /// Frees it.
+        fn free_mapped(&self, mapped: Mapped) -> Result<()>;
+        /// Makes a stream that does not synchronise with any other.
+        fn create_stream(&self) -> Result<RawStream>;
+        /// Destroys a stream that is idle.
+        fn destroy_stream(&self, stream: RawStream) -> Result<()>;
+        /// Copies to the device in stream order; returns when `from` may be reused.
+        fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()>;
+        /// Copies to the host in stream order; returns when `to` is filled.
+        fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()>;
+        /// Copies within the device, enqueued.
+        fn copy_on_device(&self, to: u64, from: u64, bytes: u64, stream: RawStream) -> Result<()>;
+        /// Sets bytes, enqueued.
+        fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()>;
+        /// Waits until the stream is idle.
+        fn synchronize(&self, stream: RawStream) -> Result<()>;
+        /// Marks a point in the stream.
+        fn record_event(&self, stream: RawStream) -> Result<RawEvent>;
+        /// Lets the stream wait for an event of any stream of the same device.
+        fn wait_event(&self, stream: RawStream, event: &RawEvent) -> Result<()>;
+        /// Waits until the event is reached, on whichever rank's stream it is.
+        fn synchronize_event(&self, event: &RawEvent) -> Result<()>;
+        /// Milliseconds between two events that have both happened.
+        fn elapsed_ms(&self, from: &RawEvent, to: &RawEvent) -> Result<f64>;
+    }
+
+    /// Reserves `blocks` whole SMs: ranks on one GPU wait for each other, so all their blocks must be resident at once.
+    pub(crate) fn reserve_sms(&self, blocks: u32) -> Result<Option<Reservation>> {
+        match self {
+            // A simulated rank has a device of its own, and a launch that does not fit is refused.
+            Self::Sim(_) => Ok(None),
+            Self::Cuda(runtime) => runtime.device().reserve_sms(blocks).map(Some),
+        }
+    }
+
+    /// Loads a kernel and sets its attributes, so that no later launch does (lazy loading synchronises against a peer that
+    /// spins). Returns how many of its blocks fit on one SM with `shared_bytes` of dynamic shared memory.
+    pub(crate) fn prepare<A: KernelArg>(&self, kernel: &Kernel<A>, shared_bytes: u32) -> Result<u32> {
+        match self {
+            Self::Sim(runtime) => runtime.prepare(kernel, shared_bytes),
+            Self::Cuda(runtime) => runtime.prepare(kernel, shared_bytes),
+        }
+    }
+
+    /// Launches a prepared kernel, enqueued.
+    ///
+    /// # Safety
+    ///
+    /// `args` keeps the contract that its type's docs state until the kernel has run.
+    pub(crate) unsafe fn launch<A: KernelArg + Send + Sync>(
+        &self,
+        kernel: &Kernel<A>,
+        grid: u32,
+        shared_bytes: u32,
+        args: &A,
+        stream: RawStream,
+    ) -> Result<()> {
+        match self {
+            Self::Sim(runtime) => runtime.launch(kernel, grid, shared_bytes, args, stream),
+            // SAFETY: the caller's promise, passed on.
+            Self::Cuda(runtime) => unsafe { runtime.launch(kernel, grid, shared_bytes, args, stream) },
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The simulated GPU as a runtime.
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use epoxide_dsl::{Kernel, KernelArg};
+use epoxide_sim::{Actor, Launch};
+
+use super::{Mapped, RawEvent, RawStream};
+use crate::error::{Error, Result};
+
+/// One rank of a simulated machine.
+pub(crate) struct SimRuntime {
+    /// The rank's host thread; a mutex, because a rank may be driven from more than one thread, one at a time.
+    actor: Mutex<Actor>,
+}
+
+/// Alignment of device memory, as CUDA's allocator gives it.
+const ALIGN: u64 = 256;
+
+impl SimRuntime {
+    pub(crate) fn new(actor: Actor) -> Self {
+        Self { actor: Mutex::new(actor) }
+    }
+
+    fn actor(&self) -> MutexGuard<'_, Actor> {
+        self.actor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives `payload` to all ranks and returns theirs.
+    pub(crate) fn exchange(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(self.actor().exchange(payload)?)
+    }
+
+    pub(crate) fn sms(&self) -> u32 {
+        self.actor().machine().config().sms_per_rank
+    }
+
+    pub(crate) fn shared_bytes_per_block(&self) -> u32 {
+        self.actor().machine().config().shared_bytes_per_block
+    }
+
+    pub(crate) fn description(&self) -> String {
+        let actor = self.actor();
+        let config = actor.machine().config();
+        format!("simulated GPU, {} SMs a rank, {:?}", config.sms_per_rank, config.mode)
+    }
+
+    pub(crate) fn allocate(&self, what: &'static str, bytes: u64) -> Result<u64> {
+        let actor = self.actor();
+        actor.machine().allocate(actor.rank(), bytes.max(1), ALIGN).map_err(|error| match error {
+            epoxide_sim::SimError::OutOfMemory { rank, asked, free, .. } => {
+                Error::OutOfMemory { rank, what, bytes: asked, free }
+            }
+            other => other.into(),
+        })
+    }
+
+    pub(crate) fn free(&self, address: u64) -> Result<()> {
+        Ok(self.actor().machine().free(address)?)
+    }
+
+    pub(crate) fn allocate_mapped(&self, bytes: u64) -> Result<Mapped> {
+        let device = self.allocate("memory that host and device share", bytes)?;
+        // SAFETY: fresh memory of the machine: a device address is a host address, and no kernel has it yet.
+        unsafe { std::ptr::write_bytes(device as *mut u8, 0, bytes as usize) };
+        Ok(Mapped { host: device as *mut u8, device, bytes })
+    }
+
+    pub(crate) fn free_mapped(&self, mapped: Mapped) -> Result<()> {
+        self.free(mapped.device)
+    }
+
+    pub(crate) fn create_stream(&self) -> Result<RawStream> {
+        Ok(RawStream::Sim(self.actor().create_stream()))
+    }
+
+    /// The machine keeps its streams.
+    pub(crate) fn destroy_stream(&self, _stream: RawStream) -> Result<()> {
+        Ok(())
+    }
+
+    pub(crate) fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()> {
+        self.synchronize(stream)?;
+        // SAFETY: the caller allocated `from.len()` bytes at `to` (the crate's tensors check it), a device address is a host
+        // address, and the stream that uses them is idle.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    pub(crate) fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()> {
+        self.synchronize(stream)?;
+        // SAFETY: as in `copy_to_device`.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    pub(crate) fn copy_on_device(&self, to: u64, from: u64, bytes: u64, stream: RawStream) -> Result<()> {
+        let actor = self.actor();
+        // SAFETY (of the copy, when it runs): both are `bytes` of device memory by the caller's contract, in stream order.
+        let copy = move || unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes as usize) };
+        Ok(actor.host_call(sim_stream(stream)?, Box::new(copy))?)
+    }
+
+    pub(crate) fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()> {
+        let actor = self.actor();
+        // SAFETY (of the fill, when it runs): `bytes` of device memory by the caller's contract, in stream order.
+        let fill = move || unsafe { std::ptr::write_bytes(to as *mut u8, byte, bytes as usize) };
+        Ok(actor.host_call(sim_stream(stream)?, Box::new(fill))?)
+    }
+
+    pub(crate) fn synchronize(&self, stream: RawStream) -> Result<()> {
+        Ok(self.actor().synchronize(sim_stream(stream)?)?)
+    }
+
+    pub(crate) fn record_event(&self, stream: RawStream) -> Result<RawEvent> {
+        Ok(RawEvent::Sim(self.actor().record_event(sim_stream(stream)?)?))
+    }
+
+    pub(crate) fn wait_event(&self, stream: RawStream, event: &RawEvent) -> Result<()> {
+        Ok(self.actor().wait_event(sim_stream(stream)?, sim_event(event)?)?)
+    }
+
+    /// The wall time between them: what a user of the simulator waits for.
+    pub(crate) fn elapsed_ms(&self, from: &RawEvent, to: &RawEvent) -> Result<f64> {
+        let elapsed = sim_event(to)?.wall_time().zip(sim_event(from)?.wall_time());
+        let elapsed = elapsed.map(|(to, from)| to.saturating_duration_since(from));
+        let elapsed: Duration = elapsed
+            .ok_or_else(|| Error::argument("event", "not reached", "wait for the stream before asking for times"))?;
+        Ok(elapsed.as_secs_f64() * 1e3)
+    }
+
+    pub(crate) fn synchronize_event(&self, event: &RawEvent) -> Result<()> {
+        Ok(self.actor().synchronize_event(sim_event(event)?)?)
+    }
+
+    /// Nothing has to be loaded; the answer is the kernel's own bound.
+    pub(crate) fn prepare<A: KernelArg>(&self, kernel: &Kernel<A>, shared_bytes: u32) -> Result<u32> {
+        let limit = self.shared_bytes_per_block();
+        if shared_bytes > limit {
+            return Err(Error::argument(
+                "shared_bytes",
+                shared_bytes,
+                format!("a block of this device has at most {limit}"),
+            ));
+        }
+        Ok(kernel.blocks_per_sm())
+    }
+
+    pub(crate) fn launch<A: KernelArg + Send + Sync>(
+        &self,
+        kernel: &Kernel<A>,
+        grid: u32,
+        shared_bytes: u32,
+        args: &A,
+        stream: RawStream,
+    ) -> Result<()> {
+        let (entry, args) = (kernel.entry(), *args);
+        let launch = Launch {
+            kernel: kernel.name(),
+            grid,
+            threads: kernel.threads(),
+            shared_bytes,
+            blocks_per_sm: kernel.blocks_per_sm(),
+            cooperative: kernel.cooperative(),
+            entry: Arc::new(move || entry(args)),
+        };
+        Ok(self.actor().launch(sim_stream(stream)?, launch)?)
+    }
+}
+
+fn sim_stream(stream: RawStream) -> Result<epoxide_sim::Stream> {
+    match stream {
+        RawStream::Sim(stream) => Ok(stream),
+        RawStream::Cuda(_) => Err(Error::argument("stream", "a CUDA stream", "this rank runs on the simulated GPU")),
+    }
+}
+
+fn sim_event(event: &RawEvent) -> Result<&epoxide_sim::Event> {
+    match event {
+        RawEvent::Sim(event) => Ok(event),
+        RawEvent::Cuda(_) => Err(Error::argument("event", "a CUDA event", "this rank runs on the simulated GPU")),
+    }
+}

@@ -1,0 +1,137 @@
+//! Tensors in a rank's device memory.
+use std::marker::PhantomData;
+
+use half::bf16;
+
+use crate::comm::Comm;
+use crate::error::{Error, Result};
+
+/// A number that a tensor holds.
+///
+/// # Safety
+///
+/// The type is plain bytes: no padding, every bit pattern valid.
+pub unsafe trait Element: Copy + Send + Sync + 'static {
+    /// Its name in messages.
+    const NAME: &'static str;
+}
+
+macro_rules! element {
+    ($($t:ty => $name:literal),*) => { $(
+        // SAFETY: a primitive number, or a transparent wrapper of one.
+        unsafe impl Element for $t {
+            const NAME: &'static str = $name;
+        }
+    )* };
+}
+element!(u8 => "u8", u32 => "u32", u64 => "u64", i32 => "i32", i64 => "i64", f32 => "f32", bf16 => "bf16");
+
+/// A type that `topk_idx` may have.
+pub trait Index: Element + sealed::Sealed {
+    /// The kernels' number for it.
+    #[doc(hidden)]
+    const KIND: u32;
+}
+impl Index for i32 {
+    const KIND: u32 = epoxide_kernels::protocol::index::I32;
+}
+impl Index for i64 {
+    const KIND: u32 = epoxide_kernels::protocol::index::I64;
+}
+impl Index for u32 {
+    const KIND: u32 = epoxide_kernels::protocol::index::U32;
+}
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for i32 {}
+    impl Sealed for i64 {}
+    impl Sealed for u32 {}
+}
+
+/// A one-dimensional array in a rank's device memory; rows of a matrix lie one after another.
+///
+/// Dropping it frees the memory at the rank's next [`Comm::synchronize`], so that work on the stream may still use it.
+#[derive(Debug)]
+pub struct DeviceTensor<T: Element> {
+    comm: Comm,
+    address: u64,
+    len: u64,
+    of: PhantomData<T>,
+}
+
+impl<T: Element> DeviceTensor<T> {
+    pub(crate) fn new(comm: Comm, len: u64) -> Result<Self> {
+        let bytes = len.checked_mul(size_of::<T>() as u64);
+        let bytes = bytes.ok_or_else(|| Error::argument("len", len, "a tensor's bytes must fit in 64 bits"))?;
+        let address = comm.inner().runtime.allocate("a tensor", bytes)?;
+        Ok(Self { comm, address, len, of: PhantomData })
+    }
+
+    /// Elements.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The device address of the first element.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Copies `values` to the start of the tensor, in stream order; returns when `values` may be reused.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] when there are more values than elements.
+    pub fn copy_from_host(&self, values: &[T]) -> Result<()> {
+        if values.len() as u64 > self.len {
+            return Err(Error::argument(
+                "values",
+                format!("{} elements", values.len()),
+                format!("the tensor has {}", self.len),
+            ));
+        }
+        let comm = self.comm.inner();
+        comm.runtime.copy_to_device(self.address, as_bytes(values), comm.stream)
+    }
+
+    /// Copies all elements to the host; waits for the stream.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    pub fn to_vec(&self) -> Result<Vec<T>> {
+        read(&self.comm, self.address, self.len)
+    }
+}
+
+impl<T: Element> Drop for DeviceTensor<T> {
+    fn drop(&mut self) {
+        self.comm.discard(self.address);
+    }
+}
+
+/// Copies `len` elements at a device address to the host; waits for the stream.
+pub(crate) fn read<T: Element>(comm: &Comm, address: u64, len: u64) -> Result<Vec<T>> {
+    let len = usize::try_from(len).map_err(|_| Error::argument("len", len, "fits in the host's memory"))?;
+    let mut values: Vec<T> = Vec::with_capacity(len);
+    let inner = comm.inner();
+    // SAFETY: `len` elements of capacity, every bit pattern of `Element` is valid, and zeroing initialises them.
+    let bytes = unsafe {
+        std::ptr::write_bytes(values.as_mut_ptr(), 0, len);
+        values.set_len(len);
+        std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), len * size_of::<T>())
+    };
+    inner.runtime.copy_to_host(bytes, address, inner.stream)?;
+    Ok(values)
+}
+
+/// The bytes of plain numbers.
+pub(crate) fn as_bytes<T: Element>(values: &[T]) -> &[u8] {
+    // SAFETY: `Element` has no padding, so all its bytes are initialised; u8 has no alignment.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}

@@ -1,0 +1,2 @@
+//! Transports: whose windows a rank sees, and who owns them.
+pub(crate) mod local;

@@ -1,0 +1,116 @@
+//! Freshness of committed PTX, and the fallback to it: all that must work with no device toolchain.
+
+use std::path::{Path, PathBuf};
+
+use epoxide_ptx_build::{BuildError, COMPONENTS, DEVICE_TOOLCHAIN, PtxBuilder, finish};
+
+/// A toolchain that nobody has.
+const MISSING: &str = "nightly-2015-05-16";
+
+const RAW: &str = "\
+.version 8.6
+.target sm_90
+.address_size 64
+.visible .entry k()
+{
+\t// begin inline asm
+\t// epoxide-entry threads=128 blocks_per_sm=1
+\t// end inline asm
+\tbarrier.sync 0;
+\tret;
+}
+";
+
+/// Writes a kernel crate, with PTX that says it was made from it, and returns its folder and the PTX's path.
+fn kernels(folder: &str) -> (PathBuf, PathBuf) {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("committed").join(folder);
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(dir.join("src/kernels")).expect("the test's own folder");
+    std::fs::write(dir.join("Cargo.toml"), "[package]\nname = \"k\"\n").expect("writable");
+    std::fs::write(dir.join("src/lib.rs"), "mod kernels;\n").expect("writable");
+    std::fs::write(dir.join("src/kernels/mod.rs"), "pub fn k() {}\n").expect("writable");
+    let file = dir.join("ptx/k.ptx");
+    let hash = builder(&dir).source_hash().expect("readable");
+    finish(RAW, &hash).expect("good").write(&file).expect("writable");
+    (dir, file)
+}
+
+fn builder(dir: &Path) -> PtxBuilder {
+    PtxBuilder::new(dir).toolchain(MISSING)
+}
+
+#[test]
+fn fresh_ptx_is_taken_where_the_toolchain_is_missing() {
+    let (dir, file) = kernels("fresh");
+    assert!(builder(&dir).check_toolchain().expect_err("nobody has it").is_missing_toolchain());
+    let ptx = builder(&dir).build_or_committed(&file).expect("fresh");
+    assert_eq!((ptx.entries[0].name.as_str(), ptx.entries[0].threads), ("k", 128));
+}
+
+#[test]
+fn stale_ptx_is_refused_with_both_hashes() {
+    let (dir, file) = kernels("stale");
+    let before = builder(&dir).source_hash().expect("readable");
+    std::fs::write(dir.join("src/kernels/mod.rs"), "pub fn k() { }\n").expect("writable");
+    let after = builder(&dir).source_hash().expect("readable");
+    let error = builder(&dir).build_or_committed(&file).expect_err("stale");
+    assert!(matches!(error, BuildError::Stale { .. }), "{error}");
+    let message = error.to_string();
+    let facts = [&before, &after, MISSING, "k.ptx is stale"];
+    assert!(facts.iter().all(|fact| message.contains(*fact)), "{message}");
+}
+
+#[test]
+fn edited_or_missing_ptx_is_refused() {
+    let (dir, file) = kernels("edited");
+    let text = std::fs::read_to_string(&file).expect("written");
+    std::fs::write(&file, text.replace("barrier.sync", "bar.sync")).expect("writable");
+    let error = builder(&dir).build_or_committed(&file).expect_err("edited");
+    assert!(matches!(error, BuildError::Edited { .. }), "{error}");
+    std::fs::remove_file(&file).expect("there");
+    let error = builder(&dir).build_or_committed(&file).expect_err("gone").to_string();
+    assert!(error.starts_with("cannot read") && error.contains("k.ptx"), "{error}");
+}
+
+#[test]
+fn the_source_hash_sees_what_matters_and_nothing_else() {
+    let (dir, _) = kernels("hash");
+    let (twin, _) = kernels("hash-twin");
+    let hash = |builder: PtxBuilder| builder.source_hash().expect("readable");
+    let base = hash(builder(&dir));
+    assert_eq!(base, hash(builder(&twin)), "where the checkout lies");
+    std::fs::create_dir_all(dir.join("target")).expect("writable");
+    std::fs::write(dir.join("target/junk"), "x").expect("writable");
+    std::fs::write(dir.join("src/.lib.rs.swp"), "x").expect("writable");
+    std::fs::write(dir.join("src/lib.rs"), "mod kernels;\r\n").expect("writable");
+    assert_eq!(base, hash(builder(&dir)), "build output, editors' files, line ends");
+    for (what, other) in [
+        ("architecture", builder(&dir).arch("sm_100")),
+        ("ISA", builder(&dir).isa(87)),
+        ("toolchain", builder(&dir).toolchain("nightly")),
+        ("another crate", builder(&dir).source(&twin)),
+    ] {
+        assert_ne!(base, hash(other), "{what}");
+    }
+    std::fs::write(dir.join("Cargo.toml"), "[package]\nname = \"k2\"\n").expect("writable");
+    assert_ne!(base, hash(builder(&dir)), "manifest");
+    std::fs::rename(dir.join("src/kernels/mod.rs"), dir.join("src/kernels.rs")).expect("there");
+    let moved = hash(builder(&dir));
+    std::fs::rename(dir.join("src/kernels.rs"), dir.join("src/other.rs")).expect("there");
+    assert_ne!(moved, hash(builder(&dir)), "a file's name");
+}
+
+/// The workspace names the device toolchain twice: here, for the builder, and in `gpu-kernels/rust-toolchain.toml`, for
+/// people and editors. (The published crate has no such neighbour, and nothing to compare.)
+#[test]
+fn the_toolchain_file_names_the_same_toolchain() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu-kernels/rust-toolchain.toml");
+    let Ok(text) = std::fs::read_to_string(&file) else {
+        eprintln!("SKIPPED: no {}", file.display());
+        return;
+    };
+    assert!(text.contains(&format!("channel = \"{DEVICE_TOOLCHAIN}\"")), "{text}");
+    for component in COMPONENTS {
+        assert!(text.contains(&format!("\"{component}\"")), "{component}: {text}");
+    }
+}

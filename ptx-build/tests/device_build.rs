@@ -1,0 +1,221 @@
+//! Compiles a small kernel crate with the device toolchain, and looks at what comes out.
+//!
+//! Where the toolchain is not installed, each test says so, loudly, and passes.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard};
+
+use epoxide_ptx_build::{BuildError, Collectives, DEVICE_TOOLCHAIN, Ptx, PtxBuilder, RECURSION_GUARD, Rule, lint};
+
+/// One build at a time: they share a target folder and, but for one, a crate, so that `core` is compiled only twice.
+static ONE_BUILD: Mutex<()> = Mutex::new(());
+
+/// What both kernel crates begin with.
+const PRELUDE: &str = r##"
+#![no_std]
+#![feature(abi_ptx, asm_experimental_arch, link_llvm_intrinsics)]
+#![allow(internal_features)]
+use core::arch::asm;
+unsafe extern "C" {
+    #[link_name = "llvm.nvvm.barrier.cta.sync.all"]
+    fn barrier(id: i32);
+    #[link_name = "llvm.nvvm.read.ptx.sreg.tid.x"]
+    fn tid() -> i32;
+    #[link_name = "llvm.nvvm.shfl.sync.bfly.i32"]
+    fn shuffle(mask: i32, v: i32, lane: i32, clamp: i32) -> i32;
+}
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! { loop {} }
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Args { pub x: *mut u32, pub table: [u64; 8] }
+"##;
+
+const GOOD: &str = r##"
+#[unsafe(no_mangle)]
+pub unsafe extern "ptx-kernel" fn good(args: Args) {
+    unsafe {
+        asm!("// epoxide-entry threads=512 blocks_per_sm=2", options(nomem, nostack, preserves_flags));
+        let t = tid();
+        if t == 0 { *args.x += 1; }
+        barrier(0);
+        if t == 0 { *args.x += args.table[1] as u32; }
+        let shared: u32;
+        asm!("{{ .reg .u64 t; mov.u64 t, epoxide_shared; cvt.u32.u64 {0}, t; }}", out(reg32) shared, options(pure, nomem));
+        *args.x.add(t as usize) = shuffle(-1, t, 1, 31) as u32 + shared;
+    }
+}
+"##;
+
+const BAD: &str = r##"
+#[inline(never)]
+fn helper(x: *mut u32) { unsafe { asm!("bar.sync 0;"); *x += 1; } }
+#[unsafe(no_mangle)]
+pub unsafe extern "ptx-kernel" fn calls(args: Args) {
+    unsafe { asm!("// epoxide-entry threads=32 blocks_per_sm=1"); helper(args.x); helper(args.x.add(1)); }
+}
+#[unsafe(no_mangle)]
+pub unsafe extern "ptx-kernel" fn local(args: Args) {
+    unsafe { asm!("// epoxide-entry threads=32 blocks_per_sm=1"); *args.x = args.table[(tid() & 7) as usize] as u32; }
+}
+#[unsafe(no_mangle)]
+pub unsafe extern "ptx-kernel" fn panics(args: Args) {
+    unsafe { asm!("// epoxide-entry threads=32 blocks_per_sm=1"); *args.x = [1, 2, 3][*args.x as usize] as u32; }
+}
+#[unsafe(no_mangle)]
+pub unsafe extern "ptx-kernel" fn reference(x: &u32, y: *mut u32) {
+    unsafe { asm!("// epoxide-entry threads=32 blocks_per_sm=1", options(nomem)); *y = *x; }
+}
+"##;
+
+/// Writes a kernel crate, its own workspace, and returns a builder for it; nothing, with a word, without the toolchain.
+fn kernels(folder: &str, source: &str) -> Option<(PtxBuilder, PathBuf, MutexGuard<'static, ()>)> {
+    let guard = ONE_BUILD.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let dir = root.join(folder).join("demo-kernels");
+    std::fs::create_dir_all(dir.join("src")).expect("the test's own folder");
+    let manifest = "[package]\nname = \"demo-kernels\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n[profile.release]\ndebug = true\n";
+    std::fs::write(dir.join("Cargo.toml"), manifest).expect("writable");
+    std::fs::write(dir.join("src/lib.rs"), format!("{PRELUDE}{source}")).expect("writable");
+    let builder = PtxBuilder::new(&dir).target_dir(root.join("device-target"));
+    if let Err(error) = builder.check_toolchain() {
+        eprintln!("SKIPPED: {error}");
+        return None;
+    }
+    Some((builder, dir, guard))
+}
+
+#[test]
+fn a_kernel_crate_becomes_ptx() {
+    let Some((builder, dir, _guard)) = kernels("first", GOOD) else {
+        return;
+    };
+    let ptx = builder.build().expect("a good kernel");
+    assert!(ptx.text.contains("\n.maxntid 512, 1, 1\n.minnctapersm 2\n{\n"), "{}", ptx.text);
+    assert!(ptx.text.contains("\n.version 8.6\n.target sm_90\n.address_size 64\n.extern .shared"), "{}", ptx.text);
+    assert!(!ptx.text.contains("epoxide-entry"), "{}", ptx.text);
+    assert!(!ptx.text.contains(env!("CARGO_TARGET_TMPDIR")), "{}", ptx.text);
+    let entry = &ptx.entries[0];
+    assert_eq!((entry.name.as_str(), entry.threads, entry.blocks_per_sm), ("good", 512, 2));
+    let counts = Collectives::parse("good barrier 1\ngood shfl 1").expect("good");
+    assert_eq!(lint(&ptx.text, Some(&counts)).expect("complete"), []);
+    assert_eq!(ptx.source_hash, builder.source_hash().expect("readable"));
+    let file = dir.join("ptx/demo.ptx");
+    ptx.write(&file).expect("writable");
+    assert_eq!(builder.committed(&file).expect("fresh"), ptx);
+}
+
+#[test]
+fn the_text_is_the_same_in_every_checkout() {
+    let Some((here, _, guard)) = kernels("first", GOOD) else {
+        return;
+    };
+    let here = here.build().expect("a good kernel");
+    drop(guard);
+    let Some((there, _, _guard)) = kernels("second, elsewhere", GOOD) else {
+        return;
+    };
+    assert_eq!(there.build().expect("the same kernel").text, here.text);
+}
+
+#[test]
+fn what_the_lint_forbids_is_found_in_real_ptx() {
+    let Some((builder, _, _guard)) = kernels("first", BAD) else {
+        return;
+    };
+    let ptx = builder.build().expect("it compiles");
+    let found = lint(&ptx.text, None).expect("complete");
+    for (entry, rule) in [
+        ("calls", Rule::Call),
+        ("local", Rule::LocalMemory),
+        ("panics", Rule::PanicPath),
+        ("reference", Rule::NonCoherentLoad),
+    ] {
+        assert!(found.iter().any(|f| f.entry == entry && f.rule == rule), "{entry}: {found:#?}\n{}", ptx.text);
+    }
+    let helper = |rule| found.iter().any(|f| f.entry.contains("helper") && f.rule == rule);
+    assert!(helper(Rule::DeviceFunction) && helper(Rule::AsmCollective), "{found:#?}");
+}
+
+#[test]
+fn a_crate_that_does_not_compile_says_why() {
+    let Some((builder, _, _guard)) = kernels("first", "fn broken() -> u32 { \"text\" }") else {
+        return;
+    };
+    let error = builder.build().expect_err("a type error");
+    assert!(matches!(error, BuildError::Compile { .. }), "{error}");
+    assert!(error.to_string().contains("mismatched types"), "{error}");
+}
+
+#[test]
+fn a_kernel_without_launch_bounds_is_an_error() {
+    let source = "#[unsafe(no_mangle)] pub unsafe extern \"ptx-kernel\" fn bare(a: Args) { unsafe { *a.x = 1; } }";
+    let Some((builder, _, _guard)) = kernels("first", source) else {
+        return;
+    };
+    let error = builder.build().expect_err("no marker").to_string();
+    assert!(error.contains("the entry `bare` has no `// epoxide-entry threads=N blocks_per_sm=N`"), "{error}");
+}
+
+/// Run by [`an_outer_cargos_environment_does_not_reach_the_device_build`] in a hostile environment.
+#[test]
+#[ignore = "started by another test"]
+fn inner_build() {
+    let Some((builder, dir, _guard)) = kernels("first", GOOD) else {
+        return;
+    };
+    let ptx = builder.build().expect("a good kernel in a bad environment");
+    ptx.write(dir.join("ptx/inner.ptx")).expect("writable");
+}
+
+#[test]
+fn an_outer_cargos_environment_does_not_reach_the_device_build() {
+    let Some((builder, dir, _guard)) = kernels("first", GOOD) else {
+        return;
+    };
+    let file = dir.join("ptx/inner.ptx");
+    let _ = std::fs::remove_file(&file);
+    let status = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "inner_build", "--ignored", "--nocapture"])
+        .env("RUSTC_WRAPPER", "/nowhere/wrapper")
+        .env("RUSTC_WORKSPACE_WRAPPER", "/nowhere/wrapper")
+        .env("RUSTC", "/nowhere/rustc")
+        .env("RUSTUP_TOOLCHAIN", "1.95.0")
+        .env("RUSTFLAGS", "-Ctarget-cpu=sm_70 --cfg bogus")
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-cpu=sm_70\u{1f}--nonsense")
+        .env("CARGO_BUILD_TARGET", "wasm32-unknown-unknown")
+        .env("CARGO_TARGET_DIR", "/nowhere/target")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "true")
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_MAKEFLAGS", "-j --jobserver-auth=98,99")
+        .env("MAKEFLAGS", "-j --jobserver-auth=98,99")
+        .status()
+        .expect("this test again");
+    assert!(status.success());
+    assert_eq!(Ptx::read(&file).expect("written"), builder.build().expect("a good kernel"));
+}
+
+/// Run by [`a_build_inside_a_build_is_refused`].
+#[test]
+#[ignore = "started by another test"]
+fn nested_build() {
+    assert!(epoxide_ptx_build::is_nested());
+    let error = PtxBuilder::new("inner-kernels").build().expect_err("nested");
+    assert!(matches!(error, BuildError::Nested { .. }), "{error}");
+    let message = error.to_string();
+    let facts = ["inner-kernels", "/work/outer-kernels", RECURSION_GUARD, "is_nested()"];
+    assert!(facts.iter().all(|fact| message.contains(fact)), "{message}");
+}
+
+/// Needs no device toolchain: nesting is refused before anything is looked for.
+#[test]
+fn a_build_inside_a_build_is_refused() {
+    let status = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "nested_build", "--ignored", "--nocapture"])
+        .env(RECURSION_GUARD, "/work/outer-kernels")
+        .status()
+        .expect("this test again");
+    assert!(status.success());
+    assert!(!DEVICE_TOOLCHAIN.is_empty());
+}

@@ -1,0 +1,254 @@
+//! A rank's host thread: what it enqueues, and how it blocks.
+//!
+//! An actor is running, blocked or gone, and the machine draws its conclusions from that: a seeded machine steps, time
+//! jumps to a deadline and a deadlock is one, only while no actor runs. So whoever unblocks an actor marks it as running
+//! under the machine's lock, before it wakes up.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use crate::config::Mode;
+use crate::error::SimError;
+use crate::event::Event;
+use crate::machine::{ActorState, Books, Core, Machine};
+use crate::stream::{Grid, Launch, Op, Queue, Stream};
+
+/// The host thread of one rank. Dropping it says that this host thread is gone; its queued work still runs.
+pub struct Actor {
+    machine: Machine,
+    rank: u32,
+    /// One host thread: it may move, but is not shared.
+    not_sync: PhantomData<Cell<()>>,
+}
+
+impl Actor {
+    /// The registered actor of `rank`.
+    pub(crate) fn new(machine: Machine, rank: u32) -> Self {
+        Self { machine, rank, not_sync: PhantomData }
+    }
+
+    /// Returns the rank.
+    #[must_use]
+    pub fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    /// Returns the machine.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Makes a stream on the rank.
+    #[must_use]
+    pub fn create_stream(&self) -> Stream {
+        let mut books = self.core().lock();
+        let streams = &mut books.streams[self.rank as usize];
+        streams.push(Queue::default());
+        Stream { rank: self.rank, index: streams.len() as u32 - 1 }
+    }
+
+    /// Enqueues a kernel.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when the launch breaks a rule or the stream is another rank's; the error that
+    /// halted the machine.
+    pub fn launch(&self, stream: Stream, launch: Launch) -> Result<(), SimError> {
+        launch.validate(self.machine.config())?;
+        self.enqueue(stream, Op::Kernel(Arc::new(Grid::new(launch, stream))))
+    }
+
+    /// Enqueues host work, such as a copy; a worker of the machine runs it in the stream's order.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when the stream is another rank's; the error that halted the machine.
+    pub fn host_call(&self, stream: Stream, f: Box<dyn FnOnce() + Send>) -> Result<(), SimError> {
+        self.enqueue(stream, Op::HostCall(f))
+    }
+
+    /// Marks this point of the stream.
+    ///
+    /// # Errors
+    ///
+    /// As [`Actor::host_call`].
+    pub fn record_event(&self, stream: Stream) -> Result<Event, SimError> {
+        let event = Event::new(self.machine_id());
+        self.enqueue(stream, Op::Record(event.clone()))?;
+        Ok(event)
+    }
+
+    /// Lets the stream wait for an event of any stream of the machine.
+    ///
+    /// # Errors
+    ///
+    /// As [`Actor::host_call`]; [`SimError::InvalidArgument`] when the event is another machine's.
+    pub fn wait_event(&self, stream: Stream, event: &Event) -> Result<(), SimError> {
+        self.check_event(event)?;
+        self.enqueue(stream, Op::Wait(event.clone()))
+    }
+
+    /// Blocks this host thread until the stream is idle.
+    ///
+    /// # Errors
+    ///
+    /// As [`Actor::host_call`].
+    pub fn synchronize(&self, stream: Stream) -> Result<(), SimError> {
+        self.check_stream(stream)?;
+        let mut books = self.core().lock();
+        running(&books)?;
+        if books.streams[self.rank as usize][stream.index as usize].ops.is_empty() {
+            return Ok(());
+        }
+        self.block(&mut books, ActorState::InSynchronize(stream.index));
+        running(&self.until_running(books))
+    }
+
+    /// Blocks this host thread until the event is reached.
+    ///
+    /// On a seeded machine this is the way to wait for one: time stands still while a host thread runs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Actor::wait_event`].
+    pub fn synchronize_event(&self, event: &Event) -> Result<(), SimError> {
+        self.check_event(event)?;
+        let mut books = self.core().lock();
+        running(&books)?;
+        if event.is_complete() {
+            return Ok(());
+        }
+        self.block(&mut books, ActorState::InEvent(event.clone()));
+        running(&self.until_running(books))
+    }
+
+    /// Gives `payload` to the host threads of all ranks and returns theirs, in rank order. Blocks until all have come.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::PeerGone`] when another rank's host thread is gone; the error that halted the machine.
+    pub fn exchange(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>, SimError> {
+        let mut books = self.core().lock();
+        running(&books)?;
+        let ranks = gone(&books);
+        if !ranks.is_empty() {
+            return Err(SimError::PeerGone { rank: self.rank, ranks });
+        }
+        books.payloads[self.rank as usize] = Some(payload.to_vec());
+        if books.payloads.iter().all(Option::is_some) {
+            let all: Vec<Vec<u8>> = books.payloads.iter_mut().filter_map(Option::take).collect();
+            let all = Arc::new(all);
+            for rank in (0..books.actors.len()).filter(|&rank| rank != self.rank as usize) {
+                books.outcomes[rank] = Some(Ok(Arc::clone(&all)));
+                books.actors[rank] = ActorState::Running;
+            }
+            self.core().host.notify_all();
+            return Ok(all.to_vec());
+        }
+        self.block(&mut books, ActorState::InExchange);
+        let mut books = self.until_running(books);
+        match books.outcomes[self.rank as usize].take() {
+            Some(outcome) => outcome.map(|all| all.to_vec()),
+            None => {
+                books.payloads[self.rank as usize] = None;
+                // Nobody but an outcome or a halt marks an actor in an exchange as running.
+                running(&books).map(|()| Vec::new())
+            }
+        }
+    }
+
+    fn core(&self) -> &Core {
+        self.machine.core()
+    }
+
+    fn machine_id(&self) -> usize {
+        std::ptr::from_ref(self.core()).addr()
+    }
+
+    fn check_stream(&self, stream: Stream) -> Result<(), SimError> {
+        if stream.rank == self.rank && (stream.index as usize) < self.core().lock().streams[self.rank as usize].len() {
+            return Ok(());
+        }
+        let value = format!("stream {} of rank {}", stream.index, stream.rank);
+        Err(SimError::invalid("stream", value, format!("made by this actor, that of rank {}", self.rank)))
+    }
+
+    fn check_event(&self, event: &Event) -> Result<(), SimError> {
+        if event.machine() == self.machine_id() {
+            return Ok(());
+        }
+        Err(SimError::invalid("event", "an event of another machine", "recorded on this machine"))
+    }
+
+    fn enqueue(&self, stream: Stream, op: Op) -> Result<(), SimError> {
+        self.check_stream(stream)?;
+        let core = self.core();
+        let mut books = core.lock();
+        running(&books)?;
+        books.streams[self.rank as usize][stream.index as usize].ops.push_back(op);
+        // A seeded machine moves its streams itself, in rank order, once every host thread is blocked: the order in
+        // which host threads come here is the host's.
+        if matches!(core.config.mode, Mode::Fast { .. }) {
+            core.advance(&mut books);
+        }
+        Ok(())
+    }
+
+    /// Marks this actor as blocked. It is a change: it may have been the last to run.
+    fn block(&self, books: &mut Books, state: ActorState) {
+        books.actors[self.rank as usize] = state;
+        self.core().changed();
+        self.core().work.notify_all();
+    }
+
+    /// Waits until somebody marks this actor as running.
+    fn until_running<'a>(&self, mut books: MutexGuard<'a, Books>) -> MutexGuard<'a, Books>
+    where
+        Self: 'a,
+    {
+        while !matches!(books.actors[self.rank as usize], ActorState::Running) {
+            // The lock of the machine that this actor keeps alive: the guard came from `self.core()`.
+            books = self.machine.core().host.wait(books).unwrap_or_else(PoisonError::into_inner);
+        }
+        books
+    }
+}
+
+impl std::fmt::Debug for Actor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Actor").field("rank", &self.rank).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        let core = self.core();
+        let mut books = core.lock();
+        books.actors[self.rank as usize] = ActorState::Gone;
+        books.payloads[self.rank as usize] = None;
+        let ranks = gone(&books);
+        for rank in 0..books.actors.len() {
+            if matches!(books.actors[rank], ActorState::InExchange) {
+                books.payloads[rank] = None;
+                books.outcomes[rank] = Some(Err(SimError::PeerGone { rank: rank as u32, ranks: ranks.clone() }));
+                books.actors[rank] = ActorState::Running;
+            }
+        }
+        core.changed();
+        core.work.notify_all();
+        core.host.notify_all();
+    }
+}
+
+/// The error that halted the machine, if one did.
+fn running(books: &Books) -> Result<(), SimError> {
+    books.halt.clone().map_or(Ok(()), Err)
+}
+
+/// The ranks whose host threads are gone.
+fn gone(books: &Books) -> Vec<u32> {
+    let gone = |(rank, actor): (u32, &ActorState)| matches!(actor, ActorState::Gone).then_some(rank);
+    (0u32..).zip(&books.actors).filter_map(gone).collect()
+}

@@ -1,0 +1,252 @@
+//! A resident block as its threads see it: who is ready, who waits for what.
+//!
+//! Nothing here is locked: a block belongs to one worker. Readiness is bit masks, one bit a lane in each warp and one
+//! bit a warp in the block, so that finding the next thread is two bit scans even when 1023 threads wait.
+
+use std::panic::Location;
+
+use corosensei::Yielder;
+
+use crate::barrier::Barrier;
+use crate::bulk::PendingCopy;
+use crate::device::PollWait;
+use crate::mbarrier::Mbarrier;
+use crate::warp::{Meet, WarpOp};
+
+/// The state of one resident block.
+pub(crate) struct BlockState {
+    pub kernel: &'static str,
+    pub rank: u32,
+    pub index: u32,
+    pub grid: u32,
+    pub threads: u32,
+    /// Threads that have not returned.
+    pub live: u32,
+    /// Warps with a ready lane, a polling lane, a sleeping lane, a lane that waits for an mbarrier.
+    pub ready_warps: u32,
+    pub polling_warps: u32,
+    pub sleeping_warps: u32,
+    pub mbarrier_warps: u32,
+    pub warps: Vec<Warp>,
+    pub lanes: Vec<Lane>,
+    pub barriers: [Barrier; 16],
+    pub mbarriers: Vec<Mbarrier>,
+    /// Bulk copies that were issued and have not happened yet (seeded modes).
+    pub copies: Vec<PendingCopy>,
+    /// What broke when a thread returned although others wait for it.
+    pub broken: Option<(String, &'static Location<'static>)>,
+}
+
+/// One warp: lane masks and the slots of its collectives.
+pub(crate) struct Warp {
+    pub ready: u32,
+    pub polling: u32,
+    pub sleeping: u32,
+    pub on_mbarrier: u32,
+    pub exited: u32,
+    pub meets: Vec<Meet>,
+    pub values: [u32; 32],
+    pub operands: [u32; 32],
+    pub results: [u32; 32],
+}
+
+/// One thread.
+pub(crate) struct Lane {
+    /// Where the thread's coroutine suspends; set when it starts.
+    pub yielder: *const Yielder<(), ()>,
+    pub waiting: Waiting,
+    /// How many bulk groups the thread has committed.
+    pub bulk_groups: u32,
+}
+
+/// What a suspended thread waits for.
+#[derive(Clone, Copy)]
+pub(crate) enum Waiting {
+    /// Nothing yet: it has not started.
+    Start,
+    /// Its next turn, which the schedule took from it.
+    Preempted,
+    Warp {
+        op: WarpOp,
+        mask: u32,
+        location: &'static Location<'static>,
+    },
+    Barrier {
+        id: u32,
+        location: &'static Location<'static>,
+    },
+    Poll {
+        wait: PollWait,
+        location: &'static Location<'static>,
+    },
+    Sleep {
+        until: u64,
+        location: &'static Location<'static>,
+    },
+    Mbarrier {
+        at: u32,
+        parity: u32,
+        location: &'static Location<'static>,
+    },
+    /// Nothing any more: it has returned.
+    Exited,
+}
+
+impl BlockState {
+    /// A block none of whose threads has started.
+    pub(crate) fn new(kernel: &'static str, rank: u32, index: u32, grid: u32, threads: u32) -> Self {
+        let warps = threads / 32;
+        Self {
+            kernel,
+            rank,
+            index,
+            grid,
+            threads,
+            live: threads,
+            ready_warps: u32::MAX >> (32 - warps),
+            polling_warps: 0,
+            sleeping_warps: 0,
+            mbarrier_warps: 0,
+            warps: (0..warps).map(|_| Warp::new()).collect(),
+            lanes: (0..threads).map(|_| Lane::new()).collect(),
+            barriers: std::array::from_fn(|_| Barrier::new()),
+            mbarriers: Vec::new(),
+            copies: Vec::new(),
+            broken: None,
+        }
+    }
+
+    /// Lets `thread` run again.
+    #[inline]
+    pub(crate) fn make_ready(&mut self, thread: u32) {
+        self.make_lanes_ready(thread / 32, 1 << (thread % 32));
+    }
+
+    /// Lets the lanes of `mask` run again.
+    #[inline]
+    pub(crate) fn make_lanes_ready(&mut self, warp: u32, mask: u32) {
+        self.warps[warp as usize].ready |= mask;
+        self.ready_warps |= 1 << warp;
+    }
+
+    /// Lets every polling thread poll again.
+    pub(crate) fn wake_pollers(&mut self) {
+        for warp in bits(std::mem::take(&mut self.polling_warps)) {
+            let lanes = std::mem::take(&mut self.warps[warp as usize].polling);
+            self.make_lanes_ready(warp, lanes);
+        }
+    }
+
+    /// Lets every thread that waits for an mbarrier look at it again.
+    pub(crate) fn wake_mbarrier_waiters(&mut self) {
+        for warp in bits(std::mem::take(&mut self.mbarrier_warps)) {
+            let lanes = std::mem::take(&mut self.warps[warp as usize].on_mbarrier);
+            self.make_lanes_ready(warp, lanes);
+        }
+    }
+
+    /// Lets every sleeper whose time has come run again.
+    pub(crate) fn wake_sleepers(&mut self, now: u64) {
+        for warp in bits(self.sleeping_warps) {
+            for lane in bits(self.warps[warp as usize].sleeping) {
+                if matches!(self.lanes[(warp * 32 + lane) as usize].waiting, Waiting::Sleep { until, .. } if until <= now)
+                {
+                    self.warps[warp as usize].sleeping &= !(1 << lane);
+                    self.make_lanes_ready(warp, 1 << lane);
+                }
+            }
+            if self.warps[warp as usize].sleeping == 0 {
+                self.sleeping_warps &= !(1 << warp);
+            }
+        }
+    }
+
+    /// Books a thread's return; notes in `broken` when others wait for it.
+    pub(crate) fn exit(&mut self, thread: u32) {
+        let (warp, bit) = (thread / 32, 1u32 << (thread % 32));
+        self.lanes[thread as usize].waiting = Waiting::Exited;
+        self.live -= 1;
+        let slots = &mut self.warps[warp as usize];
+        slots.exited |= bit;
+        if let Some(meet) = slots.meets.iter().find(|meet| meet.mask & bit != 0) {
+            let message = format!(
+                "lane {} of warp {warp} returned, but lanes {} of its warp wait for it in {} with mask {:#010x}",
+                thread % 32,
+                ranges(bits(meet.arrived)),
+                meet.op.name(),
+                meet.mask
+            );
+            self.broken.get_or_insert((message, meet.location));
+        }
+        for (id, barrier) in self.barriers.iter().enumerate() {
+            if barrier.arrived > 0 && barrier.expected > self.live {
+                let message = format!(
+                    "thread {thread} returned, but barrier {id} waits for {} threads: {} have arrived and only {} are left",
+                    barrier.expected, barrier.arrived, self.live
+                );
+                self.broken.get_or_insert((message, barrier.location));
+            }
+        }
+    }
+
+    /// The earliest wake-up of a sleeper, and the earliest deadline after `now` of a poll.
+    pub(crate) fn earliest(&self, now: u64) -> (Option<u64>, Option<u64>) {
+        let (mut wake, mut deadline) = (None::<u64>, None::<u64>);
+        let earlier = |slot: &mut Option<u64>, time: u64| *slot = Some(slot.map_or(time, |old| old.min(time)));
+        for lane in &self.lanes {
+            match lane.waiting {
+                Waiting::Sleep { until, .. } => earlier(&mut wake, until),
+                Waiting::Poll { wait: PollWait { deadline_ns: Some(time), .. }, .. } if time > now => {
+                    earlier(&mut deadline, time);
+                }
+                _ => {}
+            }
+        }
+        (wake, deadline)
+    }
+}
+
+impl Warp {
+    fn new() -> Self {
+        Self {
+            ready: u32::MAX,
+            polling: 0,
+            sleeping: 0,
+            on_mbarrier: 0,
+            exited: 0,
+            meets: Vec::new(),
+            values: [0; 32],
+            operands: [0; 32],
+            results: [0; 32],
+        }
+    }
+}
+
+impl Lane {
+    fn new() -> Self {
+        Self { yielder: std::ptr::null(), waiting: Waiting::Start, bulk_groups: 0 }
+    }
+}
+
+/// The indices of the set bits, lowest first.
+pub(crate) fn bits(mask: u32) -> impl Iterator<Item = u32> {
+    let mut left = mask;
+    std::iter::from_fn(move || {
+        let bit = (left != 0).then(|| left.trailing_zeros())?;
+        left &= left - 1;
+        Some(bit)
+    })
+}
+
+/// Writes ascending numbers as `0-3, 7`.
+pub(crate) fn ranges(numbers: impl Iterator<Item = u32>) -> String {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let text = |&(first, last): &(u32, u32)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    runs.iter().map(text).collect::<Vec<_>>().join(", ")
+}

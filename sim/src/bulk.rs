@@ -1,0 +1,186 @@
+//! Bulk asynchronous copies between device memory and a block's shared memory (TMA, one-dimensional).
+//!
+//! In the fast mode a copy happens where it is issued. In the seeded modes it is kept, and happens at some later step:
+//! at the latest when its mbarrier or its group is waited for and nothing else can run. A store's source is read then,
+//! too, so a kernel that refills its stage without `bulk_wait(.., read_only)` sends the wrong bytes, like on hardware.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::block::BlockState;
+use crate::context::{Context, fail};
+use crate::mbarrier;
+
+/// A copy that was issued and has not happened.
+pub(crate) struct PendingCopy {
+    thread: u32,
+    to: *mut u64,
+    from: *const u64,
+    bytes: u32,
+    kind: Kind,
+}
+
+enum Kind {
+    /// Into shared memory; delivers its bytes to this mbarrier.
+    Load { mbarrier: u32 },
+    /// Out of shared memory, in the thread's group of this number; the source as it was, once it has been read.
+    Store { group: u32, snapshot: Option<Vec<u64>> },
+}
+
+/// Copies `bytes` from device memory to shared memory.
+#[track_caller]
+pub(crate) fn load(context: *mut Context, shared_to: u32, global_from: u64, bytes: u32, mbarrier: u32) {
+    let (shared, global) = check(context, shared_to, global_from, bytes, "bulk_load");
+    // SAFETY: `context` is the running thread's; its worker holds no reference to the block while the thread runs.
+    let (state, late, thread) = unsafe { (&mut *(*context).state, (*context).adversarial, (*context).thread) };
+    mbarrier::find(context, state, mbarrier);
+    if late {
+        state.copies.push(PendingCopy { thread, to: shared, from: global, bytes, kind: Kind::Load { mbarrier } });
+        return;
+    }
+    // SAFETY: `check` found both ranges inside live mappings of the right size and alignment.
+    unsafe { copy_words(shared, global, bytes as usize / 8) };
+    mbarrier::deliver(state, mbarrier, bytes);
+}
+
+/// Copies `bytes` from shared memory to device memory, in the thread's open group.
+#[track_caller]
+pub(crate) fn store(context: *mut Context, global_to: u64, shared_from: u32, bytes: u32) {
+    let (shared, global) = check(context, shared_from, global_to, bytes, "bulk_store");
+    // SAFETY: as in `load`.
+    let (state, late, thread) = unsafe { (&mut *(*context).state, (*context).adversarial, (*context).thread) };
+    if late {
+        let group = state.lanes[thread as usize].bulk_groups;
+        let kind = Kind::Store { group, snapshot: None };
+        state.copies.push(PendingCopy { thread, to: global, from: shared, bytes, kind });
+        return;
+    }
+    // SAFETY: as in `load`.
+    unsafe { copy_words(global, shared, bytes as usize / 8) };
+}
+
+/// Closes the thread's open group.
+pub(crate) fn commit(context: *mut Context) {
+    // SAFETY: as in `load`.
+    unsafe {
+        let thread = (*context).thread as usize;
+        (&mut (*(*context).state).lanes)[thread].bulk_groups += 1;
+    }
+}
+
+/// Waits until at most `groups_left` of the thread's newest groups are under way; `read_only`: until their sources were
+/// read.
+pub(crate) fn wait(context: *mut Context, groups_left: u32, read_only: bool) {
+    // SAFETY: as in `load`.
+    let (state, thread) = unsafe { (&mut *(*context).state, (*context).thread) };
+    let committed = state.lanes[thread as usize].bulk_groups;
+    let mut index = 0;
+    while index < state.copies.len() {
+        let copy = &mut state.copies[index];
+        match &mut copy.kind {
+            Kind::Store { group, snapshot }
+                if copy.thread == thread && u64::from(*group) + u64::from(groups_left) < u64::from(committed) =>
+            {
+                if read_only {
+                    if snapshot.is_none() {
+                        // SAFETY: `check` passed when the copy was issued, and the block's shared memory still lives.
+                        *snapshot = Some(unsafe { read_words(copy.from, copy.bytes as usize / 8) });
+                    }
+                    index += 1;
+                } else {
+                    complete(state, index);
+                }
+            }
+            _ => index += 1,
+        }
+    }
+}
+
+/// Makes the pending copy `index` happen.
+pub(crate) fn complete(state: &mut BlockState, index: usize) {
+    let copy = state.copies.swap_remove(index);
+    let words = copy.bytes as usize / 8;
+    match copy.kind {
+        Kind::Load { mbarrier } => {
+            // SAFETY: `check` passed when the copy was issued; device memory and the block's shared memory still live.
+            unsafe { copy_words(copy.to, copy.from, words) };
+            mbarrier::deliver(state, mbarrier, copy.bytes);
+        }
+        Kind::Store { snapshot, .. } => {
+            let from = snapshot.as_ref().map_or(copy.from, |words| words.as_ptr());
+            // SAFETY: as above; a snapshot has the copy's length.
+            unsafe { copy_words(copy.to, from, words) };
+        }
+    }
+}
+
+/// Checks a copy against its rules, and returns its shared and its device address.
+#[track_caller]
+#[inline]
+fn check(context: *mut Context, shared: u32, global: u64, bytes: u32, name: &str) -> (*mut u64, *mut u64) {
+    // SAFETY: `context` is the running thread's.
+    let (base, arena_bytes, memory, shared_bytes) =
+        unsafe { ((*context).arena_base, (*context).arena_bytes, (*context).shared, (*context).shared_bytes) };
+    if !(u64::from(shared) | global | u64::from(bytes)).is_multiple_of(16) {
+        fail(
+            context,
+            format!(
+                "{name} of {bytes} bytes, shared offset {shared:#x}, device address {global:#x}: the rule is multiples of 16"
+            ),
+        );
+    }
+    let offset = global.wrapping_sub(base);
+    if offset > arena_bytes || u64::from(bytes) > arena_bytes - offset {
+        fail(
+            context,
+            format!("{name} of {bytes} bytes at device address {global:#x} is out of bounds: {}", arena(context)),
+        );
+    }
+    if u64::from(shared) + u64::from(bytes) > shared_bytes {
+        fail(
+            context,
+            format!(
+                "{name} of {bytes} bytes at shared offset {shared:#x} is out of bounds: the block has {shared_bytes} bytes"
+            ),
+        );
+    }
+    // SAFETY: the offset was compared with the size of the block's shared memory.
+    let shared = unsafe { memory.add(shared as usize) };
+    (shared.cast(), std::ptr::with_exposed_provenance_mut(global as usize))
+}
+
+/// Where device memory lies, for a message.
+pub(crate) fn arena(context: *mut Context) -> String {
+    // SAFETY: `context` is the running thread's.
+    let (base, bytes) = unsafe { ((*context).arena_base, (*context).arena_bytes) };
+    format!("device memory is {base:#x}..{:#x}", base + bytes)
+}
+
+/// Copies words, each by one relaxed atomic load and one relaxed atomic store: a concurrent access is no data race.
+///
+/// # Safety
+///
+/// Both ranges are inside live memory that is only ever accessed atomically, and 8-byte aligned.
+pub(crate) unsafe fn copy_words(to: *mut u64, from: *const u64, words: usize) {
+    // SAFETY: the caller vouches for the ranges. `AtomicU64` has the layout of `u64` and allows shared mutation, so
+    // shared slices of it over memory that others access atomically are sound.
+    let (to, from) = unsafe {
+        (
+            std::slice::from_raw_parts(to.cast::<AtomicU64>(), words),
+            std::slice::from_raw_parts(from.cast::<AtomicU64>(), words),
+        )
+    };
+    for (to, from) in to.iter().zip(from) {
+        to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+/// Reads words into a vector, each by one relaxed atomic load.
+///
+/// # Safety
+///
+/// As for [`copy_words`].
+unsafe fn read_words(from: *const u64, words: usize) -> Vec<u64> {
+    // SAFETY: as in `copy_words`.
+    let from = unsafe { std::slice::from_raw_parts(from.cast::<AtomicU64>(), words) };
+    from.iter().map(|word| word.load(Ordering::Relaxed)).collect()
+}

@@ -1,0 +1,23 @@
+//! What a simulated thread can do: the functions a kernel calls.
+//!
+//! Every function acts for the thread that calls it. Called elsewhere it panics and says so; a broken rule ends the
+//! kernel and halts the machine with an error that names the kernel, the thread and the caller's source line.
+
+mod asynchronous;
+mod collective;
+mod index;
+mod memory;
+mod time;
+mod word;
+
+pub use asynchronous::{
+    bulk_commit, bulk_load, bulk_store, bulk_wait, fence_proxy_async, mbarrier_arrive_expect_tx, mbarrier_init,
+    mbarrier_try_wait,
+};
+pub use collective::{Reduce, Shuffle, ballot, barrier, barrier_or, elect, match_any, reduce, shuffle, warp_sync};
+pub use index::{block_index, block_threads, grid_blocks, rank, shared_bytes, thread_index};
+pub use memory::{
+    Address, Order, Rmw, Scope, Space, Strength, compare_exchange, fence, load, load_x4, rmw, store, store_x4,
+};
+pub use time::{PollWait, clock_ns, poll_pause, sleep_until};
+pub use word::Word;

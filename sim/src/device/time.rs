@@ -1,0 +1,77 @@
+//! Virtual time, and giving up the turn.
+//!
+//! Time is what the schedule makes of it: 1 ns for every turn that got somewhere, and a jump when all that is left to
+//! happen is a wake-up or a deadline. A slow host makes no false timeout.
+
+use std::panic::Location;
+
+use crate::block::Waiting;
+use crate::context::{now, require, suspend};
+
+/// What a failed poll waits for; a deadlock report quotes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PollWait {
+    /// What is waited for.
+    pub what: &'static str,
+    /// The rank, block or thread that is to make it so; by the meaning of `what`.
+    pub peer: u32,
+    /// The value waited for.
+    pub expected: u64,
+    /// The value seen.
+    pub seen: u64,
+    /// When the kernel gives up, in virtual ns; `None`: never.
+    pub deadline_ns: Option<u64>,
+}
+
+/// Returns virtual time in ns (`%globaltimer`).
+///
+/// # Panics
+///
+/// Outside a simulated thread.
+#[inline]
+#[track_caller]
+#[must_use]
+pub fn clock_ns() -> u64 {
+    let context = require("clock_ns");
+    // SAFETY: the context is this worker's.
+    unsafe { now(context) }
+}
+
+/// Says that a poll failed: gives up the turn until something may have changed.
+///
+/// # Panics
+///
+/// Outside a simulated thread.
+#[track_caller]
+pub fn poll_pause(wait: PollWait) {
+    let location = Location::caller();
+    let context = require("poll_pause");
+    // SAFETY: the context is the running thread's; the reference to the block ends before the suspension.
+    unsafe {
+        let (state, thread) = (&mut *(*context).state, (*context).thread);
+        state.warps[(thread / 32) as usize].polling |= 1 << (thread % 32);
+        state.polling_warps |= 1 << (thread / 32);
+        suspend(context, Waiting::Poll { wait, location });
+    }
+}
+
+/// Gives up the turn until virtual time is `ns`.
+///
+/// # Panics
+///
+/// Outside a simulated thread.
+#[track_caller]
+pub fn sleep_until(ns: u64) {
+    let location = Location::caller();
+    let context = require("sleep_until");
+    // SAFETY: the context is the running thread's; the reference to the block ends before the suspension.
+    unsafe {
+        if now(context) >= ns {
+            return;
+        }
+        let (state, thread) = (&mut *(*context).state, (*context).thread);
+        state.warps[(thread / 32) as usize].sleeping |= 1 << (thread % 32);
+        state.sleeping_warps |= 1 << (thread / 32);
+        suspend(context, Waiting::Sleep { until: ns, location });
+    }
+}

@@ -1,0 +1,180 @@
+//! The fast mode's workers.
+//!
+//! A worker goes round its resident blocks and runs every thread that can run. When a round changes nothing it goes
+//! round some more, then says that it is quiet and sleeps a little, longer each time, until somebody changes something.
+
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::context::{Failure, panic_text};
+use crate::error::SimError;
+use crate::machine::{Books, Core};
+use crate::random::Random;
+use crate::resident::{Bench, Resident};
+use crate::stall::{QUIET_ROUNDS, Quiet};
+use crate::stream::{Grid, Stream, Ticket};
+
+/// The longest sleep between two looks at memory that a host thread or another worker may change.
+const LONGEST_NAP: Duration = Duration::from_millis(1);
+
+/// Runs worker `index` until the machine ends.
+pub(crate) fn work(core: &Core, index: usize) {
+    let mut bench = Bench::new(core, false, Random::new(0));
+    let mut residents: Vec<Resident> = Vec::new();
+    let (mut rounds, mut seen, mut nap) = (0, 0, Duration::ZERO);
+    loop {
+        if core.stop.load(Ordering::Acquire) {
+            retire_all(&mut residents, &mut bench);
+            return wait_for_end(core, index);
+        }
+        if residents.is_empty() || core.mail[index].swap(false, Ordering::Acquire) {
+            for ticket in take_mail(core, index, !residents.is_empty()) {
+                match ticket {
+                    Ticket::Block { grid, index } => residents.push(Resident::new(grid, index, 0)),
+                    Ticket::HostCall { stream, call } => run_host_call(core, stream, call),
+                }
+            }
+            rounds = 0;
+            continue;
+        }
+        let changes = core.changes.load(Ordering::Acquire);
+        if changes != seen {
+            (rounds, seen, nap) = (0, changes, Duration::ZERO);
+        }
+        if go_round(core, index, &mut bench, &mut residents) {
+            continue;
+        }
+        rounds += 1;
+        if rounds < QUIET_ROUNDS {
+            if rounds > QUIET_ROUNDS / 2 {
+                std::thread::yield_now();
+            }
+            continue;
+        }
+        let mut books = core.lock();
+        // Anything that changed since the quiet rounds began makes them worth nothing.
+        if core.changes.load(Ordering::Acquire) == seen && !core.stop.load(Ordering::Acquire) {
+            core.quiet(&mut books, index, seen, &mut residents);
+            if core.changes.load(Ordering::Acquire) == seen && !core.stop.load(Ordering::Acquire) {
+                nap = (nap * 2).clamp(Duration::from_micros(50), LONGEST_NAP);
+                drop(core.work.wait_timeout(books, nap).unwrap_or_else(PoisonError::into_inner));
+            }
+        }
+    }
+}
+
+/// Gives every resident block a round. Returns whether anything changed.
+fn go_round(core: &Core, index: usize, bench: &mut Bench, residents: &mut Vec<Resident>) -> bool {
+    let (mut changed, mut finished) = (false, false);
+    for resident in residents.iter_mut() {
+        match resident.run_round(bench) {
+            Ok(did) => changed |= did,
+            Err((thread, failure)) => {
+                core.halt(&mut core.lock(), kernel_failed(&resident.grid, resident.index, thread, failure));
+                return true;
+            }
+        }
+        finished |= resident.is_finished();
+        core.clock.fetch_add(bench.take_elapsed(), Ordering::Relaxed);
+        if core.stop.load(Ordering::Relaxed) {
+            return true;
+        }
+    }
+    if changed {
+        // Before any lock is released: a worker that finds itself quiet afterwards sees it.
+        core.changed();
+    }
+    if finished {
+        let mut books = core.lock();
+        let mut place = 0;
+        while place < residents.len() {
+            if residents[place].is_finished() {
+                let resident = residents.swap_remove(place);
+                core.finish_block(&mut books, index, &resident.grid);
+                resident.retire(bench);
+            } else {
+                place += 1;
+            }
+        }
+    }
+    changed
+}
+
+/// Takes the worker's tickets; waits for one unless it has blocks to run.
+fn take_mail(core: &Core, index: usize, has_blocks: bool) -> Vec<Ticket> {
+    let mut books = core.lock();
+    loop {
+        if core.stop.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let tickets = std::mem::take(&mut books.inboxes[index]);
+        if has_blocks || !tickets.is_empty() {
+            books.quiet[index].has_blocks = true;
+            return tickets;
+        }
+        books.quiet[index] = Quiet::default();
+        core.decide(&mut books);
+        if books.inboxes[index].is_empty() && !core.stop.load(Ordering::Acquire) {
+            books = wait(core, books);
+        }
+    }
+}
+
+/// Waits until somebody changes the books.
+pub(crate) fn wait<'a>(core: &'a Core, books: MutexGuard<'a, Books>) -> MutexGuard<'a, Books> {
+    core.work.wait(books).unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Drops all blocks of a worker.
+pub(crate) fn retire_all(residents: &mut Vec<Resident>, bench: &mut Bench) {
+    for resident in residents.drain(..) {
+        resident.retire(bench);
+    }
+}
+
+/// After a stop: drops what is queued and waits for the machine's end.
+pub(crate) fn wait_for_end(core: &Core, index: usize) {
+    let mut books = core.lock();
+    books.quiet[index] = Quiet::default();
+    // Queued closures may own anything, the machine's last handle included, so they are dropped outside the lock.
+    let mut abandoned = (std::mem::take(&mut books.inboxes), Vec::new());
+    abandoned.0.iter().for_each(|_| books.inboxes.push(Vec::new()));
+    for queue in books.streams.iter_mut().flatten() {
+        abandoned.1.push(std::mem::take(&mut queue.ops));
+    }
+    drop(books);
+    drop(abandoned);
+    let mut books = core.lock();
+    while !books.shutdown {
+        books = wait(core, books);
+    }
+}
+
+/// Runs a host call, and moves its stream on.
+pub(crate) fn run_host_call(core: &Core, stream: Stream, call: Box<dyn FnOnce() + Send>) {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+    core.changed();
+    let mut books = core.lock();
+    books.host_calls -= 1;
+    match result {
+        Ok(()) if core.stop.load(Ordering::Acquire) => {}
+        Ok(()) => core.finish_head(&mut books, stream),
+        Err(payload) => {
+            let message = panic_text(&*payload);
+            core.halt(&mut books, SimError::HostCallFailed { rank: stream.rank, stream: stream.index, message });
+        }
+    }
+}
+
+/// A thread's failure, with its kernel's name.
+pub(crate) fn kernel_failed(grid: &Grid, block: u32, thread: u32, failure: Failure) -> SimError {
+    SimError::KernelFailed {
+        kernel: grid.launch.kernel,
+        rank: grid.stream.rank,
+        block,
+        thread,
+        message: failure.message,
+        location: failure.location,
+    }
+}

@@ -1,0 +1,63 @@
+//! A simulated GPU: real kernels, as ordinary Rust functions, on the CPU.
+//!
+//! A [`Machine`] has ranks; a rank has SMs, streams and device memory, and a host thread, its [`Actor`]. A kernel is a
+//! function that every simulated thread runs; it calls [`device`] for everything a GPU thread can do. A simulated thread
+//! is a stackful coroutine: it runs native code and switches at barriers, warp collectives and failed polls. One executor
+//! runs all kernels of all ranks, so that ranks that wait for each other make progress together.
+//!
+//! [`Mode::Fast`] runs on all cores. [`Mode::Seeded`] runs one adversarial schedule that its seed names: a rank, block or
+//! warp runs far ahead or stays far behind, bulk copies are late, and the same seed does the same again. Time is virtual,
+//! a hang is a report ([`SimError::Deadlock`]), and a broken rule names the kernel, the thread and the source line.
+//!
+//! **What a kernel must keep to.** Its frames hold only values without `Drop`: a thread that never ends is abandoned, not
+//! unwound. It spins on nothing but [`device::poll_pause`] and its like: a bare loop on a flag never gives up its turn.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use epoxide_sim::{Launch, Machine, MachineConfig, Mode, device};
+//! use device::{Address, Order, Scope, Space, Strength};
+//!
+//! let machine = Machine::new(MachineConfig::new(1, Mode::Fast { workers: 1 }))?;
+//! let actor = machine.actor(0)?;
+//! let stream = actor.create_stream();
+//! let out = machine.allocate(0, 8 * 64, 256)?;
+//! let weak = Strength { order: Order::Weak, scope: Scope::Gpu };
+//! let entry = Arc::new(move || {
+//!     let lane = u64::from(device::thread_index());
+//!     device::store(Address { space: Space::Global, at: out + 8 * lane }, lane * lane, weak);
+//! });
+//! actor.launch(stream, Launch {
+//!     kernel: "squares", grid: 1, threads: 64, shared_bytes: 0, blocks_per_sm: 1, cooperative: false, entry,
+//! })?;
+//! actor.synchronize(stream)?;
+//! assert_eq!(machine.read(out, 64)?[9], 81);
+//! # Ok::<(), epoxide_sim::SimError>(())
+//! ```
+
+mod actor;
+mod arena;
+mod barrier;
+mod block;
+mod bulk;
+mod config;
+mod context;
+pub mod device;
+mod error;
+mod event;
+mod executor;
+mod machine;
+mod mbarrier;
+mod random;
+mod resident;
+mod schedule;
+mod stack;
+mod stall;
+mod stream;
+mod warp;
+
+pub use actor::Actor;
+pub use config::{MachineConfig, Mode};
+pub use error::SimError;
+pub use event::Event;
+pub use machine::Machine;
+pub use stream::{Launch, Stream};

@@ -1,0 +1,358 @@
+//! The machine: its books, its workers and its life.
+//!
+//! [`Core`] is what the workers share. [`Machine`] is the handle that users clone; when the last one goes, an actor's
+//! included, the workers drop what is resident and end.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::actor::Actor;
+use crate::arena::Arena;
+use crate::bulk::copy_words;
+use crate::config::{MachineConfig, Mode};
+use crate::error::SimError;
+use crate::event::Event;
+use crate::stall::Quiet;
+use crate::stream::{Placing, Queue, SM_PARTS, Ticket};
+use crate::{context, executor, schedule};
+
+/// A simulated machine of several GPUs. A handle: clones are the same machine.
+#[derive(Clone)]
+pub struct Machine {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    core: Arc<Core>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+/// What workers and actors share.
+pub(crate) struct Core {
+    pub config: MachineConfig,
+    pub arena: Arena,
+    /// Virtual time in ns.
+    pub clock: AtomicU64,
+    /// Counts changes that anyone could see. A worker that finds it unchanged over its quiet rounds may sleep; when all
+    /// have, the machine stands still.
+    pub changes: AtomicU64,
+    /// Whether workers must drop everything: the machine halted or ends.
+    pub stop: AtomicBool,
+    /// A hash over the choices of a seeded schedule.
+    pub trace: AtomicU64,
+    /// Whether a worker's inbox has mail.
+    pub mail: Vec<AtomicBool>,
+    books: Mutex<Books>,
+    /// Workers wait here.
+    pub work: Condvar,
+    /// Actors wait here.
+    pub host: Condvar,
+}
+
+/// The books under the lock.
+pub(crate) struct Books {
+    pub actors: Vec<ActorState>,
+    pub streams: Vec<Vec<Queue>>,
+    pub placing: Vec<VecDeque<Placing>>,
+    pub free_parts: Vec<u64>,
+    /// Finished blocks of the kernel at a stream's head.
+    pub finished: HashMap<(u32, u32), u32>,
+    pub inboxes: Vec<Vec<Ticket>>,
+    pub loads: Vec<u64>,
+    pub quiet: Vec<Quiet>,
+    pub host_calls: usize,
+    pub payloads: Vec<Option<Vec<u8>>>,
+    pub outcomes: Vec<Option<Outcome>>,
+    pub halt: Option<SimError>,
+    pub shutdown: bool,
+}
+
+/// How an exchange ended for a rank that waited in it.
+pub(crate) type Outcome = Result<Arc<Vec<Vec<u8>>>, SimError>;
+
+/// What a rank's host thread does.
+pub(crate) enum ActorState {
+    /// It has not come yet. It counts as running: ranks start in any order.
+    Absent,
+    Running,
+    InSynchronize(u32),
+    InEvent(Event),
+    InExchange,
+    Gone,
+}
+
+impl Machine {
+    /// Builds a machine and starts its workers.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] for a configuration out of range; [`SimError::Host`] when the host has no address
+    /// space or thread left.
+    pub fn new(config: MachineConfig) -> Result<Self, SimError> {
+        config.validate()?;
+        context::install_panic_hook();
+        let workers = config.worker_count();
+        let core = Arc::new(Core {
+            arena: Arena::new(&config)?,
+            clock: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            trace: AtomicU64::new(0),
+            mail: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+            books: Mutex::new(Books::new(&config, workers)),
+            work: Condvar::new(),
+            host: Condvar::new(),
+            config,
+        });
+        // The handle exists before the threads do, so that a refused thread still ends those before it.
+        let mut handle = Handle { core: Arc::clone(&core), workers: Vec::new() };
+        for index in 0..workers {
+            let core = Arc::clone(&core);
+            let body = move || {
+                let run = || match core.config.mode {
+                    Mode::Fast { .. } => executor::work(&core, index),
+                    Mode::Seeded { seed } => schedule::work(&core, seed),
+                };
+                // A defect of the simulator itself must not leave its users waiting.
+                if let Err(payload) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+                    let message = context::panic_text(&*payload);
+                    core.halt(&mut core.lock(), SimError::Host { what: "a worker thread, which panicked", message });
+                }
+            };
+            let spawned = std::thread::Builder::new().name(format!("sim-worker-{index}")).spawn(body);
+            let spawned =
+                spawned.map_err(|error| SimError::Host { what: "a worker thread", message: error.to_string() })?;
+            handle.workers.push(spawned);
+        }
+        Ok(Self { handle: Arc::new(handle) })
+    }
+
+    /// Returns the machine's configuration.
+    #[must_use]
+    pub fn config(&self) -> &MachineConfig {
+        &self.core().config
+    }
+
+    /// Registers the calling thread as the host thread of `rank`.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when there is no such rank, or it has a host thread.
+    pub fn actor(&self, rank: u32) -> Result<Actor, SimError> {
+        self.check_rank(rank)?;
+        let mut books = self.core().lock();
+        let state = &mut books.actors[rank as usize];
+        if !matches!(state, ActorState::Absent | ActorState::Gone) {
+            return Err(SimError::invalid(
+                "rank",
+                rank,
+                "a rank has one host thread at a time, and this one has its own",
+            ));
+        }
+        *state = ActorState::Running;
+        Ok(Actor::new(self.clone(), rank))
+    }
+
+    /// Declares which ranks will have a host thread; the others count as gone, not as not yet there.
+    ///
+    /// Without this call the machine waits for the host threads of all ranks before it draws conclusions.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when a rank does not exist.
+    pub fn expect_actors(&self, ranks: &[u32]) -> Result<(), SimError> {
+        for &rank in ranks {
+            self.check_rank(rank)?;
+        }
+        let mut books = self.core().lock();
+        for (rank, state) in (0u32..).zip(&mut books.actors) {
+            if matches!(state, ActorState::Absent) && !ranks.contains(&rank) {
+                *state = ActorState::Gone;
+            }
+        }
+        self.core().changed();
+        self.core().work.notify_all();
+        Ok(())
+    }
+
+    /// Takes `bytes` bytes of device memory on `rank`, aligned to `align` and to 256 at least. Fresh memory is zero.
+    ///
+    /// The address is a host address. Host code must touch the memory only while no kernel does, or with atomics.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::OutOfMemory`]; [`SimError::InvalidArgument`] for no bytes, an alignment that is no power of two, or a
+    /// rank that does not exist.
+    pub fn allocate(&self, rank: u32, bytes: u64, align: u64) -> Result<u64, SimError> {
+        self.check_rank(rank)?;
+        self.core().arena.allocate(rank, bytes, align)
+    }
+
+    /// Gives an allocation back; the pages inside it return to the operating system.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when `address` is not the start of a live allocation.
+    pub fn free(&self, address: u64) -> Result<(), SimError> {
+        self.core().arena.free(address)
+    }
+
+    /// Copies words of device memory, as a device-to-device copy does: safe against kernels that touch them.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when an address or `bytes` is no multiple of 8 or a range is out of bounds.
+    pub fn copy(&self, to: u64, from: u64, bytes: u64) -> Result<(), SimError> {
+        let to = self.words("to", to, bytes)?;
+        let from = self.words("from", from, bytes)?;
+        // SAFETY: both ranges were just found inside the arena and 8-byte aligned; device memory is accessed atomically.
+        unsafe { copy_words(to, from, (bytes / 8) as usize) };
+        Ok(())
+    }
+
+    /// Writes words to device memory: safe against kernels that touch them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::copy`].
+    pub fn write(&self, to: u64, words: &[u64]) -> Result<(), SimError> {
+        let to = self.words("to", to, 8 * words.len() as u64)?;
+        // SAFETY: the range was just found inside the arena; the source is a borrowed slice, read and never written.
+        unsafe { copy_words(to, words.as_ptr(), words.len()) };
+        Ok(())
+    }
+
+    /// Reads words of device memory: safe against kernels that touch them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::copy`].
+    pub fn read(&self, from: u64, words: usize) -> Result<Vec<u64>, SimError> {
+        let from = self.words("from", from, 8 * words as u64)?;
+        let mut out = vec![0; words];
+        // SAFETY: the range was just found inside the arena; the target is this function's own.
+        unsafe { copy_words(out.as_mut_ptr(), from, words) };
+        Ok(out)
+    }
+
+    /// Returns virtual time in ns.
+    #[must_use]
+    pub fn virtual_ns(&self) -> u64 {
+        self.core().clock.load(Ordering::Relaxed)
+    }
+
+    /// Returns a hash over every choice of a seeded schedule so far: one seed, one hash. 0 in the fast mode.
+    #[must_use]
+    pub fn trace_hash(&self) -> u64 {
+        self.core().trace.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.handle.core
+    }
+
+    fn check_rank(&self, rank: u32) -> Result<(), SimError> {
+        let ranks = self.config().ranks;
+        if rank < ranks {
+            Ok(())
+        } else {
+            Err(SimError::invalid("rank", rank, format!("below the machine's {ranks} ranks")))
+        }
+    }
+
+    fn words(&self, argument: &'static str, address: u64, bytes: u64) -> Result<*mut u64, SimError> {
+        if !(address | bytes).is_multiple_of(8) || !self.core().arena.contains(address, bytes) {
+            let value = format!("{bytes} bytes at {address:#x}");
+            return Err(SimError::invalid(argument, value, "multiples of 8, inside device memory"));
+        }
+        Ok(std::ptr::with_exposed_provenance_mut(address as usize))
+    }
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine").field("config", self.config()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut books = self.core.lock();
+        books.shutdown = true;
+        self.core.stop.store(true, Ordering::Release);
+        // Queued closures may own anything, so they are dropped after the lock is.
+        let abandoned = (std::mem::take(&mut books.inboxes), std::mem::take(&mut books.streams));
+        drop(books);
+        self.core.work.notify_all();
+        drop(abandoned);
+        for worker in self.workers.drain(..) {
+            // The last handle may die inside a host call, on a worker. That one ends by itself.
+            if worker.thread().id() != std::thread::current().id() {
+                // A worker that panicked has nothing left to end.
+                let _ = worker.join();
+            }
+        }
+    }
+}
+
+impl Core {
+    /// The books. Every holder leaves them whole before anything that may panic, so a poisoned lock is still good.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that something changed that anyone could see.
+    pub(crate) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Stops the machine for good. The first reason counts.
+    pub(crate) fn halt(&self, books: &mut Books, error: SimError) {
+        if books.halt.is_some() {
+            return;
+        }
+        books.halt = Some(error);
+        self.stop.store(true, Ordering::Release);
+        for actor in &mut books.actors {
+            if !matches!(actor, ActorState::Absent | ActorState::Gone) {
+                *actor = ActorState::Running;
+            }
+        }
+        self.work.notify_all();
+        self.host.notify_all();
+    }
+}
+
+impl Books {
+    fn new(config: &MachineConfig, workers: usize) -> Self {
+        let ranks = config.ranks as usize;
+        Self {
+            actors: (0..ranks).map(|_| ActorState::Absent).collect(),
+            streams: (0..ranks).map(|_| Vec::new()).collect(),
+            placing: (0..ranks).map(|_| VecDeque::new()).collect(),
+            free_parts: vec![u64::from(config.sms_per_rank) * SM_PARTS; ranks],
+            finished: HashMap::new(),
+            inboxes: (0..workers).map(|_| Vec::new()).collect(),
+            loads: vec![0; workers],
+            quiet: (0..workers).map(|_| Quiet::default()).collect(),
+            host_calls: 0,
+            payloads: vec![None; ranks],
+            outcomes: vec![None; ranks],
+            halt: None,
+            shutdown: false,
+        }
+    }
+
+    /// Whether every host thread is blocked or gone.
+    pub(crate) fn all_blocked(&self) -> bool {
+        !self.actors.iter().any(|actor| matches!(actor, ActorState::Absent | ActorState::Running))
+    }
+
+    /// The worker with the fewest resident threads.
+    pub(crate) fn lightest_worker(&self) -> usize {
+        let lightest = self.loads.iter().enumerate().min_by_key(|&(_, load)| load);
+        lightest.map_or(0, |(worker, _)| worker)
+    }
+}

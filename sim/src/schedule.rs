@@ -1,0 +1,255 @@
+//! The seeded modes' worker: one deterministic, adversarial schedule per seed.
+//!
+//! After PCT (Burckhardt et al., "A randomized scheduler with probabilistic guarantees of finding bugs", 2010): ranks,
+//! blocks and warps have random priorities, and now and then one is drawn anew, so that one rank, block or warp runs far
+//! ahead of the others or stays far behind. Between two draws, short bursts of random lanes.
+
+use std::sync::atomic::Ordering;
+
+use crate::bulk;
+use crate::context::Failure;
+use crate::executor::{kernel_failed, retire_all, run_host_call, wait, wait_for_end};
+use crate::machine::Core;
+use crate::random::{Random, mix};
+use crate::resident::{Bench, Resident, Turn};
+use crate::stall::{QUIET_ROUNDS, Quiet};
+use crate::stream::Ticket;
+
+/// The one worker of a seeded machine.
+struct Scheduler<'a> {
+    core: &'a Core,
+    bench: Bench,
+    random: Random,
+    residents: Vec<Resident>,
+    rank_priorities: Vec<u64>,
+    /// Bulk copies happen in one of this many bursts.
+    copy_lag: u32,
+    trace: u64,
+    changed: bool,
+    rounds: u32,
+}
+
+/// Runs the worker until the machine ends.
+pub(crate) fn work(core: &Core, seed: u64) {
+    let mut random = Random::new(seed);
+    let mut scheduler = Scheduler {
+        core,
+        bench: Bench::new(core, true, Random::new(random.draw())),
+        residents: Vec::new(),
+        rank_priorities: (0..core.config.ranks).map(|_| random.draw()).collect(),
+        copy_lag: 1 << random.below(8),
+        trace: mix(seed),
+        changed: false,
+        rounds: 0,
+        random,
+    };
+    loop {
+        if core.stop.load(Ordering::Acquire) {
+            retire_all(&mut scheduler.residents, &mut scheduler.bench);
+            return wait_for_end(core, 0);
+        }
+        for ticket in scheduler.take_mail() {
+            match ticket {
+                Ticket::Block { grid, index } => scheduler.admit(grid, index),
+                Ticket::HostCall { stream, call } => run_host_call(core, stream, call),
+            }
+        }
+        scheduler.step();
+    }
+}
+
+impl Scheduler<'_> {
+    /// Waits until every host thread is blocked, moves the streams on, and takes what they give.
+    fn take_mail(&mut self) -> Vec<Ticket> {
+        let core = self.core;
+        let mut books = core.lock();
+        core.trace.store(self.trace, Ordering::Relaxed);
+        loop {
+            if core.stop.load(Ordering::Acquire) {
+                return Vec::new();
+            }
+            if books.all_blocked() {
+                core.advance(&mut books);
+                // Moving a stream may have unblocked its host thread, and then nothing steps.
+                if books.all_blocked() {
+                    let tickets = std::mem::take(&mut books.inboxes[0]);
+                    if !tickets.is_empty() || !self.residents.is_empty() {
+                        return tickets;
+                    }
+                    books.quiet[0] = Quiet::default();
+                    core.decide(&mut books);
+                    if core.stop.load(Ordering::Acquire) {
+                        return Vec::new();
+                    }
+                }
+            }
+            books = wait(core, books);
+        }
+    }
+
+    /// Takes a block in, with random priorities. Its shared memory holds what nobody wrote.
+    fn admit(&mut self, grid: std::sync::Arc<crate::stream::Grid>, index: u32) {
+        let fill = u128::from(self.random.draw()) << 64 | u128::from(self.random.draw());
+        let warps = grid.launch.threads / 32;
+        let mut resident = Resident::new(grid, index, fill);
+        resident.priority = self.random.draw();
+        resident.warp_priorities = (0..warps).map(|_| self.random.draw() as u32).collect();
+        self.residents.push(resident);
+    }
+
+    /// Runs bursts until a block is finished, the machine stands still or it stops.
+    fn step(&mut self) {
+        self.rounds = 0;
+        while !self.residents.is_empty() && !self.core.stop.load(Ordering::Relaxed) {
+            if self.random.one_in(32) {
+                self.draw_anew();
+            }
+            let chosen = self.choose();
+            let Some(chosen) = chosen else {
+                if self.stand_still() {
+                    return;
+                }
+                continue;
+            };
+            if self.burst(chosen) {
+                return;
+            }
+            if self.random.one_in(8) {
+                let place = self.random.below(self.residents.len() as u32) as usize;
+                self.residents[place].state().wake_pollers();
+                self.residents[place].state().wake_mbarrier_waiters();
+            }
+            if self.random.one_in(self.copy_lag) {
+                let place = self.random.below(self.residents.len() as u32) as usize;
+                self.finish_copy(place);
+            }
+        }
+    }
+
+    /// The ready block that the priorities favour; now and then any ready one.
+    fn choose(&mut self) -> Option<usize> {
+        if self.random.one_in(8) {
+            let start = self.random.below(self.residents.len() as u32) as usize;
+            let count = self.residents.len();
+            return (0..count)
+                .map(|step| (start + step) % count)
+                .find(|&place| self.residents[place].state().ready_warps != 0);
+        }
+        let ranks = &self.rank_priorities;
+        let ready = self.residents.iter_mut().enumerate().filter_map(|(place, resident)| {
+            let ready = resident.state().ready_warps != 0;
+            ready.then(|| ((ranks[resident.grid.stream.rank as usize], resident.priority), place))
+        });
+        ready.max().map(|(_, place)| place)
+    }
+
+    /// Gives lanes of one warp of a block some turns. True when the outer loop must look at the books.
+    fn burst(&mut self, place: usize) -> bool {
+        let core = self.core;
+        let resident = &mut self.residents[place];
+        resident.enter(&mut self.bench);
+        let ready = resident.state().ready_warps;
+        let priorities = &resident.warp_priorities;
+        let favoured = crate::block::bits(ready).max_by_key(|&warp| priorities[warp as usize]);
+        let warp = if self.random.one_in(8) { self.random.bit_of(ready) } else { favoured.unwrap_or(0) };
+        let longest = 1 << self.random.below(8);
+        let turns = 1 + self.random.below(longest);
+        for _ in 0..turns {
+            let lanes = resident.state().warps[warp as usize].ready;
+            if lanes == 0 {
+                break;
+            }
+            let lane = self.random.bit_of(lanes);
+            resident.state().warps[warp as usize].ready &= !(1 << lane);
+            let thread = warp * 32 + lane;
+            let who = u64::from(resident.grid.stream.rank) << 42 | u64::from(resident.index) << 10 | u64::from(thread);
+            self.trace = mix(self.trace ^ who);
+            match resident.resume(&mut self.bench, thread) {
+                Turn::Changed => self.changed = true,
+                Turn::Unchanged => {}
+                Turn::Failed(failure) => {
+                    self.fail(place, thread, failure);
+                    return true;
+                }
+            }
+        }
+        let state = resident.state();
+        if state.warps[warp as usize].ready == 0 {
+            state.ready_warps &= !(1 << warp);
+        }
+        core.clock.fetch_add(self.bench.take_elapsed(), Ordering::Relaxed);
+        if !resident.is_finished() {
+            return false;
+        }
+        let resident = self.residents.swap_remove(place);
+        let grid = std::sync::Arc::clone(&resident.grid);
+        resident.retire(&mut self.bench);
+        core.trace.store(self.trace, Ordering::Relaxed);
+        core.finish_block(&mut core.lock(), 0, &grid);
+        true
+    }
+
+    /// Nothing is ready: lets a late copy happen, or everyone look again, or time jump. True when the machine stopped.
+    fn stand_still(&mut self) -> bool {
+        let count = self.residents.len();
+        let start = self.random.below(count as u32) as usize;
+        if (0..count).any(|step| self.finish_copy((start + step) % count)) {
+            return false;
+        }
+        if std::mem::take(&mut self.changed) {
+            self.rounds = 0;
+        }
+        self.rounds += 1;
+        let now = self.core.clock.load(Ordering::Relaxed);
+        let mut woken = false;
+        for resident in &mut self.residents {
+            let state = resident.state();
+            state.wake_pollers();
+            state.wake_mbarrier_waiters();
+            state.wake_sleepers(now);
+            woken |= state.ready_warps != 0;
+        }
+        if woken && self.rounds <= QUIET_ROUNDS {
+            return false;
+        }
+        let mut books = self.core.lock();
+        self.core.trace.store(self.trace, Ordering::Relaxed);
+        let changes = self.core.changes.load(Ordering::Acquire);
+        self.core.quiet(&mut books, 0, changes, &mut self.residents);
+        self.rounds = 0;
+        self.core.stop.load(Ordering::Acquire)
+    }
+
+    /// Lets a random late copy of a block happen; false when it has none.
+    fn finish_copy(&mut self, place: usize) -> bool {
+        let state = self.residents[place].state();
+        let count = state.copies.len() as u32;
+        if count > 0 {
+            bulk::complete(state, self.random.below(count) as usize);
+            self.changed = true;
+        }
+        count > 0
+    }
+
+    /// Draws one priority anew.
+    fn draw_anew(&mut self) {
+        let rank = self.random.below(self.rank_priorities.len() as u32) as usize;
+        let place = self.random.below(self.residents.len() as u32) as usize;
+        let resident = &mut self.residents[place];
+        match self.random.below(3) {
+            0 => self.rank_priorities[rank] = self.random.draw(),
+            1 => resident.priority = self.random.draw(),
+            _ => {
+                let warp = self.random.below(resident.warp_priorities.len() as u32) as usize;
+                resident.warp_priorities[warp] = self.random.draw() as u32;
+            }
+        }
+    }
+
+    fn fail(&mut self, place: usize, thread: u32, failure: Failure) {
+        let resident = &self.residents[place];
+        let error = kernel_failed(&resident.grid, resident.index, thread, failure);
+        self.core.trace.store(self.trace, Ordering::Relaxed);
+        self.core.halt(&mut self.core.lock(), error);
+    }
+}

@@ -1,0 +1,177 @@
+//! Bulk copies and mbarriers: what arrives, when, and what a kernel that is too early gets.
+
+mod rig;
+
+use epoxide_sim::{Launch, Mode, SimError, device};
+use rig::*;
+
+const STAGE: u32 = 1024;
+
+/// Copies `rows` stages from one place to another through two stages of shared memory.
+fn copy_kernel(from: u64, to: u64, rows: u64, wait_for_source: bool) -> Launch {
+    launch("copies", 2, 32, move || {
+        if device::thread_index() != 0 {
+            return;
+        }
+        let barriers = [4080, 4088];
+        for barrier in barriers {
+            device::mbarrier_init(barrier, 1);
+        }
+        let mut row = u64::from(device::block_index());
+        let mut uses = 0u32;
+        while row < rows {
+            let (stage, parity) = (uses % 2, uses / 2 % 2);
+            let barrier = barriers[stage as usize];
+            // The stage was stored from two rows ago: one newer group may still be under way.
+            if wait_for_source {
+                device::bulk_wait(1, true);
+            }
+            device::mbarrier_arrive_expect_tx(barrier, STAGE);
+            device::bulk_load(stage * STAGE, from + row * u64::from(STAGE), STAGE, barrier);
+            while !device::mbarrier_try_wait(barrier, parity) {}
+            device::bulk_store(to + row * u64::from(STAGE), stage * STAGE, STAGE);
+            device::bulk_commit();
+            uses += 1;
+            row += 2;
+        }
+        device::bulk_wait(0, false);
+    })
+}
+
+/// Whether the copied rows are right.
+fn copies(mode: Mode, wait_for_source: bool) -> bool {
+    const ROWS: u64 = 40;
+    let machine = machine(1, mode);
+    let words = (ROWS * u64::from(STAGE) / 8) as usize;
+    let [from, to] = [0; 2].map(|_| machine.allocate(0, 8 * words as u64, 256).expect("fits"));
+    let data: Vec<u64> = (0..words as u64).map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1).collect();
+    machine.write(from, &data).expect("in bounds");
+    run(&machine, copy_kernel(from, to, ROWS, wait_for_source)).expect("the kernel runs");
+    machine.read(to, words).expect("in bounds") == data
+}
+
+#[test]
+fn a_correct_pipeline_copies_every_row_in_every_mode() {
+    for mode in modes().into_iter().chain((100..200).map(|seed| Mode::Seeded { seed })) {
+        assert!(copies(mode, true), "{mode:?}");
+    }
+}
+
+#[test]
+fn reusing_a_store_source_too_early_is_caught_by_some_seed() {
+    let caught = (0..100).filter(|&seed| !copies(Mode::Seeded { seed }, false)).count();
+    assert!(caught > 10, "only {caught} of 100 seeds overwrote a stage that was still to be read");
+}
+
+#[test]
+fn a_read_only_wait_does_not_make_the_bytes_visible_at_once() {
+    let seen_late = |seed| {
+        let machine = machine(1, Mode::Seeded { seed });
+        let at = machine.allocate(0, 32, 256).expect("fits");
+        run(
+            &machine,
+            launch("early", 1, 32, move || {
+                if device::thread_index() == 0 {
+                    device::store(shared(0), 7u64, WEAK);
+                    device::store(shared(8), 7u64, WEAK);
+                    device::bulk_store(at, 0, 16);
+                    device::bulk_commit();
+                    device::bulk_wait(0, true);
+                    // Its source was read, so this must never show.
+                    device::store(shared(0), 8u64, WEAK);
+                    add(word(at, 2), u64::from(device::load::<u64>(word(at, 0), WEAK) == 0));
+                    device::bulk_wait(0, false);
+                    assert_eq!(device::load::<u64>(word(at, 0), WEAK), 7);
+                }
+            }),
+        )
+        .expect("the kernel runs");
+        machine.read(at, 3).expect("in bounds")[2] == 1
+    };
+    assert!((0..50).any(seen_late), "a read-only wait always made the store visible");
+}
+
+#[test]
+fn a_load_is_late_until_its_mbarrier_says_so() {
+    let stale = |seed| {
+        let machine = machine(1, Mode::Seeded { seed });
+        let at = machine.allocate(0, 32, 256).expect("fits");
+        machine.write(at, &[5, 6]).expect("in bounds");
+        run(
+            &machine,
+            launch("early", 1, 32, move || {
+                if device::thread_index() == 0 {
+                    device::mbarrier_init(64, 1);
+                    device::bulk_load(0, at, 16, 64);
+                    let early = device::load::<u64>(shared(0), WEAK);
+                    // The announcement may come after the bytes: the count goes below zero for a while.
+                    device::mbarrier_arrive_expect_tx(64, 16);
+                    while !device::mbarrier_try_wait(64, 0) {}
+                    assert_eq!(device::load::<u64>(shared(8), WEAK), 6);
+                    device::store(word(at, 2), u64::from(early != 5), WEAK);
+                }
+            }),
+        )
+        .expect("the kernel runs");
+        machine.read(at, 3).expect("in bounds")[2] == 1
+    };
+    assert!((0..50).any(stale));
+}
+
+#[test]
+fn an_mbarrier_counts_arrivals_and_phases() {
+    for mode in modes() {
+        let machine = machine(1, mode);
+        let at = machine.allocate(0, 8, 256).expect("fits");
+        run(
+            &machine,
+            launch("phases", 1, 64, move || {
+                let thread = device::thread_index();
+                if thread == 0 {
+                    device::mbarrier_init(0, 63);
+                }
+                device::barrier(0, 0);
+                for phase in 0..6 {
+                    if thread > 0 {
+                        device::store(shared(64 + 8 * u64::from(thread)), u64::from(phase), WEAK);
+                        device::mbarrier_arrive_expect_tx(0, 0);
+                    } else {
+                        while !device::mbarrier_try_wait(0, phase % 2) {}
+                        for other in 1..64 {
+                            assert_eq!(device::load::<u64>(shared(64 + 8 * other), WEAK), u64::from(phase));
+                        }
+                        add(word(at, 0), 1);
+                    }
+                    device::barrier(0, 0);
+                }
+            }),
+        )
+        .expect("the kernel runs");
+        assert_eq!(machine.read(at, 1).expect("in bounds"), [6], "{mode:?}");
+    }
+}
+
+#[test]
+fn copies_that_break_a_rule_fail() {
+    let machine_of = |mode| machine(1, mode);
+    for mode in modes() {
+        for (shared_to, skew, bytes, what) in [
+            (8, 0, 16, "multiples of 16"),
+            (0, 8, 16, "multiples of 16"),
+            (0, 0, 24, "multiples of 16"),
+            (4080, 0, 32, "out of bounds"),
+            (0, 1 << 40, 16, "out of bounds"),
+        ] {
+            let machine = machine_of(mode);
+            let at = machine.allocate(0, 64, 256).expect("fits");
+            let kernel = launch("wild", 1, 32, move || device::bulk_store(at + skew, shared_to, bytes));
+            match run(&machine, kernel) {
+                Err(SimError::KernelFailed { message, location, .. }) => {
+                    assert!(message.contains(what), "{message}");
+                    assert!(location.contains("bulk_copies.rs"), "{location}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What the behaviour tests share: machines of one line, launches of one line, words of device memory.
+
+#![allow(dead_code, reason = "each test binary uses its own part of the rig")]
+
+use std::sync::Arc;
+
+use epoxide_sim::device::{self, Address, Order, PollWait, Rmw, Scope, Space, Strength};
+use epoxide_sim::{Actor, Launch, Machine, MachineConfig, Mode, SimError, Stream};
+
+pub const WEAK: Strength = Strength { order: Order::Weak, scope: Scope::Gpu };
+pub const ACQUIRE: Strength = Strength { order: Order::Acquire, scope: Scope::System };
+pub const RELEASE: Strength = Strength { order: Order::Release, scope: Scope::System };
+pub const RELAXED: Strength = Strength { order: Order::Relaxed, scope: Scope::System };
+pub const ALL: u32 = u32::MAX;
+
+/// Both kinds of mode; a behaviour must hold in each.
+pub fn modes() -> Vec<Mode> {
+    let seeds = (0..8).map(|seed| Mode::Seeded { seed });
+    [Mode::Fast { workers: 1 }, Mode::Fast { workers: 2 }].into_iter().chain(seeds).collect()
+}
+
+pub fn machine(ranks: u32, mode: Mode) -> Machine {
+    Machine::new(MachineConfig::new(ranks, mode)).expect("a machine")
+}
+
+pub fn launch(kernel: &'static str, grid: u32, threads: u32, entry: impl Fn() + Send + Sync + 'static) -> Launch {
+    Launch { kernel, grid, threads, shared_bytes: 4096, blocks_per_sm: 1, cooperative: false, entry: Arc::new(entry) }
+}
+
+/// Runs one kernel on rank 0 of a machine whose other ranks have no host threads.
+pub fn run(machine: &Machine, launch: Launch) -> Result<(), SimError> {
+    machine.expect_actors(&[0])?;
+    let (actor, stream) = actor(machine, 0);
+    actor.launch(stream, launch)?;
+    actor.synchronize(stream)
+}
+
+pub fn actor(machine: &Machine, rank: u32) -> (Actor, Stream) {
+    let actor = machine.actor(rank).expect("the rank is free");
+    let stream = actor.create_stream();
+    (actor, stream)
+}
+
+/// Runs `body` as the host thread of every rank.
+pub fn on_all_ranks(machine: &Machine, body: impl Fn(&Actor, Stream) + Sync) {
+    std::thread::scope(|scope| {
+        for rank in 0..machine.config().ranks {
+            let body = &body;
+            scope.spawn(move || {
+                let (actor, stream) = actor(machine, rank);
+                body(&actor, stream);
+            });
+        }
+    });
+}
+
+/// Word `index` of 8-byte words at device address `base`.
+pub fn word(base: u64, index: u64) -> Address {
+    Address { space: Space::Global, at: base + 8 * index }
+}
+
+pub fn shared(at: u64) -> Address {
+    Address { space: Space::Shared, at }
+}
+
+/// Waits for a flag in device memory.
+#[track_caller]
+pub fn wait_for(flag: Address, expected: u64, peer: u32, deadline_ns: Option<u64>) -> bool {
+    loop {
+        let seen = device::load::<u64>(flag, ACQUIRE);
+        if seen >= expected {
+            return true;
+        }
+        if deadline_ns.is_some_and(|deadline| device::clock_ns() >= deadline) {
+            return false;
+        }
+        device::poll_pause(PollWait { what: "flag", peer, expected, seen, deadline_ns });
+    }
+}
+
+pub fn add(at: Address, value: u64) -> u64 {
+    device::rmw(at, Rmw::Add, value, RELAXED)
+}

@@ -1,0 +1,169 @@
+//! Order in and between streams, and what a launch must satisfy.
+
+mod rig;
+
+use std::sync::{Arc, Mutex};
+
+use epoxide_sim::{Launch, Mode, SimError, device};
+use rig::*;
+
+#[test]
+fn a_stream_runs_its_work_in_order() {
+    for mode in modes() {
+        let machine = machine(1, mode);
+        let at = machine.allocate(0, 8, 256).expect("fits");
+        let (actor, stream) = actor(&machine, 0);
+        let log = Arc::new(Mutex::new(Vec::new()));
+        for step in 0..10u64 {
+            // Each kernel doubles and adds; only one order gives the right number.
+            let kernel = launch("step", 1, 32, move || {
+                if device::thread_index() == 0 {
+                    let old = device::load::<u64>(word(at, 0), WEAK);
+                    device::store(word(at, 0), 2 * old + step % 2, WEAK);
+                }
+            });
+            actor.launch(stream, kernel).expect("a legal launch");
+            let (log, machine) = (Arc::clone(&log), machine.clone());
+            let note = move || log.lock().expect("whole").push(machine.read(at, 1).expect("in bounds")[0]);
+            actor.host_call(stream, Box::new(note)).expect("queued");
+        }
+        actor.synchronize(stream).expect("done");
+        let expected: Vec<u64> = (0..10)
+            .scan(0, |old, step| {
+                *old = 2 * *old + step % 2;
+                Some(*old)
+            })
+            .collect();
+        assert_eq!(*log.lock().expect("whole"), expected, "{mode:?}");
+    }
+}
+
+#[test]
+fn an_event_orders_two_streams_and_carries_time() {
+    for mode in modes() {
+        let machine = machine(1, mode);
+        let at = machine.allocate(0, 8 * 64, 256).expect("fits");
+        let (actor, first) = actor(&machine, 0);
+        let second = actor.create_stream();
+        let before = actor.record_event(first).expect("recorded");
+        actor
+            .launch(
+                first,
+                launch("writes", 8, 256, move || {
+                    for _ in 0..20 {
+                        device::barrier(0, 0);
+                    }
+                    add(word(at, u64::from(device::block_index())), 1);
+                }),
+            )
+            .expect("a legal launch");
+        let event = actor.record_event(first).expect("recorded");
+        actor.wait_event(second, &event).expect("same machine");
+        actor
+            .launch(
+                second,
+                launch("reads", 1, 32, move || {
+                    for block in 0..8 {
+                        assert_eq!(device::load::<u64>(word(at, block), WEAK), 256);
+                    }
+                }),
+            )
+            .expect("a legal launch");
+        actor.synchronize(second).expect("done in order");
+        assert!(event.is_complete());
+        assert!(event.wall_time() >= before.wall_time() && before.wall_time().is_some());
+        assert!(event.virtual_ns() > before.virtual_ns(), "{mode:?}: 2048 threads took no virtual time");
+        actor.synchronize_event(&event).expect("long reached");
+    }
+}
+
+#[test]
+fn streams_of_a_rank_run_concurrently_and_blocks_wait_for_sms() {
+    for mode in modes() {
+        let mut config = epoxide_sim::MachineConfig::new(1, mode);
+        config.sms_per_rank = 2;
+        let machine = epoxide_sim::Machine::new(config).expect("a machine");
+        let at = machine.allocate(0, 24, 256).expect("fits");
+        let (actor, first) = actor(&machine, 0);
+        let second = actor.create_stream();
+        actor
+            .launch(
+                first,
+                launch("waits", 1, 32, move || {
+                    wait_for(word(at, 0), 32 * 20, 0, None);
+                }),
+            )
+            .expect("a legal launch");
+        // 20 blocks take turns on the one SM that is left; the most ever resident is noted.
+        actor
+            .launch(
+                second,
+                launch("raises", 20, 32, move || {
+                    let resident = if device::thread_index() == 0 { add(word(at, 1), 1) + 1 } else { 0 };
+                    device::rmw(word(at, 2), device::Rmw::Max, resident, RELAXED);
+                    device::barrier(0, 0);
+                    if device::thread_index() == 0 {
+                        add(word(at, 1), u64::MAX);
+                    }
+                    add(word(at, 0), 1);
+                }),
+            )
+            .expect("a legal launch");
+        actor.synchronize(first).expect("the other stream raises the flag");
+        actor.synchronize(second).expect("done");
+        assert_eq!(machine.read(at, 3).expect("in bounds"), [640, 0, 1], "{mode:?}");
+    }
+}
+
+#[test]
+fn launches_that_break_a_rule_name_argument_value_and_rule() {
+    let machine = machine(1, Mode::Fast { workers: 1 });
+    let (actor, stream) = actor(&machine, 0);
+    let good = || launch("never runs", 1, 32, || panic!("a refused launch ran"));
+    let cases: [(&str, &str, Launch); 8] = [
+        ("grid", "0", Launch { grid: 0, ..good() }),
+        ("threads", "0", Launch { threads: 0, ..good() }),
+        ("threads", "33", Launch { threads: 33, ..good() }),
+        ("threads", "1056", Launch { threads: 1056, ..good() }),
+        ("shared_bytes", "232449", Launch { shared_bytes: 232_449, ..good() }),
+        ("blocks_per_sm", "0", Launch { blocks_per_sm: 0, ..good() }),
+        ("grid", "133", Launch { grid: 133, cooperative: true, ..good() }),
+        ("grid", "265", Launch { grid: 265, cooperative: true, blocks_per_sm: 2, ..good() }),
+    ];
+    for (name, number, launch) in cases {
+        match actor.launch(stream, launch) {
+            Err(SimError::InvalidArgument { argument, value, rule, .. }) => {
+                assert_eq!((argument, value.as_str()), (name, number));
+                assert!(!rule.is_empty());
+            }
+            other => panic!("{name} = {number}: {other:?}"),
+        }
+    }
+    actor.synchronize(stream).expect("nothing was launched");
+}
+
+#[test]
+fn a_stream_and_an_event_belong_to_their_makers() {
+    let machines = [machine(2, Mode::Fast { workers: 1 }), machine(1, Mode::Fast { workers: 1 })];
+    let (zero, stream) = actor(&machines[0], 0);
+    let (one, _) = actor(&machines[0], 1);
+    let (other, theirs) = actor(&machines[1], 0);
+    assert!(matches!(one.synchronize(stream), Err(SimError::InvalidArgument { argument: "stream", .. })));
+    let event = zero.record_event(stream).expect("recorded");
+    assert!(matches!(other.wait_event(theirs, &event), Err(SimError::InvalidArgument { argument: "event", .. })));
+}
+
+#[test]
+fn a_cooperative_grid_is_resident_as_a_whole() {
+    for mode in modes() {
+        let machine = machine(1, mode);
+        let at = machine.allocate(0, 8, 256).expect("fits");
+        let grid_barrier = launch("grid barrier", 264, 32, move || {
+            if device::thread_index() == 0 {
+                add(word(at, 0), 1);
+                wait_for(word(at, 0), 264, 0, None);
+            }
+        });
+        run(&machine, Launch { cooperative: true, blocks_per_sm: 2, ..grid_barrier }).expect("all arrive");
+    }
+}

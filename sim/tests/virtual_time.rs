@@ -1,0 +1,123 @@
+//! Virtual time: deadlines, sleeps, and what does not make time pass.
+
+mod rig;
+
+use std::time::{Duration, Instant};
+
+use epoxide_sim::device;
+use rig::*;
+
+const HUNDRED_SECONDS: u64 = 100_000_000_000;
+
+#[test]
+fn a_deadline_for_an_absent_peer_ends_in_milliseconds_of_wall_time() {
+    for mode in modes() {
+        let machine = machine(2, mode);
+        let at = machine.allocate(0, 16, 256).expect("fits");
+        let start = Instant::now();
+        run(
+            &machine,
+            launch("waits for rank 1", 4, 64, move || {
+                if device::thread_index() == 0 && !wait_for(word(at, 0), 1, 1, Some(HUNDRED_SECONDS)) {
+                    add(word(at, 1), device::clock_ns() / HUNDRED_SECONDS);
+                }
+                device::barrier(0, 0);
+            }),
+        )
+        .expect("the kernel gives up by itself");
+        assert_eq!(machine.read(at, 2).expect("in bounds"), [0, 4], "{mode:?}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{mode:?} took {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn no_deadline_passes_while_a_host_thread_is_running() {
+    for mode in modes() {
+        let machine = machine(2, mode);
+        let at = machine.allocate(0, 16, 256).expect("fits");
+        on_all_ranks(&machine, |actor, stream| {
+            if actor.rank() == 0 {
+                actor
+                    .launch(
+                        stream,
+                        launch("waits", 1, 32, move || {
+                            assert!(wait_for(word(at, 0), 32, 1, Some(HUNDRED_SECONDS)), "a false timeout");
+                        }),
+                    )
+                    .expect("a legal launch");
+            } else {
+                // Busy elsewhere, as a host thread that loads weights is.
+                std::thread::sleep(Duration::from_millis(50));
+                actor
+                    .launch(
+                        stream,
+                        launch("raises", 1, 32, move || {
+                            add(word(at, 0), 1);
+                        }),
+                    )
+                    .expect("a legal launch");
+            }
+            actor.synchronize(stream).expect("no timeout");
+        });
+        assert!(machine.virtual_ns() < HUNDRED_SECONDS, "{mode:?}");
+    }
+}
+
+#[test]
+fn sleepers_wake_in_the_order_of_their_times() {
+    for mode in modes() {
+        let machine = machine(1, mode);
+        let at = machine.allocate(0, 8 * 33, 256).expect("fits");
+        run(
+            &machine,
+            launch("sleepers", 1, 32, move || {
+                let lane = u64::from(device::thread_index());
+                let until = 1_000_000_000 * (32 - lane);
+                device::sleep_until(until);
+                assert!(device::clock_ns() >= until);
+                device::store(word(at, 1 + lane), add(word(at, 0), 1), WEAK);
+            }),
+        )
+        .expect("everyone wakes");
+        let expected: Vec<u64> = (0..32).map(|lane| 31 - lane).collect();
+        assert_eq!(machine.read(at + 8, 32).expect("in bounds"), expected, "{mode:?}");
+    }
+}
+
+#[test]
+fn a_thread_that_only_polls_makes_no_time_pass() {
+    for mode in modes() {
+        let machine = machine(1, mode);
+        let at = machine.allocate(0, 16, 256).expect("fits");
+        machine.expect_actors(&[0]).expect("in range");
+        let (actor, stream) = actor(&machine, 0);
+        let other = actor.create_stream();
+        actor
+            .launch(
+                stream,
+                launch("polls", 1, 32, move || {
+                    if device::thread_index() == 0 {
+                        let start = device::clock_ns();
+                        wait_for(word(at, 0), 1, 0, None);
+                        device::store(word(at, 1), device::clock_ns() - start, WEAK);
+                    }
+                }),
+            )
+            .expect("a legal launch");
+        // The host call takes wall time and no virtual time.
+        let handle = machine.clone();
+        actor
+            .host_call(
+                other,
+                Box::new(move || {
+                    std::thread::sleep(Duration::from_millis(10));
+                    handle.write(at, &[1]).expect("in bounds");
+                }),
+            )
+            .expect("queued");
+        actor.synchronize(stream).expect("the flag comes");
+        let passed = machine.read(at, 2).expect("in bounds")[1];
+        assert!(passed < 1000, "{mode:?}: {passed} ns of virtual time for one wait");
+        actor.synchronize(other).expect("done");
+    }
+}

@@ -1,0 +1,89 @@
+//! `cargo xtask ci`: everything that must hold before a change lands, and what `.ci/run` runs.
+//!
+//! Every step runs, also after one failed, so that one run tells all; a table at the end says how each went. A step that
+//! cannot run for want of a tool is SKIPPED, loudly; with `CI` in the environment only the rebuild of the PTX may be, as
+//! its toolchain may be out of reach while the source hash and the lint are checked regardless.
+
+mod steps;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use steps::STEPS;
+
+/// Options of `cargo xtask ci`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run only these steps (see --list), comma-separated.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Run all but these steps, comma-separated.
+    #[arg(long, value_delimiter = ',')]
+    skip: Vec<String>,
+    /// List the steps and run none.
+    #[arg(long)]
+    list: bool,
+}
+
+/// One step.
+struct Step {
+    name: &'static str,
+    what: &'static str,
+    run: fn() -> Result<Outcome>,
+}
+
+/// How a step ended, if it did not fail.
+enum Outcome {
+    Passed,
+    /// It, or a part of it, could not run.
+    Skipped(String),
+}
+
+/// Runs `cargo xtask ci`.
+pub fn run(args: &Args) -> Result<()> {
+    if args.list {
+        STEPS.iter().for_each(|step| println!("{:<10} {}", step.name, step.what));
+        return Ok(());
+    }
+    let known = |name: &&String| STEPS.iter().any(|step| step.name == **name);
+    if let Some(unknown) = args.only.iter().chain(&args.skip).find(|name| !known(name)) {
+        let names: Vec<_> = STEPS.iter().map(|step| step.name).collect();
+        bail!("no step `{unknown}`; the steps are {}", names.join(", "));
+    }
+    let picked = |step: &&Step| {
+        let named = |list: &[String]| list.iter().any(|name| name == step.name);
+        (args.only.is_empty() || named(&args.only)) && !named(&args.skip)
+    };
+    let mut rows = Vec::new();
+    for step in STEPS.iter().filter(picked) {
+        println!("\n==== {}: {}", step.name, step.what);
+        let start = Instant::now();
+        let result = (step.run)();
+        let time = start.elapsed();
+        match &result {
+            Ok(Outcome::Passed) => println!("==== {}: passed in {}", step.name, seconds(time)),
+            Ok(Outcome::Skipped(why)) => println!("==== {}: SKIPPED: {why}", step.name),
+            Err(error) => println!("==== {}: FAILED in {}: {error:#}", step.name, seconds(time)),
+        }
+        rows.push((step, time, result));
+    }
+    println!("\n{:<10} {:>9}  result", "step", "time");
+    for (step, time, result) in &rows {
+        let result = match result {
+            Ok(Outcome::Passed) => "passed".to_owned(),
+            Ok(Outcome::Skipped(why)) => format!("SKIPPED: {why}"),
+            Err(error) => format!("FAILED: {}", format!("{error:#}").lines().next().unwrap_or_default()),
+        };
+        println!("{:<10} {:>9}  {result}", step.name, seconds(*time));
+    }
+    let failed: Vec<_> = rows.iter().filter(|(_, _, result)| result.is_err()).map(|(step, _, _)| step.name).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    bail!("failed: {}; again: `cargo xtask ci --only {}`", failed.join(", "), failed.join(","))
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}

@@ -1,0 +1,44 @@
+//! What developers of Epoxide run: `cargo xtask <task>`. Every habit of the project is a task, so that nobody needs to
+//! remember a command line, and CI runs exactly what people run.
+
+mod assemble;
+mod ci;
+mod kernels;
+mod ptx;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Epoxide's development tasks.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Rebuild the committed PTX from the kernels' sources, or check that it is what they build to.
+    Ptx(ptx::Args),
+    /// Assemble the committed PTX with ptxas for every supported architecture; fail on spills and stack frames.
+    Assemble(assemble::Args),
+    /// Run everything that must hold before a change lands.
+    Ci(ci::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().task {
+        Task::Ptx(args) => ptx::run(&args),
+        Task::Assemble(args) => assemble::run(&args),
+        Task::Ci(args) => ci::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! `cargo xtask ptx`: the committed PTX, made or checked.
+//!
+//! The PTX is committed so that users need no device toolchain. What is committed must be what the sources build to, keep
+//! the rules of the lint, and have the number of collectives that a person approved.
+
+use std::fs;
+
+use anyhow::{Context, Result, anyhow, bail};
+use epoxide_ptx_build::{Collectives, Ptx, lint};
+
+use crate::kernels::{builder, collectives_file, ptx_file, relative};
+
+/// Options of `cargo xtask ptx`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Compare with the committed PTX (hash, then text), and write nothing.
+    #[arg(long)]
+    check: bool,
+    /// Do not build: check the committed PTX's source hash and lint it. Needs no device toolchain.
+    #[arg(long, conflicts_with_all = ["check", "accept_collectives"])]
+    no_build: bool,
+    /// Write the numbers of collectives as they are now to the file that the lint compares with. Read the diff!
+    #[arg(long, conflicts_with = "check")]
+    accept_collectives: bool,
+}
+
+/// Runs `cargo xtask ptx`.
+pub fn run(args: &Args) -> Result<()> {
+    if args.no_build {
+        check_hash()?;
+        check_lint()
+    } else if args.check {
+        check_hash()?;
+        check_text()?;
+        check_lint()
+    } else {
+        rebuild(args.accept_collectives)
+    }
+}
+
+/// Builds the PTX and writes it, so that a finding of the lint can be looked at in the file.
+fn rebuild(accept_collectives: bool) -> Result<()> {
+    let ptx = builder().build()?;
+    let file = ptx_file();
+    ptx.write(&file)?;
+    println!("wrote {} ({} kernels, {} lines)", relative(&file), ptx.entries.len(), ptx.text.lines().count());
+    for entry in &ptx.entries {
+        let kinds: Vec<_> = entry.collectives.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        println!(
+            "  {:<32} {:>5} threads, {} blocks per SM; {}",
+            entry.name,
+            entry.threads,
+            entry.blocks_per_sm,
+            if kinds.is_empty() { "no collectives".to_owned() } else { kinds.join(", ") }
+        );
+    }
+    if accept_collectives {
+        let file = collectives_file();
+        fs::write(&file, Collectives::of_ptx(&ptx.text)?.to_string()).context(relative(&file))?;
+        println!("wrote {}: read its diff", relative(&file));
+    }
+    report(&ptx)
+}
+
+/// Checks that the committed PTX was made from the sources at hand.
+pub fn check_hash() -> Result<()> {
+    let file = ptx_file();
+    let ptx = builder().committed(&file).map_err(|error| anyhow!("{error}; run `cargo xtask ptx`"))?;
+    println!("{}: source hash {} is fresh", relative(&file), &ptx.source_hash[..12]);
+    Ok(())
+}
+
+/// Checks that the sources build to the committed text.
+pub fn check_text() -> Result<()> {
+    let file = ptx_file();
+    let committed = Ptx::read(&file)?;
+    let built = builder().build()?;
+    if built == committed {
+        println!("{}: is what its sources build to", relative(&file));
+        return Ok(());
+    }
+    let differ = |(_, (old, new)): &(usize, (&str, &str))| old != new;
+    // The stamp differs whenever the text does: the first line below it says more.
+    let pairs = committed.text.lines().zip(built.text.lines()).enumerate().skip(2);
+    match { pairs }.find(differ) {
+        Some((at, (old, new))) => bail!(
+            "{} is not what its sources build to; line {}:\n  committed: {old}\n  built:     {new}\nrun `cargo xtask ptx`",
+            relative(&file),
+            at + 1
+        ),
+        None => bail!("{} is not what its sources build to: one is longer; run `cargo xtask ptx`", relative(&file)),
+    }
+}
+
+/// Lints the committed PTX.
+pub fn check_lint() -> Result<()> {
+    report(&Ptx::read(ptx_file())?)
+}
+
+/// Lints a text against the committed numbers of collectives, and prints every finding.
+fn report(ptx: &Ptx) -> Result<()> {
+    let file = collectives_file();
+    let committed = fs::read_to_string(&file)
+        .with_context(|| format!("{}: `cargo xtask ptx --accept-collectives` makes it", relative(&file)))?;
+    let committed = Collectives::parse(&committed).with_context(|| relative(&file))?;
+    let findings = lint(&ptx.text, Some(&committed))?;
+    for finding in &findings {
+        eprintln!("{}: {finding}", relative(&ptx_file()));
+    }
+    if !findings.is_empty() {
+        bail!(
+            "{} finding(s) in the PTX; if only numbers of collectives changed, and rightly: `cargo xtask ptx --accept-collectives`",
+            findings.len()
+        );
+    }
+    println!("lint: {} kernels, nothing found", ptx.entries.len());
+    Ok(())
+}
