@@ -48,9 +48,8 @@ pub struct CombineArgs {
     pub reserved: u32,
 }
 
-/// Rows summed in one pass, and vectors of each that a lane has in flight: 16 loads of 16 bytes a thread, 128 KiB an SM.
-const ROWS: usize = 8;
-const VECTORS: usize = 2;
+/// Loads of 16 bytes that a thread has in flight, 128 KiB an SM: this many vectors of a few rows, or few of many rows.
+const IN_FLIGHT: usize = 16;
 
 /// Sums the rows.
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
@@ -112,32 +111,46 @@ fn sum_tokens(a: &CombineArgs) {
 #[inline(always)]
 #[track_caller]
 fn sum_rows(a: &CombineArgs, y: Global<U32x4>, sources: u32, source: u64) {
-    let lane = warp::lane();
     let vectors = a.hidden / 8;
-    if sources.count_ones() <= ROWS as u32 {
-        let (rows, _) = take_rows(sources, source);
-        let mut first = lane;
-        // Whole warps take every turn together: lanes beyond the row's end have nothing to load.
-        while first < vectors {
-            let mut sums = [[0.0; 8]; VECTORS];
-            add_rows(&rows, first, vectors, &mut sums);
-            store(y, first, vectors, &sums);
-            first += VECTORS as u32 * warp::LANES;
-        }
-        return;
+    match sources.count_ones() {
+        0..=2 => sum_few::<2, 8>(vectors, y, sources, source),
+        3..=4 => sum_few::<4, 4>(vectors, y, sources, source),
+        5..=8 => sum_few::<8, 2>(vectors, y, sources, source),
+        _ => sum_many(vectors, y, sources, source),
     }
-    // More rows than fit in one pass: all passes of a piece of the row, so that its sum stays in registers.
-    let mut first = 0;
+}
+
+/// Sums at most `ROWS` rows, `VECTORS` vectors at a time. Warp-collective.
+#[inline(always)]
+#[track_caller]
+fn sum_few<const ROWS: usize, const VECTORS: usize>(vectors: u32, y: Global<U32x4>, sources: u32, source: u64) {
+    let (rows, _) = take_rows::<ROWS>(sources, source);
+    let mut first = warp::lane();
     while first < vectors {
         let mut sums = [[0.0; 8]; VECTORS];
+        add_rows(&rows, first, vectors, &mut sums);
+        store(y, first, vectors, &sums);
+        first += VECTORS as u32 * warp::LANES;
+    }
+}
+
+/// Sums any number of rows, eight in a pass: all passes of a piece of the row, so that its sum stays in registers.
+/// Warp-collective.
+#[inline(always)]
+#[track_caller]
+fn sum_many(vectors: u32, y: Global<U32x4>, sources: u32, source: u64) {
+    let lane = warp::lane();
+    let mut first = 0;
+    while first < vectors {
+        let mut sums = [[0.0; 8]; 2];
         let mut left = sources;
         while left != 0 {
-            let (rows, rest) = take_rows(left, source);
+            let (rows, rest) = take_rows::<8>(left, source);
             add_rows(&rows, first + lane, vectors, &mut sums);
             left = rest;
         }
         store(y, first + lane, vectors, &sums);
-        first += VECTORS as u32 * warp::LANES;
+        first += 2 * warp::LANES;
     }
 }
 
@@ -145,10 +158,10 @@ fn sum_rows(a: &CombineArgs, y: Global<U32x4>, sources: u32, source: u64) {
 /// Warp-collective.
 #[inline(always)]
 #[track_caller]
-fn take_rows(mut sources: u32, source: u64) -> ([u64; ROWS], u32) {
+fn take_rows<const ROWS: usize>(mut sources: u32, source: u64) -> ([u64; ROWS], u32) {
     let mut rows = [0; ROWS];
     unroll!(J in 8 => {
-        if sources != 0 {
+        if J < ROWS && sources != 0 {
             let from = sources.trailing_zeros();
             sources &= sources - 1;
             let low = warp::shuffle(warp::ALL, source as u32, from);
@@ -162,41 +175,55 @@ fn take_rows(mut sources: u32, source: u64) -> ([u64; ROWS], u32) {
 /// Adds vector `first` and those a warp further of every row, in order: all loads first, then all sums.
 #[inline(always)]
 #[track_caller]
-fn add_rows(rows: &[u64; ROWS], first: u32, vectors: u32, sums: &mut [[f32; 8]; VECTORS]) {
+fn add_rows<const ROWS: usize, const VECTORS: usize>(
+    rows: &[u64; ROWS],
+    first: u32,
+    vectors: u32,
+    sums: &mut [[f32; 8]; VECTORS],
+) {
+    const { assert!(ROWS * VECTORS == IN_FLIGHT) };
     let mut loaded = [[[0u32; 4]; ROWS]; VECTORS];
-    unroll!(V in 2 => {
-        let at = first + V as u32 * warp::LANES;
-        unroll!(J in 8 => {
-            if rows[J] != 0 && at < vectors {
-                // SAFETY: a row of an owner's expert outputs, which its entry word says are ready and which nobody writes
-                // before our done word; `at` is inside the row.
-                let row = unsafe { Symmetric::<U32x4>::from_raw(rows[J]) };
-                loaded[V][J] = row.load_weak_streaming(u64::from(at));
-            }
-        });
+    unroll!(V in 8 => {
+        if V < VECTORS {
+            let at = first + V as u32 * warp::LANES;
+            unroll!(J in 8 => {
+                if J < ROWS && rows[J] != 0 && at < vectors {
+                    // SAFETY: a row of an owner's expert outputs, which its entry word says are ready and which nobody
+                    // writes before our done word; `at` is inside the row.
+                    let row = unsafe { Symmetric::<U32x4>::from_raw(rows[J]) };
+                    loaded[V][J] = row.load_weak_streaming(u64::from(at));
+                }
+            });
+        }
     });
-    unroll!(V in 2 => {
-        unroll!(J in 8 => {
-            // A missing row adds +0, which changes no bit of a sum that began at +0.
-            let x = widen(loaded[V][J]);
-            unroll!(I in 8 => { sums[V][I] += x[I]; });
-        });
+    unroll!(V in 8 => {
+        if V < VECTORS {
+            unroll!(J in 8 => {
+                if J < ROWS {
+                    // A missing row adds +0, which changes no bit of a sum that began at +0.
+                    let x = widen(loaded[V][J]);
+                    unroll!(I in 8 => { sums[V][I] += x[I]; });
+                }
+            });
+        }
     });
 }
 
 /// Rounds the sums and writes them.
 #[inline(always)]
 #[track_caller]
-fn store(y: Global<U32x4>, first: u32, vectors: u32, sums: &[[f32; 8]; VECTORS]) {
-    unroll!(V in 2 => {
-        let at = first + V as u32 * warp::LANES;
-        if at < vectors {
-            let mut out = [0u32; 4];
-            unroll!(I in 4 => {
-                let (low, high) = (Bf16::from_f32(sums[V][2 * I]), Bf16::from_f32(sums[V][2 * I + 1]));
-                out[I] = u32::from(low.0) | u32::from(high.0) << 16;
-            });
-            y.store_weak(u64::from(at), out);
+fn store<const VECTORS: usize>(y: Global<U32x4>, first: u32, vectors: u32, sums: &[[f32; 8]; VECTORS]) {
+    unroll!(V in 8 => {
+        if V < VECTORS {
+            let at = first + V as u32 * warp::LANES;
+            if at < vectors {
+                let mut out = [0u32; 4];
+                unroll!(I in 4 => {
+                    let (low, high) = (Bf16::from_f32(sums[V][2 * I]), Bf16::from_f32(sums[V][2 * I + 1]));
+                    out[I] = u32::from(low.0) | u32::from(high.0) << 16;
+                });
+                y.store_weak(u64::from(at), out);
+            }
         }
     });
 }

@@ -270,9 +270,10 @@ fn publish_counts(a: &DispatchArgs, epoch: u64) {
         if first != NOTHING_BAD {
             let (token, position) = ((first >> 8) as u32, (first >> 1) as u32 & 0x7f);
             status = if first & 1 == 1 { STATUS_REPEATED } else { STATUS_OUT_OF_RANGE };
-            let details = [token, position, a.selection(token, position) as u32];
+            let index = a.selection(token, position) as u64;
+            let details = [token, position, index as u32, (index >> 32) as u32];
             let row = a.op.window().of_rank(peer, a.counts);
-            unroll!(I in 3 => {
+            unroll!(I in 4 => {
                 let at = a.count_index(epoch, a.me(), a.counters() + I as u32);
                 row.store_relaxed::<System>(at, Stamped::new(details[I], epoch).to_word());
             });
@@ -361,8 +362,10 @@ fn bad_selection(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> bool {
                 found = true;
                 let code = if status == STATUS_REPEATED { code::INDEX_REPEATED } else { code::INDEX_OUT_OF_RANGE };
                 let word = |i| u64::from(a.own_count(epoch, rank, a.counters() + i));
-                let fault =
-                    fault::Fault { detail: [word(0), word(1), word(2)], ..watch.fault(code, phase::ENTRY, rank) };
+                let fault = fault::Fault {
+                    detail: [word(0), word(1), word(2) | word(3) << 32],
+                    ..watch.fault(code, phase::ENTRY, rank)
+                };
                 a.op.fault.file_here(thread::block_index(), fault);
             }
             rank += 1;
@@ -461,7 +464,7 @@ fn store_row(a: &DispatchArgs, stage: &bulk::Stage, source: &bulk::Source, rank:
 #[track_caller]
 fn quantize_row(a: &DispatchArgs, stage: &bulk::Stage, x: Global<u8>) {
     /// Vectors of one lane in flight.
-    const UNROLL: usize = 4;
+    const UNROLL: usize = 8;
     let lane = warp::lane();
     let codes = stage.data().cast::<u64>();
     let scales = stage.data().at(a.hidden).cast::<f32>();
@@ -469,13 +472,13 @@ fn quantize_row(a: &DispatchArgs, stage: &bulk::Stage, x: Global<u8>) {
     let mut first = 0;
     while first < vectors {
         let mut values = [[0u32; 4]; UNROLL];
-        unroll!(J in 4 => {
+        unroll!(J in 8 => {
             let v = first + J as u32 * warp::LANES + lane;
             if v < vectors {
                 values[J] = x.cast::<U32x4>().load_weak_streaming(u64::from(v));
             }
         });
-        unroll!(J in 4 => {
+        unroll!(J in 8 => {
             let v = first + J as u32 * warp::LANES + lane;
             let (code, scale) = quantize_lanes(values[J]);
             if v < vectors {

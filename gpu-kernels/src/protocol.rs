@@ -44,8 +44,9 @@ pub const STATUS_OUT_OF_RANGE: u32 = 1;
 /// Status in an entry word: see [`code::INDEX_REPEATED`].
 pub const STATUS_REPEATED: u32 = 2;
 
-/// Words after the counts in a row of the count matrix: token, position and index of a bad selection.
-pub const DETAIL_WORDS: u32 = 3;
+/// Words after the counts in a row of the count matrix: token, position, and the low and high half of the index of a bad
+/// selection.
+pub const DETAIL_WORDS: u32 = 4;
 
 /// The type of `topk_idx`.
 pub mod index {

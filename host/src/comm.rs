@@ -30,10 +30,16 @@ pub(crate) struct CommInner {
     /// Ranks that share this rank's device.
     pub ranks_on_device: u32,
     bootstrap: Option<ThreadBootstrap>,
-    /// Memory of dropped tensors, to be freed when the stream is next idle.
-    garbage: Mutex<Vec<u64>>,
+    /// Memory of dropped tensors.
+    spare: Mutex<Vec<Spare>>,
     /// Buffers made so far: the same number on every rank, since making one is collective.
     pub buffers_made: Mutex<u64>,
+}
+
+/// Device memory that a dropped tensor left.
+struct Spare {
+    address: u64,
+    bytes: u64,
 }
 
 impl std::fmt::Debug for Comm {
@@ -156,7 +162,7 @@ impl Comm {
             local,
             ranks_on_device,
             bootstrap,
-            garbage: Mutex::default(),
+            spare: Mutex::default(),
             buffers_made: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -212,15 +218,31 @@ impl Comm {
         self.all_gather(&[]).map(|_| ())
     }
 
-    /// Waits until everything enqueued on this rank's stream is done, and frees what dropped tensors left.
+    /// Waits until everything enqueued on this rank's stream is done.
     ///
     /// # Errors
     ///
     /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     pub fn synchronize(&self) -> Result<()> {
         self.inner.runtime.synchronize(self.inner.stream)?;
-        let garbage = std::mem::take(&mut *self.inner.garbage.lock().unwrap_or_else(PoisonError::into_inner));
-        garbage.into_iter().try_for_each(|address| self.inner.runtime.free(address))
+        match self.inner.runtime {
+            Runtime::Sim(_) => self.inner.take_spare().into_iter().try_for_each(|s| self.inner.runtime.free(s.address)),
+            // Freeing waits for the whole device, where a peer may be waiting for this rank: memory is kept for the next
+            // tensor, and freed by the last rank of the group.
+            Runtime::Cuda(_) => Ok(()),
+        }
+    }
+
+    /// Allocates device memory for a tensor, if possible what a dropped one of about that size left: its last use and the next
+    /// are on the same stream, so they are in order.
+    pub(crate) fn allocate(&self, bytes: u64) -> Result<(u64, u64)> {
+        let mut spare = self.inner.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(i) = spare.iter().position(|s| s.bytes >= bytes && s.bytes / 2 <= bytes) {
+            let Spare { address, bytes } = spare.swap_remove(i);
+            return Ok((address, bytes));
+        }
+        drop(spare);
+        Ok((self.inner.runtime.allocate("a tensor", bytes)?, bytes))
     }
 
     /// Allocates a tensor of `len` elements, with whatever was in the memory.
@@ -272,8 +294,14 @@ impl Comm {
         self.inner.runtime.elapsed_ms(&from.raw, &to.raw)
     }
 
-    pub(crate) fn discard(&self, address: u64) {
-        self.inner.garbage.lock().unwrap_or_else(PoisonError::into_inner).push(address);
+    pub(crate) fn discard(&self, address: u64, bytes: u64) {
+        self.inner.spare.lock().unwrap_or_else(PoisonError::into_inner).push(Spare { address, bytes });
+    }
+}
+
+impl CommInner {
+    fn take_spare(&self) -> Vec<Spare> {
+        std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -290,8 +318,8 @@ impl Drop for CommInner {
         if let Some(bootstrap) = &self.bootstrap {
             bootstrap.leave();
         }
-        let garbage = std::mem::take(&mut *self.garbage.lock().unwrap_or_else(PoisonError::into_inner));
         let event = self.runtime.record_event(self.stream).ok();
-        self.local.leave(&self.runtime, event, garbage);
+        let memory = self.take_spare().into_iter().map(|s| s.address).collect();
+        self.local.leave(&self.runtime, event, memory);
     }
 }

@@ -26,7 +26,7 @@ fn decode(words: &[u64; RECORD_WORDS as usize], experts: u32) -> Error {
     let (rank, peer) = (high(words[3]), low(words[3]));
     let (block, epoch, expected, seen) = (low(words[4]), words[5], words[6], words[7]);
     let elapsed_ms = words[8] / 1_000_000;
-    let (token, position, index) = (low(words[9]), low(words[10]), i64::from(low(words[11]) as i32));
+    let (token, position, index) = (low(words[9]), low(words[10]), words[11] as i64);
     match fault_code {
         CODE_ABORTED => {
             let abort = Abort::from_word(seen);

@@ -50,12 +50,15 @@ mod sealed {
 
 /// A one-dimensional array in a rank's device memory; rows of a matrix lie one after another.
 ///
-/// Dropping it frees the memory at the rank's next [`Comm::synchronize`], so that work on the stream may still use it.
+/// Work on the rank's stream may still use a tensor that is dropped: its memory goes to a later tensor of the rank, whose
+/// uses come after on the same stream, and is freed when no operation can be waiting.
 #[derive(Debug)]
 pub struct DeviceTensor<T: Element> {
     comm: Comm,
     address: u64,
     len: u64,
+    /// Bytes of the allocation, which may be more than the elements need.
+    allocated: u64,
     of: PhantomData<T>,
 }
 
@@ -63,8 +66,8 @@ impl<T: Element> DeviceTensor<T> {
     pub(crate) fn new(comm: Comm, len: u64) -> Result<Self> {
         let bytes = len.checked_mul(size_of::<T>() as u64);
         let bytes = bytes.ok_or_else(|| Error::argument("len", len, "a tensor's bytes must fit in 64 bits"))?;
-        let address = comm.inner().runtime.allocate("a tensor", bytes)?;
-        Ok(Self { comm, address, len, of: PhantomData })
+        let (address, allocated) = comm.allocate(bytes)?;
+        Ok(Self { comm, address, len, allocated, of: PhantomData })
     }
 
     /// Elements.
@@ -111,7 +114,7 @@ impl<T: Element> DeviceTensor<T> {
 
 impl<T: Element> Drop for DeviceTensor<T> {
     fn drop(&mut self) {
-        self.comm.discard(self.address);
+        self.comm.discard(self.address, self.allocated);
     }
 }
 

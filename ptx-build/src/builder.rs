@@ -29,7 +29,7 @@ const PROFILE: [&str; 10] = [
 /// ```no_run
 /// use epoxide_ptx_build::PtxBuilder;
 ///
-/// let ptx = PtxBuilder::new("gpu-kernels").source("dsl").arch("sm_90").isa(86).build()?;
+/// let ptx = PtxBuilder::new("gpu-kernels").source("dsl").arch("sm_90").isa(80).build()?;
 /// ptx.write("gpu-kernels/ptx/epoxide_sm_90.ptx")?;
 /// # Ok::<(), epoxide_ptx_build::BuildError>(())
 /// ```

@@ -115,9 +115,15 @@ impl Resident {
         context.shared = self.shared.as_mut_ptr().cast();
         context.shared_bytes = u64::from(self.grid.launch.shared_bytes);
         context.state = self.state;
+        set_current(bench.context);
     }
 
-    /// Gives `thread` a turn.
+    /// Ends what `enter` began: no simulated thread runs on this worker any more.
+    pub(crate) fn leave(&self) {
+        set_current(std::ptr::null_mut());
+    }
+
+    /// Gives `thread` a turn. Between `enter` and `leave` only.
     #[inline]
     pub(crate) fn resume(&mut self, bench: &mut Bench, thread: u32) -> Turn {
         let context = bench.context;
@@ -134,9 +140,7 @@ impl Resident {
                 Err(failure) => return Turn::Failed(failure),
             },
         };
-        set_current(context);
         let result = fiber.resume(());
-        set_current(std::ptr::null_mut());
         if let CoroutineResult::Return(()) = result {
             if let Some(fiber) = slot.take() {
                 bench.stacks.give(fiber.into_stack());
@@ -176,6 +180,13 @@ impl Resident {
     /// The thread that failed, and why.
     pub(crate) fn run_round(&mut self, bench: &mut Bench) -> Result<bool, (u32, Failure)> {
         self.enter(bench);
+        let result = self.run_ready(bench);
+        self.leave();
+        result
+    }
+
+    /// The body of `run_round`.
+    fn run_ready(&mut self, bench: &mut Bench) -> Result<bool, (u32, Failure)> {
         let mut changed = false;
         let quiet = self.quiet;
         // SAFETY: the context is the bench's own.

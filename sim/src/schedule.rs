@@ -168,11 +168,13 @@ impl Scheduler<'_> {
                 Turn::Changed => self.changed = true,
                 Turn::Unchanged => {}
                 Turn::Failed(failure) => {
+                    resident.leave();
                     self.fail(place, thread, failure);
                     return true;
                 }
             }
         }
+        resident.leave();
         let state = resident.state();
         if state.warps[warp as usize].ready == 0 {
             state.ready_warps &= !(1 << warp);

@@ -16,7 +16,7 @@ const STACK_BYTES: usize = 64 << 10;
 /// A multiple of every page size in use on the machines we run on.
 const GUARD_BYTES: usize = 16 << 10;
 /// Room in which the stacks of a slab begin at different places. Were they to begin at the same offset in their pages,
-/// the busiest lines of a warp's 32 stacks would fight for one set of the cache: a switch then costs 55 ns, not 25.
+/// the busiest lines of a warp's 32 stacks would share few sets of the cache.
 const COLOUR_BYTES: usize = 16 << 10;
 const CACHE_LINE: usize = 64;
 const STACKS_PER_SLAB: usize = 64;

@@ -8,7 +8,7 @@ use epoxide_ptx_build::PtxBuilder;
 pub const BASE_ARCH: &str = "sm_90";
 
 /// The lowest PTX ISA that has the kernels' instructions. It sets the oldest driver.
-pub const ISA: u32 = 86;
+pub const ISA: u32 = 80;
 
 /// The architectures that CI assembles the PTX for.
 pub const ASSEMBLED: [&str; 3] = ["sm_90", "sm_100", "sm_120"];

@@ -43,6 +43,7 @@ pub enum Reduce {
 ///
 /// Outside a simulated thread; when `mask` does not name the caller, names a lane that returned, or another lane of it
 /// is in another operation (the kernel fails).
+#[inline]
 #[track_caller]
 pub fn warp_sync(mask: u32) {
     meet(require("warp_sync"), mask, WarpOp::Sync, 0, 0);
@@ -54,6 +55,7 @@ pub fn warp_sync(mask: u32) {
 /// # Panics
 ///
 /// As [`warp_sync`].
+#[inline]
 #[track_caller]
 pub fn shuffle(mask: u32, kind: Shuffle, value: u32, operand: u32) -> u32 {
     meet(require("shuffle"), mask, WarpOp::Shuffle(kind), value, operand)
@@ -64,6 +66,7 @@ pub fn shuffle(mask: u32, kind: Shuffle, value: u32, operand: u32) -> u32 {
 /// # Panics
 ///
 /// As [`warp_sync`].
+#[inline]
 #[track_caller]
 pub fn ballot(mask: u32, p: bool) -> u32 {
     meet(require("ballot"), mask, WarpOp::Ballot, u32::from(p), 0)
@@ -74,6 +77,7 @@ pub fn ballot(mask: u32, p: bool) -> u32 {
 /// # Panics
 ///
 /// As [`warp_sync`].
+#[inline]
 #[track_caller]
 pub fn match_any(mask: u32, v: u32) -> u32 {
     meet(require("match_any"), mask, WarpOp::MatchAny, v, 0)
@@ -84,6 +88,7 @@ pub fn match_any(mask: u32, v: u32) -> u32 {
 /// # Panics
 ///
 /// As [`warp_sync`].
+#[inline]
 #[track_caller]
 pub fn elect(mask: u32) -> bool {
     meet(require("elect"), mask, WarpOp::Elect, 0, 0) != 0
@@ -94,6 +99,7 @@ pub fn elect(mask: u32) -> bool {
 /// # Panics
 ///
 /// As [`warp_sync`].
+#[inline]
 #[track_caller]
 pub fn reduce(mask: u32, op: Reduce, v: u32) -> u32 {
     meet(require("reduce"), mask, WarpOp::Reduce(op), v, 0)
@@ -105,6 +111,7 @@ pub fn reduce(mask: u32, op: Reduce, v: u32) -> u32 {
 ///
 /// Outside a simulated thread; when `id` is above 15, `threads` is no multiple of 32 or above the block's, differs from
 /// that of the threads already there, or can never be reached (the kernel fails).
+#[inline]
 #[track_caller]
 pub fn barrier(id: u32, threads: u32) {
     arrive(require("barrier"), id, threads, None);
@@ -115,6 +122,7 @@ pub fn barrier(id: u32, threads: u32) {
 /// # Panics
 ///
 /// As [`barrier`].
+#[inline]
 #[track_caller]
 pub fn barrier_or(id: u32, p: bool) -> bool {
     arrive(require("barrier_or"), id, 0, Some(p))

@@ -1,0 +1,122 @@
+//! What was communicated, compared bit for bit with the plan.
+use std::sync::{Mutex, PoisonError};
+
+use epoxide::{Received, WireRows, bf16};
+
+use crate::e4m3;
+use crate::input::Input;
+use crate::parallel;
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::router::Routing;
+
+/// Compares what `rank` received with the plan and the global input; the answer is the first difference, in words.
+pub fn received(rank: usize, got: &Received, plan: &Plan, input: &Input, progress: &Progress) -> Option<String> {
+    let expected = &plan.received[rank];
+    let found = first_difference("rows by source rank", &got.counts.by_source, &expected.by_source, |a, b| a == b)
+        .or_else(|| first_difference("selections by expert", &got.counts.by_expert, &expected.by_expert, |a, b| a == b))
+        .or_else(|| first_difference("rows in all", &[got.counts.rows as usize], &[expected.rows()], |a, b| a == b))
+        .or_else(|| first_difference("(source rank, token)", &got.sources, &expected.sources, |a, b| a == b))
+        .or_else(|| first_difference("local experts", &got.topk_idx, &expected.topk_idx, |a, b| a == b))
+        .or_else(|| {
+            let same = |a: &f32, b: &f32| a.to_bits() == b.to_bits();
+            first_difference("gate weights", &got.topk_weights, &expected.topk_weights, same)
+        })
+        .or_else(|| rows(&got.x, &expected.sources, plan, input, progress))?;
+    Some(format!("rank {rank} received other than the plan says: {found}"))
+}
+
+/// Compares the rows, each with its token's, or with what a plain quantiser makes of it.
+fn rows(
+    got: &WireRows,
+    sources: &[(u32, u32)],
+    plan: &Plan,
+    input: &Input,
+    progress: &Progress,
+) -> Option<String> {
+    let hidden = input.hidden;
+    let groups = hidden.div_ceil(e4m3::GROUP);
+    let (mut codes, mut scales) = (vec![0; hidden], vec![0.0; groups]);
+    for (row, &(source, token)) in sources.iter().enumerate() {
+        let x = input.row(plan.tokens[source as usize].start + token as usize);
+        let found = match got {
+            WireRows::Bf16(rows) => {
+                first_difference("elements", slice(rows, row, hidden), x, |a, b| a.to_bits() == b.to_bits())
+            }
+            WireRows::Fp8 { codes: got_codes, scales: got_scales, scale_stride } => {
+                e4m3::quantise_row(x, &mut codes, &mut scales);
+                // The padding between rows of scales is 0 by contract.
+                scales.resize(*scale_stride as usize, 0.0);
+                let same = |a: &f32, b: &f32| a.to_bits() == b.to_bits();
+                let found = first_difference("codes", slice(got_codes, row, hidden), &codes, |a, b| a == b).or_else(|| {
+                    first_difference("scales", slice(got_scales, row, *scale_stride as usize), &scales, same)
+                });
+                scales.truncate(groups);
+                found
+            }
+        };
+        if let Some(found) = found {
+            return Some(format!("row {row}, token {token} of rank {source}: {found}"));
+        }
+        if row % 256 == 255 {
+            progress.rows(256);
+        }
+    }
+    progress.rows(sources.len() % 256);
+    None
+}
+
+/// Row `row` of a matrix, or nothing of it where the matrix is too short.
+fn slice<T>(matrix: &[T], row: usize, columns: usize) -> &[T] {
+    matrix.get(row * columns..(row + 1) * columns).unwrap_or(&[])
+}
+
+/// The first place where two sequences differ, in words.
+fn first_difference<T: std::fmt::Debug>(
+    what: &str,
+    got: &[T],
+    expected: &[T],
+    same: impl Fn(&T, &T) -> bool,
+) -> Option<String> {
+    if got.len() != expected.len() {
+        return Some(format!("{} {what}, expected {}", got.len(), expected.len()));
+    }
+    let at = got.iter().zip(expected).position(|(got, expected)| !same(got, expected))?;
+    Some(format!("{what}[{at}] is {:?}, expected {:?}", got[at], expected[at]))
+}
+
+/// Compares `y` with the plain sum of what the experts wrote: for each token, from +0, in ascending position of a rank's first
+/// selection, in f32, rounded once to BF16. `outputs` are the ranks' rows.
+pub fn combined(y: &[bf16], outputs: &[Vec<bf16>], plan: &Plan, routing: &Routing, hidden: usize) -> Option<String> {
+    let first = Mutex::new(None::<(usize, String)>);
+    let chunk = 64;
+    let tokens = routing.tokens();
+    parallel::for_each((0..tokens).step_by(chunk).map(|start| start..(start + chunk).min(tokens)), |chunk| {
+        let mut sum = vec![0f32; hidden];
+        let mut seen = Vec::new();
+        for token in chunk {
+            sum.fill(0.0);
+            seen.clear();
+            for (position, &expert) in routing.selected(token).iter().enumerate() {
+                let owner = plan.owner[expert as usize];
+                if seen.contains(&owner) {
+                    continue;
+                }
+                seen.push(owner);
+                let row = plan.row_of[token * routing.top_k + position] as usize;
+                let row = slice(&outputs[owner], row, hidden);
+                sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value.to_f32());
+            }
+            let got = slice(y, token, hidden);
+            let expected: Vec<bf16> = sum.iter().map(|&sum| bf16::from_f32(sum)).collect();
+            if let Some(found) = first_difference("elements", got, &expected, |a, b| a.to_bits() == b.to_bits()) {
+                let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+                if first.as_ref().is_none_or(|(earlier, _)| token < *earlier) {
+                    *first = Some((token, format!("token {token} was combined other than its experts' rows add up: {found}")));
+                }
+                return;
+            }
+        }
+    });
+    first.into_inner().unwrap_or_else(PoisonError::into_inner).map(|(_, found)| found)
+}

@@ -1,0 +1,155 @@
+//! The experts: small seeded MLPs in BF16, and what a rank computes with its own.
+//!
+//! An expert is `down · silu(up · x)`. As on a GPU with BF16 tensor cores, inputs, weights and the activations between the
+//! two products are BF16 and sums are f32. A row's experts on one rank are summed in f32 with their gate weights, and the
+//! sum is rounded once to BF16: that row is what combine gathers.
+use epoxide::{WireRows, bf16};
+
+use crate::e4m3;
+use crate::matmul::{Number, linear, widen_into, widen_onto};
+use crate::parallel;
+use crate::plan::ReceivedPlan;
+use crate::progress::Progress;
+use crate::seeded::Sequence;
+
+/// Rows that are computed together: their f32 sums are the largest thing that a rank keeps beside its rows.
+const ROWS_AT_ONCE: usize = 1024;
+/// Names the experts' weights among the seeded numbers.
+const UP: u64 = 3;
+/// See [`UP`].
+const DOWN: u64 = 4;
+
+/// All experts' weights. A rank looks only at its own.
+pub struct Experts {
+    /// Elements of a row.
+    pub hidden: usize,
+    /// Elements between the two products.
+    pub width: usize,
+    /// BF16 `[experts, width, hidden]`, of standard deviation [`Experts::up_sigma`].
+    up: Vec<bf16>,
+    /// BF16 `[experts, hidden, width]`, of standard deviation [`Experts::down_sigma`].
+    down: Vec<bf16>,
+}
+
+impl Experts {
+    /// Makes the weights that `seed` names.
+    pub fn new(experts: usize, hidden: usize, width: usize, seed: u64) -> Self {
+        let size = hidden * width;
+        let mut made = Self { hidden, width, up: vec![bf16::ZERO; experts * size], down: vec![bf16::ZERO; experts * size] };
+        let (up_sigma, down_sigma) = (made.up_sigma(), made.down_sigma());
+        let weights = made.up.chunks_exact_mut(size).zip(made.down.chunks_exact_mut(size));
+        parallel::for_each(weights.enumerate(), |(expert, (up, down))| {
+            for (matrix, sigma, weights) in [(UP, up_sigma, up), (DOWN, down_sigma, down)] {
+                let sequence = Sequence::new(&[matrix, seed, expert as u64]);
+                sequence.fill_uniform(sigma, |i, value| weights[i] = bf16::from_f32(value), size);
+            }
+        });
+        made
+    }
+
+    /// Standard deviation of the first matrix' weights: rows of variance 1 become activations of variance 1.
+    pub fn up_sigma(&self) -> f64 {
+        1.0 / (self.hidden as f64).sqrt()
+    }
+
+    /// Standard deviation of the second matrix' weights.
+    pub fn down_sigma(&self) -> f64 {
+        1.0 / (self.width as f64).sqrt()
+    }
+
+    /// An expert's first matrix, `[width, hidden]`.
+    pub fn up(&self, expert: usize) -> &[bf16] {
+        &self.up[expert * self.hidden * self.width..][..self.hidden * self.width]
+    }
+
+    /// An expert's second matrix, `[hidden, width]`.
+    pub fn down(&self, expert: usize) -> &[bf16] {
+        &self.down[expert * self.hidden * self.width..][..self.hidden * self.width]
+    }
+}
+
+/// Computes a rank's output rows from what it received; `first` is its first expert. Received BF16 rows are replaced one by
+/// one by the outputs, so that the two never exist together.
+pub fn outputs(
+    experts: &Experts,
+    first: usize,
+    x: WireRows,
+    topk_idx: &[i32],
+    topk_weights: &[f32],
+    plan: &ReceivedPlan,
+    progress: &Progress,
+) -> Vec<bf16> {
+    let (hidden, rows) = (experts.hidden, plan.rows());
+    let top_k = topk_idx.len().checked_div(rows).unwrap_or(1);
+    let (wire, mut out) = match x {
+        WireRows::Bf16(rows) => (None, rows),
+        WireRows::Fp8 { codes, scales, scale_stride } => {
+            (Some((codes, scales, scale_stride as usize, e4m3::table())), vec![bf16::ZERO; rows * hidden])
+        }
+    };
+    let mut work = Workspace::default();
+    let mut sums = Vec::new();
+    for start in (0..rows).step_by(ROWS_AT_ONCE) {
+        let chunk = start..(start + ROWS_AT_ONCE).min(rows);
+        sums.clear();
+        sums.resize(chunk.len() * hidden, 0f32);
+        // Which rows of the chunk, with which weight, each expert has.
+        let mut members = vec![Vec::new(); plan.by_expert.len()];
+        for row in chunk.clone() {
+            for position in row * top_k..(row + 1) * top_k {
+                if let Ok(local) = usize::try_from(topk_idx[position]) {
+                    members[local].push((row, topk_weights[position]));
+                }
+            }
+        }
+        for (local, members) in members.iter().enumerate().filter(|(_, members)| !members.is_empty()) {
+            work.x.clear();
+            for &(row, _) in members {
+                match &wire {
+                    None => widen_onto(&mut work.x, &out[row * hidden..(row + 1) * hidden]),
+                    Some((codes, scales, stride, table)) => {
+                        let (codes, scales) = (&codes[row * hidden..(row + 1) * hidden], &scales[row * stride..]);
+                        for (group, &scale) in codes.chunks(e4m3::GROUP).zip(scales) {
+                            // An expert in BF16 takes BF16: the dequantised number is rounded once more.
+                            let dequantise = |&code: &u8| f32::widen(bf16::from_f32(table[usize::from(code)] * scale));
+                            work.x.extend(group.iter().map(dequantise));
+                        }
+                    }
+                }
+            }
+            work.mlp(experts, first + local);
+            for (&(row, weight), output) in members.iter().zip(work.output.chunks_exact(hidden)) {
+                let sum = &mut sums[(row - start) * hidden..][..hidden];
+                sum.iter_mut().zip(output).for_each(|(sum, output)| *sum += weight * output);
+            }
+        }
+        for (out, &sum) in out[chunk.start * hidden..chunk.end * hidden].iter_mut().zip(&sums) {
+            *out = bf16::from_f32(sum);
+        }
+        progress.rows(chunk.len());
+    }
+    out
+}
+
+/// Room for one expert's rows, kept from expert to expert.
+#[derive(Default)]
+struct Workspace {
+    x: Vec<f32>,
+    weights: Vec<f32>,
+    inner: Vec<f32>,
+    output: Vec<f32>,
+}
+
+impl Workspace {
+    /// Computes `output` from `x`.
+    fn mlp(&mut self, experts: &Experts, expert: usize) {
+        widen_into(&mut self.weights, experts.up(expert));
+        linear(&self.x, &self.weights, experts.hidden, &mut self.inner);
+        for value in &mut self.inner {
+            let silu = *value / (1.0 + (-*value).exp());
+            *value = f32::widen(bf16::from_f32(silu));
+        }
+        widen_into(&mut self.weights, experts.down(expert));
+        linear(&self.inner, &self.weights, experts.width, &mut self.output);
+    }
+}

@@ -1,0 +1,170 @@
+//! Where the tokens come from: a text's byte trigrams, or a real model's tensors from a safetensors file.
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use epoxide::bf16;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use crate::parallel;
+use crate::progress::Progress;
+use crate::seeded::Sequence;
+
+/// Names the embeddings among the seeded numbers. They do not depend on `--seed`: the same text is always the same input.
+const EMBEDDING: u64 = 1;
+
+/// The layer's input, of all ranks together.
+pub struct Input {
+    /// Tokens in all.
+    pub tokens: usize,
+    /// Elements of a row.
+    pub hidden: usize,
+    /// Experts.
+    pub experts: usize,
+    /// BF16 `[tokens, hidden]`.
+    pub x: Vec<bf16>,
+    /// What the router says of them.
+    pub logits: Logits,
+    /// Where all this is from, for the report.
+    pub source: String,
+}
+
+/// Router logits.
+pub enum Logits {
+    /// f32 `[tokens, experts]`, from the file.
+    Given(Vec<f32>),
+    /// To be computed with seeded weights.
+    Seeded,
+}
+
+impl Input {
+    /// The rows of some tokens.
+    pub fn rows(&self, tokens: Range<usize>) -> &[bf16] {
+        &self.x[tokens.start * self.hidden..tokens.end * self.hidden]
+    }
+
+    /// The row of one token.
+    pub fn row(&self, token: usize) -> &[bf16] {
+        self.rows(token..token + 1)
+    }
+
+    /// Makes `tokens` tokens from the byte trigrams of a text, which is started over when it ends.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or has no trigram.
+    pub fn from_text(path: &Path, tokens: usize, hidden: usize, experts: usize, progress: &Progress) -> Result<Self> {
+        let mut text = Vec::new();
+        // Two bytes more than trigrams; the rest of a longer file is not needed.
+        let file = File::open(path).with_context(|| format!("cannot open the text {}", path.display()))?;
+        file.take(tokens as u64 + 2)
+            .read_to_end(&mut text)
+            .with_context(|| format!("cannot read the text {}", path.display()))?;
+        ensure!(text.len() >= 3, "the text {} has {} bytes; a token is 3 bytes", path.display(), text.len());
+        let trigrams: Vec<&[u8]> = text.windows(3).collect();
+
+        let mut x = zeroed(tokens, hidden)?;
+        parallel::for_each(x.chunks_exact_mut(hidden).enumerate(), |(token, row)| {
+            let trigram = trigrams[token % trigrams.len()].iter().fold(0, |id, &byte| id << 8 | u64::from(byte));
+            Sequence::new(&[EMBEDDING, trigram]).fill_normal(row);
+            progress.rows(1);
+        });
+
+        let used = trigrams.len().min(tokens);
+        let mut kinds: Vec<&[u8]> = trigrams[..used].to_vec();
+        kinds.sort_unstable();
+        kinds.dedup();
+        let mut source = format!("{}: {used} byte trigrams, {} different ones", path.display(), kinds.len());
+        if used < tokens {
+            source += &format!("; the text was started over to fill {tokens} tokens");
+        }
+        Ok(Self { tokens, hidden, experts, x, logits: Logits::Seeded, source })
+    }
+
+    /// Reads `hidden_states` (BF16 `[tokens, hidden]`) and `router_logits` (F32 `[tokens, experts]`).
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, is no safetensors file, or a tensor is missing or of another dtype or shape.
+    pub fn from_safetensors(path: &Path) -> Result<Self> {
+        let name = path.display();
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}"))?;
+        let file = SafeTensors::deserialize(&bytes)
+            .with_context(|| format!("{name} ({} bytes) is truncated, or not a safetensors file", bytes.len()))?;
+        let states = matrix(&file, path, "hidden_states", Dtype::BF16, "[tokens, hidden]")?;
+        let logits = matrix(&file, path, "router_logits", Dtype::F32, "[tokens, experts]")?;
+        let (tokens, hidden, experts) = (states.shape()[0], states.shape()[1], logits.shape()[1]);
+        if logits.shape()[0] != tokens {
+            bail!(
+                "{name}: router_logits has shape {:?}, expected [{tokens}, experts] because hidden_states has shape {:?}",
+                logits.shape(),
+                states.shape()
+            );
+        }
+        let x: Vec<bf16> = states.data().chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect();
+        let logits: Vec<f32> =
+            logits.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        // A NaN has no order among the logits and no bits of its own in FP8: nothing could be checked.
+        all_finite(path, "hidden_states", &x, hidden, |v| v.is_finite())?;
+        all_finite(path, "router_logits", &logits, experts, |v| v.is_finite())?;
+        let source = format!("{name}: hidden_states [{tokens}, {hidden}], router_logits [{tokens}, {experts}]");
+        Ok(Self { tokens, hidden, experts, x, logits: Logits::Given(logits), source })
+    }
+}
+
+/// Room for `tokens` rows, or an error that says how much was asked for.
+fn zeroed(tokens: usize, hidden: usize) -> Result<Vec<bf16>> {
+    let mut x = Vec::new();
+    let elements = tokens.checked_mul(hidden);
+    let reserved = elements.is_some_and(|elements| x.try_reserve_exact(elements).is_ok());
+    match elements {
+        Some(elements) if reserved => x.resize(elements, bf16::ZERO),
+        _ => bail!("no memory for {tokens} rows of {hidden} BF16 elements"),
+    }
+    Ok(x)
+}
+
+/// A matrix of the file, with at least one row and column.
+fn matrix<'a>(
+    file: &SafeTensors<'a>,
+    path: &Path,
+    tensor: &str,
+    dtype: Dtype,
+    shape: &str,
+) -> Result<TensorView<'a>> {
+    let name = path.display();
+    let Ok(view) = file.tensor(tensor) else {
+        let mut names = file.names();
+        names.sort_unstable();
+        bail!("{name} has no tensor {tensor}, expected {dtype} {shape}; it has {names:?}");
+    };
+    if view.dtype() != dtype {
+        bail!("{name}: {tensor} has dtype {}, expected {dtype}", view.dtype());
+    }
+    if view.shape().len() != 2 || view.shape().contains(&0) {
+        bail!("{name}: {tensor} has shape {:?}, expected {shape}, none of them 0", view.shape());
+    }
+    Ok(view)
+}
+
+/// Checks that every number is finite.
+fn all_finite<T: std::fmt::Display>(
+    path: &Path,
+    tensor: &str,
+    values: &[T],
+    columns: usize,
+    finite: impl Fn(&T) -> bool,
+) -> Result<()> {
+    match values.iter().position(|value| !finite(value)) {
+        None => Ok(()),
+        Some(i) => bail!(
+            "{}: {tensor}[{}, {}] is {}, expected finite numbers",
+            path.display(),
+            i / columns,
+            i % columns,
+            values[i]
+        ),
+    }
+}

@@ -1,0 +1,179 @@
+//! What a buffer takes: laws of its layout, and that a buffer really lies so.
+mod support;
+
+use epoxide::{BytesNeeded, Config, DispatchInput, ElasticBuffer, Error, WireFormat, bf16, bytes_needed};
+use proptest::prelude::*;
+use support::{Device, replay};
+
+#[derive(Clone, Debug)]
+struct Case {
+    config: Config,
+    ranks: u32,
+    num_sms: u32,
+}
+
+fn cases(ranks: u32, hidden: u32, tokens: u32) -> impl Strategy<Value = Case> {
+    let format = prop_oneof![Just(WireFormat::Bf16), Just(WireFormat::Fp8)];
+    (1..=ranks, 1..=2048u32, 1..=32u32, 1..=hidden / 16, 1..=tokens, 1..=132u32, format).prop_map(
+        |(ranks, experts, top_k, sixteens, tokens, num_sms, format)| Case {
+            config: Config::new(experts, top_k.min(experts), sixteens * 16, tokens).with_format(format),
+            ranks,
+            num_sms,
+        },
+    )
+}
+
+fn needed(case: &Case) -> Result<BytesNeeded, String> {
+    bytes_needed(&case.config, case.ranks, case.num_sms).map_err(|e| e.to_string())
+}
+
+fn require(holds: bool, law: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(law()) }
+}
+
+#[test]
+fn regions_are_aligned_disjoint_and_inside() {
+    replay::law(module_path!(), "regions_are_aligned_disjoint_and_inside", 500, cases(64, 32_768, 100_000), |case| {
+        let bytes = needed(&case)?;
+        for symmetric in [true, false] {
+            let mut end = 0;
+            for region in bytes.regions.iter().filter(|r| r.symmetric == symmetric) {
+                require(region.offset.is_multiple_of(256), || format!("{region:?} is not aligned"))?;
+                require(region.offset >= end, || format!("{region:?} begins before {end}"))?;
+                end = region.offset + region.bytes;
+            }
+            let total = if symmetric { bytes.window } else { bytes.private };
+            require(end <= total && total - end < 256, || format!("the last region ends at {end} of {total}"))?;
+        }
+        require(bytes.total() == bytes.window + bytes.private, || "the total is not the sum".to_owned())
+    });
+}
+
+#[test]
+fn regions_are_as_large_as_what_they_hold() {
+    replay::law(module_path!(), "regions_are_as_large_as_what_they_hold", 300, cases(64, 32_768, 100_000), |case| {
+        let bytes = needed(&case)?;
+        let of = |name: &str| bytes.regions.iter().find(|r| r.name == name).map(|r| r.bytes);
+        let (c, ranks) = (&case.config, u64::from(case.ranks));
+        let rows = ranks * u64::from(c.max_tokens_per_rank);
+        let (wire, scales) = match c.format {
+            WireFormat::Bf16 => (u64::from(c.hidden) * 2, 0),
+            WireFormat::Fp8 => (u64::from(c.hidden), u64::from(support::reference::scale_stride(c.hidden)) * 4),
+        };
+        let selections = u64::from(c.top_k).div_ceil(4) * 16;
+        let tokens_top_k = u64::from(c.max_tokens_per_rank) * u64::from(c.top_k);
+        for (name, want) in [
+            ("received rows", rows * wire),
+            ("received scales", rows * scales),
+            ("received selections", rows * selections),
+            ("received gate weights", rows * selections),
+            ("received sources", rows * 8),
+            ("expert outputs", rows * u64::from(c.hidden) * 2),
+            ("entry words", 2 * ranks * 8),
+            ("landed words", 2 * ranks * 8),
+            ("handle: ranks", tokens_top_k * 4),
+            ("handle: rows", tokens_top_k * 4),
+        ] {
+            require(of(name) == Some(want), || format!("{name}: {:?} bytes, expected {want}", of(name)))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn more_of_anything_never_takes_less() {
+    let pairs = (cases(32, 16_384, 50_000), 0..6u32);
+    replay::law(module_path!(), "more_of_anything_never_takes_less", 300, pairs, |(case, what)| {
+        let mut more = case.clone();
+        match what {
+            0 => more.ranks += 1,
+            1 => more.config.experts = (more.config.experts + 1).min(2048),
+            2 => more.config.top_k = (more.config.top_k + 1).min(32).min(more.config.experts),
+            3 => more.config.hidden += 16,
+            4 => more.config.max_tokens_per_rank += 1,
+            _ => more.num_sms += 1,
+        }
+        let (less, more) = (needed(&case)?, needed(&more)?);
+        // More ranks or SMs mean fewer experts on each: only the totals grow.
+        require(more.window >= less.window, || format!("window {} then {}", less.window, more.window))?;
+        require(more.private >= less.private, || format!("private {} then {}", less.private, more.private))
+    });
+}
+
+#[test]
+fn a_limit_is_kept_or_named() {
+    let limits = (cases(16, 8192, 10_000), 1..200u64);
+    replay::law(module_path!(), "a_limit_is_kept_or_named", 200, limits, |(case, percent)| {
+        let bytes = needed(&case)?;
+        let limit = (bytes.window * percent / 100).max(1);
+        let config = case.config.clone().with_max_window_bytes(limit);
+        match bytes_needed(&config, case.ranks, case.num_sms) {
+            Ok(kept) => require(kept == bytes && limit + 256 > bytes.window, || format!("{limit} bytes are enough?")),
+            Err(Error::BufferTooSmall { argument, region, needed, given, .. }) => {
+                let of = bytes.regions.iter().find(|r| r.name == region && r.symmetric);
+                let end = of.map(|r| r.offset + r.bytes);
+                require(argument == "max_window_bytes" && given == limit, || format!("{argument} {given}"))?;
+                require(end == Some(needed) && needed > limit, || format!("{region} ends at {end:?}, not {needed}"))
+            }
+            Err(other) => Err(other.to_string()),
+        }
+    });
+}
+
+/// The addresses that a buffer gives out lie where `bytes_needed` says, on every rank.
+#[test]
+fn a_buffer_lies_as_its_layout_says() {
+    let device = Device::from_env();
+    for format in [WireFormat::Bf16, WireFormat::Fp8] {
+        let config = Config::new(7, 3, 48, 5).with_format(format).with_num_sms(2);
+        let want = bytes_needed(&config, 3, 2).unwrap();
+        let at = |name: &str| want.regions.iter().find(|r| r.name == name).map(|r| r.offset).unwrap();
+        let mode = device.schedules([])[0];
+        let checked = device.check(3, mode, |comm| {
+            let mut buffer = ElasticBuffer::new(&comm, config.clone())?;
+            let (x, idx) = (comm.tensor::<bf16>(&[])?, comm.tensor::<i64>(&[])?);
+            let weights = comm.tensor::<f32>(&[])?;
+            comm.barrier()?;
+            let handle = buffer.dispatch(&DispatchInput::new(0, &x, &idx, &weights))?;
+            let view = buffer.recv_view(&handle)?;
+            let bytes = buffer.bytes()?;
+            let (num_sms, local) = (buffer.num_sms(), buffer.local_experts());
+            buffer.close()?;
+            let window = view.x - at("received rows");
+            let places = [
+                ("received scales", view.scales),
+                ("received selections", view.topk_idx),
+                ("received gate weights", view.topk_weights),
+                ("received sources", view.sources),
+                ("expert outputs", view.expert_outputs),
+            ];
+            let check = || {
+                require(bytes == want, || format!("{bytes} instead of {want}"))?;
+                require(num_sms == 2, || format!("{num_sms} SMs"))?;
+                require(view.max_rows == 15 && view.top_k_stride == 4, || format!("{view:?}"))?;
+                require(window.is_multiple_of(256), || format!("the window is at {window:#x}"))?;
+                let range = support::reference::owned(7, 3)[comm.rank() as usize].clone();
+                require(local == (range.start, range.len() as u32), || format!("local experts {local:?}"))?;
+                for (name, address) in places {
+                    require(address == window + at(name), || format!("{name} is at {:#x}", address - window))?;
+                }
+                Ok(())
+            };
+            Ok(check())
+        });
+        checked.unwrap();
+    }
+}
+
+#[test]
+fn sizes_that_do_not_fit_in_64_bits_are_errors() {
+    // 64 ranks x 16777215 tokens x 1048576 elements: the largest that the rules allow still fits.
+    let largest = Config::new(2048, 32, 1 << 20, (1 << 24) - 1);
+    let bytes = bytes_needed(&largest, 64, 1024).unwrap();
+    assert!(bytes.total() > 1 << 51);
+    let table = bytes.to_string();
+    for region in &bytes.regions {
+        assert!(table.contains(region.name) && table.contains(&region.bytes.to_string()), "{table}");
+    }
+    assert!(table.contains(&bytes.total().to_string()), "{table}");
+}

@@ -1,0 +1,155 @@
+//! One dispatch and combine of a rank, checked bit for bit.
+use epoxide::{
+    Comm, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Index, IndexType, Received, Result,
+    WireRows, bf16,
+};
+
+use super::reference::{Arrivals, Wire, World, dequantize_row, expert, same};
+
+/// `topk_idx` in any of its types.
+pub enum Indices {
+    I32(DeviceTensor<i32>),
+    I64(DeviceTensor<i64>),
+    U32(DeviceTensor<u32>),
+}
+
+/// A rank's tensors of one dispatch and combine.
+pub struct Tensors {
+    pub x: DeviceTensor<bf16>,
+    pub topk_idx: Indices,
+    pub topk_weights: DeviceTensor<f32>,
+    pub y: DeviceTensor<bf16>,
+}
+
+impl Tensors {
+    /// Room for `tokens` tokens.
+    pub fn empty(comm: &Comm, tokens: u32, hidden: u32, top_k: u32, index: IndexType) -> Result<Self> {
+        let (elements, selections) = (u64::from(tokens) * u64::from(hidden), u64::from(tokens) * u64::from(top_k));
+        let topk_idx = match index {
+            IndexType::I32 => Indices::I32(comm.empty(selections)?),
+            IndexType::I64 => Indices::I64(comm.empty(selections)?),
+            IndexType::U32 => Indices::U32(comm.empty(selections)?),
+        };
+        let y = comm.empty(elements)?;
+        Ok(Self { x: comm.empty(elements)?, topk_idx, topk_weights: comm.empty(selections)?, y })
+    }
+
+    /// Copies a rank's inputs in, and nonsense where the sums go.
+    pub fn fill(&self, world: &World, rank: u32) -> Result<()> {
+        let input = &world.inputs[rank as usize];
+        self.x.copy_from_host(&input.x)?;
+        match &self.topk_idx {
+            Indices::I32(idx) => idx.copy_from_host(&input.topk_idx.iter().map(|&e| e as i32).collect::<Vec<_>>())?,
+            Indices::I64(idx) => idx.copy_from_host(&input.topk_idx)?,
+            Indices::U32(idx) => idx.copy_from_host(&input.topk_idx.iter().map(|&e| e as u32).collect::<Vec<_>>())?,
+        }
+        self.y.copy_from_host(&vec![bf16::from_bits(0x5a5a); input.x.len()])?;
+        self.topk_weights.copy_from_host(&input.topk_weights)
+    }
+
+    /// Enqueues the dispatch.
+    pub fn dispatch(&self, buffer: &mut ElasticBuffer, tokens: u32) -> Result<Dispatched> {
+        match &self.topk_idx {
+            Indices::I32(idx) => self.dispatch_as(buffer, tokens, idx),
+            Indices::I64(idx) => self.dispatch_as(buffer, tokens, idx),
+            Indices::U32(idx) => self.dispatch_as(buffer, tokens, idx),
+        }
+    }
+
+    fn dispatch_as<I: Index>(
+        &self,
+        buffer: &mut ElasticBuffer,
+        tokens: u32,
+        idx: &DeviceTensor<I>,
+    ) -> Result<Dispatched> {
+        buffer.dispatch(&DispatchInput::new(tokens, &self.x, idx, &self.topk_weights))
+    }
+
+    /// The sums of `tokens` tokens. Waits for the stream.
+    pub fn sums(&self, tokens: u32, hidden: u32) -> Result<Vec<bf16>> {
+        let mut y = self.y.to_vec()?;
+        y.truncate(tokens as usize * hidden as usize);
+        Ok(y)
+    }
+}
+
+/// Compares what a rank received with the reference.
+pub fn check_received(
+    world: &World,
+    wires: &[Wire],
+    want: &Arrivals,
+    got: &Received,
+) -> std::result::Result<(), String> {
+    let (hidden, top_k) = (world.hidden as usize, world.top_k as usize);
+    if got.counts.rows as usize != want.sources.len() {
+        return Err(format!("{} rows, expected {}", got.counts.rows, want.sources.len()));
+    }
+    same("rows by source", &got.counts.by_source, &want.by_source, 1)?;
+    same("selections by expert", &got.counts.by_expert, &want.by_expert, 1)?;
+    if let Some(row) = got.sources.iter().zip(&want.sources).position(|(got, want)| got != want) {
+        return Err(format!("row {row} is of {:?}, expected {:?}", got.sources[row], want.sources[row]));
+    }
+    same("local experts", &got.topk_idx, &want.topk_idx, top_k)?;
+    same("gate weights", &got.topk_weights, &want.topk_weights, top_k)?;
+    for (row, &(source, token)) in want.sources.iter().enumerate() {
+        let place = |what: &str| format!("received row {row}, token {token} of rank {source}: {what}");
+        let token = token as usize;
+        match (&got.x, &wires[source as usize]) {
+            (WireRows::Bf16(got), Wire::Bf16(want)) => {
+                let (got, want) = (&got[row * hidden..][..hidden], &want[token * hidden..][..hidden]);
+                same("elements", got, want, hidden).map_err(|e| place(&e))?;
+            }
+            (WireRows::Fp8 { codes, scales, scale_stride }, Wire::Fp8 { codes: want_codes, scales: want_scales }) => {
+                let stride = super::reference::scale_stride(world.hidden) as usize;
+                if *scale_stride as usize != stride {
+                    return Err(format!("scale_stride {scale_stride}, expected {stride}"));
+                }
+                let (got, want) = (&codes[row * hidden..][..hidden], &want_codes[token * hidden..][..hidden]);
+                same("codes", got, want, hidden).map_err(|e| place(&e))?;
+                let (got, want) = (&scales[row * stride..][..stride], &want_scales[token * stride..][..stride]);
+                same("scales", got, want, stride).map_err(|e| place(&e))?;
+            }
+            _ => return Err("the wire format is another one".to_owned()),
+        }
+    }
+    Ok(())
+}
+
+/// What a rank's experts make of what it received.
+pub fn expert_outputs(rank: u32, hidden: u32, received: &Received) -> Vec<bf16> {
+    match &received.x {
+        WireRows::Bf16(x) => x.iter().map(|x| expert(rank, *x)).collect(),
+        WireRows::Fp8 { codes, scales, scale_stride } => {
+            let mut outputs = vec![bf16::ZERO; codes.len()];
+            let rows = codes.chunks_exact(hidden as usize).zip(scales.chunks_exact(*scale_stride as usize));
+            for ((codes, scales), row) in rows.zip(outputs.chunks_exact_mut(hidden as usize)) {
+                dequantize_row(codes, scales, row);
+                row.iter_mut().for_each(|x| *x = expert(rank, *x));
+            }
+            outputs
+        }
+    }
+}
+
+/// Dispatches, runs the experts on the host, combines, and checks both ways. The tensors are filled; nothing is allocated on
+/// the device. A complaint does not stop the rank: its peers go on with it.
+pub fn check_round(
+    comm: &Comm,
+    buffer: &mut ElasticBuffer,
+    tensors: &mut Tensors,
+    world: &World,
+    wires: &[Wire],
+) -> Result<std::result::Result<(), String>> {
+    let rank = comm.rank();
+    let tokens = world.inputs[rank as usize].tokens;
+    let handle = tensors.dispatch(buffer, tokens)?;
+    let received = buffer.received(&handle)?;
+    buffer.write_expert_outputs(&handle, &expert_outputs(rank, world.hidden, &received))?;
+    buffer.combine(&handle, ExpertOutputs::InPlace, &mut tensors.y)?;
+    buffer.synchronize()?;
+    let y = tensors.sums(tokens, world.hidden)?;
+    Ok(check_received(world, wires, &world.arrivals(rank), &received).and_then(|()| {
+        let want = world.combined(rank, &wires[rank as usize]);
+        same("combined rows", &y, &want, world.hidden as usize)
+    }))
+}

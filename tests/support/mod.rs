@@ -1,0 +1,84 @@
+//! What the behaviour tests share: the device they run on, the plain reference, random cases and their replay.
+//!
+//! Every test is one source for both runtimes. `EPOXIDE_TEST_DEVICE=cuda` runs it on several ranks of GPU 0, everything
+//! else on the simulated GPU.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+pub mod exchange;
+pub mod reference;
+pub mod replay;
+pub mod routing;
+
+use std::sync::{Mutex, PoisonError};
+
+use epoxide::{Comm, LocalGroup, Mode, Result};
+
+/// What a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// A simulated machine, made for the test.
+    Simulated,
+    /// GPU 0.
+    Cuda,
+}
+
+/// The GPU holds as many streams and blocks as one group needs, so its tests take turns.
+static GPU: Mutex<()> = Mutex::new(());
+
+impl Device {
+    /// What the environment asks for.
+    pub fn from_env() -> Self {
+        match std::env::var("EPOXIDE_TEST_DEVICE").as_deref() {
+            Err(_) | Ok("" | "sim") => Self::Simulated,
+            Ok("cuda") => Self::Cuda,
+            Ok(other) => panic!("EPOXIDE_TEST_DEVICE = {other}: it is sim or cuda"),
+        }
+    }
+
+    /// The schedules worth trying: on a GPU there is one.
+    pub fn schedules(self, seeds: impl IntoIterator<Item = u64>) -> Vec<Mode> {
+        let fast = [Mode::Fast { workers: 0 }];
+        match self {
+            Self::Simulated => fast.into_iter().chain(seeds.into_iter().map(|seed| Mode::Seeded { seed })).collect(),
+            Self::Cuda => fast.to_vec(),
+        }
+    }
+
+    /// The most ranks of a test: a GPU has 8 hardware queues.
+    pub fn max_ranks(self) -> u32 {
+        match self {
+            Self::Simulated => 64,
+            Self::Cuda => 8,
+        }
+    }
+
+    /// Runs `f` on every rank, each in a thread of its own, and returns every rank's own result.
+    ///
+    /// `f` must not panic: its peers would wait for it.
+    pub fn run_all<T: Send>(self, ranks: u32, mode: Mode, f: impl Fn(Comm) -> Result<T> + Sync) -> Vec<Result<T>> {
+        let _turn = (self == Self::Cuda).then(|| GPU.lock().unwrap_or_else(PoisonError::into_inner));
+        let group = match self {
+            Self::Simulated => LocalGroup::simulated(ranks, mode),
+            Self::Cuda => LocalGroup::on_gpu(ranks, 0),
+        };
+        group.expect("a group for the test").run_all(f)
+    }
+
+    /// [`Self::run_all`] where every rank must succeed and agree: the first complaint, with its rank.
+    pub fn check(
+        self,
+        ranks: u32,
+        mode: Mode,
+        f: impl Fn(Comm) -> Result<std::result::Result<(), String>> + Sync,
+    ) -> std::result::Result<(), String> {
+        let results = self.run_all(ranks, mode, f);
+        // A rank's own error says more than what its peers saw of it, so all of them are shown.
+        let complaints = results.into_iter().enumerate().filter_map(|(rank, result)| match result {
+            Ok(Ok(())) => None,
+            Ok(Err(complaint)) => Some(format!("rank {rank}: {complaint}")),
+            Err(error) => Some(format!("rank {rank} failed: {error}")),
+        });
+        let complaints: Vec<String> = complaints.collect();
+        if complaints.is_empty() { Ok(()) } else { Err(format!("{mode:?}: {}", complaints.join("\n"))) }
+    }
+}
