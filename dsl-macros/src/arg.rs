@@ -1,9 +1,9 @@
 //! The checked model of a `#[derive(KernelArg)]` struct.
 use proc_macro2::TokenStream;
-use syn::spanned::Spanned;
-use syn::{Data, DeriveInput, Error, Fields, Ident, Type};
+use syn::punctuated::Punctuated;
+use syn::{Attribute, Data, DeriveInput, Error, Ident, Meta, Token, Type};
 
-use crate::model::Errors;
+use crate::errors::Errors;
 
 /// What the derive needs to know of a struct.
 pub struct ArgModel {
@@ -17,51 +17,53 @@ impl ArgModel {
         let input: DeriveInput = syn::parse2(item)?;
         let mut errors = Errors::default();
         let mut field_types = Vec::new();
-        if !is_repr_c(&input) {
-            errors.at(
-                input.ident.span(),
-                "a kernel argument is `#[repr(C)]`, so that the host and the GPU agree on its layout",
-            );
-        }
-        if !input.generics.params.is_empty() {
-            errors.at(
-                input.generics.span(),
-                "a kernel argument has no generic parameters: an entry point has one signature",
-            );
-        }
         match &input.data {
             Data::Struct(data) => {
-                if let Fields::Unit = data.fields {
-                    errors.at(input.ident.span(), "a kernel argument has at least one field");
+                check_repr(&input.ident, &input.attrs, &mut errors);
+                if data.fields.is_empty() {
+                    errors.at(&input.ident, "a kernel argument has at least one field");
                 }
                 for field in &data.fields {
                     check_field(&field.ty, &mut errors);
                     field_types.push(field.ty.clone());
                 }
             }
-            Data::Enum(_) | Data::Union(_) => {
-                errors.at(input.ident.span(), "a kernel argument is a struct; pass an enum as a u32");
+            Data::Enum(_) => errors.at(&input.ident, "a kernel argument is a struct; pass an enum as a u32"),
+            Data::Union(_) => {
+                errors.at(&input.ident, "a kernel argument is a struct; pass what a union may hold as fields");
             }
+        }
+        if !input.generics.params.is_empty() {
+            errors.at(&input.generics, "a kernel argument has no generic parameters: an entry point has one signature");
         }
         errors.finish()?;
         Ok(Self { name: input.ident, field_types })
     }
 }
 
-fn is_repr_c(input: &DeriveInput) -> bool {
+/// Checks that the struct is `#[repr(C)]`, alignment allowed, packing not.
+fn check_repr(name: &Ident, attributes: &[Attribute], errors: &mut Errors) {
     let mut found = false;
-    for attribute in input.attrs.iter().filter(|a| a.path().is_ident("repr")) {
+    for attribute in attributes.iter().filter(|a| a.path().is_ident("repr")) {
         // A malformed repr is rustc's to report.
-        let _ = attribute.parse_nested_meta(|meta| {
-            found |= meta.path.is_ident("C");
-            Ok(())
-        });
+        let metas = attribute.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated).unwrap_or_default();
+        for meta in &metas {
+            found |= meta.path().is_ident("C");
+            if meta.path().is_ident("packed") {
+                errors.at(meta, "a kernel argument is not packed: the GPU reads each field at its own alignment");
+            }
+        }
     }
-    found
+    if !found {
+        errors.at(name, "a kernel argument is `#[repr(C)]`, so that the host and the GPU agree on its layout");
+    }
 }
 
+/// Says what to write in place of a type that is known to be wrong. The trait bound judges the others.
 fn check_field(ty: &Type, errors: &mut Errors) {
     let advice = match ty {
+        Type::Group(group) => return check_field(&group.elem, errors),
+        Type::Paren(paren) => return check_field(&paren.elem, errors),
         Type::Reference(_) => {
             "a reference becomes a non-coherent load on the GPU: use `Global<T>`, or `Symmetric<T>` for memory that peers touch"
         }
@@ -70,13 +72,15 @@ fn check_field(ty: &Type, errors: &mut Errors) {
             "an array in the argument is copied to local memory when indexed: put it in device memory and pass a `Global<T>`"
         }
         Type::Slice(_) | Type::Tuple(_) => "use a `Global<T>` and a length, or a `#[derive(KernelArg)]` struct",
-        Type::Path(path) if path.path.is_ident("bool") || path.path.is_ident("char") => {
-            "not every bit pattern is valid: pass a u32"
-        }
-        Type::Path(path) if path.path.is_ident("usize") || path.path.is_ident("isize") => {
-            "its size is the target's: pass a u64"
-        }
+        Type::BareFn(_) => "a function of the host means nothing on the GPU: pass a number and match on it",
+        Type::Path(path) => match path.path.get_ident().map(Ident::to_string).unwrap_or_default().as_str() {
+            "bool" | "char" => "not every bit pattern is valid: pass a u32",
+            "usize" | "isize" => "its size is the target's: pass a u64",
+            "u8" | "i8" | "u16" | "i16" | "f16" => "it would leave padding beside it: pass a u32, or an f32",
+            "u128" | "i128" => "no GPU access moves it at once: pass two u64",
+            _ => return,
+        },
         _ => return,
     };
-    errors.at(ty.span(), advice);
+    errors.at(ty, advice);
 }

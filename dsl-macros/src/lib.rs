@@ -3,9 +3,12 @@
 //! `#[kernel]` turns a function into a GPU entry point and a typed descriptor; `#[derive(KernelArg)]` proves that a struct
 //! may cross from the host to the GPU. Use them through `epoxide_dsl`, which documents them where they are used.
 //!
-//! Both are parse → checked model → generate, in `model` and `expand`; all errors of one item are reported at once, each at
-//! its own place.
+//! Both are parse → checked model → generate: `model` (with `bounds`, the attribute's arguments) and `arg` are the checked
+//! models, `expand` writes the code. All errors of one item are reported at once, each at its own place; each has a test
+//! in `dsl/tests/ui`.
 mod arg;
+mod bounds;
+mod errors;
 mod expand;
 mod model;
 

@@ -1,8 +1,9 @@
 //! The checked model of a `#[kernel]` function.
-use proc_macro2::{Span, TokenStream};
-use syn::parse::Parser;
-use syn::spanned::Spanned;
-use syn::{Attribute, Block, Error, Expr, FnArg, Ident, ItemFn, Lit, Meta, Pat, ReturnType, Token, Type, Visibility};
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
+use syn::{Attribute, Block, Error, FnArg, Ident, ItemFn, Pat, ReturnType, Signature, Type, Visibility};
+
+use crate::bounds::Bounds;
+use crate::errors::Errors;
 
 /// What `#[kernel]` needs to know of a function.
 pub struct KernelModel {
@@ -12,49 +13,30 @@ pub struct KernelModel {
     pub argument: Pat,
     pub argument_type: Type,
     pub body: Block,
-    pub threads: u32,
-    pub blocks_per_sm: u32,
-    pub cooperative: bool,
-}
-
-/// Collects errors, so that all of an item are reported at once.
-#[derive(Default)]
-pub struct Errors(Option<Error>);
-
-impl Errors {
-    pub fn push(&mut self, error: Error) {
-        match &mut self.0 {
-            Some(all) => all.combine(error),
-            None => self.0 = Some(error),
-        }
-    }
-    pub fn at(&mut self, span: Span, message: impl std::fmt::Display) {
-        self.push(Error::new(span, message));
-    }
-    pub fn finish(self) -> Result<(), Error> {
-        self.0.map_or(Ok(()), Err)
-    }
-}
-
-struct Bounds {
-    threads: Option<u32>,
-    blocks_per_sm: u32,
-    cooperative: bool,
+    pub bounds: Bounds,
 }
 
 impl KernelModel {
     /// Reads and checks the function and the macro's own arguments.
     pub fn parse(attributes: TokenStream, item: TokenStream) -> Result<Self, Error> {
-        let function: ItemFn = syn::parse2(item.clone()).map_err(|_| {
-            Error::new(item.span(), "#[kernel] stands on a free function: `pub fn name(args: Args) { ... }`")
+        let is_function = has_function_form(&item);
+        let function: ItemFn = syn::parse2(item).map_err(|error| {
+            // A function that syn cannot read has an error of its own.
+            if is_function {
+                error
+            } else {
+                Errors::here("#[kernel] stands on a free function: `pub fn name(args: Args) { ... }`")
+            }
         })?;
         let mut errors = Errors::default();
-        let bounds = parse_bounds(attributes, &mut errors);
-        let argument = check_signature(&function, &mut errors);
+        let bounds = Bounds::parse(attributes, &mut errors);
+        check_attributes(&function.attrs, &mut errors);
+        check_signature(&function.sig, &mut errors);
+        let argument = check_arguments(&function.sig, &mut errors);
         errors.finish()?;
-        // Both are present when no error was found.
-        let (Some(threads), Some((argument, argument_type))) = (bounds.threads, argument) else {
-            return Err(Error::new(Span::call_site(), "#[kernel] could not read this function"));
+        // Both are there when no error was found.
+        let (Some(bounds), Some((argument, argument_type))) = (bounds, argument) else {
+            return Err(Errors::here("#[kernel] could not read this function"));
         };
         Ok(Self {
             attributes: function.attrs,
@@ -63,123 +45,93 @@ impl KernelModel {
             argument,
             argument_type,
             body: *function.block,
-            threads,
-            blocks_per_sm: bounds.blocks_per_sm,
-            cooperative: bounds.cooperative,
+            bounds,
         })
     }
 }
 
-fn parse_bounds(attributes: TokenStream, errors: &mut Errors) -> Bounds {
-    let mut bounds = Bounds { threads: None, blocks_per_sm: 1, cooperative: false };
-    let metas = match syn::punctuated::Punctuated::<Meta, Token![,]>::parse_terminated.parse2(attributes) {
-        Ok(metas) => metas,
-        Err(error) => {
-            errors.push(error);
-            return bounds;
-        }
-    };
-    let mut threads_seen = false;
-    for meta in &metas {
-        match meta {
-            Meta::Path(path) if path.is_ident("cooperative") => bounds.cooperative = true,
-            Meta::NameValue(pair) if pair.path.is_ident("threads") => {
-                threads_seen = true;
-                bounds.threads = number(&pair.value, errors).filter(|&n| {
-                    let fits = (32..=1024).contains(&n) && n % 32 == 0;
-                    if !fits {
-                        errors.at(
-                            pair.value.span(),
-                            format!("threads = {n}: a block has a multiple of 32 threads, from 32 to 1024"),
-                        );
-                    }
-                    fits
-                });
-            }
-            Meta::NameValue(pair) if pair.path.is_ident("blocks_per_sm") => {
-                if let Some(n) = number(&pair.value, errors) {
-                    if !(1..=32).contains(&n) {
-                        errors.at(pair.value.span(), format!("blocks_per_sm = {n}: an SM holds 1 to 32 blocks"));
-                    }
-                    bounds.blocks_per_sm = n;
-                }
-            }
-            other => errors.at(
-                other.span(),
-                "unknown argument; #[kernel] takes `threads = N`, `blocks_per_sm = N` and `cooperative`",
-            ),
-        }
-    }
-    if !threads_seen {
-        errors.at(Span::call_site(), "#[kernel] needs the block size: `#[kernel(threads = 128)]`");
-    }
-    if let Some(threads) = bounds.threads
-        && threads.saturating_mul(bounds.blocks_per_sm) > 2048
-    {
-        let asked = threads * bounds.blocks_per_sm;
-        errors.at(Span::call_site(), format!("threads x blocks_per_sm = {asked}: an SM holds at most 2048 threads"));
-    }
-    bounds
+/// Whether the item is `... fn ... { ... }`, whatever stands between.
+fn has_function_form(item: &TokenStream) -> bool {
+    let mut tokens = item.clone().into_iter();
+    let named = tokens.any(|token| matches!(token, TokenTree::Ident(word) if word == "fn"));
+    named && matches!(tokens.last(), Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Brace)
 }
 
-fn number(value: &Expr, errors: &mut Errors) -> Option<u32> {
-    if let Expr::Lit(literal) = value
-        && let Lit::Int(int) = &literal.lit
-    {
-        return int.base10_parse().map_err(|error| errors.push(error)).ok();
+/// Refuses what says how a function is compiled, called or linked: that is what `#[kernel]` decides.
+fn check_attributes(attributes: &[Attribute], errors: &mut Errors) {
+    const DECIDED: [&str; 9] = [
+        "inline",
+        "cold",
+        "track_caller",
+        "target_feature",
+        "must_use",
+        "no_mangle",
+        "export_name",
+        "link_section",
+        "unsafe",
+    ];
+    for attribute in attributes {
+        if DECIDED.iter().any(|name| attribute.path().is_ident(name)) {
+            errors.at(attribute, "#[kernel] decides how the entry point is named and compiled: remove this attribute");
+        }
     }
-    errors.at(value.span(), "write a number: launch bounds go into the PTX text, before constants are known");
-    None
 }
 
-fn check_signature(function: &ItemFn, errors: &mut Errors) -> Option<(Pat, Type)> {
-    let sig = &function.sig;
-    for (present, what) in [
-        (sig.constness.map(|t| t.span), "const"),
-        (sig.asyncness.map(|t| t.span), "async"),
-        (sig.unsafety.map(|t| t.span), "unsafe"),
-    ] {
-        if let Some(span) = present {
-            errors.at(span, format!("a kernel is a plain `fn`: remove `{what}` (launching it is what is unsafe)"));
-        }
+fn check_signature(sig: &Signature, errors: &mut Errors) {
+    let plain = |what: &str| format!("a kernel is a plain `fn`: remove `{what}` (launching it is what is unsafe)");
+    if let Some(token) = &sig.constness {
+        errors.at(token, plain("const"));
+    }
+    if let Some(token) = &sig.asyncness {
+        errors.at(token, plain("async"));
+    }
+    if let Some(token) = &sig.unsafety {
+        errors.at(token, plain("unsafe"));
     }
     if let Some(abi) = &sig.abi {
-        errors.at(abi.span(), "#[kernel] chooses the ABI: remove `extern`");
+        errors.at(abi, "#[kernel] chooses the ABI: remove `extern`");
     }
     if !sig.generics.params.is_empty() {
         errors.at(
-            sig.generics.span(),
+            &sig.generics,
             "a kernel has no generic parameters: an entry point has one name; call a generic function from it",
         );
+    } else if let Some(clause) = &sig.generics.where_clause {
+        errors.at(clause, "a kernel has no generic parameters, so there is nothing to say of them: remove `where`");
     }
-    if let ReturnType::Type(_, t) = &sig.output {
-        errors.at(t.span(), "a kernel returns nothing: write the result through a pointer in the argument struct");
+    if let ReturnType::Type(_, ty) = &sig.output {
+        errors.at(ty, "a kernel returns nothing: write the result through a pointer in the argument struct");
     }
+    if let Some(variadic) = &sig.variadic {
+        errors.at(variadic, "a kernel takes one argument: remove `...`");
+    }
+}
+
+/// Checks that there is one argument, by value, and returns it.
+fn check_arguments(sig: &Signature, errors: &mut Errors) -> Option<(Pat, Type)> {
     let mut inputs = sig.inputs.iter();
     let first = match inputs.next() {
         Some(FnArg::Typed(typed)) => {
-            if let Type::Reference(_) | Type::Ptr(_) | Type::Slice(_) | Type::Tuple(_) | Type::Array(_) = &*typed.ty {
+            // Named types are for the trait bound of `Kernel` to judge.
+            if !matches!(&*typed.ty, Type::Path(_) | Type::Group(_) | Type::Paren(_) | Type::Macro(_)) {
                 errors.at(
-                    typed.ty.span(),
+                    &typed.ty,
                     "a kernel takes one `#[derive(KernelArg)]` struct by value; put pointers in it as `Global<T>`",
                 );
             }
             Some(((*typed.pat).clone(), (*typed.ty).clone()))
         }
         Some(FnArg::Receiver(receiver)) => {
-            errors.at(receiver.span(), "a kernel is not a method: take one `#[derive(KernelArg)]` struct by value");
+            errors.at(receiver, "a kernel is not a method: take one `#[derive(KernelArg)]` struct by value");
             None
         }
         None => {
-            errors.at(
-                sig.paren_token.span.join(),
-                "a kernel takes one `#[derive(KernelArg)]` struct by value: `fn name(args: Args)`",
-            );
+            errors.at(&sig.ident, "a kernel takes one `#[derive(KernelArg)]` struct by value: `fn name(args: Args)`");
             None
         }
     };
     for extra in inputs {
-        errors.at(extra.span(), "a kernel takes one argument: move this into the argument struct");
+        errors.at(extra, "a kernel takes one argument: move this into the argument struct");
     }
     first
 }

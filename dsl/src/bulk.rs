@@ -5,7 +5,9 @@
 //!
 //! ```text
 //!   Free ──load──▶ Loading ──wait──▶ Source ──(store, by any lane)──▶ recycle ──▶ Free
-//!     └──── ordinary stores, then seal ───▲
+//!     ▲ │             └─wait_to_edit─┐ ▲
+//!     └─│────────────────────────────┘ │
+//!       └──── ordinary stores, seal ───┘
 //! ```
 //!
 //! Lengths and addresses are multiples of 16 bytes.
@@ -80,6 +82,16 @@ impl Stage {
         self.parity ^= 1;
         warp::sync(warp::ALL);
         Source(())
+    }
+
+    /// [`Self::wait`], for a warp that changes the loaded bytes by ordinary accesses before it copies them on: the bytes are
+    /// there, nobody else reads the stage, and [`Self::seal`] makes it a source again. Warp-collective.
+    #[inline(always)]
+    #[track_caller]
+    pub fn wait_to_edit(&mut self, loading: Loading) -> Free {
+        // No copy from the stage has started: the source was never handed out.
+        let Source(()) = self.wait(loading);
+        Free(())
     }
 
     /// Turns bytes that this warp's lanes wrote by ordinary stores into the source of bulk stores: every writer fences its

@@ -46,7 +46,7 @@ impl GridCounters {
         if thread::index() == 0 {
             // Acquire and release: the last block has seen every other block's stores, and may publish them.
             let before = self.words.fetch_add_acq_rel::<Gpu>(1, 1);
-            last = (before + 1) % u64::from(thread::grid_blocks()) == 0;
+            last = (before + 1).is_multiple_of(u64::from(thread::grid_blocks()));
         }
         if block::any(last) { Some(GridLanded(landed.again())) } else { None }
     }

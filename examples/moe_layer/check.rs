@@ -27,13 +27,7 @@ pub fn received(rank: usize, got: &Received, plan: &Plan, input: &Input, progres
 }
 
 /// Compares the rows, each with its token's, or with what a plain quantiser makes of it.
-fn rows(
-    got: &WireRows,
-    sources: &[(u32, u32)],
-    plan: &Plan,
-    input: &Input,
-    progress: &Progress,
-) -> Option<String> {
+fn rows(got: &WireRows, sources: &[(u32, u32)], plan: &Plan, input: &Input, progress: &Progress) -> Option<String> {
     let hidden = input.hidden;
     let groups = hidden.div_ceil(e4m3::GROUP);
     let (mut codes, mut scales) = (vec![0; hidden], vec![0.0; groups]);
@@ -48,9 +42,10 @@ fn rows(
                 // The padding between rows of scales is 0 by contract.
                 scales.resize(*scale_stride as usize, 0.0);
                 let same = |a: &f32, b: &f32| a.to_bits() == b.to_bits();
-                let found = first_difference("codes", slice(got_codes, row, hidden), &codes, |a, b| a == b).or_else(|| {
-                    first_difference("scales", slice(got_scales, row, *scale_stride as usize), &scales, same)
-                });
+                let found =
+                    first_difference("codes", slice(got_codes, row, hidden), &codes, |a, b| a == b).or_else(|| {
+                        first_difference("scales", slice(got_scales, row, *scale_stride as usize), &scales, same)
+                    });
                 scales.truncate(groups);
                 found
             }
@@ -112,7 +107,10 @@ pub fn combined(y: &[bf16], outputs: &[Vec<bf16>], plan: &Plan, routing: &Routin
             if let Some(found) = first_difference("elements", got, &expected, |a, b| a.to_bits() == b.to_bits()) {
                 let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
                 if first.as_ref().is_none_or(|(earlier, _)| token < *earlier) {
-                    *first = Some((token, format!("token {token} was combined other than its experts' rows add up: {found}")));
+                    *first = Some((
+                        token,
+                        format!("token {token} was combined other than its experts' rows add up: {found}"),
+                    ));
                 }
                 return;
             }

@@ -6,7 +6,7 @@
 use epoxide::{WireRows, bf16};
 
 use crate::e4m3;
-use crate::matmul::{Number, linear, widen_into, widen_onto};
+use crate::matmul::{Number, linear, round, widen_into, widen_onto};
 use crate::parallel;
 use crate::plan::ReceivedPlan;
 use crate::progress::Progress;
@@ -35,13 +35,14 @@ impl Experts {
     /// Makes the weights that `seed` names.
     pub fn new(experts: usize, hidden: usize, width: usize, seed: u64) -> Self {
         let size = hidden * width;
-        let mut made = Self { hidden, width, up: vec![bf16::ZERO; experts * size], down: vec![bf16::ZERO; experts * size] };
+        let mut made =
+            Self { hidden, width, up: vec![bf16::ZERO; experts * size], down: vec![bf16::ZERO; experts * size] };
         let (up_sigma, down_sigma) = (made.up_sigma(), made.down_sigma());
         let weights = made.up.chunks_exact_mut(size).zip(made.down.chunks_exact_mut(size));
         parallel::for_each(weights.enumerate(), |(expert, (up, down))| {
             for (matrix, sigma, weights) in [(UP, up_sigma, up), (DOWN, down_sigma, down)] {
                 let sequence = Sequence::new(&[matrix, seed, expert as u64]);
-                sequence.fill_uniform(sigma, |i, value| weights[i] = bf16::from_f32(value), size);
+                sequence.uniform(sigma, size, |i, value| weights[i] = round(value));
             }
         });
         made
@@ -111,7 +112,7 @@ pub fn outputs(
                         let (codes, scales) = (&codes[row * hidden..(row + 1) * hidden], &scales[row * stride..]);
                         for (group, &scale) in codes.chunks(e4m3::GROUP).zip(scales) {
                             // An expert in BF16 takes BF16: the dequantised number is rounded once more.
-                            let dequantise = |&code: &u8| f32::widen(bf16::from_f32(table[usize::from(code)] * scale));
+                            let dequantise = |&code: &u8| f32::widen(round(table[usize::from(code)] * scale));
                             work.x.extend(group.iter().map(dequantise));
                         }
                     }
@@ -124,7 +125,7 @@ pub fn outputs(
             }
         }
         for (out, &sum) in out[chunk.start * hidden..chunk.end * hidden].iter_mut().zip(&sums) {
-            *out = bf16::from_f32(sum);
+            *out = round(sum);
         }
         progress.rows(chunk.len());
     }
@@ -147,7 +148,7 @@ impl Workspace {
         linear(&self.x, &self.weights, experts.hidden, &mut self.inner);
         for value in &mut self.inner {
             let silu = *value / (1.0 + (-*value).exp());
-            *value = f32::widen(bf16::from_f32(silu));
+            *value = f32::widen(round(silu));
         }
         widen_into(&mut self.weights, experts.down(expert));
         linear(&self.inner, &self.weights, experts.width, &mut self.output);

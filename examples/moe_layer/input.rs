@@ -58,7 +58,8 @@ impl Input {
     pub fn from_text(path: &Path, tokens: usize, hidden: usize, experts: usize, progress: &Progress) -> Result<Self> {
         let mut text = Vec::new();
         // Two bytes more than trigrams; the rest of a longer file is not needed.
-        let file = File::open(path).with_context(|| format!("cannot open the text {}", path.display()))?;
+        let file = File::open(path)
+            .with_context(|| format!("cannot open the text {} (--text names another)", path.display()))?;
         file.take(tokens as u64 + 2)
             .read_to_end(&mut text)
             .with_context(|| format!("cannot read the text {}", path.display()))?;
@@ -127,13 +128,7 @@ fn zeroed(tokens: usize, hidden: usize) -> Result<Vec<bf16>> {
 }
 
 /// A matrix of the file, with at least one row and column.
-fn matrix<'a>(
-    file: &SafeTensors<'a>,
-    path: &Path,
-    tensor: &str,
-    dtype: Dtype,
-    shape: &str,
-) -> Result<TensorView<'a>> {
+fn matrix<'a>(file: &SafeTensors<'a>, path: &Path, tensor: &str, dtype: Dtype, shape: &str) -> Result<TensorView<'a>> {
     let name = path.display();
     let Ok(view) = file.tensor(tensor) else {
         let mut names = file.names();

@@ -27,6 +27,15 @@ impl Number for f64 {
     }
 }
 
+/// Rounds to BF16, to nearest, ties to even: `bf16::from_f32`, in a form that loops of it are vectorised.
+pub fn round(value: f32) -> bf16 {
+    let bits = value.to_bits();
+    // The half below the last bit that stays, and that bit to break ties; a carry runs into the exponent as it should.
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    // A NaN stays one.
+    bf16::from_bits((if value.is_nan() { bits | 0x40_0000 } else { rounded } >> 16) as u16)
+}
+
 /// Appends `values`, widened.
 pub fn widen_onto<T: Number>(out: &mut Vec<T>, values: &[bf16]) {
     out.extend(values.iter().map(|&v| T::widen(v)));

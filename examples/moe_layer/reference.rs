@@ -116,7 +116,7 @@ fn evaluate(input: &Input, routing: &Routing, experts: &Experts, tokens: Range<u
             by_expert[expert as usize].push((token - tokens.start, f64::from(gate)));
         }
     }
-    let (mut x, mut weights, mut inner, mut outputs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut x, mut weights, mut inner, mut outputs) = (Vec::<f64>::new(), Vec::new(), Vec::new(), Vec::new());
     for (expert, members) in by_expert.iter().enumerate().filter(|(_, members)| !members.is_empty()) {
         x.clear();
         for &(token, _) in members {

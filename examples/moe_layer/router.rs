@@ -34,7 +34,8 @@ impl Routing {
         };
         let mut routing =
             Self { top_k, experts: vec![0; input.tokens * top_k], weights: vec![0.0; input.tokens * top_k] };
-        let parts = routing.experts.chunks_mut(TOKENS_AT_ONCE * top_k).zip(routing.weights.chunks_mut(TOKENS_AT_ONCE * top_k));
+        let parts =
+            routing.experts.chunks_mut(TOKENS_AT_ONCE * top_k).zip(routing.weights.chunks_mut(TOKENS_AT_ONCE * top_k));
         parallel::for_each(parts.enumerate(), |(part, (selected, gates))| {
             let first = part * TOKENS_AT_ONCE;
             let tokens = first..first + selected.len() / top_k;
@@ -77,12 +78,9 @@ impl Routing {
 fn seeded_weights(experts: usize, hidden: usize, seed: u64) -> Vec<f32> {
     let mut weights = vec![0.0; experts * hidden];
     let sigma = 1.0 / (hidden as f64).sqrt();
-    Sequence::new(&[ROUTER, seed]).fill_uniform(
-        sigma,
-        // As a model's router would be stored.
-        |i, value| weights[i] = bf16::from_f32(value).to_f32(),
-        experts * hidden,
-    );
+    // In BF16, as a model's router would be stored.
+    let store = |i: usize, value| weights[i] = bf16::from_f32(value).to_f32();
+    Sequence::new(&[ROUTER, seed]).uniform(sigma, experts * hidden, store);
     weights
 }
 

@@ -28,11 +28,11 @@ impl Sequence {
         mix(self.key.wrapping_add(i.wrapping_mul(STEP)))
     }
 
-    /// Fills `out` with numbers of standard deviation `sigma`, uniform in an interval around 0.
+    /// Gives `out` the index and value of `len` numbers of standard deviation `sigma`, uniform in an interval around 0.
     ///
     /// Uniform and not normal, because a uniform number is sub-Gaussian with its own variance, which the derivation of the
     /// tolerance uses.
-    pub fn fill_uniform(self, sigma: f64, mut out: impl FnMut(usize, f32), len: usize) {
+    pub fn uniform(self, sigma: f64, len: usize, mut out: impl FnMut(usize, f32)) {
         let half_width = (sigma * 3f64.sqrt()) as f32;
         for i in 0..len.div_ceil(4) {
             let word = self.word(i as u64);

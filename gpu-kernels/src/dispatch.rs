@@ -27,7 +27,7 @@ use epoxide_dsl::prelude::*;
 use crate::layout::{DispatchShared, RecvRegions};
 use crate::placement::{Placement, quotient};
 use crate::protocol::{self, Operation, STATUS_OK, STATUS_OUT_OF_RANGE, STATUS_REPEATED, Stamped, code, kind, phase};
-use crate::quantize::{GROUP, quantize_lanes};
+use crate::quantize::{GROUP, encode, group_amax, inverse_scale, scale};
 
 /// Threads of a block.
 pub const THREADS: u32 = 512;
@@ -424,14 +424,14 @@ fn send(a: &DispatchArgs, chunk: Chunk) {
         }
         let going = warp::ballot(warp::ALL, rank >= 0);
         if going != 0 {
+            let loading = stage.load(free, x, a.hidden * 2);
+            send_metadata(a, token, going, rank, row, index, weight);
             let source = if a.scale_stride == 0 {
-                let loading = stage.load(free, x, a.hidden * 2);
-                send_metadata(a, token, going, rank, row, index, weight);
                 stage.wait(loading)
             } else {
-                send_metadata(a, token, going, rank, row, index, weight);
-                quantize_row(a, &stage, x);
-                stage.seal(free)
+                let row = stage.wait_to_edit(loading);
+                quantize_row(a, &stage);
+                stage.seal(row)
             };
             if rank >= 0 {
                 store_row(a, &stage, &source, rank as u32, row);
@@ -455,45 +455,76 @@ fn store_row(a: &DispatchArgs, stage: &bulk::Stage, source: &bulk::Source, rank:
     } else {
         stage.store(source, 0, x.at(row * u64::from(a.hidden)), a.hidden);
         let scales = window.of_rank(rank, a.recv.scales).at(row * u64::from(a.scale_stride));
-        stage.store(source, a.hidden, scales.cast(), a.scale_stride * 4);
+        stage.store(source, a.hidden * 2, scales.cast(), a.scale_stride * 4);
     }
 }
 
-/// Quantises a row into the stage: the codes, then the scales. Warp-collective.
+/// Quantises the row in the stage where it lies: afterwards it is the codes, then the scales. Warp-collective.
 #[inline(always)]
 #[track_caller]
-fn quantize_row(a: &DispatchArgs, stage: &bulk::Stage, x: Global<u8>) {
-    /// Vectors of one lane in flight.
-    const UNROLL: usize = 8;
+fn quantize_row(a: &DispatchArgs, stage: &bulk::Stage) {
     let lane = warp::lane();
+    let x = stage.data().cast::<U32x4>();
     let codes = stage.data().cast::<u64>();
-    let scales = stage.data().at(a.hidden).cast::<f32>();
+    // Beyond the row: the group's largest magnitude first, its scale in the end.
+    let amax = stage.data().at(a.hidden * 2).cast::<f32>();
+    let inverse = amax.at(a.scale_stride);
     let vectors = a.hidden / 8;
+
     let mut first = 0;
     while first < vectors {
-        let mut values = [[0u32; 4]; UNROLL];
-        unroll!(J in 8 => {
+        // Four independent chains of shuffles, so that they overlap.
+        let mut of_group = [0.0; 4];
+        unroll!(J in 4 => {
             let v = first + J as u32 * warp::LANES + lane;
-            if v < vectors {
-                values[J] = x.cast::<U32x4>().load_weak_streaming(u64::from(v));
+            of_group[J] = group_amax(if v < vectors { x.load_weak(v) } else { [0; 4] });
+        });
+        unroll!(J in 4 => {
+            let v = first + J as u32 * warp::LANES + lane;
+            if v < vectors && lane.is_multiple_of(16) {
+                amax.store_weak(v * 8 / GROUP, of_group[J]);
             }
         });
-        unroll!(J in 8 => {
-            let v = first + J as u32 * warp::LANES + lane;
-            let (code, scale) = quantize_lanes(values[J]);
-            if v < vectors {
-                codes.store_weak(v, u64::from(code[0]) | u64::from(code[1]) << 32);
-                if lane % 16 == 0 {
-                    scales.store_weak(v * 8 / GROUP, scale);
-                }
-            }
-        });
-        first += UNROLL as u32 * warp::LANES;
+        first += 4 * warp::LANES;
     }
-    // The padding travels too: it is zero, so that a received row is a function of the row sent.
-    let padding = a.hidden.div_ceil(GROUP) + lane;
-    if padding < a.scale_stride {
-        scales.store_weak(padding, 0.0);
+    warp::sync(warp::ALL);
+
+    // The divisions, a lane for each group and not a group for all lanes. The padding travels too: it is zero, so that a
+    // received row is a function of the row sent.
+    let groups = a.hidden.div_ceil(GROUP);
+    let mut group = lane;
+    while group < a.scale_stride {
+        let mut of_group = 0.0;
+        if group < groups {
+            let largest = amax.load_weak(group);
+            inverse.store_weak(group, inverse_scale(largest));
+            of_group = scale(largest);
+        }
+        amax.store_weak(group, of_group);
+        group += warp::LANES;
+    }
+    warp::sync(warp::ALL);
+
+    let mut first = 0;
+    while first < vectors {
+        let mut values = [[0u32; 4]; 4];
+        let mut factors = [0.0; 4];
+        unroll!(J in 4 => {
+            let v = first + J as u32 * warp::LANES + lane;
+            if v < vectors {
+                values[J] = x.load_weak(v);
+                factors[J] = inverse.load_weak(v * 8 / GROUP);
+            }
+        });
+        // The codes overwrite what these four turns, or earlier ones, have read.
+        warp::sync(warp::ALL);
+        unroll!(J in 4 => {
+            let v = first + J as u32 * warp::LANES + lane;
+            if v < vectors {
+                codes.store_weak(v, encode(values[J], factors[J]));
+            }
+        });
+        first += 4 * warp::LANES;
     }
 }
 

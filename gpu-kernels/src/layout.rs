@@ -268,7 +268,8 @@ impl DispatchShared {
         let bad = (bases + shape.ranks * 4).next_multiple_of(8);
         let counters = bad + 8;
         let stages = (counters + (shape.ranks + shape.experts) * 4).next_multiple_of(128);
-        let row = shape.wire_row_bytes().checked_add(u64::from(shape.scale_stride()) * 4)?;
+        // A row arrives in BF16, and is quantised where it lies with two factors for each group beside it.
+        let row = shape.bf16_row_bytes().checked_add(u64::from(shape.scale_stride()) * 8)?;
         let stage_bytes = u32::try_from(row.checked_next_multiple_of(128)?).ok()?;
         let fit = available.checked_sub(stages)? / stage_bytes;
         let copy_warps = if fit < warps { fit } else { warps };

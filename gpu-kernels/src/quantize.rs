@@ -40,11 +40,11 @@ pub fn widen(v: U32x4) -> [f32; 8] {
     out
 }
 
-/// Quantises the 128 numbers that 16 neighbouring lanes hold, 8 each; returns this lane's 8 codes and the group's scale.
+/// The largest magnitude among the 128 numbers that 16 neighbouring lanes hold, 8 each; at least [`AMAX_MIN`].
 /// Warp-collective.
 #[inline(always)]
 #[track_caller]
-pub fn quantize_lanes(v: U32x4) -> ([u32; 2], f32) {
+pub fn group_amax(v: U32x4) -> f32 {
     let x = widen(v);
     let mut amax = 0u32;
     unroll!(I in 8 => {
@@ -55,14 +55,30 @@ pub fn quantize_lanes(v: U32x4) -> ([u32; 2], f32) {
         }
     });
     let amax = warp::max_in_group::<16>(f32::from_bits(amax));
-    let amax = if amax < AMAX_MIN { AMAX_MIN } else { amax };
-    let inverse = E4m3::MAX / amax;
-    let mut codes = [0u32; 2];
+    if amax < AMAX_MIN { AMAX_MIN } else { amax }
+}
+
+/// The factor that brings a group with largest magnitude `amax` to the range of e4m3.
+#[inline(always)]
+pub fn inverse_scale(amax: f32) -> f32 {
+    E4m3::MAX / amax
+}
+
+/// The factor that brings the codes back.
+#[inline(always)]
+pub fn scale(amax: f32) -> f32 {
+    amax / E4m3::MAX
+}
+
+/// Eight numbers as codes: one byte each, the first in the lowest.
+#[inline(always)]
+pub fn encode(v: U32x4, inverse: f32) -> u64 {
+    let x = widen(v);
+    let mut codes = 0;
     unroll!(J in 4 => {
-        let pair = u32::from(E4m3::pair_from_f32(x[2 * J] * inverse, x[2 * J + 1] * inverse));
-        codes[J / 2] |= pair << (16 * (J % 2));
+        codes |= u64::from(E4m3::pair_from_f32(x[2 * J] * inverse, x[2 * J + 1] * inverse)) << (16 * J);
     });
-    (codes, amax / E4m3::MAX)
+    codes
 }
 
 /// Groups of one half-warp's turn, so that as many loads are in flight.
@@ -90,12 +106,12 @@ pub fn quantize(args: QuantizeArgs) {
         unroll!(J in 4 => {
             let group = first + 2 * J as u64 + half;
             let (row, column, present) = place(group, groups, groups_per_row, in_group, args.hidden);
-            let (codes, scale) = quantize_lanes(values[J]);
+            let amax = group_amax(values[J]);
             if present {
-                let word = u64::from(codes[0]) | u64::from(codes[1]) << 32;
-                args.q.cast::<u64>().store_weak((row * u64::from(args.hidden) + u64::from(column)) / 8, word);
+                let codes = encode(values[J], inverse_scale(amax));
+                args.q.cast::<u64>().store_weak((row * u64::from(args.hidden) + u64::from(column)) / 8, codes);
                 if in_group == 0 {
-                    args.scales.store_weak(row * u64::from(args.scale_stride) + u64::from(column / GROUP), scale);
+                    args.scales.store_weak(row * u64::from(args.scale_stride) + u64::from(column / GROUP), scale(amax));
                 }
             }
         });

@@ -41,6 +41,12 @@ pub struct ThreadBootstrap {
     shared: Arc<Rendezvous>,
 }
 
+impl std::fmt::Debug for ThreadBootstrap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ThreadBootstrap(rank {} of {})", self.rank, self.shared.size)
+    }
+}
+
 /// How long a rank waits for the others before it says that they did not come.
 const PATIENCE: Duration = Duration::from_secs(300);
 

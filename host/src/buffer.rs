@@ -46,6 +46,12 @@ pub struct ElasticBuffer {
     not_sync: PhantomData<Cell<()>>,
 }
 
+impl std::fmt::Debug for ElasticBuffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ElasticBuffer({:#x} on {:?}, {}, {:?})", self.id, self.comm, self.state, self.config)
+    }
+}
+
 /// What the last operation was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {

@@ -105,6 +105,15 @@ impl LocalGroup {
         Ok(Self { comms: comms.collect::<Result<_>>()? })
     }
 
+    /// GPUs that [`Self::on_gpu`] may be given.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDriver`] or [`Error::DriverTooOld`].
+    pub fn gpus() -> Result<u32> {
+        CudaDevice::count()
+    }
+
     /// The ranks, in order, to be moved to a thread each.
     pub fn into_comms(self) -> Vec<Comm> {
         self.comms
@@ -283,6 +292,15 @@ impl Comm {
     /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     pub fn record(&self) -> Result<Event> {
         Ok(Event { raw: self.inner.runtime.record_event(self.inner.stream)? })
+    }
+
+    /// Lets this rank's stream wait for an event of any rank on the same device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed; [`Error::InvalidArgument`] for another runtime's event.
+    pub fn wait(&self, event: &Event) -> Result<()> {
+        self.inner.runtime.wait_event(self.inner.stream, &event.raw)
     }
 
     /// Milliseconds from one event to another, both reached; wall time on the simulated GPU.

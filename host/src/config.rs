@@ -218,7 +218,7 @@ impl Layouts {
         DispatchShared::new(&self.shape, available, warps).ok_or_else(|| {
             let rule = format!(
                 "a row of {} bytes must fit in a block's {available} bytes of shared memory",
-                self.shape.wire_row_bytes()
+                self.shape.bf16_row_bytes()
             );
             Error::argument("hidden", self.shape.hidden, rule)
         })

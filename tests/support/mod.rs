@@ -64,21 +64,22 @@ impl Device {
         group.expect("a group for the test").run_all(f)
     }
 
-    /// [`Self::run_all`] where every rank must succeed and agree: the first complaint, with its rank.
-    pub fn check(
-        self,
-        ranks: u32,
-        mode: Mode,
-        f: impl Fn(Comm) -> Result<std::result::Result<(), String>> + Sync,
-    ) -> std::result::Result<(), String> {
-        let results = self.run_all(ranks, mode, f);
-        // A rank's own error says more than what its peers saw of it, so all of them are shown.
-        let complaints = results.into_iter().enumerate().filter_map(|(rank, result)| match result {
-            Ok(Ok(())) => None,
-            Ok(Err(complaint)) => Some(format!("rank {rank}: {complaint}")),
-            Err(error) => Some(format!("rank {rank} failed: {error}")),
-        });
-        let complaints: Vec<String> = complaints.collect();
-        if complaints.is_empty() { Ok(()) } else { Err(format!("{mode:?}: {}", complaints.join("\n"))) }
+    /// [`Self::run_all`] where every rank must succeed and agree: all complaints, with their ranks.
+    pub fn check(self, ranks: u32, mode: Mode, f: impl Fn(Comm) -> Result<Checked> + Sync) -> Checked {
+        complaints(self.run_all(ranks, mode, f)).map_err(|e| format!("{mode:?}: {e}"))
     }
+}
+
+/// Nothing, or what was not as it must be.
+pub type Checked = std::result::Result<(), String>;
+
+/// Joins the complaints of all ranks. A rank's own error says more than what its peers saw of it, so all are shown.
+pub fn complaints(results: Vec<Result<Checked>>) -> Checked {
+    let complaints = results.into_iter().enumerate().filter_map(|(rank, result)| match result {
+        Ok(Ok(())) => None,
+        Ok(Err(complaint)) => Some(format!("rank {rank}: {complaint}")),
+        Err(error) => Some(format!("rank {rank} failed: {error}")),
+    });
+    let complaints: Vec<String> = complaints.collect();
+    if complaints.is_empty() { Ok(()) } else { Err(complaints.join("\n")) }
 }

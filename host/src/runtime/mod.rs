@@ -15,8 +15,6 @@ pub(crate) struct Mapped {
     pub host: *mut u8,
     /// Where the device sees it.
     pub device: u64,
-    /// Its size.
-    pub bytes: u64,
 }
 
 // SAFETY: an address range; every access to it is made through atomics by its users.
@@ -76,8 +74,6 @@ impl Runtime {
         fn free_mapped(&self, mapped: Mapped) -> Result<()>;
         /// Makes a stream that does not synchronise with any other.
         fn create_stream(&self) -> Result<RawStream>;
-        /// Destroys a stream that is idle.
-        fn destroy_stream(&self, stream: RawStream) -> Result<()>;
         /// Copies to the device in stream order; returns when `from` may be reused.
         fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()>;
         /// Copies to the host in stream order; returns when `to` is filled.

@@ -63,7 +63,7 @@ impl SimRuntime {
         let device = self.allocate("memory that host and device share", bytes)?;
         // SAFETY: fresh memory of the machine: a device address is a host address, and no kernel has it yet.
         unsafe { std::ptr::write_bytes(device as *mut u8, 0, bytes as usize) };
-        Ok(Mapped { host: device as *mut u8, device, bytes })
+        Ok(Mapped { host: device as *mut u8, device })
     }
 
     pub(crate) fn free_mapped(&self, mapped: Mapped) -> Result<()> {
@@ -72,11 +72,6 @@ impl SimRuntime {
 
     pub(crate) fn create_stream(&self) -> Result<RawStream> {
         Ok(RawStream::Sim(self.actor().create_stream()))
-    }
-
-    /// The machine keeps its streams.
-    pub(crate) fn destroy_stream(&self, _stream: RawStream) -> Result<()> {
-        Ok(())
     }
 
     pub(crate) fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()> {
@@ -96,14 +91,14 @@ impl SimRuntime {
 
     pub(crate) fn copy_on_device(&self, to: u64, from: u64, bytes: u64, stream: RawStream) -> Result<()> {
         let actor = self.actor();
-        // SAFETY (of the copy, when it runs): both are `bytes` of device memory by the caller's contract, in stream order.
+        // SAFETY: when it runs, both are `bytes` of device memory by the caller's contract, in stream order.
         let copy = move || unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes as usize) };
         Ok(actor.host_call(sim_stream(stream)?, Box::new(copy))?)
     }
 
     pub(crate) fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()> {
         let actor = self.actor();
-        // SAFETY (of the fill, when it runs): `bytes` of device memory by the caller's contract, in stream order.
+        // SAFETY: when it runs, these are `bytes` of device memory by the caller's contract, in stream order.
         let fill = move || unsafe { std::ptr::write_bytes(to as *mut u8, byte, bytes as usize) };
         Ok(actor.host_call(sim_stream(stream)?, Box::new(fill))?)
     }

@@ -68,7 +68,7 @@ impl CudaRuntime {
             let _ = unsafe { sys::cuMemFreeHost(host) };
             return Err(error);
         }
-        Ok(Mapped { host: host.cast(), device, bytes })
+        Ok(Mapped { host: host.cast(), device })
     }
 
     /// Frees memory that host and device shared. May wait for everything that runs on the device.

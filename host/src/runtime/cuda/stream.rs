@@ -22,6 +22,7 @@ impl Streams {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(stream, claim);
     }
 
+    #[cfg(test)]
     fn remove(&self, stream: u64) -> Option<Claim> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream)
     }
@@ -117,11 +118,12 @@ impl CudaRuntime {
         Ok(RawStream::Cuda(stream))
     }
 
-    /// Destroys a stream of this rank that is idle.
+    /// Destroys a stream of this rank that is idle; a rank's own lives as long as the rank.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] if [`create_stream`](Self::create_stream) did not make it; [`Error::Cuda`].
+    #[cfg(test)]
     pub(crate) fn destroy_stream(&self, stream: RawStream) -> Result<()> {
         let own = if let RawStream::Cuda(stream) = stream { self.streams.remove(stream) } else { None };
         let rule = "must be a stream that this rank made and has not destroyed";

@@ -1,0 +1,87 @@
+//! Ranks that live through a benchmark, each in a thread of its own, and run as many operations as they are told.
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use epoxide::{Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, WireFormat, bf16};
+
+/// What every rank does.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    pub ranks: u32,
+    pub tokens: u32,
+    pub hidden: u32,
+    pub experts: u32,
+    pub top_k: u32,
+    pub format: WireFormat,
+}
+
+/// The threads.
+pub struct Fleet {
+    ranks: Vec<(Sender<u64>, Receiver<f64>)>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Fleet {
+    /// Starts a thread for every rank, and waits until all can run.
+    pub fn new(group: LocalGroup, work: &Work) -> Self {
+        let work = *work;
+        let (mut ranks, mut threads) = (Vec::new(), Vec::new());
+        for comm in group.into_comms() {
+            let (command, commands) = channel();
+            let (answer, answers) = channel();
+            threads.push(std::thread::spawn(move || live(&comm, &work, &commands, &answer).expect("the rank runs")));
+            ranks.push((command, answers));
+        }
+        let fleet = Self { ranks, threads };
+        fleet.run(1);
+        fleet
+    }
+
+    /// Runs `iterations` dispatches with their combines; the slowest rank's time.
+    pub fn run(&self, iterations: u64) -> Duration {
+        for (command, _) in &self.ranks {
+            command.send(iterations).expect("the rank is alive");
+        }
+        let times = self.ranks.iter().map(|(_, answer)| answer.recv().expect("the rank is alive"));
+        Duration::from_secs_f64(times.fold(0.0, f64::max) / 1e3)
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.ranks.clear();
+        for thread in self.threads.drain(..) {
+            // A rank's own panic has been printed; the benchmark is over either way.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn live(comm: &Comm, work: &Work, commands: &Receiver<u64>, answer: &Sender<f64>) -> epoxide::Result<()> {
+    let config = Config::new(work.experts, work.top_k, work.hidden, work.tokens).with_format(work.format);
+    let mut buffer = ElasticBuffer::new(comm, config)?;
+    let elements = u64::from(work.tokens) * u64::from(work.hidden);
+    let x: Vec<bf16> = (0..elements).map(|i| bf16::from_f32((i % 509) as f32 / 509.0)).collect();
+    let x = comm.tensor(&x)?;
+    // A stride that is prime to the number of experts spreads a token's selections.
+    let picks: Vec<i32> = (0..work.tokens * work.top_k).map(|i| (i * 31 % work.experts) as i32).collect();
+    let weights = comm.tensor(&vec![1.0 / work.top_k as f32; picks.len()])?;
+    let picks = comm.tensor(&picks)?;
+    let mut y = comm.empty::<bf16>(elements)?;
+    let input = DispatchInput::new(work.tokens, &x, &picks, &weights);
+    comm.barrier()?;
+    while let Ok(iterations) = commands.recv() {
+        let start = comm.record()?;
+        for _ in 0..iterations {
+            let handle = buffer.dispatch(&input)?;
+            buffer.combine(&handle, ExpertOutputs::InPlace, &mut y)?;
+        }
+        let end = comm.record()?;
+        buffer.synchronize()?;
+        if answer.send(comm.elapsed_ms(&start, &end)?).is_err() {
+            break;
+        }
+    }
+    buffer.close()
+}

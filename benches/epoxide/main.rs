@@ -1,0 +1,117 @@
+//! The benchmarks: layout arithmetic on the host, kernels on the simulated GPU, and the same kernels on a GPU if there is one.
+//!
+//! `cargo bench` runs on any machine; without a GPU the cases named `gpu/` are left out, with a line that says so. Times of
+//! `sim/` cases are the host's: they say how fast the simulator is, not how fast a GPU would be.
+mod fleet;
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use epoxide::quantize::{Quantizer, scale_stride};
+use epoxide::{Config, LocalGroup, Mode, WireFormat, bf16, bytes_needed};
+
+use crate::fleet::{Fleet, Work};
+
+/// A group on whatever the case runs on.
+type MakeGroup = fn(u32) -> epoxide::Result<LocalGroup>;
+
+fn simulated(ranks: u32) -> epoxide::Result<LocalGroup> {
+    LocalGroup::simulated(ranks, Mode::Fast { workers: 0 })
+}
+
+fn on_gpu(ranks: u32) -> epoxide::Result<LocalGroup> {
+    LocalGroup::on_gpu(ranks, 0)
+}
+
+/// Host-side layout: what `bytes_needed` and `ElasticBuffer::new` compute.
+fn layout(c: &mut Criterion) {
+    let config = Config::new(256, 8, 7168, 4096);
+    c.bench_function("layout/bytes_needed", |b| b.iter(|| bytes_needed(black_box(&config), 8, 16)));
+}
+
+/// Quantising `[tokens, hidden]`, alone.
+fn quantize(c: &mut Criterion, name: &str, make: MakeGroup, tokens: u64, hidden: u32) {
+    let mut group = c.benchmark_group(format!("{name}/quantize"));
+    let elements = tokens * u64::from(hidden);
+    // Every input element is read once, its code written once, and every scale written once.
+    group.throughput(Throughput::Bytes(elements * 3 + tokens * u64::from(hidden.div_ceil(128)) * 4));
+    let comm =
+        make(1).and_then(|g| g.into_comms().into_iter().next().ok_or_else(|| unreachable!("a group has a rank")));
+    let comm = comm.expect("the device was there a moment ago");
+    let mut run = || -> epoxide::Result<()> {
+        let values: Vec<bf16> = (0..elements).map(|i| bf16::from_f32((i % 251) as f32 - 125.0)).collect();
+        // On a GPU more sets than its L2 holds, so that every call reads memory.
+        let sets = (256 * 1024 * 1024 / (elements * 3)).clamp(1, 64) as usize;
+        let sets = if name == "sim" { 1 } else { sets };
+        let mut buffers = (0..sets)
+            .map(|_| {
+                let scales = comm.empty::<f32>(tokens * u64::from(scale_stride(hidden)))?;
+                Ok((comm.tensor(&values)?, comm.empty::<u8>(elements)?, scales))
+            })
+            .collect::<epoxide::Result<Vec<_>>>()?;
+        let quantizer = Quantizer::new(&comm)?;
+        group.bench_function(BenchmarkId::from_parameter(format!("{tokens}x{hidden}")), |b| {
+            b.iter_custom(|iterations| {
+                let mut timed = || -> epoxide::Result<f64> {
+                    let start = comm.record()?;
+                    for i in 0..iterations as usize {
+                        let (x, codes, scales) = &mut buffers[i % sets];
+                        quantizer.quantize(x, tokens, hidden, codes, scales)?;
+                    }
+                    let end = comm.record()?;
+                    comm.synchronize()?;
+                    comm.elapsed_ms(&start, &end)
+                };
+                Duration::from_secs_f64(timed().expect("the kernel runs") / 1e3)
+            });
+        });
+        Ok(())
+    };
+    run().expect("the benchmark runs");
+    group.finish();
+}
+
+/// One dispatch and its combine, of all ranks; the time is the slowest rank's.
+fn dispatch_combine(c: &mut Criterion, name: &str, make: MakeGroup, work: Work) {
+    let mut group = c.benchmark_group(format!("{name}/dispatch_combine"));
+    let fleet = Fleet::new(make(work.ranks).expect("the device was there a moment ago"), &work);
+    group.throughput(Throughput::Elements(u64::from(work.ranks) * u64::from(work.tokens)));
+    let format = if work.format == WireFormat::Bf16 { "bf16" } else { "fp8" };
+    let id = format!("{}x{}x{}/{format}", work.ranks, work.tokens, work.hidden);
+    group.bench_function(BenchmarkId::from_parameter(id), |b| b.iter_custom(|iterations| fleet.run(iterations)));
+    group.finish();
+}
+
+fn on_the_simulator(c: &mut Criterion) {
+    quantize(c, "sim", simulated, 64, 1024);
+    for format in [WireFormat::Bf16, WireFormat::Fp8] {
+        let work = Work { ranks: 4, tokens: 32, hidden: 512, experts: 32, top_k: 4, format };
+        dispatch_combine(c, "sim", simulated, work);
+    }
+}
+
+fn on_a_gpu(c: &mut Criterion) {
+    if let Err(error) = on_gpu(1) {
+        eprintln!("gpu/ cases are left out: {error}");
+        return;
+    }
+    // Opening a device loads the PTX; the last group has closed it.
+    c.bench_function("gpu/ptx_load", |b| b.iter(|| on_gpu(1).expect("the device was there a moment ago")));
+    for tokens in [128, 4096, 8192] {
+        quantize(c, "gpu", on_gpu, tokens, 7168);
+    }
+    for format in [WireFormat::Bf16, WireFormat::Fp8] {
+        for tokens in [128, 4096] {
+            let work = Work { ranks: 8, tokens, hidden: 7168, experts: 256, top_k: 8, format };
+            dispatch_combine(c, "gpu", on_gpu, work);
+        }
+    }
+}
+
+fn short() -> Criterion {
+    Criterion::default().sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3))
+}
+
+criterion_group! { name = benches; config = short(); targets = layout, on_the_simulator, on_a_gpu }
+criterion_main!(benches);

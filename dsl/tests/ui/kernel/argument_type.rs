@@ -1,0 +1,16 @@
+//! An argument that is no `KernelArg`: the error is at its type.
+use epoxide_dsl::prelude::*;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct NotDerived {
+    n: u64,
+}
+
+#[kernel(threads = 128)]
+fn not_derived(args: NotDerived) {}
+
+#[kernel(threads = 128)]
+fn owned(args: std::string::String) {}
+
+fn main() {}

@@ -1,0 +1,16 @@
+//! Tokens are neither copied nor made of nothing.
+use epoxide_dsl::prelude::*;
+
+fn copied(source: &bulk::Source) -> bulk::Source {
+    source.clone()
+}
+
+fn made_of_nothing() -> bulk::Loading {
+    Default::default()
+}
+
+fn landed_again(landed: &bulk::Landed) -> bulk::Landed {
+    landed.again()
+}
+
+fn main() {}
