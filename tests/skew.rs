@@ -252,3 +252,15 @@ fn writing_outputs_before_the_peers_have_read_is_noticed() {
     println!("{n} of 20");
     assert!(n > 0);
 }
+
+#[test]
+fn tmp_probe() {
+    for mode in [Mode::Fast { workers: 0 }, Mode::Seeded { seed: 1 }] {
+        for rounds in [1, 2, 4, 8] {
+            let skew = Skew { rounds, mode, ..few(1, Planted::Nothing) };
+            let t = std::time::Instant::now();
+            let r = skew.run_simulated();
+            println!("{rounds} {mode:?} {r:?} {:?}", t.elapsed());
+        }
+    }
+}

@@ -8,7 +8,10 @@ use crate::errors::Errors;
 /// What the derive needs to know of a struct.
 pub struct ArgModel {
     pub name: Ident,
+    /// The fields' types that the trait bound must judge.
     pub field_types: Vec<Type>,
+    /// What is wrong with it. It goes beside the code, so that the kernels that take the struct do not fail too.
+    pub errors: Option<Error>,
 }
 
 impl ArgModel {
@@ -24,8 +27,11 @@ impl ArgModel {
                     errors.at(&input.ident, "a kernel argument has at least one field");
                 }
                 for field in &data.fields {
-                    check_field(&field.ty, &mut errors);
-                    field_types.push(field.ty.clone());
+                    if let Some(advice) = advice(&field.ty) {
+                        errors.at(&field.ty, advice);
+                    } else {
+                        field_types.push(field.ty.clone());
+                    }
                 }
             }
             Data::Enum(_) => errors.at(&input.ident, "a kernel argument is a struct; pass an enum as a u32"),
@@ -36,8 +42,11 @@ impl ArgModel {
         if !input.generics.params.is_empty() {
             errors.at(&input.generics, "a kernel argument has no generic parameters: an entry point has one signature");
         }
-        errors.finish()?;
-        Ok(Self { name: input.ident, field_types })
+        if input.generics.params.is_empty() {
+            Ok(Self { name: input.ident, field_types, errors: errors.all() })
+        } else {
+            Err(errors.and(Errors::default()))
+        }
     }
 }
 
@@ -60,10 +69,10 @@ fn check_repr(name: &Ident, attributes: &[Attribute], errors: &mut Errors) {
 }
 
 /// Says what to write in place of a type that is known to be wrong. The trait bound judges the others.
-fn check_field(ty: &Type, errors: &mut Errors) {
-    let advice = match ty {
-        Type::Group(group) => return check_field(&group.elem, errors),
-        Type::Paren(paren) => return check_field(&paren.elem, errors),
+fn advice(ty: &Type) -> Option<&'static str> {
+    Some(match ty {
+        Type::Group(group) => return advice(&group.elem),
+        Type::Paren(paren) => return advice(&paren.elem),
         Type::Reference(_) => {
             "a reference becomes a non-coherent load on the GPU: use `Global<T>`, or `Symmetric<T>` for memory that peers touch"
         }
@@ -73,14 +82,13 @@ fn check_field(ty: &Type, errors: &mut Errors) {
         }
         Type::Slice(_) | Type::Tuple(_) => "use a `Global<T>` and a length, or a `#[derive(KernelArg)]` struct",
         Type::BareFn(_) => "a function of the host means nothing on the GPU: pass a number and match on it",
-        Type::Path(path) => match path.path.get_ident().map(Ident::to_string).unwrap_or_default().as_str() {
+        Type::Path(path) => match path.path.get_ident()?.to_string().as_str() {
             "bool" | "char" => "not every bit pattern is valid: pass a u32",
             "usize" | "isize" => "its size is the target's: pass a u64",
             "u8" | "i8" | "u16" | "i16" | "f16" => "it would leave padding beside it: pass a u32, or an f32",
             "u128" | "i128" => "no GPU access moves it at once: pass two u64",
-            _ => return,
+            _ => return None,
         },
-        _ => return,
-    };
-    errors.at(ty, advice);
+        _ => return None,
+    })
 }

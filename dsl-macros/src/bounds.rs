@@ -16,17 +16,17 @@ pub struct Bounds {
 const ARGUMENTS: &str = "#[kernel] takes `threads = N`, `blocks_per_sm = N` and `cooperative`";
 
 impl Bounds {
-    /// Reads and checks the attribute's arguments; `None` when one that matters could not be read.
-    pub fn parse(attributes: TokenStream, errors: &mut Errors) -> Option<Self> {
+    /// Reads and checks the attribute's arguments. In place of what is wrong stands a bound that is right.
+    pub fn parse(attributes: TokenStream, errors: &mut Errors) -> Self {
+        let (mut threads, mut blocks_per_sm, mut cooperative) = (None, Some(1), false);
         let metas = match Punctuated::<Meta, Token![,]>::parse_terminated.parse2(attributes) {
             Ok(metas) => metas,
             Err(error) => {
                 errors.push(Error::new(error.span(), format!("{error}; {ARGUMENTS}")));
-                return None;
+                return Self { threads: 32, blocks_per_sm: 1, cooperative };
             }
         };
         let mut seen: Vec<&Ident> = Vec::new();
-        let (mut threads, mut blocks_per_sm, mut cooperative) = (None, Some(1), false);
         // The product is judged where the second factor is written.
         let mut product = None;
         for meta in &metas {
@@ -58,14 +58,14 @@ impl Bounds {
         if !seen.iter().any(|name| *name == "threads") {
             errors.push(Errors::here("#[kernel] needs the block size: `#[kernel(threads = 128)]`"));
         }
-        let (threads, blocks_per_sm) = (threads?, blocks_per_sm?);
+        let (threads, blocks_per_sm) = (threads.unwrap_or(32), blocks_per_sm.unwrap_or(1));
         if let Some(meta) = product
             && threads * blocks_per_sm > 2048
         {
             let asked = threads * blocks_per_sm;
             errors.at(meta, format!("threads x blocks_per_sm = {asked}: an SM holds at most 2048 threads"));
         }
-        Some(Self { threads, blocks_per_sm, cooperative })
+        Self { threads, blocks_per_sm, cooperative }
     }
 }
 

@@ -22,7 +22,17 @@ impl Errors {
     pub fn at(&mut self, place: impl ToTokens, message: impl std::fmt::Display) {
         self.push(Error::new_spanned(place, message));
     }
-    pub fn finish(self) -> Result<(), Error> {
-        self.0.map_or(Ok(()), Err)
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+    pub fn all(self) -> Option<Error> {
+        self.0
+    }
+    /// These errors and `more`, of which there is at least one.
+    pub fn and(mut self, more: Self) -> Error {
+        if let Some(error) = more.0 {
+            self.push(error);
+        }
+        self.0.unwrap_or_else(|| Self::here("this item could not be read"))
     }
 }

@@ -2,6 +2,7 @@
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
+use syn::{Error, Ident};
 
 use crate::arg::ArgModel;
 use crate::bounds::Bounds;
@@ -17,11 +18,18 @@ pub fn kernel(model: &KernelModel) -> TokenStream {
         argument_type,
         body,
         bounds: Bounds { threads, blocks_per_sm, cooperative },
+        errors,
     } = model;
     let name_text = name.to_string();
     // The launch bounds travel in the PTX as a comment that epoxide-ptx-build turns into directives.
     let marker = format!("// epoxide-entry threads={threads} blocks_per_sm={blocks_per_sm}");
+    let errors = errors.as_ref().map(Error::to_compile_error);
+    // At the type's place, where "not a KernelArg" is reported.
+    let place = argument_type.span();
+    let descriptor = quote_spanned! { place => ::epoxide_dsl::Kernel<#argument_type> };
+    let entry = Ident::new(&name_text, place.resolved_at(name.span()));
     quote! {
+        #errors
         #[cfg(target_arch = "nvptx64")]
         const _: () = {
             #(#attributes)*
@@ -35,18 +43,20 @@ pub fn kernel(model: &KernelModel) -> TokenStream {
         #[cfg(not(target_arch = "nvptx64"))]
         #(#attributes)*
         #[allow(non_upper_case_globals)]
-        #visibility const #name: ::epoxide_dsl::Kernel<#argument_type> = {
+        #visibility const #name: #descriptor = {
             fn #name(#argument: #argument_type) #body
-            ::epoxide_dsl::Kernel::new(#name_text, #threads, #blocks_per_sm, #cooperative, #name)
+            ::epoxide_dsl::Kernel::new(#name_text, #threads, #blocks_per_sm, #cooperative, #entry)
         };
     }
 }
 
 /// The implementation, and one assertion per field at the field's own place.
 pub fn kernel_arg(model: &ArgModel) -> TokenStream {
-    let ArgModel { name, field_types } = model;
+    let ArgModel { name, field_types, errors } = model;
+    let errors = errors.as_ref().map(Error::to_compile_error);
     let checks = field_types.iter().map(|ty| quote_spanned! { ty.span() => assert_kernel_arg::<#ty>(); });
     quote! {
+        #errors
         const _: () = {
             const fn assert_kernel_arg<T: ::epoxide_dsl::KernelArg>() {}
             #(#checks)*
@@ -143,5 +153,20 @@ mod tests {
         assert_eq!(kernel.err().map(|e| e.into_iter().count()), Some(11));
         let arg = ArgModel::parse(quote! { struct Bad<T>(bool, &'static T, [u32; 4]); });
         assert_eq!(arg.err().map(|e| e.into_iter().count()), Some(5));
+    }
+
+    #[test]
+    fn what_names_a_wrong_item_does_not_fail_too() {
+        let model = KernelModel::parse(quote!(threads = 33), quote! { #[inline] #[doc = "d"] fn k(args: Args) {} });
+        let code = text(kernel(&model.expect("its type is known")));
+        assert!(
+            code.contains("compile_error") && code.contains("const k : :: epoxide_dsl :: Kernel < Args >"),
+            "{code}"
+        );
+        assert!(code.contains("doc") && !code.contains("inline"), "{code}");
+        let model = ArgModel::parse(quote! { #[repr(C)] struct Args { on: bool, n: u64 } });
+        let code = text(kernel_arg(&model.expect("its name is known")));
+        assert!(code.contains("compile_error") && code.contains("KernelArg for Args"), "{code}");
+        assert!(code.contains("< u64 >") && !code.contains("< bool >"), "{code}");
     }
 }

@@ -14,6 +14,8 @@ pub struct KernelModel {
     pub argument_type: Type,
     pub body: Block,
     pub bounds: Bounds,
+    /// Errors that leave the kernel's type whole. They go beside the code, so that what names the kernel does not fail too.
+    pub errors: Option<Error>,
 }
 
 impl KernelModel {
@@ -31,21 +33,21 @@ impl KernelModel {
         let mut errors = Errors::default();
         let bounds = Bounds::parse(attributes, &mut errors);
         check_attributes(&function.attrs, &mut errors);
-        check_signature(&function.sig, &mut errors);
-        let argument = check_arguments(&function.sig, &mut errors);
-        errors.finish()?;
-        // Both are there when no error was found.
-        let (Some(bounds), Some((argument, argument_type))) = (bounds, argument) else {
-            return Err(Errors::here("#[kernel] could not read this function"));
+        let mut grave = Errors::default();
+        check_signature(&function.sig, &mut grave);
+        let (argument, argument_type) = match check_argument(&function.sig, &mut grave) {
+            Some(argument) if grave.is_empty() => argument,
+            _ => return Err(errors.and(grave)),
         };
         Ok(Self {
-            attributes: function.attrs,
+            attributes: function.attrs.into_iter().filter(|attribute| !is_decided(attribute)).collect(),
             visibility: function.vis,
             name: function.sig.ident,
             argument,
             argument_type,
             body: *function.block,
             bounds,
+            errors: errors.all(),
         })
     }
 }
@@ -57,9 +59,9 @@ fn has_function_form(item: &TokenStream) -> bool {
     named && matches!(tokens.last(), Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Brace)
 }
 
-/// Refuses what says how a function is compiled, called or linked: that is what `#[kernel]` decides.
-fn check_attributes(attributes: &[Attribute], errors: &mut Errors) {
-    const DECIDED: [&str; 9] = [
+/// Whether an attribute says how a function is compiled, called or linked: that is what `#[kernel]` decides.
+fn is_decided(attribute: &Attribute) -> bool {
+    [
         "inline",
         "cold",
         "track_caller",
@@ -69,11 +71,14 @@ fn check_attributes(attributes: &[Attribute], errors: &mut Errors) {
         "export_name",
         "link_section",
         "unsafe",
-    ];
-    for attribute in attributes {
-        if DECIDED.iter().any(|name| attribute.path().is_ident(name)) {
-            errors.at(attribute, "#[kernel] decides how the entry point is named and compiled: remove this attribute");
-        }
+    ]
+    .iter()
+    .any(|name| attribute.path().is_ident(name))
+}
+
+fn check_attributes(attributes: &[Attribute], errors: &mut Errors) {
+    for attribute in attributes.iter().filter(|attribute| is_decided(attribute)) {
+        errors.at(attribute, "#[kernel] decides how the entry point is named and compiled: remove this attribute");
     }
 }
 
@@ -108,7 +113,7 @@ fn check_signature(sig: &Signature, errors: &mut Errors) {
 }
 
 /// Checks that there is one argument, by value, and returns it.
-fn check_arguments(sig: &Signature, errors: &mut Errors) -> Option<(Pat, Type)> {
+fn check_argument(sig: &Signature, errors: &mut Errors) -> Option<(Pat, Type)> {
     let mut inputs = sig.inputs.iter();
     let first = match inputs.next() {
         Some(FnArg::Typed(typed)) => {

@@ -33,7 +33,8 @@ pub fn round(value: f32) -> bf16 {
     // The half below the last bit that stays, and that bit to break ties; a carry runs into the exponent as it should.
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
     // A NaN stays one.
-    bf16::from_bits((if value.is_nan() { bits | 0x40_0000 } else { rounded } >> 16) as u16)
+    let kept = if value.is_nan() { bits | 0x40_0000 } else { rounded };
+    bf16::from_bits((kept >> 16) as u16)
 }
 
 /// Appends `values`, widened.

@@ -32,7 +32,7 @@ Exit codes: 0 verified, 1 a run that failed or was not verified, 2 a bad option 
 /// rows between them. What was communicated is compared bit for bit with a plain computation, and every output row with a
 /// dense reference; the last line is `verified`, or says what is not.
 #[derive(Debug, Parser)]
-#[command(name = "moe_layer", after_help = EXAMPLES, max_term_width = 110)]
+#[command(name = "moe_layer", after_help = EXAMPLES)]
 pub struct Options {
     /// A text whose byte trigrams are the tokens, each with a fixed embedding [default: the repository's README.md]
     #[arg(long, value_name = "FILE", conflicts_with = "input", help_heading = "Input")]
@@ -44,9 +44,9 @@ pub struct Options {
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub ranks: u32,
     /// Tokens of each rank [default: 128, or what the input file has]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..1 << 24))]
     tokens: Option<u32>,
-    /// Elements of a token's row, a multiple of 16 [default: 1024, or what the input file has]
+    /// Elements of a row: a multiple of 8, in FP8 of 16 [default: 1024, or what the input file has]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     hidden: Option<u32>,
     /// Experts in all, 1 to 2048 [default: 64, or what the input file has]

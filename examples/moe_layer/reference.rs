@@ -61,8 +61,8 @@ impl Accuracy {
         }
         let (a, b) = (self.rows as f64, other.rows as f64);
         let mean = |x: f64, y: f64| (x * a + y * b) / (a + b);
-        // Written so that a NaN, which no error should be, counts as worse than anything.
-        let worse = !(other.worst_ratio() <= self.worst_ratio()) && !self.worst_ratio().is_nan();
+        // In the total order a NaN, which no error should be, is worse than anything.
+        let worse = other.worst_ratio().abs().total_cmp(&self.worst_ratio().abs()).is_gt();
         Self {
             rows: self.rows + other.rows,
             max_error: self.max_error.max(other.max_error),

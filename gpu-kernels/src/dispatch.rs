@@ -217,6 +217,7 @@ fn count(a: &DispatchArgs, chunk: Chunk) {
             }
             let at = u64::from(token) * u64::from(a.top_k) + u64::from(lane);
             a.send_rank.store_weak(at, if first_of_rank { owner as i32 } else { -1 });
+            a.send_row.store_weak(at, 0);
         }
         token += THREADS / warp::LANES;
     }
@@ -392,6 +393,36 @@ fn base_rows(a: &DispatchArgs, epoch: u64) {
     block::sync();
 }
 
+/// What a lane knows of one selection of a token.
+#[derive(Clone, Copy)]
+struct Selected {
+    /// Where the row goes for it, or -1.
+    rank: i32,
+    /// How many earlier tokens of this rank go there.
+    place: u32,
+    /// The expert, or -1.
+    index: i32,
+    /// Its gate weight.
+    weight: f32,
+}
+
+impl Selected {
+    #[inline(always)]
+    #[track_caller]
+    fn load(a: &DispatchArgs, token: u32, end: u32) -> Self {
+        let lane = warp::lane();
+        let mut selected = Self { rank: -1, place: 0, index: -1, weight: 0.0 };
+        if token < end && lane < a.top_k {
+            let at = u64::from(token) * u64::from(a.top_k) + u64::from(lane);
+            selected.rank = a.send_rank.load_weak(at);
+            selected.place = a.send_row.load_weak(at);
+            selected.index = a.selection(token, lane) as i32;
+            selected.weight = a.topk_weights.load_weak(at);
+        }
+        selected
+    }
+}
+
 /// Sends this block's rows, a warp per token.
 #[inline(always)]
 #[track_caller]
@@ -406,21 +437,16 @@ fn send(a: &DispatchArgs, chunk: Chunk) {
         Shared::dynamic(warp::index() * 8),
     );
     let mut token = chunk.start + warp::index();
+    let mut next = Selected::load(a, token, chunk.end);
     while token < chunk.end {
+        let Selected { rank, place, index, weight } = next;
+        // The next token's loads are on their way while this one's row is.
+        next = Selected::load(a, token + a.shared.copy_warps, chunk.end);
         let x = a.x.at(u64::from(token) * u64::from(a.hidden) * 2);
-        let at = u64::from(token) * u64::from(a.top_k) + u64::from(lane);
-        let mut rank = -1;
         let mut row = 0;
-        let mut index = -1;
-        let mut weight = 0.0;
-        if lane < a.top_k {
-            rank = a.send_rank.load_weak(at);
-            index = a.selection(token, lane) as i32;
-            weight = a.topk_weights.load_weak(at);
-        }
         if rank >= 0 {
-            row = bases.load_weak(rank as u32) + a.send_row.load_weak(at);
-            a.send_row.store_weak(at, row);
+            row = bases.load_weak(rank as u32) + place;
+            a.send_row.store_weak(u64::from(token) * u64::from(a.top_k) + u64::from(lane), row);
         }
         let going = warp::ballot(warp::ALL, rank >= 0);
         if going != 0 {

@@ -2,6 +2,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use epoxide_kernels::copy::copy;
 use epoxide_kernels::delay::{DelayArgs, delay};
 use epoxide_sim::{Machine, MachineConfig, Mode};
 
@@ -163,6 +164,7 @@ impl Comm {
     ) -> Result<Self> {
         let stream = runtime.create_stream()?;
         runtime.prepare(&delay, 0)?;
+        runtime.prepare(&copy, 0)?;
         let inner = CommInner {
             rank,
             size,

@@ -1,6 +1,5 @@
 //! Quantisation and the device copy as operations of their own: one rank, no peers.
 use epoxide_dsl::memory::Global;
-use epoxide_kernels::copy::{CopyArgs, copy};
 use epoxide_kernels::dequantize::{DequantizeArgs, dequantize};
 use epoxide_kernels::quantize::{GROUP, QuantizeArgs, quantize};
 use half::bf16;
@@ -33,7 +32,6 @@ impl Quantizer {
         let runtime = &comm.inner().runtime;
         runtime.prepare(&quantize, 0)?;
         runtime.prepare(&dequantize, 0)?;
-        runtime.prepare(&copy, 0)?;
         // Every simulated thread costs host time; a GPU is filled.
         let grid = match runtime {
             Runtime::Sim(_) => 2,
@@ -109,20 +107,15 @@ impl Quantizer {
     ///
     /// # Errors
     ///
-    /// [`Error::BufferTooSmall`] when `to` is shorter.
+    /// [`Error::BufferTooSmall`] when `to` is shorter, [`Error::InvalidArgument`] when it is not a multiple of 16 bytes.
     pub fn copy<T: Element>(&self, from: &DeviceTensor<T>, to: &mut DeviceTensor<T>) -> Result<()> {
         check_len("to", "copy", to, from.len())?;
-        let vectors = from.len() * size_of::<T>() as u64 / 16;
-        // SAFETY: the tensors are large enough, as just checked, and alive until the stream has passed this.
-        let args =
-            unsafe { CopyArgs { from: Global::from_raw(from.address()), to: Global::from_raw(to.address()), vectors } };
+        let bytes = from.len() * size_of::<T>() as u64;
+        if !bytes.is_multiple_of(16) {
+            return Err(Error::argument("from", format!("{bytes} bytes"), "a multiple of 16 bytes"));
+        }
         let inner = self.comm.inner();
-        let grid = match inner.runtime {
-            Runtime::Sim(_) => 1,
-            Runtime::Cuda(_) => u32::try_from(vectors.div_ceil(4096)).unwrap_or(u32::MAX).max(1),
-        };
-        // SAFETY: the launch contract of the kernel, as above.
-        unsafe { inner.runtime.launch(&copy, grid, 0, &args, inner.stream) }
+        inner.runtime.copy_on_device(to.address(), from.address(), bytes, inner.stream)
     }
 }
 

@@ -4,7 +4,9 @@
 pub(crate) mod cuda;
 pub(crate) mod sim;
 
+use epoxide_dsl::memory::Global;
 use epoxide_dsl::{Kernel, KernelArg};
+use epoxide_kernels::copy::{CopyArgs, copy};
 
 use crate::error::Result;
 
@@ -78,8 +80,6 @@ impl Runtime {
         fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()>;
         /// Copies to the host in stream order; returns when `to` is filled.
         fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()>;
-        /// Copies within the device, enqueued.
-        fn copy_on_device(&self, to: u64, from: u64, bytes: u64, stream: RawStream) -> Result<()>;
         /// Sets bytes, enqueued.
         fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()>;
         /// Waits until the stream is idle.
@@ -92,6 +92,25 @@ impl Runtime {
         fn synchronize_event(&self, event: &RawEvent) -> Result<()>;
         /// Milliseconds between two events that have both happened.
         fn elapsed_ms(&self, from: &RawEvent, to: &RawEvent) -> Result<f64>;
+    }
+
+    /// Copies `bytes`, a multiple of 16, within the device, enqueued. Both addresses are multiples of 16.
+    ///
+    /// With a kernel on a GPU: a copy engine's queue is shared by streams, and a copy that waits there for its stream could
+    /// hold up a rank that this one waits for.
+    pub(crate) fn copy_on_device(&self, to: u64, from: u64, bytes: u64, stream: RawStream) -> Result<()> {
+        let vectors = bytes / 16;
+        if vectors == 0 {
+            return Ok(());
+        }
+        let grid = match self {
+            Self::Sim(_) => 1,
+            Self::Cuda(_) => u32::try_from(vectors.div_ceil(4096)).unwrap_or(u32::MAX).min(256),
+        };
+        // SAFETY: the caller's own memory of that size, which nothing else writes in stream order.
+        let args = unsafe { CopyArgs { from: Global::from_raw(from), to: Global::from_raw(to), vectors } };
+        // SAFETY: the launch contract of the kernel, as above.
+        unsafe { self.launch(&copy, grid, 0, &args, stream) }
     }
 
     /// Reserves `blocks` whole SMs: ranks on one GPU wait for each other, so all their blocks must be resident at once.

@@ -89,13 +89,6 @@ impl SimRuntime {
         Ok(())
     }
 
-    pub(crate) fn copy_on_device(&self, to: u64, from: u64, bytes: u64, stream: RawStream) -> Result<()> {
-        let actor = self.actor();
-        // SAFETY: when it runs, both are `bytes` of device memory by the caller's contract, in stream order.
-        let copy = move || unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes as usize) };
-        Ok(actor.host_call(sim_stream(stream)?, Box::new(copy))?)
-    }
-
     pub(crate) fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()> {
         let actor = self.actor();
         // SAFETY: when it runs, these are `bytes` of device memory by the caller's contract, in stream order.

@@ -19,7 +19,7 @@ struct Aggregates {
 
 #[derive(Clone, Copy, KernelArg)]
 #[repr(C)]
-struct Primitives(bool, char, usize, isize, u8, i16, u128, (bool), u64);
+struct Primitives(bool, char, usize, isize, u8, i16, u128, u64);
 
 macro_rules! argument {
     ($name:ident, $ty:ty) => {

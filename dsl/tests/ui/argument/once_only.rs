@@ -8,7 +8,7 @@ struct Args {
 }
 
 #[kernel(threads = 128)]
-fn takes_it(args: Args) {}
+fn takes_it(_args: Args) {}
 
 fn main() {
     let _ = takes_it.name();

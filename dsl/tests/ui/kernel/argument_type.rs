@@ -8,9 +8,9 @@ struct NotDerived {
 }
 
 #[kernel(threads = 128)]
-fn not_derived(args: NotDerived) {}
+fn not_derived(_args: NotDerived) {}
 
 #[kernel(threads = 128)]
-fn owned(args: std::string::String) {}
+fn owned(_args: std::string::String) {}
 
 fn main() {}

@@ -11,7 +11,7 @@ const NOT_A_FUNCTION_EITHER: fn() = main;
 
 trait Kernels {
     #[kernel(threads = 128)]
-    fn no_body(args: Args);
+    fn no_body(_args: Args);
 }
 
 #[derive(Clone, Copy, KernelArg)]
@@ -22,15 +22,15 @@ struct Args {
 
 #[kernel(threads = 128)]
 #[inline(always)]
-fn inlined(args: Args) {}
+fn inlined(_args: Args) {}
 
 #[kernel(threads = 128)]
 #[unsafe(no_mangle)]
-fn named_twice(args: Args) {}
+fn named_twice(_args: Args) {}
 
 #[kernel(threads = 128)]
 #[track_caller]
 #[must_use]
-fn decided(args: Args) {}
+fn decided(_args: Args) {}
 
 fn main() {}

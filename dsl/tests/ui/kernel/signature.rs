@@ -8,29 +8,29 @@ struct Args {
 }
 
 #[kernel(threads = 128)]
-const fn constant(args: Args) {}
+const fn constant(_args: Args) {}
 
 #[kernel(threads = 128)]
-async fn asynchronous(args: Args) {}
+async fn asynchronous(_args: Args) {}
 
 #[kernel(threads = 128)]
-unsafe fn careful(args: Args) {}
+unsafe fn careful(_args: Args) {}
 
 #[kernel(threads = 128)]
-extern "C" fn foreign(args: Args) {}
+extern "C" fn foreign(_args: Args) {}
 
 #[kernel(threads = 128)]
-fn generic<T: Copy, const N: usize>(args: Args) {}
+fn generic<T: Copy, const N: usize>(_args: Args) {}
 
 #[kernel(threads = 128)]
-fn bounded(args: Args)
+fn bounded(_args: Args)
 where
     Args: Copy,
 {
 }
 
 #[kernel(threads = 128)]
-fn returns(args: Args) -> Result<(), u32> {
+fn returns(_args: Args) -> Result<(), u32> {
     Ok(())
 }
 

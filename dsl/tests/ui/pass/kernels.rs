@@ -13,7 +13,7 @@ pub struct Args {
     /// Numbers.
     pub n: u64,
     /// Numbers.
-    pub a: (f32),
+    pub a: f32,
     /// Another argument.
     pub window: Window,
     /// A place in it.

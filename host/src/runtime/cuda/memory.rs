@@ -88,6 +88,9 @@ impl CudaRuntime {
     ///
     /// [`Error::Cuda`].
     pub(crate) fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()> {
+        // First the work before it: a copy that waits for its stream in a copy engine's queue, which streams share, could
+        // hold up a rank that this one waits for.
+        self.synchronize(stream)?;
         let stream = self.stream(stream)?;
         self.with_staging(|staging| staging.copy_to_device(to, from, stream))
     }
@@ -98,24 +101,10 @@ impl CudaRuntime {
     ///
     /// [`Error::Cuda`].
     pub(crate) fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()> {
+        // As in `copy_to_device`.
+        self.synchronize(stream)?;
         let stream = self.stream(stream)?;
         self.with_staging(|staging| staging.copy_to_host(to, from, stream))
-    }
-
-    /// Copies within the device, enqueued.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Cuda`].
-    pub(crate) fn copy_on_device(&self, to: u64, from: u64, bytes: u64, stream: RawStream) -> Result<()> {
-        let stream = self.stream(stream)?;
-        self.bind()?;
-        if bytes == 0 {
-            return Ok(());
-        }
-        // SAFETY: ranges of device memory that the caller may read and write (see the module's docs); a live stream.
-        let copied = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, length(bytes), stream) };
-        self.check("cuMemcpyDtoDAsync", copied)
     }
 
     /// Sets bytes, enqueued.

@@ -1,0 +1,255 @@
+//! How many distinct ranks and domains a token goes to, on average.
+//!
+//! A token that selects `K` of `E` experts misses a set of `n` of them with probability `C(E-n, K) / C(E, K)`: that is the
+//! hypergeometric distribution at zero. DeepEP's planner uses the same law for equal groups (`reference/deepep.md` section 4).
+use epoxide_kernels::placement::Placement;
+
+use super::topology::Topology;
+use super::workload::{Routing, Workload};
+
+/// What a token of any rank does, on average.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Expected {
+    /// Distinct ranks of a token.
+    pub ranks: f64,
+    /// Distinct NVLink domains of a token.
+    pub domains: f64,
+    /// For every rank, the probability that a token goes there.
+    pub to_rank: Vec<f64>,
+    /// For every domain, the probability that a token goes there.
+    pub to_domain: Vec<f64>,
+    /// For every rank, the selections of a token that it owns.
+    pub selections: Vec<f64>,
+}
+
+impl Expected {
+    /// Computes the expectation. `workload` has been checked.
+    pub(crate) fn new(topology: &Topology, workload: &Workload) -> Self {
+        let placement = Placement::new(workload.experts, topology.ranks());
+        let ranges = |first: u32, last: u32| (placement.first(first), placement.first(last));
+        let of_ranks = (0..topology.ranks()).map(|r| ranges(r, r + 1));
+        let of_domains = (0..topology.domains()).map(|d| ranges(topology.members(d).start, topology.members(d).end));
+        let gate = Gate::new(workload);
+        let to_rank: Vec<f64> = of_ranks.clone().map(|(a, b)| gate.hits(a, b)).collect();
+        let to_domain: Vec<f64> = of_domains.map(|(a, b)| gate.hits(a, b)).collect();
+        let selections = of_ranks.map(|(a, b)| gate.selections(a, b)).collect();
+        Self { ranks: to_rank.iter().sum(), domains: to_domain.iter().sum(), to_rank, to_domain, selections }
+    }
+}
+
+/// Expected number of distinct ones of `groups` equal groups of experts that a token's `top_k` of `experts` fall into, when every set
+/// is as likely: `G (1 - C(E - E/G, K) / C(E, K))`.
+///
+/// ```
+/// let x = epoxide::plan::distinct_groups(256, 8, 8);
+/// assert!((x - 5.2947).abs() < 1e-4);
+/// ```
+pub fn distinct_groups(experts: u32, top_k: u32, groups: u32) -> f64 {
+    if groups == 0 {
+        return 0.0;
+    }
+    f64::from(groups) * (1.0 - misses(experts, experts / groups, top_k))
+}
+
+/// `C(total - set, draws) / C(total, draws)`: the probability that `draws` of `total` miss a set.
+fn misses(total: u32, set: u32, draws: u32) -> f64 {
+    if draws == 0 || set == 0 {
+        return 1.0;
+    }
+    if set + draws > total {
+        return 0.0;
+    }
+    // The smaller of set and draws is the number of factors: C is symmetric in them.
+    let (few, many) = (set.min(draws), set.max(draws));
+    (0..few).map(|i| f64::from(total - many - i) / f64::from(total - i)).product()
+}
+
+/// A gate that can say how likely a token goes to a range of experts.
+enum Gate<'a> {
+    Uniform { experts: u32, top_k: u32 },
+    Groups { size: u32, groups: u32, limit: u32, top_k: u32 },
+    Histogram(Box<MaximumEntropy<'a>>),
+}
+
+impl<'a> Gate<'a> {
+    fn new(workload: &'a Workload) -> Self {
+        let (experts, top_k) = (workload.experts, workload.top_k);
+        match &workload.routing {
+            Routing::Uniform => Self::Uniform { experts, top_k },
+            &Routing::GroupLimited { groups, limit } => Self::Groups { size: experts / groups, groups, limit, top_k },
+            Routing::Histogram(loads) => Self::Histogram(Box::new(MaximumEntropy::new(loads, top_k as usize))),
+        }
+    }
+
+    /// Selections of a token in `first..last`, on average.
+    fn selections(&self, first: u32, last: u32) -> f64 {
+        match self {
+            Self::Uniform { experts, top_k } => f64::from(*top_k) * f64::from(last - first) / f64::from(*experts),
+            Self::Groups { size, groups, top_k, .. } => {
+                f64::from(*top_k) * f64::from(last - first) / f64::from(size * groups)
+            }
+            Self::Histogram(gate) => gate.selections(first as usize, last as usize),
+        }
+    }
+
+    /// Probability that a token selects one of `first..last`.
+    fn hits(&self, first: u32, last: u32) -> f64 {
+        if first == last {
+            return 0.0;
+        }
+        let misses = match self {
+            Self::Uniform { experts, top_k } => misses(*experts, last - first, *top_k),
+            Self::Groups { .. } => self.misses_in_groups(first, last),
+            Self::Histogram(gate) => gate.misses(first as usize, last as usize),
+        };
+        (1.0 - misses).clamp(0.0, 1.0)
+    }
+
+    /// A range covers part of a group, then whole groups, then part of one. The chosen groups hold some of each, with the weight of
+    /// a draw of groups without replacement; then the experts are drawn from the chosen groups.
+    fn misses_in_groups(&self, first: u32, last: u32) -> f64 {
+        let &Self::Groups { size, groups, limit, top_k } = self else { return 1.0 };
+        let mut parts = Vec::new();
+        let (mut whole, mut at) = (0, first);
+        while at < last {
+            let end = (at / size + 1) * size;
+            let covered = end.min(last) - at;
+            if covered == size { whole += 1 } else { parts.push(covered) }
+            at += covered;
+        }
+        let rest = groups - whole - parts.len() as u32;
+        let mut sum = 0.0;
+        for chosen in 0..1u32 << parts.len() {
+            let mut covered = 0;
+            for (i, part) in parts.iter().enumerate() {
+                covered += if chosen >> i & 1 == 1 { *part } else { 0 };
+            }
+            let of_parts = chosen.count_ones();
+            for of_whole in 0..=whole.min(limit) {
+                let Some(of_rest) = limit.checked_sub(of_parts + of_whole).filter(|&n| n <= rest) else { continue };
+                let ways = ln_choose(whole, of_whole) + ln_choose(rest, of_rest) - ln_choose(groups, limit);
+                sum += ways.exp() * misses(limit * size, covered + of_whole * size, top_k);
+            }
+        }
+        sum
+    }
+}
+
+/// Natural logarithm of a binomial coefficient.
+fn ln_choose(n: u32, k: u32) -> f64 {
+    let k = k.min(n - k);
+    (0..k).map(|i| (f64::from(n - i) / f64::from(i + 1)).ln()).sum()
+}
+
+/// Sets of a fixed size whose members have given frequencies, and that are otherwise as random as can be: the probability of a
+/// set is proportional to the product of its members' weights (conditional Poisson sampling; Chen, Dempster and Liu, Biometrika
+/// 81, 1994, whose iteration finds the weights). With equal frequencies it is the hypergeometric law.
+struct MaximumEntropy<'a> {
+    loads: &'a [f64],
+    sum: f64,
+    top_k: usize,
+    /// `before[e]`: elementary symmetric sums of the weights of all experts below e, by degree.
+    before: Vec<f64>,
+    /// `after[e]`: of all experts from e on.
+    after: Vec<f64>,
+}
+
+impl<'a> MaximumEntropy<'a> {
+    fn new(loads: &'a [f64], top_k: usize) -> Self {
+        /// Enough for six digits wherever no expert is in every token.
+        const ROUNDS: usize = 12;
+        let sum: f64 = loads.iter().sum();
+        // A frequency of exactly 1 has an infinite weight.
+        let wanted: Vec<f64> = loads.iter().map(|l| (l / sum * top_k as f64).min(1.0 - 1e-9)).collect();
+        let mut weights: Vec<f64> = wanted.iter().map(|p| p / (1.0 - p)).collect();
+        let mut gate = Self { loads, sum, top_k, before: Vec::new(), after: Vec::new() };
+        for _ in 0..ROUNDS {
+            gate.tabulate(&weights);
+            let mut worst = 0.0f64;
+            for (e, weight) in weights.iter_mut().enumerate() {
+                if wanted[e] == 0.0 {
+                    continue;
+                }
+                let (without, with) = (gate.around(e, e + 1, top_k), gate.around(e, e + 1, top_k - 1) * *weight);
+                let got = with / (with + without);
+                worst = worst.max((got - wanted[e]).abs());
+                // The odds that the other experts leave it: exact if only this weight changed.
+                *weight *= (wanted[e] * (1.0 - got)) / (got * (1.0 - wanted[e])).max(f64::MIN_POSITIVE);
+            }
+            let total: f64 = weights.iter().sum();
+            weights.iter_mut().for_each(|w| *w *= top_k as f64 / total);
+            if worst < 1e-7 {
+                break;
+            }
+        }
+        gate.tabulate(&weights);
+        gate
+    }
+
+    fn tabulate(&mut self, weights: &[f64]) {
+        let (n, width) = (weights.len(), self.top_k + 1);
+        self.before = vec![0.0; (n + 1) * width];
+        self.after = vec![0.0; (n + 1) * width];
+        self.before[0] = 1.0;
+        self.after[n * width] = 1.0;
+        for e in 0..n {
+            for degree in 0..width {
+                let with = if degree > 0 { self.before[e * width + degree - 1] * weights[e] } else { 0.0 };
+                self.before[(e + 1) * width + degree] = self.before[e * width + degree] + with;
+            }
+        }
+        for e in (0..n).rev() {
+            for degree in 0..width {
+                let with = if degree > 0 { self.after[(e + 1) * width + degree - 1] * weights[e] } else { 0.0 };
+                self.after[e * width + degree] = self.after[(e + 1) * width + degree] + with;
+            }
+        }
+    }
+
+    /// The elementary symmetric sum of `degree` over all experts but `first..last`.
+    fn around(&self, first: usize, last: usize, degree: usize) -> f64 {
+        let width = self.top_k + 1;
+        let (before, after) = (&self.before[first * width..][..=degree], &self.after[last * width..][..=degree]);
+        before.iter().zip(after.iter().rev()).map(|(a, b)| a * b).sum()
+    }
+
+    fn misses(&self, first: usize, last: usize) -> f64 {
+        self.around(first, last, self.top_k) / self.around(0, 0, self.top_k)
+    }
+
+    fn selections(&self, first: usize, last: usize) -> f64 {
+        self.loads[first..last].iter().sum::<f64>() / self.sum * self.top_k as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_even_histogram_and_one_group_are_the_hypergeometric_law() {
+        let uniform = Workload::new(1, 64, 8, 256);
+        let topology = Topology::new(16, 4).unwrap();
+        let want = Expected::new(&topology, &uniform);
+        assert!((want.ranks - distinct_groups(256, 8, 16)).abs() < 1e-12);
+        assert!((want.domains - distinct_groups(256, 8, 4)).abs() < 1e-12);
+        for routing in [
+            Routing::Histogram(vec![3.0; 256]),
+            Routing::GroupLimited { groups: 8, limit: 8 },
+            Routing::GroupLimited { groups: 1, limit: 1 },
+        ] {
+            let got = Expected::new(&topology, &uniform.clone().with_routing(routing.clone()));
+            assert!((got.ranks - want.ranks).abs() < 1e-6, "{routing:?}: {} {}", got.ranks, want.ranks);
+            assert!((got.domains - want.domains).abs() < 1e-6, "{routing:?}");
+        }
+    }
+
+    #[test]
+    fn all_experts_reach_all_ranks_that_have_any() {
+        let topology = Topology::new(8, 8).unwrap();
+        let expected = Expected::new(&topology, &Workload::new(1, 64, 5, 5));
+        assert!((expected.ranks - 5.0).abs() < 1e-12, "{expected:?}");
+        assert_eq!(expected.to_rank[5..], [0.0; 3]);
+    }
+}

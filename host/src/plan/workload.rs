@@ -1,0 +1,184 @@
+//! What is moved: tokens, their rows, and how the gate chooses experts.
+use crate::config::{Config, WireFormat};
+use crate::error::{Error, Result};
+
+/// How received rows lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RowLayout {
+    /// One row per (token, rank), by source.
+    Compact,
+    /// One row per (token, expert), contiguous by expert, each expert's rows padded to a multiple of `alignment`. One copy crosses
+    /// the link; the receiver makes the others.
+    Expand {
+        /// Rows to which an expert's rows are padded.
+        alignment: u32,
+    },
+    /// One row per (token, expert), which crosses the link each.
+    Slab,
+}
+
+/// How many rows a rank can receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Capacity {
+    /// Every token of every rank: never an overflow.
+    WorstCase,
+    /// So many rows: routing that sends more is an error.
+    Rows(u64),
+}
+
+/// How the gate chooses.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Routing {
+    /// Every set of `top_k` experts is as likely as any other.
+    Uniform,
+    /// First `limit` of `groups` equal groups of experts, then the experts from these groups: both uniformly.
+    GroupLimited {
+        /// Groups of consecutive experts.
+        groups: u32,
+        /// Groups that a token may use.
+        limit: u32,
+    },
+    /// Experts are chosen as often as measured: one number per expert, in any unit.
+    Histogram(Vec<f64>),
+}
+
+/// What a dispatch and its combine carry.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Workload {
+    /// Tokens of every rank.
+    pub tokens: u32,
+    /// Elements of a row.
+    pub hidden: u32,
+    /// Selections of a token.
+    pub top_k: u32,
+    /// Experts in all, in contiguous ranges on the ranks.
+    pub experts: u32,
+    /// How rows travel in dispatch. Combine is in BF16.
+    pub format: WireFormat,
+    /// How received rows lie.
+    pub layout: RowLayout,
+    /// How many rows a rank can receive.
+    pub capacity: Capacity,
+    /// How the gate chooses.
+    pub routing: Routing,
+    /// Rows of the busiest rank over the mean, beyond what `routing` says: 1 is even. Measured, or assumed.
+    pub imbalance: f64,
+}
+
+impl Workload {
+    /// BF16 rows in the compact layout with worst-case capacity, chosen uniformly.
+    pub fn new(tokens: u32, hidden: u32, top_k: u32, experts: u32) -> Self {
+        Self {
+            tokens,
+            hidden,
+            top_k,
+            experts,
+            format: WireFormat::Bf16,
+            layout: RowLayout::Compact,
+            capacity: Capacity::WorstCase,
+            routing: Routing::Uniform,
+            imbalance: 1.0,
+        }
+    }
+    /// Sets how rows travel in dispatch.
+    #[must_use]
+    pub fn with_format(mut self, format: WireFormat) -> Self {
+        self.format = format;
+        self
+    }
+    /// Sets how received rows lie.
+    #[must_use]
+    pub fn with_layout(mut self, layout: RowLayout) -> Self {
+        self.layout = layout;
+        self
+    }
+    /// Sets how many rows a rank can receive.
+    #[must_use]
+    pub fn with_capacity(mut self, capacity: Capacity) -> Self {
+        self.capacity = capacity;
+        self
+    }
+    /// Sets how the gate chooses.
+    #[must_use]
+    pub fn with_routing(mut self, routing: Routing) -> Self {
+        self.routing = routing;
+        self
+    }
+    /// Sets the rows of the busiest rank over the mean.
+    #[must_use]
+    pub fn with_imbalance(mut self, imbalance: f64) -> Self {
+        self.imbalance = imbalance;
+        self
+    }
+
+    /// The configuration of a buffer for this workload.
+    pub fn config(&self, num_sms: u32) -> Config {
+        Config::new(self.experts, self.top_k, self.hidden, self.tokens).with_format(self.format).with_num_sms(num_sms)
+    }
+
+    /// Checks what does not depend on the topology.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.tokens == 0 || self.tokens >= 1 << 24 {
+            return Err(Error::argument("tokens", self.tokens, "a rank has 1 to 16777215 tokens"));
+        }
+        // The buffer's own rules for experts, top-k and hidden; they do not depend on the ranks.
+        self.config(1).shape(1, 1)?;
+        match self.layout {
+            RowLayout::Expand { alignment } if !(1..=4096).contains(&alignment) => {
+                return Err(Error::argument("alignment", alignment, "an expert's rows are padded to 1 to 4096"));
+            }
+            _ => {}
+        }
+        if self.capacity == Capacity::Rows(0) {
+            return Err(Error::argument("capacity", 0, "a rank can receive at least 1 row"));
+        }
+        if !(self.imbalance.is_finite() && self.imbalance >= 1.0) {
+            return Err(Error::argument("imbalance", self.imbalance, "the busiest rank over the mean is at least 1"));
+        }
+        self.check_routing()
+    }
+
+    fn check_routing(&self) -> Result<()> {
+        match &self.routing {
+            Routing::Uniform => Ok(()),
+            &Routing::GroupLimited { groups, limit } => {
+                if groups == 0 || !self.experts.is_multiple_of(groups) {
+                    let rule = format!("the {} experts must divide into equal groups", self.experts);
+                    return Err(Error::argument("groups", groups, rule));
+                }
+                if limit == 0 || limit > groups {
+                    return Err(Error::argument("group_limit", limit, format!("a token uses 1 to {groups} groups")));
+                }
+                let experts = limit * (self.experts / groups);
+                if self.top_k > experts {
+                    let rule = format!("{limit} of {groups} groups hold only {experts} experts");
+                    return Err(Error::argument("top_k", self.top_k, rule));
+                }
+                Ok(())
+            }
+            Routing::Histogram(loads) => {
+                if loads.len() != self.experts as usize {
+                    let rule = format!("one number for each of the {} experts", self.experts);
+                    return Err(Error::argument("histogram", format!("{} numbers", loads.len()), rule));
+                }
+                if let Some((expert, load)) = loads.iter().enumerate().find(|(_, l)| !(l.is_finite() && **l >= 0.0)) {
+                    return Err(Error::argument("histogram", load, format!("expert {expert} has a negative load or none")));
+                }
+                let sum: f64 = loads.iter().sum();
+                let hottest = loads.iter().copied().fold(0.0, f64::max) * f64::from(self.top_k);
+                if sum <= 0.0 || hottest > sum * (1.0 + 1e-9) {
+                    let rule = format!(
+                        "an expert has at most 1/{} of the selections, because a token selects it at most once",
+                        self.top_k
+                    );
+                    return Err(Error::argument("histogram", format!("{:.4}", hottest / f64::from(self.top_k) / sum), rule));
+                }
+                Ok(())
+            }
+        }
+    }
+}
