@@ -36,7 +36,7 @@ pub struct Source(());
 pub struct Landed(());
 
 impl Landed {
-    /// The token of a block that wrote nothing: it has nothing to wait for.
+    /// The same proof once more: for the grid's, which is made of every block's.
     #[inline(always)]
     pub(crate) fn again(&self) -> Self {
         Self(())

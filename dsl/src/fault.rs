@@ -1,7 +1,7 @@
 //! Faults: what a kernel says when something only the device can see went wrong.
 //!
-//! A rank that faults files one record in memory that the host can read, and posts an *abort word* to every rank; every
-//! wait polls its own abort word, so that nobody waits for a rank that gave up. The first record of an operation stays.
+//! A rank that faults files one record in memory that the host can read, and posts an *abort word* to every rank; a
+//! wait whose flag is missing polls its own abort word, so that nobody waits for a rank that gave up. The first record of an operation stays.
 use crate::KernelArg;
 use crate::memory::{Global, Symmetric, System};
 use crate::window::{Region, Window};

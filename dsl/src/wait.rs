@@ -1,8 +1,8 @@
 //! Waits that end: no bare spin exists in a kernel.
 //!
 //! A [`Watch`] is made once, at an operation's entry. Each wait on another block or rank is one [`Watch::wait_until`]: one
-//! thread per flag polls, and the outcome is made uniform before anyone branches. It yields on the simulator, backs off on the
-//! GPU, polls the abort word too, and at its deadline files a fault.
+//! thread per flag polls, and the outcome is made uniform before anyone branches. While the flag is missing it yields on the
+//! simulator, backs off on the GPU and polls the abort word too; at its deadline it files a fault.
 use crate::fault::{Abort, CODE_ABORTED, CODE_TIMEOUT, Fault, FaultChannel};
 use crate::memory::System;
 use crate::{arch, block, clock, thread};
@@ -93,8 +93,7 @@ impl Watch {
     fn gave_up(&self, phase: u32, look: Poll) -> bool {
         let abort = self.channel.own_abort().load_relaxed::<System>(0);
         if abort != 0 {
-            let origin = Abort::from_word(abort).origin;
-            self.file(Fault { seen: abort, ..self.fault(CODE_ABORTED, phase, origin) });
+            self.file_abort(phase, abort);
             return true;
         }
         if clock::global_ns() >= self.deadline_ns {
@@ -104,11 +103,28 @@ impl Watch {
         false
     }
 
-    /// Whether some rank, this one too, has given up. Per thread: make it uniform before branching around a collective.
+    /// Whether some rank, this one too, has given up; files that this rank stopped for it. Block-collective, uniform.
+    ///
+    /// Waits look for an abort only while their flag is missing. An operation also looks at its entry, before it publishes
+    /// anything and before it ends, so that none that overlaps a fault is reported as done.
     #[inline(always)]
     #[track_caller]
-    pub fn aborted(&self) -> bool {
-        self.channel.own_abort().load_relaxed::<System>(0) != 0
+    pub fn aborted(&self, phase: u32) -> bool {
+        let mut aborted = false;
+        if thread::index() == 0 {
+            let abort = self.channel.own_abort().load_relaxed::<System>(0);
+            if abort != 0 {
+                aborted = true;
+                self.file_abort(phase, abort);
+            }
+        }
+        block::any(aborted)
+    }
+
+    #[inline(always)]
+    #[track_caller]
+    fn file_abort(&self, phase: u32, abort: u64) {
+        self.file(Fault { seen: abort, ..self.fault(CODE_ABORTED, phase, Abort::from_word(abort).origin) });
     }
 
     /// A fault of this operation, now, with no words to show.

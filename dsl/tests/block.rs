@@ -142,7 +142,10 @@ fn shared_atomics(args: OutArgs) {
     let least = Shared::<u64>::dynamic(32);
     let t = thread::index();
     if t == 0 {
+        // Shared memory begins as anything.
+        count.store_weak(0, 0);
         count.store_weak(1, 1000);
+        count.store_weak(2, 0);
         least.store_weak(1, u64::MAX);
     }
     block::sync();

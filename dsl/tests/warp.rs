@@ -159,7 +159,7 @@ fn lane_index_and_count_come_from_the_thread_index() {
         let machine = machine(1, mode);
         let out = zeros(&machine, 0, 96);
         run(&machine, [launch(indices, 1, 0, OutArgs { out: global(out) })]).expect("it ends");
-        let expected: Vec<u64> = (0..96).map(|t| t % 32 | t / 32 << 8 | 3 << 16).collect();
+        let expected: Vec<u64> = (0..96).map(|t| (t % 32) + ((t / 32) << 8) + (3 << 16)).collect();
         assert_eq!(machine.read(out, 96).expect("in bounds"), expected, "{mode:?}");
     }
 }

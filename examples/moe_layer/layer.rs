@@ -17,8 +17,8 @@ use crate::router::Routing;
 
 /// Bytes of the device copy that bandwidths are compared with: far more than any cache.
 const COPY_BYTES: u64 = 1 << 30;
-/// How often it is made, after a warm-up.
-const COPIES: u32 = 10;
+/// How often it is made, after as many for warm-up: a GPU's clocks need some milliseconds to rise.
+const COPIES: u32 = 20;
 
 /// What all ranks share.
 pub struct Layer<'a> {
@@ -49,7 +49,7 @@ pub struct Outcome {
     pub clock: Clock,
     /// Milliseconds of dispatch and combine, of each timed pass.
     pub passes: Vec<(f64, f64)>,
-    /// Bytes a second of a device copy, on the one rank that made it.
+    /// Bytes a second, read and written, of a device copy, on the one rank that made it.
     pub copy: Option<f64>,
 }
 
@@ -173,11 +173,13 @@ impl Layer<'_> {
         buffer.close()?;
         drop((x, topk_idx, topk_weights, y));
         comm.synchronize()?;
-        let copy = match self.options.device {
-            Device::Cuda if rank == 0 => Some(device_copy(&comm)?),
-            _ => None,
-        };
-        end("tear down", "reference")?;
+        // Freeing memory waits for the whole device: every rank is done with it before one measures.
+        end("tear down", "device copy")?;
+        let mut copy = None;
+        if self.options.device == Device::Cuda {
+            copy = if rank == 0 { Some(device_copy(&comm)?) } else { None };
+            end("device copy", "reference")?;
+        }
         Ok(Outcome { device: comm.device(), num_sms, buffer_bytes, mismatch, outputs, y: result, clock, passes, copy })
     }
 }
@@ -213,12 +215,12 @@ fn flip_a_bit(got: &mut Received) {
     }
 }
 
-/// Copies on the device while the other ranks are idle; bytes a second, each read once and written once.
+/// Copies on the device while the other ranks are idle: bytes a second, those read and those written together.
 fn device_copy(comm: &Comm) -> epoxide::Result<f64> {
     let from = comm.empty::<u64>(COPY_BYTES / 8)?;
     let mut to = comm.empty::<u64>(COPY_BYTES / 8)?;
     let quantizer = Quantizer::new(comm)?;
-    for _ in 0..3 {
+    for _ in 0..COPIES {
         quantizer.copy(&from, &mut to)?;
     }
     let before = comm.record()?;
@@ -230,5 +232,5 @@ fn device_copy(comm: &Comm) -> epoxide::Result<f64> {
     let seconds = comm.elapsed_ms(&before, &after)? / 1e3;
     drop((from, to));
     comm.synchronize()?;
-    Ok(f64::from(COPIES) * COPY_BYTES as f64 / seconds)
+    Ok(2.0 * f64::from(COPIES) * COPY_BYTES as f64 / seconds)
 }

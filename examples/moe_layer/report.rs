@@ -101,13 +101,17 @@ pub fn bandwidths(outcomes: &[Outcome], plan: &Plan, wire_row_bytes: u64, bf16_r
         "GB/s a rank",
         "GB/s an SM",
         "GB/s all ranks",
-        "of a device copy",
+        "memory GB/s",
+        "of a copy",
     ]);
     let dispatched = slowest(outcomes, |pass| pass.0);
     let combined = slowest(outcomes, |pass| pass.1);
+    // What is in the memory once whatever the kernels do: a token's row that dispatch reads or combine writes.
+    let tokens: usize = plan.tokens.iter().map(|tokens| tokens.len()).sum();
+    let once = tokens as f64 * bf16_row_bytes as f64;
     for (name, ms, row_bytes) in [("dispatch", dispatched, wire_row_bytes), ("combine", combined, bf16_row_bytes)] {
         let moved = plan.rows() as f64 * row_bytes as f64;
-        let rate = moved / (ms / 1e3);
+        let (rate, memory) = (moved / (ms / 1e3), (moved + once) / (ms / 1e3));
         table.add_row([
             name.to_owned(),
             format!("{ms:.3} ms"),
@@ -115,15 +119,16 @@ pub fn bandwidths(outcomes: &[Outcome], plan: &Plan, wire_row_bytes: u64, bf16_r
             format!("{:.1}", rate / ranks / 1e9),
             format!("{:.1}", rate / ranks / f64::from(num_sms) / 1e9),
             format!("{:.0}", rate / 1e9),
-            format!("{:.0} %", 100.0 * rate / copy),
+            format!("{:.0}", memory / 1e9),
+            format!("{:.0} %", 100.0 * memory / copy),
         ]);
     }
     println!("\n{table}");
-    println!("a device copy in this run: {:.0} GB/s, each byte read once and written once, on all SMs", copy / 1e9);
     println!(
-        "times: the slowest rank of each pass, the median of {} passes; bytes: rows times a row's bytes",
-        passes(outcomes)
+        "bytes: rows received (dispatch) or summed (combine) times a row's bytes; memory: those and each token's own row."
     );
+    println!("A device copy in this run, on all SMs: {:.0} GB/s read and written.", copy / 1e9);
+    println!("times: the slowest rank of a pass, the median of {} passes", passes(outcomes));
     println!(
         "Several ranks on one GPU measure the efficiency of the kernels and not NVLink, which these rows never crossed."
     );

@@ -5,16 +5,16 @@
 //! | word | written by | says | read by |
 //! |---|---|---|---|
 //! | `entry`² `[o]` at every rank | block 0 of o, release | o is in combine `e`; the expert outputs of o are **ready**: their writers were stream-ordered before this launch | all blocks, acquire, before the first row is read |
-//! | `done[p]` at rank o | the last block of p out, release, after the loads of all its blocks | p has **read** what it wanted of o | the next *dispatch* of o, before it completes: only then may o's experts write again |
+//! | `done[p]` at rank o | the last block of p out, release, after the loads of all its blocks | p has **read** what it wanted of o | [`crate::lend`] at o: then o's experts may write again. Else they may after o's next dispatch, which has waited for a later word of p |
 //!
 //! A puller writes nothing at a peer but these words; its output is its own. Between the two edges of one combine nobody
-//! writes the expert outputs: the owner's stream is in this combine, then in the next dispatch, which waits for `done`.
+//! writes the expert outputs: the owner's stream is in this combine, then in a lend or the next dispatch.
 //!
 //! Sums are in f32, from +0, in ascending position of a rank's first selection in the token, and are rounded once to BF16:
 //! bitwise the same for any number of blocks and any schedule. A token with no selection becomes a row of +0.
 use epoxide_dsl::prelude::*;
 
-use crate::protocol::{Operation, Stamped, kind};
+use crate::protocol::{Operation, STATUS_OK, Stamped, kind, phase};
 use crate::quantize::widen;
 
 /// Threads of a block.
@@ -58,12 +58,14 @@ pub fn combine(args: CombineArgs) {
     let epoch = a.op.epoch.load_weak(0) + 1;
     let watch = wait::Watch::begin(a.op.fault, epoch);
     let ranks = a.op.window().ranks;
-    if thread::block_index() == 0 && thread::index() < ranks {
-        a.op.post_entry(thread::index(), epoch, kind::COMBINE, 0);
+    // Behind a fault nothing is published.
+    let mut ready = !watch.aborted(phase::ENTRY);
+    if ready && thread::block_index() == 0 && thread::index() < ranks {
+        a.op.post_entry(thread::index(), epoch, kind::COMBINE, STATUS_OK);
     }
-    let mut ready = false;
-    if let wait::Outcome::Ready(_) = a.op.wait_entries(&watch, epoch, kind::COMBINE) {
-        ready = !a.op.disagreement(&watch, epoch, kind::COMBINE);
+    if ready {
+        ready = matches!(a.op.wait_entries(&watch, epoch, kind::COMBINE), wait::Outcome::Ready(_))
+            && !a.op.disagreement(&watch, epoch, kind::COMBINE);
     }
     if ready {
         sum_tokens(a);
@@ -71,7 +73,8 @@ pub fn combine(args: CombineArgs) {
     // Nothing was copied in bulk, but the block's loads must all be over before a done word may say so.
     let landed = bulk::land();
     if let Some(grid) = a.op.grid.last_out(&landed) {
-        let whole = ready && !block::any(watch.aborted());
+        // An owner that gave up may have let its experts write while this rank was reading.
+        let whole = ready && !watch.aborted(phase::END);
         if whole && thread::index() < ranks {
             let flag = a.op.window().of_rank(thread::index(), a.op.done).at(u64::from(a.op.window().rank));
             grid.publish(flag, Stamped::new(0, epoch).to_word());

@@ -8,10 +8,12 @@
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
-//! | `counts`² `[s][..]` at every rank | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, the bad selection if any | all blocks, before the first row is written |
+//! | `counts`² `[s][..]` at every rank | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, the bad selection if any | the tokens per rank by all blocks, before the first row is written; the selections by the last block |
 //! | `entry`² `[s]` at every rank | block 0 of `s`, release | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch; its selections are valid or not | all blocks, acquire, before the first row is written |
 //! | `landed`² `[s]` at rank d | the last block of `s` out, release, with the token of `wait_group 0` from every block | all rows of `s` for d are **there** | the last block of d out, acquire; d's consumers are stream-ordered after |
-//! | `done[p]` at rank d | the last block of p's *combine* | p has read d's expert outputs of combine `lent` | the last block of d's dispatch out, acquire: when it completes, d may write expert outputs again |
+//!
+//! When a dispatch completes, d may also write its expert outputs again: every peer's `entry` word of `e` was posted after
+//! that peer's combine before was over, reads and all. (Who wants to write them earlier asks [`crate::lend`].)
 //!
 //! Why a row cannot be overwritten: rank s writes into d only after `entry[d]` of `e`, which d posts after its consumers of
 //! the same regions; no two sources share a row, because the count matrix gives every (source, destination) its own range; no two
@@ -21,7 +23,8 @@
 //! Why the order does not depend on timing: a row's place is a function of the count matrix and the token's number alone.
 //!
 //! A fault before the copy is seen by all blocks of all ranks in the same words, so no row is written; a timeout may leave
-//! rows behind, but no `landed` word and zero counts.
+//! rows behind, but no `landed` word and zero counts. An operation that finds an abort word at its entry, before it
+//! publishes, or at its end, files that it stopped: behind a fault nothing is published, and nothing reported as done.
 use epoxide_dsl::prelude::*;
 
 use crate::layout::{DispatchShared, RecvRegions};
@@ -93,15 +96,17 @@ pub fn dispatch(args: DispatchArgs) {
     let watch = wait::Watch::begin(a.op.fault, epoch);
     let chunk = Chunk::of_block(a.tokens);
 
-    count(a, chunk);
-    let ready = match a.op.grid.sync(&watch, phase::COUNTED) {
-        wait::Outcome::Ready(_) => {
-            publish_counts(a, epoch);
-            place_within_block(a, chunk);
-            agree(a, &watch, epoch)
-        }
-        wait::Outcome::Faulted => false,
-    };
+    if !watch.aborted(phase::COUNTED) {
+        count(a, chunk);
+    }
+    let counted = matches!(a.op.grid.sync(&watch, phase::COUNTED), wait::Outcome::Ready(_));
+    // A block that found the abort word has counted nothing; after the grid's barrier every block finds it.
+    let mut ready = counted && !watch.aborted(phase::COUNTED);
+    if ready {
+        publish_counts(a, epoch);
+        place_within_block(a, chunk);
+        ready = agree(a, &watch, epoch);
+    }
     if ready {
         base_rows(a, epoch);
         send(a, chunk);
@@ -586,8 +591,8 @@ fn send_metadata(a: &DispatchArgs, token: u32, mut going: u32, rank: i32, row: u
 fn finish(a: &DispatchArgs, watch: &wait::Watch, epoch: u64, ready: bool, grid: &grid::GridLanded) {
     let (ranks, me) = (a.ranks(), a.me());
     let local_experts = a.placement.count(me);
-    // Another block of this rank may have faulted where this one did not.
-    let whole = ready && !block::any(watch.aborted());
+    // Another block of this rank may have faulted where this one did not, or a peer.
+    let whole = ready && !watch.aborted(phase::END);
     let mut complete = false;
     if whole {
         let peer = thread::index();
@@ -595,7 +600,7 @@ fn finish(a: &DispatchArgs, watch: &wait::Watch, epoch: u64, ready: bool, grid: 
             let flag = a.op.window().of_rank(peer, a.landed).at(a.op.alternating(epoch, me));
             grid.publish(flag, Stamped::new(0, epoch).to_word());
         }
-        complete = arrivals(a, watch, epoch);
+        complete = arrivals(a, watch, epoch) && !watch.aborted(phase::END);
     }
     let mut i = thread::index();
     while i <= ranks + local_experts {
@@ -622,8 +627,7 @@ fn finish(a: &DispatchArgs, watch: &wait::Watch, epoch: u64, ready: bool, grid: 
     }
 }
 
-/// Waits for every peer's rows, for the counts of this rank's experts, and until every peer has read the expert outputs of
-/// the combine before.
+/// Waits for every peer's rows and for the counts of this rank's experts.
 #[inline(always)]
 #[track_caller]
 fn arrivals(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> bool {
@@ -643,23 +647,6 @@ fn arrivals(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> bool {
             (source, counts.load_relaxed::<System>(a.count_index(epoch, source, word)))
         };
         wait::Poll { peer, expected, seen, ready: Stamped::from_word(seen).is_of(epoch) }
-    });
-    if let wait::Outcome::Faulted = outcome {
-        return false;
-    }
-    if a.op.skip & protocol::SKIP_DONE != 0 {
-        return true;
-    }
-    let lent = a.op.lent.load_weak(0);
-    let done = window.own(a.op.done);
-    let outcome = watch.wait_until(phase::DONE, ranks, |peer| {
-        let seen = done.load_acquire::<System>(u64::from(peer));
-        wait::Poll {
-            peer,
-            expected: Stamped::new(0, lent).to_word(),
-            seen,
-            ready: Stamped::from_word(seen).is_of(lent),
-        }
     });
     matches!(outcome, wait::Outcome::Ready(_))
 }

@@ -14,6 +14,7 @@ pub mod delay;
 pub mod dequantize;
 pub mod dispatch;
 pub mod layout;
+pub mod lend;
 pub mod placement;
 pub mod protocol;
 pub mod quantize;

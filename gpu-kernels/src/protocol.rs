@@ -8,6 +8,8 @@ pub mod kind {
     pub const DISPATCH: u32 = 1;
     /// [`crate::combine`].
     pub const COMBINE: u32 = 2;
+    /// [`crate::lend`]; it has no entry word.
+    pub const LEND: u32 = 3;
 }
 
 /// Phases of the operations, in fault records.
@@ -22,6 +24,8 @@ pub mod phase {
     pub const LANDED: u32 = 4;
     /// Every peer has read the expert outputs of the combine before.
     pub const DONE: u32 = 5;
+    /// No wait: the operation's own end.
+    pub const END: u32 = 6;
 }
 
 /// Fault codes of these kernels.
@@ -136,7 +140,7 @@ pub struct Operation {
     pub skip: u32,
 }
 
-/// Test switch: do not wait for the done words of the combine before.
+/// Test switch: [`crate::lend`] does not wait for the done words.
 pub const SKIP_DONE: u32 = 1;
 
 impl Operation {

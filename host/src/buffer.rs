@@ -10,6 +10,7 @@ use epoxide_dsl::window::{Region, Window};
 use epoxide_kernels::combine::combine;
 use epoxide_kernels::dispatch::dispatch;
 use epoxide_kernels::layout::{DispatchShared, Span};
+use epoxide_kernels::lend::lend;
 use epoxide_kernels::protocol::Operation;
 
 use crate::comm::{Comm, CommInner};
@@ -38,6 +39,8 @@ pub struct ElasticBuffer {
     /// Operations enqueued so far: it names handles. The protocol's own epoch lives on the device.
     pub(crate) operations: u64,
     pub(crate) state: State,
+    /// The expert output region was lent back after the last combine.
+    pub(crate) lent_early: bool,
     fault: Option<Error>,
     skip: u32,
     /// Keeps this rank's share of the device's SMs.
@@ -115,6 +118,7 @@ impl ElasticBuffer {
             record: made.record,
             operations: 0,
             state: State::Idle,
+            lent_early: false,
             fault: None,
             skip: 0,
             _reservation: made.reservation,
@@ -309,6 +313,7 @@ fn allocate(
     let reservation = runtime.reserve_sms(blocks)?;
     runtime.prepare(&dispatch, shared.bytes())?;
     runtime.prepare(&combine, 0)?;
+    runtime.prepare(&lend, 0)?;
     let window = runtime.allocate("the symmetric window", layouts.window.bytes)?;
     estate.memory.push(window);
     let private = runtime.allocate("the rank's private memory", layouts.private.bytes)?;

@@ -2,6 +2,7 @@
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::window::Region;
 use epoxide_kernels::combine::{CombineArgs, combine};
+use epoxide_kernels::lend::{LendArgs, lend};
 use epoxide_kernels::protocol::kind;
 use half::bf16;
 
@@ -22,7 +23,46 @@ pub enum ExpertOutputs<'a> {
 }
 
 impl ElasticBuffer {
-    /// Copies expert outputs from the host to the region that the buffer lends, in stream order.
+    /// Lends the expert output region back after a combine, before the next dispatch has completed: for outputs that do not
+    /// depend on it. Enqueues a wait until every peer has read the combine's rows; returns the address of BF16
+    /// `[max_rows, hidden]`, which work on the rank's stream may write from there on. Not collective.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WrongOrder`] between a dispatch and its combine, when the region is lent already; the fault of an earlier
+    /// operation, or [`Error::Poisoned`].
+    pub fn lend_expert_outputs(&mut self) -> Result<u64> {
+        self.check()?;
+        if self.state != State::Idle {
+            let rule = "the dispatch has lent the region; see RecvView::expert_outputs";
+            return Err(Error::WrongOrder { call: "lend_expert_outputs", state: self.state.to_string(), rule });
+        }
+        let args = LendArgs { op: self.operation(kind::LEND) };
+        let inner = self.comm.inner();
+        // SAFETY: the kernel's launch contract: the buffer's own windows and flags; before the first combine both epochs are 0.
+        unsafe { inner.runtime.launch(&lend, 1, 0, &args, inner.stream)? };
+        self.lent_early = true;
+        Ok(self.window_span(self.layouts.window.expert_out))
+    }
+
+    /// Copies expert outputs from a tensor of the caller's, BF16 `[rows, hidden]`, to the region that a dispatch or
+    /// [`Self::lend_expert_outputs`] has lent. Enqueued.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WrongOrder`] when the region is not lent, [`Error::InvalidArgument`] when they are not whole rows or too many.
+    pub fn stage_expert_outputs(&mut self, rows: &DeviceTensor<bf16>) -> Result<()> {
+        if self.state == State::Idle && !self.lent_early {
+            let rule = "a dispatch or lend_expert_outputs comes before";
+            return Err(Error::WrongOrder { call: "stage_expert_outputs", state: self.state.to_string(), rule });
+        }
+        self.check_rows(rows.len())?;
+        let inner = self.comm.inner();
+        let to = self.window_span(self.layouts.window.expert_out);
+        inner.runtime.copy_on_device(to, rows.address(), rows.len() * 2, inner.stream)
+    }
+
+    /// Copies expert outputs from the host to the region that a dispatch has lent; waits for the copy.
     ///
     /// # Errors
     ///
@@ -68,15 +108,14 @@ impl ElasticBuffer {
     /// `y` is valid for writes of BF16 `[tokens, hidden]`, and nothing else touches it until the operation is done.
     pub unsafe fn combine_raw(&mut self, handle: &Dispatched, outputs: ExpertOutputs<'_>, y: u64) -> Result<()> {
         self.check()?;
-        let view = self.recv_view(handle)?;
+        self.check_handle("combine", handle)?;
         if !y.is_multiple_of(16) {
             return Err(Error::argument("y", format!("{y:#x}"), "the address is a multiple of 16"));
         }
-        let inner = self.comm.inner();
         if let ExpertOutputs::Tensor(rows) = outputs {
-            self.check_rows(rows.len())?;
-            inner.runtime.copy_on_device(view.expert_outputs, rows.address(), rows.len() * 2, inner.stream)?;
+            self.stage_expert_outputs(rows)?;
         }
+        let inner = self.comm.inner();
         let (p, shape) = (&self.layouts.private, &self.layouts.shape);
         // SAFETY: the buffer's own memory, laid out for its shape; `y` is the caller's promise.
         let args = unsafe {
@@ -96,6 +135,7 @@ impl ElasticBuffer {
         unsafe { inner.runtime.launch(&combine, self.blocks, 0, &args, inner.stream)? };
         self.operations += 1;
         self.state = State::Idle;
+        self.lent_early = false;
         Ok(())
     }
 

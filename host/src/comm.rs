@@ -287,6 +287,14 @@ impl Comm {
         unsafe { self.inner.runtime.launch(&delay, 1, 0, &args, self.inner.stream) }
     }
 
+    /// The rank's `CUstream` as a number, for work of the caller's own in the same order; `None` on the simulated GPU.
+    pub fn cuda_stream(&self) -> Option<u64> {
+        match self.inner.stream {
+            RawStream::Sim(_) => None,
+            RawStream::Cuda(stream) => Some(stream),
+        }
+    }
+
     /// Marks this point of the rank's stream.
     ///
     /// # Errors

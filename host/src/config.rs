@@ -216,10 +216,9 @@ impl Layouts {
     pub(crate) fn dispatch_shared(&self, available: u32) -> Result<DispatchShared> {
         let warps = epoxide_kernels::dispatch::THREADS / 32;
         DispatchShared::new(&self.shape, available, warps).ok_or_else(|| {
-            let rule = format!(
-                "a row of {} bytes must fit in a block's {available} bytes of shared memory",
-                self.shape.bf16_row_bytes()
-            );
+            let row = self.shape.bf16_row_bytes() + u64::from(self.shape.scale_stride()) * 8;
+            let rule =
+                format!("a row and its scales, {row} bytes, must fit in a block's {available} bytes of shared memory");
             Error::argument("hidden", self.shape.hidden, rule)
         })
     }

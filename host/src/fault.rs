@@ -23,7 +23,9 @@ fn decode(words: &[u64; RECORD_WORDS as usize], experts: u32) -> Error {
     let (high, low) = (|w: u64| (w >> 32) as u32, |w: u64| w as u32);
     let fault_code = low(words[1]);
     let (kernel, phase) = (kernel_name(high(words[2])), phase_name(low(words[2])));
-    let (rank, peer) = (high(words[3]), low(words[3]));
+    let rank = high(words[3]);
+    // A wait for the rank's own blocks names no peer.
+    let peer = if low(words[3]) == u32::MAX { rank } else { low(words[3]) };
     let (block, epoch, expected, seen) = (low(words[4]), words[5], words[6], words[7]);
     let elapsed_ms = words[8] / 1_000_000;
     let (token, position, index) = (low(words[9]), low(words[10]), words[11] as i64);
@@ -31,6 +33,7 @@ fn decode(words: &[u64; RECORD_WORDS as usize], experts: u32) -> Error {
         CODE_ABORTED => {
             let abort = Abort::from_word(seen);
             let reason = match abort.code {
+                CODE_TIMEOUT if abort.peer == 0xffff => "its own blocks did not come together in time".to_owned(),
                 CODE_TIMEOUT => format!("it waited too long for rank {}", abort.peer),
                 other => format!("fault {other}, which names rank {}", abort.peer),
             };
@@ -50,6 +53,7 @@ fn kernel_name(number: u32) -> &'static str {
     match number {
         kind::DISPATCH => "dispatch",
         kind::COMBINE => "combine",
+        kind::LEND => "lend after combine",
         _ => "an unknown kernel",
     }
 }
@@ -61,6 +65,7 @@ fn phase_name(number: u32) -> &'static str {
         phase::COUNTS => "counts (the peer's row of the count matrix)",
         phase::LANDED => "landed (the peer's rows are here)",
         phase::DONE => "done (the peer has read the expert outputs of the combine before)",
+        phase::END => "end (the operation's own)",
         _ => "unknown",
     }
 }

@@ -90,7 +90,8 @@ pub struct RecvView {
 }
 
 impl ElasticBuffer {
-    /// Where `handle`'s rows lie in device memory, for kernels of the caller's own on the same stream.
+    /// Where `handle`'s rows lie in device memory, for kernels of the caller's own on the rank's stream
+    /// ([`Comm::cuda_stream`](crate::Comm::cuda_stream)).
     ///
     /// # Errors
     ///

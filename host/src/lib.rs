@@ -47,6 +47,7 @@ mod dispatch;
 mod error;
 mod fault;
 mod handle;
+pub mod plan;
 pub mod quantize;
 mod runtime;
 mod tensor;

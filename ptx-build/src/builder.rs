@@ -52,7 +52,7 @@ impl PtxBuilder {
             crate_dir: crate_dir.into(),
             sources: Vec::new(),
             arch: "sm_90".to_owned(),
-            isa: 86,
+            isa: 80,
             toolchain: DEVICE_TOOLCHAIN.to_owned(),
             backend: Backend::Rustc,
             target_dir: None,

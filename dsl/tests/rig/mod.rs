@@ -59,9 +59,9 @@ pub fn run_on_all(machine: &Machine, launches: impl Fn(u32) -> Vec<Launch> + Syn
     });
 }
 
-/// Device memory of `words` zeros.
+/// Device memory of `words` zeros, or of one.
 pub fn zeros(machine: &Machine, rank: u32, words: usize) -> u64 {
-    machine.allocate(rank, 8 * words as u64, 256).expect("fits")
+    machine.allocate(rank, 8 * words.max(1) as u64, 256).expect("fits")
 }
 
 /// Device memory that holds `words`.

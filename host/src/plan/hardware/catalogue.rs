@@ -1,0 +1,165 @@
+//! The built-in GPUs and NICs.
+//!
+//! A figure that nobody publishes says so in its source, and what was taken instead. None was chosen to make a prediction fit.
+use std::borrow::Cow;
+
+use super::{Figure, Gpu, Nic};
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+const SHARED: Figure = Figure::new(
+    232_448.0,
+    "CUDA programming guide, technical specifications per compute capability: 227 KB a block on 9.0 and 10.0",
+);
+const NVLINK_SHARE: Figure =
+    Figure::new(0.9, "DeepEP's planner (dd758ca) counts 0.9 of the links' sum; nothing better is published for all-to-all");
+const NVLINK4: Figure = Figure::new(26.562e9, "nvidia-smi nvlink --status on Hopper: 26.562 GB/s a link and direction");
+const NVLINK5: Figure = Figure::new(50e9, "nvidia-smi nvlink --status on Blackwell: 50 GB/s a link and direction");
+const READ: Figure = Figure::new(
+    62e9,
+    "measured on an H200, 4 SMs a rank: pull combine, 16-byte loads, 128 KiB in flight an SM (design.md section 8)",
+);
+const WRITE: Figure =
+    Figure::new(55e9, "measured on an H200, 4 SMs a rank: dispatch by bulk copies of 14 KiB rows (design.md section 8)");
+const READ_ASSUMED: Figure = Figure::new(62e9, "assumed: as measured on an H200's SM (design.md section 8)");
+const WRITE_ASSUMED: Figure = Figure::new(55e9, "assumed: as measured on an H200's SM (design.md section 8)");
+const KERNEL: Figure = Figure::new(
+    4.2e-6,
+    "measured on an H200, 2 ranks: DeepEP V2's bare barrier kernel, launch to launch (measured.md C.5)",
+);
+const KERNEL_ASSUMED: Figure = Figure::new(4.2e-6, "assumed: as measured on an H200 (measured.md C.5)");
+const ROUND_TRIP: Figure =
+    Figure::new(2e-6, "the upper end of the 1 to 2 us that is quoted for NVLink 4 across a switch; not measured by us");
+
+/// Nominal HBM bandwidth times what a copy reaches of it on an H200: 4256 of 4800 GB/s (measured.md A).
+const fn copied(nominal: f64, source: &'static str) -> Figure {
+    Figure::new(nominal * 4256.0 / 4800.0, source)
+}
+
+/// A Hopper with these differences.
+struct Hopper {
+    name: &'static str,
+    sms: Figure,
+    memory: Figure,
+    hbm: Figure,
+    links: Figure,
+    measured: bool,
+}
+
+const fn hopper(h: Hopper) -> Gpu {
+    Gpu {
+        name: Cow::Borrowed(h.name),
+        sms: h.sms,
+        shared_memory: SHARED,
+        memory: h.memory,
+        hbm: h.hbm,
+        nvlink_links: h.links,
+        nvlink_link: NVLINK4,
+        nvlink_share: NVLINK_SHARE,
+        sm_read: if h.measured { READ } else { READ_ASSUMED },
+        sm_write: if h.measured { WRITE } else { WRITE_ASSUMED },
+        kernel: if h.measured { KERNEL } else { KERNEL_ASSUMED },
+        round_trip: ROUND_TRIP,
+    }
+}
+
+const fn blackwell(name: &'static str, sms: Figure, memory: Figure) -> Gpu {
+    Gpu {
+        name: Cow::Borrowed(name),
+        sms,
+        shared_memory: SHARED,
+        memory,
+        hbm: copied(8e12, "NVIDIA Blackwell data sheet: 8 TB/s nominal, times the share that a copy reaches on an H200"),
+        nvlink_links: Figure::new(18.0, "NVIDIA Blackwell data sheet: NVLink 5, 18 links"),
+        nvlink_link: NVLINK5,
+        nvlink_share: NVLINK_SHARE,
+        sm_read: READ_ASSUMED,
+        sm_write: WRITE_ASSUMED,
+        kernel: KERNEL_ASSUMED,
+        round_trip: ROUND_TRIP,
+    }
+}
+
+const HOPPER_LINKS: Figure = Figure::new(18.0, "NVIDIA Hopper data sheet: NVLink 4, 18 links, 900 GB/s both ways");
+
+/// All built-in GPUs.
+pub(super) fn gpus() -> [Gpu; 6] {
+    const HOPPER_SMS: Figure = Figure::new(132.0, "NVIDIA H100 data sheet, SXM5: 132 SMs");
+    [
+        hopper(Hopper {
+            name: "H100",
+            sms: HOPPER_SMS,
+            memory: Figure::new(80.0 * GIB, "NVIDIA H100 data sheet, SXM5: 80 GB"),
+            hbm: copied(3.35e12, "NVIDIA H100 data sheet: 3.35 TB/s nominal, times the share that a copy reaches on an H200"),
+            links: HOPPER_LINKS,
+            measured: false,
+        }),
+        hopper(Hopper {
+            name: "H800",
+            sms: Figure::new(132.0, "the H100's die: 132 SMs"),
+            memory: Figure::new(80.0 * GIB, "as the H100: 80 GB"),
+            hbm: copied(3.35e12, "as the H100: 3.35 TB/s nominal, times the share that a copy reaches on an H200"),
+            links: Figure::new(8.0, "400 GB/s both ways instead of 900: 8 links"),
+            measured: false,
+        }),
+        hopper(Hopper {
+            name: "H200",
+            sms: Figure::new(132.0, "NVIDIA H200 data sheet; read from the device (measured.md)"),
+            memory: Figure::new(141.0 * 1e9, "NVIDIA H200 data sheet: 141 GB"),
+            hbm: Figure::new(4.256e12, "measured: 2 GiB copied by a Triton kernel, read and write counted (measured.md A)"),
+            links: HOPPER_LINKS,
+            measured: true,
+        }),
+        hopper(Hopper {
+            name: "H20",
+            sms: Figure::new(78.0, "Geekbench 6 listing of an H20, as reported by the press: 78 SMs"),
+            memory: Figure::new(96.0 * GIB, "NVIDIA H20: 96 GB, as reported by the press"),
+            hbm: copied(4.0e12, "NVIDIA H20: 4.0 TB/s nominal, times the share that a copy reaches on an H200"),
+            links: HOPPER_LINKS,
+            measured: false,
+        }),
+        blackwell(
+            "B200",
+            Figure::new(148.0, "multiProcessorCount of an HGX B200 as frameworks report it: 148"),
+            Figure::new(180e9, "NVIDIA HGX B200 data sheet: 180 GB"),
+        ),
+        blackwell(
+            "GB200",
+            Figure::new(152.0, "multiProcessorCount of a GB200 as frameworks report it: 152"),
+            Figure::new(186e9, "NVIDIA GB200 NVL72 data sheet: 13.4 TB on 72 GPUs"),
+        ),
+    ]
+}
+
+/// All built-in NICs: what one GPU has of them.
+pub(super) fn nics() -> [Nic; 4] {
+    const LATENCY: Figure =
+        Figure::new(5e-6, "the upper end of the 1 to 5 us that is quoted for InfiniBand NDR; not measured by us");
+    let nic = |name, bandwidth, message_rate, latency| Nic { name: Cow::Borrowed(name), bandwidth, message_rate, latency };
+    [
+        nic(
+            "CX6",
+            Figure::new(25e9, "NVIDIA ConnectX-6 data sheet: 200 Gb/s"),
+            Figure::new(215e6, "NVIDIA ConnectX-6 data sheet: 215 million messages a second"),
+            LATENCY,
+        ),
+        nic(
+            "CX7",
+            Figure::new(50e9, "NVIDIA ConnectX-7 data sheet: 400 Gb/s; ibstat's rate, which DeepEP's planner uses"),
+            Figure::new(330e6, "NVIDIA ConnectX-7 data sheet: 330 to 370 million messages a second"),
+            LATENCY,
+        ),
+        nic(
+            "CX8",
+            Figure::new(100e9, "NVIDIA ConnectX-8 user manual: 800 Gb/s"),
+            Figure::new(330e6, "assumed: as ConnectX-7; no figure was found"),
+            LATENCY,
+        ),
+        nic(
+            "EFA",
+            Figure::new(50e9, "AWS p5 and p5en: 3200 Gb/s for 8 GPUs"),
+            Figure::new(10e6, "assumed: no figure was found; libraries drive it through a CPU thread"),
+            Figure::new(10e-6, "the upper end of the 2 to 10 us that is quoted for Ethernet; not measured by us"),
+        ),
+    ]
+}

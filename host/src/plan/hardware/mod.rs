@@ -1,0 +1,324 @@
+//! GPUs and NICs in numbers, each with where it comes from.
+//!
+//! Every number is a [`Figure`]: a value and its source. [`Gpu::named`] and [`Nic::named`] give the built-in ones;
+//! [`Hardware::set`] overrides one by its key, which is how a file of overrides is read without this crate reading files.
+mod catalogue;
+
+use std::borrow::Cow;
+
+use crate::error::{Error, Result};
+
+/// A number and where it comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figure {
+    /// The number, in the unit that its field names.
+    pub value: f64,
+    /// Who says so.
+    pub source: Cow<'static, str>,
+}
+
+impl Figure {
+    /// A figure.
+    pub const fn new(value: f64, source: &'static str) -> Self {
+        Self { value, source: Cow::Borrowed(source) }
+    }
+}
+
+/// A GPU. Rates are bytes per second, times are seconds.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Gpu {
+    /// What it is called.
+    pub name: Cow<'static, str>,
+    /// Streaming multiprocessors.
+    pub sms: Figure,
+    /// Bytes of shared memory that a block can have.
+    pub shared_memory: Figure,
+    /// Bytes of device memory.
+    pub memory: Figure,
+    /// What a copy kernel reaches, bytes read and bytes written counted.
+    pub hbm: Figure,
+    /// NVLink links.
+    pub nvlink_links: Figure,
+    /// One link in one direction, as the driver reports it.
+    pub nvlink_link: Figure,
+    /// The share of the links' rate that carries payload.
+    pub nvlink_share: Figure,
+    /// What one SM of our combine reads.
+    pub sm_read: Figure,
+    /// What one SM of our dispatch writes.
+    pub sm_write: Figure,
+    /// A kernel that does nothing but tell every peer that it is there and wait for the same.
+    pub kernel: Figure,
+    /// One more dependent round trip: a word or a row to where it goes, and the wait for it.
+    pub round_trip: Figure,
+}
+
+/// A NIC, or what a GPU has of it. Rates are per direction.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Nic {
+    /// What it is called.
+    pub name: Cow<'static, str>,
+    /// Bytes per second.
+    pub bandwidth: Figure,
+    /// Messages per second.
+    pub message_rate: Figure,
+    /// Seconds from a GPU's put to when the peer's GPU sees its signal.
+    pub latency: Figure,
+}
+
+/// A GPU and, for more than one NVLink domain, its NIC.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Hardware {
+    /// The GPU.
+    pub gpu: Gpu,
+    /// The NIC, if there is one.
+    pub nic: Option<Nic>,
+}
+
+/// The unit in which an override gives a figure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// A whole number.
+    Count,
+    /// Bytes.
+    Bytes,
+    /// 10^9 bytes per second.
+    GigabytesPerSecond,
+    /// 10^6 messages per second.
+    MillionsPerSecond,
+    /// Microseconds.
+    Microseconds,
+    /// Between 0 and 1.
+    Share,
+}
+
+impl Unit {
+    /// What one of the unit is in bytes, seconds or bytes per second.
+    pub fn factor(self) -> f64 {
+        match self {
+            Self::Count | Self::Bytes | Self::Share => 1.0,
+            Self::GigabytesPerSecond => 1e9,
+            Self::MillionsPerSecond => 1e6,
+            Self::Microseconds => 1e-6,
+        }
+    }
+    /// How it is written.
+    pub fn symbol(self) -> &'static str {
+        match self {
+            Self::Count => "",
+            Self::Bytes => "B",
+            Self::GigabytesPerSecond => "GB/s",
+            Self::MillionsPerSecond => "M/s",
+            Self::Microseconds => "us",
+            Self::Share => "of 1",
+        }
+    }
+    /// Lowest and highest value that an override may give.
+    fn range(self) -> (f64, f64) {
+        match self {
+            Self::Count => (1.0, 1024.0),
+            Self::Bytes => (1024.0, 1e15),
+            Self::GigabytesPerSecond => (0.001, 1e6),
+            Self::MillionsPerSecond => (0.001, 1e6),
+            Self::Microseconds => (0.0, 1e6),
+            Self::Share => (0.01, 1.0),
+        }
+    }
+}
+
+impl Gpu {
+    /// The built-in GPU of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`], which lists the known ones.
+    pub fn named(name: &str) -> Result<Self> {
+        let known = catalogue::gpus();
+        let wanted = normal(name);
+        let unknown = || Error::argument("gpu", name, format!("known GPUs are {}", Self::names().join(", ")));
+        known.into_iter().find(|gpu| normal(&gpu.name) == wanted).ok_or_else(unknown)
+    }
+
+    /// Names of the built-in GPUs.
+    pub fn names() -> Vec<String> {
+        catalogue::gpus().into_iter().map(|gpu| gpu.name.into_owned()).collect()
+    }
+
+    /// What NVLink carries in one direction, in bytes per second.
+    pub fn nvlink(&self) -> f64 {
+        self.nvlink_links.value * self.nvlink_link.value * self.nvlink_share.value
+    }
+
+    /// All figures by key, with their units.
+    pub fn figures(&self) -> [(&'static str, Unit, &Figure); 11] {
+        [
+            ("gpu.sms", Unit::Count, &self.sms),
+            ("gpu.shared_memory", Unit::Bytes, &self.shared_memory),
+            ("gpu.memory", Unit::Bytes, &self.memory),
+            ("gpu.hbm", Unit::GigabytesPerSecond, &self.hbm),
+            ("gpu.nvlink_links", Unit::Count, &self.nvlink_links),
+            ("gpu.nvlink_link", Unit::GigabytesPerSecond, &self.nvlink_link),
+            ("gpu.nvlink_share", Unit::Share, &self.nvlink_share),
+            ("gpu.sm_read", Unit::GigabytesPerSecond, &self.sm_read),
+            ("gpu.sm_write", Unit::GigabytesPerSecond, &self.sm_write),
+            ("gpu.kernel", Unit::Microseconds, &self.kernel),
+            ("gpu.round_trip", Unit::Microseconds, &self.round_trip),
+        ]
+    }
+
+    fn figure_mut(&mut self, key: &str) -> Option<&mut Figure> {
+        Some(match key {
+            "gpu.sms" => &mut self.sms,
+            "gpu.shared_memory" => &mut self.shared_memory,
+            "gpu.memory" => &mut self.memory,
+            "gpu.hbm" => &mut self.hbm,
+            "gpu.nvlink_links" => &mut self.nvlink_links,
+            "gpu.nvlink_link" => &mut self.nvlink_link,
+            "gpu.nvlink_share" => &mut self.nvlink_share,
+            "gpu.sm_read" => &mut self.sm_read,
+            "gpu.sm_write" => &mut self.sm_write,
+            "gpu.kernel" => &mut self.kernel,
+            "gpu.round_trip" => &mut self.round_trip,
+            _ => return None,
+        })
+    }
+}
+
+impl Nic {
+    /// The built-in NIC of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`], which lists the known ones.
+    pub fn named(name: &str) -> Result<Self> {
+        let known = catalogue::nics();
+        let wanted = normal(name).replace("connectx", "cx");
+        let unknown = || Error::argument("nic", name, format!("known NICs are {}", Self::names().join(", ")));
+        known.into_iter().find(|nic| normal(&nic.name) == wanted).ok_or_else(unknown)
+    }
+
+    /// Names of the built-in NICs.
+    pub fn names() -> Vec<String> {
+        catalogue::nics().into_iter().map(|nic| nic.name.into_owned()).collect()
+    }
+
+    /// All figures by key, with their units.
+    pub fn figures(&self) -> [(&'static str, Unit, &Figure); 3] {
+        [
+            ("nic.bandwidth", Unit::GigabytesPerSecond, &self.bandwidth),
+            ("nic.message_rate", Unit::MillionsPerSecond, &self.message_rate),
+            ("nic.latency", Unit::Microseconds, &self.latency),
+        ]
+    }
+
+    fn figure_mut(&mut self, key: &str) -> Option<&mut Figure> {
+        Some(match key {
+            "nic.bandwidth" => &mut self.bandwidth,
+            "nic.message_rate" => &mut self.message_rate,
+            "nic.latency" => &mut self.latency,
+            _ => return None,
+        })
+    }
+}
+
+impl Hardware {
+    /// Built-in hardware by name; no NIC for one NVLink domain.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for an unknown name; the known ones are listed.
+    ///
+    /// ```
+    /// use epoxide::plan::Hardware;
+    /// let mut hardware = Hardware::named("h200", Some("cx7"))?;
+    /// hardware.set("nic.bandwidth", 45.0, "ib_write_bw, 3 March")?;
+    /// assert_eq!(hardware.nic.as_ref().unwrap().bandwidth.value, 45e9);
+    /// let wrong = hardware.set("gpu.sms", 0.5, "a file").unwrap_err();
+    /// assert_eq!(wrong.to_string(), "gpu.sms = 0.5: a whole number from 1 to 1024");
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    pub fn named(gpu: &str, nic: Option<&str>) -> Result<Self> {
+        Ok(Self { gpu: Gpu::named(gpu)?, nic: nic.map(Nic::named).transpose()? })
+    }
+
+    /// All figures by key, with their units.
+    pub fn figures(&self) -> Vec<(&'static str, Unit, &Figure)> {
+        let nic = self.nic.iter().flat_map(Nic::figures);
+        self.gpu.figures().into_iter().chain(nic).collect()
+    }
+
+    /// Overrides the figure of `key`, in the unit that [`Hardware::figures`] gives for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for an unknown key (the known ones are listed), for a value out of its range, and for a NIC's
+    /// key where there is no NIC.
+    pub fn set(&mut self, key: &str, value: f64, source: impl Into<Cow<'static, str>>) -> Result<()> {
+        let Some((name, unit)) = self.figures().iter().find(|(name, ..)| *name == key).map(|f| (f.0, f.1)) else {
+            let known: Vec<_> = self.figures().iter().map(|f| f.0).collect();
+            let none = if self.nic.is_none() { " (there is no NIC to override)" } else { "" };
+            return Err(Error::argument("key", key, format!("known keys are {}{none}", known.join(", "))));
+        };
+        let (low, high) = unit.range();
+        let whole = matches!(unit, Unit::Count | Unit::Bytes);
+        if !(low..=high).contains(&value) || whole && value.fract() != 0.0 {
+            let kind = if whole { "a whole number" } else { "a number" };
+            let symbol = if unit.symbol().is_empty() { String::new() } else { format!(" {}", unit.symbol()) };
+            return Err(Error::argument(name, value, format!("{kind} from {low} to {high}{symbol}")));
+        }
+        let nic = self.nic.as_mut().and_then(|nic| nic.figure_mut(key));
+        if let Some(figure) = nic.or_else(|| self.gpu.figure_mut(key)) {
+            *figure = Figure { value: value * unit.factor(), source: source.into() };
+        }
+        Ok(())
+    }
+
+    /// Overrides several figures; the first bad pair is the error.
+    ///
+    /// # Errors
+    ///
+    /// See [`Hardware::set`].
+    pub fn with_pairs<'a>(
+        mut self,
+        pairs: impl IntoIterator<Item = (&'a str, f64)>,
+        source: impl Into<Cow<'static, str>>,
+    ) -> Result<Self> {
+        let source = source.into();
+        for (key, value) in pairs {
+            self.set(key, value, source.clone())?;
+        }
+        Ok(self)
+    }
+}
+
+/// Lower case, letters and digits only.
+fn normal(name: &str) -> String {
+    name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Gpu, Hardware, Nic};
+
+    #[test]
+    fn every_figure_has_a_source_a_key_and_an_override_in_range() {
+        for gpu in Gpu::names() {
+            for nic in Nic::names() {
+                let mut hardware = Hardware::named(&gpu, Some(&nic)).unwrap();
+                let before = hardware.clone();
+                for (key, unit, figure) in before.figures() {
+                    assert!(figure.source.len() > 10, "{gpu} {nic} {key} has no source");
+                    let value = figure.value / unit.factor();
+                    let value = if value.fract().abs() < 1e-6 { value.round() } else { value };
+                    hardware.set(key, value, "the same").unwrap_or_else(|e| panic!("{gpu} {nic}: {e}"));
+                }
+                for ((key, _, a), (_, _, b)) in before.figures().into_iter().zip(hardware.figures()) {
+                    assert!((a.value - b.value).abs() <= a.value * 1e-12 && b.source == "the same", "{key}");
+                }
+            }
+        }
+    }
+}

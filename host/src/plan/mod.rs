@@ -1,0 +1,48 @@
+//! # The planner
+//!
+//! What an operation will take and what will limit it, computed from numbers alone: no GPU, no network, no file.
+//!
+//! ```
+//! use epoxide::plan::{Hardware, Resource, Topology, Workload, plan};
+//! use epoxide::WireFormat;
+//!
+//! let topology = Topology::new(8, 8)?;
+//! let hardware = Hardware::named("h200", None)?;
+//! let workload = Workload::new(4096, 7168, 8, 256).with_format(WireFormat::Fp8);
+//! let plan = plan(&topology, &hardware, &workload)?;
+//! assert_eq!(plan.dispatch.binding().resource, Resource::NvlinkOut);
+//! assert!(plan.num_sms < 16 && plan.bytes.total() < 2 << 30);
+//! # Ok::<(), epoxide::Error>(())
+//! ```
+//!
+//! ## How it reasons
+//!
+//! 1. [`Expected`]: how many distinct ranks and domains a token goes to (hypergeometric; also for group-limited gates and for a
+//!    measured histogram).
+//! 2. [`Traffic`]: from these, the bytes of each [`Resource`] in each step of dispatch and combine. NVLink and device memory are separate
+//!    resources: eight GPUs are bound by their links, eight ranks on one GPU by its memory.
+//! 3. The time of a step is the longest of bytes over rate, plus its dependent round trips, which no bandwidth shortens. The longest one
+//!    *binds*. Nothing is added for contention: [`simulate`] says what queues, stragglers and unlucky routing add.
+//! 4. The SMs are the fewest whose loads and stores do not bind.
+//! 5. [`PlannedBytes`]: what a buffer takes, region by region; exact where the library allocates it today, a projection where not.
+//!
+//! [`Protocol::DeepEpV2`] describes DeepEP V2 instead, with its own constants; [`deepep`] has its formulas one by one.
+//!
+//! `docs/planning.md` holds predictions against published figures, and where and why they miss.
+mod bytes;
+pub mod deepep;
+mod expectation;
+mod hardware;
+mod model;
+pub mod simulate;
+mod topology;
+mod traffic;
+mod workload;
+
+pub use bytes::{Basis, PlannedBytes};
+pub use expectation::{Expected, distinct_groups};
+pub use hardware::{Figure, Gpu, Hardware, Nic, Unit};
+pub use model::{Bandwidth, Phase, Plan, PlanOptions, Protocol, ResourceTime, Step, plan, plan_with};
+pub use topology::{MAX_PLAN_RANKS, Topology};
+pub use traffic::{Resource, StepTraffic, Traffic};
+pub use workload::{Capacity, Routing, RowLayout, Workload};
