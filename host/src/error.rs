@@ -235,14 +235,14 @@ pub enum Error {
         needed: &'static str,
     },
     /// The ranks on one GPU do not fit on it together.
-    #[error("{what} on GPU {device}: {asked} asked for, {limit} fit; {rule}")]
+    #[error("{what} on GPU {device}: {asked} asked for by its ranks together, {limit} fit; {rule}")]
     #[non_exhaustive]
     DoesNotFit {
         /// Blocks or streams.
         what: &'static str,
         /// The device's ordinal.
         device: u32,
-        /// How many were asked for.
+        /// How many its ranks asked for, together.
         asked: u64,
         /// How many fit.
         limit: u64,

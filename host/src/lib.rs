@@ -64,3 +64,8 @@ pub use error::{Error, Result};
 pub use half::bf16;
 pub use handle::{Dispatched, Received, RecvCounts, RecvView, WireRows};
 pub use tensor::{DeviceTensor, Element, Index};
+
+/// The README's code is a doc test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -8,7 +8,7 @@ use epoxide_dsl::memory::Global;
 use epoxide_dsl::{Kernel, KernelArg};
 use epoxide_kernels::copy::{CopyArgs, copy};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Memory that both the host and the device can access while a kernel runs.
 #[derive(Clone, Copy, Debug)]
@@ -116,7 +116,12 @@ impl Runtime {
     /// Reserves `blocks` whole SMs: ranks on one GPU wait for each other, so all their blocks must be resident at once.
     pub(crate) fn reserve_sms(&self, blocks: u32) -> Result<Option<Reservation>> {
         match self {
-            // A simulated rank has a device of its own, and a launch that does not fit is refused.
+            // A simulated rank has a device of its own.
+            Self::Sim(runtime) if blocks > runtime.sms() => Err(Error::argument(
+                "num_sms",
+                blocks,
+                format!("a simulated rank has {} SMs", runtime.sms()),
+            )),
             Self::Sim(_) => Ok(None),
             Self::Cuda(runtime) => runtime.device().reserve_sms(blocks).map(Some),
         }

@@ -46,7 +46,7 @@ struct Hopper {
     measured: bool,
 }
 
-const fn hopper(h: Hopper) -> Gpu {
+fn hopper(h: Hopper) -> Gpu {
     Gpu {
         name: Cow::Borrowed(h.name),
         sms: h.sms,
@@ -63,7 +63,7 @@ const fn hopper(h: Hopper) -> Gpu {
     }
 }
 
-const fn blackwell(name: &'static str, sms: Figure, memory: Figure) -> Gpu {
+fn blackwell(name: &'static str, sms: Figure, memory: Figure) -> Gpu {
     Gpu {
         name: Cow::Borrowed(name),
         sms,

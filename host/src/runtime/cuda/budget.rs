@@ -54,13 +54,13 @@ impl Budget {
     /// [`Error::DoesNotFit`] if less is left.
     pub(super) fn claim(self: &Arc<Self>, amount: u32) -> Result<Claim> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = self.limit - *used;
-        if amount > left {
+        if amount > self.limit - *used {
             return Err(Error::DoesNotFit {
                 what: self.what,
                 device: self.device,
-                asked: amount.into(),
-                limit: left.into(),
+                // With what the other ranks have: a user knows the sum, not what is left.
+                asked: u64::from(*used) + u64::from(amount),
+                limit: self.limit.into(),
                 rule: self.rule,
             });
         }
@@ -93,7 +93,7 @@ mod tests {
         let _seven: Vec<_> = (0..7).map(|_| sms.claim(16).unwrap()).collect();
         let refused = sms.claim(20).unwrap_err();
         assert!(
-            refused.to_string().starts_with("SMs on GPU 0: 20 asked for, 19 fit; the ranks on one GPU run"),
+            refused.to_string().starts_with("SMs on GPU 0: 132 asked for by its ranks together, 131 fit; the ranks on one GPU run"),
             "{refused}"
         );
         let rest = sms.claim(19).unwrap();
