@@ -172,7 +172,7 @@ fn more_of_anything_never_takes_less() {
             _ => more.workload.experts,
         };
         more.workload.top_k = more.workload.top_k.min(available);
-        let options = PlanOptions { num_sms: sms, ..PlanOptions::default() };
+        let options = sms.map_or_else(PlanOptions::new, |n| PlanOptions::new().with_num_sms(n));
         let (less, more) = (case.plan(&options)?, more.plan(&options)?);
         for (name, a, b) in [
             ("dispatch", less.dispatch.seconds, more.dispatch.seconds),

@@ -98,7 +98,7 @@ impl FaultChannel {
     #[inline(always)]
     #[track_caller]
     pub fn file(&self, block: u32, fault: Fault) {
-        self.file_here(block, fault);
+        self.record(block, fault);
         // A rank that was told does not tell again: the word keeps its origin.
         if fault.code != CODE_ABORTED {
             let word = Abort { code: fault.code, origin: self.window.rank, peer: fault.peer }.to_word();
@@ -110,10 +110,20 @@ impl FaultChannel {
         }
     }
 
-    /// Files `fault` unless the record is taken, and tells nobody: for what every rank finds out by itself. Per thread.
+    /// Files `fault` unless the record is taken, and posts the abort word at this rank alone: for what every rank finds out by
+    /// itself. What is enqueued behind it publishes nothing. Per thread.
     #[inline(always)]
     #[track_caller]
     pub fn file_here(&self, block: u32, fault: Fault) {
+        self.record(block, fault);
+        let word = Abort { code: fault.code, origin: self.window.rank, peer: fault.peer }.to_word();
+        self.own_abort().compare_exchange_acq_rel::<System>(0, 0, word);
+    }
+
+    /// Writes the record unless it is taken.
+    #[inline(always)]
+    #[track_caller]
+    fn record(&self, block: u32, fault: Fault) {
         let r = self.record;
         if r.compare_exchange_acq_rel::<System>(0, STATE_EMPTY, STATE_CLAIMED) == STATE_EMPTY {
             r.store_relaxed::<System>(1, u64::from(fault.code));

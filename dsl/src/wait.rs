@@ -4,7 +4,7 @@
 //! thread per flag polls, and the outcome is made uniform before anyone branches. While the flag is missing it yields on the
 //! simulator, backs off on the GPU and polls the abort word too; at its deadline it files a fault.
 use crate::fault::{Abort, CODE_ABORTED, CODE_TIMEOUT, Fault, FaultChannel};
-use crate::memory::System;
+use crate::memory::{Symmetric, System};
 use crate::{arch, block, clock, thread};
 
 /// One look at a flag.
@@ -53,6 +53,8 @@ pub struct BulkReadable(());
 #[derive(Clone, Copy, Debug)]
 pub struct Watch {
     channel: FaultChannel,
+    /// This rank's abort word, looked up once.
+    abort: Symmetric<u64>,
     epoch: u64,
     entered_ns: u64,
     deadline_ns: u64,
@@ -61,9 +63,16 @@ pub struct Watch {
 impl Watch {
     /// Starts the operation `epoch`'s clock.
     #[inline(always)]
+    #[track_caller]
     pub fn begin(channel: FaultChannel, epoch: u64) -> Self {
         let entered_ns = clock::global_ns();
-        Self { channel, epoch, entered_ns, deadline_ns: entered_ns.saturating_add(channel.timeout_ns) }
+        Self {
+            channel,
+            abort: channel.own_abort(),
+            epoch,
+            entered_ns,
+            deadline_ns: entered_ns.saturating_add(channel.timeout_ns),
+        }
     }
 
     /// Waits until `poll` is ready for every flag in `0..flags`. Block-collective; thread `i` polls the flags `i`,
@@ -91,7 +100,7 @@ impl Watch {
     #[inline(always)]
     #[track_caller]
     fn gave_up(&self, phase: u32, look: Poll) -> bool {
-        let abort = self.channel.own_abort().load_relaxed::<System>(0);
+        let abort = self.abort.load_relaxed::<System>(0);
         if abort != 0 {
             self.file_abort(phase, abort);
             return true;
@@ -112,7 +121,7 @@ impl Watch {
     pub fn aborted(&self, phase: u32) -> bool {
         let mut aborted = false;
         if thread::index() == 0 {
-            let abort = self.channel.own_abort().load_relaxed::<System>(0);
+            let abort = self.abort.load_relaxed::<System>(0);
             if abort != 0 {
                 aborted = true;
                 self.file_abort(phase, abort);
@@ -130,7 +139,7 @@ impl Watch {
     /// A fault of this operation, now, with no words to show.
     #[inline(always)]
     pub fn fault(&self, code: u32, phase: u32, peer: u32) -> Fault {
-        let elapsed_ns = clock::global_ns() - self.entered_ns;
+        let elapsed_ns = clock::global_ns().saturating_sub(self.entered_ns);
         Fault { code, phase, peer, epoch: self.epoch, expected: 0, seen: 0, elapsed_ns, detail: [0; 3] }
     }
 

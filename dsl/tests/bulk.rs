@@ -120,6 +120,44 @@ fn a_stage_that_is_refilled_before_it_is_recycled_sends_wrong_bytes_in_some_sche
     assert!(caught > 10, "only {caught} of 100 seeds overwrote a stage that was still to be read");
 }
 
+/// Every warp loads its rows, adds one to each word where it lies, and stores them.
+#[kernel(threads = 64)]
+fn edit_rows(args: CopyArgs) {
+    let (mut stage, mut free) = stage();
+    let data = stage.data().cast::<u64>();
+    let mut row = u64::from(warp::index());
+    while row < args.rows {
+        let at = row * u64::from(ROW);
+        let loading = stage.load(free, args.from.at(at), ROW);
+        let editable = stage.wait_to_edit(loading);
+        unroll!(J in 2 => {
+            let i = 32 * J as u32 + warp::lane();
+            data.store_weak(i, data.load_weak(i) + 1);
+        });
+        let source = stage.seal(editable);
+        if warp::lane() == 7 {
+            stage.store(&source, 0, args.to.at(at), ROW);
+        }
+        free = stage.recycle(source);
+        row += 2;
+    }
+    let _ = bulk::land();
+}
+
+#[test]
+fn loaded_bytes_are_edited_where_they_lie_and_sealed_again() {
+    const ROWS: u64 = 9;
+    for mode in modes().into_iter().chain((100..130).map(|seed| Mode::Seeded { seed })) {
+        let machine = machine(1, mode);
+        let data: Vec<u64> = (0..ROWS * WORDS as u64).map(|i| scramble(i) >> 1).collect();
+        let [from, to] = [filled(&machine, 0, &data), zeros(&machine, 0, data.len())];
+        let args = CopyArgs { from: global(from), to: symmetric(to), rows: ROWS, skip: 0 };
+        run(&machine, [launch(edit_rows, 1, shared_bytes(2), args)]).expect("it ends");
+        let expected: Vec<u64> = data.iter().map(|word| word + 1).collect();
+        assert!(machine.read(to, data.len()).expect("in bounds") == expected, "{mode:?}");
+    }
+}
+
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 struct SendArgs {

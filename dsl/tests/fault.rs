@@ -94,17 +94,32 @@ fn the_first_record_and_the_first_abort_word_stay() {
     }
 }
 
+/// Files one launch's faults at rank 0 of two, over an abort word that may be there; returns both ranks' words after.
+fn words_after(mode: epoxide_sim::Mode, code: u32, here: u32, word: u64) -> [u64; 2] {
+    let machine = machine(2, mode);
+    let windows = Windows::new(&machine, FREE);
+    machine.write(windows.bases[0] + ABORT, &[word]).expect("in bounds");
+    let args = FaultArgs { channel: windows.channel(0, 0), code, here, mark: 0 };
+    run(&machine, [launch(everyone_files, 1, 0, args)]).expect("it ends");
+    assert_eq!(windows.record(&machine, 0)[..2], [STATE_FILED, u64::from(code)], "{mode:?}");
+    [0, 1].map(|rank| windows.abort(&machine, rank))
+}
+
 #[test]
-fn who_was_told_and_who_files_here_tells_nobody() {
+fn who_was_told_tells_nobody() {
     for mode in modes() {
-        for (code, here) in [(CODE_ABORTED, 0), (CODE, 1)] {
-            let machine = machine(2, mode);
-            let windows = Windows::new(&machine, FREE);
-            let args = FaultArgs { channel: windows.channel(0, 0), code, here, mark: 0 };
-            run(&machine, [launch(everyone_files, 1, 0, args)]).expect("it ends");
-            assert_eq!(windows.record(&machine, 0)[..2], [STATE_FILED, u64::from(code)], "{mode:?}");
-            assert_eq!([0, 1].map(|rank| windows.abort(&machine, rank)), [0, 0], "{mode:?}, code {code}");
-        }
+        assert_eq!(words_after(mode, CODE_ABORTED, 0, 0), [0, 0], "{mode:?}");
+    }
+}
+
+#[test]
+fn who_files_here_tells_its_own_rank_alone_and_the_first_word_stays() {
+    for mode in modes() {
+        let [own, peers] = words_after(mode, CODE, 1, 0);
+        let abort = Abort::from_word(own);
+        assert_eq!((abort.code, abort.origin, peers), (CODE, 0, 0), "{mode:?}");
+        let before = Abort { code: 20, origin: 1, peer: 0 }.to_word();
+        assert_eq!(words_after(mode, CODE, 1, before), [before, 0], "{mode:?}");
     }
 }
 

@@ -63,7 +63,8 @@ fn exchange(args: WaitArgs) {
                 flag += 1;
             }
             args.sums.store_weak(u64::from(t), sum);
-            args.outcomes.store_weak(u64::from(t), if watch.aborted() { 3 } else { 1 });
+            let aborted = watch.aborted(PHASE + 1);
+            args.outcomes.store_weak(u64::from(t), if aborted { 3 } else { 1 });
         }
         Outcome::Faulted => args.outcomes.store_weak(u64::from(t), 2),
     }
@@ -195,23 +196,21 @@ fn one_ranks_timeout_ends_the_waits_of_all() {
 }
 
 #[test]
-fn an_abort_word_that_is_there_already_ends_a_wait_and_shows_as_aborted() {
+fn an_abort_word_that_is_there_already_ends_a_wait_and_shows_after_one() {
+    let word = Abort { code: 20, origin: 6, peer: 5 }.to_word();
     for mode in modes() {
-        let scene = Scene::new(1, mode);
-        let word = Abort { code: 20, origin: 0, peer: 5 }.to_word();
-        scene.machine.write(scene.windows.bases[0] + ABORT, &[word]).expect("in bounds");
-        // All flags are there: the wait is over before the abort word is looked at.
-        run(&scene.machine, [launch(exchange, 1, 0, scene.args(0, SECOND, (0, FLAGS)))]).expect("it ends");
-        assert_eq!(scene.outcome(0), [3; 64], "{mode:?}");
-        // One flag is not.
-        let args = WaitArgs { epoch: 43, ..scene.args(0, SECOND, (1, FLAGS)) };
-        let actor = scene.machine.actor(0).expect("the rank is free again");
-        let stream = actor.create_stream();
-        actor.launch(stream, launch(exchange, 1, 0, args)).expect("a legal launch");
-        actor.synchronize(stream).expect("it ends");
-        assert_eq!(scene.outcome(0), [2; 64], "{mode:?}");
-        let record = scene.windows.record(&scene.machine, 0);
-        assert_eq!(record[1..6], [u64::from(CODE_ABORTED), 77 << 32 | u64::from(PHASE), 0, 0, 43], "{mode:?}");
-        assert_eq!(record[7], word, "{mode:?}: what was seen");
+        // Flags that are there: the wait is over without a look at the word, and who looks afterwards finds it, in every
+        // thread. Flags that are not: the wait ends. Either way one record says in which phase, and because of whom.
+        for (posted, outcome, phase) in [((0, FLAGS), 3, PHASE + 1), ((1, FLAGS), 2, PHASE)] {
+            let scene = Scene::new(1, mode);
+            scene.machine.write(scene.windows.bases[0] + ABORT, &[word]).expect("in bounds");
+            run(&scene.machine, [launch(exchange, 1, 0, scene.args(0, SECOND, posted))]).expect("it ends");
+            assert_eq!(scene.outcome(0), [outcome; 64], "{mode:?}");
+            let record = scene.windows.record(&scene.machine, 0);
+            assert_eq!(record[..2], [STATE_FILED, u64::from(CODE_ABORTED)], "{mode:?}");
+            assert_eq!(record[2..6], [77 << 32 | u64::from(phase), 6, 0, 42], "{mode:?}");
+            assert_eq!(record[7], word, "{mode:?}: what was seen");
+            assert_eq!(scene.windows.abort(&scene.machine, 0), word, "{mode:?}: the word keeps its origin");
+        }
     }
 }

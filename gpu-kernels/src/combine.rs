@@ -17,9 +17,6 @@ use epoxide_dsl::prelude::*;
 use crate::protocol::{Operation, STATUS_OK, Stamped, kind, phase};
 use crate::quantize::widen;
 
-/// Threads of a block.
-pub const THREADS: u32 = 512;
-
 /// Arguments of [`combine`].
 ///
 /// Launch contract: `op` and `expert_out` describe windows laid out by `WindowLayout` for the same shape at every rank;
@@ -80,7 +77,9 @@ pub fn combine(args: CombineArgs) {
             grid.publish(flag, Stamped::new(0, epoch).to_word());
         }
         if thread::index() == 0 {
-            a.op.lent.store_weak(0, epoch);
+            if whole {
+                a.op.lent.store_weak(0, epoch);
+            }
             a.op.epoch.store_weak(0, epoch);
         }
     }

@@ -34,6 +34,8 @@ use crate::quantize::{GROUP, encode, group_amax, inverse_scale, scale};
 
 /// Threads of a block.
 pub const THREADS: u32 = 512;
+#[cfg(not(target_arch = "nvptx64"))]
+const _: () = assert!(dispatch.threads() == THREADS);
 
 /// Arguments of [`dispatch`].
 ///
@@ -161,7 +163,7 @@ impl DispatchArgs {
         let own = self.op.window().own(self.counts);
         Stamped::from_word(own.load_relaxed::<System>(self.count_index(epoch, source, word))).payload
     }
-    /// Selection `position` of `token`, whatever its type; an index that no i64 or u32 expert could be is out of range anyway.
+    /// Selection `position` of `token` as an i64, whatever its type.
     #[inline(always)]
     #[track_caller]
     fn selection(&self, token: u32, position: u32) -> i64 {
@@ -344,7 +346,8 @@ fn agree(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> bool {
     let own = a.op.window().own(a.counts);
     let outcome = watch.wait_until(phase::COUNTS, ranks * ranks, |flag| {
         let source = quotient(flag, ranks);
-        let seen = own.load_acquire::<System>(a.count_index(epoch, source, flag - source * ranks));
+        // Relaxed: the word is all that it publishes.
+        let seen = own.load_relaxed::<System>(a.count_index(epoch, source, flag - source * ranks));
         wait::Poll {
             peer: source,
             expected: Stamped::new(0, epoch).to_word(),
@@ -359,8 +362,12 @@ fn agree(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> bool {
 #[inline(always)]
 #[track_caller]
 fn bad_selection(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> bool {
-    let mut found = false;
+    let peer = thread::index();
+    if !block::any(peer < a.ranks() && a.op.entry_of(peer, epoch).status != STATUS_OK) {
+        return false;
+    }
     if thread::index() == 0 {
+        let mut found = false;
         let mut rank = 0;
         while rank < a.ranks() && !found {
             let status = a.op.entry_of(rank, epoch).status;
@@ -377,7 +384,7 @@ fn bad_selection(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> bool {
             rank += 1;
         }
     }
-    block::any(found)
+    true
 }
 
 /// Where this rank's rows begin at each destination: after those of all lower ranks.

@@ -1,6 +1,7 @@
 //! Where everything lies: the regions of a rank's window, the rank's private memory, and a block's shared memory.
 //!
-//! The host allocates by these numbers and the kernels address by them. All arithmetic is checked: `None` is an overflow.
+//! The host allocates by these numbers and the kernels address by them. A layout is `None` for a shape that is not valid;
+//! within the limits of valid ones no product overflows 64 bits, nor 32 where the kernels use 32.
 use epoxide_dsl::prelude::*;
 
 use crate::placement::Placement;
@@ -13,6 +14,12 @@ pub const MAX_TOP_K: u32 = 32;
 pub const MAX_EXPERTS: u32 = 2048;
 /// Most ranks.
 pub const MAX_RANKS: u32 = 64;
+/// Most elements of a row.
+pub const MAX_HIDDEN: u32 = 1 << 20;
+/// Most tokens that a rank dispatches at once: a bad selection's key has 24 bits and more for the token.
+pub const MAX_TOKENS: u32 = (1 << 24) - 1;
+/// Most blocks of an operation.
+pub const MAX_BLOCKS: u32 = 1024;
 /// Alignment of regions.
 pub const REGION_ALIGN: u64 = 256;
 
@@ -70,6 +77,24 @@ impl Shape {
     /// Most rows that a rank receives: one for every token of every rank.
     pub const fn max_rows(&self) -> u64 {
         self.ranks as u64 * self.max_tokens as u64
+    }
+    /// Whether every number is in the range that the kernels can work with; the layouts below are for such shapes.
+    pub const fn is_valid(&self) -> bool {
+        1 <= self.ranks
+            && self.ranks <= MAX_RANKS
+            && 1 <= self.experts
+            && self.experts <= MAX_EXPERTS
+            && 1 <= self.top_k
+            && self.top_k <= MAX_TOP_K
+            && self.top_k <= self.experts
+            && 1 <= self.hidden
+            && self.hidden <= MAX_HIDDEN
+            && self.bf16_row_bytes().is_multiple_of(16)
+            && self.wire_row_bytes().is_multiple_of(16)
+            && 1 <= self.max_tokens
+            && self.max_tokens <= MAX_TOKENS
+            && 1 <= self.blocks
+            && self.blocks <= MAX_BLOCKS
     }
     /// Words of a row of the count matrix.
     pub const fn count_words(&self) -> u64 {
@@ -141,8 +166,11 @@ pub struct WindowLayout {
 }
 
 impl WindowLayout {
-    /// Lays out a window; `None` if its size overflows 64 bits.
+    /// Lays out a window; `None` if the shape is not valid or the size overflows 64 bits.
     pub fn new(shape: &Shape) -> Option<Self> {
+        if !shape.is_valid() {
+            return None;
+        }
         let ranks = u64::from(shape.ranks);
         let rows = shape.max_rows();
         let stride = u64::from(shape.top_k_stride());
@@ -220,8 +248,11 @@ pub struct PrivateLayout {
 }
 
 impl PrivateLayout {
-    /// Lays out a rank's private memory; `None` if its size overflows 64 bits.
+    /// Lays out a rank's private memory; `None` if the shape is not valid or the size overflows 64 bits.
     pub fn new(shape: &Shape) -> Option<Self> {
+        if !shape.is_valid() {
+            return None;
+        }
         let ranks = u64::from(shape.ranks);
         let blocks = u64::from(shape.blocks);
         let selections = u64::from(shape.max_tokens) * u64::from(shape.top_k);
@@ -262,9 +293,13 @@ pub struct DispatchShared {
 }
 
 impl DispatchShared {
-    /// Divides `available` bytes among at most `warps` warps; `None` if not even one row fits.
+    /// Divides `available` bytes among at most `warps` (1 to 32) warps; `None` if the shape is not valid or not even one row
+    /// fits.
     pub fn new(shape: &Shape, available: u32, warps: u32) -> Option<Self> {
-        let bases = warps.checked_mul(8)?;
+        if !shape.is_valid() || !(1..=32).contains(&warps) {
+            return None;
+        }
+        let bases = warps * 8;
         let bad = (bases + shape.ranks * 4).next_multiple_of(8);
         let counters = bad + 8;
         let stages = (counters + (shape.ranks + shape.experts) * 4).next_multiple_of(128);

@@ -2,7 +2,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use epoxide_kernels::layout::{DispatchShared, MAX_EXPERTS, MAX_RANKS, MAX_TOP_K, PrivateLayout, Shape, WindowLayout};
+use epoxide_kernels::layout::{
+    DispatchShared, MAX_BLOCKS, MAX_EXPERTS, MAX_HIDDEN, MAX_RANKS, MAX_TOKENS, MAX_TOP_K, PrivateLayout, Shape,
+    WindowLayout,
+};
 
 pub use epoxide_kernels::layout::WireFormat;
 
@@ -104,8 +107,8 @@ impl Config {
                 format!("a token cannot select more than the {} experts", self.experts),
             ));
         }
-        if self.hidden == 0 || self.hidden > 1 << 20 {
-            return Err(Error::argument("hidden", self.hidden, "a row has 1 to 1048576 elements"));
+        if !(1..=MAX_HIDDEN).contains(&self.hidden) {
+            return Err(Error::argument("hidden", self.hidden, format!("a row has 1 to {MAX_HIDDEN} elements")));
         }
         if !shape.bf16_row_bytes().is_multiple_of(16) || !shape.wire_row_bytes().is_multiple_of(16) {
             let rule = match self.format {
@@ -114,12 +117,17 @@ impl Config {
             };
             return Err(Error::argument("hidden", self.hidden, rule));
         }
-        if self.max_tokens_per_rank == 0 || self.max_tokens_per_rank >= 1 << 24 {
-            return Err(Error::argument("max_tokens_per_rank", self.max_tokens_per_rank, "1 to 16777215 tokens"));
+        if !(1..=MAX_TOKENS).contains(&self.max_tokens_per_rank) {
+            return Err(Error::argument(
+                "max_tokens_per_rank",
+                self.max_tokens_per_rank,
+                format!("1 to {MAX_TOKENS} tokens"),
+            ));
         }
-        if blocks == 0 || blocks > 1024 {
-            return Err(Error::argument("num_sms", blocks, "an operation has 1 to 1024 blocks"));
+        if !(1..=MAX_BLOCKS).contains(&blocks) {
+            return Err(Error::argument("num_sms", blocks, format!("an operation has 1 to {MAX_BLOCKS} blocks")));
         }
+        debug_assert!(shape.is_valid());
         if self.timeout.is_zero() {
             return Err(Error::argument("timeout", "0 s", "an operation needs some time"));
         }

@@ -28,7 +28,7 @@ impl Random {
 
     /// A number below `bound`, which is at least 1.
     pub fn below(&mut self, bound: u32) -> u32 {
-        (u64::from(self.draw() as u32) * u64::from(bound) >> 32) as u32
+        ((u64::from(self.draw() as u32) * u64::from(bound)) >> 32) as u32
     }
 }
 
@@ -89,7 +89,7 @@ impl Bounds {
         (sizes, rest).prop_flat_map(move |((ranks, experts, top_k, eights, num_sms), rest)| {
             let tokens = proptest::collection::vec(prop_oneof![1 => Just(0), 6 => 0..=max_tokens], ranks as usize);
             tokens.prop_map(move |tokens| {
-                let (format, index, choice, holes, data, mode) = rest.clone();
+                let (format, index, choice, holes, data, mode) = rest;
                 let hidden = match format {
                     WireFormat::Bf16 => eights * 8,
                     WireFormat::Fp8 => eights.div_ceil(2) * 16,

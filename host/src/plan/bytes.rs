@@ -111,7 +111,7 @@ impl PlannedBytes {
         let selections = tokens.checked_mul(top_k)?;
         let blocks = u64::from(num_sms);
         let counters = u64::from(largest) + domain_experts;
-        
+
         let window: [(&'static str, u64, u64); 15] = [
             ("abort word", 1, 8),
             ("entry words", 2 * ranks, 8),

@@ -180,7 +180,9 @@ impl Buffer {
     pub fn dispatch_record(&self, packs: u64) -> u64 {
         let row = self.hidden * if self.fp8 { 1 } else { 2 };
         let metadata = 8 * self.top_k + 4 * (1 + self.top_k);
-        row.next_multiple_of(PART_ALIGN) + (4 * packs).next_multiple_of(PART_ALIGN) + metadata.next_multiple_of(PART_ALIGN)
+        row.next_multiple_of(PART_ALIGN)
+            + (4 * packs).next_multiple_of(PART_ALIGN)
+            + metadata.next_multiple_of(PART_ALIGN)
     }
 
     /// Scales of a row when there is one f32 for 128 elements.

@@ -115,7 +115,11 @@ impl<'a> Gate<'a> {
         while at < last {
             let end = (at / size + 1) * size;
             let covered = end.min(last) - at;
-            if covered == size { whole += 1 } else { parts.push(covered) }
+            if covered == size {
+                whole += 1
+            } else {
+                parts.push(covered)
+            }
             at += covered;
         }
         let rest = groups - whole - parts.len() as u32;

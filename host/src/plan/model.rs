@@ -222,7 +222,11 @@ impl<'a> Limits<'a> {
         let (nic, network_trip) = match &hardware.nic {
             Some(nic) => ([nic.bandwidth.value * share, nic.message_rate.value * share], nic.latency.value),
             None if topology.domains() > 1 => {
-                let rule = format!("{} NVLink domains need a NIC; known: {}", topology.domains(), super::Nic::names().join(", "));
+                let rule = format!(
+                    "{} NVLink domains need a NIC; known: {}",
+                    topology.domains(),
+                    super::Nic::names().join(", ")
+                );
                 return Err(Error::argument("nic", "none", rule));
             }
             None => ([0.0; 2], 0.0),
@@ -292,7 +296,8 @@ impl<'a> Limits<'a> {
         let mut wanted = 1.0f64;
         for step in steps {
             let time = |r: Resource| self.resource_time(step, r, 1.0).map_or(0.0, |t| t.seconds);
-            let longest = |sm: bool| Resource::ALL.into_iter().filter(|r| r.is_sm() == sm).map(time).fold(0.0, f64::max);
+            let longest =
+                |sm: bool| Resource::ALL.into_iter().filter(|r| r.is_sm() == sm).map(time).fold(0.0, f64::max);
             wanted = wanted.max((longest(true) / longest(false)).ceil());
         }
         Ok(wanted.min(f64::from(self.most_sms)) as u32)
@@ -332,7 +337,8 @@ impl<'a> Limits<'a> {
         let shape = traffic::shape(workload, topology.largest());
         let warps = epoxide_kernels::dispatch::THREADS / 32;
         let Some(stages) = DispatchShared::new(&shape, shared, warps) else {
-            let rule = format!("a row must fit in the {shared} bytes of shared memory that a block of the GPU can have");
+            let rule =
+                format!("a row must fit in the {shared} bytes of shared memory that a block of the GPU can have");
             return Err(Error::argument("hidden", workload.hidden, rule));
         };
         if topology.domains() == 1 {

@@ -125,7 +125,12 @@ impl Rows {
         match protocol {
             Protocol::Epoxide => {
                 let metadata = f64::from(shape.top_k_stride()) * 8.0 + 8.0;
-                Self { input: bf16, wire: data + f64::from(shape.scale_stride()) * 4.0 + metadata, output: bf16, counted }
+                Self {
+                    input: bf16,
+                    wire: data + f64::from(shape.scale_stride()) * 4.0 + metadata,
+                    output: bf16,
+                    counted,
+                }
             }
             Protocol::DeepEpV2 => Self {
                 input: data + exact_scales,
@@ -300,13 +305,25 @@ pub(crate) fn dispatch(
                 t.add(Resource::Hbm, (f.received + out) * hot * rows.wire);
                 t
             };
-            vec![first, StepTraffic { whole_device: true, launched: false, ..step("copy epilogue", workload, flows, copy, 2, 0) }]
+            vec![
+                first,
+                StepTraffic {
+                    whole_device: true,
+                    launched: false,
+                    ..step("copy epilogue", workload, flows, copy, 2, 0)
+                },
+            ]
         }
     }
 }
 
 /// Combine, step by step.
-pub(crate) fn combine(topology: &Topology, workload: &Workload, flows: &[Flows], protocol: Protocol) -> Vec<StepTraffic> {
+pub(crate) fn combine(
+    topology: &Topology,
+    workload: &Workload,
+    flows: &[Flows],
+    protocol: Protocol,
+) -> Vec<StepTraffic> {
     let rows = Rows::new(workload, protocol);
     let hybrid = topology.domains() > 1;
     let tokens = f64::from(workload.tokens);

@@ -166,7 +166,11 @@ impl Workload {
                     return Err(Error::argument("histogram", format!("{} numbers", loads.len()), rule));
                 }
                 if let Some((expert, load)) = loads.iter().enumerate().find(|(_, l)| !(l.is_finite() && **l >= 0.0)) {
-                    return Err(Error::argument("histogram", load, format!("expert {expert} has a negative load or none")));
+                    return Err(Error::argument(
+                        "histogram",
+                        load,
+                        format!("expert {expert} has a negative load or none"),
+                    ));
                 }
                 let sum: f64 = loads.iter().sum();
                 let hottest = loads.iter().copied().fold(0.0, f64::max) * f64::from(self.top_k);
@@ -175,7 +179,11 @@ impl Workload {
                         "an expert has at most 1/{} of the selections, because a token selects it at most once",
                         self.top_k
                     );
-                    return Err(Error::argument("histogram", format!("{:.4}", hottest / f64::from(self.top_k) / sum), rule));
+                    return Err(Error::argument(
+                        "histogram",
+                        format!("{:.4}", hottest / f64::from(self.top_k) / sum),
+                        rule,
+                    ));
                 }
                 Ok(())
             }

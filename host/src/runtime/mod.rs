@@ -117,11 +117,9 @@ impl Runtime {
     pub(crate) fn reserve_sms(&self, blocks: u32) -> Result<Option<Reservation>> {
         match self {
             // A simulated rank has a device of its own.
-            Self::Sim(runtime) if blocks > runtime.sms() => Err(Error::argument(
-                "num_sms",
-                blocks,
-                format!("a simulated rank has {} SMs", runtime.sms()),
-            )),
+            Self::Sim(runtime) if blocks > runtime.sms() => {
+                Err(Error::argument("num_sms", blocks, format!("a simulated rank has {} SMs", runtime.sms())))
+            }
             Self::Sim(_) => Ok(None),
             Self::Cuda(runtime) => runtime.device().reserve_sms(blocks).map(Some),
         }

@@ -11,16 +11,20 @@ const SHARED: Figure = Figure::new(
     232_448.0,
     "CUDA programming guide, technical specifications per compute capability: 227 KB a block on 9.0 and 10.0",
 );
-const NVLINK_SHARE: Figure =
-    Figure::new(0.9, "DeepEP's planner (dd758ca) counts 0.9 of the links' sum; nothing better is published for all-to-all");
+const NVLINK_SHARE: Figure = Figure::new(
+    0.9,
+    "DeepEP's planner (dd758ca) counts 0.9 of the links' sum; nothing better is published for all-to-all",
+);
 const NVLINK4: Figure = Figure::new(26.562e9, "nvidia-smi nvlink --status on Hopper: 26.562 GB/s a link and direction");
 const NVLINK5: Figure = Figure::new(50e9, "nvidia-smi nvlink --status on Blackwell: 50 GB/s a link and direction");
 const READ: Figure = Figure::new(
     62e9,
     "measured on an H200, 4 SMs a rank: pull combine, 16-byte loads, 128 KiB in flight an SM (design.md section 8)",
 );
-const WRITE: Figure =
-    Figure::new(55e9, "measured on an H200, 4 SMs a rank: dispatch by bulk copies of 14 KiB rows (design.md section 8)");
+const WRITE: Figure = Figure::new(
+    55e9,
+    "measured on an H200, 4 SMs a rank: dispatch by bulk copies of 14 KiB rows (design.md section 8)",
+);
 const READ_ASSUMED: Figure = Figure::new(62e9, "assumed: as measured on an H200's SM (design.md section 8)");
 const WRITE_ASSUMED: Figure = Figure::new(55e9, "assumed: as measured on an H200's SM (design.md section 8)");
 const KERNEL: Figure = Figure::new(
@@ -69,7 +73,10 @@ fn blackwell(name: &'static str, sms: Figure, memory: Figure) -> Gpu {
         sms,
         shared_memory: SHARED,
         memory,
-        hbm: copied(8e12, "NVIDIA Blackwell data sheet: 8 TB/s nominal, times the share that a copy reaches on an H200"),
+        hbm: copied(
+            8e12,
+            "NVIDIA Blackwell data sheet: 8 TB/s nominal, times the share that a copy reaches on an H200",
+        ),
         nvlink_links: Figure::new(18.0, "NVIDIA Blackwell data sheet: NVLink 5, 18 links"),
         nvlink_link: NVLINK5,
         nvlink_share: NVLINK_SHARE,
@@ -90,7 +97,10 @@ pub(super) fn gpus() -> [Gpu; 6] {
             name: "H100",
             sms: HOPPER_SMS,
             memory: Figure::new(80.0 * GIB, "NVIDIA H100 data sheet, SXM5: 80 GB"),
-            hbm: copied(3.35e12, "NVIDIA H100 data sheet: 3.35 TB/s nominal, times the share that a copy reaches on an H200"),
+            hbm: copied(
+                3.35e12,
+                "NVIDIA H100 data sheet: 3.35 TB/s nominal, times the share that a copy reaches on an H200",
+            ),
             links: HOPPER_LINKS,
             measured: false,
         }),
@@ -106,7 +116,10 @@ pub(super) fn gpus() -> [Gpu; 6] {
             name: "H200",
             sms: Figure::new(132.0, "NVIDIA H200 data sheet; read from the device (measured.md)"),
             memory: Figure::new(141.0 * 1e9, "NVIDIA H200 data sheet: 141 GB"),
-            hbm: Figure::new(4.256e12, "measured: 2 GiB copied by a Triton kernel, read and write counted (measured.md A)"),
+            hbm: Figure::new(
+                4.256e12,
+                "measured: 2 GiB copied by a Triton kernel, read and write counted (measured.md A)",
+            ),
             links: HOPPER_LINKS,
             measured: true,
         }),
@@ -135,7 +148,8 @@ pub(super) fn gpus() -> [Gpu; 6] {
 pub(super) fn nics() -> [Nic; 4] {
     const LATENCY: Figure =
         Figure::new(5e-6, "the upper end of the 1 to 5 us that is quoted for InfiniBand NDR; not measured by us");
-    let nic = |name, bandwidth, message_rate, latency| Nic { name: Cow::Borrowed(name), bandwidth, message_rate, latency };
+    let nic =
+        |name, bandwidth, message_rate, latency| Nic { name: Cow::Borrowed(name), bandwidth, message_rate, latency };
     [
         nic(
             "CX6",

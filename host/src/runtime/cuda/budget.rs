@@ -93,7 +93,9 @@ mod tests {
         let _seven: Vec<_> = (0..7).map(|_| sms.claim(16).unwrap()).collect();
         let refused = sms.claim(20).unwrap_err();
         assert!(
-            refused.to_string().starts_with("SMs on GPU 0: 132 asked for by its ranks together, 131 fit; the ranks on one GPU run"),
+            refused
+                .to_string()
+                .starts_with("SMs on GPU 0: 132 asked for by its ranks together, 131 fit; the ranks on one GPU run"),
             "{refused}"
         );
         let rest = sms.claim(19).unwrap();
