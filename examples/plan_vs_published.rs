@@ -1,2 +1,254 @@
-//! Placeholder.
-fn main() {}
+//! Prints the tables of docs/planning.md: what the planner predicts beside what was measured or published, and what the simulation at
+//! scale says beside the model.
+//!
+//! `cargo run --release --example plan_vs_published`. Needs no GPU. Every published figure is in `reference/measured.md` or
+//! `reference/deepep.md` section 8.4; no constant of the model was chosen to fit them.
+use std::time::Instant;
+
+use anyhow::Result;
+use comfy_table::{CellAlignment, Table, presets};
+use epoxide::WireFormat::{self, Bf16, Fp8};
+use epoxide::plan::simulate::{Draw, Scenario, SendOrder, simulate};
+use epoxide::plan::{Hardware, Phase, Plan, PlanOptions, Protocol, Topology, Workload, plan, plan_with};
+
+fn main() -> Result<()> {
+    one_h200()?;
+    latency()?;
+    readme()?;
+    scale()?;
+    bytes()
+}
+
+fn table(title: &str, header: &[&str], rows: Vec<Vec<String>>) {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    println!("### {title}\n\n{table}\n");
+}
+
+fn error(predicted: f64, published: f64) -> String {
+    format!("{:+.0} %", (predicted / published - 1.0) * 100.0)
+}
+
+fn deepep(topology: &Topology, hardware: &Hardware, workload: &Workload, sms: Option<u32>) -> epoxide::Result<Plan> {
+    let options = PlanOptions::new().with_protocol(Protocol::DeepEpV2);
+    let options = match sms {
+        Some(sms) => options.with_num_sms(sms),
+        None => options,
+    };
+    plan_with(topology, hardware, workload, &options)
+}
+
+fn main_us(phase: &Phase) -> f64 {
+    phase.steps[0].seconds * 1e6
+}
+
+/// DeepEP V2 on one H200 (measured.md C.3 and C.5b), several ranks on it: memory binds, not NVLink.
+fn one_h200() -> Result<()> {
+    let hardware = Hardware::named("h200", None)?;
+    let mut rows = Vec::new();
+    for (ranks, sms, measured) in [
+        (8, 2, [3379.0, 1757.0, 4092.0]),
+        (8, 4, [1718.0, 908.0, 2056.0]),
+        (8, 8, [1058.0, 580.0, 1648.0]),
+        (8, 12, [936.0, 522.0, 1504.0]),
+        (8, 16, [856.0, 482.0, 1417.0]),
+        (2, 16, [179.6, 96.8, 200.7]),
+        (2, 32, [128.5, 71.6, 167.4]),
+        (2, 64, [103.8, 60.2, 138.9]),
+    ] {
+        let topology = Topology::new(ranks, ranks)?.with_ranks_per_gpu(ranks)?;
+        let of =
+            |format| deepep(&topology, &hardware, &Workload::new(4096, 7168, 8, 256).with_format(format), Some(sms));
+        let (bf16, fp8) = (of(Bf16)?, of(Fp8)?);
+        for (name, phase, measured) in [
+            ("dispatch BF16", &bf16.dispatch, measured[0]),
+            ("dispatch FP8", &fp8.dispatch, measured[1]),
+            ("combine", &bf16.combine, measured[2]),
+        ] {
+            rows.push(vec![
+                name.into(),
+                ranks.to_string(),
+                sms.to_string(),
+                phase.binding().resource.name().into(),
+                format!("{:.0}", main_us(phase)),
+                format!("{measured:.0}"),
+                error(main_us(phase), measured),
+            ]);
+        }
+    }
+    let header = ["main kernel", "ranks", "SMs/rank", "binds", "predicted us", "measured us", "error"];
+    table("DeepEP V2, ranks on one H200, 4096 tokens each (measured.md C.3, C.5b)", &header, rows);
+
+    let mut rows = Vec::new();
+    for (ranks, measured) in [(8, [171.4, 91.3, 103.6]), (2, [64.5, 34.4, 49.7])] {
+        let topology = Topology::new(ranks, ranks)?.with_ranks_per_gpu(ranks)?;
+        let of = |format| deepep(&topology, &hardware, &Workload::new(4096, 7168, 8, 256).with_format(format), Some(2));
+        let (bf16, fp8) = (of(Bf16)?, of(Fp8)?);
+        for (name, phase, measured) in [
+            ("copy epilogue BF16", &bf16.dispatch, measured[0]),
+            ("copy epilogue FP8", &fp8.dispatch, measured[1]),
+            ("reduce epilogue", &bf16.combine, measured[2]),
+        ] {
+            // All ranks' epilogues share the device: the wall time of all over their number.
+            let us = phase.steps[1].seconds * 1e6 / f64::from(ranks);
+            let binds = phase.steps[1].resources[0].resource.name();
+            rows.push(vec![
+                name.into(),
+                ranks.to_string(),
+                binds.into(),
+                format!("{us:.1}"),
+                format!("{measured:.1}"),
+                error(us, measured),
+            ]);
+        }
+    }
+    let header = ["epilogue", "ranks", "binds", "predicted us/rank", "measured us/rank", "error"];
+    table("DeepEP V2's epilogues, same runs", &header, rows);
+    Ok(())
+}
+
+/// Small batches of 2 ranks (measured.md C.5): latency.
+fn latency() -> Result<()> {
+    let hardware = Hardware::named("h200", None)?;
+    let topology = Topology::new(2, 2)?.with_ranks_per_gpu(2)?;
+    let mut rows = Vec::new();
+    for (tokens, measured) in [(1, [17.4, 16.1]), (8, [17.5, 16.8]), (32, [17.7, 17.8]), (128, [21.6, 24.1])] {
+        let plan = deepep(&topology, &hardware, &Workload::new(tokens, 7168, 8, 256), Some(16))?;
+        for (name, phase, measured) in
+            [("dispatch", &plan.dispatch, measured[0]), ("combine", &plan.combine, measured[1])]
+        {
+            let us = phase.seconds * 1e6;
+            rows.push(vec![
+                name.into(),
+                tokens.to_string(),
+                format!("{us:.1}"),
+                format!("{measured:.1}"),
+                error(us, measured),
+            ]);
+        }
+    }
+    let header = ["BF16, main and epilogue", "tokens", "predicted us", "measured us", "error"];
+    table("DeepEP V2, 2 ranks on one H200, 16 SMs each (measured.md C.5)", &header, rows);
+    Ok(())
+}
+
+/// DeepEP V2's README (deepep.md 8.4): 8192 tokens, FP8 dispatch, BF16 combine; logical GB/s.
+fn readme() -> Result<()> {
+    let mut rows = Vec::new();
+    for (gpu, nic, ranks, sms, published) in [
+        ("H100", Some("CX7"), 16, 12, [90.0, 81.0]),
+        ("H100", Some("CX7"), 32, 6, [61.0, 61.0]),
+        ("H800", Some("CX7"), 16, 12, [90.0, 81.0]),
+        ("H800", Some("CX7"), 32, 6, [61.0, 61.0]),
+        ("B200", Some("CX7"), 16, 12, [90.0, 91.0]),
+        ("B200", None, 8, 64, [726.0, 740.0]),
+        ("B200", None, 8, 24, [643.0, 675.0]),
+    ] {
+        let hardware = Hardware::named(gpu, nic)?;
+        let topology = Topology::new(ranks, 8)?;
+        let plan = deepep(&topology, &hardware, &Workload::new(8192, 7168, 8, 256).with_format(Fp8), Some(sms))?;
+        for (name, phase, published) in
+            [("dispatch FP8", &plan.dispatch, published[0]), ("combine", &plan.combine, published[1])]
+        {
+            let b = &phase.bandwidth;
+            let gb = if nic.is_some() { b.scale_out } else { b.scale_up } / 1e9;
+            rows.push(vec![
+                format!("{gpu} {} {name}", topology.summary()),
+                sms.to_string(),
+                phase.binding().resource.name().into(),
+                format!("{gb:.0}"),
+                format!("{published:.0}"),
+                error(gb, published),
+                format!("{:.0}", if nic.is_some() { b.rdma } else { b.nvlink } / 1e9),
+            ]);
+        }
+    }
+    let header = ["", "SMs", "binds", "predicted GB/s", "published GB/s", "error", "of it physical"];
+    table("DeepEP V2's README, in its own accounting (deepep.md 8.4)", &header, rows);
+    Ok(())
+}
+
+/// The simulation at scale beside the model of our protocol.
+fn scale() -> Result<()> {
+    let hardware = Hardware::named("h100", Some("cx7"))?;
+    let calm = Scenario::new(1);
+    let mut rows = Vec::new();
+    let mut run = |ranks: u32, tokens: u32, what: &str, scenario: &Scenario| -> Result<()> {
+        let topology = Topology::new(ranks, 8)?;
+        let workload = Workload::new(tokens, 7168, 8, if ranks > 256 { 2048 } else { 256 }).with_format(Fp8);
+        let start = Instant::now();
+        let report = simulate(&topology, &hardware, &workload, scenario)?;
+        let host = start.elapsed().as_secs_f64();
+        for (name, phase) in [("dispatch", report.dispatch), ("combine", report.combine)] {
+            rows.push(vec![
+                format!("{ranks} ranks x {tokens}, {what}, {name}"),
+                format!("{:.0}", phase.model * 1e6),
+                format!("{:.0}", phase.seconds * 1e6),
+                error(phase.model, phase.seconds),
+                format!("{:+.0}", phase.imbalance * 1e6),
+                format!("{:+.0}", phase.queueing * 1e6),
+                format!("{:+.0}", phase.disturbance * 1e6),
+                format!("{} of {}", phase.resource.name(), phase.rank),
+                format!("{host:.1}"),
+            ]);
+        }
+        Ok(())
+    };
+    for ranks in [8, 16, 64, 256] {
+        run(ranks, 4096, "uniform", &calm)?;
+    }
+    run(64, 128, "uniform", &calm)?;
+    run(64, 4096, "aligned order", &calm.clone().with_order(SendOrder::Aligned))?;
+    run(64, 4096, "Zipf 0.8", &calm.clone().with_draw(Draw::Zipf { exponent: 0.8 }))?;
+    run(64, 4096, "one hot expert", &calm.clone().with_draw(Draw::OneHot { expert: 0 }))?;
+    run(64, 4096, "entries within 200 us", &calm.clone().with_skew(200e-6))?;
+    run(64, 4096, "rank 5 at half speed", &calm.clone().with_straggler(5, 2.0))?;
+    run(2048, 4096, "uniform", &calm)?;
+    let header = [
+        "H100, CX7, FP8, top-8",
+        "model us",
+        "simulated us",
+        "model's error",
+        "uneven us",
+        "queueing us",
+        "late us",
+        "busiest",
+        "host s",
+    ];
+    table("The simulation at scale beside the model, our protocol", &header, rows);
+    Ok(())
+}
+
+/// A buffer of ours beside DeepEP V2's.
+fn bytes() -> Result<()> {
+    let hardware = Hardware::named("h100", Some("cx7"))?;
+    let mut rows = Vec::new();
+    for (tokens, format, ranks) in
+        [(4096, Bf16, 8), (8192, Fp8, 8), (8192, Fp8, 16), (8192, Fp8, 32), (8192, Fp8, 64), (128, Fp8, 8)]
+    {
+        let topology = Topology::new(ranks, 8)?;
+        let workload = Workload::new(tokens, 7168, 8, 256).with_format(format);
+        let ours = plan(&topology, &hardware, &workload)?.bytes;
+        let theirs = deepep(&topology, &hardware, &workload, None)?.bytes;
+        let mib = |bytes: u64| format!("{:.0}", bytes as f64 / f64::from(1 << 20));
+        let name = if format == WireFormat::Fp8 { "FP8" } else { "BF16" };
+        rows.push(vec![
+            format!("{tokens} tokens, {name}, {}", topology.summary()),
+            mib(theirs.total()),
+            mib(ours.total()),
+            format!("{:?}", ours.basis),
+        ]);
+    }
+    table(
+        "Bytes of a buffer, MiB (DeepEP V2 with its 14 MiB of workspace)",
+        &["hidden 7168, top-8, 256 experts", "DeepEP V2", "ours", "ours is"],
+        rows,
+    );
+    Ok(())
+}

@@ -4,8 +4,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use epoxide::{
-    Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, Index, IndexType, LocalGroup, Machine,
-    MachineConfig, Mode, Result, WireFormat, WireRows, bf16, bytes_needed,
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, Index, IndexType, LocalGroup,
+    Machine, MachineConfig, Mode, Result, WireFormat, WireRows, bf16, bytes_needed,
 };
 use support::Device;
 use support::exchange::Tensors;
@@ -73,7 +73,7 @@ fn every_number_of_a_configuration_has_its_rule() {
         change(&mut changed);
         changed
     };
-    let cases: [(Config, &str, &str, &str); 13] = [
+    let cases: [(Config, &str, &str, &str); 14] = [
         (changed(|c| c.top_k = 9), "top_k", "9", "more than the 8 experts"),
         (changed(|c| (c.experts, c.top_k) = (64, 33)), "top_k", "33", "1 to 32"),
         (changed(|c| c.top_k = 0), "top_k", "0", "1 to 32"),
@@ -86,7 +86,8 @@ fn every_number_of_a_configuration_has_its_rule() {
         (changed(|c| c.max_tokens_per_rank = 0), "max_tokens_per_rank", "0", "1 to 16777215"),
         (changed(|c| c.max_tokens_per_rank = 1 << 24), "max_tokens_per_rank", "16777216", "1 to 16777215"),
         (changed(|c| c.num_sms = 1025), "num_sms", "1025", "1 to 1024"),
-        (changed(|c| c.timeout = Duration::ZERO), "timeout", "0 s", "needs some time"),
+        (changed(|c| c.timeout = Duration::ZERO), "timeout", "0ns", "more than 0"),
+        (changed(|c| c.timeout = Duration::MAX), "timeout", "18446744073709551615.999999999s", "at most a day"),
     ];
     for (config, name, wrong, rule) in cases {
         assert_error!(
@@ -246,10 +247,10 @@ fn short_tensors_and_too_many_tokens_are_refused_and_nothing_is_lost() {
             refused.push(buffer.write_expert_outputs(&handle, &rows[1..]));
             refused.push(buffer.write_expert_outputs(&handle, &[bf16::ONE; 9 * 64]));
             buffer.write_expert_outputs(&handle, &rows)?;
-            refused.push(buffer.combine(&handle, ExpertOutputs::InPlace, &mut short_y));
-            refused.push(buffer.combine(&handle, ExpertOutputs::Tensor(&ragged), &mut y));
-            refused.push(buffer.combine(&handle, ExpertOutputs::Tensor(&too_many), &mut y));
-            buffer.combine(&handle, ExpertOutputs::InPlace, &mut y)?;
+            refused.push(buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut short_y)));
+            refused.push(buffer.combine(&handle, CombineInput::new(ExpertOutputs::Tensor(&ragged), &mut y)));
+            refused.push(buffer.combine(&handle, CombineInput::new(ExpertOutputs::Tensor(&too_many), &mut y)));
+            buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
             buffer.synchronize()?;
             let y = y.to_vec()?;
             buffer.close()?;
@@ -322,25 +323,25 @@ fn combining_twice_and_old_handles_are_refused() {
             let mut refused = Vec::new();
             let of_other = dispatch(&mut other, &comm, 1, &[0i64, 7])?;
             let first = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
-            refused.push(buffer.combine(&of_other, ExpertOutputs::InPlace, &mut y));
-            buffer.combine(&first, ExpertOutputs::InPlace, &mut y)?;
+            refused.push(buffer.combine(&of_other, CombineInput::new(ExpertOutputs::InPlace, &mut y)));
+            buffer.combine(&first, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
             // Combined already: nothing may be done with it any more.
-            refused.push(buffer.combine(&first, ExpertOutputs::InPlace, &mut y));
+            refused.push(buffer.combine(&first, CombineInput::new(ExpertOutputs::InPlace, &mut y)));
             refused.push(buffer.received(&first).map(|_| ()));
             refused.push(buffer.recv_view(&first).map(|_| ()));
             refused.push(buffer.write_expert_outputs(&first, &[]));
             buffer.synchronize()?;
             let second = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
-            refused.push(buffer.combine(&first, ExpertOutputs::InPlace, &mut y));
-            buffer.combine(&second, ExpertOutputs::InPlace, &mut y)?;
-            refused.push(buffer.combine(&second, ExpertOutputs::InPlace, &mut y));
-            refused.push(buffer.combine(&first, ExpertOutputs::InPlace, &mut y));
+            refused.push(buffer.combine(&first, CombineInput::new(ExpertOutputs::InPlace, &mut y)));
+            buffer.combine(&second, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+            refused.push(buffer.combine(&second, CombineInput::new(ExpertOutputs::InPlace, &mut y)));
+            refused.push(buffer.combine(&first, CombineInput::new(ExpertOutputs::InPlace, &mut y)));
             // A dispatch that is never combined, and its successor.
             let third = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
             let fourth = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
             refused.push(buffer.recv_counts(&third).map(|_| ()));
-            buffer.combine(&fourth, ExpertOutputs::InPlace, &mut y)?;
-            other.combine(&of_other, ExpertOutputs::InPlace, &mut y)?;
+            buffer.combine(&fourth, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+            other.combine(&of_other, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
             other.close()?;
             buffer.close()?;
             Ok(refused)
@@ -379,7 +380,7 @@ fn expert_outputs_are_staged_only_while_they_are_lent() {
             refused.push(buffer.stage_expert_outputs(&ragged));
             let lent = buffer.recv_view(&handle)?.expert_outputs;
             buffer.stage_expert_outputs(&rows)?;
-            buffer.combine(&handle, ExpertOutputs::InPlace, &mut y)?;
+            buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
             refused.push(buffer.stage_expert_outputs(&rows));
             let again = buffer.lend_expert_outputs()?;
             buffer.stage_expert_outputs(&rows)?;
@@ -430,7 +431,7 @@ fn a_rank_that_is_gone_is_named() {
         for result in &results[..2] {
             let error = result.as_ref().expect_err("rank 2 is gone").clone();
             // The other one may be gone too by the time that this one looks.
-            assert_error!(error, Error::Bootstrap { .. } | Error::Simulator { .. }, "2]", "gone");
+            assert_error!(error, Error::Bootstrap { .. } | Error::Simulator { .. }, "2", "gone");
         }
     }
 }
@@ -505,7 +506,7 @@ fn spoil(comm: &Comm, bad: &[Bad], index: IndexType, machine: Option<&Machine>) 
     };
     let mut buffer = ElasticBuffer::new(comm, good(1).config())?;
     let filled = |world: &World| {
-        let tensors = Tensors::empty(comm, good(1).max_tokens(), HIDDEN, TOP_K, index)?;
+        let mut tensors = Tensors::empty(comm, good(1).max_tokens(), HIDDEN, TOP_K, index)?;
         tensors.fill(world, comm.rank()).map(|()| tensors)
     };
     let (right, wrong) = (filled(&first)?, filled(&second)?);
@@ -632,7 +633,7 @@ fn ranks_out_of_step_are_named_on_every_rank() {
             if comm.rank() == 1 {
                 buffer.dispatch(&DispatchInput::new(1, &x, &idx, &weights))?;
             } else {
-                buffer.combine(&handle, ExpertOutputs::InPlace, &mut y)?;
+                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
             }
             let fault = buffer.synchronize();
             comm.barrier()?;
@@ -686,7 +687,7 @@ fn miss(comm: &Comm, missed: Missed, num_sms: u32, timeout: Duration) -> Result<
                 if comm.rank() == 2 {
                     comm.barrier()?;
                 }
-                buffer.combine(&handle, ExpertOutputs::InPlace, &mut y)
+                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))
             }
         }
     };
@@ -803,7 +804,7 @@ fn more_streams_or_blocks_than_the_gpu_holds_are_refused() {
     });
     let errors: Vec<Error> = results.into_iter().map(|r| r.expect_err("200 SMs do not fit")).collect();
     assert!(
-        errors.iter().any(|e| matches!(e, Error::DoesNotFit { what: "SMs", device: 0, asked: 100, .. })),
+        errors.iter().any(|e| matches!(e, Error::DoesNotFit { what: "SMs", device: 0, asked: 200, .. })),
         "{errors:?}"
     );
     assert_error!(LocalGroup::on_gpu(1, 4096).unwrap_err(), Error::InvalidArgument { .. } | Error::Cuda { .. }, "4096");

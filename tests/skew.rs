@@ -7,7 +7,7 @@ mod support;
 
 use std::time::Duration;
 
-use epoxide::{Comm, ElasticBuffer, ExpertOutputs, IndexType, Mode, Result, WireFormat, bf16};
+use epoxide::{CombineInput, Comm, ElasticBuffer, ExpertOutputs, IndexType, Mode, Result, WireFormat, bf16};
 use support::exchange::{Tensors, check_received, expert_outputs};
 use support::reference::{Wire, World, same};
 use support::routing::{Case, Choice, Random};
@@ -112,11 +112,12 @@ impl Skew {
         let config = epoxide::Config::new(self.experts, self.top_k, self.hidden, self.max_tokens);
         let config = config.with_format(self.format).with_num_sms(self.num_sms);
         let mut buffer = ElasticBuffer::new(comm, config)?;
-        buffer.test_skip(self.skip);
+        // SAFETY: a fault is planted on the simulated GPU only.
+        unsafe { buffer.test_skip(self.skip) };
         let (mut tensors, mut outputs) = (Vec::new(), Vec::new());
         for round in rounds {
             let tokens = round.world.inputs[rank].tokens;
-            let mine = Tensors::empty(comm, tokens, self.hidden, self.top_k, IndexType::I64)?;
+            let mut mine = Tensors::empty(comm, tokens, self.hidden, self.top_k, IndexType::I64)?;
             mine.fill(&round.world, comm.rank())?;
             tensors.push(mine);
             outputs.push(comm.tensor(&round.outputs[rank])?);
@@ -146,7 +147,7 @@ impl Skew {
                 Outputs::Staged => ExpertOutputs::Tensor(&outputs[number]),
                 _ => ExpertOutputs::InPlace,
             };
-            buffer.combine(&handle, from, &mut tensors.y)?;
+            buffer.combine(&handle, CombineInput::new(from, &mut tensors.y))?;
         }
         if rank as u64 == self.seed % u64::from(self.ranks) {
             // Without a wait and without a word to the others, whose last combine reads this rank's window.

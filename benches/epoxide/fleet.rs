@@ -3,7 +3,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use epoxide::{Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, WireFormat, bf16};
+use epoxide::{CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, WireFormat, bf16};
 
 /// What every rank does.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +75,7 @@ fn live(comm: &Comm, work: &Work, commands: &Receiver<u64>, answer: &Sender<f64>
         let start = comm.record()?;
         for _ in 0..iterations {
             let handle = buffer.dispatch(&input)?;
-            buffer.combine(&handle, ExpertOutputs::InPlace, &mut y)?;
+            buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
         }
         let end = comm.record()?;
         buffer.synchronize()?;

@@ -173,11 +173,11 @@ struct SendArgs {
     rows: u64,
 }
 
-/// Sends this rank's rows to the next rank, and the last block out posts the flag.
+/// Sends this rank's rows to the next, and the last block out posts the flag.
 #[kernel(threads = 64)]
 fn send(args: SendArgs) {
     let window = args.channel.window;
-    let next = (window.rank + 1) % window.ranks;
+    let next = window.rank + 1;
     let inbox = window.of_rank(next, args.inbox);
     let (mut stage, mut free) = stage();
     let mut row = u64::from(thread::block_index() * warp::count() + warp::index());
@@ -198,6 +198,8 @@ fn send(args: SendArgs) {
         && thread::index() == 0
     {
         all.publish(window.of_rank(next, args.arrived).at(u64::from(window.rank)), args.epoch);
+        // The simulator completes a block's copies at its end. What the flag promises must hold before.
+        clock::sleep_until(clock::global_ns() + 100_000);
     }
 }
 
@@ -205,7 +207,7 @@ fn send(args: SendArgs) {
 #[kernel(threads = 64)]
 fn receive(args: SendArgs) {
     let window = args.channel.window;
-    let before = (window.rank + window.ranks - 1) % window.ranks;
+    let before = window.rank - 1;
     let arrived = window.own(args.arrived);
     let watch = Watch::begin(args.channel, args.epoch);
     let outcome = watch.wait_until(1, 1, |_| {
@@ -232,8 +234,8 @@ fn receive(args: SendArgs) {
     let _ = bulk::land();
 }
 
-/// One ring of sends and receives; `rows` of each rank.
-fn ring(machine: &Machine, rows: u64, mode: Mode) {
+/// Every rank sends `rows` to the next, and the last has nothing to do but wait for them.
+fn chain(machine: &Machine, rows: u64, mode: Mode) {
     let ranks = machine.config().ranks;
     let flags = FREE + rows * u64::from(ROW);
     let windows = Windows::new(machine, flags + 8 * u64::from(ranks));
@@ -255,25 +257,29 @@ fn ring(machine: &Machine, rows: u64, mode: Mode) {
             epoch: 7,
             rows,
         };
-        vec![launch(send, 3, shared_bytes(2), args), launch(receive, 2, shared_bytes(2), args)]
+        let sending = (rank + 1 < ranks).then(|| launch(send, 3, shared_bytes(2), args));
+        let receiving = (rank > 0).then(|| launch(receive, 2, shared_bytes(2), args));
+        sending.into_iter().chain(receiving).collect()
     });
     for rank in 0..ranks {
         assert_eq!(windows.record(machine, rank)[..2], [0, 0], "{mode:?}, rank {rank}");
-        let before = (rank + ranks - 1) % ranks;
-        assert!(machine.read(out[rank as usize], words).expect("in bounds") == data(before), "{mode:?}, rank {rank}");
+        if rank > 0 {
+            let found = machine.read(out[rank as usize], words).expect("in bounds");
+            assert!(found == data(rank - 1), "{mode:?}, rank {rank}");
+        }
     }
 }
 
 #[test]
 fn a_flag_after_the_landing_says_that_all_rows_have_arrived() {
     for mode in modes().into_iter().chain((100..120).map(|seed| Mode::Seeded { seed })) {
-        ring(&machine(3, mode), 17, mode);
+        chain(&machine(3, mode), 17, mode);
     }
 }
 
 #[test]
 fn a_grid_with_nothing_to_send_publishes_too() {
     for mode in modes() {
-        ring(&machine(2, mode), 0, mode);
+        chain(&machine(2, mode), 0, mode);
     }
 }

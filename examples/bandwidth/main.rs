@@ -10,7 +10,9 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use epoxide::quantize::{Quantizer, scale_stride};
-use epoxide::{Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, Mode, WireFormat, bf16};
+use epoxide::{
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, Mode, WireFormat, bf16,
+};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Device {
@@ -194,7 +196,7 @@ fn run_rank(options: &Options, tokens: u32, comm: &Comm, config: &Config) -> epo
     comm.barrier()?;
     let handle = buffer.dispatch(&input)?;
     let rows = buffer.recv_counts(&handle)?.rows;
-    buffer.combine(&handle, ExpertOutputs::InPlace, &mut y)?;
+    buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
     let mut events = Vec::new();
     // Everything is enqueued while the streams are held, so that no host thread is in the measurement.
     comm.barrier()?;
@@ -203,7 +205,7 @@ fn run_rank(options: &Options, tokens: u32, comm: &Comm, config: &Config) -> epo
         let start = comm.record()?;
         let handle = buffer.dispatch(&input)?;
         let middle = comm.record()?;
-        buffer.combine(&handle, ExpertOutputs::InPlace, &mut y)?;
+        buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
         let end = comm.record()?;
         events.push((start, middle, end));
     }

@@ -5,7 +5,9 @@
 use std::time::{Duration, Instant};
 
 use epoxide::quantize::Quantizer;
-use epoxide::{Comm, Config, DispatchInput, ElasticBuffer, Event, ExpertOutputs, Received, WireRows, bf16};
+use epoxide::{
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Event, ExpertOutputs, Received, WireRows, bf16,
+};
 
 use crate::check;
 use crate::experts::{self, Experts};
@@ -136,7 +138,7 @@ impl Layer<'_> {
         end("copy to and from the host", "combine")?;
 
         let before = comm.record()?;
-        buffer.combine(&handle, ExpertOutputs::InPlace, &mut y)?;
+        buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
         let after = comm.record()?;
         buffer.synchronize()?;
         let mut passes = vec![(dispatch_ms, comm.elapsed_ms(&before, &after)?)];
@@ -153,7 +155,7 @@ impl Layer<'_> {
                     let handle = buffer.dispatch(&sent)?;
                     let between = comm.record()?;
                     // Its experts' rows are where the first pass left them.
-                    buffer.combine(&handle, ExpertOutputs::InPlace, &mut y)?;
+                    buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
                     Ok([before, between, comm.record()?])
                 })
                 .collect::<epoxide::Result<_>>()?;

@@ -18,7 +18,7 @@ use crate::config::{BytesNeeded, Config, Layouts, bytes_needed};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::handle::Dispatched;
-use crate::runtime::{Mapped, Reservation};
+use crate::runtime::Mapped;
 use crate::transport::local::Estate;
 
 /// Expert-parallel dispatch and combine for one rank.
@@ -43,8 +43,8 @@ pub struct ElasticBuffer {
     pub(crate) lent_early: bool,
     fault: Option<Error>,
     skip: u32,
-    /// Keeps this rank's share of the device's SMs.
-    _reservation: Option<Reservation>,
+    /// `close` has freed the memory.
+    freed: bool,
     /// One thread at a time: an operation and its checks are not atomic.
     not_sync: PhantomData<Cell<()>>,
 }
@@ -58,8 +58,8 @@ impl std::fmt::Debug for ElasticBuffer {
 /// What the last operation was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Nothing is in flight.
-    Idle,
+    /// Nothing is in flight; the last dispatch, if any, is combined.
+    Idle { combined: Option<u64> },
     /// A dispatch whose rows were not combined yet.
     Dispatched { operation: u64 },
 }
@@ -67,7 +67,7 @@ pub(crate) enum State {
 impl std::fmt::Display for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Idle => write!(f, "idle"),
+            Self::Idle { .. } => write!(f, "idle"),
             Self::Dispatched { operation } => write!(f, "between dispatch {operation} and its combine"),
         }
     }
@@ -101,7 +101,7 @@ impl ElasticBuffer {
         let (made, windows) = match (made, windows) {
             (Ok(made), Ok(windows)) => (made, windows),
             (Err(error), _) | (_, Err(error)) => {
-                inner.local.bury(id, &inner.runtime, estate);
+                inner.local.bury(estate);
                 return Err(error);
             }
         };
@@ -117,27 +117,33 @@ impl ElasticBuffer {
             private: made.private,
             record: made.record,
             operations: 0,
-            state: State::Idle,
+            state: State::Idle { combined: None },
             lent_early: false,
             fault: None,
             skip: 0,
-            _reservation: made.reservation,
+            freed: false,
             not_sync: PhantomData,
         };
-        buffer.initialise(&windows)?;
+        let ready = buffer.initialise(&windows);
+        // A peer writes into this window as soon as it enters an operation, so all wait for all; who failed says so.
+        let all = comm.all_gather(&tagged("ready", if ready.is_ok() { b"ok" } else { b"failed" }))?;
+        ready?;
+        for (rank, payload) in all.iter().enumerate() {
+            if untagged("ready", rank, payload)? != b"ok" {
+                return Err(Error::Bootstrap { message: format!("rank {rank} could not initialise its buffer") });
+            }
+        }
         Ok(buffer)
     }
 
-    /// Zeroes the flags, writes the table of windows, and waits for every rank to have done so.
+    /// Zeroes the flags and writes the table of windows.
     fn initialise(&self, windows: &[u64]) -> Result<()> {
         let inner = self.comm.inner();
         inner.runtime.fill(self.window, 0, self.layouts.window.zeroed_bytes(), inner.stream)?;
         inner.runtime.fill(self.private, 0, self.layouts.private.bytes, inner.stream)?;
         let table: Vec<u8> = windows.iter().flat_map(|w| w.to_ne_bytes()).collect();
         inner.runtime.copy_to_device(self.private_span(self.layouts.private.bases), &table, inner.stream)?;
-        inner.runtime.synchronize(inner.stream)?;
-        // A peer writes into this window as soon as it enters an operation.
-        self.comm.barrier()
+        inner.runtime.synchronize(inner.stream)
     }
 
     /// The group's rank that this buffer belongs to.
@@ -198,41 +204,56 @@ impl ElasticBuffer {
         }
     }
 
-    /// Waits for this rank's operations, then for every rank, and gives the memory back. Collective.
+    /// Waits for this rank's operations, then for every rank, and frees the memory. Collective; a buffer that is dropped instead
+    /// leaves its memory to the group, until the last rank's [`Comm`] is gone.
     ///
     /// # Errors
     ///
     /// The fault of an operation, or [`Error::Bootstrap`] when another rank is gone.
     pub fn close(mut self) -> Result<()> {
-        self.synchronize()?;
-        self.comm.barrier()
+        let done = self.synchronize();
+        // Also after a fault: the other ranks are coming here too.
+        let met = self.comm.all_gather(&tagged("close", &[])).and_then(|all| {
+            all.iter().enumerate().try_for_each(|(rank, payload)| untagged("close", rank, payload).map(|_| ()))
+        });
+        if met.is_ok() {
+            // Every rank's stream was idle when it came: nobody uses this window, and no peer can be waiting for this rank
+            // while the driver frees.
+            let inner = self.comm.inner();
+            let freed = [self.window, self.private].into_iter().try_for_each(|address| inner.runtime.free(address));
+            let freed = freed.and_then(|()| inner.runtime.free_mapped(self.record));
+            self.freed = true;
+            let left = self.comm.barrier();
+            return done.and(freed).and(left);
+        }
+        done.and(met)
     }
 
     /// For this project's tests: leaves out a part of the protocol, to see that they notice.
+    ///
+    /// # Safety
+    ///
+    /// None of the buffer's promises hold afterwards: only on the simulated GPU, where a wrong access is at worst a wrong result.
     #[doc(hidden)]
-    pub fn test_skip(&mut self, skip: u32) {
+    pub unsafe fn test_skip(&mut self, skip: u32) {
         self.skip = skip;
     }
 
-    /// Checks that `handle` is this buffer's current one.
+    /// Checks that `handle` is that of a dispatch whose rows were not combined yet, the current one of this buffer.
     pub(crate) fn check_handle(&self, call: &'static str, handle: &Dispatched) -> Result<()> {
+        let own = handle.buffer == self.id;
         let current = match self.state {
-            State::Dispatched { operation } => operation,
-            State::Idle if handle.buffer == self.id && handle.operation == self.operations.saturating_sub(1) => {
-                return Err(Error::WrongOrder {
-                    call,
-                    state: self.state.to_string(),
-                    rule: "a dispatch comes before, and is combined once",
-                });
+            State::Dispatched { operation } if own && handle.operation == operation => return Ok(()),
+            State::Dispatched { operation } => format!("operation {operation}"),
+            State::Idle { combined: Some(operation) } if own && handle.operation == operation => {
+                let rule = "a dispatch comes before, and its rows are combined once";
+                return Err(Error::WrongOrder { call, state: self.state.to_string(), rule });
             }
-            State::Idle => 0,
+            State::Idle { .. } => "no operation".to_owned(),
         };
-        if handle.buffer == self.id && handle.operation == current {
-            return Ok(());
-        }
         Err(Error::StaleHandle {
             handle: format!("buffer {:#x}, operation {}", handle.buffer, handle.operation),
-            buffer: format!("buffer {:#x}, operation {current}", self.id),
+            buffer: format!("buffer {:#x}, {current}", self.id),
         })
     }
 
@@ -284,13 +305,16 @@ impl ElasticBuffer {
 impl Drop for ElasticBuffer {
     /// Leaves the memory to the group: a peer may still read it. Never waits for a peer.
     fn drop(&mut self) {
+        if self.freed {
+            return;
+        }
         let inner = self.comm.inner();
         let estate = Estate {
             after: inner.runtime.record_event(inner.stream).into_iter().collect(),
             memory: vec![self.window, self.private],
             mapped: vec![self.record],
         };
-        inner.local.bury(self.id, &inner.runtime, estate);
+        inner.local.bury(estate);
     }
 }
 
@@ -298,7 +322,6 @@ struct Made {
     window: u64,
     private: u64,
     record: Mapped,
-    reservation: Option<Reservation>,
 }
 
 /// Allocates a rank's memory and loads its kernels; what was allocated is in `estate` if something failed.
@@ -310,7 +333,7 @@ fn allocate(
     estate: &mut Estate,
 ) -> Result<Made> {
     let runtime = &inner.runtime;
-    let reservation = runtime.reserve_sms(blocks)?;
+    inner.reserve_sms(blocks)?;
     runtime.prepare(&dispatch, shared.bytes())?;
     runtime.prepare(&combine, 0)?;
     runtime.prepare(&lend, 0)?;
@@ -320,34 +343,57 @@ fn allocate(
     estate.memory.push(private);
     let record = runtime.allocate_mapped(RECORD_WORDS * 8)?;
     estate.mapped.push(record);
-    Ok(Made { window, private, record, reservation })
+    Ok(Made { window, private, record })
 }
 
 /// Gives this rank's window to all and returns theirs; an error on every rank if one has none.
 fn share_windows(comm: &Comm, window: std::result::Result<u64, &Error>) -> Result<Vec<u64>> {
     let payload = match window {
-        Ok(address) => address.to_le_bytes().to_vec(),
-        Err(error) => error.to_string().into_bytes(),
+        Ok(address) => tagged("window", &address.to_le_bytes()),
+        Err(error) => tagged("no window", error.to_string().as_bytes()),
     };
     let all = comm.all_gather(&payload)?;
     all.iter()
         .enumerate()
-        .map(|(rank, bytes)| match <[u8; 8]>::try_from(bytes.as_slice()) {
-            Ok(address) => Ok(u64::from_le_bytes(address)),
-            Err(_) => Err(Error::Bootstrap {
-                message: format!("rank {rank} could not make its buffer: {}", String::from_utf8_lossy(bytes)),
-            }),
+        .map(|(rank, payload)| {
+            if let Ok(why) = untagged("no window", rank, payload) {
+                let why = String::from_utf8_lossy(why);
+                return Err(Error::Bootstrap { message: format!("rank {rank} could not make its buffer: {why}") });
+            }
+            let address = <[u8; 8]>::try_from(untagged("window", rank, payload)?);
+            address
+                .map(u64::from_le_bytes)
+                .map_err(|_| Error::Bootstrap { message: format!("rank {rank} gave no address") })
         })
         .collect()
+}
+
+/// A payload that says which collective it is for, so that ranks in different ones find out.
+fn tagged(tag: &str, payload: &[u8]) -> Vec<u8> {
+    [tag.as_bytes(), b"\0", payload].concat()
+}
+
+/// The payload behind `tag`.
+fn untagged<'a>(tag: &'static str, rank: usize, payload: &'a [u8]) -> Result<&'a [u8]> {
+    payload.strip_prefix(tag.as_bytes()).and_then(|rest| rest.strip_prefix(b"\0")).ok_or_else(|| {
+        let other = payload.split(|b| *b == 0).next().unwrap_or_default();
+        let other = String::from_utf8_lossy(other);
+        Error::Bootstrap {
+            message: format!("ranks are in different collective calls: here \"{tag}\", rank {rank} \"{other}\""),
+        }
+    })
 }
 
 /// Checks that all ranks were given the same configuration.
 fn agree_on(comm: &Comm, config: &Config, blocks: u32) -> Result<()> {
     let fields = config.fields(blocks);
     let payload = fields.each_ref().map(|(_, value)| value.as_str()).join("\n");
-    let all = comm.all_gather(payload.as_bytes())?;
-    let ranks: Vec<Vec<String>> =
-        all.iter().map(|bytes| String::from_utf8_lossy(bytes).split('\n').map(str::to_owned).collect()).collect();
+    let all = comm.all_gather(&tagged("configuration", payload.as_bytes()))?;
+    let ranks = all.iter().enumerate().map(|(rank, payload)| {
+        let payload = String::from_utf8_lossy(untagged("configuration", rank, payload)?);
+        Ok(payload.split('\n').map(str::to_owned).collect())
+    });
+    let ranks: Vec<Vec<String>> = ranks.collect::<Result<_>>()?;
     for (i, (field, _)) in fields.iter().enumerate() {
         let values: Vec<&str> = ranks.iter().map(|r| r.get(i).map_or("?", String::as_str)).collect();
         if values.iter().any(|v| *v != values[0]) {

@@ -7,12 +7,12 @@ use epoxide_kernels::protocol::kind;
 use half::bf16;
 
 use crate::buffer::{ElasticBuffer, State};
-use crate::dispatch::check_len;
 use crate::error::{Error, Result};
 use crate::handle::Dispatched;
-use crate::tensor::{DeviceTensor, as_bytes};
+use crate::tensor::{DeviceTensor, as_bytes, check_len, check_tensor};
 
-/// Where the experts' outputs are: one BF16 row for each received row, in the same order.
+/// Where the experts' outputs are: one BF16 row for each received row, in the same order. Rows that nobody wrote are summed as
+/// they are: the host does not know how many there must be.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum ExpertOutputs<'a> {
@@ -20,6 +20,38 @@ pub enum ExpertOutputs<'a> {
     InPlace,
     /// In a tensor of the caller's, BF16 `[rows, hidden]`, which is copied to that region first.
     Tensor(&'a DeviceTensor<bf16>),
+}
+
+/// What a rank combines.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct CombineInput<'a> {
+    /// Where the experts' outputs are.
+    pub outputs: ExpertOutputs<'a>,
+    /// Written: BF16 `[tokens, hidden]`.
+    pub y: &'a mut DeviceTensor<bf16>,
+}
+
+impl<'a> CombineInput<'a> {
+    /// Sums `outputs` into `y`.
+    pub fn new(outputs: ExpertOutputs<'a>, y: &'a mut DeviceTensor<bf16>) -> Self {
+        Self { outputs, y }
+    }
+}
+
+/// [`CombineInput`] as device addresses, for callers with memory of their own. The expert outputs are in the lent region.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct RawCombineInput {
+    /// BF16 `[tokens, hidden]`, a multiple of 16 bytes.
+    pub y: u64,
+}
+
+impl RawCombineInput {
+    /// Sums into `y`.
+    pub fn new(y: u64) -> Self {
+        Self { y }
+    }
 }
 
 impl ElasticBuffer {
@@ -33,7 +65,7 @@ impl ElasticBuffer {
     /// operation, or [`Error::Poisoned`].
     pub fn lend_expert_outputs(&mut self) -> Result<u64> {
         self.check()?;
-        if self.state != State::Idle {
+        if matches!(self.state, State::Dispatched { .. }) {
             let rule = "the dispatch has lent the region; see RecvView::expert_outputs";
             return Err(Error::WrongOrder { call: "lend_expert_outputs", state: self.state.to_string(), rule });
         }
@@ -52,10 +84,11 @@ impl ElasticBuffer {
     ///
     /// [`Error::WrongOrder`] when the region is not lent, [`Error::InvalidArgument`] when they are not whole rows or too many.
     pub fn stage_expert_outputs(&mut self, rows: &DeviceTensor<bf16>) -> Result<()> {
-        if self.state == State::Idle && !self.lent_early {
+        if matches!(self.state, State::Idle { .. }) && !self.lent_early {
             let rule = "a dispatch or lend_expert_outputs comes before";
             return Err(Error::WrongOrder { call: "stage_expert_outputs", state: self.state.to_string(), rule });
         }
+        check_tensor("rows", rows, &self.comm)?;
         self.check_rows(rows.len())?;
         let inner = self.comm.inner();
         let to = self.window_span(self.layouts.window.expert_out);
@@ -69,35 +102,38 @@ impl ElasticBuffer {
     /// [`Error::InvalidArgument`] when they are not whole rows, or more than the region holds;
     /// [`Error::StaleHandle`].
     pub fn write_expert_outputs(&mut self, handle: &Dispatched, rows: &[bf16]) -> Result<()> {
-        let view = self.recv_view(handle)?;
+        self.check_handle("write_expert_outputs", handle)?;
         self.check_rows(rows.len() as u64)?;
         let inner = self.comm.inner();
-        inner.runtime.copy_to_device(view.expert_outputs, as_bytes(rows), inner.stream)
+        let to = self.window_span(self.layouts.window.expert_out);
+        inner.runtime.copy_to_device(to, as_bytes(rows), inner.stream)
     }
 
     /// Sums, for every token that `handle` dispatched, the rows that its experts' ranks made of it. Collective; returns once
     /// it is enqueued.
     ///
     /// The sum is in f32, from 0, in ascending position of a rank's first selection, rounded once to BF16: bitwise the same
-    /// for any number of SMs. Gate weights are the experts' side to apply. `y` is BF16 `[tokens, hidden]`.
+    /// for any number of SMs. Gate weights are the experts' side to apply.
     ///
     /// # Errors
     ///
     /// [`Error::StaleHandle`] or [`Error::WrongOrder`] for a handle that is not current or already combined,
     /// [`Error::BufferTooSmall`] for a `y` with too few elements, the fault of an earlier operation, or [`Error::Poisoned`].
-    pub fn combine(
-        &mut self,
-        handle: &Dispatched,
-        outputs: ExpertOutputs<'_>,
-        y: &mut DeviceTensor<bf16>,
-    ) -> Result<()> {
+    pub fn combine(&mut self, handle: &Dispatched, input: CombineInput<'_>) -> Result<()> {
+        let CombineInput { outputs, y } = input;
+        check_tensor("y", y, &self.comm)?;
         check_len("y", "output rows", y, u64::from(handle.tokens) * u64::from(self.config.hidden))?;
+        self.check()?;
+        self.check_handle("combine", handle)?;
+        if let ExpertOutputs::Tensor(rows) = outputs {
+            self.stage_expert_outputs(rows)?;
+        }
         // SAFETY: the tensor is this process's device memory, large enough as just checked, and stays allocated until the
         // stream has passed this operation.
-        unsafe { self.combine_raw(handle, outputs, y.address()) }
+        unsafe { self.combine_raw(handle, &RawCombineInput::new(y.address())) }
     }
 
-    /// [`Self::combine`] to a device address.
+    /// [`Self::combine`] to a device address, of expert outputs in the lent region.
     ///
     /// # Errors
     ///
@@ -105,15 +141,13 @@ impl ElasticBuffer {
     ///
     /// # Safety
     ///
-    /// `y` is valid for writes of BF16 `[tokens, hidden]`, and nothing else touches it until the operation is done.
-    pub unsafe fn combine_raw(&mut self, handle: &Dispatched, outputs: ExpertOutputs<'_>, y: u64) -> Result<()> {
+    /// `input.y` is valid for writes of BF16 `[tokens, hidden]`, and nothing else touches it until the operation is done.
+    pub unsafe fn combine_raw(&mut self, handle: &Dispatched, input: &RawCombineInput) -> Result<()> {
+        let y = input.y;
         self.check()?;
         self.check_handle("combine", handle)?;
         if !y.is_multiple_of(16) {
             return Err(Error::argument("y", format!("{y:#x}"), "the address is a multiple of 16"));
-        }
-        if let ExpertOutputs::Tensor(rows) = outputs {
-            self.stage_expert_outputs(rows)?;
         }
         let inner = self.comm.inner();
         let (p, shape) = (&self.layouts.private, &self.layouts.shape);
@@ -134,7 +168,7 @@ impl ElasticBuffer {
         // SAFETY: the kernel's launch contract, as in dispatch; the handle is the one whose routing the private memory holds.
         unsafe { inner.runtime.launch(&combine, self.blocks, 0, &args, inner.stream)? };
         self.operations += 1;
-        self.state = State::Idle;
+        self.state = State::Idle { combined: Some(handle.operation) };
         self.lent_early = false;
         Ok(())
     }

@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use epoxide_kernels::copy::copy;
 use epoxide_kernels::delay::{DelayArgs, delay};
+use epoxide_kernels::dequantize::dequantize;
+use epoxide_kernels::layout::MAX_RANKS;
+use epoxide_kernels::quantize::quantize;
 use epoxide_sim::{Machine, MachineConfig, Mode};
 
 use crate::bootstrap::{Bootstrap, ThreadBootstrap};
 use crate::error::{Error, Result};
 use crate::runtime::cuda::{CudaDevice, CudaRuntime};
 use crate::runtime::sim::SimRuntime;
-use crate::runtime::{RawEvent, RawStream, Runtime};
+use crate::runtime::{RawEvent, RawStream, Reservation, Runtime};
 use crate::tensor::{DeviceTensor, Element};
 use crate::transport::local::LocalGroupState;
 
@@ -31,6 +34,9 @@ pub(crate) struct CommInner {
     /// Ranks that share this rank's device.
     pub ranks_on_device: u32,
     bootstrap: Option<ThreadBootstrap>,
+    /// What the rank has reserved of the device's SMs: as many as its largest buffer needs, since its stream runs one
+    /// operation at a time.
+    reserved: Mutex<(u32, Option<Reservation>)>,
     /// Memory of dropped tensors.
     spare: Mutex<Vec<Spare>>,
     /// Buffers made so far: the same number on every rank, since making one is collective.
@@ -68,8 +74,9 @@ impl LocalGroup {
     ///
     /// # Errors
     ///
-    /// [`Error::Simulator`] when the machine cannot be made.
+    /// [`Error::InvalidArgument`] for 0 or more than 64 ranks; [`Error::Simulator`] when the machine cannot be made.
     pub fn simulated(ranks: u32, mode: Mode) -> Result<Self> {
+        check_ranks(ranks)?;
         Self::on_machine(&Machine::new(MachineConfig::new(ranks, mode))?)
     }
 
@@ -96,6 +103,7 @@ impl LocalGroup {
     /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::GpuTooOld`] when the kernels cannot run there, and
     /// [`Error::DoesNotFit`] when the device has fewer hardware queues than ranks.
     pub fn on_gpu(ranks: u32, device: u32) -> Result<Self> {
+        check_ranks(ranks)?;
         let device = CudaDevice::open(device)?;
         let local = LocalGroupState::new(ranks);
         let comms = ThreadBootstrap::group(ranks).into_iter().map(|bootstrap| {
@@ -124,17 +132,18 @@ impl LocalGroup {
     ///
     /// # Errors
     ///
-    /// The error of the lowest rank that failed by itself, or of the lowest that failed at all.
+    /// The error of the lowest rank that failed by itself, else of one that waited for another in vain.
     pub fn run<T: Send>(self, f: impl Fn(Comm) -> Result<T> + Sync) -> Result<Vec<T>> {
         let mut results = self.run_all(f);
-        let first = results
-            .iter()
-            .position(|r| r.as_ref().is_err_and(|e| !matches!(e, Error::Bootstrap { .. } | Error::PeerAborted { .. })));
+        // A rank that was left alone says so too, but it is not what went wrong.
+        let rank_of = |consequence: fn(&Error) -> bool| {
+            results.iter().position(|r| r.as_ref().is_err_and(|error| !consequence(error)))
+        };
+        let first =
+            rank_of(|e| matches!(e, Error::Bootstrap { .. } | Error::PeerAborted { .. } | Error::PeerTimeout { .. }))
+                .or_else(|| rank_of(|e| matches!(e, Error::Bootstrap { .. } | Error::PeerAborted { .. })));
         if let Some(rank) = first {
-            return Err(match results.swap_remove(rank) {
-                Err(error) => error,
-                Ok(_) => unreachable!("the position is that of an error"),
-            });
+            return results.swap_remove(rank).map(|_| Vec::new());
         }
         results.into_iter().collect()
     }
@@ -165,6 +174,8 @@ impl Comm {
         let stream = runtime.create_stream()?;
         runtime.prepare(&delay, 0)?;
         runtime.prepare(&copy, 0)?;
+        runtime.prepare(&quantize, 0)?;
+        runtime.prepare(&dequantize, 0)?;
         let inner = CommInner {
             rank,
             size,
@@ -173,6 +184,7 @@ impl Comm {
             local,
             ranks_on_device,
             bootstrap,
+            reserved: Mutex::default(),
             spare: Mutex::default(),
             buffers_made: Mutex::default(),
         };
@@ -181,6 +193,11 @@ impl Comm {
 
     pub(crate) fn inner(&self) -> &CommInner {
         &self.inner
+    }
+
+    /// Whether `other` is the same rank of the same group.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 
     /// This rank.
@@ -216,7 +233,7 @@ impl Comm {
         match (&self.inner.runtime, &self.inner.bootstrap) {
             (Runtime::Sim(runtime), _) => runtime.exchange(payload),
             (_, Some(bootstrap)) => bootstrap.all_gather(payload),
-            (_, None) => Ok(vec![payload.to_vec()]),
+            (_, None) => unreachable!("only simulated ranks have no bootstrap"),
         }
     }
 
@@ -235,13 +252,19 @@ impl Comm {
     ///
     /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     pub fn synchronize(&self) -> Result<()> {
-        self.inner.runtime.synchronize(self.inner.stream)?;
-        match self.inner.runtime {
-            Runtime::Sim(_) => self.inner.take_spare().into_iter().try_for_each(|s| self.inner.runtime.free(s.address)),
-            // Freeing waits for the whole device, where a peer may be waiting for this rank: memory is kept for the next
-            // tensor, and freed by the last rank of the group.
-            Runtime::Cuda(_) => Ok(()),
+        // Freeing waits for the whole GPU, where a peer may be waiting for this rank: there memory is kept for the next tensor,
+        // and freed by the last rank of the group.
+        if let Runtime::Cuda(_) = self.inner.runtime {
+            return self.inner.runtime.synchronize(self.inner.stream);
         }
+        // What was dropped before the wait is out of use after it; what is dropped meanwhile waits for the next.
+        let spare = self.inner.take_spare();
+        let waited = self.inner.runtime.synchronize(self.inner.stream);
+        if waited.is_err() {
+            self.inner.spare.lock().unwrap_or_else(PoisonError::into_inner).extend(spare);
+            return waited;
+        }
+        spare.into_iter().try_for_each(|s| self.inner.runtime.free(s.address))
     }
 
     /// Allocates device memory for a tensor, if possible what a dropped one of about that size left: its last use and the next
@@ -271,7 +294,7 @@ impl Comm {
     ///
     /// [`Error::OutOfMemory`].
     pub fn tensor<T: Element>(&self, values: &[T]) -> Result<DeviceTensor<T>> {
-        let tensor = self.empty(values.len() as u64)?;
+        let mut tensor = self.empty(values.len() as u64)?;
         tensor.copy_from_host(values)?;
         Ok(tensor)
     }
@@ -280,9 +303,13 @@ impl Comm {
     ///
     /// # Errors
     ///
+    /// [`Error::InvalidArgument`] for more than an hour;
     /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     pub fn delay(&self, time: Duration) -> Result<()> {
-        let args = DelayArgs { ns: u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) };
+        if time > LONGEST_DELAY {
+            return Err(Error::argument("time", format!("{time:?}"), "at most an hour"));
+        }
+        let args = DelayArgs { ns: time.as_nanos() as u64 };
         // SAFETY: the kernel touches no memory.
         unsafe { self.inner.runtime.launch(&delay, 1, 0, &args, self.inner.stream) }
     }
@@ -328,9 +355,30 @@ impl Comm {
 }
 
 impl CommInner {
+    /// Reserves SMs for operations of `blocks` blocks.
+    pub(crate) fn reserve_sms(&self, blocks: u32) -> Result<()> {
+        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        if blocks > reserved.0 {
+            // First given back, then taken anew: the two together may not fit.
+            *reserved = (0, None);
+            *reserved = (blocks, self.runtime.reserve_sms(blocks)?);
+        }
+        Ok(())
+    }
+
     fn take_spare(&self) -> Vec<Spare> {
         std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// The longest [`Comm::delay`].
+const LONGEST_DELAY: Duration = Duration::from_secs(3600);
+
+fn check_ranks(ranks: u32) -> Result<()> {
+    if (1..=MAX_RANKS).contains(&ranks) {
+        return Ok(());
+    }
+    Err(Error::argument("ranks", ranks, format!("a group has 1 to {MAX_RANKS} ranks in one NVLink domain")))
 }
 
 /// A point in a rank's stream.

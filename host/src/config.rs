@@ -3,7 +3,7 @@ use std::fmt;
 use std::time::Duration;
 
 use epoxide_kernels::layout::{
-    DispatchShared, MAX_BLOCKS, MAX_EXPERTS, MAX_HIDDEN, MAX_RANKS, MAX_TOKENS, MAX_TOP_K, PrivateLayout, Shape,
+    DispatchShared, MAX_BLOCKS, MAX_EXPERTS, MAX_HIDDEN, MAX_RANKS, MAX_TOKENS, MAX_TOP_K, PrivateLayout, Shape, Span,
     WindowLayout,
 };
 
@@ -32,6 +32,9 @@ pub struct Config {
     /// Most bytes that a window may take; 0 is no limit.
     pub max_window_bytes: u64,
 }
+
+/// The longest timeout.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 impl Config {
     /// A configuration in BF16, with as many SMs as the device suggests and a timeout of 30 s.
@@ -128,8 +131,8 @@ impl Config {
             return Err(Error::argument("num_sms", blocks, format!("an operation has 1 to {MAX_BLOCKS} blocks")));
         }
         debug_assert!(shape.is_valid());
-        if self.timeout.is_zero() {
-            return Err(Error::argument("timeout", "0 s", "an operation needs some time"));
+        if self.timeout.is_zero() || self.timeout > LONGEST_TIMEOUT {
+            return Err(Error::argument("timeout", format!("{:?}", self.timeout), "more than 0 and at most a day"));
         }
         Ok(shape)
     }
@@ -207,7 +210,9 @@ impl Layouts {
         let window = WindowLayout::new(&shape).ok_or_else(too_large)?;
         let private = PrivateLayout::new(&shape).ok_or_else(too_large)?;
         if config.max_window_bytes != 0 {
-            let over = window.spans().into_iter().find(|s| s.offset + s.bytes > config.max_window_bytes);
+            let end = Span { name: "the padding at the end", offset: window.bytes, bytes: 0 };
+            let spans = window.spans().into_iter().chain([end]);
+            let over = spans.into_iter().find(|s| s.offset + s.bytes > config.max_window_bytes);
             if let Some(span) = over {
                 return Err(Error::BufferTooSmall {
                     argument: "max_window_bytes",
@@ -232,7 +237,8 @@ impl Layouts {
     }
 }
 
-/// Computes what a buffer of `config` needs on each of `ranks` ranks with `num_sms` blocks an operation. Needs no GPU.
+/// Computes what a buffer of `config` needs on each of `ranks` ranks; `num_sms` is what the device would choose where the
+/// configuration leaves it open. Needs no GPU.
 ///
 /// # Errors
 ///
@@ -248,14 +254,10 @@ impl Layouts {
 /// # Ok::<(), epoxide::Error>(())
 /// ```
 pub fn bytes_needed(config: &Config, ranks: u32, num_sms: u32) -> Result<BytesNeeded> {
-    let layouts = Layouts::new(config, ranks, num_sms)?;
+    let blocks = if config.num_sms == 0 { num_sms } else { config.num_sms };
+    let layouts = Layouts::new(config, ranks, blocks)?;
     let region = |symmetric| {
-        move |span: epoxide_kernels::layout::Span| RegionBytes {
-            name: span.name,
-            offset: span.offset,
-            bytes: span.bytes,
-            symmetric,
-        }
+        move |span: Span| RegionBytes { name: span.name, offset: span.offset, bytes: span.bytes, symmetric }
     };
     let window = layouts.window.spans().into_iter().map(region(true));
     let private = layouts.private.spans().into_iter().map(region(false));

@@ -9,7 +9,7 @@ use half::bf16;
 use crate::buffer::{ElasticBuffer, State};
 use crate::error::{Error, Result};
 use crate::handle::Dispatched;
-use crate::tensor::{DeviceTensor, Index};
+use crate::tensor::{DeviceTensor, Index, check_len, check_tensor};
 
 /// What a rank dispatches.
 #[derive(Debug)]
@@ -93,6 +93,9 @@ impl ElasticBuffer {
     pub fn dispatch<I: Index>(&mut self, input: &DispatchInput<'_, I>) -> Result<Dispatched> {
         let tokens = u64::from(input.tokens);
         let selections = tokens * u64::from(self.config.top_k);
+        check_tensor("x", input.x, &self.comm)?;
+        check_tensor("topk_idx", input.topk_idx, &self.comm)?;
+        check_tensor("topk_weights", input.topk_weights, &self.comm)?;
         check_len("x", "input rows", input.x, tokens * u64::from(self.config.hidden))?;
         check_len("topk_idx", "selections", input.topk_idx, selections)?;
         check_len("topk_weights", "gate weights", input.topk_weights, selections)?;
@@ -182,18 +185,4 @@ impl ElasticBuffer {
         self.state = State::Dispatched { operation };
         Ok(Dispatched { buffer: self.id(), operation, tokens })
     }
-}
-
-/// Checks that a tensor has at least `needed` elements.
-pub(crate) fn check_len<T: crate::tensor::Element>(
-    argument: &'static str,
-    region: &'static str,
-    tensor: &DeviceTensor<T>,
-    needed: u64,
-) -> Result<()> {
-    if tensor.len() >= needed {
-        return Ok(());
-    }
-    let size = size_of::<T>() as u64;
-    Err(Error::BufferTooSmall { argument, region, needed: needed * size, given: tensor.len() * size })
 }

@@ -196,6 +196,19 @@ pub enum Error {
         /// The other's.
         seen: u64,
     },
+    /// The device filed a fault that this version does not know.
+    #[error("rank {rank} filed the unknown fault {code} in {kernel} {epoch}")]
+    #[non_exhaustive]
+    UnknownFault {
+        /// The rank.
+        rank: u32,
+        /// The fault's code.
+        code: u32,
+        /// The kernel.
+        kernel: &'static str,
+        /// The operation's number.
+        epoch: u64,
+    },
     /// The buffer has faulted before.
     #[error("the buffer is poisoned by an earlier fault: {cause}")]
     #[non_exhaustive]
@@ -275,6 +288,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// An [`Error::Bootstrap`], for a [`Bootstrap`](crate::Bootstrap) of the caller's own.
+    pub fn bootstrap(message: impl Into<String>) -> Self {
+        Self::Bootstrap { message: message.into() }
+    }
+
     /// An [`Error::InvalidArgument`].
     pub(crate) fn argument(argument: &'static str, value: impl fmt::Display, rule: impl Into<String>) -> Self {
         Self::InvalidArgument { argument, value: value.to_string(), rule: rule.into() }
@@ -283,6 +301,10 @@ impl Error {
 
 impl From<epoxide_sim::SimError> for Error {
     fn from(error: epoxide_sim::SimError) -> Self {
-        Self::Simulator { message: error.to_string() }
+        let message = error.to_string();
+        match error {
+            epoxide_sim::SimError::PeerGone { .. } => Self::Bootstrap { message },
+            _ => Self::Simulator { message },
+        }
     }
 }

@@ -45,7 +45,8 @@ fn decode(words: &[u64; RECORD_WORDS as usize], experts: u32) -> Error {
         code::INDEX_REPEATED => Error::IndexRepeated { rank, source_rank: peer, token, position, index, epoch },
         code::OUT_OF_STEP => Error::OutOfStep { rank, peer, kernel, peer_kernel: kernel_name(low(seen)), epoch },
         code::CONFIGURATION => Error::DeviceConfigMismatch { rank, peer, kernel, epoch, expected, seen },
-        _ => Error::PeerTimeout { rank, peer, kernel, epoch, phase, block, expected, seen, elapsed_ms },
+        CODE_TIMEOUT => Error::PeerTimeout { rank, peer, kernel, epoch, phase, block, expected, seen, elapsed_ms },
+        unknown => Error::UnknownFault { rank, code: unknown, kernel, epoch },
     }
 }
 

@@ -119,8 +119,9 @@ impl ElasticBuffer {
     ///
     /// The fault of the dispatch; [`Error::StaleHandle`](crate::Error::StaleHandle).
     pub fn recv_counts(&mut self, handle: &Dispatched) -> Result<RecvCounts> {
-        let view = self.recv_view(handle)?;
+        self.check_handle("recv_counts", handle)?;
         self.synchronize()?;
+        let view = self.recv_view(handle)?;
         let ranks = self.comm.size() as usize;
         let (_, experts) = self.local_experts();
         let words: Vec<u32> = read(&self.comm, view.counts, 1 + ranks as u64 + u64::from(experts))?;
@@ -133,6 +134,7 @@ impl ElasticBuffer {
     ///
     /// The fault of the dispatch; [`Error::StaleHandle`](crate::Error::StaleHandle).
     pub fn received(&mut self, handle: &Dispatched) -> Result<Received> {
+        self.check_handle("received", handle)?;
         let counts = self.recv_counts(handle)?;
         let view = self.recv_view(handle)?;
         let rows = u64::from(counts.rows);

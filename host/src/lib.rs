@@ -7,7 +7,7 @@
 //! rustc; the same source runs on a simulated GPU on the CPU, so that everything here runs without a GPU too.
 //!
 //! ```
-//! use epoxide::{Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, Mode, WireRows, bf16};
+//! use epoxide::{Config, DispatchInput, ElasticBuffer, CombineInput, ExpertOutputs, LocalGroup, Mode, WireRows, bf16};
 //!
 //! let (experts, top_k, hidden, tokens) = (4, 2, 64, 3);
 //! let group = LocalGroup::simulated(2, Mode::Fast { workers: 0 })?;
@@ -17,13 +17,13 @@
 //!     // Token 0 goes to one rank, token 1 to both, token 2 nowhere.
 //!     let topk_idx = comm.tensor(&[0i64, 1, 1, 2, -1, -1])?;
 //!     let topk_weights = comm.tensor(&[0.5f32; 6])?;
+//!     let mut y = comm.empty::<bf16>(u64::from(tokens * hidden))?;
 //!     let handle = buffer.dispatch(&DispatchInput::new(tokens, &x, &topk_idx, &topk_weights))?;
 //!
 //!     // The experts of this example return what they get.
 //!     let WireRows::Bf16(rows) = buffer.received(&handle)?.x else { unreachable!("the wire format is BF16") };
 //!     buffer.write_expert_outputs(&handle, &rows)?;
-//!     let mut y = comm.empty::<bf16>(u64::from(tokens * hidden))?;
-//!     buffer.combine(&handle, ExpertOutputs::InPlace, &mut y)?;
+//!     buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
 //!     buffer.synchronize()?;
 //!     let y = y.to_vec()?;
 //!     assert_eq!([y[0], y[64], y[128]].map(f32::from), [1.5, 3.0, 0.0]);
@@ -55,7 +55,7 @@ mod transport;
 
 pub use bootstrap::{Bootstrap, ThreadBootstrap};
 pub use buffer::ElasticBuffer;
-pub use combine::ExpertOutputs;
+pub use combine::{CombineInput, ExpertOutputs, RawCombineInput};
 pub use comm::{Comm, Event, LocalGroup};
 pub use config::{BytesNeeded, Config, RegionBytes, WireFormat, bytes_needed};
 pub use dispatch::{DispatchInput, IndexType, RawDispatchInput};

@@ -5,10 +5,9 @@ use epoxide_kernels::quantize::{GROUP, QuantizeArgs, quantize};
 use half::bf16;
 
 use crate::comm::Comm;
-use crate::dispatch::check_len;
 use crate::error::{Error, Result};
 use crate::runtime::Runtime;
-use crate::tensor::{DeviceTensor, Element};
+use crate::tensor::{DeviceTensor, Element, check_len, check_tensor};
 
 /// f32 from one row's scales to the next's: one for every 128 elements, rounded up to 16 bytes.
 pub fn scale_stride(hidden: u32) -> u32 {
@@ -23,15 +22,13 @@ pub struct Quantizer {
 }
 
 impl Quantizer {
-    /// Loads the kernels.
+    /// The quantiser of `comm`'s rank.
     ///
     /// # Errors
     ///
-    /// [`Error::Cuda`] when the driver refuses them.
+    /// None today.
     pub fn new(comm: &Comm) -> Result<Self> {
         let runtime = &comm.inner().runtime;
-        runtime.prepare(&quantize, 0)?;
-        runtime.prepare(&dequantize, 0)?;
         // Every simulated thread costs host time; a GPU is filled.
         let grid = match runtime {
             Runtime::Sim(_) => 2,
@@ -56,7 +53,7 @@ impl Quantizer {
         codes: &mut DeviceTensor<u8>,
         scales: &mut DeviceTensor<f32>,
     ) -> Result<()> {
-        check_shape(x, rows, hidden, codes, scales)?;
+        check_shape(&self.comm, x, rows, hidden, codes, scales)?;
         // SAFETY: the tensors are large enough, as just checked, and alive until the stream has passed this.
         let args = unsafe {
             QuantizeArgs {
@@ -86,7 +83,7 @@ impl Quantizer {
         hidden: u32,
         y: &mut DeviceTensor<bf16>,
     ) -> Result<()> {
-        check_shape(y, rows, hidden, codes, scales)?;
+        check_shape(&self.comm, y, rows, hidden, codes, scales)?;
         // SAFETY: the tensors are large enough, as just checked, and alive until the stream has passed this.
         let args = unsafe {
             DequantizeArgs {
@@ -109,6 +106,8 @@ impl Quantizer {
     ///
     /// [`Error::BufferTooSmall`] when `to` is shorter, [`Error::InvalidArgument`] when it is not a multiple of 16 bytes.
     pub fn copy<T: Element>(&self, from: &DeviceTensor<T>, to: &mut DeviceTensor<T>) -> Result<()> {
+        check_tensor("from", from, &self.comm)?;
+        check_tensor("to", to, &self.comm)?;
         check_len("to", "copy", to, from.len())?;
         let bytes = from.len() * size_of::<T>() as u64;
         if !bytes.is_multiple_of(16) {
@@ -120,6 +119,7 @@ impl Quantizer {
 }
 
 fn check_shape(
+    comm: &Comm,
     wide: &DeviceTensor<bf16>,
     rows: u64,
     hidden: u32,
@@ -136,7 +136,10 @@ fn check_shape(
     let elements = rows
         .checked_mul(u64::from(hidden))
         .ok_or_else(|| Error::argument("rows", rows, "elements must fit in 64 bits"))?;
+    check_tensor("bf16 rows", wide, comm)?;
+    check_tensor("codes", codes, comm)?;
+    check_tensor("scales", scales, comm)?;
     check_len("bf16 rows", "rows", wide, elements)?;
     check_len("codes", "codes", codes, elements)?;
-    check_len("scales", "scales", scales, rows * u64::from(scale_stride(hidden)))
+    check_len("scales", "scales", scales, rows.saturating_mul(scale_stride(hidden).into()))
 }

@@ -51,7 +51,7 @@ mod sealed {
 /// A one-dimensional array in a rank's device memory; rows of a matrix lie one after another.
 ///
 /// Work on the rank's stream may still use a tensor that is dropped: its memory goes to a later tensor of the rank, whose
-/// uses come after on the same stream, and is freed when no operation can be waiting.
+/// uses come after on the same stream, or, on a GPU, is freed when the group's last rank is gone: freeing waits for the device.
 #[derive(Debug)]
 pub struct DeviceTensor<T: Element> {
     comm: Comm,
@@ -90,7 +90,7 @@ impl<T: Element> DeviceTensor<T> {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] when there are more values than elements.
-    pub fn copy_from_host(&self, values: &[T]) -> Result<()> {
+    pub fn copy_from_host(&mut self, values: &[T]) -> Result<()> {
         if values.len() as u64 > self.len {
             return Err(Error::argument(
                 "values",
@@ -137,4 +137,27 @@ pub(crate) fn read<T: Element>(comm: &Comm, address: u64, len: u64) -> Result<Ve
 pub(crate) fn as_bytes<T: Element>(values: &[T]) -> &[u8] {
     // SAFETY: `Element` has no padding, so all its bytes are initialised; u8 has no alignment.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// Checks that a tensor belongs to the rank that uses it: its memory is on that device, and reused in that rank's order.
+pub(crate) fn check_tensor<T: Element>(argument: &'static str, tensor: &DeviceTensor<T>, comm: &Comm) -> Result<()> {
+    if tensor.comm.is(comm) {
+        return Ok(());
+    }
+    let value = format!("a tensor of rank {} on {}", tensor.comm.rank(), tensor.comm.device());
+    Err(Error::argument(argument, value, "made by the Comm of this buffer's rank, or a clone of it"))
+}
+
+/// Checks that a tensor has at least `needed` elements.
+pub(crate) fn check_len<T: Element>(
+    argument: &'static str,
+    region: &'static str,
+    tensor: &DeviceTensor<T>,
+    needed: u64,
+) -> Result<()> {
+    if tensor.len() >= needed {
+        return Ok(());
+    }
+    let size = size_of::<T>() as u64;
+    Err(Error::BufferTooSmall { argument, region, needed: needed.saturating_mul(size), given: tensor.len() * size })
 }

@@ -1,7 +1,7 @@
 //! One dispatch and combine of a rank, checked bit for bit.
 use epoxide::{
-    Comm, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Index, IndexType, Received, Result,
-    WireRows, bf16,
+    CombineInput, Comm, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Index, IndexType,
+    Received, Result, WireRows, bf16,
 };
 
 use super::reference::{Arrivals, Wire, World, dequantize_row, expert, same};
@@ -35,10 +35,10 @@ impl Tensors {
     }
 
     /// Copies a rank's inputs in, and nonsense where the sums go.
-    pub fn fill(&self, world: &World, rank: u32) -> Result<()> {
+    pub fn fill(&mut self, world: &World, rank: u32) -> Result<()> {
         let input = &world.inputs[rank as usize];
         self.x.copy_from_host(&input.x)?;
-        match &self.topk_idx {
+        match &mut self.topk_idx {
             Indices::I32(idx) => idx.copy_from_host(&input.topk_idx.iter().map(|&e| e as i32).collect::<Vec<_>>())?,
             Indices::I64(idx) => idx.copy_from_host(&input.topk_idx)?,
             Indices::U32(idx) => idx.copy_from_host(&input.topk_idx.iter().map(|&e| e as u32).collect::<Vec<_>>())?,
@@ -145,7 +145,7 @@ pub fn check_round(
     let handle = tensors.dispatch(buffer, tokens)?;
     let received = buffer.received(&handle)?;
     buffer.write_expert_outputs(&handle, &expert_outputs(rank, world.hidden, &received))?;
-    buffer.combine(&handle, ExpertOutputs::InPlace, &mut tensors.y)?;
+    buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y))?;
     buffer.synchronize()?;
     let y = tensors.sums(tokens, world.hidden)?;
     Ok(check_received(world, wires, &world.arrivals(rank), &received).and_then(|()| {

@@ -2,12 +2,12 @@
 use epoxide_kernels::layout::DispatchShared;
 
 use super::bytes::PlannedBytes;
+use super::deepep;
 use super::expectation::Expected;
 use super::hardware::{Gpu, Hardware};
 use super::topology::Topology;
 use super::traffic::{self, Flows, Resource, StepTraffic};
 use super::workload::Workload;
-use super::{deepep, traffic as bytes_of};
 use crate::error::{Error, Result};
 
 /// Whose protocol moves the bytes.
@@ -171,9 +171,9 @@ pub fn plan_with(topology: &Topology, hardware: &Hardware, workload: &Workload, 
     workload.check()?;
     let limits = Limits::new(topology, hardware, options)?;
     let expected = Expected::new(topology, workload);
-    let flows = bytes_of::flows(topology, workload, &expected);
-    let dispatch = bytes_of::dispatch(topology, workload, &flows, options.protocol);
-    let combine = bytes_of::combine(topology, workload, &flows, options.protocol);
+    let flows = traffic::flows(topology, workload, &expected);
+    let dispatch = traffic::dispatch(topology, workload, &flows, options.protocol);
+    let combine = traffic::combine(topology, workload, &flows, options.protocol);
     let num_sms = match options.num_sms {
         Some(n) => n,
         None => limits.sms(topology, workload, [&dispatch[0], &combine[0]])?,
@@ -183,7 +183,7 @@ pub fn plan_with(topology: &Topology, hardware: &Hardware, workload: &Workload, 
         return Err(Error::argument("num_sms", num_sms, rule));
     }
     let (channels, num_qps) = limits.channels(topology, workload, num_sms)?;
-    let counted = bytes_of::counted_bytes(workload);
+    let counted = traffic::counted_bytes(workload);
     let phase = |steps: Vec<StepTraffic>, counted: f64| {
         let steps: Vec<Step> = steps.into_iter().map(|s| limits.time(s, num_sms)).collect();
         let seconds = steps.iter().map(|s| s.seconds).sum();

@@ -346,11 +346,12 @@ pub(crate) fn combine(
                 t.add(Resource::SmWrite, (tokens + f.remote_in) * rows.output);
                 let memory = tokens + f.received * hot + 2.0 * f.remote_in + 2.0 * f.remote_out;
                 t.add(Resource::Hbm, memory * rows.output + handle);
-                if matches!(workload.layout, RowLayout::Expand { .. }) && f.expanded > f.received {
-                    // A token's several rows on one rank are summed there first.
-                    t.add(Resource::SmRead, f.expanded * hot * rows.output);
-                    t.add(Resource::SmWrite, f.received * hot * rows.output);
-                    t.add(Resource::Hbm, (f.expanded + f.received) * hot * rows.output);
+                if matches!(workload.layout, RowLayout::Expand { .. }) {
+                    // Where a token has m > 1 rows on one rank they are summed there first: m <= 2 (m - 1) loads, one store.
+                    let extra = (f.expanded - f.received).max(0.0) * hot * rows.output;
+                    t.add(Resource::SmRead, 2.0 * extra);
+                    t.add(Resource::SmWrite, extra);
+                    t.add(Resource::Hbm, 3.0 * extra);
                 }
                 t
             };

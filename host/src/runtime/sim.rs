@@ -75,7 +75,9 @@ impl SimRuntime {
     }
 
     pub(crate) fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()> {
-        self.synchronize(stream)?;
+        let actor = self.actor();
+        actor.synchronize(sim_stream(stream)?)?;
+        // The lock is held on: nobody enqueues work meanwhile.
         // SAFETY: the caller allocated `from.len()` bytes at `to` (the crate's tensors check it), a device address is a host
         // address, and the stream that uses them is idle.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
@@ -83,7 +85,8 @@ impl SimRuntime {
     }
 
     pub(crate) fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()> {
-        self.synchronize(stream)?;
+        let actor = self.actor();
+        actor.synchronize(sim_stream(stream)?)?;
         // SAFETY: as in `copy_to_device`.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())

@@ -1,17 +1,17 @@
 //! Threads of one process: every rank's device memory is addressable by all, so a window is an address.
 //!
 //! Windows belong to the group. A rank that drops its buffer leaves it here with the event after its last work; the last rank
-//! waits for all those events and frees everything, because until then a peer may still read a window.
-use std::collections::HashMap;
+//! of the group waits for all those events and frees everything, because until then a peer may still read a window, and on a
+//! GPU freeing waits for the whole device, where a peer may be waiting for this rank.
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::runtime::{Mapped, RawEvent, Runtime};
 
 /// What a rank leaves behind.
 #[derive(Default)]
 pub(crate) struct Estate {
-    /// The point of the rank's stream after which the rank itself uses nothing of it any more.
+    /// The points of the rank's stream after which the rank itself uses nothing of it any more.
     pub after: Vec<RawEvent>,
     /// Device memory.
     pub memory: Vec<u64>,
@@ -40,27 +40,24 @@ impl Estate {
     }
 }
 
-#[derive(Default)]
-struct Pending {
-    ranks_left: u32,
-    estate: Estate,
-}
-
 /// What the ranks of a process share.
 pub(crate) struct LocalGroupState {
     /// Unique in the process.
     id: u64,
+    left: Mutex<Left>,
+}
+
+struct Left {
+    /// Ranks that are not gone.
     ranks: u32,
-    buffers: Mutex<HashMap<u64, Pending>>,
-    /// Tensors and streams of ranks that are gone.
-    comms: Mutex<Pending>,
+    estate: Estate,
 }
 
 impl LocalGroupState {
     pub(crate) fn new(ranks: u32) -> Arc<Self> {
         static GROUPS: AtomicU64 = AtomicU64::new(1);
-        let comms = Mutex::new(Pending { ranks_left: ranks, estate: Estate::default() });
-        Arc::new(Self { id: GROUPS.fetch_add(1, Ordering::Relaxed), ranks, buffers: Mutex::default(), comms })
+        let left = Mutex::new(Left { ranks, estate: Estate::default() });
+        Arc::new(Self { id: GROUPS.fetch_add(1, Ordering::Relaxed), left })
     }
 
     /// The id of the group's buffer `number`, unique in the process.
@@ -68,37 +65,20 @@ impl LocalGroupState {
         self.id << 32 | number
     }
 
-    /// Takes over a rank's part of buffer `id`; the last rank frees all of them.
-    pub(crate) fn bury(&self, id: u64, runtime: &Runtime, estate: Estate) {
-        let mut buffers = lock(&self.buffers);
-        let pending =
-            buffers.entry(id).or_insert_with(|| Pending { ranks_left: self.ranks, estate: Estate::default() });
-        if let Some(estate) = pending.add(estate) {
-            buffers.remove(&id);
-            drop(buffers);
-            estate.settle(runtime);
-        }
+    /// Takes over a rank's part of a buffer. Waits for nobody and frees nothing.
+    pub(crate) fn bury(&self, estate: Estate) {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).estate.absorb(estate);
     }
 
-    /// Takes over what a rank's tensors left; the last rank frees it.
+    /// Takes over what a rank's tensors left; the rank is gone, and the last one frees everything.
     pub(crate) fn leave(&self, runtime: &Runtime, after: Option<RawEvent>, memory: Vec<u64>) {
-        let estate = Estate { after: after.into_iter().collect(), memory, mapped: Vec::new() };
-        let last = lock(&self.comms).add(estate);
-        if let Some(estate) = last {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.estate.absorb(Estate { after: after.into_iter().collect(), memory, mapped: Vec::new() });
+        left.ranks = left.ranks.saturating_sub(1);
+        if left.ranks == 0 {
+            let estate = std::mem::take(&mut left.estate);
+            drop(left);
             estate.settle(runtime);
         }
     }
-}
-
-impl Pending {
-    /// Adds a rank's part; returns everything if it was the last.
-    fn add(&mut self, estate: Estate) -> Option<Estate> {
-        self.estate.absorb(estate);
-        self.ranks_left = self.ranks_left.saturating_sub(1);
-        (self.ranks_left == 0).then(|| std::mem::take(&mut self.estate))
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -123,7 +123,7 @@ mod tests {
     fn streams_are_as_many_as_hardware_queues() {
         let streams = Budget::streams(0, None);
         let mut open: Vec<_> = (0..8).map(|_| streams.claim(1).unwrap()).collect();
-        assert!(matches!(streams.claim(1), Err(Error::DoesNotFit { what: "streams", asked: 1, limit: 0, .. })));
+        assert!(matches!(streams.claim(1), Err(Error::DoesNotFit { what: "streams", asked: 9, limit: 8, .. })));
         open.pop();
         assert!(streams.claim(1).is_ok());
     }

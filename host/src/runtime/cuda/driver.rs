@@ -4,12 +4,16 @@
 //! first ([`Driver::get`]), and no function younger than CUDA 12.0, or gone from cudarc's tables for newer CUDA versions, is
 //! called through cudarc: those are looked up here by name ([`Driver::func_load`], [`Driver::elapsed`]). This also keeps the
 //! crate compiling under every CUDA version that cudarc's build script may pick (`nvcc --version`, else the latest).
+//!
+//! Beside candle, which turns on cudarc's `dynamic-linking`, the program is linked with the library instead, and what cudarc
+//! has for loading it (`is_culib_present`, `culib`) is compiled out. So both questions are asked here, through `libloading`.
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
 use std::ptr;
 use std::sync::OnceLock;
 
 use cudarc::driver::sys::{self, CUresult};
+use libloading::Library;
 
 use crate::error::{Error, Result};
 
@@ -19,6 +23,9 @@ const NEEDED_CUDA: i32 = 12_000;
 const NEEDED_CUDA_TEXT: &str = "12.0";
 /// The first driver branch of that version.
 const OLDEST_DRIVER: &str = "525";
+
+/// The names of the driver library, the likeliest first. cudarc tries them too, so it finds a library where we do.
+const LIBRARIES: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
 
 /// `cuFuncLoad`, CUDA 12.4 and newer.
 type FuncLoad = unsafe extern "C" fn(sys::CUfunction) -> CUresult;
@@ -69,10 +76,9 @@ impl Driver {
     }
 
     fn start() -> Result<Self> {
-        // SAFETY: loads and unloads the driver library, whose initialisers are NVIDIA's and may run at any time.
-        if !unsafe { sys::is_culib_present() } {
+        let Some(library) = library() else {
             return Err(Error::NoDriver { reason: "its library (libcuda.so.1, nvcuda.dll) cannot be loaded".into() });
-        }
+        };
         // SAFETY: the library is there; the only flags allowed are 0.
         let started = unsafe { sys::cuInit(0) };
         if started != CUresult::CUDA_SUCCESS && started != CUresult::CUDA_ERROR_NO_DEVICE {
@@ -90,10 +96,9 @@ impl Driver {
             check("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&mut devices) })?;
         }
         // SAFETY: the library is there and is never unloaded; the type is that of cuda.h's declaration of `cuFuncLoad`.
-        let func_load = unsafe { sys::culib().get::<FuncLoad>(b"cuFuncLoad\0") }.ok().map(|symbol| *symbol);
+        let func_load = unsafe { library.get::<FuncLoad>(c"cuFuncLoad") }.ok().map(|symbol| *symbol);
         // SAFETY: as above, for `cuEventElapsedTime` (without the `_v2` that cuda.h of CUDA 13 renames it to).
-        let elapsed =
-            unsafe { sys::culib().get::<EventElapsedTime>(b"cuEventElapsedTime\0") }.ok().map(|symbol| *symbol);
+        let elapsed = unsafe { library.get::<EventElapsedTime>(c"cuEventElapsedTime") }.ok().map(|symbol| *symbol);
         Ok(Self { version, devices: devices.try_into().unwrap_or(0), func_load, elapsed })
     }
 
@@ -142,6 +147,14 @@ impl Driver {
         check(call, unsafe { elapsed(&mut milliseconds, from, to) })?;
         Ok(milliseconds)
     }
+}
+
+/// The driver library, loaded at the first call and never unloaded. A program that is linked with it gets what it has.
+fn library() -> Option<&'static Library> {
+    static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
+    // SAFETY: the library's initialisers are NVIDIA's and may run at any time; it stays loaded, so nothing of it dangles.
+    let load = || LIBRARIES.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
+    LIBRARY.get_or_init(load).as_ref()
 }
 
 fn check_version(found: i32) -> Result<()> {
@@ -207,8 +220,7 @@ mod tests {
 
     #[test]
     fn a_missing_driver_is_an_error_that_says_what_to_do() {
-        // SAFETY: as in `start`.
-        let there = unsafe { sys::is_culib_present() };
+        let there = library().is_some();
         match Driver::get() {
             Ok(_) => assert!(there, "a driver out of nowhere"),
             Err(error @ Error::NoDriver { .. }) => {
