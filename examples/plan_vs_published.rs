@@ -204,7 +204,7 @@ fn scale() -> Result<()> {
         run(ranks, 4096, "uniform", &calm)?;
     }
     run(64, 128, "uniform", &calm)?;
-    run(64, 4096, "aligned order", &calm.clone().with_order(SendOrder::Aligned))?;
+    run(64, 4096, "all to rank 0 first", &calm.clone().with_order(SendOrder::InTurn))?;
     run(64, 4096, "Zipf 0.8", &calm.clone().with_draw(Draw::Zipf { exponent: 0.8 }))?;
     run(64, 4096, "one hot expert", &calm.clone().with_draw(Draw::OneHot { expert: 0 }))?;
     run(64, 4096, "entries within 200 us", &calm.clone().with_skew(200e-6))?;

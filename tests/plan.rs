@@ -531,3 +531,98 @@ fn every_scale_has_a_plan() {
         }
     }
 }
+
+mod at_scale {
+    use super::*;
+    use epoxide::plan::simulate::{Draw, Report, Scenario, SendOrder, simulate};
+
+    fn run(ranks: u32, tokens: u32, scenario: &Scenario) -> Report {
+        let topology = Topology::new(ranks, ranks.min(8)).unwrap();
+        let hardware = Hardware::named("h100", Some("cx7")).unwrap();
+        simulate(&topology, &hardware, &Workload::new(tokens, 7168, 8, 256), scenario).unwrap()
+    }
+
+    #[test]
+    fn even_routing_takes_what_the_model_says() {
+        for ranks in [2, 8, 16, 64] {
+            let report = run(ranks, 2048, &Scenario::new(7));
+            for phase in [report.dispatch, report.combine] {
+                let off = phase.seconds / phase.model - 1.0;
+                assert!((-0.02..0.12).contains(&off), "{ranks} ranks: {off} in {phase:?}");
+                assert_eq!(phase.disturbance, 0.0);
+                assert!(phase.queueing >= -1e-9, "{phase:?}");
+            }
+            assert!((report.ranks_per_token - distinct_groups(256, 8, ranks)).abs() < 0.02);
+        }
+    }
+
+    #[test]
+    fn the_busiest_queue_is_a_bound_and_one_seed_is_one_run() {
+        replay::law(module_path!(), "at_scale::the_busiest_queue_is_a_bound_and_one_seed_is_one_run", 20, (1u64.., 0..3u32, 0.0..2.0f64), |(seed, draw, exponent)| {
+            let draw = match draw {
+                0 => Draw::Uniform,
+                1 => Draw::Zipf { exponent },
+                _ => Draw::OneHot { expert: (seed % 256) as u32 },
+            };
+            let scenario = Scenario::new(seed).with_draw(draw).with_skew(exponent * 1e-4);
+            let report = run(16, 64, &scenario);
+            require(report == run(16, 64, &scenario), || "another run, other times".into())?;
+            for phase in [report.dispatch, report.combine] {
+                let rest = phase.busiest + phase.queueing;
+                require(phase.queueing >= -1e-9, || format!("{phase:?}"))?;
+                require(phase.seconds >= rest + phase.disturbance, || format!("{phase:?}"))?;
+            }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn what_goes_wrong_is_named() {
+        let calm = run(32, 512, &Scenario::new(3));
+        let hot = run(32, 512, &Scenario::new(3).with_draw(Draw::OneHot { expert: 41 }));
+        assert!(hot.dispatch.imbalance > 0.2 * calm.dispatch.seconds && hot.row_imbalance > 1.5, "{hot:?}");
+        // Expert 41 of 256 is on rank 5 of 32: the busiest queue is at its domain.
+        assert!(hot.dispatch.rank < 8, "{hot:?}");
+        let zipf = run(32, 512, &Scenario::new(3).with_draw(Draw::Zipf { exponent: 1.0 }));
+        assert!(zipf.row_imbalance > calm.row_imbalance + 0.5 && zipf.dispatch.imbalance > 0.0, "{zipf:?}");
+        let incast = run(32, 512, &Scenario::new(3).with_order(SendOrder::InTurn));
+        assert!(incast.dispatch.queueing > 2.0 * calm.dispatch.queueing.max(1e-6), "{incast:?}\n{calm:?}");
+        assert!((incast.dispatch.busiest / calm.dispatch.busiest - 1.0).abs() < 1e-6);
+        let late = run(32, 512, &Scenario::new(3).with_skew(300e-6));
+        assert!(late.dispatch.disturbance > 100e-6 && late.dispatch.disturbance <= 301e-6, "{late:?}");
+        let slow = run(32, 512, &Scenario::new(3).with_straggler(9, 3.0));
+        assert!(slow.dispatch.disturbance > 1.5 * calm.dispatch.busiest, "{slow:?}\n{calm:?}");
+        assert_eq!(slow.dispatch.busiest, calm.dispatch.busiest);
+    }
+
+    #[test]
+    fn ranks_of_one_gpu_share_its_memory_in_the_simulation_too() {
+        let topology = Topology::new(8, 8).unwrap().with_ranks_per_gpu(8).unwrap();
+        let hardware = Hardware::named("h200", None).unwrap();
+        let report = simulate(&topology, &hardware, &Workload::new(1024, 7168, 8, 256), &Scenario::new(1)).unwrap();
+        for phase in [report.dispatch, report.combine] {
+            assert_eq!(phase.resource, Resource::Hbm);
+            assert!((phase.seconds / phase.model - 1.0).abs() < 0.15, "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn bad_scenarios_name_the_field_the_value_and_the_rule() {
+        let topology = Topology::new(8, 8).unwrap();
+        let hardware = Hardware::named("h200", None).unwrap();
+        let workload = Workload::new(8, 64, 2, 16);
+        let fails = |workload: &Workload, s: Scenario| simulate(&topology, &hardware, workload, &s).unwrap_err().to_string();
+        let scenario = Scenario::new(1);
+        for (got, want) in [
+            (fails(&workload, scenario.clone().with_skew(-1.0)), "skew = -1"),
+            (fails(&workload, scenario.clone().with_straggler(8, 2.0)), "straggler = 8: there are 8 ranks"),
+            (fails(&workload, scenario.clone().with_straggler(1, 0.5)), "straggler = 0.5"),
+            (fails(&workload, scenario.clone().with_draw(Draw::Zipf { exponent: -1.0 })), "exponent = -1"),
+            (fails(&workload, scenario.clone().with_draw(Draw::OneHot { expert: 16 })), "expert = 16: there are 16"),
+            (fails(&workload.clone().with_layout(RowLayout::Slab), scenario.clone()), "layout = Slab"),
+            (fails(&Workload::new(0, 64, 2, 16), scenario.clone()), "tokens = 0"),
+        ] {
+            assert!(got.contains(want), "{got}\ninstead of\n{want}");
+        }
+    }
+}

@@ -5,9 +5,9 @@
 //!
 //! ```text
 //!   Free ──load──▶ Loading ──wait──▶ Source ──(store, by any lane)──▶ recycle ──▶ Free
-//!     ▲ │             └─wait_to_edit─┐ ▲
-//!     └─│────────────────────────────┘ │
-//!       └──── ordinary stores, seal ───┘
+//!     │               └─wait_to_edit─┐ ▲
+//!     └───edit───▶ Editable ◀────────┘ │
+//!                      └─────seal──────┘
 //! ```
 //!
 //! Lengths and addresses are multiples of 16 bytes.
@@ -25,21 +25,28 @@ pub struct Stage {
 /// Nobody reads the stage any more: it may be filled.
 #[derive(Debug)]
 pub struct Free(());
+/// This warp's ordinary accesses may read and write the stage, and nothing else does.
+#[derive(Debug)]
+#[must_use]
+pub struct Editable(());
 /// A bulk load into the stage is on its way.
 #[derive(Debug)]
+#[must_use]
 pub struct Loading(());
 /// The stage's bytes are visible to the async proxy: bulk stores may read them.
 #[derive(Debug)]
+#[must_use]
 pub struct Source(());
-/// All bulk stores and ordinary stores of a *block* are complete: a flag that publishes them may follow.
+/// All bulk stores of a *block* are complete and its ordinary stores ordered: a flag that publishes them may follow.
 #[derive(Debug)]
+#[must_use]
 pub struct Landed(());
 
-impl Landed {
-    /// The same proof once more: for the grid's, which is made of every block's.
+impl Free {
+    /// Gives the stage to this warp's ordinary accesses.
     #[inline(always)]
-    pub(crate) fn again(&self) -> Self {
-        Self(())
+    pub fn edit(self) -> Editable {
+        Editable(())
     }
 }
 
@@ -51,6 +58,8 @@ impl Stage {
         if warp::lane() == 0 {
             arch::mbarrier_init(mbarrier.address(), 1);
         }
+        // What the memory was used for before must not be overtaken by the first load.
+        arch::fence_proxy_async_shared();
         warp::sync(warp::ALL);
         (Self { data, mbarrier, parity: 0 }, Free(()))
     }
@@ -88,10 +97,10 @@ impl Stage {
     /// there, nobody else reads the stage, and [`Self::seal`] makes it a source again. Warp-collective.
     #[inline(always)]
     #[track_caller]
-    pub fn wait_to_edit(&mut self, loading: Loading) -> Free {
+    pub fn wait_to_edit(&mut self, loading: Loading) -> Editable {
         // No copy from the stage has started: the source was never handed out.
         let Source(()) = self.wait(loading);
-        Free(())
+        Editable(())
     }
 
     /// Turns bytes that this warp's lanes wrote by ordinary stores into the source of bulk stores: every writer fences its
@@ -100,7 +109,7 @@ impl Stage {
     /// Without the fence the copy may read what was in the stage before.
     #[inline(always)]
     #[track_caller]
-    pub fn seal(&self, _free: Free) -> Source {
+    pub fn seal(&self, _edited: Editable) -> Source {
         arch::fence_proxy_async_shared();
         warp::sync(warp::ALL);
         Source(())
@@ -130,8 +139,8 @@ impl Stage {
     }
 }
 
-/// Waits until every store of every thread of the block, bulk or ordinary, is complete, and returns the proof that a flag
-/// needs. Block-collective.
+/// Waits until every bulk store of every thread of the block is complete, orders the ordinary ones, and returns the proof that
+/// a flag needs. Block-collective.
 #[inline(always)]
 #[track_caller]
 pub fn land() -> Landed {
@@ -140,6 +149,14 @@ pub fn land() -> Landed {
     arch::bulk_wait_complete();
     // The copies were made by the async proxy; the flag is a generic store.
     arch::fence_proxy_async();
+    block::sync();
+    Landed(())
+}
+
+/// [`land`] for a block that made no bulk copies: orders its ordinary accesses. Block-collective.
+#[inline(always)]
+#[track_caller]
+pub fn land_without_copies() -> Landed {
     block::sync();
     Landed(())
 }

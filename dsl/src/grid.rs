@@ -15,7 +15,7 @@ pub struct GridCounters {
 
 /// All blocks of the grid have landed their stores: a flag to a peer may follow.
 #[derive(Debug)]
-pub struct GridLanded(Landed);
+pub struct GridLanded(());
 
 impl GridCounters {
     /// Waits for all blocks of the grid, which must be resident together (a cooperative launch). Block-collective.
@@ -41,14 +41,14 @@ impl GridCounters {
     /// Counts this block out; returns the grid's proof in the block that came last, in all its threads. Block-collective.
     #[inline(always)]
     #[track_caller]
-    pub fn last_out(self, landed: &Landed) -> Option<GridLanded> {
+    pub fn last_out(self, _landed: Landed) -> Option<GridLanded> {
         let mut last = false;
         if thread::index() == 0 {
             // Acquire and release: the last block has seen every other block's stores, and may publish them.
             let before = self.words.fetch_add_acq_rel::<Gpu>(1, 1);
             last = (before + 1).is_multiple_of(u64::from(thread::grid_blocks()));
         }
-        if block::any(last) { Some(GridLanded(landed.again())) } else { None }
+        if block::any(last) { Some(GridLanded(())) } else { None }
     }
 }
 
@@ -57,7 +57,6 @@ impl GridLanded {
     #[inline(always)]
     #[track_caller]
     pub fn publish(&self, flag: Symmetric<u64>, word: u64) {
-        let GridLanded(_) = self;
         flag.store_release::<System>(0, word);
     }
 }

@@ -40,7 +40,8 @@
 //! * Bytes written by ordinary stores become the source of a bulk copy only through [`bulk::Stage::seal`], which fences
 //!   every writer and then synchronises them.
 //! * A flag that publishes bulk-copied rows takes the [`bulk::Landed`] token of a complete wait, never of a read-wait.
-//! * No bare spin exists: every wait is a [`wait::Watch`], which yields, polls the abort word and has a deadline.
+//! * No bare spin exists: every wait on another block or rank is a [`wait::Watch`], which yields, polls the abort word and has a
+//!   deadline. (A stage's wait is on this GPU's own copy engine.)
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch, link_llvm_intrinsics))]
 // Collectives must be LLVM intrinsics: see `ptx::warp`.

@@ -1,7 +1,7 @@
 //! Device memory: typed addresses whose every access names its strength and, where it is strong, its scope.
 //!
-//! * [`Global`]: memory of this GPU. * [`Symmetric`]: memory that peers write or read; it has the same accesses less those
-//!   that assume nobody else touches it. * [`Shared`]: the block's shared memory.
+//! * [`Global`]: memory of this GPU. * [`Symmetric`]: memory that peers write or read; it has the same accesses, and never
+//!   those that assume nobody else touches it (`Global` has none today either). * [`Shared`]: the block's shared memory.
 //!
 //! A *weak* access promises that a barrier, or a flag acquired by a [`crate::wait`], orders it against everyone else's.
 //! Only words of 4 and 8 bytes have *relaxed*, *acquire* and *release* accesses (PTX ISA, "Memory Consistency Model").

@@ -35,19 +35,21 @@ pub enum Outcome {
 pub struct Acquired(());
 
 impl Acquired {
-    /// Makes what the flags publish visible to bulk loads too (a reader-side proxy fence). Block-collective.
+    /// Orders what the flags publish with bulk copies too: what was written before them may be loaded in bulk, and what was
+    /// read before them may be overwritten in bulk. Block-collective.
     #[inline(always)]
     #[track_caller]
-    pub fn for_bulk_loads(self) -> BulkReadable {
-        arch::fence_proxy_async();
+    pub fn for_bulk_copies(self) -> BulkAccess {
+        arch::fence_proxy_async_global();
         block::sync();
-        BulkReadable(())
+        BulkAccess(())
     }
 }
 
-/// The proof that acquired data may be the source of bulk loads.
+/// The proof that bulk copies may touch what the flags published.
 #[derive(Debug)]
-pub struct BulkReadable(());
+#[must_use]
+pub struct BulkAccess(());
 
 /// One operation's deadline and where it files its faults.
 #[derive(Clone, Copy, Debug)]

@@ -78,7 +78,7 @@ fn write_rows(args: CopyArgs) {
     while row < args.rows {
         data.store_weak(2 * lane, row * 1000 + u64::from(2 * lane));
         data.store_weak(2 * lane + 1, row * 1000 + u64::from(2 * lane + 1));
-        let source = stage.seal(free);
+        let source = stage.seal(free.edit());
         let piece = 16 * (31 - lane);
         let at = row * u64::from(ROW) + u64::from(piece);
         stage.store(&source, piece, args.to.at(at), 16);
@@ -194,7 +194,7 @@ fn send(args: SendArgs) {
         row += u64::from(thread::grid_blocks() * warp::count());
     }
     let landed = bulk::land();
-    if let Some(all) = args.grid.last_out(&landed)
+    if let Some(all) = args.grid.last_out(landed)
         && thread::index() == 0
     {
         all.publish(window.of_rank(next, args.arrived).at(u64::from(window.rank)), args.epoch);
@@ -215,7 +215,7 @@ fn receive(args: SendArgs) {
         Poll { peer: before, expected: args.epoch, seen, ready: seen == args.epoch }
     });
     let Outcome::Ready(acquired) = outcome else { return };
-    let _readable = acquired.for_bulk_loads();
+    let _readable = acquired.for_bulk_copies();
     let inbox = window.own(args.inbox).as_global();
     let (mut stage, mut free) = stage();
     let mut row = u64::from(thread::block_index() * warp::count() + warp::index());

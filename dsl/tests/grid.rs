@@ -120,7 +120,7 @@ fn sum_up(args: LastArgs) {
         args.parts.store_weak(u64::from(thread::block_index()), args.value + u64::from(thread::block_index()));
     }
     let landed = bulk::land();
-    if let Some(all) = args.counters.last_out(&landed) {
+    if let Some(all) = args.counters.last_out(landed) {
         let mut sum = 0;
         let mut block = 0;
         while block < thread::grid_blocks() {

@@ -68,8 +68,7 @@ pub fn combine(args: CombineArgs) {
         sum_tokens(a);
     }
     // Nothing was copied in bulk, but the block's loads must all be over before a done word may say so.
-    let landed = bulk::land();
-    if let Some(grid) = a.op.grid.last_out(&landed) {
+    if let Some(grid) = a.op.grid.last_out(bulk::land_without_copies()) {
         // An owner that gave up may have let its experts write while this rank was reading.
         let whole = ready && !watch.aborted(phase::END);
         if whole && thread::index() < ranks {

@@ -107,14 +107,17 @@ pub fn dispatch(args: DispatchArgs) {
     if ready {
         publish_counts(a, epoch);
         place_within_block(a, chunk);
-        ready = agree(a, &watch, epoch);
+        ready = match agree(a, &watch, epoch) {
+            Some(acquired) => {
+                base_rows(a, epoch);
+                // The free edges order the owners' reads with this block's bulk stores.
+                send(a, chunk, &acquired.for_bulk_copies());
+                true
+            }
+            None => false,
+        };
     }
-    if ready {
-        base_rows(a, epoch);
-        send(a, chunk);
-    }
-    let landed = bulk::land();
-    if let Some(grid) = a.op.grid.last_out(&landed) {
+    if let Some(grid) = a.op.grid.last_out(bulk::land()) {
         finish(a, &watch, epoch, ready, &grid);
     }
 }
@@ -331,15 +334,15 @@ fn place_within_block(a: &DispatchArgs, chunk: Chunk) {
     }
 }
 
-/// Waits until every rank has entered and told its counts; false if there is nothing to send because of a fault.
+/// Waits until every rank has entered and told its counts; `None` if there is nothing to send because of a fault.
 #[inline(always)]
 #[track_caller]
-fn agree(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> bool {
-    if let wait::Outcome::Faulted = a.op.wait_entries(watch, epoch, kind::DISPATCH) {
-        return false;
-    }
+fn agree(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> Option<wait::Acquired> {
+    let wait::Outcome::Ready(acquired) = a.op.wait_entries(watch, epoch, kind::DISPATCH) else {
+        return None;
+    };
     if a.op.disagreement(watch, epoch, kind::DISPATCH) || bad_selection(a, watch, epoch) {
-        return false;
+        return None;
     }
     // The tokens of every rank for every rank.
     let ranks = a.ranks();
@@ -355,7 +358,7 @@ fn agree(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> bool {
             ready: Stamped::from_word(seen).is_of(epoch),
         }
     });
-    matches!(outcome, wait::Outcome::Ready(_))
+    if let wait::Outcome::Ready(_) = outcome { Some(acquired) } else { None }
 }
 
 /// Whether some rank has a bad selection; files the fault of the lowest such rank. Block-collective, uniform.
@@ -438,7 +441,7 @@ impl Selected {
 /// Sends this block's rows, a warp per token.
 #[inline(always)]
 #[track_caller]
-fn send(a: &DispatchArgs, chunk: Chunk) {
+fn send(a: &DispatchArgs, chunk: Chunk, _free: &wait::BulkAccess) {
     if warp::index() >= a.shared.copy_warps {
         return;
     }
@@ -467,9 +470,9 @@ fn send(a: &DispatchArgs, chunk: Chunk) {
             let source = if a.scale_stride == 0 {
                 stage.wait(loading)
             } else {
-                let row = stage.wait_to_edit(loading);
-                quantize_row(a, &stage);
-                stage.seal(row)
+                let editable = stage.wait_to_edit(loading);
+                quantize_row(a, &stage, &editable);
+                stage.seal(editable)
             };
             if rank >= 0 {
                 store_row(a, &stage, &source, rank as u32, row);
@@ -500,7 +503,7 @@ fn store_row(a: &DispatchArgs, stage: &bulk::Stage, source: &bulk::Source, rank:
 /// Quantises the row in the stage where it lies: afterwards it is the codes, then the scales. Warp-collective.
 #[inline(always)]
 #[track_caller]
-fn quantize_row(a: &DispatchArgs, stage: &bulk::Stage) {
+fn quantize_row(a: &DispatchArgs, stage: &bulk::Stage, _editable: &bulk::Editable) {
     let lane = warp::lane();
     let x = stage.data().cast::<U32x4>();
     let codes = stage.data().cast::<u64>();

@@ -88,6 +88,8 @@ pub(crate) fn wait(context: *mut Context, groups_left: u32, read_only: bool) {
                     index += 1;
                 } else {
                     complete(state, index);
+                    // SAFETY: as in `load`. What the copy wrote, others may be polling.
+                    unsafe { (*context).dirty = true };
                 }
             }
             _ => index += 1,

@@ -11,7 +11,7 @@ use crate::error::SimError;
 pub enum Mode {
     /// Runs as fast as the host can, on several workers. Order depends on the host.
     Fast {
-        /// How many worker threads; 0 takes every core.
+        /// How many worker threads, at most 1024; 0 takes every core.
         workers: usize,
     },
     /// Runs one adversarial, deterministic schedule on one worker.
@@ -24,7 +24,14 @@ pub enum Mode {
 }
 
 /// Describes a machine before it is built.
+///
+/// ```
+/// # use epoxide_sim::{MachineConfig, Mode};
+/// let config = MachineConfig::new(8, Mode::Seeded { seed: 3 }).with_sms_per_rank(4).with_arena_bytes(1 << 30);
+/// assert_eq!((config.ranks, config.sms_per_rank), (8, 4));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MachineConfig {
     /// How many ranks (GPUs).
     pub ranks: u32,
@@ -47,6 +54,27 @@ impl MachineConfig {
         Self { ranks, sms_per_rank: 132, shared_bytes_per_block: 232_448, arena_bytes: 64 << 30, mode }
     }
 
+    /// Sets how many streaming multiprocessors each rank has.
+    #[must_use]
+    pub fn with_sms_per_rank(mut self, sms_per_rank: u32) -> Self {
+        self.sms_per_rank = sms_per_rank;
+        self
+    }
+
+    /// Sets the device memory of all ranks together, in bytes of address space.
+    #[must_use]
+    pub fn with_arena_bytes(mut self, arena_bytes: u64) -> Self {
+        self.arena_bytes = arena_bytes;
+        self
+    }
+
+    /// Sets the most dynamic shared memory a block may ask for, in bytes.
+    #[must_use]
+    pub fn with_shared_bytes_per_block(mut self, shared_bytes_per_block: u32) -> Self {
+        self.shared_bytes_per_block = shared_bytes_per_block;
+        self
+    }
+
     /// Checks every field against its rule.
     pub(crate) fn validate(&self) -> Result<(), SimError> {
         if !(1..=1024).contains(&self.ranks) {
@@ -61,7 +89,10 @@ impl MachineConfig {
         if self.part_bytes() == 0 || self.arena_bytes > 1 << 46 {
             return Err(SimError::invalid("arena_bytes", self.arena_bytes, "at least 2 MiB a rank, at most 64 TiB"));
         }
-        Ok(())
+        match self.mode {
+            Mode::Fast { workers } if workers > 1024 => Err(SimError::invalid("workers", workers, "at most 1024")),
+            Mode::Fast { .. } | Mode::Seeded { .. } => Ok(()),
+        }
     }
 
     /// The bytes of one rank's part of the arena.

@@ -146,7 +146,7 @@ pub(crate) unsafe fn preemption_point(context: *mut Context) {
 #[inline]
 pub(crate) unsafe fn now(context: *const Context) -> u64 {
     // SAFETY: the clock belongs to the machine, which outlives its workers.
-    unsafe { (*(*context).clock).load(Ordering::Relaxed) + (*context).elapsed }
+    unsafe { (*(*context).clock).load(Ordering::Relaxed).saturating_add((*context).elapsed) }
 }
 
 /// Runs a kernel's entry; whatever it panics with becomes the context's failure.

@@ -4,7 +4,7 @@
 //! round some more, then says that it is quiet and sleeps a little, longer each time, until somebody changes something.
 
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::context::{Failure, panic_text};
@@ -76,7 +76,7 @@ fn go_round(core: &Core, index: usize, bench: &mut Bench, residents: &mut Vec<Re
             }
         }
         finished |= resident.is_finished();
-        core.clock.fetch_add(bench.take_elapsed(), Ordering::Relaxed);
+        core.pass_time(bench.take_elapsed());
         if core.stop.load(Ordering::Relaxed) {
             return true;
         }
@@ -86,17 +86,21 @@ fn go_round(core: &Core, index: usize, bench: &mut Bench, residents: &mut Vec<Re
         core.changed();
     }
     if finished {
-        let mut books = core.lock();
-        let mut place = 0;
-        while place < residents.len() {
-            if residents[place].is_finished() {
-                let resident = residents.swap_remove(place);
-                core.finish_block(&mut books, index, &resident.grid);
+        let grids: Vec<Arc<Grid>> = residents
+            .extract_if(.., |resident| resident.is_finished())
+            .map(|resident| {
+                let grid = Arc::clone(&resident.grid);
                 resident.retire(bench);
-            } else {
-                place += 1;
-            }
+                grid
+            })
+            .collect();
+        let mut books = core.lock();
+        for grid in &grids {
+            core.finish_block(&mut books, index, grid);
         }
+        // A kernel's closure may own the machine's last handle, whose end takes this lock: it is released first.
+        drop(books);
+        drop(grids);
     }
     changed
 }
@@ -138,11 +142,7 @@ pub(crate) fn wait_for_end(core: &Core, index: usize) {
     let mut books = core.lock();
     books.quiet[index] = Quiet::default();
     // Queued closures may own anything, the machine's last handle included, so they are dropped outside the lock.
-    let mut abandoned = (std::mem::take(&mut books.inboxes), Vec::new());
-    abandoned.0.iter().for_each(|_| books.inboxes.push(Vec::new()));
-    for queue in books.streams.iter_mut().flatten() {
-        abandoned.1.push(std::mem::take(&mut queue.ops));
-    }
+    let abandoned = books.abandon();
     drop(books);
     drop(abandoned);
     let mut books = core.lock();

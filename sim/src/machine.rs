@@ -15,7 +15,7 @@ use crate::config::{MachineConfig, Mode};
 use crate::error::SimError;
 use crate::event::Event;
 use crate::stall::Quiet;
-use crate::stream::{Placing, Queue, SM_PARTS, Ticket};
+use crate::stream::{Op, Placing, Queue, SM_PARTS, Ticket};
 use crate::{context, executor, schedule};
 
 /// A simulated machine of several GPUs. A handle: clones are the same machine.
@@ -67,6 +67,13 @@ pub(crate) struct Books {
     pub outcomes: Vec<Option<Outcome>>,
     pub halt: Option<SimError>,
     pub shutdown: bool,
+}
+
+/// What was queued when the machine stopped. Its closures may own anything, the machine included.
+pub(crate) struct Abandoned {
+    _tickets: Vec<Vec<Ticket>>,
+    _ops: Vec<VecDeque<Op>>,
+    _placing: Vec<VecDeque<Placing>>,
 }
 
 /// How an exchange ended for a rank that waited in it.
@@ -192,10 +199,15 @@ impl Machine {
 
     /// Gives an allocation back; the pages inside it return to the operating system.
     ///
+    /// # Safety
+    ///
+    /// Nothing uses the allocation from here on: no kernel or host call that is queued or runs, and no pointer or
+    /// reference of the host. Its bytes change under whoever does, and the next allocation may have them.
+    ///
     /// # Errors
     ///
     /// [`SimError::InvalidArgument`] when `address` is not the start of a live allocation.
-    pub fn free(&self, address: u64) -> Result<(), SimError> {
+    pub unsafe fn free(&self, address: u64) -> Result<(), SimError> {
         self.core().arena.free(address)
     }
 
@@ -205,21 +217,31 @@ impl Machine {
     ///
     /// [`SimError::InvalidArgument`] when an address or `bytes` is no multiple of 8 or a range is out of bounds.
     pub fn copy(&self, to: u64, from: u64, bytes: u64) -> Result<(), SimError> {
-        let to = self.words("to", to, bytes)?;
-        let from = self.words("from", from, bytes)?;
+        if !bytes.is_multiple_of(8) {
+            return Err(SimError::invalid("bytes", bytes, "a multiple of 8"));
+        }
+        let words = usize::try_from(bytes / 8).unwrap_or(usize::MAX);
+        let to = self.words("to", to, words)?;
+        let from = self.words("from", from, words)?;
         // SAFETY: both ranges were just found inside the arena and 8-byte aligned; device memory is accessed atomically.
-        unsafe { copy_words(to, from, (bytes / 8) as usize) };
+        unsafe { copy_words(to, from, words) };
         Ok(())
     }
 
-    /// Writes words to device memory: safe against kernels that touch them.
+    /// Writes words to device memory, each by one atomic store: kernels may touch them at the same time.
+    ///
+    /// # Safety
+    ///
+    /// The host holds no reference to the words and does not access them at the same time, except atomically; and
+    /// nothing else relies on what they hold, as the owner of an allocation may.
     ///
     /// # Errors
     ///
     /// As [`Machine::copy`].
-    pub fn write(&self, to: u64, words: &[u64]) -> Result<(), SimError> {
-        let to = self.words("to", to, 8 * words.len() as u64)?;
-        // SAFETY: the range was just found inside the arena; the source is a borrowed slice, read and never written.
+    pub unsafe fn write(&self, to: u64, words: &[u64]) -> Result<(), SimError> {
+        let to = self.words("to", to, words.len())?;
+        // SAFETY: the range was just found inside the arena; the source is a borrowed slice, read and never written, and
+        // by the caller's promise no part of the target.
         unsafe { copy_words(to, words.as_ptr(), words.len()) };
         Ok(())
     }
@@ -228,10 +250,13 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// As [`Machine::copy`].
+    /// As [`Machine::copy`]; [`SimError::Host`] when the host has no memory for the answer.
     pub fn read(&self, from: u64, words: usize) -> Result<Vec<u64>, SimError> {
-        let from = self.words("from", from, 8 * words as u64)?;
-        let mut out = vec![0; words];
+        let from = self.words("from", from, words)?;
+        let mut out: Vec<u64> = Vec::new();
+        out.try_reserve_exact(words)
+            .map_err(|error| SimError::Host { what: "memory for words that are read", message: error.to_string() })?;
+        out.resize(words, 0);
         // SAFETY: the range was just found inside the arena; the target is this function's own.
         unsafe { copy_words(out.as_mut_ptr(), from, words) };
         Ok(out)
@@ -262,10 +287,11 @@ impl Machine {
         }
     }
 
-    fn words(&self, argument: &'static str, address: u64, bytes: u64) -> Result<*mut u64, SimError> {
-        if !(address | bytes).is_multiple_of(8) || !self.core().arena.contains(address, bytes) {
-            let value = format!("{bytes} bytes at {address:#x}");
-            return Err(SimError::invalid(argument, value, "multiples of 8, inside device memory"));
+    fn words(&self, argument: &'static str, address: u64, words: usize) -> Result<*mut u64, SimError> {
+        let inside = (words as u64).checked_mul(8).is_some_and(|bytes| self.core().arena.contains(address, bytes));
+        if !address.is_multiple_of(8) || !inside {
+            let value = format!("{words} words at {address:#x}");
+            return Err(SimError::invalid(argument, value, "a multiple of 8, and all words inside device memory"));
         }
         Ok(std::ptr::with_exposed_provenance_mut(address as usize))
     }
@@ -283,7 +309,7 @@ impl Drop for Handle {
         books.shutdown = true;
         self.core.stop.store(true, Ordering::Release);
         // Queued closures may own anything, so they are dropped after the lock is.
-        let abandoned = (std::mem::take(&mut books.inboxes), std::mem::take(&mut books.streams));
+        let abandoned = books.abandon();
         drop(books);
         self.core.work.notify_all();
         drop(abandoned);
@@ -301,6 +327,14 @@ impl Core {
     /// The books. Every holder leaves them whole before anything that may panic, so a poisoned lock is still good.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets virtual time pass. It ends at its largest value: a jump to a deadline there must not wrap it.
+    pub(crate) fn pass_time(&self, elapsed: u64) {
+        if elapsed > 0 {
+            let later = |now: u64| Some(now.saturating_add(elapsed));
+            let _ = self.clock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
+        }
     }
 
     /// Says that something changed that anyone could see.
@@ -342,6 +376,15 @@ impl Books {
             outcomes: vec![None; ranks],
             halt: None,
             shutdown: false,
+        }
+    }
+
+    /// Takes out whatever is queued; the caller drops it once it has released the lock.
+    pub(crate) fn abandon(&mut self) -> Abandoned {
+        Abandoned {
+            _tickets: self.inboxes.iter_mut().map(std::mem::take).collect(),
+            _ops: self.streams.iter_mut().flatten().map(|queue| std::mem::take(&mut queue.ops)).collect(),
+            _placing: self.placing.iter_mut().map(std::mem::take).collect(),
         }
     }
 

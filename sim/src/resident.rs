@@ -31,6 +31,8 @@ pub(crate) struct Resident {
     shared: Vec<u128>,
     /// Whether the last round changed nothing.
     quiet: bool,
+    /// The seeded schedule's count of changes when the pollers could last look.
+    pub looked_at: u64,
     /// The seeded schedule's mood about this block and its warps.
     pub priority: u64,
     pub warp_priorities: Vec<u32>,
@@ -91,6 +93,7 @@ impl Resident {
             fibers: (0..launch.threads).map(|_| None).collect(),
             shared: vec![fill; (launch.shared_bytes as usize).div_ceil(16)],
             quiet: false,
+            looked_at: 0,
             priority: 0,
             warp_priorities: Vec::new(),
             grid,

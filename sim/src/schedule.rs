@@ -25,7 +25,10 @@ struct Scheduler<'a> {
     /// Bulk copies happen in one of this many bursts.
     copy_lag: u32,
     trace: u64,
-    changed: bool,
+    /// Counts what changed, so that a block's pollers are woken only when there may be something new to see.
+    changes: u64,
+    /// The count when everyone last looked in vain.
+    settled: u64,
     rounds: u32,
 }
 
@@ -39,7 +42,8 @@ pub(crate) fn work(core: &Core, seed: u64) {
         rank_priorities: (0..core.config.ranks).map(|_| random.draw()).collect(),
         copy_lag: 1 << random.below(8),
         trace: mix(seed),
-        changed: false,
+        changes: 0,
+        settled: 0,
         rounds: 0,
         random,
     };
@@ -116,14 +120,27 @@ impl Scheduler<'_> {
             }
             if self.random.one_in(8) {
                 let place = self.random.below(self.residents.len() as u32) as usize;
-                self.residents[place].state().wake_pollers();
-                self.residents[place].state().wake_mbarrier_waiters();
+                self.wake(place);
             }
             if self.random.one_in(self.copy_lag) {
                 let place = self.random.below(self.residents.len() as u32) as usize;
                 self.finish_copy(place);
             }
         }
+    }
+
+    /// Lets a block's waiting threads look again, but its pollers only if something changed since they last could: however
+    /// many they are, in the end they all wait, and then time may pass or the machine is stuck.
+    fn wake(&mut self, place: usize) {
+        let now = self.core.clock.load(Ordering::Relaxed);
+        let resident = &mut self.residents[place];
+        let news = std::mem::replace(&mut resident.looked_at, self.changes) != self.changes;
+        let state = resident.state();
+        if news {
+            state.wake_pollers();
+            state.wake_mbarrier_waiters();
+        }
+        state.wake_sleepers(now);
     }
 
     /// The ready block that the priorities favour; now and then any ready one.
@@ -165,7 +182,7 @@ impl Scheduler<'_> {
             let who = u64::from(resident.grid.stream.rank) << 42 | u64::from(resident.index) << 10 | u64::from(thread);
             self.trace = mix(self.trace ^ who);
             match resident.resume(&mut self.bench, thread) {
-                Turn::Changed => self.changed = true,
+                Turn::Changed => self.changes += 1,
                 Turn::Unchanged => {}
                 Turn::Failed(failure) => {
                     resident.leave();
@@ -179,7 +196,7 @@ impl Scheduler<'_> {
         if state.warps[warp as usize].ready == 0 {
             state.ready_warps &= !(1 << warp);
         }
-        core.clock.fetch_add(self.bench.take_elapsed(), Ordering::Relaxed);
+        core.pass_time(self.bench.take_elapsed());
         if !resident.is_finished() {
             return false;
         }
@@ -187,24 +204,27 @@ impl Scheduler<'_> {
         let grid = std::sync::Arc::clone(&resident.grid);
         resident.retire(&mut self.bench);
         core.trace.store(self.trace, Ordering::Relaxed);
+        // The lock is released before `grid` is dropped, whose closure may own the machine's last handle.
         core.finish_block(&mut core.lock(), 0, &grid);
         true
     }
 
-    /// Nothing is ready: lets a late copy happen, or everyone look again, or time jump. True when the machine stopped.
+    /// Nothing is ready: lets a late copy happen, or everyone look again, or time jump. True when the outer loop must look
+    /// at the books: the machine stopped, or a host thread runs that came while the machine was stepping.
     fn stand_still(&mut self) -> bool {
         let count = self.residents.len();
         let start = self.random.below(count as u32) as usize;
         if (0..count).any(|step| self.finish_copy((start + step) % count)) {
             return false;
         }
-        if std::mem::take(&mut self.changed) {
+        if std::mem::replace(&mut self.settled, self.changes) != self.changes {
             self.rounds = 0;
         }
         self.rounds += 1;
         let now = self.core.clock.load(Ordering::Relaxed);
         let mut woken = false;
         for resident in &mut self.residents {
+            resident.looked_at = self.changes;
             let state = resident.state();
             state.wake_pollers();
             state.wake_mbarrier_waiters();
@@ -219,7 +239,7 @@ impl Scheduler<'_> {
         let changes = self.core.changes.load(Ordering::Acquire);
         self.core.quiet(&mut books, 0, changes, &mut self.residents);
         self.rounds = 0;
-        self.core.stop.load(Ordering::Acquire)
+        self.core.stop.load(Ordering::Acquire) || !books.all_blocked()
     }
 
     /// Lets a random late copy of a block happen; false when it has none.
@@ -228,7 +248,7 @@ impl Scheduler<'_> {
         let count = state.copies.len() as u32;
         if count > 0 {
             bulk::complete(state, self.random.below(count) as usize);
-            self.changed = true;
+            self.changes += 1;
         }
         count > 0
     }

@@ -60,6 +60,11 @@ pub fn bulk_wait_complete() {
 pub fn fence_proxy_async_shared() {
     effect!("fence.proxy.async.shared::cta;");
 }
+/// Orders this thread's accesses to global memory, and what they have acquired, with bulk copies.
+#[inline(always)]
+pub fn fence_proxy_async_global() {
+    effect!("fence.proxy.async.global;");
+}
 /// Orders this thread's accesses to all memory with bulk copies.
 #[inline(always)]
 pub fn fence_proxy_async() {

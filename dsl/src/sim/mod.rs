@@ -124,6 +124,10 @@ pub fn fence_proxy_async_shared() {
     device::fence_proxy_async();
 }
 #[track_caller]
+pub fn fence_proxy_async_global() {
+    device::fence_proxy_async();
+}
+#[track_caller]
 pub fn fence_proxy_async() {
     device::fence_proxy_async();
 }

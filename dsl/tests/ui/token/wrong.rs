@@ -25,7 +25,7 @@ fn recycle_what_is_still_loading(stage: &Stage, loading: Loading) -> Free {
 
 fn flag_after_a_read_wait(counters: grid::GridCounters, stage: &Stage, source: Source) {
     let free = stage.recycle(source);
-    let _ = counters.last_out(&free);
+    let _ = counters.last_out(free);
 }
 
 fn flag_of_one_block_for_the_grid(flag: Symmetric<u64>) {
@@ -35,7 +35,7 @@ fn flag_of_one_block_for_the_grid(flag: Symmetric<u64>) {
 
 fn flag_of_a_block_that_is_not_the_last(counters: grid::GridCounters, flag: Symmetric<u64>) {
     let landed = bulk::land();
-    counters.last_out(&landed).publish(flag, 1);
+    counters.last_out(landed).publish(flag, 1);
 }
 
 fn bulk_store_to_memory_of_no_window(stage: &Stage, source: Source, to: Global<u8>) {

@@ -8,14 +8,14 @@ use crate::plan::topology::Topology;
 use crate::plan::traffic::Resource;
 use crate::plan::workload::Workload;
 
-/// Chunks of a phase at most: pipelines are as fine as this allows.
-const MOST_CHUNKS: u64 = 1 << 20;
+/// About how many chunks a phase is cut into, one for each flow at least: pipelines are as fine as this allows.
+const CHUNKS: u64 = 1 << 17;
 
 /// The queues of all ranks, and when each rank enters.
 pub(super) struct Machine<'a> {
     topology: &'a Topology,
-    /// `sms[0]`: those that send a rank's own rows (or pull them, in combine); `sms[1]`: those that forward.
-    sms: [Queues; 2],
+    /// Those that send a rank's own rows (in combine, pull them); those that forward; those that sum what forwarders put.
+    sms: [Queues; 3],
     nvlink: [Queues; 2],
     rdma: [Queues; 2],
     memory: Queues,
@@ -47,6 +47,8 @@ struct Chunk {
     /// The rank that takes it: the destination, or the forwarder in the destination's domain.
     at: u32,
     rows: f32,
+    /// When its source comes to it, from 0 to 1.
+    turn: f32,
     /// Which part of the flow it is, of how many.
     share: f32,
     /// Parts that are still on their way; combine's forwarder waits for all.
@@ -80,18 +82,21 @@ impl<'a> Machine<'a> {
         let sm_rate = if busier.0 > busier.1 { gpu.sm_read.value } else { gpu.sm_write.value } * f64::from(num_sms);
         let copies = Copies::new(topology, drawn);
         let tokens = f64::from(workload.tokens) * ranks as f64;
-        // Dispatch stages a row once for all other domains; combine reads the sum of each.
-        let staged = if phase.steps[0].name == "combine" { 1.0 } else { tokens / copies.remote.max(1.0) };
-        // Forwarding warps are as large a part of the SMs as what they move is of what all move.
-        let own = copies.local + if copies.remote > 0.0 { copies.remote * staged } else { 0.0 };
-        let forwarding = copies.forwarded / (own + copies.forwarded);
+        let combine = phase.steps[0].name == "combine";
+        // Dispatch stages a row once for all other domains.
+        let staged = if combine { 0.0 } else { tokens / copies.remote.max(1.0) };
+        // Warps are divided as what they move is.
+        let own = copies.local + copies.remote * staged;
+        let sums = if combine { copies.remote } else { 0.0 };
+        let all = own + copies.forwarded + sums;
+        let shares = [own, copies.forwarded, sums].map(|part| (part / all).max(1e-9));
         let read = tokens * 2.0 * f64::from(workload.hidden) / (row * (copies.local + copies.remote));
         let link = gpu.nvlink() / per_gpu as f64;
         let nic = hardware.nic.as_ref().map_or(1.0, |n| n.bandwidth.value) * f64::from(topology.nics_per_gpu())
             / per_gpu as f64;
         let mut machine = Self {
             topology,
-            sms: [1.0 - forwarding, forwarding.max(1e-9)].map(|share| Queues::new(ranks, sm_rate * share)),
+            sms: shares.map(|share| Queues::new(ranks, sm_rate * share)),
             nvlink: [link, link].map(|rate| Queues::new(ranks, rate)),
             rdma: [nic, nic].map(|rate| Queues::new(ranks, rate)),
             memory: Queues::new(ranks.div_ceil(per_gpu), gpu.hbm.value),
@@ -114,52 +119,34 @@ impl<'a> Machine<'a> {
 
     /// Cuts the flows into chunks, in the order in which each rank sends them.
     fn chunks(&self, drawn: &Drawn, order: SendOrder) -> Vec<Chunk> {
-        let rows: u64 = (0..drawn.ranks)
-            .map(|s| drawn.to_domain(s).iter().chain(drawn.to_rank(s)).map(|&n| u64::from(n)).sum::<u64>())
-            .sum();
+        let copies = Copies::new(self.topology, drawn);
         // Not finer than a row, not coarser than needed.
-        let per_chunk = (rows / MOST_CHUNKS).max(1) as u32;
-        let mut chunks = Vec::new();
-        let mut flows: Vec<(u32, bool, u32)> = Vec::new();
-        for source in 0..drawn.ranks {
-            let domain = self.topology.domain_of(source as u32);
+        let per_chunk = ((copies.local + copies.remote) as u64 / CHUNKS).max(1) as u32;
+        let mut chunks: Vec<Chunk> = Vec::new();
+        for source in 0..drawn.ranks as u32 {
+            let begin = chunks.len();
+            let domain = self.topology.domain_of(source);
             let members = self.topology.members(domain);
-            let to_rank = drawn.to_rank(source);
-            let rotation = |place: u32, own: u32, of: u32| match order {
-                SendOrder::Rotated => (own + 1 + place) % of,
-                SendOrder::Aligned => place,
-            };
-            flows.clear();
-            let size = members.len() as u32;
-            flows.extend((0..size).map(|p| {
-                let to = members.start + rotation(p, source as u32 - members.start, size);
-                (to, false, to_rank[to as usize])
-            }));
-            let domains = self.topology.domains();
-            flows.extend(
-                (0..domains)
-                    .map(|p| rotation(p, domain, domains))
-                    .filter(|&d| d != domain)
-                    .map(|d| (self.topology.forwarder(source as u32, d), true, drawn.to_domain(source)[d as usize])),
-            );
-            // In turn, a chunk of each, remote ones first: they have the longer way.
-            flows.sort_by_key(|f| !f.1);
-            let mut turn = 0;
-            loop {
-                let before = chunks.len();
-                for &(at, remote, rows) in &flows {
-                    let left = rows.saturating_sub(turn * per_chunk);
-                    if left > 0 {
-                        let rows_now = left.min(per_chunk) as f32;
-                        let share = rows_now / rows as f32;
-                        chunks.push(Chunk { source: source as u32, at, rows: rows_now, share, missing: 0, remote });
-                    }
+            let (to_rank, to_domain) = (drawn.to_rank(source as usize), drawn.to_domain(source as usize));
+            let local = members.map(|to| (to, false, to_rank[to as usize]));
+            let others = (0..self.topology.domains()).filter(|&d| d != domain);
+            let remote = others.map(|d| (self.topology.forwarder(source, d), true, to_domain[d as usize]));
+            for (at, remote, rows) in local.chain(remote).filter(|flow| flow.2 > 0) {
+                let parts = rows.div_ceil(per_chunk);
+                for part in 0..parts {
+                    let now = per_chunk.min(rows - part * per_chunk) as f32;
+                    let share = now / rows as f32;
+                    let turn = match order {
+                        // Where in the flow its middle lies; who comes next to the source comes first of equals.
+                        SendOrder::Interleaved => (part as f32 + 0.5) / parts as f32,
+                        SendOrder::InTurn => at as f32,
+                    };
+                    chunks.push(Chunk { source, at, rows: now, turn, share, missing: 0, remote });
                 }
-                if chunks.len() == before {
-                    break;
-                }
-                turn += 1;
             }
+            let ranks = drawn.ranks as u32;
+            let distance = |c: &Chunk| (c.at + ranks - source - 1) % ranks;
+            chunks[begin..].sort_by(|a, b| a.turn.total_cmp(&b.turn).then(distance(a).cmp(&distance(b))));
         }
         chunks
     }
@@ -171,6 +158,7 @@ impl<'a> Machine<'a> {
         let queues = [
             (Resource::SmWrite, &self.sms[0]),
             (Resource::SmWrite, &self.sms[1]),
+            (Resource::SmWrite, &self.sms[2]),
             (Resource::NvlinkOut, &self.nvlink[0]),
             (Resource::NvlinkIn, &self.nvlink[1]),
             (Resource::RdmaOut, &self.rdma[0]),
@@ -281,65 +269,62 @@ impl<'a> Machine<'a> {
         let mut events = Events::with_capacity(chunks.len());
         let mut end = 0.0f64;
         let mut count = 0;
-        for (i, chunk) in chunks.iter_mut().enumerate() {
-            // A pull begins when owner and puller have both entered.
-            let puller = if chunk.remote { chunk.at } else { chunk.source };
-            let begin = self.entry[puller as usize];
-            let what = ENTERS_LINK;
-            if chunk.remote {
-                let members = self.topology.members(self.topology.domain_of(chunk.at));
-                let rows = &drawn.to_rank(chunk.source as usize)[members.start as usize..members.end as usize];
-                chunk.missing = rows.iter().filter(|n| **n > 0).count() as u32;
-                let base = members.start;
-                for (p, _) in rows.iter().enumerate().filter(|(_, n)| **n > 0) {
-                    let owner = base + p as u32;
-                    let at = begin.max(self.entry[owner as usize]);
-                    events.push(Event { at, what: what + KINDS * (owner + 1), chunk: i as u32 });
-                }
-            } else {
-                chunk.missing = 1;
-                let at = begin.max(self.entry[chunk.at as usize]);
-                events.push(Event { at, what: what + KINDS * (chunk.at + 1), chunk: i as u32 });
-            }
+        let puller = |chunk: &Chunk| if chunk.remote { chunk.at } else { chunk.source };
+        // Pulls leave as fast as the SMs can take what they ask for, in the order of dispatch; nobody else uses these SMs.
+        let mut order: Vec<u32> = (0..chunks.len() as u32).collect();
+        order.sort_by(|&a, &b| chunks[a as usize].turn.total_cmp(&chunks[b as usize].turn));
+        for i in order {
+            let chunk = &chunks[i as usize];
+            let rows = if chunk.remote { self.parts(drawn, chunk).map(|p| p.1).sum() } else { f64::from(chunk.rows) };
+            let (rank, forwards) = (puller(chunk) as usize, usize::from(chunk.remote));
+            let at = self.sms[forwards].serve(rank, self.entry[rank], rows * self.row);
+            events.push(Event { at, what: ENTERS_LINK, chunk: i });
         }
         while let Some(event) = events.pop() {
             count += 1;
             let chunk = chunks[event.chunk as usize];
             let (kind, part) = (event.what % KINDS, event.what / KINDS);
-            let puller = if chunk.remote { chunk.at } else { chunk.source };
-            let bytes = |owner: u32, me: &Self| {
-                let all = drawn.to_rank(chunk.source as usize)[owner as usize];
-                if chunk.remote {
-                    f64::from(all) * f64::from(chunk.share) * me.row
-                } else {
-                    f64::from(chunk.rows) * me.row
-                }
-            };
+            let to = puller(&chunk);
             match kind {
                 ENTERS_LINK => {
-                    let owner = part - 1;
-                    let bytes = bytes(owner, self);
-                    let read = self.memory.serve(owner as usize / self.per_gpu, event.at, bytes);
-                    let linked = !self.same_gpu(owner, puller);
-                    let at = if linked { self.nvlink[0].serve(owner as usize, event.at, bytes) } else { event.at };
-                    events.push(Event { at: at.max(read), what: ARRIVES_LINK + KINDS * part, chunk: event.chunk });
+                    let mut missing = 0;
+                    let mut ask = |me: &mut Self, owner: u32, bytes: f64| {
+                        missing += 1;
+                        // Nobody reads an owner that has not entered.
+                        let now = event.at.max(me.entry[owner as usize]);
+                        let read = me.memory.serve(owner as usize / me.per_gpu, now, bytes);
+                        let linked = !me.same_gpu(owner, to);
+                        let at = if linked { me.nvlink[0].serve(owner as usize, now, bytes) } else { now };
+                        events.push(Event { at: at.max(read), what: ARRIVES_LINK + KINDS * (owner + 1), chunk: event.chunk });
+                    };
+                    if chunk.remote {
+                        for (owner, rows) in self.parts(drawn, &chunk) {
+                            ask(self, owner, rows * self.row);
+                        }
+                    } else {
+                        ask(self, chunk.at, f64::from(chunk.rows) * self.row);
+                    }
+                    chunks[event.chunk as usize].missing = missing;
                 }
                 ARRIVES_LINK => {
                     let owner = part - 1;
-                    let bytes = bytes(owner, self);
-                    let linked = !self.same_gpu(owner, puller);
-                    let at = if linked { self.nvlink[1].serve(puller as usize, event.at, bytes) } else { event.at };
-                    let summed = self.sms[usize::from(chunk.remote)].serve(puller as usize, at, bytes);
-                    if !chunk.remote {
-                        self.memory.serve(puller as usize / self.per_gpu, event.at, bytes * self.read);
-                    }
-                    let waiting = &mut chunks[event.chunk as usize].missing;
-                    *waiting -= 1;
-                    if *waiting > 0 || !chunk.remote {
-                        end = end.max(summed);
+                    let rows = if chunk.remote {
+                        f64::from(drawn.to_rank(chunk.source as usize)[owner as usize]) * f64::from(chunk.share)
                     } else {
-                        let sum = f64::from(chunk.rows) * self.row;
-                        let sent = self.rdma[0].serve(puller as usize, summed, sum);
+                        f64::from(chunk.rows)
+                    };
+                    let bytes = rows * self.row;
+                    let linked = !self.same_gpu(owner, to);
+                    let at = if linked { self.nvlink[1].serve(to as usize, event.at, bytes) } else { event.at };
+                    end = end.max(at);
+                    chunks[event.chunk as usize].missing -= 1;
+                    let sum = f64::from(chunk.rows) * self.row;
+                    if !chunk.remote {
+                        self.memory.serve(to as usize / self.per_gpu, event.at, bytes * self.read);
+                    } else if chunks[event.chunk as usize].missing == 0 {
+                        // The partial sum is written, and fetched by the NIC.
+                        self.memory.serve(to as usize / self.per_gpu, event.at, 2.0 * sum);
+                        let sent = self.rdma[0].serve(to as usize, at, sum);
                         events.push(Event { at: sent + self.network, what: ARRIVES_RAIL, chunk: event.chunk });
                     }
                 }
@@ -348,7 +333,7 @@ impl<'a> Machine<'a> {
                     let sum = f64::from(chunk.rows) * self.row;
                     let arrived = self.rdma[1].serve(source, event.at, sum).max(self.entry[source]);
                     self.memory.serve(source / self.per_gpu, event.at, 2.0 * sum);
-                    end = end.max(self.sms[0].serve(source, arrived, sum));
+                    end = end.max(self.sms[2].serve(source, arrived, sum));
                 }
             }
         }

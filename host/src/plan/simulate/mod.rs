@@ -31,11 +31,11 @@ pub use routing::Draw;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendOrder {
-    /// In turn, each rank beginning at its own place: what random routing in token order comes near.
+    /// To all at once, in proportion: what random routing in token order comes near.
     #[default]
-    Rotated,
-    /// In turn, all ranks beginning at rank 0: the worst incast.
-    Aligned,
+    Interleaved,
+    /// To rank 0 all that it gets, then to rank 1: every rank at the same one, the worst incast.
+    InTurn,
 }
 
 /// What is simulated.
