@@ -183,8 +183,7 @@ fn one_rank_with_a_broken_configuration_fails_on_all() {
 
 #[test]
 fn too_little_device_memory_names_rank_and_bytes_and_fails_on_all() {
-    let machine =
-        Machine::new(MachineConfig { arena_bytes: 16 << 20, ..MachineConfig::new(2, Mode::Fast { workers: 1 }) });
+    let machine = Machine::new(MachineConfig::new(2, Mode::Fast { workers: 1 }).with_arena_bytes(16 << 20));
     let results = LocalGroup::on_machine(&machine.unwrap()).unwrap().run_all(|comm| {
         if comm.rank() == 1 {
             // Half of rank 1's memory is taken.

@@ -558,22 +558,28 @@ mod at_scale {
 
     #[test]
     fn the_busiest_queue_is_a_bound_and_one_seed_is_one_run() {
-        replay::law(module_path!(), "at_scale::the_busiest_queue_is_a_bound_and_one_seed_is_one_run", 20, (1u64.., 0..3u32, 0.0..2.0f64), |(seed, draw, exponent)| {
-            let draw = match draw {
-                0 => Draw::Uniform,
-                1 => Draw::Zipf { exponent },
-                _ => Draw::OneHot { expert: (seed % 256) as u32 },
-            };
-            let scenario = Scenario::new(seed).with_draw(draw).with_skew(exponent * 1e-4);
-            let report = run(16, 64, &scenario);
-            require(report == run(16, 64, &scenario), || "another run, other times".into())?;
-            for phase in [report.dispatch, report.combine] {
-                let rest = phase.busiest + phase.queueing;
-                require(phase.queueing >= -1e-9, || format!("{phase:?}"))?;
-                require(phase.seconds >= rest + phase.disturbance, || format!("{phase:?}"))?;
-            }
-            Ok(())
-        });
+        replay::law(
+            module_path!(),
+            "at_scale::the_busiest_queue_is_a_bound_and_one_seed_is_one_run",
+            20,
+            (1u64.., 0..3u32, 0.0..2.0f64),
+            |(seed, draw, exponent)| {
+                let draw = match draw {
+                    0 => Draw::Uniform,
+                    1 => Draw::Zipf { exponent },
+                    _ => Draw::OneHot { expert: (seed % 256) as u32 },
+                };
+                let scenario = Scenario::new(seed).with_draw(draw).with_skew(exponent * 1e-4);
+                let report = run(16, 64, &scenario);
+                require(report == run(16, 64, &scenario), || "another run, other times".into())?;
+                for phase in [report.dispatch, report.combine] {
+                    let rest = phase.busiest + phase.queueing;
+                    require(phase.queueing >= -1e-9, || format!("{phase:?}"))?;
+                    require(phase.seconds >= rest + phase.disturbance, || format!("{phase:?}"))?;
+                }
+                Ok(())
+            },
+        );
     }
 
     #[test]
@@ -606,12 +612,29 @@ mod at_scale {
         }
     }
 
+    /// The largest that a plan takes; `cargo bench --bench plan` times it.
+    #[test]
+    fn two_thousand_ranks_fit_in_a_gibibyte() {
+        let topology = Topology::new(2048, 8).unwrap();
+        let hardware = Hardware::named("h100", Some("cx7")).unwrap();
+        let workload = Workload::new(1024, 7168, 8, 2048);
+        let report = simulate(&topology, &hardware, &workload, &Scenario::new(1)).unwrap();
+        assert!(report.dispatch.events > 4_000_000, "{report:?}");
+        assert!((report.dispatch.seconds / report.dispatch.model - 1.0).abs() < 0.2, "{report:?}");
+        if let Ok(status) = std::fs::read_to_string("/proc/self/status") {
+            let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
+            let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+            assert!(kib < 1 << 20, "{kib} KiB");
+        }
+    }
+
     #[test]
     fn bad_scenarios_name_the_field_the_value_and_the_rule() {
         let topology = Topology::new(8, 8).unwrap();
         let hardware = Hardware::named("h200", None).unwrap();
         let workload = Workload::new(8, 64, 2, 16);
-        let fails = |workload: &Workload, s: Scenario| simulate(&topology, &hardware, workload, &s).unwrap_err().to_string();
+        let fails =
+            |workload: &Workload, s: Scenario| simulate(&topology, &hardware, workload, &s).unwrap_err().to_string();
         let scenario = Scenario::new(1);
         for (got, want) in [
             (fails(&workload, scenario.clone().with_skew(-1.0)), "skew = -1"),

@@ -40,9 +40,11 @@ fn simulations(c: &mut Criterion) {
     for ranks in [64, 512, 2048] {
         let topology = Topology::new(ranks, 8).expect("whole domains");
         let workload = Workload::new(4096, 7168, 8, if ranks > 256 { 2048 } else { 256 });
-        for (name, draw) in
-            [("uniform", Draw::Uniform), ("zipf", Draw::Zipf { exponent: 0.8 }), ("one-hot", Draw::OneHot { expert: 0 })]
-        {
+        for (name, draw) in [
+            ("uniform", Draw::Uniform),
+            ("zipf", Draw::Zipf { exponent: 0.8 }),
+            ("one-hot", Draw::OneHot { expert: 0 }),
+        ] {
             if name != "uniform" && ranks == 512 {
                 continue;
             }

@@ -3,18 +3,16 @@
 //! A rank that faults files one record in memory that the host can read, and posts an *abort word* to every rank; a
 //! wait whose flag is missing polls its own abort word, so that nobody waits for a rank that gave up. The first record of an operation stays.
 use crate::KernelArg;
-use crate::memory::{Global, Symmetric, System};
+use crate::memory::{Global, Gpu, Symmetric, System};
 use crate::window::{Region, Window};
 
 /// Words of 8 bytes in a fault record.
 pub const RECORD_WORDS: u64 = 16;
 
-/// No fault was filed.
+/// State of a record: no fault was filed, or it is not complete.
 pub const STATE_EMPTY: u64 = 0;
-/// A thread has taken the record and is writing it.
-pub const STATE_CLAIMED: u64 = 1;
-/// The record is complete.
-pub const STATE_FILED: u64 = 2;
+/// State of a record: it is complete.
+pub const STATE_FILED: u64 = 1;
 
 /// A wait reached its deadline.
 pub const CODE_TIMEOUT: u32 = 1;
@@ -27,8 +25,11 @@ pub const CODE_FIRST_OF_KERNELS: u32 = 16;
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct FaultChannel {
-    /// The record, `[RECORD_WORDS]`, in memory that the host can read while the kernel runs.
+    /// The record, `[RECORD_WORDS]`, in memory that the host can read while the kernel runs. It is only stored to: not every
+    /// system has atomics between the GPU and host memory.
     pub record: Global<u64>,
+    /// `[1]`, in this GPU's memory, 0 until a thread takes the record.
+    pub claim: Global<u64>,
     /// The ranks to tell.
     pub window: Window,
     /// Every rank's abort word: 0, or a packed [`Abort`].
@@ -125,7 +126,7 @@ impl FaultChannel {
     #[track_caller]
     fn record(&self, block: u32, fault: Fault) {
         let r = self.record;
-        if r.compare_exchange_acq_rel::<System>(0, STATE_EMPTY, STATE_CLAIMED) == STATE_EMPTY {
+        if self.claim.compare_exchange_acq_rel::<Gpu>(0, 0, 1) == 0 {
             r.store_relaxed::<System>(1, u64::from(fault.code));
             r.store_relaxed::<System>(2, u64::from(self.kernel) << 32 | u64::from(fault.phase));
             r.store_relaxed::<System>(3, u64::from(self.window.rank) << 32 | u64::from(fault.peer));

@@ -231,7 +231,7 @@ impl WindowLayout {
 pub struct PrivateLayout {
     /// u64 `[ranks]`: the windows' addresses.
     pub bases: Span,
-    /// u64 `[4]`: epoch, epoch of the last combine, the grid's two counters.
+    /// u64 `[5]`: epoch, epoch of the last combine, the grid's two counters, the claim of the fault record.
     pub words: Span,
     /// u32 `[blocks][ranks + experts]`: each block's counts.
     pub block_counts: Span,
@@ -258,7 +258,7 @@ impl PrivateLayout {
         let selections = u64::from(shape.max_tokens) * u64::from(shape.top_k);
         let mut at = Cursor { end: 0 };
         let bases = at.span("window addresses", ranks, 8)?;
-        let words = at.span("epochs and counters", 4, 8)?;
+        let words = at.span("epochs and counters", 5, 8)?;
         let block_counts = at.span("block counts", blocks * (ranks + u64::from(shape.experts)), 4)?;
         let block_bad = at.span("block faults", blocks, 8)?;
         let send_rank = at.span("handle: ranks", selections, 4)?;

@@ -75,7 +75,9 @@ impl ThreadBootstrap {
     /// Says that this rank will not come to any rendezvous again, so that nobody waits for it.
     pub(crate) fn leave(&self) {
         let mut round = self.shared.round.lock().unwrap_or_else(PoisonError::into_inner);
-        round.gone.push(self.rank);
+        if !round.gone.contains(&self.rank) {
+            round.gone.push(self.rank);
+        }
         self.shared.changed.notify_all();
     }
 }

@@ -284,6 +284,7 @@ impl ElasticBuffer {
             Operation {
                 fault: FaultChannel {
                     record: Global::from_raw(self.record.device),
+                    claim: Global::from_raw(words + 32),
                     window,
                     abort: Region::new(w.abort.offset),
                     timeout_ns: u64::try_from(self.config.timeout.as_nanos()).unwrap_or(u64::MAX),

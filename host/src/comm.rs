@@ -148,7 +148,8 @@ impl LocalGroup {
         results.into_iter().collect()
     }
 
-    /// [`Self::run`], with every rank's own result.
+    /// [`Self::run`], with every rank's own result. A rank whose `f` has returned is gone: nobody waits for it any more, even if
+    /// what it returned still holds its [`Comm`].
     ///
     /// # Panics
     ///
@@ -156,7 +157,13 @@ impl LocalGroup {
     pub fn run_all<T: Send>(self, f: impl Fn(Comm) -> Result<T> + Sync) -> Vec<Result<T>> {
         std::thread::scope(|scope| {
             let f = &f;
-            let threads: Vec<_> = self.comms.into_iter().map(|comm| scope.spawn(move || f(comm))).collect();
+            let run = move |comm: Comm| {
+                let rank = comm.clone();
+                let result = f(comm);
+                rank.leave();
+                result
+            };
+            let threads: Vec<_> = self.comms.into_iter().map(|comm| scope.spawn(move || run(comm))).collect();
             threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         })
     }
@@ -193,6 +200,15 @@ impl Comm {
 
     pub(crate) fn inner(&self) -> &CommInner {
         &self.inner
+    }
+
+    /// Says that this rank's host thread will not come to a collective call any more.
+    fn leave(&self) {
+        match (&self.inner.runtime, &self.inner.bootstrap) {
+            (Runtime::Sim(runtime), _) => runtime.leave(),
+            (_, Some(bootstrap)) => bootstrap.leave(),
+            (_, None) => {}
+        }
     }
 
     /// Whether `other` is the same rank of the same group.

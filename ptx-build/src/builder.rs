@@ -8,7 +8,7 @@ use std::process::Stdio;
 use crate::backend::absolute;
 use crate::environment::refuse_nesting;
 use crate::toolchain::{Toolchain, command, install_command};
-use crate::{Backend, BuildError, DEVICE_TOOLCHAIN, Ptx, RECURSION_GUARD, TARGET, finish, source};
+use crate::{Backend, BuildError, DEVICE_TOOLCHAIN, Ptx, RECURSION_GUARD, TARGET, finish, lock, source};
 
 /// The release profile of a device build, whatever the workspace says.
 const PROFILE: [&str; 10] = [
@@ -37,6 +37,7 @@ const PROFILE: [&str; 10] = [
 pub struct PtxBuilder {
     crate_dir: PathBuf,
     sources: Vec<PathBuf>,
+    host_only: Vec<String>,
     arch: String,
     isa: u32,
     toolchain: String,
@@ -46,11 +47,12 @@ pub struct PtxBuilder {
 }
 
 impl PtxBuilder {
-    /// Starts with the folder of a kernel crate (the one with its `Cargo.toml`), for `sm_90` at PTX ISA 8.6.
+    /// Starts with the folder of a kernel crate (the one with its `Cargo.toml`), for `sm_90` at PTX ISA 8.0.
     pub fn new(crate_dir: impl Into<PathBuf>) -> Self {
         Self {
             crate_dir: crate_dir.into(),
             sources: Vec::new(),
+            host_only: vec![lock::SIMULATOR.to_owned()],
             arch: "sm_90".to_owned(),
             isa: 80,
             toolchain: DEVICE_TOOLCHAIN.to_owned(),
@@ -67,6 +69,14 @@ impl PtxBuilder {
         self
     }
 
+    /// Names a package in `Cargo.lock` that never reaches the device, so that the source hash leaves out its version and those
+    /// of its own dependencies: one for tests, say. The simulator is named from the start.
+    #[must_use]
+    pub fn host_only(mut self, package: impl Into<String>) -> Self {
+        self.host_only.push(package.into());
+        self
+    }
+
     /// Chooses the base architecture, such as `sm_90`: the oldest GPU that can run the PTX.
     #[must_use]
     pub fn arch(mut self, arch: impl Into<String>) -> Self {
@@ -74,7 +84,7 @@ impl PtxBuilder {
         self
     }
 
-    /// Chooses the PTX ISA, such as 86 for 8.6. It sets the oldest driver: choose the lowest that the instructions need.
+    /// Chooses the PTX ISA, such as 80 for 8.0. It sets the oldest driver: choose the lowest that the instructions need.
     #[must_use]
     pub fn isa(mut self, isa: u32) -> Self {
         self.isa = isa;
@@ -111,18 +121,36 @@ impl PtxBuilder {
         self
     }
 
-    /// Hashes everything the PTX is made from: the kernel crate, the crates named by [`PtxBuilder::source`], and the
-    /// settings. Needs no device toolchain.
+    /// Hashes everything the PTX is made from: the kernel crate, the crates named by [`PtxBuilder::source`], what the
+    /// kernel crate's dependencies from elsewhere resolve to in `Cargo.lock` (macros' dependencies too, as these write device
+    /// code; not those of [`PtxBuilder::host_only`]), and the settings. Needs no device toolchain.
     ///
     /// # Errors
     ///
-    /// [`BuildError::Io`] if a source cannot be read.
+    /// [`BuildError::Io`] if a source, or the lock file, cannot be read.
     pub fn source_hash(&self) -> Result<String, BuildError> {
-        let dirs: Vec<_> = self.source_dirs().map(Path::to_owned).collect();
+        Ok(self.stamp(&self.crate_hashes()?, &self.resolved()?))
+    }
+
+    /// Lists what the source hash takes from `Cargo.lock`: `name version source checksum` of every dependency of the kernel
+    /// crate that reaches the device and whose source is not at hand.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::Io`] if the lock file cannot be read.
+    pub fn resolved(&self) -> Result<Vec<String>, BuildError> {
+        lock::resolved(&absolute(&self.crate_dir), &self.host_only)
+    }
+
+    fn crate_hashes(&self) -> Result<Vec<String>, BuildError> {
+        source::crate_hashes(&self.source_dirs().map(Path::to_owned).collect::<Vec<_>>())
+    }
+
+    fn stamp(&self, crates: &[String], resolved: &[String]) -> String {
         let mut settings =
             vec![self.backend.name().to_owned(), self.toolchain.clone(), self.arch.clone(), format!("ptx{}", self.isa)];
         settings.extend(PROFILE.map(str::to_owned));
-        source::source_hash(&dirs, &settings)
+        source::combine(&[crates, resolved, &settings])
     }
 
     /// The command that installs the device toolchain.
@@ -151,7 +179,8 @@ impl PtxBuilder {
         refuse_nesting(&crate_dir)?;
         self.backend.check()?;
         let toolchain = Toolchain::find(&self.toolchain, &self.backend)?;
-        let source_hash = self.source_hash()?;
+        // What is edited during the build makes its PTX stale, never fresh.
+        let crates = self.crate_hashes()?;
         let out = self.output_dir(&crate_dir).join(TARGET).join("release");
         // A file of a former name would be a second one; cargo puts back what is fresh.
         for stale in ptx_files(&out) {
@@ -163,19 +192,21 @@ impl PtxBuilder {
             return Err(BuildError::Artifact { dir: out, found: files.len(), crate_dir });
         };
         let raw = std::fs::read_to_string(file).map_err(BuildError::io("read", file))?;
-        finish(&raw, &source_hash)
+        // Only now there is a lock file for certain: cargo makes what is missing.
+        finish(&raw, &self.stamp(&crates, &self.resolved()?))
     }
 
     /// Builds where the device toolchain is installed, and takes the committed PTX where it is not. For build scripts.
     ///
     /// In a build script it also tells cargo which files to watch, and warns when the committed file was taken, or is
     /// not what was built. `EPOXIDE_PTX_REFRESH=1` in the environment makes it write what was built to `committed`:
-    /// that is how the file is made.
+    /// that is how the file is made. `EPOXIDE_PTX_REFRESH=check` makes an error of a difference: that is for CI.
     ///
     /// # Errors
     ///
-    /// Those of [`PtxBuilder::build`] but for a missing toolchain. Then: [`BuildError::Io`] if there is no committed file,
-    /// [`BuildError::Stale`] if it was made from other sources, [`BuildError::Edited`] if it was changed by hand.
+    /// Those of [`PtxBuilder::build`] but for a missing toolchain, and [`BuildError::Differs`]. With the toolchain missing:
+    /// [`BuildError::Io`] if there is no committed file, [`BuildError::Stale`] if it was made from other sources,
+    /// [`BuildError::Edited`] if it was changed by hand.
     pub fn build_or_committed(&self, committed: impl AsRef<Path>) -> Result<Ptx, BuildError> {
         const REFRESH: &str = "EPOXIDE_PTX_REFRESH";
         let committed = committed.as_ref();
@@ -188,15 +219,22 @@ impl PtxBuilder {
                 },
             );
         }
-        directive(&format!("rerun-if-changed={}", committed.display()));
+        let lock = lock::file(&absolute(&self.crate_dir))?;
+        for file in lock.as_deref().into_iter().chain([committed]) {
+            directive(&format!("rerun-if-changed={}", file.display()));
+        }
         directive(&format!("rerun-if-env-changed={REFRESH}"));
+        let refresh = std::env::var_os(REFRESH).unwrap_or_default();
         match self.build() {
-            Ok(built) if std::env::var_os(REFRESH).is_some_and(|value| value == "1") => {
+            Ok(built) if refresh == "1" => {
                 built.write(committed)?;
                 Ok(built)
             }
             Ok(built) => {
                 if Ptx::read(committed).ok().as_ref() != Some(&built) {
+                    if refresh == "check" {
+                        return Err(BuildError::Differs { path: committed.to_owned() });
+                    }
                     let path = committed.display();
                     directive(&format!("warning={path} is not what its sources build to; {REFRESH}=1 writes it"));
                 }

@@ -172,6 +172,14 @@ pub enum BuildError {
         path: PathBuf,
     },
 
+    /// The committed PTX is not what its sources build to, and `EPOXIDE_PTX_REFRESH=check` asked.
+    #[error("{} is not what its sources build to; EPOXIDE_PTX_REFRESH=1 writes it", .path.display())]
+    #[non_exhaustive]
+    Differs {
+        /// The committed file.
+        path: PathBuf,
+    },
+
     /// A file or folder could not be read, written or found.
     #[error("cannot {action} {}: {source}", .path.display())]
     #[non_exhaustive]

@@ -13,10 +13,11 @@
 //! * **Launch bounds.** rustc has no attribute for them, so `#[kernel]` leaves a comment in the entry's body
 //!   (`// epoxide-entry threads=512 blocks_per_sm=1`), and the builder turns it into `.maxntid` and `.minnctapersm`.
 //! * **Shared memory.** A kernel names its block's dynamic shared memory `epoxide_shared`; the builder declares it once.
-//! * **A stamp.** The SHA-256 of the sources that reach the device, and that of the text. Computing the first
-//!   ([`PtxBuilder::source_hash`]) needs no device toolchain, so anyone can tell whether committed PTX is fresh.
+//! * **A stamp.** The SHA-256 of what reaches the device, and that of the text. The first covers sources, settings and the
+//!   dependencies' versions in `Cargo.lock`; computing it ([`PtxBuilder::source_hash`]) needs no device toolchain, so anyone
+//!   can tell whether committed PTX is fresh.
 //!
-//! The text depends on the sources and on the toolchain alone: paths are remapped, debug information is off, the
+//! The text depends on the sources, the resolved dependencies and the toolchain alone: paths are remapped, debug information is off, the
 //! environment of the inner cargo is cleaned.
 //!
 //! # What is checked
@@ -49,6 +50,7 @@ mod environment;
 mod error;
 mod finish;
 mod lint;
+mod lock;
 mod ptx;
 mod source;
 mod text;

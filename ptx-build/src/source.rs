@@ -1,7 +1,7 @@
 //! The hash of what a PTX text is made from.
 //!
-//! It covers the manifest, the toolchain file and the sources of every crate of ours that reaches the device, and the
-//! settings of the build. It must come out the same in every checkout, so it sees paths relative to their crate, with
+//! It covers the manifest, the toolchain file and the sources of every crate of ours that reaches the device, the versions
+//! that the kernel crate's other dependencies resolve to (see `lock`), and the settings of the build. It must come out the same in every checkout, so it sees paths relative to their crate, with
 //! `/`, in a fixed order, and text with Unix line ends.
 
 use std::path::{Path, PathBuf};
@@ -13,15 +13,21 @@ use crate::BuildError;
 /// The files of a crate, beside everything in `src/`, that decide what is built from it.
 const FILES: [&str; 3] = ["Cargo.toml", "build.rs", "rust-toolchain.toml"];
 
-/// Hashes crates and settings, to hexadecimal. The order of neither the folders nor their files matters.
-pub(crate) fn source_hash(crate_dirs: &[PathBuf], settings: &[String]) -> Result<String, BuildError> {
+/// Hashes crates, one by one. The order of neither the folders nor their files matters.
+pub(crate) fn crate_hashes(crate_dirs: &[PathBuf]) -> Result<Vec<String>, BuildError> {
     let mut crates = crate_dirs.iter().map(|dir| crate_hash(dir)).collect::<Result<Vec<_>, _>>()?;
     crates.sort_unstable();
+    Ok(crates)
+}
+
+/// Hashes lists, to hexadecimal.
+pub(crate) fn combine(lists: &[&[String]]) -> String {
     let mut hasher = Sha256::new();
-    for item in crates.iter().chain(settings) {
-        field(&mut hasher, item.as_bytes());
+    for list in lists {
+        hasher.update((list.len() as u64).to_le_bytes());
+        list.iter().for_each(|item| field(&mut hasher, item.as_bytes()));
     }
-    Ok(hex(&hasher.finalize()))
+    hex(&hasher.finalize())
 }
 
 /// Hashes one crate.
@@ -96,14 +102,16 @@ mod tests {
 
     #[test]
     fn fields_do_not_run_into_each_other() {
-        let hash = |items: &[&str]| source_hash(&[], &items.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()).ok();
-        assert_ne!(hash(&["ab", "c"]), hash(&["a", "bc"]));
-        assert_eq!(hash(&["ab", "c"]), hash(&["ab", "c"]));
+        let list = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>();
+        let hash = |first: &[&str], second: &[&str]| combine(&[&list(first), &list(second)]);
+        assert_ne!(hash(&["ab", "c"], &[]), hash(&["a", "bc"], &[]));
+        assert_ne!(hash(&["ab", "c"], &[]), hash(&["ab"], &["c"]));
+        assert_eq!(hash(&["ab", "c"], &[]), hash(&["ab", "c"], &[]));
     }
 
     #[test]
     fn a_missing_folder_is_named() {
-        let error = source_hash(&[PathBuf::from("/nowhere/kernels")], &[]).expect_err("not there").to_string();
+        let error = crate_hashes(&[PathBuf::from("/nowhere/kernels")]).expect_err("not there").to_string();
         assert!(error.starts_with("cannot list /nowhere/kernels"), "{error}");
     }
 }

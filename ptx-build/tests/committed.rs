@@ -8,7 +8,7 @@ use epoxide_ptx_build::{BuildError, COMPONENTS, DEVICE_TOOLCHAIN, PtxBuilder, fi
 const MISSING: &str = "nightly-2015-05-16";
 
 const RAW: &str = "\
-.version 8.6
+.version 8.0
 .target sm_90
 .address_size 64
 .visible .entry k()
@@ -98,6 +98,27 @@ fn the_source_hash_sees_what_matters_and_nothing_else() {
     let moved = hash(builder(&dir));
     std::fs::rename(dir.join("src/kernels.rs"), dir.join("src/other.rs")).expect("there");
     assert_ne!(moved, hash(builder(&dir)), "a file's name");
+}
+
+#[test]
+fn the_source_hash_sees_the_resolved_dependencies() {
+    let (dir, file) = kernels("lock");
+    let lock = |k: &str, syn: &str| {
+        let own = format!("[[package]]\nname = \"{k}\"\nversion = \"0.1.0\"\ndependencies = [\n \"syn\",\n]\n");
+        let registry = "source = \"registry+https://example.org\"\nchecksum = \"00\"";
+        let text = format!("version = 4\n\n{own}\n[[package]]\nname = \"syn\"\nversion = \"{syn}\"\n{registry}\n");
+        std::fs::write(dir.join("Cargo.lock"), text).expect("writable");
+        builder(&dir).source_hash().expect("readable")
+    };
+    let without = builder(&dir).source_hash().expect("readable");
+    assert_eq!(without, lock("another", "2.0.0"), "a lock file of others");
+    let locked = lock("k", "2.0.0");
+    assert_ne!(without, locked, "a dependency");
+    assert_eq!(builder(&dir).resolved().expect("readable"), ["syn 2.0.0 registry+https://example.org 00"]);
+    assert_eq!(without, builder(&dir).host_only("syn").source_hash().expect("readable"), "not on the device");
+    assert_ne!(locked, lock("k", "2.0.1"), "its version");
+    let error = builder(&dir).committed(&file).expect_err("made before there was a lock file");
+    assert!(matches!(error, BuildError::Stale { .. }), "{error}");
 }
 
 /// The workspace names the device toolchain twice: here, for the builder, and in `gpu-kernels/rust-toolchain.toml`, for

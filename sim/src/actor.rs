@@ -12,6 +12,7 @@ use crate::config::Mode;
 use crate::error::SimError;
 use crate::event::Event;
 use crate::machine::{ActorState, Books, Core, Machine};
+use crate::stall::PATIENCE;
 use crate::stream::{Grid, Launch, Op, Queue, Stream};
 
 /// The host thread of one rank. Dropping it says that this host thread is gone; its queued work still runs.
@@ -40,10 +41,19 @@ impl Actor {
         &self.machine
     }
 
+    /// Says that this host thread is gone although its actor is not dropped: the machine and the other ranks no longer
+    /// wait for it, as after a drop. What it queued still runs.
+    ///
+    /// The rank stays this actor's. The next call of this actor that looks at the machine's streams counts it as running
+    /// again; one that does not ([`Actor::rank`], [`Actor::machine`]) changes nothing.
+    pub fn leave(&self) {
+        self.go(ActorState::Left);
+    }
+
     /// Makes a stream on the rank.
     #[must_use]
     pub fn create_stream(&self) -> Stream {
-        let mut books = self.core().lock();
+        let mut books = self.enter();
         let streams = &mut books.streams[self.rank as usize];
         streams.push(Queue::default());
         Stream { rank: self.rank, index: streams.len() as u32 - 1 }
@@ -96,8 +106,8 @@ impl Actor {
     ///
     /// As [`Actor::host_call`].
     pub fn synchronize(&self, stream: Stream) -> Result<(), SimError> {
-        self.check_stream(stream)?;
-        let mut books = self.core().lock();
+        let mut books = self.enter();
+        self.check_stream(&books, stream)?;
         running(&books)?;
         if books.streams[self.rank as usize][stream.index as usize].ops.is_empty() {
             return Ok(());
@@ -115,7 +125,7 @@ impl Actor {
     /// As [`Actor::wait_event`].
     pub fn synchronize_event(&self, event: &Event) -> Result<(), SimError> {
         self.check_event(event)?;
-        let mut books = self.core().lock();
+        let mut books = self.enter();
         running(&books)?;
         if event.is_complete() {
             return Ok(());
@@ -130,7 +140,7 @@ impl Actor {
     ///
     /// [`SimError::PeerGone`] when another rank's host thread is gone; the error that halted the machine.
     pub fn exchange(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>, SimError> {
-        let mut books = self.core().lock();
+        let mut books = self.enter();
         running(&books)?;
         let ranks = gone(&books);
         if !ranks.is_empty() {
@@ -163,12 +173,41 @@ impl Actor {
         self.machine.core()
     }
 
+    /// The books, in which this actor counts as running, even if it had left.
+    fn enter(&self) -> MutexGuard<'_, Books> {
+        let mut books = self.core().lock();
+        let state = &mut books.actors[self.rank as usize];
+        if matches!(state, ActorState::Left) {
+            *state = ActorState::Running;
+        }
+        books
+    }
+
+    /// Marks this actor as gone, one way or the other, and ends the exchanges that wait for it.
+    fn go(&self, state: ActorState) {
+        let core = self.core();
+        let mut books = core.lock();
+        books.actors[self.rank as usize] = state;
+        books.payloads[self.rank as usize] = None;
+        let ranks = gone(&books);
+        for rank in 0..books.actors.len() {
+            if matches!(books.actors[rank], ActorState::InExchange) {
+                books.payloads[rank] = None;
+                books.outcomes[rank] = Some(Err(SimError::PeerGone { rank: rank as u32, ranks: ranks.clone() }));
+                books.actors[rank] = ActorState::Running;
+            }
+        }
+        core.changed();
+        core.work.notify_all();
+        core.host.notify_all();
+    }
+
     fn machine_id(&self) -> usize {
         std::ptr::from_ref(self.core()).addr()
     }
 
-    fn check_stream(&self, stream: Stream) -> Result<(), SimError> {
-        if stream.rank == self.rank && (stream.index as usize) < self.core().lock().streams[self.rank as usize].len() {
+    fn check_stream(&self, books: &Books, stream: Stream) -> Result<(), SimError> {
+        if stream.rank == self.rank && (stream.index as usize) < books.streams[self.rank as usize].len() {
             return Ok(());
         }
         let value = format!("stream {} of rank {}", stream.index, stream.rank);
@@ -183,9 +222,9 @@ impl Actor {
     }
 
     fn enqueue(&self, stream: Stream, op: Op) -> Result<(), SimError> {
-        self.check_stream(stream)?;
         let core = self.core();
-        let mut books = core.lock();
+        let mut books = self.enter();
+        self.check_stream(&books, stream)?;
         running(&books)?;
         books.streams[self.rank as usize][stream.index as usize].ops.push_back(op);
         // A seeded machine moves its streams itself, in rank order, once every host thread is blocked: the order in
@@ -204,13 +243,19 @@ impl Actor {
     }
 
     /// Waits until somebody marks this actor as running.
-    fn until_running<'a>(&self, mut books: MutexGuard<'a, Books>) -> MutexGuard<'a, Books>
-    where
-        Self: 'a,
-    {
+    fn until_running<'a>(&'a self, mut books: MutexGuard<'a, Books>) -> MutexGuard<'a, Books> {
         while !matches!(books.actors[self.rank as usize], ActorState::Running) {
-            // The lock of the machine that this actor keeps alive: the guard came from `self.core()`.
-            books = self.machine.core().host.wait(books).unwrap_or_else(PoisonError::into_inner);
+            let core = self.machine.core();
+            let step = core.step();
+            let (guard, waited) = core.host.wait_timeout(books, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+            books = guard;
+            if waited.timed_out()
+                && let Some(complaint) = core.complaint(&mut books, step)
+            {
+                drop(books);
+                eprintln!("{complaint}");
+                books = core.lock();
+            }
         }
         books
     }
@@ -224,21 +269,7 @@ impl std::fmt::Debug for Actor {
 
 impl Drop for Actor {
     fn drop(&mut self) {
-        let core = self.core();
-        let mut books = core.lock();
-        books.actors[self.rank as usize] = ActorState::Gone;
-        books.payloads[self.rank as usize] = None;
-        let ranks = gone(&books);
-        for rank in 0..books.actors.len() {
-            if matches!(books.actors[rank], ActorState::InExchange) {
-                books.payloads[rank] = None;
-                books.outcomes[rank] = Some(Err(SimError::PeerGone { rank: rank as u32, ranks: ranks.clone() }));
-                books.actors[rank] = ActorState::Running;
-            }
-        }
-        core.changed();
-        core.work.notify_all();
-        core.host.notify_all();
+        self.go(ActorState::Gone);
     }
 }
 
@@ -249,6 +280,6 @@ fn running(books: &Books) -> Result<(), SimError> {
 
 /// The ranks whose host threads are gone.
 fn gone(books: &Books) -> Vec<u32> {
-    let gone = |(rank, actor): (u32, &ActorState)| matches!(actor, ActorState::Gone).then_some(rank);
+    let gone = |(rank, actor): (u32, &ActorState)| actor.is_gone().then_some(rank);
     (0u32..).zip(&books.actors).filter_map(gone).collect()
 }

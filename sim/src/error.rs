@@ -76,8 +76,8 @@ pub enum SimError {
         /// The ranks whose actors were dropped.
         ranks: Vec<u32>,
     },
-    /// The host operating system refused something the machine needs.
-    #[error("the host refused {what}: {message}")]
+    /// The host operating system, which is Linux, refused something the machine needs.
+    #[error("the host (the simulated GPU runs on Linux) refused {what}: {message}")]
     #[non_exhaustive]
     Host {
         /// What was asked for.

@@ -11,6 +11,11 @@
 //!
 //! **What a kernel must keep to.** Its frames hold only values without `Drop`: a thread that never ends is abandoned, not
 //! unwound. It spins on nothing but [`device::poll_pause`] and its like: a bare loop on a flag never gives up its turn.
+//! A kernel that polls more than 64 times before it does something by itself is taken as stuck: after 64 rounds in which
+//! every thread of the machine polled in vain, time jumps to the next deadline, or the machine halts with the report. What
+//! waits for a while waits with a deadline ([`device::PollWait::deadline_ns`]) or [`device::sleep_until`].
+//!
+//! The simulator runs on Linux: its memory and its stacks are built on what `mmap` and `madvise` do there.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -33,6 +38,11 @@
 //! assert_eq!(machine.read(out, 64)?[9], 81);
 //! # Ok::<(), epoxide_sim::SimError>(())
 //! ```
+
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "epoxide-sim runs on Linux only: its device memory and the stacks of its threads rely on Linux's mmap and madvise"
+);
 
 mod actor;
 mod arena;

@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crate::actor::Actor;
 use crate::arena::Arena;
@@ -67,7 +68,12 @@ pub(crate) struct Books {
     pub outcomes: Vec<Option<Outcome>>,
     pub halt: Option<SimError>,
     pub shutdown: bool,
+    /// When, and at which step, blocked host threads last complained about a running one.
+    pub complaint: Option<(Instant, Step)>,
 }
+
+/// How far a machine is: equal as long as it makes no step.
+pub(crate) type Step = (u64, u64);
 
 /// What was queued when the machine stopped. Its closures may own anything, the machine included.
 pub(crate) struct Abandoned {
@@ -87,7 +93,21 @@ pub(crate) enum ActorState {
     InSynchronize(u32),
     InEvent(Event),
     InExchange,
+    /// Its actor said that it left, and counts as gone until it is used again.
+    Left,
     Gone,
+}
+
+impl ActorState {
+    /// Whether the machine waits for it: it runs, or it has not come yet.
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self, Self::Absent | Self::Running)
+    }
+
+    /// Whether its rank has no host thread any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self, Self::Left | Self::Gone)
+    }
 }
 
 impl Machine {
@@ -350,7 +370,7 @@ impl Core {
         books.halt = Some(error);
         self.stop.store(true, Ordering::Release);
         for actor in &mut books.actors {
-            if !matches!(actor, ActorState::Absent | ActorState::Gone) {
+            if !actor.is_running() && !actor.is_gone() {
                 *actor = ActorState::Running;
             }
         }
@@ -376,6 +396,7 @@ impl Books {
             outcomes: vec![None; ranks],
             halt: None,
             shutdown: false,
+            complaint: None,
         }
     }
 
@@ -390,7 +411,7 @@ impl Books {
 
     /// Whether every host thread is blocked or gone.
     pub(crate) fn all_blocked(&self) -> bool {
-        !self.actors.iter().any(|actor| matches!(actor, ActorState::Absent | ActorState::Running))
+        !self.actors.iter().any(ActorState::is_running)
     }
 
     /// The worker with the fewest resident threads.

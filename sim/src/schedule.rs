@@ -30,6 +30,8 @@ struct Scheduler<'a> {
     /// The count when everyone last looked in vain.
     settled: u64,
     rounds: u32,
+    /// The machine's count of changes when this worker last knew of all of them.
+    known: u64,
 }
 
 /// Runs the worker until the machine ends.
@@ -45,6 +47,7 @@ pub(crate) fn work(core: &Core, seed: u64) {
         changes: 0,
         settled: 0,
         rounds: 0,
+        known: 0,
         random,
     };
     loop {
@@ -52,7 +55,11 @@ pub(crate) fn work(core: &Core, seed: u64) {
             retire_all(&mut scheduler.residents, &mut scheduler.bench);
             return wait_for_end(core, 0);
         }
-        for ticket in scheduler.take_mail() {
+        let mail = scheduler.take_mail();
+        // Host calls may change what blocks poll. Mail alone counts, so that a host thread that comes or goes while the
+        // machine steps does not change the schedule.
+        scheduler.changes += u64::from(!mail.is_empty());
+        for ticket in mail {
             match ticket {
                 Ticket::Block { grid, index } => scheduler.admit(grid, index),
                 Ticket::HostCall { stream, call } => run_host_call(core, stream, call),
@@ -74,6 +81,7 @@ impl Scheduler<'_> {
             }
             if books.all_blocked() {
                 core.advance(&mut books);
+                self.known = core.changes.load(Ordering::Acquire);
                 // Moving a stream may have unblocked its host thread, and then nothing steps.
                 if books.all_blocked() {
                     let tickets = std::mem::take(&mut books.inboxes[0]);
@@ -210,7 +218,7 @@ impl Scheduler<'_> {
     }
 
     /// Nothing is ready: lets a late copy happen, or everyone look again, or time jump. True when the outer loop must look
-    /// at the books: the machine stopped, or a host thread runs that came while the machine was stepping.
+    /// at the books: the machine stopped, or a host thread came while the machine was stepping.
     fn stand_still(&mut self) -> bool {
         let count = self.residents.len();
         let start = self.random.below(count as u32) as usize;
@@ -239,7 +247,8 @@ impl Scheduler<'_> {
         let changes = self.core.changes.load(Ordering::Acquire);
         self.core.quiet(&mut books, 0, changes, &mut self.residents);
         self.rounds = 0;
-        self.core.stop.load(Ordering::Acquire) || !books.all_blocked()
+        let host_came = std::mem::replace(&mut self.known, self.core.changes.load(Ordering::Acquire)) != changes;
+        self.core.stop.load(Ordering::Acquire) || !books.all_blocked() || host_came
     }
 
     /// Lets a random late copy of a block happen; false when it has none.

@@ -45,7 +45,8 @@ fn copies(mode: Mode, wait_for_source: bool) -> bool {
     let words = (ROWS * u64::from(STAGE) / 8) as usize;
     let [from, to] = [0; 2].map(|_| machine.allocate(0, 8 * words as u64, 256).expect("fits"));
     let data: Vec<u64> = (0..words as u64).map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1).collect();
-    machine.write(from, &data).expect("in bounds");
+    // SAFETY: this test's own allocation, which no kernel has yet.
+    unsafe { machine.write(from, &data) }.expect("in bounds");
     run(&machine, copy_kernel(from, to, ROWS, wait_for_source)).expect("the kernel runs");
     machine.read(to, words).expect("in bounds") == data
 }
@@ -96,7 +97,8 @@ fn a_load_is_late_until_its_mbarrier_says_so() {
     let stale = |seed| {
         let machine = machine(1, Mode::Seeded { seed });
         let at = machine.allocate(0, 32, 256).expect("fits");
-        machine.write(at, &[5, 6]).expect("in bounds");
+        // SAFETY: as above.
+        unsafe { machine.write(at, &[5, 6]) }.expect("in bounds");
         run(
             &machine,
             launch("early", 1, 32, move || {

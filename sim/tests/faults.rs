@@ -6,8 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use epoxide_sim::device::{self, Address, Space};
-use epoxide_sim::{Launch, SimError};
+use epoxide_sim::{Launch, Machine, MachineConfig, Mode, SimError};
 use rig::*;
+
+/// A machine of one rank with so few SMs that blocks wait for one.
+fn small(mode: Mode) -> Machine {
+    Machine::new(MachineConfig::new(1, mode).with_sms_per_rank(4)).expect("a machine")
+}
 
 /// Runs a kernel that must fail, in every mode, and gives thread, message and location to `check`.
 fn fails(launch: &Launch, check: impl Fn(u32, u32, &str, &str)) {
@@ -239,14 +244,14 @@ fn dropping_the_machine_with_work_under_way_does_not_hang() {
     for mode in modes() {
         let freed = Arc::new(());
         {
-            let machine = machine(1, mode);
+            let machine = small(mode);
             let (actor, stream) = actor(&machine, 0);
             let at = machine.allocate(0, 8, 256).expect("fits");
             for _ in 0..3 {
                 actor
                     .launch(
                         stream,
-                        launch("forever", 200, 64, move || {
+                        launch("forever", 8, 64, move || {
                             wait_for(word(at, 0), 1, 0, None);
                         }),
                     )
@@ -257,11 +262,7 @@ fn dropping_the_machine_with_work_under_way_does_not_hang() {
         }
         // The queued call holds a handle, so the machine outlives this block; but no host thread is left and its kernel
         // waits for nothing, so it halts, and with its queue the last handle goes.
-        let start = std::time::Instant::now();
-        while Arc::strong_count(&freed) > 1 {
-            assert!(start.elapsed().as_secs() < 20, "{mode:?}: the machine never ended");
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
+        until_unique(&freed, mode);
     }
 }
 
@@ -269,13 +270,13 @@ fn dropping_the_machine_with_work_under_way_does_not_hang() {
 fn dropping_the_machine_drops_what_is_queued() {
     for mode in modes() {
         let freed = Arc::new(());
-        let machine = machine(1, mode);
+        let machine = small(mode);
         let (actor, stream) = actor(&machine, 0);
         let at = machine.allocate(0, 8, 256).expect("fits");
         actor
             .launch(
                 stream,
-                launch("forever", 200, 64, move || {
+                launch("forever", 8, 64, move || {
                     wait_for(word(at, 0), 1, 0, None);
                 }),
             )
@@ -284,6 +285,53 @@ fn dropping_the_machine_drops_what_is_queued() {
         actor.host_call(stream, Box::new(move || drop(kept))).expect("queued");
         drop((actor, machine));
         assert_eq!(Arc::strong_count(&freed), 1, "{mode:?}: a queued call outlived its machine");
+    }
+}
+
+#[test]
+fn a_kernel_may_own_the_last_handle_of_its_machine() {
+    for mode in modes() {
+        let freed = Arc::new(());
+        {
+            let machine = machine(1, mode);
+            let (actor, stream) = actor(&machine, 0);
+            // The handle goes before the token.
+            let owned = (machine.clone(), Arc::clone(&freed));
+            let kernel = launch("owns its machine", 3, 64, move || {
+                let _owned = &owned;
+                device::barrier(0, 0);
+            });
+            actor.launch(stream, kernel).expect("a legal launch");
+        }
+        until_unique(&freed, mode);
+    }
+}
+
+#[test]
+fn blocks_that_never_found_an_sm_do_not_keep_their_machine() {
+    for mode in modes() {
+        let freed = Arc::new(());
+        {
+            let machine = small(mode);
+            let (actor, stream) = actor(&machine, 0);
+            let owned = (machine.clone(), Arc::clone(&freed));
+            let kernel = launch("hopeless", 8, 32, move || {
+                let _owned = &owned;
+                wait_for(shared(0), u64::MAX, 0, None);
+            });
+            actor.launch(stream, kernel).expect("a legal launch");
+            assert!(matches!(actor.synchronize(stream), Err(SimError::Deadlock { .. })));
+        }
+        until_unique(&freed, mode);
+    }
+}
+
+/// Waits until only the caller has the token: whatever had the other ones is dropped.
+fn until_unique(token: &Arc<()>, mode: Mode) {
+    let start = std::time::Instant::now();
+    while Arc::strong_count(token) > 1 {
+        assert!(start.elapsed().as_secs() < 20, "{mode:?}: something is kept for ever");
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
 

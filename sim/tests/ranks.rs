@@ -2,6 +2,8 @@
 
 mod rig;
 
+use std::time::Duration;
+
 use epoxide_sim::{SimError, device};
 use rig::*;
 
@@ -119,4 +121,87 @@ fn a_rank_has_one_host_thread_at_a_time() {
     assert!(matches!(machine.actor(2), Err(SimError::InvalidArgument { argument: "rank", .. })));
     drop(first);
     machine.actor(1).expect("free again");
+}
+
+#[test]
+fn a_host_thread_that_left_keeps_nobody_waiting_and_may_come_back() {
+    for mode in modes() {
+        within(Duration::from_secs(20), move || {
+            let machine = machine(2, mode);
+            let at = machine.allocate(0, 16, 256).expect("fits");
+            let (gone, its_stream) = actor(&machine, 1);
+            let (waiting, stream) = actor(&machine, 0);
+            gone.leave();
+            // Another thread cannot take the rank of an actor that is still there.
+            assert!(matches!(machine.actor(1), Err(SimError::InvalidArgument { argument: "rank", .. })));
+            let error = waiting.exchange(b"").expect_err("rank 1 left");
+            assert!(matches!(&error, SimError::PeerGone { rank: 0, ranks, .. } if *ranks == [1]), "{error}");
+            let deadline = Some(1_000_000_000);
+            let waits = launch("waits", 1, 32, move || {
+                assert!(!wait_for(word(at, 0), 1, 1, deadline), "nobody raises it");
+            });
+            waiting.launch(stream, waits).expect("a legal launch");
+            waiting.synchronize(stream).expect("the deadline passes");
+
+            // Back again: it counts as running, so the others wait for it, and exchanges complete.
+            let raises = launch("raises", 1, 32, move || {
+                add(word(at, 1), 1);
+            });
+            gone.launch(its_stream, raises).expect("a legal launch");
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let gone = gone;
+                    std::thread::sleep(Duration::from_millis(20));
+                    gone.synchronize(its_stream).expect("done");
+                    assert_eq!(gone.exchange(b"b").expect("both come"), [b"a", b"b"]);
+                    gone.leave();
+                });
+                assert_eq!(waiting.exchange(b"a").expect("both come"), [b"a", b"b"]);
+                let hopeless = launch("hopeless", 1, 32, || {
+                    wait_for(shared(0), u64::MAX, 1, None);
+                });
+                waiting.launch(stream, hopeless).expect("a legal launch");
+                let error = waiting.synchronize(stream).expect_err("nobody is left to raise it");
+                assert!(error.to_string().contains("host thread of rank 1 is gone"), "{error}");
+            });
+        });
+    }
+}
+
+#[test]
+fn a_seeded_machine_takes_the_work_of_a_host_thread_that_comes_back() {
+    // Rank 0 polls, with a thread that sleeps again and again, so that the machine has steps to make while rank 1 is gone.
+    for seed in 0..8 {
+        within(Duration::from_secs(20), move || {
+            let machine = machine(2, epoxide_sim::Mode::Seeded { seed });
+            let at = machine.allocate(0, 16, 256).expect("fits");
+            let (back, its_stream) = actor(&machine, 1);
+            let (waiting, stream) = actor(&machine, 0);
+            back.leave();
+            let sleeps = launch("sleeps", 1, 64, move || {
+                if device::thread_index() == 0 {
+                    wait_for(word(at, 0), 1, 1, None);
+                } else if device::thread_index() == 32 {
+                    while device::load::<u64>(word(at, 0), ACQUIRE) == 0 {
+                        device::sleep_until(device::clock_ns() + 1000);
+                    }
+                }
+            });
+            waiting.launch(stream, sleeps).expect("a legal launch");
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let back = back;
+                    std::thread::sleep(Duration::from_millis(20));
+                    let raises = launch("raises", 1, 32, move || {
+                        add(word(at, 0), 1);
+                    });
+                    back.launch(its_stream, raises).expect("a legal launch");
+                    back.synchronize(its_stream).expect("done");
+                });
+                waiting.synchronize(stream).expect("rank 1 raises it");
+                // It waits for the other thread now, which is nothing that the machine sees.
+                waiting.leave();
+            });
+        });
+    }
 }

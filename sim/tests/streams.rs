@@ -4,7 +4,7 @@ mod rig;
 
 use std::sync::{Arc, Mutex};
 
-use epoxide_sim::{Launch, Mode, SimError, device};
+use epoxide_sim::{Launch, Machine, MachineConfig, Mode, SimError, device};
 use rig::*;
 
 #[test]
@@ -80,9 +80,7 @@ fn an_event_orders_two_streams_and_carries_time() {
 #[test]
 fn streams_of_a_rank_run_concurrently_and_blocks_wait_for_sms() {
     for mode in modes() {
-        let mut config = epoxide_sim::MachineConfig::new(1, mode);
-        config.sms_per_rank = 2;
-        let machine = epoxide_sim::Machine::new(config).expect("a machine");
+        let machine = Machine::new(MachineConfig::new(1, mode).with_sms_per_rank(2)).expect("a machine");
         let at = machine.allocate(0, 24, 256).expect("fits");
         let (actor, first) = actor(&machine, 0);
         let second = actor.create_stream();
@@ -166,4 +164,21 @@ fn a_cooperative_grid_is_resident_as_a_whole() {
         });
         run(&machine, Launch { cooperative: true, blocks_per_sm: 2, ..grid_barrier }).expect("all arrive");
     }
+}
+
+#[test]
+fn sizes_out_of_range_are_refused() {
+    for workers in [1025, usize::MAX] {
+        let error = Machine::new(MachineConfig::new(1, Mode::Fast { workers })).expect_err("too many");
+        assert!(matches!(&error, SimError::InvalidArgument { argument: "workers", .. }), "{error}");
+    }
+    let machine = machine(1, Mode::Fast { workers: 1 });
+    let at = machine.allocate(0, 64, 256).expect("fits");
+    for words in [usize::MAX, 1 << 61, (1 << 61) + 1, 1 << 60] {
+        let error = machine.read(at, words).expect_err("too many");
+        assert!(matches!(&error, SimError::InvalidArgument { argument: "from", .. }), "{error}");
+    }
+    assert!(matches!(machine.copy(at, at + 8, 12), Err(SimError::InvalidArgument { argument: "bytes", .. })));
+    assert!(matches!(machine.copy(at, at + 4, 8), Err(SimError::InvalidArgument { argument: "from", .. })));
+    assert_eq!(machine.read(at, 8).expect("in bounds"), [0; 8]);
 }

@@ -4,7 +4,7 @@ mod rig;
 
 use std::time::{Duration, Instant};
 
-use epoxide_sim::device;
+use epoxide_sim::{Mode, SimError, device};
 use rig::*;
 
 const HUNDRED_SECONDS: u64 = 100_000_000_000;
@@ -111,7 +111,8 @@ fn a_thread_that_only_polls_makes_no_time_pass() {
                 other,
                 Box::new(move || {
                     std::thread::sleep(Duration::from_millis(10));
-                    handle.write(at, &[1]).expect("in bounds");
+                    // SAFETY: a word that the kernel polls, and nobody has a reference to.
+                    unsafe { handle.write(at, &[1]) }.expect("in bounds");
                 }),
             )
             .expect("queued");
@@ -119,5 +120,78 @@ fn a_thread_that_only_polls_makes_no_time_pass() {
         let passed = machine.read(at, 2).expect("in bounds")[1];
         assert!(passed < 1000, "{mode:?}: {passed} ns of virtual time for one wait");
         actor.synchronize(other).expect("done");
+    }
+}
+
+#[test]
+fn many_pollers_keep_no_deadline_and_no_report_waiting() {
+    // Grid, threads, and the deadline: where there is none, a report must come.
+    for (grid, threads, deadline) in [(1, 1024, None), (32, 128, Some(HUNDRED_SECONDS)), (4, 512, None)] {
+        for seed in 0..3 {
+            within(Duration::from_secs(20), move || {
+                let machine = machine(1, Mode::Seeded { seed });
+                let at = machine.allocate(0, 8, 256).expect("fits");
+                let polls = launch("polls", grid, threads, move || {
+                    wait_for(word(at, 0), 1, 0, deadline);
+                });
+                match (run(&machine, polls), deadline) {
+                    (Ok(()), Some(_)) => assert!(machine.virtual_ns() >= HUNDRED_SECONDS),
+                    (Err(SimError::Deadlock { .. }), None) => {}
+                    (other, _) => panic!("{grid} x {threads}, seed {seed}: {other:?}"),
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn a_sleeper_wakes_although_others_never_rest() {
+    // 992 threads whose polls change memory each time, and one that must wake to end them.
+    for seed in 0..3 {
+        within(Duration::from_secs(20), move || {
+            let machine = machine(1, Mode::Seeded { seed });
+            let at = machine.allocate(0, 16, 256).expect("fits");
+            let restless = launch("restless", 1, 1024, move || {
+                if device::thread_index() < 992 {
+                    while device::load::<u64>(word(at, 0), ACQUIRE) == 0 {
+                        let seen = add(word(at, 1), 1);
+                        device::poll_pause(device::PollWait {
+                            what: "end",
+                            peer: 0,
+                            expected: 1,
+                            seen,
+                            deadline_ns: None,
+                        });
+                    }
+                } else if device::thread_index() == 992 {
+                    device::sleep_until(10_000);
+                    device::store(word(at, 0), 1u64, RELEASE);
+                }
+            });
+            run(&machine, restless).expect("the sleeper ends it");
+        });
+    }
+}
+
+#[test]
+fn time_ends_at_its_largest_value_and_never_wraps() {
+    for mode in modes() {
+        let machine = machine(1, mode);
+        let at = machine.allocate(0, 16, 256).expect("fits");
+        run(
+            &machine,
+            launch("sleeps for ever", 2, 64, move || {
+                assert!(!wait_for(word(at, 0), 1, 0, Some(u64::MAX - 1)), "nobody raises it");
+                device::sleep_until(u64::MAX);
+                // Turns that take time.
+                for _ in 0..10 {
+                    device::barrier(0, 0);
+                }
+                assert_eq!(device::clock_ns(), u64::MAX);
+                assert!(!wait_for(word(at, 0), 1, 0, Some(u64::MAX)), "nobody raises it");
+            }),
+        )
+        .expect("time saturates");
+        assert_eq!(machine.virtual_ns(), u64::MAX, "{mode:?}");
     }
 }

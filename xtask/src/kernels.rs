@@ -13,6 +13,9 @@ pub const ISA: u32 = 80;
 /// The architectures that CI assembles the PTX for.
 pub const ASSEMBLED: [&str; 3] = ["sm_90", "sm_100", "sm_120"];
 
+/// The folders of our crates that reach the device, the kernels first.
+pub const SOURCES: [&str; 3] = ["gpu-kernels", "dsl", "dsl-macros"];
+
 /// The workspace's folder.
 pub fn root() -> PathBuf {
     // As `cargo run` says at run time: two checkouts that share a target folder may share this program too.
@@ -31,15 +34,14 @@ pub fn collectives_file() -> PathBuf {
     root().join("gpu-kernels/ptx/collectives.txt")
 }
 
-/// The builder of the kernels' PTX. The crates named are those whose sources reach the device.
+/// The builder of the kernels' PTX.
 pub fn builder() -> PtxBuilder {
     let root = root();
-    PtxBuilder::new(root.join("gpu-kernels"))
-        .source(root.join("dsl"))
-        .source(root.join("dsl-macros"))
-        .arch(BASE_ARCH)
-        .isa(ISA)
-        .target_dir(root.join("gpu-kernels/target"))
+    let [kernels, others @ ..] = SOURCES.map(|folder| root.join(folder));
+    let builder = others.into_iter().fold(PtxBuilder::new(kernels), PtxBuilder::source);
+    // In the tests of `dsl` only.
+    let builder = builder.host_only("trybuild");
+    builder.arch(BASE_ARCH).isa(ISA).target_dir(root.join("gpu-kernels/target")).locked(true)
 }
 
 /// A path as a reader at the root of the workspace would write it.

@@ -3,12 +3,15 @@
 //! The PTX is committed so that users need no device toolchain. What is committed must be what the sources build to, keep
 //! the rules of the lint, and have the number of collectives that a person approved.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
-use epoxide_ptx_build::{Collectives, Ptx, lint};
+use epoxide_ptx_build::{Collectives, Ptx, TARGET, lint};
 
-use crate::kernels::{builder, collectives_file, ptx_file, relative};
+use crate::kernels::{SOURCES, builder, collectives_file, ptx_file, relative, root};
 
 /// Options of `cargo xtask ptx`.
 #[derive(clap::Args)]
@@ -62,11 +65,43 @@ fn rebuild(accept_collectives: bool) -> Result<()> {
     report(&ptx)
 }
 
-/// Checks that the committed PTX was made from the sources at hand.
+/// Checks that the committed PTX was made from the sources at hand, and that the hash by which this is seen covers them.
 pub fn check_hash() -> Result<()> {
+    check_reach()?;
     let file = ptx_file();
     let ptx = builder().committed(&file).map_err(|error| anyhow!("{error}; run `cargo xtask ptx`"))?;
     println!("{}: source hash {} is fresh", relative(&file), &ptx.source_hash[..12]);
+    Ok(())
+}
+
+/// Checks that the source hash covers exactly what cargo says reaches the device: a crate of ours by its sources, any other
+/// by its version in `Cargo.lock`.
+fn check_reach() -> Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["tree", "--locked", "-p", "epoxide-kernels", "-e", "normal,build", "--target", TARGET]);
+    let out = cargo.args(["--no-dedupe", "--prefix", "none", "--format", "{p}"]).current_dir(root()).output()?;
+    if !out.status.success() {
+        bail!("`cargo tree` failed ({}): {}", out.status, String::from_utf8_lossy(&out.stderr).trim_end());
+    }
+    let text = String::from_utf8_lossy(&out.stdout);
+    // `syn v2.0.119`, `epoxide-dsl v0.1.0 (/path/dsl)`, `epoxide-dsl-macros v0.1.0 (proc-macro) (/path/dsl-macros)`.
+    let mut reached = BTreeSet::new();
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        let mut words = line.split(' ');
+        let (name, version) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let folder = line.rsplit_once(" (").map(|(_, path)| Path::new(path.trim_end_matches(')')));
+        reached.insert(match folder.filter(|path| path.is_absolute()) {
+            Some(folder) => relative(folder),
+            None => format!("{name} {}", version.trim_start_matches('v')),
+        });
+    }
+    let mut hashed: BTreeSet<_> = SOURCES.iter().map(|folder| (*folder).to_owned()).collect();
+    hashed.extend(builder().resolved()?.iter().map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")));
+    if hashed != reached {
+        bail!(
+            "the source hash covers {hashed:?}, and what reaches the device is {reached:?}: see xtask/src/kernels.rs"
+        );
+    }
     Ok(())
 }
 

@@ -107,6 +107,7 @@ pub struct Windows {
     /// Where each rank's window begins.
     pub bases: Vec<u64>,
     records: Vec<u64>,
+    claims: Vec<u64>,
     tables: Vec<u64>,
 }
 
@@ -121,8 +122,9 @@ impl Windows {
         let ranks = 0..machine.config().ranks;
         let bases: Vec<u64> = ranks.clone().map(|rank| zeros(machine, rank, bytes as usize / 8)).collect();
         let records = ranks.clone().map(|rank| zeros(machine, rank, RECORD_WORDS as usize)).collect();
+        let claims = ranks.clone().map(|rank| zeros(machine, rank, 1)).collect();
         let tables = ranks.map(|rank| filled(machine, rank, &bases)).collect();
-        Self { bases, records, tables }
+        Self { bases, records, claims, tables }
     }
 
     /// The windows as `rank`'s kernels see them.
@@ -134,6 +136,7 @@ impl Windows {
     pub fn channel(&self, rank: u32, timeout_ns: u64) -> FaultChannel {
         FaultChannel {
             record: global(self.records[rank as usize]),
+            claim: global(self.claims[rank as usize]),
             window: self.of(rank),
             abort: Region::new(ABORT),
             timeout_ns,

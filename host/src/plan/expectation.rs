@@ -197,9 +197,9 @@ impl<'a> MaximumEntropy<'a> {
         self.after = vec![0.0; (n + 1) * width];
         self.before[0] = 1.0;
         self.after[n * width] = 1.0;
-        for e in 0..n {
+        for (e, weight) in weights.iter().enumerate() {
             for degree in 0..width {
-                let with = if degree > 0 { self.before[e * width + degree - 1] * weights[e] } else { 0.0 };
+                let with = if degree > 0 { self.before[e * width + degree - 1] * weight } else { 0.0 };
                 self.before[(e + 1) * width + degree] = self.before[e * width + degree] + with;
             }
         }

@@ -1,4 +1,5 @@
 //! Which ranks share an NVLink domain, which share a GPU, and how many rails leave a domain.
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
@@ -130,8 +131,22 @@ impl Topology {
     /// Ranks of `from` that `rank`, in another domain, forwards for.
     pub fn forwards_for(&self, rank: u32, from: u32) -> u32 {
         let domain = self.domain_of(rank);
-        let (place, own) = (rank - self.firsts[domain as usize], self.size(domain));
-        (self.size(from) + own - 1 - place) / own
+        at_place(rank - self.firsts[domain as usize], self.size(domain), self.size(from))
+    }
+    /// Ranks of all other domains that each rank forwards for.
+    pub(crate) fn served(&self) -> Vec<u32> {
+        // Domains of one size are alike.
+        let mut sizes = BTreeMap::new();
+        self.sizes.iter().for_each(|&size| *sizes.entry(size).or_insert(0) += 1);
+        let of_place = |place, own| {
+            let all: u32 = sizes.iter().map(|(&from, count)| count * at_place(place, own, from)).sum();
+            all - at_place(place, own, own)
+        };
+        self.sizes
+            .iter()
+            .flat_map(|&own| (0..own).map(move |place| (place, own)))
+            .map(|(p, own)| of_place(p, own))
+            .collect()
     }
 
     /// "8 x 8", or the sizes one by one.
@@ -142,6 +157,11 @@ impl Topology {
             self.sizes.iter().map(u32::to_string).collect::<Vec<_>>().join(" + ")
         }
     }
+}
+
+/// How many of `from` places wrap around to `place` of `own`.
+fn at_place(place: u32, own: u32, from: u32) -> u32 {
+    (from + own - 1 - place) / own
 }
 
 fn check_ranks(ranks: u64) -> Result<()> {
@@ -159,6 +179,10 @@ mod tests {
     fn every_rank_has_one_forwarder_in_every_other_domain() {
         let topology = Topology::of_domains(&[2, 5, 3, 1]).unwrap();
         assert!(!topology.is_uniform());
+        for (rank, all) in (0..topology.ranks()).zip(topology.served()) {
+            let others = (0..4).filter(|&d| d != topology.domain_of(rank));
+            assert_eq!(all, others.map(|d| topology.forwards_for(rank, d)).sum::<u32>());
+        }
         for domain in 0..4 {
             for from in (0..4).filter(|&from| from != domain) {
                 let mut served = vec![0; topology.ranks() as usize];

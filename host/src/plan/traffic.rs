@@ -195,21 +195,13 @@ pub(crate) fn flows(topology: &Topology, workload: &Workload, expected: &Expecte
     let of_domain: Vec<f64> =
         (0..topology.domains()).map(|d| topology.members(d).map(|r| copies[r as usize]).sum()).collect();
     let all_domains: f64 = expected.to_domain.iter().sum();
-    let mut flows = Vec::with_capacity(topology.ranks() as usize);
+    let served: Vec<f64> = topology.served().into_iter().map(f64::from).collect();
+    let mut flows = Vec::with_capacity(served.len());
     for domain in 0..topology.domains() {
         let members = topology.members(domain);
         let size = members.len() as f64;
         let (in_domain, to_domain) = (of_domain[domain as usize], expected.to_domain[domain as usize]);
-        let mut served: Vec<f64> = Vec::with_capacity(members.len());
-        for rank in members.clone() {
-            let others = (0..topology.domains()).filter(|&d| d != domain);
-            served.push(others.map(|d| f64::from(topology.forwards_for(rank, d))).sum());
-            if topology.is_uniform() && topology.domains() > 1 {
-                // All ranks serve one of each other domain.
-                served.resize(members.len(), f64::from(topology.domains() - 1));
-                break;
-            }
-        }
+        let served = &served[members.start as usize..members.end as usize];
         let all_served: f64 = served.iter().sum();
         for rank in members.clone() {
             let place = (rank - members.start) as usize;

@@ -26,6 +26,11 @@ impl SimRuntime {
         self.actor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Says that the rank's host thread is gone, until it calls again.
+    pub(crate) fn leave(&self) {
+        self.actor().leave();
+    }
+
     /// Gives `payload` to all ranks and returns theirs.
     pub(crate) fn exchange(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
         Ok(self.actor().exchange(payload)?)
@@ -56,7 +61,9 @@ impl SimRuntime {
     }
 
     pub(crate) fn free(&self, address: u64) -> Result<()> {
-        Ok(self.actor().machine().free(address)?)
+        // SAFETY: the callers in this crate free what they allocated, once, when no stream uses it any more (see
+        // `transport::local`, `Comm::synchronize` and `ElasticBuffer::close`).
+        Ok(unsafe { self.actor().machine().free(address) }?)
     }
 
     pub(crate) fn allocate_mapped(&self, bytes: u64) -> Result<Mapped> {

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of the rig")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use epoxide_sim::device::{self, Address, Order, PollWait, Rmw, Scope, Space, Strength};
 use epoxide_sim::{Actor, Launch, Machine, MachineConfig, Mode, SimError, Stream};
@@ -52,6 +53,19 @@ pub fn on_all_ranks(machine: &Machine, body: impl Fn(&Actor, Stream) + Sync) {
             });
         }
     });
+}
+
+/// Runs `body` on a thread of its own, and fails when it is not done in time: a hang of the machine ends the test.
+pub fn within(limit: Duration, body: impl FnOnce() + Send + 'static) {
+    let (done, ended) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        // Sent when it is dropped, too: a panic is an end.
+        let _done = done;
+        body();
+    });
+    let outcome = ended.recv_timeout(limit);
+    assert_ne!(outcome, Err::<(), _>(std::sync::mpsc::RecvTimeoutError::Timeout), "not done in {limit:?}");
+    thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
 }
 
 /// Word `index` of 8-byte words at device address `base`.

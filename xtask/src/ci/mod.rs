@@ -1,8 +1,9 @@
 //! `cargo xtask ci`: everything that must hold before a change lands, and what `.ci/run` runs.
 //!
 //! Every step runs, also after one failed, so that one run tells all; a table at the end says how each went. A step that
-//! cannot run for want of a tool is SKIPPED, loudly; with `CI` in the environment only the rebuild of the PTX may be, as
-//! its toolchain may be out of reach while the source hash and the lint are checked regardless.
+//! cannot run for want of a tool is SKIPPED, loudly; with `CI` in the environment only the rebuild of the PTX may be, and
+//! only where `.ci/run` found that the server that has its toolchain is out of reach. The source hash and the lint are
+//! checked regardless.
 
 mod steps;
 
@@ -43,7 +44,7 @@ enum Outcome {
 /// Runs `cargo xtask ci`.
 pub fn run(args: &Args) -> Result<()> {
     if args.list {
-        STEPS.iter().for_each(|step| println!("{:<10} {}", step.name, step.what));
+        STEPS.iter().for_each(|step| println!("{:<13} {}", step.name, step.what));
         return Ok(());
     }
     let known = |name: &&String| STEPS.iter().any(|step| step.name == **name);
@@ -68,15 +69,16 @@ pub fn run(args: &Args) -> Result<()> {
         }
         rows.push((step, time, result));
     }
-    println!("\n{:<10} {:>9}  result", "step", "time");
+    println!("\n{:<13} {:>9}  result", "step", "time");
     for (step, time, result) in &rows {
         let result = match result {
             Ok(Outcome::Passed) => "passed".to_owned(),
             Ok(Outcome::Skipped(why)) => format!("SKIPPED: {why}"),
             Err(error) => format!("FAILED: {}", format!("{error:#}").lines().next().unwrap_or_default()),
         };
-        println!("{:<10} {:>9}  {result}", step.name, seconds(*time));
+        println!("{:<13} {:>9}  {result}", step.name, seconds(*time));
     }
+    println!("{:<13} {:>9}", "total", seconds(rows.iter().map(|(_, time, _)| *time).sum()));
     let failed: Vec<_> = rows.iter().filter(|(_, _, result)| result.is_err()).map(|(step, _, _)| step.name).collect();
     if failed.is_empty() {
         return Ok(());

@@ -272,7 +272,16 @@ impl<'a> Machine<'a> {
         let puller = |chunk: &Chunk| if chunk.remote { chunk.at } else { chunk.source };
         // Pulls leave as fast as the SMs can take what they ask for, in the order of dispatch; nobody else uses these SMs.
         let mut order: Vec<u32> = (0..chunks.len() as u32).collect();
-        order.sort_by(|&a, &b| chunks[a as usize].turn.total_cmp(&chunks[b as usize].turn));
+        let ranks = drawn.ranks as u32;
+        // Of equals, each forwarder begins with the sources next to it, so that not all of them put to one source first.
+        let key = |i: u32| {
+            let c = &chunks[i as usize];
+            (c.turn, (c.source + ranks - puller(c)) % ranks)
+        };
+        order.sort_by(|&a, &b| {
+            let (a, b) = (key(a), key(b));
+            a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))
+        });
         for i in order {
             let chunk = &chunks[i as usize];
             let rows = if chunk.remote { self.parts(drawn, chunk).map(|p| p.1).sum() } else { f64::from(chunk.rows) };
@@ -295,7 +304,11 @@ impl<'a> Machine<'a> {
                         let read = me.memory.serve(owner as usize / me.per_gpu, now, bytes);
                         let linked = !me.same_gpu(owner, to);
                         let at = if linked { me.nvlink[0].serve(owner as usize, now, bytes) } else { now };
-                        events.push(Event { at: at.max(read), what: ARRIVES_LINK + KINDS * (owner + 1), chunk: event.chunk });
+                        events.push(Event {
+                            at: at.max(read),
+                            what: ARRIVES_LINK + KINDS * (owner + 1),
+                            chunk: event.chunk,
+                        });
                     };
                     if chunk.remote {
                         for (owner, rows) in self.parts(drawn, &chunk) {

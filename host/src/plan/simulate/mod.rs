@@ -27,7 +27,7 @@ use super::workload::{RowLayout, Workload};
 
 pub use routing::Draw;
 
-/// Order in which a rank sends to its peers.
+/// Order in which a rank sends to its peers in dispatch, and pulls inside its own domain in combine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendOrder {
