@@ -98,7 +98,8 @@ fn the_first_record_and_the_first_abort_word_stay() {
 fn words_after(mode: epoxide_sim::Mode, code: u32, here: u32, word: u64) -> [u64; 2] {
     let machine = machine(2, mode);
     let windows = Windows::new(&machine, FREE);
-    machine.write(windows.bases[0] + ABORT, &[word]).expect("in bounds");
+    // SAFETY: memory of this test's own, which no kernel uses now.
+    unsafe { machine.write(windows.bases[0] + ABORT, &[word]) }.expect("in bounds");
     let args = FaultArgs { channel: windows.channel(0, 0), code, here, mark: 0 };
     run(&machine, [launch(everyone_files, 1, 0, args)]).expect("it ends");
     assert_eq!(windows.record(&machine, 0)[..2], [STATE_FILED, u64::from(code)], "{mode:?}");

@@ -203,7 +203,8 @@ fn an_abort_word_that_is_there_already_ends_a_wait_and_shows_after_one() {
         // thread. Flags that are not: the wait ends. Either way one record says in which phase, and because of whom.
         for (posted, outcome, phase) in [((0, FLAGS), 3, PHASE + 1), ((1, FLAGS), 2, PHASE)] {
             let scene = Scene::new(1, mode);
-            scene.machine.write(scene.windows.bases[0] + ABORT, &[word]).expect("in bounds");
+            // SAFETY: the abort word of this test's own window, which kernels read with strong loads.
+            unsafe { scene.machine.write(scene.windows.bases[0] + ABORT, &[word]) }.expect("in bounds");
             run(&scene.machine, [launch(exchange, 1, 0, scene.args(0, SECOND, posted))]).expect("it ends");
             assert_eq!(scene.outcome(0), [outcome; 64], "{mode:?}");
             let record = scene.windows.record(&scene.machine, 0);

@@ -16,8 +16,11 @@ pub fn rms_norm_simulated(x: &[Bf16], weight: &[Bf16], epsilon: f32, mode: Mode)
     let bytes = |elements: &[Bf16]| (2 * elements.len() as u64).max(8);
     let [from, to] = [machine.allocate(0, bytes(x), 256)?, machine.allocate(0, bytes(x), 256)?];
     let factors = machine.allocate(0, bytes(weight), 256)?;
-    machine.write(from, &pack(x))?;
-    machine.write(factors, &pack(weight))?;
+    // SAFETY: both were allocated above, and no kernel uses them yet.
+    unsafe {
+        machine.write(from, &pack(x))?;
+        machine.write(factors, &pack(weight))?;
+    }
 
     // SAFETY: three allocations of the sizes that the arguments ask for, of which one is written, by this kernel alone.
     let args = unsafe {

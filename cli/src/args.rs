@@ -1,0 +1,254 @@
+//! The command line.
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use epoxide::WireFormat;
+use epoxide::plan::Protocol;
+
+use crate::simulation::{DrawArg, Straggler};
+use crate::sweep::Sweep;
+
+/// Expert-parallel communication for mixture-of-experts models.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Print what a buffer takes on every rank, by region
+    Bytes(BytesArgs),
+    /// Plan a dispatch and a combine: SMs, queue pairs, bytes, time, and what binds
+    #[command(after_long_help = PLAN_HELP)]
+    Plan(Box<PlanArgs>),
+    /// Look at this machine: what works here, what does not, and what to do
+    #[command(after_long_help = PREFLIGHT_HELP)]
+    Preflight(PreflightArgs),
+}
+
+/// The configuration of a buffer.
+#[derive(Debug, Args)]
+pub(crate) struct BytesArgs {
+    /// Ranks of one NVLink domain
+    #[arg(long, default_value_t = 8)]
+    pub ranks: u32,
+    #[command(flatten)]
+    pub shape: Shape,
+    /// SMs of an operation
+    #[arg(long, default_value_t = 16)]
+    pub num_sms: u32,
+}
+
+/// What is moved.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Shape {
+    /// Most tokens that a rank dispatches at once
+    #[arg(long, default_value_t = 4096)]
+    pub tokens: u32,
+    /// Elements of a row
+    #[arg(long, default_value_t = 7168)]
+    pub hidden: u32,
+    /// Experts in all
+    #[arg(long, default_value_t = 256)]
+    pub experts: u32,
+    /// Experts of a token
+    #[arg(long, default_value_t = 8)]
+    pub top_k: u32,
+    /// How rows travel in dispatch
+    #[arg(long, value_enum, default_value_t = Format::Bf16)]
+    pub format: Format,
+}
+
+/// What `epoxide plan` takes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// GPU, by name
+    #[arg(long, default_value = "H200", help_heading = "Machine")]
+    pub gpu: String,
+    /// NIC, by name; needed for several NVLink domains
+    #[arg(long, help_heading = "Machine")]
+    pub nic: Option<String>,
+    /// Figures of GPU and NIC to use instead of the built-in ones; `--figures` prints such a file
+    #[arg(long, value_name = "FILE.toml", help_heading = "Machine")]
+    pub hardware: Option<PathBuf>,
+    /// Ranks in all
+    #[arg(long, default_value_t = 8, help_heading = "Machine")]
+    pub ranks: u32,
+    /// Ranks of an NVLink domain [default: 8, or all ranks if fewer]
+    #[arg(long, help_heading = "Machine")]
+    pub per_node: Option<u32>,
+    /// Ranks of every NVLink domain, one by one, if they differ
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["ranks", "per_node"], help_heading = "Machine")]
+    pub domains: Option<Vec<u32>>,
+    /// Ranks that share a GPU
+    #[arg(long, default_value_t = 1, help_heading = "Machine")]
+    pub ranks_per_gpu: u32,
+    /// NICs of a GPU
+    #[arg(long, default_value_t = 1, help_heading = "Machine")]
+    pub nics_per_gpu: u32,
+    #[command(flatten, next_help_heading = "Workload")]
+    pub shape: Shape,
+    /// How received rows lie
+    #[arg(long, value_enum, default_value_t = Layout::Compact, help_heading = "Workload")]
+    pub layout: Layout,
+    /// Rows to which an expert's rows are padded in the expand layout
+    #[arg(long, default_value_t = 1, help_heading = "Workload")]
+    pub alignment: u32,
+    /// Rows that a rank can receive [default: every token of every rank]
+    #[arg(long, value_name = "ROWS", help_heading = "Workload")]
+    pub capacity: Option<u64>,
+    /// Groups of experts of which a token uses a few
+    #[arg(long, requires = "group_limit", help_heading = "Workload")]
+    pub groups: Option<u32>,
+    /// Groups that a token uses
+    #[arg(long, requires = "groups", help_heading = "Workload")]
+    pub group_limit: Option<u32>,
+    /// How often each expert is chosen: a file of one number per expert, in any unit
+    #[arg(long, value_name = "FILE", conflicts_with = "groups", help_heading = "Workload")]
+    pub histogram: Option<PathBuf>,
+    /// Rows of the busiest rank over the mean, beyond what the routing says
+    #[arg(long, default_value_t = 1.0, help_heading = "Workload")]
+    pub imbalance: f64,
+    /// Whose protocol moves the bytes
+    #[arg(long, value_enum, default_value_t = ProtocolName::Epoxide, help_heading = "Choices")]
+    pub protocol: ProtocolName,
+    /// SMs of an operation [default: the fewest that do not bind]
+    #[arg(long, help_heading = "Choices")]
+    pub num_sms: Option<u32>,
+    /// Queue pairs that may be used
+    #[arg(long, value_name = "QPS", help_heading = "Choices")]
+    pub allocated_qps: Option<u32>,
+    /// DeepEP V2 only: at least 64 SMs, as it takes when nothing is to overlap
+    #[arg(long, help_heading = "Choices")]
+    pub many_sms: bool,
+    /// Also simulate: queues, and routing drawn as `uniform`, `zipf[:EXPONENT]` or `one-hot[:EXPERT]`
+    #[arg(long, value_name = "DRAW", num_args = 0..=1, default_missing_value = "uniform", help_heading = "Simulation")]
+    pub simulate: Option<DrawArg>,
+    /// Seed of routing and skew
+    #[arg(long, default_value_t = 1, requires = "simulate", help_heading = "Simulation")]
+    pub seed: u64,
+    /// Microseconds over which the ranks enter
+    #[arg(long, value_name = "US", default_value_t = 0.0, requires = "simulate", help_heading = "Simulation")]
+    pub skew: f64,
+    /// A rank that is so many times slower
+    #[arg(long, value_name = "RANK:FACTOR", requires = "simulate", help_heading = "Simulation")]
+    pub straggler: Option<Straggler>,
+    /// Plan several values: `ranks=8..2048` (its powers of two) or `tokens=128,1000`; of ranks, tokens, hidden or top-k
+    #[arg(long, value_name = "NAME=VALUES", help_heading = "Output")]
+    pub sweep: Option<Sweep>,
+    /// Draw the sweep's curves
+    #[arg(long, value_name = "FILE.svg", requires = "sweep", help_heading = "Output")]
+    pub plot: Option<PathBuf>,
+    /// Print every figure of GPU and NIC with its source, as a file for `--hardware`, instead of a plan
+    #[arg(long, conflicts_with_all = ["sweep", "json"], help_heading = "Output")]
+    pub figures: bool,
+    /// Print JSON; `--help` describes it
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// What `epoxide preflight` takes.
+#[derive(Debug, Args)]
+pub(crate) struct PreflightArgs {
+    /// Print JSON; `--help` describes it
+    #[arg(long)]
+    pub json: bool,
+    /// Where to look for /sys, /proc and /dev
+    #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
+    pub root: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Format {
+    Bf16,
+    Fp8,
+}
+
+impl From<Format> for WireFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Bf16 => Self::Bf16,
+            Format::Fp8 => Self::Fp8,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Layout {
+    /// One row per token and rank
+    Compact,
+    /// One row per token and expert, which the receiver makes
+    Expand,
+    /// One row per token and expert, which cross the link each
+    Slab,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ProtocolName {
+    Epoxide,
+    DeepepV2,
+}
+
+impl From<ProtocolName> for Protocol {
+    fn from(name: ProtocolName) -> Self {
+        match name {
+            ProtocolName::Epoxide => Self::Epoxide,
+            ProtocolName::DeepepV2 => Self::DeepEpV2,
+        }
+    }
+}
+
+const PLAN_HELP: &str = "\
+EXAMPLES
+  epoxide plan --ranks 8 --format fp8
+  epoxide plan --gpu h200 --nic cx7 --ranks 64 --per-node 8 --format fp8
+  epoxide plan --gpu h100 --nic cx7 --sweep ranks=8..2048 --plot scale.svg
+  epoxide plan --gpu h100 --nic cx7 --ranks 64 --simulate zipf:0.8
+  epoxide plan --gpu b200 --figures > mine.toml, edit it, then epoxide plan --gpu b200 --hardware mine.toml
+
+THE PAGE
+  Amounts are those of the rank that uses a resource most. The resource that takes longest binds; the step takes that long and
+  the latency that no bandwidth shortens. MB and GB/s are 10^6 and 10^9, MiB and GiB are powers of two.
+
+JSON (--json)
+  In bytes, seconds, and these per second. Fields are added, not renamed or removed.
+  protocol                   \"epoxide\" or \"deepep-v2\"
+  projection                 whether this is designed, but not built yet
+  topology                   ranks, domains (ranks of each), ranks_per_gpu, nics_per_gpu
+  hardware                   gpu, nic (or null), figures: [{key, value, unit, source}]
+  workload                   tokens, hidden, top_k, experts, format, layout, capacity_rows (null: worst case), routing, imbalance
+  expected                   ranks_per_token, domains_per_token
+  num_sms, num_qps, channels
+  dispatch, combine          seconds, binding (a resource's name),
+                             bandwidth: {scale_up, scale_out (as DeepEP's tables count), nvlink, rdma (physical)},
+                             steps: [{name, seconds, latency, resources: [{resource, amount, unit, rate, seconds, binds}]}]
+  bytes                      basis (\"exact\", \"projection\", \"deepep-v2\"), total, window, private,
+                             regions: [{name, offset, bytes, symmetric}]
+  simulation                 with --simulate, else null: draw, seed, ranks_per_token, domains_per_token, row_imbalance,
+                             dispatch, combine: {seconds, model, busiest, resource, rank, imbalance, queueing, disturbance, events}
+  With --sweep: {sweep: NAME, points: [{value, plan}]}, or {value, error} where a value cannot be planned.
+  Resources: sm_loads, sm_stores, hbm, nvlink_out, nvlink_in, rdma_out, rdma_in, nic_messages.";
+
+const PREFLIGHT_HELP: &str = "\
+EXIT CODE
+  0 if something can run here, be it the simulated GPU; 1 if nothing can.
+
+JSON (--json)
+  Fields are added, not renamed or removed.
+  runs                       gpu, simulator: whether operations run there
+  checks                     [{check, status, finding, advice}], advice may be null;
+                             status: \"ok\", \"limited\" (works, not everything), \"no\" (does not work), \"absent\" (not here)
+  Checks: driver, gpu, nvlink, peer_access, nccl, nic, memlock, shared_memory, hardware_queues, simulator. A check may come several
+  times: gpu and nvlink once for each GPU, nic once for each port.";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

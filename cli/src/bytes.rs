@@ -1,0 +1,30 @@
+//! `epoxide bytes`.
+use epoxide::{Config, bytes_needed};
+
+use crate::args::BytesArgs;
+
+/// Prints what a buffer takes.
+pub(crate) fn run(args: &BytesArgs) -> anyhow::Result<String> {
+    let shape = &args.shape;
+    let config = Config::new(shape.experts, shape.top_k, shape.hidden, shape.tokens).with_format(shape.format.into());
+    let bytes = bytes_needed(&config, args.ranks, args.num_sms)?;
+    let mib = bytes.total() as f64 / f64::from(1 << 20);
+    Ok(format!("bytes on each of {} ranks:\n{bytes}\n         = {mib:.1} MiB", args.ranks))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::args::Cli;
+
+    #[test]
+    fn bytes_are_printed_by_region_and_errors_name_the_rule() {
+        let run = |args: &[&str]| crate::run(&Cli::parse_from(args));
+        let text = run(&["epoxide", "bytes", "--tokens", "128"]).expect("a valid shape").text;
+        // 8 ranks x 128 tokens x 7168 x 2 bytes.
+        assert!(text.contains("received rows") && text.contains("14680064"), "{text}");
+        let error = run(&["epoxide", "bytes", "--top-k", "33"]).err().expect("33 > 32");
+        assert_eq!(error.to_string(), "top_k = 33: a token selects 1 to 32 experts");
+    }
+}

@@ -1,0 +1,46 @@
+//! `epoxide plan --figures`: what is known of GPU and NIC, as a file that `--hardware` reads.
+use std::fmt::Write;
+
+use epoxide::plan::Hardware;
+
+/// The file: a comment with unit and source above every figure.
+pub(crate) fn file(hardware: &Hardware) -> String {
+    let nic = hardware.nic.as_ref();
+    let mut out =
+        "# Figures for `epoxide plan --hardware FILE`. A key that is left out keeps its built-in value.\n".to_owned();
+    let mut section = "";
+    for (key, unit, figure) in hardware.figures() {
+        let (table, name) = key.split_once('.').unwrap_or(("", key));
+        if table != section {
+            section = table;
+            let title = if table == "gpu" { Some(&hardware.gpu.name) } else { nic.map(|nic| &nic.name) };
+            let title = title.map_or("", |title| title.as_ref());
+            let _ = write!(out, "\n[{table}]\nname = \"{}\"\n", title.escape_default());
+        }
+        let symbol = if unit.symbol().is_empty() { "" } else { " " };
+        // Twelve digits hold every figure and drop what the division by the unit adds.
+        let value = format!("{:.11e}", figure.value / unit.factor()).parse::<f64>().unwrap_or(f64::NAN);
+        let _ = write!(out, "\n# {}\n{name} = {value} #{symbol}{}\n", figure.source.replace('\n', " "), unit.symbol());
+    }
+    out.replace(" #\n", "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use epoxide::plan::{Gpu, Hardware, Nic};
+
+    #[test]
+    fn the_file_is_read_back_as_the_same_figures() {
+        for gpu in Gpu::names() {
+            for nic in Nic::names() {
+                let before = Hardware::named(&gpu, Some(&nic)).expect("a known name");
+                let mut after = Hardware::named("h20", Some("efa")).expect("known names");
+                crate::hardware_file::apply(&mut after, &super::file(&before), "f.toml").expect("our own file");
+                for ((key, _, a), (_, _, b)) in before.figures().into_iter().zip(after.figures()) {
+                    assert!((a.value - b.value).abs() <= 1e-9 * a.value, "{key}: {} {}", a.value, b.value);
+                }
+                assert_eq!(before.gpu.name, after.gpu.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Driver, GPUs, NVLink and peer access.
+//!
+//! What the library can use comes from the library; what only the driver's management library knows, from NVML, which is loaded
+//! at run time and may be missing (in containers it often is).
+use epoxide::LocalGroup;
+use nvml_wrapper::enum_wrappers::device::{P2pCapabilitiesIndex, P2pStatus};
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::{Device, Nvml};
+
+use super::{Check, Status, proof};
+use crate::units;
+
+/// Links that a GPU may have (`NVML_NVLINK_MAX_LINKS`).
+const MOST_LINKS: u32 = 18;
+
+/// Driver, GPUs and links; and for each of the library's GPUs, whether operations run on it.
+pub(super) fn look() -> (Vec<Check>, Vec<bool>) {
+    let nvml = Nvml::init();
+    let gpus = LocalGroup::gpus();
+    let mut checks = vec![match &gpus {
+        Ok(0) => Check::new("driver", Status::No, format!("{}; no GPU for this process", driver(&nvml)))
+            .advice("pass the GPU into the container, and look at CUDA_VISIBLE_DEVICES"),
+        Ok(_) => Check::new("driver", Status::Ok, driver(&nvml)),
+        Err(error) => Check::new("driver", Status::Absent, error.to_string()),
+    }];
+    let mut usable = Vec::new();
+    for device in 0..gpus.unwrap_or(0) {
+        let check = gpu(device);
+        usable.push(check.status == Status::Ok);
+        checks.push(check);
+    }
+    match &nvml {
+        Ok(nvml) => checks.extend(links(nvml).unwrap_or_else(|error| vec![unseen(&error)])),
+        // Without a driver there is nothing that NVML could tell.
+        Err(_) if usable.is_empty() => {}
+        Err(error) => checks.push(unseen(error)),
+    }
+    (checks, usable)
+}
+
+fn unseen(error: &NvmlError) -> Check {
+    Check::new("peer_access", Status::Absent, format!("NVLink and peer access are not known: NVML says {error}"))
+}
+
+fn driver(nvml: &Result<Nvml, NvmlError>) -> String {
+    let of = |nvml: &Nvml| {
+        let (driver, cuda) = (nvml.sys_driver_version()?, nvml.sys_cuda_driver_version()?);
+        Ok::<_, NvmlError>(format!("NVIDIA driver {driver}, for CUDA up to {}", cuda_version(cuda)))
+    };
+    let text = nvml.as_ref().ok().and_then(|nvml| of(nvml).ok());
+    text.unwrap_or_else(|| "a CUDA driver; its version is not known, since NVML cannot be loaded".into())
+}
+
+/// `12080` as "12.8".
+fn cuda_version(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+/// Runs two ranks on a GPU.
+fn gpu(device: u32) -> Check {
+    let group = match LocalGroup::on_gpu(proof::RANKS, device) {
+        Ok(group) => group,
+        Err(error) => return Check::new("gpu", Status::No, error.to_string()),
+    };
+    // The description is of one rank as of any; the group is made anew, since asking for its ranks consumes it.
+    let comms = group.into_comms();
+    let description = comms.first().map_or_else(|| format!("GPU {device}"), epoxide::Comm::device);
+    drop(comms);
+    match LocalGroup::on_gpu(proof::RANKS, device).and_then(proof::run) {
+        Ok(proof) if proof.holds() => Check::new("gpu", Status::Ok, format!("{description}: {proof}")),
+        Ok(proof) => Check::new("gpu", Status::No, format!("{description}: {proof}"))
+            .advice("the GPU or its driver returns wrong data: do not use it; please report this"),
+        Err(error) => Check::new("gpu", Status::No, format!("{description}: {error}")),
+    }
+}
+
+/// NVLink of every GPU that NVML sees, and which pairs reach each other.
+fn links(nvml: &Nvml) -> Result<Vec<Check>, NvmlError> {
+    let devices = (0..nvml.device_count()?).map(|i| nvml.device_by_index(i)).collect::<Result<Vec<_>, _>>()?;
+    let mut checks = Vec::new();
+    for (i, device) in devices.iter().enumerate() {
+        checks.push(nvlink(i, device)?);
+    }
+    if devices.len() < 2 {
+        let alone = "one GPU: its ranks share memory and need no peer access";
+        checks.push(Check::new("peer_access", Status::Ok, alone));
+        return Ok(checks);
+    }
+    let mut pairs = Vec::new();
+    for (i, a) in devices.iter().enumerate() {
+        for (j, b) in devices.iter().enumerate().filter(|(j, _)| *j != i) {
+            pairs.push(Pair { from: i, to: j, reach: reach(a, b)? });
+        }
+    }
+    checks.push(peer_access(devices.len(), &pairs));
+    Ok(checks)
+}
+
+/// A GPU as NVML sees it, which the process may not be allowed to use.
+fn nvlink(index: usize, device: &Device<'_>) -> Result<Check, NvmlError> {
+    let capability = device.cuda_compute_capability()?;
+    let memory = device.memory_info()?;
+    let active = (0..MOST_LINKS).filter(|&link| device.link_wrapper_for(link).is_active().unwrap_or(false)).count();
+    let finding = format!(
+        "{active} links up on GPU {index} of NVML: {}, compute capability {}.{}, {} of {} free",
+        device.name()?,
+        capability.major,
+        capability.minor,
+        units::memory(memory.free),
+        units::memory(memory.total),
+    );
+    Ok(Check::new("nvlink", if active > 0 { Status::Ok } else { Status::Absent }, finding))
+}
+
+/// How one GPU reaches another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    NvLink,
+    Pcie,
+    None,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pair {
+    from: usize,
+    to: usize,
+    reach: Reach,
+}
+
+fn reach(a: &Device<'_>, b: &Device<'_>) -> Result<Reach, NvmlError> {
+    let can = |capability| Ok::<_, NvmlError>(a.p2p_status(b, capability)? == P2pStatus::Ok);
+    Ok(match can(P2pCapabilitiesIndex::Read)? && can(P2pCapabilitiesIndex::Write)? {
+        false => Reach::None,
+        true if can(P2pCapabilitiesIndex::NvLink)? => Reach::NvLink,
+        true => Reach::Pcie,
+    })
+}
+
+fn peer_access(gpus: usize, pairs: &[Pair]) -> Check {
+    let of = |reach| pairs.iter().filter(move |pair| pair.reach == reach);
+    let first = |reach| of(reach).next().map_or(String::new(), |p| format!("GPU {} and GPU {}", p.from, p.to));
+    let (none, pcie) = (of(Reach::None).count(), of(Reach::Pcie).count());
+    if none > 0 {
+        let finding =
+            format!("{none} of {} pairs of GPUs cannot reach each other, such as {}", pairs.len(), first(Reach::None));
+        let advice =
+            "ranks of one NVLink domain must reach each other: use GPUs that do, and look at IOMMU and ACS settings";
+        return Check::new("peer_access", Status::No, finding).advice(advice);
+    }
+    if pcie > 0 {
+        let finding = format!(
+            "{pcie} of {} pairs of GPUs reach each other over PCIe only, such as {}",
+            pairs.len(),
+            first(Reach::Pcie)
+        );
+        return Check::new("peer_access", Status::Limited, finding).advice("expect PCIe's bandwidth between them");
+    }
+    Check::new("peer_access", Status::Ok, format!("all {gpus} GPUs reach each other over NVLink"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_formatted() {
+        assert_eq!(cuda_version(12080), "12.8");
+        assert_eq!(cuda_version(13000), "13.0");
+    }
+
+    #[test]
+    fn the_worst_pair_decides_about_peer_access() {
+        let pair = |to, reach| Pair { from: 0, to, reach };
+        let check = |pairs: &[Pair]| peer_access(4, pairs);
+        assert_eq!(check(&[pair(1, Reach::NvLink), pair(2, Reach::NvLink)]).status, Status::Ok);
+        let pcie = check(&[pair(1, Reach::NvLink), pair(2, Reach::Pcie)]);
+        assert!(
+            pcie.status == Status::Limited
+                && pcie.finding.contains("1 of 2")
+                && pcie.finding.contains("GPU 0 and GPU 2")
+        );
+        assert_eq!(check(&[pair(1, Reach::None), pair(2, Reach::Pcie)]).status, Status::No);
+    }
+}

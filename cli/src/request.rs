@@ -1,0 +1,122 @@
+//! From the command line to what the planner takes.
+use std::path::Path;
+
+use anyhow::Context;
+use epoxide::plan::simulate::Report;
+use epoxide::plan::{Capacity, Hardware, Plan, PlanOptions, Routing, RowLayout, Topology, Workload, plan_with};
+
+use crate::args::{Layout, PlanArgs};
+use crate::{hardware_file, simulation};
+
+/// Ranks of an NVLink domain unless the caller says otherwise.
+const USUAL_DOMAIN: u32 = 8;
+
+/// Everything that a plan follows from.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub topology: Topology,
+    pub hardware: Hardware,
+    pub workload: Workload,
+    pub options: PlanOptions,
+}
+
+/// What the planner, and if asked for the simulation, made of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Planned {
+    pub request: Request,
+    pub plan: Plan,
+    pub simulation: Option<(simulation::Setting, Report)>,
+}
+
+impl Request {
+    /// Reads the files that `args` name, and builds the rest.
+    pub fn new(args: &PlanArgs) -> anyhow::Result<Self> {
+        let hardware = hardware(args)?;
+        let routing = match (args.groups, args.group_limit, &args.histogram) {
+            (Some(groups), Some(limit), _) => Routing::GroupLimited { groups, limit },
+            (.., Some(path)) => Routing::Histogram(histogram(path)?),
+            _ => Routing::Uniform,
+        };
+        let layout = match args.layout {
+            Layout::Compact => RowLayout::Compact,
+            Layout::Expand => RowLayout::Expand { alignment: args.alignment },
+            Layout::Slab => RowLayout::Slab,
+        };
+        let shape = &args.shape;
+        let workload = Workload::new(shape.tokens, shape.hidden, shape.top_k, shape.experts)
+            .with_format(shape.format.into())
+            .with_layout(layout)
+            .with_capacity(args.capacity.map_or(Capacity::WorstCase, Capacity::Rows))
+            .with_routing(routing)
+            .with_imbalance(args.imbalance);
+        let mut options = PlanOptions::new().with_protocol(args.protocol.into());
+        options.num_sms = args.num_sms;
+        options.allocated_qps = args.allocated_qps;
+        options.many_sms = args.many_sms;
+        Ok(Self { topology: topology(args)?, hardware, workload, options })
+    }
+
+    /// Plans, and simulates if asked to.
+    pub fn plan(self, setting: Option<&simulation::Setting>) -> epoxide::Result<Planned> {
+        let plan = plan_with(&self.topology, &self.hardware, &self.workload, &self.options)?;
+        let simulation = match setting {
+            Some(setting) => Some((setting.clone(), setting.run(&self)?)),
+            None => None,
+        };
+        Ok(Planned { request: self, plan, simulation })
+    }
+}
+
+/// The built-in hardware, and over it the user's file.
+pub(crate) fn hardware(args: &PlanArgs) -> anyhow::Result<Hardware> {
+    let mut hardware = Hardware::named(&args.gpu, args.nic.as_deref())?;
+    if let Some(path) = &args.hardware {
+        let text = std::fs::read_to_string(path).with_context(|| format!("--hardware {}", path.display()))?;
+        hardware_file::apply(&mut hardware, &text, &path.display().to_string())?;
+    }
+    Ok(hardware)
+}
+
+fn topology(args: &PlanArgs) -> epoxide::Result<Topology> {
+    let topology = match &args.domains {
+        Some(sizes) => Topology::of_domains(sizes)?,
+        None => Topology::new(args.ranks, args.per_node.unwrap_or(USUAL_DOMAIN.min(args.ranks.max(1))))?,
+    };
+    topology.with_ranks_per_gpu(args.ranks_per_gpu)?.with_nics_per_gpu(args.nics_per_gpu)
+}
+
+fn histogram(path: &Path) -> anyhow::Result<Vec<f64>> {
+    let name = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("--histogram {name}"))?;
+    parse_histogram(&text).map_err(|(line, word)| anyhow::anyhow!("{name}:{line}: `{word}` is not a number"))
+}
+
+/// Numbers apart by spaces, commas or lines; the line and the word of the first that is none.
+fn parse_histogram(text: &str) -> Result<Vec<f64>, (usize, &str)> {
+    let words = text.lines().enumerate().flat_map(|(line, text)| {
+        let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());
+        words.map(move |word| word.parse().map_err(|_| (line + 1, word)))
+    });
+    words.collect()
+}
+
+/// The option that sets an argument which the library names differently.
+pub(crate) fn option_of(error: &epoxide::Error) -> Option<&'static str> {
+    let epoxide::Error::InvalidArgument { argument, .. } = error else { return None };
+    Some(match *argument {
+        "per_domain" => "--per-node",
+        "max_tokens_per_rank" => "--tokens",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_histogram;
+
+    #[test]
+    fn a_histogram_is_numbers_in_any_arrangement() {
+        assert_eq!(parse_histogram("1, 2.5\n\n3e2 4"), Ok(vec![1.0, 2.5, 300.0, 4.0]));
+        assert_eq!(parse_histogram("1\n2 many"), Err((2, "many")));
+    }
+}
