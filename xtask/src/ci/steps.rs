@@ -26,7 +26,11 @@ pub const STEPS: &[Step] = &[
     Step { name: "lint", what: "the committed PTX keeps the rules", run: || passed(ptx::check_lint()) },
     Step { name: "ptx", what: "the kernels build to the committed PTX", run: rebuild },
     Step { name: "assemble", what: "ptxas takes the PTX, with no spill and no stack frame", run: assembly },
-    Step { name: "test", what: "the tests pass", run: || cargo(&["test", "--locked", "--workspace"]) },
+    Step {
+        name: "test",
+        what: "the tests pass",
+        run: || cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]),
+    },
     Step { name: "doc", what: "the documentation builds without a warning", run: doc },
     Step { name: "examples", what: "the main job ends verified, in both formats", run: examples },
     Step { name: "bench", what: "every benchmark runs, once", run: bench },
