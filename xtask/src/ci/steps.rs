@@ -1,8 +1,9 @@
 //! The steps of CI, in the order they run: what is quick and often wrong comes first.
 //!
-//! Every call of cargo has `--locked`, so that what is checked is what `Cargo.lock` says, and a change of it is a commit.
+//! Calls of cargo have `--locked` (but for `candle`, which says why), so that what is checked is what `Cargo.lock` says.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -183,7 +184,27 @@ fn package() -> Result<Outcome> {
             bail!("{have} of {crates} packages contain {file}");
         }
     }
-    cargo(&PACKAGE)
+    let target = root().join("target/packaged");
+    forget_packages(&target)?;
+    run(host_cargo().args(PACKAGE).arg("--target-dir").arg(target))
+}
+
+/// Removes what cargo keeps of packages that were built from before. It takes a version for the same text for ever, as it is
+/// in a registry, but before it is published it is not: a crate would be checked against its neighbours of an earlier run.
+fn forget_packages(target: &Path) -> Result<()> {
+    let remove = |dir: &Path| if dir.exists() { fs::remove_dir_all(dir) } else { Ok(()) };
+    remove(target).with_context(|| target.display().to_string())?;
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let Some(home) = home.or_else(|| Some(std::env::home_dir()?.join(".cargo"))) else { return Ok(()) };
+    // `cargo package` unpacks from a registry of its own, in a folder with a hash for a name; those of real registries begin
+    // with the name of a host.
+    for folder in fs::read_dir(home.join("registry/src")).into_iter().flatten().flatten() {
+        let unpacked = folder.path().join(concat!("epoxide-", env!("CARGO_PKG_VERSION")));
+        if folder.file_name().to_string_lossy().starts_with('-') && unpacked.exists() {
+            remove(&folder.path()).with_context(|| folder.path().display().to_string())?;
+        }
+    }
+    Ok(())
 }
 
 fn count(list: &str, file: &str) -> usize {
