@@ -311,7 +311,7 @@ impl Drop for ElasticBuffer {
         }
         let inner = self.comm.inner();
         let estate = Estate {
-            after: inner.runtime.record_event(inner.stream).into_iter().collect(),
+            after: inner.runtime.mark(inner.stream).into_iter().collect(),
             memory: vec![self.window, self.private],
             mapped: vec![self.record],
         };
@@ -404,7 +404,7 @@ fn agree_on(comm: &Comm, config: &Config, blocks: u32) -> Result<()> {
     Ok(())
 }
 
-/// "8 on ranks [0, 1], 4 on ranks [2]".
+/// Such as `8 on ranks [0, 1], 4 on ranks [2]`.
 fn by_value(values: &[&str]) -> String {
     let mut groups: Vec<(&str, Vec<usize>)> = Vec::new();
     for (rank, value) in values.iter().enumerate() {

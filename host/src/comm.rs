@@ -410,7 +410,7 @@ impl Drop for CommInner {
         if let Some(bootstrap) = &self.bootstrap {
             bootstrap.leave();
         }
-        let event = self.runtime.record_event(self.stream).ok();
+        let event = self.runtime.mark(self.stream).ok();
         let memory = self.take_spare().into_iter().map(|s| s.address).collect();
         self.local.leave(&self.runtime, event, memory);
     }

@@ -86,6 +86,8 @@ impl Runtime {
         fn synchronize(&self, stream: RawStream) -> Result<()>;
         /// Marks a point in the stream.
         fn record_event(&self, stream: RawStream) -> Result<RawEvent>;
+        /// [`Self::record_event`] that never waits, not even for the rank's own stream: for the end of a buffer's or a rank's life.
+        fn mark(&self, stream: RawStream) -> Result<RawEvent>;
         /// Lets the stream wait for an event of any stream of the same device.
         fn wait_event(&self, stream: RawStream, event: &RawEvent) -> Result<()>;
         /// Waits until the event is reached, on whichever rank's stream it is.

@@ -114,6 +114,10 @@ impl SimRuntime {
         Ok(RawEvent::Sim(self.actor().record_event(sim_stream(stream)?)?))
     }
 
+    pub(crate) fn mark(&self, stream: RawStream) -> Result<RawEvent> {
+        self.record_event(stream)
+    }
+
     pub(crate) fn wait_event(&self, stream: RawStream, event: &RawEvent) -> Result<()> {
         Ok(self.actor().wait_event(sim_stream(stream)?, sim_event(event)?)?)
     }

@@ -61,7 +61,7 @@ impl CudaRuntime {
         stream: RawStream,
     ) -> Result<()> {
         let name = kernel.name();
-        let stream = self.stream(stream)?;
+        let (raw, stream) = (stream, self.stream(stream)?);
         let Some(function) = self.device.module().prepared(name) else {
             return Err(Error::argument(
                 "kernel",
@@ -76,6 +76,7 @@ impl CudaRuntime {
         if grid == 0 {
             return Err(Error::argument("grid", grid, format!("{name} needs at least one block")));
         }
+        self.pace(raw)?;
         self.bind()?;
         let (function, threads) = (function.handle.0, kernel.threads());
         let mut params = [ptr::from_ref(args).cast_mut().cast::<c_void>()];

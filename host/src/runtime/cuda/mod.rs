@@ -22,6 +22,7 @@ mod driver;
 mod launch;
 mod memory;
 mod module;
+mod pace;
 mod staging;
 mod stream;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub(crate) use self::budget::SmReservation;
 pub(crate) use self::device::CudaDevice;
 pub(crate) use self::stream::CudaEvent;
 
+use self::pace::Pace;
 use self::staging::Staging;
 use self::stream::Streams;
 use crate::error::{Error, Result};
@@ -46,6 +48,8 @@ use crate::error::{Error, Result};
 pub(crate) struct CudaRuntime {
     rank: u32,
     streams: Streams,
+    /// How far the host is ahead.
+    pace: Pace,
     /// Taken by `Drop` alone.
     staging: Mutex<Option<Staging>>,
     device: Arc<CudaDevice>,
@@ -59,7 +63,7 @@ impl CudaRuntime {
     /// [`Error::Cuda`] if the host has too little memory that can be pinned.
     pub(crate) fn new(device: Arc<CudaDevice>, rank: u32) -> Result<Self> {
         let staging = Mutex::new(Some(device.take_staging()?));
-        Ok(Self { rank, streams: Streams::default(), staging, device })
+        Ok(Self { rank, streams: Streams::default(), pace: Pace::default(), staging, device })
     }
 
     /// The GPU, which other ranks may share.

@@ -150,6 +150,12 @@ impl CudaRuntime {
     ///
     /// [`Error::Cuda`].
     pub(crate) fn record_event(&self, stream: RawStream) -> Result<RawEvent> {
+        self.pace(stream)?;
+        self.mark(stream)
+    }
+
+    /// [`Self::record_event`], not counted.
+    pub(crate) fn mark(&self, stream: RawStream) -> Result<RawEvent> {
         let stream = self.stream(stream)?;
         self.bind()?;
         let event = CudaEvent::create(self.device.context())?;
