@@ -163,3 +163,94 @@ fn all_finite<T: std::fmt::Display>(
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A file of this test's own, gone with it.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str, bytes: &[u8]) -> Self {
+            let path = std::env::temp_dir().join(format!("epoxide-{}-{name}", std::process::id()));
+            std::fs::write(&path, bytes).expect("the temporary folder takes a file");
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    /// A safetensors file with these tensors, all zeros.
+    fn file(tensors: &[(&str, Dtype, &[usize], usize)]) -> Vec<u8> {
+        let data = vec![0u8; 4096];
+        let views = tensors.iter().map(|(name, dtype, shape, size)| {
+            let bytes = shape.iter().product::<usize>() * size;
+            (*name, TensorView::new(*dtype, shape.to_vec(), &data[..bytes]).expect("the bytes fit the shape"))
+        });
+        safetensors::serialize(views, None).expect("valid tensors")
+    }
+
+    fn refusal(name: &str, bytes: &[u8]) -> String {
+        let scratch = Scratch::new(name, bytes);
+        match Input::from_safetensors(&scratch.0) {
+            Ok(_) => panic!("{name} was accepted"),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    const STATES: (&str, Dtype, &[usize], usize) = ("hidden_states", Dtype::BF16, &[3, 16], 2);
+    const LOGITS: (&str, Dtype, &[usize], usize) = ("router_logits", Dtype::F32, &[3, 4], 4);
+
+    #[test]
+    fn a_good_file_gives_tokens_hidden_and_experts() {
+        let scratch = Scratch::new("good", &file(&[STATES, LOGITS]));
+        let input = Input::from_safetensors(&scratch.0).expect("a good file");
+        assert_eq!((input.tokens, input.hidden, input.experts, input.x.len()), (3, 16, 4, 48));
+    }
+
+    #[test]
+    fn bad_tensors_are_named_with_what_was_found_and_what_was_expected() {
+        let cases: [(&str, Vec<u8>, &[&str]); 5] = [
+            ("no-logits", file(&[STATES]), &["no tensor router_logits", "F32 [tokens, experts]", "hidden_states"]),
+            (
+                "dtype",
+                file(&[("hidden_states", Dtype::F32, &[3, 16], 4), LOGITS]),
+                &["hidden_states has dtype F32", "expected BF16"],
+            ),
+            (
+                "shape",
+                file(&[("hidden_states", Dtype::BF16, &[3, 4, 4], 2), LOGITS]),
+                &["hidden_states has shape [3, 4, 4]", "expected [tokens, hidden]"],
+            ),
+            (
+                "rows",
+                file(&[STATES, ("router_logits", Dtype::F32, &[2, 4], 4)]),
+                &["router_logits has shape [2, 4]", "expected [3, experts]", "[3, 16]"],
+            ),
+            ("empty", file(&[STATES, ("router_logits", Dtype::F32, &[3, 0], 4)]), &["[3, 0]", "none of them 0"]),
+        ];
+        for (name, bytes, facts) in cases {
+            let said = refusal(name, &bytes);
+            assert!(facts.iter().all(|fact| said.contains(fact)), "{name}: {said}");
+        }
+    }
+
+    #[test]
+    fn truncated_malformed_and_missing_files_are_errors() {
+        let whole = file(&[STATES, LOGITS]);
+        for (name, bytes) in [("half", &whole[..whole.len() / 2]), ("junk", b"not a tensor in sight"), ("nothing", b"")]
+        {
+            let said = refusal(name, bytes);
+            assert!(said.contains("truncated, or not a safetensors file") && said.contains(name), "{said}");
+        }
+        let said = format!("{:#}", Input::from_safetensors(Path::new("/no/such/file")).err().expect("no such file"));
+        assert!(said.contains("cannot read /no/such/file"), "{said}");
+    }
+}
