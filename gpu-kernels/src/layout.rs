@@ -20,6 +20,8 @@ pub const MAX_HIDDEN: u32 = 1 << 20;
 pub const MAX_TOKENS: u32 = (1 << 24) - 1;
 /// Most blocks of an operation.
 pub const MAX_BLOCKS: u32 = 1024;
+/// Words of a rank's own epochs and counters; see [`PrivateLayout::words`].
+pub const PRIVATE_WORDS: u64 = 5;
 /// Alignment of regions.
 pub const REGION_ALIGN: u64 = 256;
 
@@ -231,7 +233,7 @@ impl WindowLayout {
 pub struct PrivateLayout {
     /// u64 `[ranks]`: the windows' addresses.
     pub bases: Span,
-    /// u64 `[5]`: epoch, epoch of the last combine, the grid's two counters, the claim of the fault record.
+    /// u64 `[PRIVATE_WORDS]`: epoch, epoch of the last combine, the grid's two counters, the claim of the fault record.
     pub words: Span,
     /// u32 `[blocks][ranks + experts]`: each block's counts.
     pub block_counts: Span,
@@ -258,7 +260,7 @@ impl PrivateLayout {
         let selections = u64::from(shape.max_tokens) * u64::from(shape.top_k);
         let mut at = Cursor { end: 0 };
         let bases = at.span("window addresses", ranks, 8)?;
-        let words = at.span("epochs and counters", 5, 8)?;
+        let words = at.span("epochs and counters", PRIVATE_WORDS, 8)?;
         let block_counts = at.span("block counts", blocks * (ranks + u64::from(shape.experts)), 4)?;
         let block_bad = at.span("block faults", blocks, 8)?;
         let send_rank = at.span("handle: ranks", selections, 4)?;

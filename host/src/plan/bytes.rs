@@ -1,8 +1,9 @@
 //! What a buffer takes, region by region: exact where the library allocates it, a projection where it does not yet.
 use std::fmt;
 
-use epoxide_kernels::layout::{MAX_RANKS, REGION_ALIGN};
+use epoxide_kernels::layout::{MAX_RANKS, PRIVATE_WORDS, REGION_ALIGN};
 use epoxide_kernels::placement::Placement;
+use epoxide_kernels::protocol::DETAIL_WORDS;
 
 use super::deepep;
 use super::model::Protocol;
@@ -107,7 +108,7 @@ impl PlannedBytes {
         let if_rails = |count: u64| if rails { count } else { 0 };
         // Sums of other domains, one slot for each that a token can go to.
         let partial = tokens.checked_mul(top_k.min(u64::from(topology.domains() - 1)))?;
-        let words = (u64::from(largest) + domain_experts).checked_add(4)?;
+        let words = (u64::from(largest) + domain_experts).checked_add(u64::from(DETAIL_WORDS))?;
         let selections = tokens.checked_mul(top_k)?;
         let blocks = u64::from(num_sms);
         let counters = u64::from(largest) + domain_experts;
@@ -131,7 +132,7 @@ impl PlannedBytes {
         ];
         let private: [(&'static str, u64, u64); 8] = [
             ("window addresses", ranks, 8),
-            ("epochs and counters", 4, 8),
+            ("epochs and counters", PRIVATE_WORDS, 8),
             ("block counts", blocks.checked_mul(counters)?, 4),
             ("block faults", blocks, 8),
             ("handle: ranks", selections, 4),
