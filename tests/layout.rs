@@ -3,6 +3,7 @@ mod support;
 
 use epoxide::{BytesNeeded, Config, DispatchInput, ElasticBuffer, Error, WireFormat, bf16, bytes_needed};
 use proptest::prelude::*;
+use support::laws::{regions_lie_well, require};
 use support::{Device, replay};
 
 #[derive(Clone, Debug)]
@@ -27,24 +28,11 @@ fn needed(case: &Case) -> Result<BytesNeeded, String> {
     bytes_needed(&case.config, case.ranks, case.num_sms).map_err(|e| e.to_string())
 }
 
-fn require(holds: bool, law: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(law()) }
-}
-
 #[test]
 fn regions_are_aligned_disjoint_and_inside() {
     replay::law(module_path!(), "regions_are_aligned_disjoint_and_inside", 500, cases(64, 32_768, 100_000), |case| {
         let bytes = needed(&case)?;
-        for symmetric in [true, false] {
-            let mut end = 0;
-            for region in bytes.regions.iter().filter(|r| r.symmetric == symmetric) {
-                require(region.offset.is_multiple_of(256), || format!("{region:?} is not aligned"))?;
-                require(region.offset >= end, || format!("{region:?} begins before {end}"))?;
-                end = region.offset + region.bytes;
-            }
-            let total = if symmetric { bytes.window } else { bytes.private };
-            require(end <= total && total - end < 256, || format!("the last region ends at {end} of {total}"))?;
-        }
+        regions_lie_well(&bytes.regions, bytes.window, bytes.private)?;
         require(bytes.total() == bytes.window + bytes.private, || "the total is not the sum".to_owned())
     });
 }

@@ -8,15 +8,12 @@ use epoxide::plan::{
 };
 use epoxide::{Config, ElasticBuffer, Error, WireFormat, bytes_needed};
 use proptest::prelude::*;
+use support::laws::{regions_lie_well, require};
 use support::{Device, replay};
 
 const MIB: u64 = 1 << 20;
 
-fn require(holds: bool, law: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(law()) }
-}
-
-/// `reference/deepep.md` section 4: what DeepEP's README and its users report.
+/// What DeepEP's README and its users report.
 #[test]
 fn deepep_sm_counts_are_its_own() {
     let h100 = Gpu::named("h100").unwrap().nvlink();
@@ -267,16 +264,7 @@ fn as_many_sms_as_the_rest_needs() {
 fn planned_regions_are_aligned_disjoint_and_inside() {
     replay::law(module_path!(), "planned_regions_are_aligned_disjoint_and_inside", 400, cases(), |case| {
         let bytes = case.plan(&PlanOptions::new())?.bytes;
-        for symmetric in [true, false] {
-            let mut end = 0;
-            for region in bytes.regions.iter().filter(|r| r.symmetric == symmetric) {
-                require(region.offset.is_multiple_of(256), || format!("{region:?} is not aligned"))?;
-                require(region.offset >= end, || format!("{region:?} begins before {end}"))?;
-                end = region.offset + region.bytes;
-            }
-            let total = if symmetric { bytes.window } else { bytes.private };
-            require(end <= total && total - end < 256, || format!("the last region ends at {end} of {total}"))?;
-        }
+        regions_lie_well(&bytes.regions, bytes.window, bytes.private)?;
         let table = bytes.to_string();
         require(table.contains(&bytes.total().to_string()), || table)
     });

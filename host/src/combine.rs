@@ -130,7 +130,7 @@ impl ElasticBuffer {
         }
         // SAFETY: the tensor is this process's device memory, large enough as just checked, and stays allocated until the
         // stream has passed this operation.
-        unsafe { self.combine_raw(handle, &RawCombineInput::new(y.address())) }
+        unsafe { self.combine_with(handle, y.address()) }
     }
 
     /// [`Self::combine`] to a device address, of expert outputs in the lent region.
@@ -149,6 +149,16 @@ impl ElasticBuffer {
         if !y.is_multiple_of(16) {
             return Err(Error::argument("y", format!("{y:#x}"), "the address is a multiple of 16"));
         }
+        // SAFETY: the caller's promise.
+        unsafe { self.combine_with(handle, y) }
+    }
+
+    /// Enqueues the kernel for a handle that was checked.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::combine_raw`].
+    unsafe fn combine_with(&mut self, handle: &Dispatched, y: u64) -> Result<()> {
         let inner = self.comm.inner();
         let (p, shape) = (&self.layouts.private, &self.layouts.shape);
         // SAFETY: the buffer's own memory, laid out for its shape; `y` is the caller's promise.

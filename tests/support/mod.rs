@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod exchange;
+pub mod laws;
 pub mod reference;
 pub mod replay;
 pub mod routing;

@@ -1,7 +1,7 @@
 //! DeepEP V2's own arithmetic: SMs, queue pairs, channels, warps and bytes.
 //!
 //! A named alternative beside our model, so that both can be held against what DeepEP publishes. The formulas are those of its
-//! main branch at dd758ca, described in `reference/deepep.md` sections 2.3, 3.1, 3.2 and 4; the constants are its own.
+//! main branch at dd758ca; the constants are its own.
 use super::expectation::distinct_groups;
 use crate::error::{Error, Result};
 
@@ -71,7 +71,7 @@ impl Setup {
         if self.hybrid { self.ranks / self.per_domain } else { 1 }
     }
 
-    /// SMs of an operation (`reference/deepep.md` section 4).
+    /// SMs of an operation (as DeepEP at dd758ca computes it).
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! How many distinct ranks and domains a token goes to, on average.
 //!
 //! A token that selects `K` of `E` experts misses a set of `n` of them with probability `C(E-n, K) / C(E, K)`: that is the
-//! hypergeometric distribution at zero. DeepEP's planner uses the same law for equal groups (`reference/deepep.md` section 4).
+//! hypergeometric distribution at zero. DeepEP's planner uses the same law for equal groups (as DeepEP at dd758ca computes it).
 use epoxide_kernels::placement::Placement;
 
 use super::topology::Topology;

@@ -100,7 +100,7 @@ pub struct Step {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Bandwidth {
-    /// As DeepEP's tables count inside a domain: every received row, also the rank's own (`reference/deepep.md` section 8.4).
+    /// As DeepEP's tables count inside a domain: every received row, also the rank's own (DeepEP at dd758ca).
     pub scale_up: f64,
     /// As they count between domains: a row per (token, domain), the own domain too. 0 with one domain.
     pub scale_out: f64,
@@ -212,7 +212,7 @@ impl<'a> Limits<'a> {
     fn new(topology: &Topology, hardware: &'a Hardware, options: &PlanOptions) -> Result<Self> {
         let per_gpu = topology.ranks_per_gpu();
         let device = hardware.gpu.sms.value as u32;
-        // Several ranks on one GPU leave one SM free (design.md section 7).
+        // Several ranks on one GPU leave one SM free (see `runtime::cuda::budget`).
         let most_sms = (device - u32::from(per_gpu > 1)) / per_gpu;
         if most_sms == 0 {
             let rule = format!("each rank of a GPU needs a whole SM of its {device}, and one stays free");

@@ -19,23 +19,23 @@ const NVLINK4: Figure = Figure::new(26.562e9, "nvidia-smi nvlink --status on Hop
 const NVLINK5: Figure = Figure::new(50e9, "nvidia-smi nvlink --status on Blackwell: 50 GB/s a link and direction");
 const READ: Figure = Figure::new(
     62e9,
-    "measured on an H200, 4 SMs a rank: pull combine, 16-byte loads, 128 KiB in flight an SM (design.md section 8)",
+    "measured on an H200, 4 SMs a rank: pull combine, 16-byte loads, 128 KiB in flight an SM (prototypes; docs/performance.md has our kernels)",
 );
 const WRITE: Figure = Figure::new(
     55e9,
-    "measured on an H200, 4 SMs a rank: dispatch by bulk copies of 14 KiB rows (design.md section 8)",
+    "measured on an H200, 4 SMs a rank: dispatch by bulk copies of 14 KiB rows (prototypes; docs/performance.md has our kernels)",
 );
-const READ_ASSUMED: Figure = Figure::new(62e9, "assumed: as measured on an H200's SM (design.md section 8)");
-const WRITE_ASSUMED: Figure = Figure::new(55e9, "assumed: as measured on an H200's SM (design.md section 8)");
-const KERNEL: Figure = Figure::new(
-    4.2e-6,
-    "measured on an H200, 2 ranks: DeepEP V2's bare barrier kernel, launch to launch (measured.md C.5)",
-);
-const KERNEL_ASSUMED: Figure = Figure::new(4.2e-6, "assumed: as measured on an H200 (measured.md C.5)");
+const READ_ASSUMED: Figure =
+    Figure::new(62e9, "assumed: as measured on an H200's SM (prototypes; docs/performance.md has our kernels)");
+const WRITE_ASSUMED: Figure =
+    Figure::new(55e9, "assumed: as measured on an H200's SM (prototypes; docs/performance.md has our kernels)");
+const KERNEL: Figure =
+    Figure::new(4.2e-6, "measured on an H200, 2 ranks: DeepEP V2's bare barrier kernel, launch to launch");
+const KERNEL_ASSUMED: Figure = Figure::new(4.2e-6, "assumed: as measured on an H200");
 const ROUND_TRIP: Figure =
     Figure::new(2e-6, "the upper end of the 1 to 2 us that is quoted for NVLink 4 across a switch; not measured by us");
 
-/// Nominal HBM bandwidth times what a copy reaches of it on an H200: 4256 of 4800 GB/s (measured.md A).
+/// Nominal HBM bandwidth times what a copy reaches of it on an H200: 4256 of 4800 GB/s.
 const fn copied(nominal: f64, source: &'static str) -> Figure {
     Figure::new(nominal * 4256.0 / 4800.0, source)
 }
@@ -114,12 +114,9 @@ pub(super) fn gpus() -> [Gpu; 6] {
         }),
         hopper(Hopper {
             name: "H200",
-            sms: Figure::new(132.0, "NVIDIA H200 data sheet; read from the device (measured.md)"),
+            sms: Figure::new(132.0, "NVIDIA H200 data sheet; read from the device"),
             memory: Figure::new(141.0 * 1e9, "NVIDIA H200 data sheet: 141 GB"),
-            hbm: Figure::new(
-                4.256e12,
-                "measured: 2 GiB copied by a Triton kernel, read and write counted (measured.md A)",
-            ),
+            hbm: Figure::new(4.256e12, "measured: 2 GiB copied by a Triton kernel, read and write counted"),
             links: HOPPER_LINKS,
             measured: true,
         }),
