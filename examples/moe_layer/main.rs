@@ -79,7 +79,7 @@ fn run(options: &Options) -> Result<(), Failure> {
     // A missing GPU is better known before the work than after it.
     let group = match options.device {
         Device::Sim => LocalGroup::simulated(options.ranks, Mode::Fast { workers: 0 }),
-        Device::Cuda => LocalGroup::on_gpu(options.ranks, 0),
+        Device::Cuda => LocalGroup::on_gpus(&options.gpu_of_ranks()),
     };
     let group = group.context("cannot make the ranks").map_err(Failure::Run)?;
     before.lap("set up");
@@ -129,7 +129,7 @@ fn run(options: &Options) -> Result<(), Failure> {
     let wire_row_bytes = report::wire_row_bytes(options, input.hidden);
     report::ranks(&plan, routing.top_k, wire_row_bytes);
     report::times(&before, &outcomes, &after);
-    report::bandwidths(&outcomes, &plan, wire_row_bytes, 2 * input.hidden as u64);
+    report::bandwidths(options, &outcomes, &plan, wire_row_bytes, 2 * input.hidden as u64);
     report::accuracy(&accuracy, fp8);
     println!();
     verdict(&mismatches, &accuracy)

@@ -23,6 +23,8 @@ Examples:
       a real model's hidden states and router logits
   cargo run --release --example moe_layer -- --device cuda --tokens 4096 --hidden 7168 --experts 256
       8 ranks that share one NVIDIA GPU (sm_90 or newer), with bandwidths
+  cargo run --release --example moe_layer -- --device cuda --gpus 0,1 --ranks 2 --tokens 4096 --hidden 7168
+      one rank on each of two NVIDIA GPUs
 
 Exit codes: 0 verified, 1 a run that failed or was not verified, 2 a bad option or input file.";
 
@@ -61,9 +63,12 @@ pub struct Options {
     /// How rows travel in dispatch; combine is always BF16
     #[arg(long, value_enum, default_value_t = Format::Bf16)]
     pub format: Format,
-    /// What the kernels run on: simulated GPUs, one a rank, or the first NVIDIA GPU, shared by all ranks
+    /// What the kernels run on: simulated GPUs, one a rank, or NVIDIA GPUs
     #[arg(long, value_enum, default_value_t = Device::Sim)]
     pub device: Device,
+    /// NVIDIA GPUs by number; ranks are dealt out to them in turn, and those of one GPU share it [default: 0]
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [0], hide_default_value = true)]
+    pub gpus: Vec<u32>,
     /// Names the weights of the router and of the experts
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
@@ -166,6 +171,11 @@ impl Options {
             Format::Bf16 => WireFormat::Bf16,
             Format::Fp8 => WireFormat::Fp8,
         }
+    }
+
+    /// The GPU of every rank.
+    pub fn gpu_of_ranks(&self) -> Vec<u32> {
+        self.gpus.iter().copied().cycle().take(self.ranks as usize).collect()
     }
 
     /// How often to dispatch and combine.

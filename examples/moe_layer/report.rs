@@ -1,4 +1,5 @@
 //! What is printed.
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -91,8 +92,9 @@ pub fn times(before: &Clock, outcomes: &[Outcome], after: &Clock) {
 }
 
 /// Prints bandwidths, for a GPU.
-pub fn bandwidths(outcomes: &[Outcome], plan: &Plan, wire_row_bytes: u64, bf16_row_bytes: u64) {
+pub fn bandwidths(options: &Options, outcomes: &[Outcome], plan: &Plan, wire_row_bytes: u64, bf16_row_bytes: u64) {
     let Some(copy) = outcomes.iter().find_map(|o| o.copy) else { return };
+    let gpus = options.gpu_of_ranks().into_iter().collect::<BTreeSet<_>>().len();
     let (ranks, num_sms) = (outcomes.len() as f64, outcomes.first().map_or(1, |o| o.num_sms));
     let mut table = table(&[
         "operation",
@@ -101,7 +103,7 @@ pub fn bandwidths(outcomes: &[Outcome], plan: &Plan, wire_row_bytes: u64, bf16_r
         "GB/s a rank",
         "GB/s an SM",
         "GB/s all ranks",
-        "memory GB/s",
+        "memory GB/s a GPU",
         "of a copy",
     ]);
     let dispatched = slowest(outcomes, |pass| pass.0);
@@ -111,7 +113,7 @@ pub fn bandwidths(outcomes: &[Outcome], plan: &Plan, wire_row_bytes: u64, bf16_r
     let once = tokens as f64 * bf16_row_bytes as f64;
     for (name, ms, row_bytes) in [("dispatch", dispatched, wire_row_bytes), ("combine", combined, bf16_row_bytes)] {
         let moved = plan.rows() as f64 * row_bytes as f64;
-        let (rate, memory) = (moved / (ms / 1e3), (moved + once) / (ms / 1e3));
+        let (rate, memory) = (moved / (ms / 1e3), (moved + once) / gpus as f64 / (ms / 1e3));
         table.add_row([
             name.to_owned(),
             format!("{ms:.3} ms"),
@@ -127,11 +129,13 @@ pub fn bandwidths(outcomes: &[Outcome], plan: &Plan, wire_row_bytes: u64, bf16_r
     println!(
         "bytes: rows received (dispatch) or summed (combine) times a row's bytes; memory: those and each token's own row."
     );
-    println!("A device copy in this run, on all SMs: {:.0} GB/s read and written.", copy / 1e9);
+    println!("A device copy in this run, on all SMs of one GPU: {:.0} GB/s read and written.", copy / 1e9);
     println!("times: the slowest rank of a pass, the median of {} passes", passes(outcomes));
-    println!(
-        "Several ranks on one GPU measure the efficiency of the kernels and not NVLink, which these rows never crossed."
-    );
+    if gpus == 1 {
+        println!(
+            "Several ranks on one GPU measure the efficiency of the kernels and not NVLink, which these rows never crossed."
+        );
+    }
 }
 
 /// Prints how far the outputs are from the reference, and how far they may be.

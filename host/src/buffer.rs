@@ -94,7 +94,7 @@ impl ElasticBuffer {
         };
         let id = inner.local.buffer_id(number);
         let config_hash = hash(&config, blocks);
-        let mut estate = Estate::default();
+        let mut estate = Estate::of(&inner.runtime);
         let made = allocate(inner, &layouts, &shared, blocks, &mut estate);
         // Every rank learns whether all could allocate before anyone relies on it.
         let windows = share_windows(comm, made.as_ref().map(|m| m.window));
@@ -220,8 +220,9 @@ impl ElasticBuffer {
             // Every rank's stream was idle when it came: nobody uses this window, and no peer can be waiting for this rank
             // while the driver frees.
             let inner = self.comm.inner();
-            let freed = [self.window, self.private].into_iter().try_for_each(|address| inner.runtime.free(address));
-            let freed = freed.and_then(|()| inner.runtime.free_mapped(self.record));
+            let heap = inner.runtime.heap();
+            let freed = [self.window, self.private].into_iter().try_for_each(|address| heap.free(address));
+            let freed = freed.and_then(|()| heap.free_mapped(self.record));
             self.freed = true;
             let left = self.comm.barrier();
             return done.and(freed).and(left);
@@ -314,6 +315,7 @@ impl Drop for ElasticBuffer {
             after: inner.runtime.mark(inner.stream).into_iter().collect(),
             memory: vec![self.window, self.private],
             mapped: vec![self.record],
+            ..Estate::of(&inner.runtime)
         };
         inner.local.bury(estate);
     }

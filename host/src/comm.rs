@@ -1,4 +1,6 @@
 //! A rank: its device, its stream, and its way to the other ranks.
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use crate::runtime::cuda::{CudaDevice, CudaRuntime};
 use crate::runtime::sim::SimRuntime;
 use crate::runtime::{RawEvent, RawStream, Reservation, Runtime};
 use crate::tensor::{DeviceTensor, Element};
-use crate::transport::local::LocalGroupState;
+use crate::transport::local::{Estate, LocalGroupState};
 
 /// One rank of a group: cheap to clone, and what buffers and tensors are made from.
 ///
@@ -31,8 +33,8 @@ pub(crate) struct CommInner {
     pub runtime: Runtime,
     pub stream: RawStream,
     pub local: Arc<LocalGroupState>,
-    /// Ranks that share this rank's device.
-    pub ranks_on_device: u32,
+    /// SMs of an operation where the configuration leaves them open: the same on every rank.
+    default_num_sms: u32,
     bootstrap: Option<ThreadBootstrap>,
     /// What the rank has reserved of the device's SMs: as many as its largest buffer needs, since its stream runs one
     /// operation at a time.
@@ -55,7 +57,7 @@ impl std::fmt::Debug for Comm {
     }
 }
 
-/// The ranks of one process: simulated ones, or several on one GPU.
+/// The ranks of one process: simulated ones, or on one or several GPUs.
 ///
 /// ```
 /// use epoxide::{LocalGroup, Mode};
@@ -90,8 +92,7 @@ impl LocalGroup {
         let local = LocalGroupState::new(ranks);
         let comms = (0..ranks).map(|rank| {
             let runtime = Runtime::Sim(SimRuntime::new(machine.actor(rank)?));
-            // A simulated rank has a device of its own.
-            Comm::new(rank, ranks, runtime, None, Arc::clone(&local), 1)
+            Comm::new(rank, ranks, runtime, None, Arc::clone(&local), DEFAULT_SIMULATED_SMS)
         });
         Ok(Self { comms: comms.collect::<Result<_>>()? })
     }
@@ -100,21 +101,57 @@ impl LocalGroup {
     ///
     /// # Errors
     ///
-    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::GpuTooOld`] when the kernels cannot run there, and
-    /// [`Error::DoesNotFit`] when the device has fewer hardware queues than ranks.
+    /// As [`Self::on_gpus`].
     pub fn on_gpu(ranks: u32, device: u32) -> Result<Self> {
         check_ranks(ranks)?;
-        let device = CudaDevice::open(device)?;
+        Self::on_gpus(&vec![device; ranks as usize])
+    }
+
+    /// Makes a rank for every entry of `devices`, which says on which GPU it runs, each with a stream of its own. A GPU may
+    /// have several ranks; every two GPUs must reach each other's memory, over NVLink or PCIe.
+    ///
+    /// ```no_run
+    /// use epoxide::LocalGroup;
+    /// // One rank on each of two GPUs; two ranks on each.
+    /// let group = LocalGroup::on_gpus(&[0, 1])?;
+    /// let group = LocalGroup::on_gpus(&[0, 0, 1, 1])?;
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::GpuTooOld`] when the kernels cannot run there,
+    /// [`Error::NoPeerAccess`] when two of the GPUs cannot reach each other,
+    /// [`Error::DoesNotFit`] when a GPU has fewer hardware queues than ranks, and
+    /// [`Error::InvalidArgument`] for no or more than 64 ranks, or for a GPU that is not there.
+    pub fn on_gpus(devices: &[u32]) -> Result<Self> {
+        let ranks = u32::try_from(devices.len()).unwrap_or(u32::MAX);
+        check_ranks(ranks)?;
+        // One object for each GPU, however many ranks it has.
+        let mut gpus = BTreeMap::new();
+        for &device in devices {
+            if let Entry::Vacant(gpu) = gpus.entry(device) {
+                gpu.insert(CudaDevice::open(device)?);
+            }
+        }
+        for (from, to) in gpus.values().flat_map(|from| gpus.values().map(move |to| (from, to))) {
+            from.reach(to)?;
+        }
+        let default_num_sms = gpus.iter().map(|(device, gpu)| {
+            let sharing = devices.iter().filter(|&d| d == device).count() as u32;
+            (gpu.sms().saturating_sub(1) / sharing).clamp(1, MOST_DEFAULT_SMS)
+        });
+        let default_num_sms = default_num_sms.min().unwrap_or(1);
         let local = LocalGroupState::new(ranks);
-        let comms = ThreadBootstrap::group(ranks).into_iter().map(|bootstrap| {
+        let comms = ThreadBootstrap::group(ranks).into_iter().zip(devices).map(|(bootstrap, device)| {
             let rank = bootstrap.rank();
-            let runtime = Runtime::Cuda(CudaRuntime::new(Arc::clone(&device), rank)?);
-            Comm::new(rank, ranks, runtime, Some(bootstrap), Arc::clone(&local), ranks)
+            let runtime = Runtime::Cuda(CudaRuntime::new(Arc::clone(&gpus[device]), rank)?);
+            Comm::new(rank, ranks, runtime, Some(bootstrap), Arc::clone(&local), default_num_sms)
         });
         Ok(Self { comms: comms.collect::<Result<_>>()? })
     }
 
-    /// GPUs that [`Self::on_gpu`] may be given.
+    /// How many GPUs this process may use: their numbers are below.
     ///
     /// # Errors
     ///
@@ -176,7 +213,7 @@ impl Comm {
         runtime: Runtime,
         bootstrap: Option<ThreadBootstrap>,
         local: Arc<LocalGroupState>,
-        ranks_on_device: u32,
+        default_num_sms: u32,
     ) -> Result<Self> {
         let stream = runtime.create_stream()?;
         runtime.prepare(&delay, 0)?;
@@ -189,7 +226,7 @@ impl Comm {
             runtime,
             stream,
             local,
-            ranks_on_device,
+            default_num_sms,
             bootstrap,
             reserved: Mutex::default(),
             spare: Mutex::default(),
@@ -231,13 +268,10 @@ impl Comm {
         self.inner.runtime.description()
     }
 
-    /// SMs of an operation when the configuration leaves them open: on a simulated GPU two, since every simulated thread
-    /// costs host time; on a GPU up to 16, all ranks of it together leaving one SM free.
+    /// SMs of an operation when the configuration leaves them open, the same on every rank: on a simulated GPU two, since every
+    /// simulated thread costs host time; on GPUs up to 16, as many as the ranks of one can have while they leave one SM free.
     pub fn default_num_sms(&self) -> u32 {
-        match self.inner.runtime {
-            Runtime::Sim(_) => 2,
-            Runtime::Cuda(_) => (self.inner.runtime.sms().saturating_sub(1) / self.inner.ranks_on_device).clamp(1, 16),
-        }
+        self.inner.default_num_sms
     }
 
     /// Gives `payload` to every rank and returns everyone's, in rank order. Collective.
@@ -280,7 +314,8 @@ impl Comm {
             self.inner.spare.lock().unwrap_or_else(PoisonError::into_inner).extend(spare);
             return waited;
         }
-        spare.into_iter().try_for_each(|s| self.inner.runtime.free(s.address))
+        let heap = self.inner.runtime.heap();
+        spare.into_iter().try_for_each(|s| heap.free(s.address))
     }
 
     /// Allocates device memory for a tensor, if possible what a dropped one of about that size left: its last use and the next
@@ -347,7 +382,7 @@ impl Comm {
         Ok(Event { raw: self.inner.runtime.record_event(self.inner.stream)? })
     }
 
-    /// Lets this rank's stream wait for an event of any rank on the same device.
+    /// Lets this rank's stream wait for an event of any rank of the process.
     ///
     /// # Errors
     ///
@@ -387,6 +422,11 @@ impl CommInner {
     }
 }
 
+/// SMs of an operation on the simulated GPU unless the configuration says otherwise.
+const DEFAULT_SIMULATED_SMS: u32 = 2;
+/// Most SMs of an operation on a GPU unless the configuration says otherwise.
+const MOST_DEFAULT_SMS: u32 = 16;
+
 /// The longest [`Comm::delay`].
 const LONGEST_DELAY: Duration = Duration::from_secs(3600);
 
@@ -410,8 +450,11 @@ impl Drop for CommInner {
         if let Some(bootstrap) = &self.bootstrap {
             bootstrap.leave();
         }
-        let event = self.runtime.mark(self.stream).ok();
-        let memory = self.take_spare().into_iter().map(|s| s.address).collect();
-        self.local.leave(&self.runtime, event, memory);
+        let estate = Estate {
+            after: self.runtime.mark(self.stream).into_iter().collect(),
+            memory: self.take_spare().into_iter().map(|s| s.address).collect(),
+            ..Estate::of(&self.runtime)
+        };
+        self.local.leave(&self.runtime, estate);
     }
 }

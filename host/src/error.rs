@@ -247,6 +247,17 @@ pub enum Error {
         /// The oldest that works.
         needed: &'static str,
     },
+    /// Two GPUs of a group do not reach each other's memory.
+    #[error("GPU {from} does not reach the memory of GPU {to}: {reason}; the ranks of one NVLink domain must")]
+    #[non_exhaustive]
+    NoPeerAccess {
+        /// The GPU that would reach.
+        from: u32,
+        /// The one whose memory it is.
+        to: u32,
+        /// What is missing.
+        reason: String,
+    },
     /// The ranks on one GPU do not fit on it together.
     #[error("{what} on GPU {device}: {asked} asked for by its ranks together, {limit} fit; {rule}")]
     #[non_exhaustive]

@@ -116,6 +116,26 @@ impl Quantizer {
         let inner = self.comm.inner();
         inner.runtime.copy_on_device(to.address(), from.address(), bytes, inner.stream)
     }
+
+    /// [`Self::copy`] between device addresses, of which one may be a peer's: the ceiling of a link. Enqueued.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] when an address or `bytes` is not a multiple of 16.
+    ///
+    /// # Safety
+    ///
+    /// Both addresses are valid for `bytes` on this rank's device, the ranges do not overlap, and until the copy is done nothing
+    /// writes either of them or reads `to`.
+    pub unsafe fn copy_raw(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
+        for (argument, value) in [("from", from), ("to", to), ("bytes", bytes)] {
+            if !value.is_multiple_of(16) {
+                return Err(Error::argument(argument, format!("{value:#x}"), "a multiple of 16"));
+            }
+        }
+        let inner = self.comm.inner();
+        inner.runtime.copy_on_device(to, from, bytes, inner.stream)
+    }
 }
 
 fn check_shape(

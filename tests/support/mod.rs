@@ -1,11 +1,13 @@
 //! What the behaviour tests share: the device they run on, the plain reference, random cases and their replay.
 //!
-//! Every test is one source for both runtimes. `EPOXIDE_TEST_DEVICE=cuda` runs it on several ranks of GPU 0, everything
-//! else on the simulated GPU.
+//! Every test is one source for both runtimes. `EPOXIDE_TEST_DEVICE=cuda` runs it on several ranks of GPU 0,
+//! `EPOXIDE_TEST_DEVICE=cuda:0,1` deals the ranks out to those GPUs, everything else runs it on the simulated GPU.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod errors;
 pub mod exchange;
 pub mod laws;
+pub mod plans;
 pub mod reference;
 pub mod replay;
 pub mod routing;
@@ -19,20 +21,25 @@ use epoxide::{Comm, LocalGroup, Mode, Result};
 pub enum Device {
     /// A simulated machine, made for the test.
     Simulated,
-    /// GPU 0.
+    /// The GPUs that the environment names.
     Cuda,
 }
 
-/// The GPU holds as many streams and blocks as one group needs, so its tests take turns.
+/// Names the device: `sim`, `cuda`, or `cuda:` and numbers of GPUs.
+const DEVICE: &str = "EPOXIDE_TEST_DEVICE";
+
+/// A GPU holds as many streams and blocks as one group needs, so its tests take turns.
 static GPU: Mutex<()> = Mutex::new(());
 
 impl Device {
     /// What the environment asks for.
     pub fn from_env() -> Self {
-        match std::env::var("EPOXIDE_TEST_DEVICE").as_deref() {
+        match std::env::var(DEVICE).as_deref() {
             Err(_) | Ok("" | "sim") => Self::Simulated,
-            Ok("cuda") => Self::Cuda,
-            Ok(other) => panic!("EPOXIDE_TEST_DEVICE = {other}: it is sim or cuda"),
+            Ok(_) => {
+                assert!(!gpus().is_empty());
+                Self::Cuda
+            }
         }
     }
 
@@ -49,7 +56,7 @@ impl Device {
     pub fn max_ranks(self) -> u32 {
         match self {
             Self::Simulated => 64,
-            Self::Cuda => 8,
+            Self::Cuda => 8 * gpus().len() as u32,
         }
     }
 
@@ -60,7 +67,7 @@ impl Device {
         let _turn = (self == Self::Cuda).then(|| GPU.lock().unwrap_or_else(PoisonError::into_inner));
         let group = match self {
             Self::Simulated => LocalGroup::simulated(ranks, mode),
-            Self::Cuda => LocalGroup::on_gpu(ranks, 0),
+            Self::Cuda => LocalGroup::on_gpus(&gpus().into_iter().cycle().take(ranks as usize).collect::<Vec<_>>()),
         };
         group.expect("a group for the test").run_all(f)
     }
@@ -69,6 +76,17 @@ impl Device {
     pub fn check(self, ranks: u32, mode: Mode, f: impl Fn(Comm) -> Result<Checked> + Sync) -> Checked {
         complaints(self.run_all(ranks, mode, f)).map_err(|e| format!("{mode:?}: {e}"))
     }
+}
+
+/// The GPUs that the environment names; GPU 0 unless it says otherwise.
+fn gpus() -> Vec<u32> {
+    let text = std::env::var(DEVICE).unwrap_or_default();
+    let numbers = match text.as_str() {
+        "" | "sim" | "cuda" => "0",
+        text => text.strip_prefix("cuda:").unwrap_or_default(),
+    };
+    let numbers: Option<Vec<u32>> = numbers.split(',').map(|number| number.parse().ok()).collect();
+    numbers.unwrap_or_else(|| panic!("{DEVICE} = {text}: it is sim, cuda, or cuda: and GPUs such as cuda:0,1"))
 }
 
 /// Nothing, or what was not as it must be.

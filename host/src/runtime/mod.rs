@@ -4,6 +4,8 @@
 pub(crate) mod cuda;
 pub(crate) mod sim;
 
+use std::sync::Arc;
+
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::{Kernel, KernelArg};
 use epoxide_kernels::copy::{CopyArgs, copy};
@@ -40,6 +42,32 @@ pub(crate) enum RawEvent {
 /// A rank's share of the SMs of a device that it shares with others; given back on drop.
 pub(crate) type Reservation = cuda::SmReservation;
 
+/// Whose memory it is: frees what a rank allocated, also when the rank is gone.
+pub(crate) enum Heap {
+    Sim(epoxide_sim::Machine),
+    Cuda(Arc<cuda::CudaDevice>),
+}
+
+impl Heap {
+    /// Frees device memory that no stream uses any more. On a GPU it may wait for everything that runs there.
+    pub(crate) fn free(&self, address: u64) -> Result<()> {
+        match self {
+            // SAFETY: the callers in this crate free what they allocated, once, when no stream uses it any more (see
+            // `transport::local`, `Comm::synchronize` and `ElasticBuffer::close`).
+            Self::Sim(machine) => Ok(unsafe { machine.free(address) }?),
+            Self::Cuda(device) => device.free(address),
+        }
+    }
+
+    /// Frees memory that host and device shared. On a GPU it may wait for everything that runs there.
+    pub(crate) fn free_mapped(&self, mapped: Mapped) -> Result<()> {
+        match self {
+            Self::Sim(_) => self.free(mapped.device),
+            Self::Cuda(device) => device.free_mapped(mapped),
+        }
+    }
+}
+
 /// One rank's device.
 pub(crate) enum Runtime {
     Sim(sim::SimRuntime),
@@ -68,12 +96,10 @@ impl Runtime {
         fn description(&self) -> String;
         /// Allocates device memory, at a multiple of 256 bytes; `what` is for the error.
         fn allocate(&self, what: &'static str, bytes: u64) -> Result<u64>;
-        /// Frees device memory that no stream uses any more.
-        fn free(&self, address: u64) -> Result<()>;
         /// Allocates memory that host and device share, zeroed.
         fn allocate_mapped(&self, bytes: u64) -> Result<Mapped>;
-        /// Frees it.
-        fn free_mapped(&self, mapped: Mapped) -> Result<()>;
+        /// What frees both.
+        fn heap(&self) -> Heap;
         /// Makes a stream that does not synchronise with any other.
         fn create_stream(&self) -> Result<RawStream>;
         /// Copies to the device in stream order; returns when `from` may be reused.

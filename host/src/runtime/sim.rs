@@ -5,7 +5,7 @@ use std::time::Duration;
 use epoxide_dsl::{Kernel, KernelArg};
 use epoxide_sim::{Actor, Launch};
 
-use super::{Mapped, RawEvent, RawStream};
+use super::{Heap, Mapped, RawEvent, RawStream};
 use crate::error::{Error, Result};
 
 /// One rank of a simulated machine.
@@ -60,10 +60,8 @@ impl SimRuntime {
         })
     }
 
-    pub(crate) fn free(&self, address: u64) -> Result<()> {
-        // SAFETY: the callers in this crate free what they allocated, once, when no stream uses it any more (see
-        // `transport::local`, `Comm::synchronize` and `ElasticBuffer::close`).
-        Ok(unsafe { self.actor().machine().free(address) }?)
+    pub(crate) fn heap(&self) -> Heap {
+        Heap::Sim(self.actor().machine().clone())
     }
 
     pub(crate) fn allocate_mapped(&self, bytes: u64) -> Result<Mapped> {
@@ -71,10 +69,6 @@ impl SimRuntime {
         // SAFETY: fresh memory of the machine: a device address is a host address, and no kernel has it yet.
         unsafe { std::ptr::write_bytes(device as *mut u8, 0, bytes as usize) };
         Ok(Mapped { host: device as *mut u8, device })
-    }
-
-    pub(crate) fn free_mapped(&self, mapped: Mapped) -> Result<()> {
-        self.free(mapped.device)
     }
 
     pub(crate) fn create_stream(&self) -> Result<RawStream> {

@@ -6,11 +6,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::runtime::{Mapped, RawEvent, Runtime};
+use crate::runtime::{Heap, Mapped, RawEvent, Runtime};
 
 /// What a rank leaves behind.
-#[derive(Default)]
 pub(crate) struct Estate {
+    /// What frees it: ranks may be on different devices.
+    pub heap: Heap,
     /// The points of the rank's stream after which the rank itself uses nothing of it any more.
     pub after: Vec<RawEvent>,
     /// Device memory.
@@ -20,24 +21,28 @@ pub(crate) struct Estate {
 }
 
 impl Estate {
-    fn absorb(&mut self, other: Self) {
-        self.after.extend(other.after);
-        self.memory.extend(other.memory);
-        self.mapped.extend(other.mapped);
+    /// Nothing yet.
+    pub(crate) fn of(runtime: &Runtime) -> Self {
+        Self { heap: runtime.heap(), after: Vec::new(), memory: Vec::new(), mapped: Vec::new() }
     }
 
-    /// Frees everything once every rank's work is over. Where the device has failed, the memory stays with it.
-    fn settle(self, runtime: &Runtime) {
-        if self.after.iter().any(|event| runtime.synchronize_event(event).is_err()) {
-            return;
-        }
+    fn free(self) {
+        // Nobody is left to tell of a failure; the memory stays with the device then.
         for address in self.memory {
-            let _ = runtime.free(address);
+            let _ = self.heap.free(address);
         }
         for mapped in self.mapped {
-            let _ = runtime.free_mapped(mapped);
+            let _ = self.heap.free_mapped(mapped);
         }
     }
+}
+
+/// Frees everything once every rank's work is over. Where a device has failed, all memory stays: a peer may still use it.
+fn settle(runtime: &Runtime, estates: Vec<Estate>) {
+    if estates.iter().flat_map(|estate| &estate.after).any(|event| runtime.synchronize_event(event).is_err()) {
+        return;
+    }
+    estates.into_iter().for_each(Estate::free);
 }
 
 /// What the ranks of a process share.
@@ -50,13 +55,13 @@ pub(crate) struct LocalGroupState {
 struct Left {
     /// Ranks that are not gone.
     ranks: u32,
-    estate: Estate,
+    estates: Vec<Estate>,
 }
 
 impl LocalGroupState {
     pub(crate) fn new(ranks: u32) -> Arc<Self> {
         static GROUPS: AtomicU64 = AtomicU64::new(1);
-        let left = Mutex::new(Left { ranks, estate: Estate::default() });
+        let left = Mutex::new(Left { ranks, estates: Vec::new() });
         Arc::new(Self { id: GROUPS.fetch_add(1, Ordering::Relaxed), left })
     }
 
@@ -67,18 +72,18 @@ impl LocalGroupState {
 
     /// Takes over a rank's part of a buffer. Waits for nobody and frees nothing.
     pub(crate) fn bury(&self, estate: Estate) {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).estate.absorb(estate);
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).estates.push(estate);
     }
 
     /// Takes over what a rank's tensors left; the rank is gone, and the last one frees everything.
-    pub(crate) fn leave(&self, runtime: &Runtime, after: Option<RawEvent>, memory: Vec<u64>) {
+    pub(crate) fn leave(&self, runtime: &Runtime, estate: Estate) {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        left.estate.absorb(Estate { after: after.into_iter().collect(), memory, mapped: Vec::new() });
+        left.estates.push(estate);
         left.ranks = left.ranks.saturating_sub(1);
         if left.ranks == 0 {
-            let estate = std::mem::take(&mut left.estate);
+            let estates = std::mem::take(&mut left.estates);
             drop(left);
-            estate.settle(runtime);
+            settle(runtime, estates);
         }
     }
 }

@@ -2,10 +2,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use cudarc::driver::sys;
+use cudarc::driver::sys::{self, CUresult};
 
 use super::driver::{Handle, check, check_for};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The retained primary context of one GPU; released when the last of what holds it goes.
 ///
@@ -37,6 +37,40 @@ impl PrimaryContext {
     /// The number of the GPU.
     pub(super) fn ordinal(&self) -> u32 {
         self.ordinal
+    }
+
+    /// Lets kernels of this context access what the context of another GPU has allocated, and will allocate.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoPeerAccess`] if the GPUs do not reach each other, or have no atomics between them;
+    /// [`Error::Cuda`].
+    pub(super) fn reach(&self, peer: &Self) -> Result<()> {
+        let lacking =
+            |reason: &str| Err(Error::NoPeerAccess { from: self.ordinal, to: peer.ordinal, reason: reason.to_owned() });
+        let ask = |attribute| {
+            let mut value = 0;
+            // SAFETY: a valid place for the answer; both devices are from `cuDeviceGet`.
+            let asked = unsafe { sys::cuDeviceGetP2PAttribute(&mut value, attribute, self.device, peer.device) };
+            let between = format_args!("GPUs {} and {}", self.ordinal, peer.ordinal);
+            check_for("cuDeviceGetP2PAttribute", asked, between).map(|()| value != 0)
+        };
+        if !ask(sys::CUdevice_P2PAttribute::CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED)? {
+            return lacking("there is no peer access between them (cuDeviceGetP2PAttribute)");
+        }
+        // A rank that gives up posts its abort word at its peers by a compare-and-swap.
+        if !ask(sys::CUdevice_P2PAttribute::CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED)? {
+            return lacking("the link between them has no atomics (NVLink has)");
+        }
+        self.bind()?;
+        // SAFETY: the context of this GPU is current, the other one is retained as long as `peer` lives; flags must be 0.
+        match unsafe { sys::cuCtxEnablePeerAccess(peer.context.0, 0) } {
+            // By an earlier group, or by a framework beside us.
+            CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
+            enabled => {
+                check_for("cuCtxEnablePeerAccess", enabled, format_args!("GPU {} to {}", self.ordinal, peer.ordinal))
+            }
+        }
     }
 
     /// Makes the context current on the calling thread, which most driver calls require.

@@ -97,6 +97,15 @@ impl CudaDevice {
         }))
     }
 
+    /// Lets this GPU's kernels access the memory of `peer`, which may be the same GPU.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoPeerAccess`]; [`Error::Cuda`].
+    pub(crate) fn reach(&self, peer: &Self) -> Result<()> {
+        if self.ordinal() == peer.ordinal() { Ok(()) } else { self.context.reach(&peer.context) }
+    }
+
     /// Reserves whole SMs for one rank's kernels, until the reservation is dropped. One SM of the GPU always stays free.
     ///
     /// # Errors

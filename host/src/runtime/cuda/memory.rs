@@ -3,18 +3,44 @@
 //! Addresses come from this crate's own allocations, or from arguments whose docs make the caller answer for them. Nothing here
 //! can check them beyond what the driver does: it refuses ranges that it did not allocate.
 use std::ptr;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use cudarc::driver::sys::{self, CUresult};
 
-use super::CudaRuntime;
+use super::driver::check_for;
 use super::staging::Staging;
+use super::{CudaDevice, CudaRuntime};
 use crate::error::{Error, Result};
-use crate::runtime::{Mapped, RawStream};
+use crate::runtime::{Heap, Mapped, RawStream};
 
 /// A size as the driver takes it. What does not fit, it cannot allocate or copy either, and will refuse.
 fn length(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+impl CudaDevice {
+    /// Frees device memory that no stream uses any more. May wait for everything that runs on the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`].
+    pub(crate) fn free(&self, address: u64) -> Result<()> {
+        self.context().bind()?;
+        // SAFETY: the caller got the address from `allocate` and frees it once; a wrong one is an error.
+        check_for("cuMemFree", unsafe { sys::cuMemFree_v2(address) }, format_args!("GPU {}", self.ordinal()))
+    }
+
+    /// Frees memory that host and device shared. May wait for everything that runs on the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`].
+    pub(crate) fn free_mapped(&self, mapped: Mapped) -> Result<()> {
+        self.context().bind()?;
+        // SAFETY: the caller got it from `allocate_mapped`, frees it once, and no longer uses it on either side.
+        let freed = unsafe { sys::cuMemFreeHost(mapped.host.cast()) };
+        check_for("cuMemFreeHost", freed, format_args!("GPU {}", self.ordinal()))
+    }
 }
 
 impl CudaRuntime {
@@ -37,15 +63,9 @@ impl CudaRuntime {
         Ok(address)
     }
 
-    /// Frees device memory that no stream uses any more. May wait for everything that runs on the device.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Cuda`].
-    pub(crate) fn free(&self, address: u64) -> Result<()> {
-        self.bind()?;
-        // SAFETY: the caller got the address from `allocate` and frees it once; a wrong one is an error.
-        self.check("cuMemFree", unsafe { sys::cuMemFree_v2(address) })
+    /// What frees it.
+    pub(crate) fn heap(&self) -> Heap {
+        Heap::Cuda(Arc::clone(&self.device))
     }
 
     /// Allocates memory that host and device share, zeroed.
@@ -69,17 +89,6 @@ impl CudaRuntime {
             return Err(error);
         }
         Ok(Mapped { host: host.cast(), device })
-    }
-
-    /// Frees memory that host and device shared. May wait for everything that runs on the device.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Cuda`].
-    pub(crate) fn free_mapped(&self, mapped: Mapped) -> Result<()> {
-        self.bind()?;
-        // SAFETY: the caller got it from `allocate_mapped`, frees it once, and no longer uses it on either side.
-        self.check("cuMemFreeHost", unsafe { sys::cuMemFreeHost(mapped.host.cast()) })
     }
 
     /// Copies to the device in stream order; returns when the copy is done, so that `from` may be reused.

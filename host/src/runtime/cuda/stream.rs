@@ -164,7 +164,7 @@ impl CudaRuntime {
         Ok(RawEvent::Cuda(event))
     }
 
-    /// Lets the stream wait for an event of any stream of the same device.
+    /// Lets the stream wait for an event of any stream, of another GPU too.
     ///
     /// # Errors
     ///
@@ -172,7 +172,7 @@ impl CudaRuntime {
     pub(crate) fn wait_event(&self, stream: RawStream, event: &RawEvent) -> Result<()> {
         let (stream, event) = (self.stream(stream)?, cuda_event(event)?);
         self.bind()?;
-        // SAFETY: a live event and a live stream; flags must be 0 outside of capture.
+        // SAFETY: a live event and a live stream, which may be of different contexts; flags must be 0 outside of capture.
         self.check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream, event.handle(), 0) })
     }
 
@@ -184,12 +184,13 @@ impl CudaRuntime {
     /// last call.
     pub(crate) fn synchronize_event(&self, event: &RawEvent) -> Result<()> {
         let event = cuda_event(event)?;
-        self.bind()?;
+        // The event's own context: it may be of another GPU.
+        event.0.context.bind()?;
         // SAFETY: a live event: `CudaEvent` destroys it with its last clone.
         self.check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(event.handle()) })
     }
 
-    /// Milliseconds between two events that have both happened, to half a microsecond.
+    /// Milliseconds between two events of one GPU that have both happened, to half a microsecond.
     ///
     /// # Errors
     ///

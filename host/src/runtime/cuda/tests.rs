@@ -127,7 +127,7 @@ fn copies_keep_every_byte_across_chunks() {
             got[..count / 2] == sent[..count / 2] && got[count / 2..].iter().all(|&byte| byte == 0xAB),
             "{count} bytes"
         );
-        runtime.free(there).unwrap();
+        runtime.device().free(there).unwrap();
     }
 }
 
@@ -151,7 +151,7 @@ fn kernels_run_with_the_arguments_given() {
         let elapsed = runtime.elapsed_ms(&from, &to).unwrap();
         assert!(elapsed > 0.0 && elapsed < 1000.0, "{elapsed} ms");
     }
-    runtime.free(out).unwrap();
+    runtime.device().free(out).unwrap();
 }
 
 #[test]
@@ -248,8 +248,8 @@ fn a_rank_is_not_held_up_by_a_kernel_that_waits() {
     flag.store(1, std::sync::atomic::Ordering::Release);
     waiting.synchronize_event(&after).unwrap();
     assert!(waiting.elapsed_ms(&before, &after).unwrap() > 0.0);
-    waiting.free_mapped(word).unwrap();
-    waiting.free(out).unwrap();
+    waiting.device().free_mapped(word).unwrap();
+    waiting.device().free(out).unwrap();
 }
 
 /// A rank dropped while its kernel waits: nothing is freed, and nothing waits.

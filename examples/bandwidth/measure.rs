@@ -1,0 +1,159 @@
+//! One row of the table: all ranks, one shape, one number of SMs.
+use std::time::Duration;
+
+use anyhow::Result;
+use epoxide::quantize::scale_stride;
+use epoxide::{
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, Mode, WireFormat, bf16,
+};
+
+use crate::ceiling::{self, Ceilings};
+use crate::{Device, Options};
+
+/// What was measured.
+pub struct Measured {
+    /// The first rank's device, in words.
+    pub device: String,
+    /// Bytes per second of a copy through one GPU's memory, read and written.
+    pub copy: f64,
+    pub dispatch: Operation,
+    pub combine: Operation,
+}
+
+/// Times and bytes of an operation.
+pub struct Operation {
+    /// The median over repetitions of the slowest rank's time.
+    pub seconds: f64,
+    /// Bytes of rows that a rank receives or sums, the mean.
+    pub received: f64,
+    /// How long a copy takes for the bytes that must move through the memory of a GPU.
+    pub copy_seconds: f64,
+    /// Bytes that come into a GPU from the others, the mean.
+    pub linked: f64,
+    /// Bytes per second of a plain kernel that does only this.
+    pub link_copy: f64,
+}
+
+/// What one rank tells.
+struct Outcome {
+    device: String,
+    ceilings: Ceilings,
+    dispatch_ms: Vec<f64>,
+    combine_ms: Vec<f64>,
+    /// Rows received from every rank.
+    by_source: Vec<u32>,
+}
+
+/// Runs all ranks.
+///
+/// # Errors
+///
+/// The library's.
+pub fn run(options: &Options, tokens: u32, format: WireFormat, sms: u32) -> Result<Measured> {
+    let gpus = options.gpu_of_ranks();
+    let group = match options.device {
+        Device::Sim => LocalGroup::simulated(options.ranks, Mode::Fast { workers: 0 })?,
+        Device::Cuda => LocalGroup::on_gpus(&gpus)?,
+    };
+    let config = Config::new(options.experts, options.top_k, options.hidden, tokens)
+        .with_format(format)
+        .with_num_sms(sms)
+        .with_timeout(Duration::from_secs(20));
+    let outcomes = group.run(|comm| rank(options, tokens, &comm, &config, &gpus))?;
+
+    let bf16_row = f64::from(options.hidden) * 2.0;
+    let wire_row = match format {
+        WireFormat::Bf16 => bf16_row,
+        WireFormat::Fp8 => f64::from(options.hidden) + f64::from(scale_stride(options.hidden)) * 4.0,
+    };
+    let ranks = f64::from(options.ranks);
+    let used = gpus.iter().filter(|gpu| options.gpus.contains(gpu)).collect::<std::collections::BTreeSet<_>>().len();
+    let used = used.max(1) as f64;
+    let rows: f64 = outcomes.iter().flat_map(|o| &o.by_source).map(|&rows| f64::from(rows)).sum();
+    let crossing = |(rank, o): (usize, &Outcome)| -> f64 {
+        let from_others = o.by_source.iter().zip(&gpus).filter(|(_, gpu)| **gpu != gpus[rank]);
+        from_others.map(|(&rows, _)| f64::from(rows)).sum()
+    };
+    let crossing: f64 = outcomes.iter().enumerate().map(crossing).sum();
+    let slowest =
+        |rate: fn(&Ceilings) -> Option<f64>| outcomes.iter().filter_map(|o| rate(&o.ceilings)).fold(f64::NAN, f64::min);
+    let copy = slowest(|c| c.copy);
+    // Every token's own row is read by dispatch and written by combine, whatever becomes of it.
+    let own_rows = ranks * f64::from(tokens) * bf16_row;
+    let operation = |times: fn(&Outcome) -> &Vec<f64>, row: f64, link_copy: f64| Operation {
+        seconds: median_of_slowest(&outcomes.iter().map(times).collect::<Vec<_>>()) / 1e3,
+        received: rows * row / ranks,
+        copy_seconds: (own_rows + rows * row) / used / copy,
+        linked: crossing * row / used,
+        link_copy,
+    };
+    Ok(Measured {
+        device: outcomes[0].device.clone(),
+        copy,
+        dispatch: operation(|o| &o.dispatch_ms, wire_row, slowest(|c| c.push)),
+        combine: operation(|o| &o.combine_ms, bf16_row, slowest(|c| c.pull)),
+    })
+}
+
+fn rank(options: &Options, tokens: u32, comm: &Comm, config: &Config, gpus: &[u32]) -> epoxide::Result<Outcome> {
+    let ceilings = ceiling::measure(comm, gpus)?;
+    let mut buffer = ElasticBuffer::new(comm, config.clone())?;
+    let mut random = (options.seed ^ u64::from(comm.rank()) << 32) | 1;
+    let mut next = move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    let elements = u64::from(tokens) * u64::from(options.hidden);
+    let x: Vec<bf16> = (0..elements).map(|_| bf16::from_f32((next() >> 40) as f32 / 8_388_608.0 - 1.0)).collect();
+    let x = comm.tensor(&x)?;
+    let mut experts: Vec<i32> = (0..options.experts as i32).collect();
+    let mut picks = Vec::new();
+    for _ in 0..tokens {
+        for k in 0..options.top_k as usize {
+            let other = k + (next() >> 33) as usize % (experts.len() - k);
+            experts.swap(k, other);
+            picks.push(experts[k]);
+        }
+    }
+    let weights = comm.tensor(&vec![1.0 / options.top_k as f32; picks.len()])?;
+    let picks = comm.tensor(&picks)?;
+    let mut y = comm.empty::<bf16>(elements)?;
+    let input = DispatchInput::new(tokens, &x, &picks, &weights);
+    // From here on nobody allocates.
+    comm.barrier()?;
+    let handle = buffer.dispatch(&input)?;
+    let by_source = buffer.recv_counts(&handle)?.by_source;
+    buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+    let mut events = Vec::new();
+    // Everything is enqueued while the streams are held, so that no host thread is in the measurement.
+    comm.barrier()?;
+    comm.delay(Duration::from_millis(20))?;
+    for _ in 0..options.repeat + 3 {
+        let start = comm.record()?;
+        let handle = buffer.dispatch(&input)?;
+        let middle = comm.record()?;
+        buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+        let end = comm.record()?;
+        events.push((start, middle, end));
+    }
+    buffer.synchronize()?;
+    let times = &events[3..];
+    let outcome = Outcome {
+        device: comm.device(),
+        ceilings,
+        dispatch_ms: times.iter().map(|(a, b, _)| comm.elapsed_ms(a, b)).collect::<epoxide::Result<_>>()?,
+        combine_ms: times.iter().map(|(_, b, c)| comm.elapsed_ms(b, c)).collect::<epoxide::Result<_>>()?,
+        by_source,
+    };
+    buffer.close()?;
+    Ok(outcome)
+}
+
+/// For every repetition the slowest rank, then the median over repetitions.
+fn median_of_slowest(ranks: &[&Vec<f64>]) -> f64 {
+    let mut slowest: Vec<f64> = (0..ranks[0].len()).map(|i| ranks.iter().map(|r| r[i]).fold(0.0, f64::max)).collect();
+    slowest.sort_by(f64::total_cmp);
+    slowest[slowest.len() / 2]
+}
