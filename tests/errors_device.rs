@@ -1,0 +1,353 @@
+//! What only the device sees: bad selections, ranks in different operations, peers that do not come. Every rank gets an error that
+//! names the facts, and nothing hangs.
+mod support;
+
+use std::time::{Duration, Instant};
+
+use epoxide::{
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, LocalGroup, Machine,
+    MachineConfig, Mode, Result, WireFormat, bf16,
+};
+use support::Device;
+use support::errors::{dispatch, run, schedules, small};
+use support::exchange::Tensors;
+use support::reference::World;
+use support::routing::{Case, Choice};
+
+/// A bad selection: of which rank, where, and what.
+#[derive(Clone, Copy, Debug)]
+struct Bad {
+    rank: u32,
+    token: u32,
+    position: u32,
+    index: i64,
+}
+
+const EXPERTS: u32 = 10;
+const TOP_K: u32 = 3;
+const HIDDEN: u32 = 64;
+
+/// A good operation of three ranks.
+fn good(data: u64) -> Case {
+    Case {
+        ranks: 3,
+        experts: EXPERTS,
+        top_k: TOP_K,
+        hidden: HIDDEN,
+        format: WireFormat::Bf16,
+        num_sms: 2,
+        tokens: vec![40, 33, 37],
+        index: IndexType::I64,
+        choice: Choice::Uniform,
+        holes: 1,
+        data,
+        mode: Mode::Fast { workers: 0 },
+    }
+}
+
+/// What a rank saw of an operation with bad selections.
+struct Spoiled {
+    fault: Result<()>,
+    /// Words from the first received row to the last source, before and after.
+    rows: [Vec<u64>; 2],
+    /// The counts after it.
+    counts: Vec<u64>,
+    next: Result<()>,
+    close: Result<()>,
+}
+
+/// One good dispatch of a rank, then one with bad selections, then what the buffer says of itself. The simulated machine, if it
+/// is one, shows what lies in its memory.
+fn spoil(comm: &Comm, bad: &[Bad], index: IndexType, machine: Option<&Machine>) -> Result<Spoiled> {
+    let (first, mut second) = (good(1).world(), good(2).world());
+    for bad in bad {
+        let at = bad.token * TOP_K + bad.position;
+        second.inputs[bad.rank as usize].topk_idx[at as usize] = bad.index;
+    }
+    let read = |from: u64, to: u64| {
+        machine.map_or(Vec::new(), |m| m.read(from, ((to - from) / 8) as usize).expect("the buffer's own memory"))
+    };
+    let mut buffer = ElasticBuffer::new(comm, good(1).config())?;
+    let filled = |world: &World| {
+        let mut tensors = Tensors::empty(comm, good(1).max_tokens(), HIDDEN, TOP_K, index)?;
+        tensors.fill(world, comm.rank()).map(|()| tensors)
+    };
+    let (right, wrong) = (filled(&first)?, filled(&second)?);
+    let tokens = good(1).tokens[comm.rank() as usize];
+    comm.barrier()?;
+    let handle = right.dispatch(&mut buffer, tokens)?;
+    let view = buffer.recv_view(&handle)?;
+    buffer.synchronize()?;
+    comm.barrier()?;
+    let before = read(view.x, view.expert_outputs);
+    wrong.dispatch(&mut buffer, tokens)?;
+    let fault = buffer.synchronize();
+    // Everyone is out of it before anyone looks.
+    comm.barrier()?;
+    let after = read(view.x, view.expert_outputs);
+    let counts = read(view.counts, view.counts + 16);
+    let next = right.dispatch(&mut buffer, tokens).map(|_| ());
+    Ok(Spoiled { fault, rows: [before, after], counts, next, close: buffer.close() })
+}
+
+/// Runs [`spoil`] on three ranks in every schedule, and gives each rank's fault to `check`.
+fn spoil_all(bad: &[Bad], index: IndexType, check: impl Fn(u32, &Error)) {
+    for mode in schedules() {
+        let results = match Device::from_env() {
+            Device::Cuda => run(3, mode, |comm| spoil(&comm, bad, index, None)),
+            Device::Simulated => {
+                let machine = Machine::new(MachineConfig::new(3, mode)).unwrap();
+                LocalGroup::on_machine(&machine).unwrap().run_all(|comm| spoil(&comm, bad, index, Some(&machine)))
+            }
+        };
+        for (rank, result) in (0..).zip(results) {
+            let Spoiled { fault, rows, counts, next, close } = result.unwrap();
+            let fault = fault.expect_err("a selection is bad");
+            check(rank, &fault);
+            assert!(rows[0] == rows[1], "rank {rank}: a row was written");
+            assert!(counts.iter().all(|c| *c == 0), "rank {rank}: counts {counts:x?}");
+            for later in [next, close] {
+                assert_error!(
+                    later.expect_err("the buffer is poisoned"),
+                    Error::Poisoned { cause, .. } if cause.to_string() == fault.to_string(),
+                    "poisoned by an earlier fault", fault.to_string()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_index_that_is_no_expert_is_named_on_every_rank() {
+    let cases = [
+        (Bad { rank: 1, token: 31, position: 2, index: 10 }, IndexType::I64),
+        (Bad { rank: 0, token: 0, position: 0, index: -2 }, IndexType::I32),
+        (Bad { rank: 2, token: 36, position: 1, index: i64::from(u32::MAX) - 1 }, IndexType::U32),
+        // Its low half is an expert.
+        (Bad { rank: 1, token: 7, position: 1, index: (1 << 32) + 5 }, IndexType::I64),
+        (Bad { rank: 1, token: 7, position: 1, index: i64::MIN }, IndexType::I64),
+    ];
+    for (bad, index_type) in cases {
+        spoil_all(&[bad], index_type, |here, error| {
+            assert_error!(
+                error,
+                Error::IndexOutOfRange { rank, source_rank, token, position, index, experts: EXPERTS, epoch: 2, .. }
+                    if (*rank, *source_rank, *token, *position, *index)
+                        == (here, bad.rank, bad.token, bad.position, bad.index),
+                format!("topk_idx on rank {}", bad.rank), format!("token {}", bad.token),
+                format!("position {}", bad.position), format!("is {}", bad.index), "0..10",
+                format!("seen by rank {here}")
+            );
+        });
+    }
+}
+
+#[test]
+fn an_expert_that_a_token_selects_twice_is_named_on_every_rank() {
+    // Both selections, so that the routing of the rest does not matter.
+    let bad = [
+        Bad { rank: 2, token: 35, position: 0, index: 4 },
+        Bad { rank: 2, token: 35, position: 1, index: -1 },
+        Bad { rank: 2, token: 35, position: 2, index: 4 },
+    ];
+    for index_type in [IndexType::I64, IndexType::I32, IndexType::U32] {
+        spoil_all(&bad, index_type, |here, error| {
+            assert_error!(
+                error,
+                Error::IndexRepeated { rank, source_rank: 2, token: 35, position: 2, index: 4, epoch: 2, .. } if *rank == here,
+                "topk_idx on rank 2", "token 35", "position 2", "is 4", "twice", format!("seen by rank {here}")
+            );
+        });
+    }
+}
+
+/// Every rank names the same one of many: the lowest rank's, there the first token's, there the first position's.
+#[test]
+fn all_ranks_name_the_same_bad_selection() {
+    let bad = [
+        Bad { rank: 2, token: 0, position: 0, index: 99 },
+        Bad { rank: 1, token: 30, position: 0, index: 98 },
+        Bad { rank: 1, token: 12, position: 2, index: 97 },
+        Bad { rank: 1, token: 12, position: 1, index: 96 },
+    ];
+    spoil_all(&bad, IndexType::I64, |_, error| {
+        assert_error!(
+            error,
+            Error::IndexOutOfRange { source_rank: 1, token: 12, position: 1, index: 96, .. },
+            "rank 1",
+            "token 12",
+            "position 1",
+            "is 96"
+        );
+    });
+}
+
+#[test]
+fn ranks_out_of_step_are_named_on_every_rank() {
+    for mode in schedules() {
+        let results = run(3, mode, |comm| {
+            let mut buffer = small(&comm)?;
+            let mut y = comm.empty::<bf16>(64)?;
+            let handle = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
+            buffer.synchronize()?;
+            let (x, idx, weights) =
+                (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[0i64, 7])?, comm.tensor(&[1.0f32; 2])?);
+            comm.barrier()?;
+            if comm.rank() == 1 {
+                buffer.dispatch(&DispatchInput::new(1, &x, &idx, &weights))?;
+            } else {
+                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+            }
+            let fault = buffer.synchronize();
+            comm.barrier()?;
+            Ok((fault, buffer.check()))
+        });
+        for (here, result) in (0..).zip(results) {
+            let (fault, after) = result.unwrap();
+            let fault = fault.expect_err("ranks are out of step");
+            if here == 1 {
+                assert_error!(
+                    &fault,
+                    Error::OutOfStep { rank: 1, peer: 0 | 2, kernel: "dispatch", peer_kernel: "combine", epoch: 2, .. },
+                    "rank 1 is in dispatch 2",
+                    "in combine 2"
+                );
+            } else {
+                assert_error!(
+                    &fault,
+                    Error::OutOfStep { rank, peer: 1, kernel: "combine", peer_kernel: "dispatch", epoch: 2, .. } if *rank == here,
+                    format!("rank {here} is in combine 2"), "rank 1 in dispatch 2"
+                );
+            }
+            assert_error!(after.unwrap_err(), Error::Poisoned { .. }, "poisoned", fault.to_string());
+        }
+    }
+}
+
+/// The operation in which a peer is missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missed {
+    Dispatch,
+    Combine,
+}
+
+/// Rank 2 of three does not call `missed` in time. What each rank got: of the operation, and of the call after it; rank 2
+/// calls it when the others have given up.
+fn miss(comm: &Comm, missed: Missed, num_sms: u32, timeout: Duration) -> Result<[Result<()>; 3]> {
+    let config = Config::new(8, 2, 64, 4).with_num_sms(num_sms).with_timeout(timeout);
+    let mut buffer = ElasticBuffer::new(comm, config)?;
+    let mut y = comm.empty::<bf16>(64)?;
+    let (x, idx, weights) = (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[0i64, 7])?, comm.tensor(&[1.0f32; 2])?);
+    comm.barrier()?;
+    let input = DispatchInput::new(1, &x, &idx, &weights);
+    let mut call = |buffer: &mut ElasticBuffer| -> Result<()> {
+        match missed {
+            Missed::Dispatch => buffer.dispatch(&input).map(|_| ()),
+            Missed::Combine => {
+                let handle = buffer.dispatch(&input)?;
+                buffer.synchronize()?;
+                comm.barrier()?;
+                if comm.rank() == 2 {
+                    comm.barrier()?;
+                }
+                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))
+            }
+        }
+    };
+    if comm.rank() == 2 && missed == Missed::Dispatch {
+        comm.barrier()?;
+    }
+    call(&mut buffer)?;
+    let fault = buffer.synchronize();
+    if comm.rank() != 2 {
+        comm.barrier()?;
+    }
+    comm.barrier()?;
+    let check = buffer.check();
+    let next = buffer.dispatch(&input).map(|_| ());
+    comm.barrier()?;
+    Ok([fault, check, next])
+}
+
+fn a_missing_peer_is_named(missed: Missed) {
+    let (timeout, name, operation) = match (Device::from_env(), missed) {
+        // Virtual time: nobody waits half a minute.
+        (Device::Simulated, Missed::Dispatch) => (Duration::from_secs(30), "dispatch", 1),
+        (Device::Simulated, Missed::Combine) => (Duration::from_secs(30), "combine", 2),
+        (Device::Cuda, Missed::Dispatch) => (Duration::from_millis(500), "dispatch", 1),
+        (Device::Cuda, Missed::Combine) => (Duration::from_millis(500), "combine", 2),
+    };
+    for (mode, num_sms) in schedules().into_iter().flat_map(|mode| [(mode, 1), (mode, 2)]) {
+        let started = Instant::now();
+        let results = run(3, mode, |comm| miss(&comm, missed, num_sms, timeout));
+        let wall = started.elapsed();
+        assert!(wall < Duration::from_secs(10), "{mode:?} took {wall:?}");
+        let mut waited = 0;
+        for (here, result) in (0..).zip(results) {
+            let [fault, check, next] = result.unwrap();
+            let Err(fault) = fault else { panic!("{mode:?}, {num_sms} SMs: rank {here} saw no fault of {missed:?}") };
+            let timed_out = matches!(fault, Error::PeerTimeout { .. });
+            waited += u32::from(timed_out);
+            if timed_out && here != 2 {
+                let least = timeout.as_millis() as u64;
+                assert_error!(
+                    &fault,
+                    Error::PeerTimeout { rank, peer: 2, kernel, epoch, phase, block: 0 | 1, expected, seen, elapsed_ms, .. }
+                        if *rank == here && *kernel == name && *epoch == operation && phase.starts_with("entry")
+                            && *expected as u32 == operation as u32 && *seen as u32 != operation as u32
+                            && (least..least * 2 + 1000).contains(elapsed_ms),
+                    format!("rank {here} waited"), "for rank 2", format!("{name} {operation}"), "phase entry",
+                    "expected 0x", "seen 0x", " ms"
+                );
+            } else {
+                assert_error!(
+                    &fault,
+                    Error::PeerAborted { rank, origin: 0 | 1, kernel, epoch, reason, .. }
+                        if *rank == here && *kernel == name && *epoch == operation && reason.contains("rank 2"),
+                    format!("rank {here} stopped {name} {operation}"), "gave up", "waited too long for rank 2"
+                );
+            }
+            for later in [check, next] {
+                assert_error!(
+                    later.expect_err("the buffer is poisoned"),
+                    Error::Poisoned { cause, .. } if cause.to_string() == fault.to_string(),
+                    "poisoned"
+                );
+            }
+        }
+        assert!(waited >= 1, "someone waited to the end");
+    }
+}
+
+#[test]
+fn a_peer_that_never_dispatches_is_named() {
+    a_missing_peer_is_named(Missed::Dispatch);
+}
+
+#[test]
+fn a_peer_that_never_combines_is_named() {
+    a_missing_peer_is_named(Missed::Combine);
+}
+
+/// A late peer is no missing one.
+#[test]
+fn a_peer_that_is_late_but_in_time_is_waited_for() {
+    let (timeout, late) = match Device::from_env() {
+        Device::Simulated => (Duration::from_secs(30), Duration::from_secs(29)),
+        Device::Cuda => (Duration::from_secs(2), Duration::from_secs(1)),
+    };
+    for mode in schedules() {
+        let results = run(3, mode, |comm| {
+            let mut buffer = ElasticBuffer::new(&comm, Config::new(8, 2, 64, 4).with_num_sms(2).with_timeout(timeout))?;
+            if comm.rank() == 1 {
+                comm.delay(late)?;
+            }
+            let handle = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
+            let counts = buffer.recv_counts(&handle)?;
+            buffer.close()?;
+            Ok(counts.by_source)
+        });
+        let got: Vec<Vec<u32>> = results.into_iter().map(|r| r.unwrap()).collect();
+        assert_eq!(got, [[1, 1, 1], [0, 0, 0], [1, 1, 1]]);
+    }
+}
