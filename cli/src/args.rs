@@ -64,19 +64,19 @@ pub(crate) struct Shape {
 /// What `epoxide plan` takes.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct PlanArgs {
-    /// GPU, by name
+    /// GPU, by name; `auto` reads this machine's through NVML
     #[arg(long, default_value = "H200", help_heading = "Machine")]
     pub gpu: String,
-    /// NIC, by name; needed for several NVLink domains
+    /// NIC, by name; `auto` reads this machine's from /sys/class/infiniband; needed for several NVLink domains
     #[arg(long, help_heading = "Machine")]
     pub nic: Option<String>,
-    /// Figures of GPU and NIC to use instead of the built-in ones; `--figures` prints such a file
+    /// Figures of GPU and NIC to use instead of built-in or read ones; `--figures` prints such a file
     #[arg(long, value_name = "FILE.toml", help_heading = "Machine")]
     pub hardware: Option<PathBuf>,
-    /// Ranks in all
-    #[arg(long, default_value_t = 8, help_heading = "Machine")]
-    pub ranks: u32,
-    /// Ranks of an NVLink domain [default: 8, or all ranks if fewer]
+    /// Ranks in all [default: 8; with `--gpu auto` one for each GPU of this machine]
+    #[arg(long, help_heading = "Machine")]
+    pub ranks: Option<u32>,
+    /// Ranks of an NVLink domain [default: 8, or all ranks if fewer; with `--gpu auto` those of this machine]
     #[arg(long, help_heading = "Machine")]
     pub per_node: Option<u32>,
     /// Ranks of every NVLink domain, one by one, if they differ
@@ -85,9 +85,9 @@ pub(crate) struct PlanArgs {
     /// Ranks that share a GPU
     #[arg(long, default_value_t = 1, help_heading = "Machine")]
     pub ranks_per_gpu: u32,
-    /// NICs of a GPU
-    #[arg(long, default_value_t = 1, help_heading = "Machine")]
-    pub nics_per_gpu: u32,
+    /// NICs of a GPU [default: 1; with `--gpu auto --nic auto` what this machine has]
+    #[arg(long, help_heading = "Machine")]
+    pub nics_per_gpu: Option<u32>,
     #[command(flatten, next_help_heading = "Workload")]
     pub shape: Shape,
     /// How received rows lie
@@ -147,6 +147,9 @@ pub(crate) struct PlanArgs {
     /// Print JSON; `--help` describes it
     #[arg(long, help_heading = "Output")]
     pub json: bool,
+    /// Where `--nic auto` looks for /sys
+    #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
+    pub root: PathBuf,
 }
 
 /// What `epoxide preflight` takes.
@@ -207,6 +210,14 @@ EXAMPLES
   epoxide plan --gpu h100 --nic cx7 --sweep ranks=8..2048 --plot scale.svg
   epoxide plan --gpu h100 --nic cx7 --ranks 64 --simulate zipf:0.8
   epoxide plan --gpu b200 --figures > mine.toml, edit it, then epoxide plan --gpu b200 --hardware mine.toml
+  epoxide plan --gpu auto --nic auto --tokens 128
+  epoxide plan --gpu auto --nic auto --figures > node.toml, and elsewhere epoxide plan --nic cx7 --hardware node.toml
+
+THIS MACHINE (--gpu auto, --nic auto)
+  The GPUs named as GPU 0 is, and the active NICs of the fastest rate. SMs, memory, NVLink links and their rate, and the NICs'
+  rate are read; the rest stays that of the built-in GPU or NIC, and every figure's source says which. What was read is on
+  the page. With `--gpu auto` and none of --ranks, --per-node and --domains, a plan has one rank for each GPU (or
+  --ranks-per-gpu), all in one NVLink domain.
 
 THE PAGE
   Amounts are those of the rank that uses a resource most. The resource that takes longest binds; the step takes that long and
@@ -217,7 +228,9 @@ JSON (--json)
   protocol                   \"epoxide\" or \"deepep-v2\"
   projection                 whether this is designed, but not built yet
   topology                   ranks, domains (ranks of each), ranks_per_gpu, nics_per_gpu
-  hardware                   gpu, nic (or null), figures: [{key, value, unit, source}]
+  hardware                   gpu, nic (or null), figures: [{key, value, unit, source}], machine (null unless something was read):
+                             {gpu, nic (each null if named), notes}; gpu: {name, count, compute_capability, built_in: whose figures
+                             the others are}; nic: {name, nics: [names], bandwidth (of one), gpus_per_nic (1 or more)}
   workload                   tokens, hidden, top_k, experts, format, layout, capacity_rows (null: worst case), routing, imbalance
   expected                   ranks_per_token, domains_per_token
   num_sms, num_qps, channels

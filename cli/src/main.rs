@@ -1,8 +1,9 @@
-//! The command `epoxide`: answers about a configuration and about a machine, without a GPU.
+//! The command `epoxide`: answers about a configuration and about a machine, with or without a GPU.
 mod args;
 mod bytes;
 mod figures;
 mod hardware_file;
+mod machine;
 mod page;
 mod plan;
 mod plot;

@@ -38,6 +38,18 @@ pub(crate) fn machine(request: &Request) -> String {
     format!("{}{nic}, {ranks}{shared}", request.hardware.gpu.name)
 }
 
+/// What was read from this machine, and what to know of it; empty if nothing was.
+pub(crate) fn found(request: &Request) -> String {
+    let mut out = String::new();
+    for line in request.found.lines() {
+        let _ = writeln!(out, "  machine      {line}");
+    }
+    for note in request.found.notes() {
+        let _ = writeln!(out, "  note         {note}");
+    }
+    out
+}
+
 /// "4096 tokens a rank, hidden 7168, ...".
 pub(crate) fn workload(request: &Request) -> String {
     let w = &request.workload;
@@ -74,7 +86,7 @@ fn heading(request: &Request, plan: &Plan) -> String {
         1 => String::new(),
         n => format!(" in {:.2} of {n} domains", plan.expected.domains),
     };
-    let mut out = format!("{} on {}\n\n", protocol(plan), machine(request));
+    let mut out = format!("{} on {}\n\n{}", protocol(plan), machine(request), found(request));
     let _ = writeln!(out, "  workload     {}", workload(request));
     let _ = writeln!(
         out,

@@ -2,7 +2,8 @@
 use anyhow::Context;
 
 use crate::args::PlanArgs;
-use crate::request::{Request, hardware, option_of};
+use crate::machine::Machine;
+use crate::request::{Request, option_of};
 use crate::simulation::Setting;
 use crate::{figures, page, plot, report, sweep};
 
@@ -15,15 +16,16 @@ pub(crate) fn run(args: &PlanArgs) -> anyhow::Result<String> {
 }
 
 fn answer(args: &PlanArgs) -> anyhow::Result<String> {
+    let machine = Machine::new(args)?;
     if args.figures {
-        return Ok(figures::file(&hardware(args)?));
+        return Ok(figures::file(&machine));
     }
     let setting = Setting::new(args)?;
     let Some(over) = &args.sweep else {
-        let planned = Request::new(args)?.plan(setting.as_ref())?;
+        let planned = Request::new(args, &machine)?.plan(setting.as_ref())?;
         return if args.json { json(&report::Planned::new(&planned)) } else { Ok(page::text(&planned)) };
     };
-    let sweep = sweep::run(args, over, setting.as_ref())?;
+    let sweep = sweep::run(args, &machine, over, setting.as_ref())?;
     if let Some(path) = &args.plot {
         let drawing = plot::draw(&sweep)?;
         std::fs::write(path, drawing).with_context(|| format!("--plot {}", path.display()))?;

@@ -4,6 +4,7 @@ use epoxide::plan::simulate as sim;
 use epoxide::plan::{self, Basis, Capacity, Protocol, Resource, Routing, RowLayout, Unit};
 use serde::Serialize;
 
+use crate::machine::Found;
 use crate::request;
 use crate::sweep;
 
@@ -42,6 +43,30 @@ struct Hardware {
     gpu: String,
     nic: Option<String>,
     figures: Vec<Figure>,
+    machine: Option<Machine>,
+}
+
+#[derive(Serialize)]
+struct Machine {
+    gpu: Option<MachineGpu>,
+    nic: Option<MachineNic>,
+    notes: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct MachineGpu {
+    name: String,
+    count: u32,
+    compute_capability: String,
+    built_in: &'static str,
+}
+
+#[derive(Serialize)]
+struct MachineNic {
+    name: String,
+    nics: Vec<String>,
+    bandwidth: f64,
+    gpus_per_nic: u32,
 }
 
 #[derive(Serialize)]
@@ -170,7 +195,7 @@ impl Planned {
             protocol,
             projection: plan.projection,
             topology: Topology::new(&request.topology),
-            hardware: Hardware::new(&request.hardware),
+            hardware: Hardware::new(&request.hardware, &request.found),
             workload: Workload::new(&request.workload),
             expected: Expected { ranks_per_token: plan.expected.ranks, domains_per_token: plan.expected.domains },
             num_sms: plan.num_sms,
@@ -204,7 +229,7 @@ impl Topology {
 }
 
 impl Hardware {
-    fn new(hardware: &plan::Hardware) -> Self {
+    fn new(hardware: &plan::Hardware, found: &Found) -> Self {
         let figures = hardware.figures().into_iter().map(|(key, unit, figure)| Figure {
             key,
             value: figure.value,
@@ -221,6 +246,27 @@ impl Hardware {
             gpu: hardware.gpu.name.to_string(),
             nic: hardware.nic.as_ref().map(|nic| nic.name.to_string()),
             figures: figures.collect(),
+            machine: (*found != Found::default()).then(|| Machine::new(found)),
+        }
+    }
+}
+
+impl Machine {
+    fn new(found: &Found) -> Self {
+        Self {
+            gpu: found.gpus.as_ref().map(|gpus| MachineGpu {
+                name: gpus.gpu.name.to_string(),
+                count: gpus.count,
+                compute_capability: format!("{}.{}", gpus.compute_capability.0, gpus.compute_capability.1),
+                built_in: gpus.base,
+            }),
+            nic: found.nics.as_ref().map(|nics| MachineNic {
+                name: nics.nic.name.to_string(),
+                nics: nics.names.clone(),
+                bandwidth: nics.gigabits * 1e9 / 8.0,
+                gpus_per_nic: nics.gpus_per_nic,
+            }),
+            notes: found.notes().cloned().collect(),
         }
     }
 }

@@ -6,16 +6,18 @@ use epoxide::plan::simulate::Report;
 use epoxide::plan::{Capacity, Hardware, Plan, PlanOptions, Routing, RowLayout, Topology, Workload, plan_with};
 
 use crate::args::{Layout, PlanArgs};
-use crate::{hardware_file, simulation};
+use crate::machine::{Found, Machine};
+use crate::simulation;
 
-/// Ranks of an NVLink domain unless the caller says otherwise.
-const USUAL_DOMAIN: u32 = 8;
+/// Ranks, and ranks of an NVLink domain, unless the caller or the machine says otherwise.
+const USUAL_RANKS: u32 = 8;
 
 /// Everything that a plan follows from.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub topology: Topology,
     pub hardware: Hardware,
+    pub found: Found,
     pub workload: Workload,
     pub options: PlanOptions,
 }
@@ -29,9 +31,8 @@ pub(crate) struct Planned {
 }
 
 impl Request {
-    /// Reads the files that `args` name, and builds the rest.
-    pub fn new(args: &PlanArgs) -> anyhow::Result<Self> {
-        let hardware = hardware(args)?;
+    /// Reads the histogram that `args` name, and builds the rest; `machine` is that of `args`.
+    pub fn new(args: &PlanArgs, machine: &Machine) -> anyhow::Result<Self> {
         let routing = match (args.groups, args.group_limit, &args.histogram) {
             (Some(groups), Some(limit), _) => Routing::GroupLimited { groups, limit },
             (.., Some(path)) => Routing::Histogram(histogram(path)?),
@@ -53,7 +54,8 @@ impl Request {
         options.num_sms = args.num_sms;
         options.allocated_qps = args.allocated_qps;
         options.many_sms = args.many_sms;
-        Ok(Self { topology: topology(args)?, hardware, workload, options })
+        let (hardware, found) = (machine.hardware.clone(), machine.found.clone());
+        Ok(Self { topology: topology(args, machine)?, hardware, found, workload, options })
     }
 
     /// Plans, and simulates if asked to.
@@ -67,22 +69,19 @@ impl Request {
     }
 }
 
-/// The built-in hardware, and over it the user's file.
-pub(crate) fn hardware(args: &PlanArgs) -> anyhow::Result<Hardware> {
-    let mut hardware = Hardware::named(&args.gpu, args.nic.as_deref())?;
-    if let Some(path) = &args.hardware {
-        let text = std::fs::read_to_string(path).with_context(|| format!("--hardware {}", path.display()))?;
-        hardware_file::apply(&mut hardware, &text, &path.display().to_string())?;
-    }
-    Ok(hardware)
-}
-
-fn topology(args: &PlanArgs) -> epoxide::Result<Topology> {
-    let topology = match &args.domains {
-        Some(sizes) => Topology::of_domains(sizes)?,
-        None => Topology::new(args.ranks, args.per_node.unwrap_or(USUAL_DOMAIN.min(args.ranks.max(1))))?,
+fn topology(args: &PlanArgs, machine: &Machine) -> epoxide::Result<Topology> {
+    let topology = match (&args.domains, args.ranks, args.per_node, &machine.found.gpus) {
+        (Some(sizes), ..) => Topology::of_domains(sizes)?,
+        (None, None, None, Some(gpus)) => {
+            let ranks = gpus.count.saturating_mul(args.ranks_per_gpu);
+            Topology::new(ranks, ranks)?
+        }
+        (None, ranks, per_node, _) => {
+            let ranks = ranks.unwrap_or(USUAL_RANKS);
+            Topology::new(ranks, per_node.unwrap_or(USUAL_RANKS.min(ranks.max(1))))?
+        }
     };
-    topology.with_ranks_per_gpu(args.ranks_per_gpu)?.with_nics_per_gpu(args.nics_per_gpu)
+    topology.with_ranks_per_gpu(args.ranks_per_gpu)?.with_nics_per_gpu(machine.nics_per_gpu)
 }
 
 fn histogram(path: &Path) -> anyhow::Result<Vec<f64>> {

@@ -3,6 +3,7 @@ use std::fmt::Write;
 use std::str::FromStr;
 
 use crate::args::PlanArgs;
+use crate::machine::Machine;
 use crate::page;
 use crate::request::{Planned, Request, option_of};
 use crate::simulation::Setting;
@@ -47,7 +48,7 @@ impl Over {
     fn set(self, args: &mut PlanArgs, value: u32) {
         match self {
             Self::Ranks => {
-                args.ranks = value;
+                args.ranks = Some(value);
                 // Fewer ranks than a domain has are one smaller domain.
                 args.per_node = args.per_node.map(|domain| domain.min(value));
             }
@@ -110,12 +111,17 @@ impl Points {
     }
 }
 
-/// Plans every value.
+/// Plans every value on `machine`, which is that of `args`.
 ///
 /// # Errors
 ///
 /// The first error if no value can be planned.
-pub(crate) fn run(args: &PlanArgs, sweep: &Sweep, setting: Option<&Setting>) -> anyhow::Result<Points> {
+pub(crate) fn run(
+    args: &PlanArgs,
+    machine: &Machine,
+    sweep: &Sweep,
+    setting: Option<&Setting>,
+) -> anyhow::Result<Points> {
     anyhow::ensure!(
         sweep.over != Over::Ranks || args.domains.is_none(),
         "--sweep ranks: --domains fixes the ranks; use --per-node"
@@ -124,7 +130,7 @@ pub(crate) fn run(args: &PlanArgs, sweep: &Sweep, setting: Option<&Setting>) -> 
     for &value in &sweep.values {
         let mut args = args.clone();
         sweep.over.set(&mut args, value);
-        let result = Request::new(&args).and_then(|request| Ok(request.plan(setting)?));
+        let result = Request::new(&args, machine).and_then(|request| Ok(request.plan(setting)?));
         points.push((value, result));
     }
     let none = points.iter().all(|(_, result)| result.is_err());
@@ -196,7 +202,11 @@ pub(crate) fn text(sweep: &Points) -> String {
         }
         table.row(row);
     }
-    let mut out = format!("{}\n\n{}\n", title(sweep), table.lines("  "));
+    let mut out = title(sweep) + "\n\n";
+    if let Some((_, planned)) = sweep.planned().last() {
+        out += &page::found(&planned.request);
+    }
+    out += &format!("{}\n", table.lines("  "));
     out += "  GB/s as DeepEP's tables count inside a domain: every received row, the rank's own too\n";
     if sweep.planned().any(|(_, planned)| planned.plan.projection) {
         out += "  several NVLink domains and bounded or expanded buffers are projections: designed, not built yet\n";

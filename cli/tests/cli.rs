@@ -175,6 +175,71 @@ fn a_file_overrides_figures_and_names_its_source() {
     assert_eq!(same, prints(&["plan"]));
 }
 
+/// The root of a machine that is in files.
+fn fixture(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    path.to_str().expect("UTF-8").to_owned()
+}
+
+#[test]
+fn nics_of_the_machine_are_on_the_page_in_the_json_and_in_the_figures() {
+    let root = fixture("eight-nics");
+    let page = prints(&["plan", "--nic", "auto", "--root", &root, "--ranks", "16"]);
+    for line in [
+        "Epoxide on H200 + CX7, 16 ranks in 2 NVLink domains of 8",
+        "  machine      NICs read from this machine: 8 x CX7, 400 Gb/s, 1 for each GPU (/sys/class/infiniband)",
+        "  note         slower NICs are not counted: mlx5_8 (25 Gb/s)",
+        "  note         ports that are not ACTIVE are not counted: mlx5_9 port 1 is DOWN, 25 Gb/sec (1X EDR)",
+    ] {
+        assert!(page.lines().any(|l| l == line), "`{line}` is not in\n{page}");
+    }
+    let plan = json(&["plan", "--nic", "auto", "--root", &root, "--json"]);
+    let machine = &plan["hardware"]["machine"];
+    assert_eq!(machine["gpu"], Value::Null);
+    assert_eq!(machine["nic"]["nics"].as_array().map(Vec::len), Some(8));
+    assert_eq!(machine["nic"]["bandwidth"], 50e9);
+    let help = prints(&["plan", "--help"]);
+    for field in
+        ["gpu", "nic", "notes"].into_iter().chain(machine["nic"].as_object().into_iter().flatten().map(|f| &**f.0))
+    {
+        assert!(help.contains(field), "--help does not mention {field}");
+    }
+    let source = "read from this machine: /sys/class/infiniband/mlx5_0/ports/1/rate: 400 Gb/sec (4X NDR)";
+    let figures = plan["hardware"]["figures"].as_array().expect("an array");
+    assert!(figures.iter().any(|f| f["key"] == "nic.bandwidth" && f["source"] == source), "{figures:?}");
+    let file = prints(&["plan", "--nic", "auto", "--root", &root, "--figures"]);
+    assert!(file.contains(&format!("# {source}\nbandwidth = 50 # GB/s\n")), "{file}");
+    // What was not read from a machine has nothing of one.
+    assert_eq!(json(&["plan", "--json"])["hardware"]["machine"], Value::Null);
+}
+
+#[test]
+fn a_file_has_the_last_word_over_the_machine() {
+    let path = file("measured.toml", "source = \"a lab\"\n[nic]\nbandwidth = 45\n");
+    let path = path.to_str().expect("UTF-8");
+    let root = fixture("virtual-function");
+    let figures = prints(&["plan", "--nic", "auto", "--root", &root, "--hardware", path, "--figures"]);
+    assert!(figures.contains("name = \"CX7\"\n\n# a lab\nbandwidth = 45 # GB/s"), "{figures}");
+    let table = prints(&["plan", "--nic", "auto", "--root", &root, "--hardware", path, "--sweep", "ranks=8..16"]);
+    assert!(table.contains("  machine      NICs read from this machine: 1 x CX7, 400 Gb/s"), "{table}");
+}
+
+#[test]
+fn the_gpus_of_the_machine_are_read_or_the_error_says_what_else_to_name() {
+    // On a machine with a GPU this is a plan, elsewhere it is an error.
+    let output = epoxide(&["plan", "--gpu", "auto"]);
+    if output.status.success() {
+        let page = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(page.contains("  machine      GPUs read from this machine: "), "{page}");
+        let file = prints(&["plan", "--gpu", "auto", "--figures"]);
+        assert!(file.contains("\n# read from this machine: NVML, GPU 0 ("), "{file}");
+    } else {
+        let error = fails(&["plan", "--gpu", "auto"]);
+        assert!(error.starts_with("error: --gpu auto: "), "{error}");
+        assert!(error.trim_end().ends_with("; known GPUs are H100, H800, H200, H20, B200, GB200"), "{error}");
+    }
+}
+
 #[test]
 fn every_bad_input_has_a_message_that_names_it_and_the_rule() {
     let toml = |name: &str, text: &str| file(name, text).to_str().expect("UTF-8").to_owned();
@@ -187,8 +252,10 @@ fn every_bad_input_has_a_message_that_names_it_and_the_rule() {
     let short = toml("histogram.txt", "1 2 3\n");
     let odd = toml("odd.txt", "1\n2 x\n");
     let cases: &[(&str, &[&str])] = &[
-        ("--gpu v100", &["gpu = v100", "known GPUs are", "H100", "H800", "H200", "H20", "B200", "GB200"]),
-        ("--nic carrier-pigeon", &["nic = carrier-pigeon", "known NICs are", "CX7", "EFA"]),
+        ("--gpu v100", &["gpu = v100", "known GPUs are", "H100", "H800", "H200", "H20", "B200", "GB200", "auto"]),
+        ("--nic carrier-pigeon", &["nic = carrier-pigeon", "known NICs are", "CX7", "EFA", "auto"]),
+        ("--nic auto --root nowhere", &["--nic auto", "nothing in /sys/class/infiniband", "known NICs are CX6, CX7"]),
+        ("--nic auto --nics-per-gpu 0 --root tests/fixtures/eight-nics", &["nics_per_gpu = 0"]),
         ("--ranks 16", &["nic = none", "2 NVLink domains need a NIC", "CX7"]),
         ("--ranks 0", &["ranks = 0: a plan has 1 to 2048 ranks"]),
         ("--ranks 4096", &["ranks = 4096: a plan has 1 to 2048 ranks"]),
@@ -258,15 +325,17 @@ fn the_largest_byte_counts_are_exact_and_larger_ones_are_refused() {
     let error = fails(&words("plan --tokens 16777216"));
     assert!(error.contains("tokens = 16777216: a rank has 1 to 16777215 tokens"), "{error}");
     let error = fails(&words("plan --hidden 1048576"));
-    assert!(error.contains("hidden = 1048576: a row must fit in the 232448 bytes of shared memory"), "{error}");
+    assert!(
+        error.contains("hidden = 1048576: a row, 2097152 bytes, must fit in the 232448 bytes of shared memory"),
+        "{error}"
+    );
 }
 
 #[test]
 fn preflight_finds_the_simulator_everywhere_and_the_nics_of_a_fixture() {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/two-nics");
-    let root = fixture.to_str().expect("UTF-8");
-    let text = prints(&["preflight", "--root", root]);
-    let report = json(&["preflight", "--root", root, "--json"]);
+    let root = fixture("two-nics");
+    let text = prints(&["preflight", "--root", &root]);
+    let report = json(&["preflight", "--root", &root, "--json"]);
     assert_eq!(report["runs"]["simulator"], true);
     let help = prints(&["preflight", "--help"]);
     for check in report["checks"].as_array().expect("an array") {

@@ -8,12 +8,11 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 
 use super::{Check, Status, proof};
+use crate::machine::nvml::{self, GpuFacts};
 use crate::units;
 
-/// Links that a GPU may have (`NVML_NVLINK_MAX_LINKS`).
-const MOST_LINKS: u32 = 18;
-
-/// Driver, GPUs and links; and for each of the library's GPUs, whether operations run on it.
+/// Driver, GPUs, links, and whether ranks on several GPUs reach each other; and for each of the library's GPUs, whether
+/// operations run on it.
 pub(super) fn look() -> (Vec<Check>, Vec<bool>) {
     let nvml = Nvml::init();
     let gpus = LocalGroup::gpus();
@@ -30,15 +29,16 @@ pub(super) fn look() -> (Vec<Check>, Vec<bool>) {
         checks.push(check);
     }
     match &nvml {
-        Ok(nvml) => checks.extend(links(nvml).unwrap_or_else(|error| vec![unseen(&error)])),
+        Ok(nvml) => checks.extend(links(nvml).unwrap_or_else(|error| vec![unseen(format_args!("{error:#}"))])),
         // Without a driver there is nothing that NVML could tell.
         Err(_) if usable.is_empty() => {}
         Err(error) => checks.push(unseen(error)),
     }
+    checks.extend(together(&usable));
     (checks, usable)
 }
 
-fn unseen(error: &NvmlError) -> Check {
+fn unseen(error: impl std::fmt::Display) -> Check {
     Check::new("peer_access", Status::Absent, format!("NVLink and peer access are not known: NVML says {error}"))
 }
 
@@ -74,18 +74,37 @@ fn gpu(device: u32) -> Check {
     }
 }
 
-/// NVLink of every GPU that NVML sees, and which pairs reach each other.
-fn links(nvml: &Nvml) -> Result<Vec<Check>, NvmlError> {
-    let devices = (0..nvml.device_count()?).map(|i| nvml.device_by_index(i)).collect::<Result<Vec<_>, _>>()?;
-    let mut checks = Vec::new();
-    for (i, device) in devices.iter().enumerate() {
-        checks.push(nvlink(i, device)?);
+/// Runs a rank on each of two GPUs, for every two neighbours among those that work alone.
+fn together(usable: &[bool]) -> Option<Check> {
+    let gpus: Vec<u32> = (0..).zip(usable).filter(|(_, usable)| **usable).map(|(gpu, _)| gpu).collect();
+    let mut pairs = Vec::new();
+    for pair in gpus.windows(2) {
+        let names = format!("GPU {} and GPU {}", pair[0], pair[1]);
+        let wrong = match LocalGroup::on_gpus(pair).and_then(proof::run) {
+            Ok(proof) if proof.holds() => {
+                pairs.push(names);
+                continue;
+            }
+            Ok(proof) => proof.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let advice = "put all ranks on one of them, and look at what NVML says of their links";
+        return Some(Check::new("peer_access", Status::No, format!("{names}: {wrong}")).advice(advice));
     }
-    if devices.len() < 2 {
+    let finding = format!("a rank on each dispatched and combined: {}", pairs.join(", "));
+    (!pairs.is_empty()).then(|| Check::new("peer_access", Status::Ok, finding))
+}
+
+/// NVLink of every GPU that NVML sees, and which pairs reach each other.
+fn links(nvml: &Nvml) -> anyhow::Result<Vec<Check>> {
+    let gpus = nvml::gpus(nvml)?;
+    let mut checks: Vec<_> = gpus.iter().map(nvlink).collect();
+    if gpus.len() < 2 {
         let alone = "one GPU: its ranks share memory and need no peer access";
         checks.push(Check::new("peer_access", Status::Ok, alone));
         return Ok(checks);
     }
+    let devices = gpus.iter().map(|gpu| nvml.device_by_index(gpu.index)).collect::<Result<Vec<_>, _>>()?;
     let mut pairs = Vec::new();
     for (i, a) in devices.iter().enumerate() {
         for (j, b) in devices.iter().enumerate().filter(|(j, _)| *j != i) {
@@ -97,19 +116,15 @@ fn links(nvml: &Nvml) -> Result<Vec<Check>, NvmlError> {
 }
 
 /// A GPU as NVML sees it, which the process may not be allowed to use.
-fn nvlink(index: usize, device: &Device<'_>) -> Result<Check, NvmlError> {
-    let capability = device.cuda_compute_capability()?;
-    let memory = device.memory_info()?;
-    let active = (0..MOST_LINKS).filter(|&link| device.link_wrapper_for(link).is_active().unwrap_or(false)).count();
-    let finding = format!(
-        "{active} links up on GPU {index} of NVML: {}, compute capability {}.{}, {} of {} free",
-        device.name()?,
-        capability.major,
-        capability.minor,
-        units::memory(memory.free),
-        units::memory(memory.total),
+fn nvlink(gpu: &GpuFacts) -> Check {
+    let GpuFacts { index, name, compute_capability: (major, minor), memory, links, .. } = gpu;
+    let memory = memory.map_or_else(
+        || "its memory is not known".into(),
+        |memory| format!("{} of {} free", units::memory(memory.free), units::memory(memory.total)),
     );
-    Ok(Check::new("nvlink", if active > 0 { Status::Ok } else { Status::Absent }, finding))
+    let finding =
+        format!("{links} links up on GPU {index} of NVML: {name}, compute capability {major}.{minor}, {memory}");
+    Check::new("nvlink", if *links > 0 { Status::Ok } else { Status::Absent }, finding)
 }
 
 /// How one GPU reaches another.

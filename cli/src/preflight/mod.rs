@@ -72,18 +72,12 @@ pub(crate) fn run(args: &PreflightArgs) -> anyhow::Result<Answer> {
 
 fn look(args: &PreflightArgs) -> Report {
     let (mut checks, gpus) = gpu::look();
-    let several = gpus.iter().filter(|usable| **usable).count() > 1;
     checks.extend(nccl::look());
     checks.extend(nic::look(&args.root));
     checks.extend(limits::look(&args.root, gpus.contains(&true)));
     let simulator = simulator();
     let runs = Runs { gpu: gpus.contains(&true), simulator: simulator.status == Status::Ok };
     checks.push(simulator);
-    if several {
-        let note =
-            "this version runs all ranks on one GPU (LocalGroup::on_gpu); several GPUs are designed, not built yet";
-        checks.push(Check::new("gpu", Status::Limited, note));
-    }
     Report { runs, checks }
 }
 

@@ -35,9 +35,9 @@ const KERNEL_ASSUMED: Figure = Figure::new(4.2e-6, "assumed: as measured on an H
 const ROUND_TRIP: Figure =
     Figure::new(2e-6, "the upper end of the 1 to 2 us that is quoted for NVLink 4 across a switch; not measured by us");
 
-/// Nominal HBM bandwidth times what a copy reaches of it on an H200: 4256 of 4800 GB/s.
+/// Nominal HBM bandwidth times what a copy reaches of it.
 const fn copied(nominal: f64, source: &'static str) -> Figure {
-    Figure::new(nominal * 4256.0 / 4800.0, source)
+    Figure::new(nominal * Gpu::COPY_SHARE, source)
 }
 
 /// A Hopper with these differences.

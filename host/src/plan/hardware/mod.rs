@@ -130,6 +130,10 @@ impl Unit {
 }
 
 impl Gpu {
+    /// What a copy reaches of the nominal rate of an H200's memory: 4256 of 4800 GB/s. Taken for GPUs of which only the nominal
+    /// rate is known.
+    pub const COPY_SHARE: f64 = 4256.0 / 4800.0;
+
     /// The built-in GPU of this name.
     ///
     /// # Errors
@@ -225,6 +229,11 @@ impl Nic {
 }
 
 impl Hardware {
+    /// Hardware of these parts.
+    pub fn new(gpu: Gpu, nic: Option<Nic>) -> Self {
+        Self { gpu, nic }
+    }
+
     /// Built-in hardware by name; no NIC for one NVLink domain.
     ///
     /// # Errors
