@@ -1,11 +1,9 @@
-//! What only the device sees: bad selections, ranks in different operations, peers that do not come. Every rank gets an error that
-//! names the facts, and nothing hangs.
+//! What only the device sees at once: bad selections, and ranks in different operations. Every rank gets an error that names the
+//! facts, and nothing hangs.
 mod support;
 
-use std::time::{Duration, Instant};
-
 use epoxide::{
-    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, LocalGroup, Machine,
+    CombineInput, Comm, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, LocalGroup, Machine,
     MachineConfig, Mode, Result, WireFormat, bf16,
 };
 use support::Device;
@@ -221,133 +219,5 @@ fn ranks_out_of_step_are_named_on_every_rank() {
             }
             assert_error!(after.unwrap_err(), Error::Poisoned { .. }, "poisoned", fault.to_string());
         }
-    }
-}
-
-/// The operation in which a peer is missed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Missed {
-    Dispatch,
-    Combine,
-}
-
-/// Rank 2 of three does not call `missed` in time. What each rank got: of the operation, and of the call after it; rank 2
-/// calls it when the others have given up.
-fn miss(comm: &Comm, missed: Missed, num_sms: u32, timeout: Duration) -> Result<[Result<()>; 3]> {
-    let config = Config::new(8, 2, 64, 4).with_num_sms(num_sms).with_timeout(timeout);
-    let mut buffer = ElasticBuffer::new(comm, config)?;
-    let mut y = comm.empty::<bf16>(64)?;
-    let (x, idx, weights) = (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[0i64, 7])?, comm.tensor(&[1.0f32; 2])?);
-    comm.barrier()?;
-    let input = DispatchInput::new(1, &x, &idx, &weights);
-    let mut call = |buffer: &mut ElasticBuffer| -> Result<()> {
-        match missed {
-            Missed::Dispatch => buffer.dispatch(&input).map(|_| ()),
-            Missed::Combine => {
-                let handle = buffer.dispatch(&input)?;
-                buffer.synchronize()?;
-                comm.barrier()?;
-                if comm.rank() == 2 {
-                    comm.barrier()?;
-                }
-                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))
-            }
-        }
-    };
-    if comm.rank() == 2 && missed == Missed::Dispatch {
-        comm.barrier()?;
-    }
-    call(&mut buffer)?;
-    let fault = buffer.synchronize();
-    if comm.rank() != 2 {
-        comm.barrier()?;
-    }
-    comm.barrier()?;
-    let check = buffer.check();
-    let next = buffer.dispatch(&input).map(|_| ());
-    comm.barrier()?;
-    Ok([fault, check, next])
-}
-
-fn a_missing_peer_is_named(missed: Missed) {
-    let (timeout, name, operation) = match (Device::from_env(), missed) {
-        // Virtual time: nobody waits half a minute.
-        (Device::Simulated, Missed::Dispatch) => (Duration::from_secs(30), "dispatch", 1),
-        (Device::Simulated, Missed::Combine) => (Duration::from_secs(30), "combine", 2),
-        (Device::Cuda, Missed::Dispatch) => (Duration::from_millis(500), "dispatch", 1),
-        (Device::Cuda, Missed::Combine) => (Duration::from_millis(500), "combine", 2),
-    };
-    for (mode, num_sms) in schedules().into_iter().flat_map(|mode| [(mode, 1), (mode, 2)]) {
-        let started = Instant::now();
-        let results = run(3, mode, |comm| miss(&comm, missed, num_sms, timeout));
-        let wall = started.elapsed();
-        assert!(wall < Duration::from_secs(10), "{mode:?} took {wall:?}");
-        let mut waited = 0;
-        for (here, result) in (0..).zip(results) {
-            let [fault, check, next] = result.unwrap();
-            let Err(fault) = fault else { panic!("{mode:?}, {num_sms} SMs: rank {here} saw no fault of {missed:?}") };
-            let timed_out = matches!(fault, Error::PeerTimeout { .. });
-            waited += u32::from(timed_out);
-            if timed_out && here != 2 {
-                let least = timeout.as_millis() as u64;
-                assert_error!(
-                    &fault,
-                    Error::PeerTimeout { rank, peer: 2, kernel, epoch, phase, block: 0 | 1, expected, seen, elapsed_ms, .. }
-                        if *rank == here && *kernel == name && *epoch == operation && phase.starts_with("entry")
-                            && *expected as u32 == operation as u32 && *seen as u32 != operation as u32
-                            && (least..least * 2 + 1000).contains(elapsed_ms),
-                    format!("rank {here} waited"), "for rank 2", format!("{name} {operation}"), "phase entry",
-                    "expected 0x", "seen 0x", " ms"
-                );
-            } else {
-                assert_error!(
-                    &fault,
-                    Error::PeerAborted { rank, origin: 0 | 1, kernel, epoch, reason, .. }
-                        if *rank == here && *kernel == name && *epoch == operation && reason.contains("rank 2"),
-                    format!("rank {here} stopped {name} {operation}"), "gave up", "waited too long for rank 2"
-                );
-            }
-            for later in [check, next] {
-                assert_error!(
-                    later.expect_err("the buffer is poisoned"),
-                    Error::Poisoned { cause, .. } if cause.to_string() == fault.to_string(),
-                    "poisoned"
-                );
-            }
-        }
-        assert!(waited >= 1, "someone waited to the end");
-    }
-}
-
-#[test]
-fn a_peer_that_never_dispatches_is_named() {
-    a_missing_peer_is_named(Missed::Dispatch);
-}
-
-#[test]
-fn a_peer_that_never_combines_is_named() {
-    a_missing_peer_is_named(Missed::Combine);
-}
-
-/// A late peer is no missing one.
-#[test]
-fn a_peer_that_is_late_but_in_time_is_waited_for() {
-    let (timeout, late) = match Device::from_env() {
-        Device::Simulated => (Duration::from_secs(30), Duration::from_secs(29)),
-        Device::Cuda => (Duration::from_secs(2), Duration::from_secs(1)),
-    };
-    for mode in schedules() {
-        let results = run(3, mode, |comm| {
-            let mut buffer = ElasticBuffer::new(&comm, Config::new(8, 2, 64, 4).with_num_sms(2).with_timeout(timeout))?;
-            if comm.rank() == 1 {
-                comm.delay(late)?;
-            }
-            let handle = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
-            let counts = buffer.recv_counts(&handle)?;
-            buffer.close()?;
-            Ok(counts.by_source)
-        });
-        let got: Vec<Vec<u32>> = results.into_iter().map(|r| r.unwrap()).collect();
-        assert_eq!(got, [[1, 1, 1], [0, 0, 0], [1, 1, 1]]);
     }
 }

@@ -219,7 +219,10 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
         (fails(Workload::new(128, 0, 8, 256)), "hidden = 0: a row has 1 to 1048576 elements"),
         (fails(Workload::new(128, 7168, 8, 4)), "top_k = 8: a token cannot select more than the 4 experts"),
         (fails(Workload::new(128, 7168, 8, 4096)), "experts = 4096: there are 1 to 2048 experts"),
-        (fails(Workload::new(128, 1 << 20, 8, 256)), "hidden = 1048576: a row must fit in the 232448 bytes"),
+        (
+            fails(Workload::new(128, 1 << 20, 8, 256)),
+            "hidden = 1048576: a row, 2097152 bytes, must fit in the 232448 bytes",
+        ),
         (fails(good.clone().with_imbalance(0.5)), "imbalance = 0.5: the busiest rank over the mean is at least 1"),
         (fails(good.clone().with_imbalance(f64::NAN)), "imbalance = NaN"),
         (fails(good.clone().with_capacity(Capacity::Rows(0))), "capacity = 0"),
@@ -275,4 +278,21 @@ fn every_scale_has_a_plan() {
             assert!(plan.bytes.total() > u64::from(tokens) * u64::from(hidden));
         }
     }
+}
+
+/// A rack is one domain, of more ranks than a buffer takes today.
+#[test]
+fn a_rack_of_72_is_one_domain() {
+    let hardware = Hardware::named("gb200", None).unwrap();
+    let topology = Topology::new(72, 72).unwrap();
+    for format in [WireFormat::Bf16, WireFormat::Fp8] {
+        let workload = Workload::new(4096, 7168, 8, 288).with_format(format);
+        let plan = plan(&topology, &hardware, &workload).unwrap();
+        assert_eq!((plan.bytes.basis, plan.num_qps), (Basis::Projection, 0));
+        assert!(plan.bytes.total() > 72 * 4096 * 7168 * 3 && plan.dispatch.seconds > 1e-5);
+    }
+    // What does not fit is still said.
+    let wide = Workload::new(16, 1 << 20, 8, 288);
+    let error = plan(&topology, &hardware, &wide).unwrap_err().to_string();
+    assert!(error.starts_with("hidden = 1048576: a row, 2097152 bytes, must fit in the 232448 bytes"), "{error}");
 }

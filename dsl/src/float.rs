@@ -17,6 +17,20 @@ impl Bf16 {
     pub fn from_f32(x: f32) -> Self {
         Self(crate::arch::bf16_from_f32(x))
     }
+
+    /// Clears the signs of two numbers in a word.
+    #[inline(always)]
+    pub fn magnitudes(pair: u32) -> u32 {
+        pair & 0x7fff_7fff
+    }
+
+    /// The larger of each two magnitudes: the lower halves of the words, and the upper ones (`max.u16x2`).
+    ///
+    /// Magnitudes order like their bits, so no NaN rule applies: a NaN is larger than every number.
+    #[inline(always)]
+    pub fn max_magnitudes(a: u32, b: u32) -> u32 {
+        crate::arch::max_u16x2(a, b)
+    }
 }
 
 /// An 8-bit float with 4 exponent and 3 mantissa bits, no infinities, largest value 448 (OCP FP8 E4M3).
@@ -110,6 +124,15 @@ mod tests {
                 assert_eq!(software_e4m3(x), nearest(x), "{x:e} ({:08x})", x.to_bits());
             }
         }
+    }
+
+    #[test]
+    fn magnitudes_are_compared_in_each_half() {
+        let (small, large, nan) = (0xbf80_u32, 0xc000_u32, 0xffc0_u32);
+        let pair = |low: u32, high: u32| Bf16::magnitudes(high << 16 | low);
+        assert_eq!(pair(small, large), 0x4000_3f80);
+        assert_eq!(Bf16::max_magnitudes(pair(small, large), pair(large, small)), 0x4000_4000);
+        assert_eq!(Bf16::max_magnitudes(pair(nan, 0), pair(large, large)), 0x4000_7fc0);
     }
 
     #[test]

@@ -21,6 +21,10 @@ pub use descriptor::Kernel;
 
 #[cfg(not(target_arch = "nvptx64"))]
 mod descriptor {
+    use std::sync::Arc;
+
+    use epoxide_sim::Launch;
+
     use super::KernelArg;
 
     /// What the host knows of a kernel: its PTX name, its launch bounds, and its simulated entry point.
@@ -73,6 +77,22 @@ mod descriptor {
         /// The function that every simulated thread runs.
         pub const fn entry(&self) -> fn(A) {
             self.entry
+        }
+        /// A launch of `grid` blocks, with `shared_bytes` bytes of dynamic shared memory each, on a simulated GPU.
+        pub fn simulated(&self, grid: u32, shared_bytes: u32, args: A) -> Launch
+        where
+            A: Send + Sync,
+        {
+            let entry = self.entry;
+            Launch {
+                kernel: self.name,
+                grid,
+                threads: self.threads,
+                shared_bytes,
+                blocks_per_sm: self.blocks_per_sm,
+                cooperative: self.cooperative,
+                entry: Arc::new(move || entry(args)),
+            }
         }
     }
 }

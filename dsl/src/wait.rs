@@ -51,6 +51,11 @@ impl Acquired {
 #[must_use]
 pub struct BulkAccess(());
 
+/// What [`Watch::look`] saw: the abort word, in the thread that looked.
+#[derive(Debug)]
+#[must_use]
+pub struct Look(u64);
+
 /// One operation's deadline and where it files its faults.
 #[derive(Clone, Copy, Debug)]
 pub struct Watch {
@@ -114,22 +119,33 @@ impl Watch {
         false
     }
 
+    /// Looks whether some rank, this one too, has given up. The answer is for [`Self::found`]: what comes between need not wait
+    /// for it.
+    #[inline(always)]
+    #[track_caller]
+    pub fn look(&self) -> Look {
+        Look(if thread::index() == 0 { self.abort.load_relaxed::<System>(0) } else { 0 })
+    }
+
+    /// Whether a look found that some rank has given up; files that this rank stopped for it. Block-collective, uniform.
+    #[inline(always)]
+    #[track_caller]
+    pub fn found(&self, look: Look, phase: u32) -> bool {
+        let Look(abort) = look;
+        if abort != 0 {
+            self.file_abort(phase, abort);
+        }
+        block::any(abort != 0)
+    }
+
     /// Whether some rank, this one too, has given up; files that this rank stopped for it. Block-collective, uniform.
     ///
     /// Waits look for an abort only while their flag is missing. An operation also looks at its entry, before it publishes
-    /// anything and before it ends, so that none that overlaps a fault is reported as done.
+    /// anything, and before it tells a peer that it is done, so that none that overlaps a fault is taken for whole.
     #[inline(always)]
     #[track_caller]
     pub fn aborted(&self, phase: u32) -> bool {
-        let mut aborted = false;
-        if thread::index() == 0 {
-            let abort = self.abort.load_relaxed::<System>(0);
-            if abort != 0 {
-                aborted = true;
-                self.file_abort(phase, abort);
-            }
-        }
-        block::any(aborted)
+        self.found(self.look(), phase)
     }
 
     #[inline(always)]

@@ -43,13 +43,15 @@ impl<T> Region<T> {
     }
 }
 
-/// All ranks' windows as one rank sees them: their addresses lie in a table in device memory, so that a kernel never asks
+/// All ranks' windows as one rank sees them. Their addresses lie in a table in device memory, so that a kernel never asks
 /// how they came about (one process, an imported handle, NCCL).
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct Window {
     /// Address of every rank's window, `[ranks]`.
     pub bases: Global<u64>,
+    /// This rank's window: the same as its entry in `bases`, without the load.
+    pub own: Symmetric<u8>,
     /// This rank.
     pub rank: u32,
     /// Ranks with a window.
@@ -69,8 +71,7 @@ impl Window {
 
     /// The region in this rank's own window.
     #[inline(always)]
-    #[track_caller]
     pub fn own<T>(self, region: Region<T>) -> Symmetric<T> {
-        self.of_rank(self.rank, region)
+        self.own.at(region.offset).cast()
     }
 }

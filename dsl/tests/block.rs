@@ -23,7 +23,7 @@ fn every_thread_of_the_grid_has_its_indices() {
     for mode in modes() {
         let machine = machine(1, mode);
         let out = zeros(&machine, 0, 320);
-        run(&machine, [launch(indices, 5, 0, OutArgs { out: global(out), n: 0 })]).expect("it ends");
+        run(&machine, [indices.simulated(5, 0, OutArgs { out: global(out), n: 0 })]).expect("it ends");
         let expected: Vec<u64> = (0..320).map(|i| (i / 64) << 48 | (i % 64) << 32 | 64 << 16 | 5).collect();
         assert_eq!(machine.read(out, 320).expect("in bounds"), expected, "{mode:?}");
     }
@@ -51,7 +51,7 @@ fn a_block_that_met_sees_what_its_threads_wrote_and_no_other_blocks() {
     for mode in modes() {
         let machine = machine(1, mode);
         let out = zeros(&machine, 0, 384);
-        run(&machine, [launch(reverse, 3, 64 + 1024, OutArgs { out: global(out), n: 5 })]).expect("it ends");
+        run(&machine, [reverse.simulated(3, 64 + 1024, OutArgs { out: global(out), n: 5 })]).expect("it ends");
         let expected: Vec<u64> = (0..384).map(|i| ((127 - i % 128) << 8 | (i / 128)) + 5).collect();
         assert_eq!(machine.read(out, 384).expect("in bounds"), expected, "{mode:?}");
     }
@@ -76,7 +76,7 @@ fn any_is_true_in_all_threads_if_it_is_in_one() {
     for mode in modes() {
         let machine = machine(1, mode);
         let out = zeros(&machine, 0, 64);
-        run(&machine, [launch(anyone, 1, 0, OutArgs { out: global(out), n: 0 })]).expect("it ends");
+        run(&machine, [anyone.simulated(1, 0, OutArgs { out: global(out), n: 0 })]).expect("it ends");
         assert_eq!(machine.read(out, 64).expect("in bounds"), [!(1u64 << 20); 64], "{mode:?}");
     }
 }
@@ -120,7 +120,7 @@ fn shared_memory_holds_every_type_at_its_own_size() {
     for mode in modes() {
         let machine = machine(1, mode);
         let out = zeros(&machine, 0, 145);
-        run(&machine, [launch(shared_types, 1, 4096, OutArgs { out: global(out), n: 0 })]).expect("it ends");
+        run(&machine, [shared_types.simulated(1, 4096, OutArgs { out: global(out), n: 0 })]).expect("it ends");
         let found = machine.read(out, 145).expect("in bounds");
         for (t, &word) in found[..128].iter().enumerate() {
             let n = (t as u64 + 1) % 128;
@@ -166,7 +166,7 @@ fn shared_atomics_lose_nothing() {
     for mode in modes() {
         let machine = machine(1, mode);
         let out = zeros(&machine, 0, 260);
-        run(&machine, [launch(shared_atomics, 1, 64, OutArgs { out: global(out), n: 0 })]).expect("it ends");
+        run(&machine, [shared_atomics.simulated(1, 64, OutArgs { out: global(out), n: 0 })]).expect("it ends");
         let found = machine.read(out, 260).expect("in bounds");
         assert_eq!(found[..256], [1; 256], "{mode:?}: each value before was seen once");
         assert_eq!(found[256..], [1000 + 3 * 256, 1, 1, 0], "{mode:?}");
@@ -190,7 +190,7 @@ fn a_sleep_ends_at_its_time() {
     for mode in modes() {
         let machine = machine(1, mode);
         let out = zeros(&machine, 0, 64);
-        run(&machine, [launch(sleeps, 1, 0, OutArgs { out: global(out), n: SECOND })]).expect("it ends");
+        run(&machine, [sleeps.simulated(1, 0, OutArgs { out: global(out), n: SECOND })]).expect("it ends");
         for (t, word) in machine.read(out, 64).expect("in bounds").into_iter().enumerate() {
             let (right, late) = (word >> 63 == 1, (word & (u64::MAX >> 1)) - SECOND * (t as u64 % 4));
             assert!(right && late < SECOND / 1000, "{mode:?}, thread {t}: {late} ns late");
@@ -214,7 +214,7 @@ fn unrolled(args: OutArgs) {
 fn an_unrolled_loop_has_its_index_as_a_constant() {
     let machine = machine(1, modes()[0]);
     let out = zeros(&machine, 0, 4);
-    run(&machine, [launch(unrolled, 1, 0, OutArgs { out: global(out), n: 0 })]).expect("it ends");
+    run(&machine, [unrolled.simulated(1, 0, OutArgs { out: global(out), n: 0 })]).expect("it ends");
     assert_eq!(machine.read(out, 4).expect("in bounds"), [0x11, 0x111, 0x1111, 0x1111_1111]);
     // Outside of kernels too, and each body is a scope of its own.
     let mut counts = [0; 3];

@@ -39,7 +39,7 @@ fn the_entry_runs_the_body_with_the_argument() {
     for mode in modes() {
         let machine = machine(1, mode);
         let out = zeros(&machine, 0, 200);
-        run(&machine, [launch(fill, 2, 0, FillArgs { out: global(out), n: 150, value: 1000 })]).expect("it ends");
+        run(&machine, [fill.simulated(2, 0, FillArgs { out: global(out), n: 150, value: 1000 })]).expect("it ends");
         let expected: Vec<u64> = (0..200).map(|i| if i < 150 { 1000 + i } else { 0 }).collect();
         assert_eq!(machine.read(out, 200).expect("in bounds"), expected, "{mode:?}");
     }
@@ -50,7 +50,7 @@ fn an_access_out_of_bounds_is_reported_with_kernel_thread_and_line() {
     for mode in modes() {
         let machine = machine(1, mode);
         let args = FillArgs { out: Global::null(), n: 1, value: 0 };
-        let message = run(&machine, [launch(fill, 1, 0, args)]).expect_err("null").to_string();
+        let message = run(&machine, [fill.simulated(1, 0, args)]).expect_err("null").to_string();
         for part in ["kernel fill", "block 0, warp 0, lane 0", "descriptor.rs:24:", "out of bounds"] {
             assert!(message.contains(part), "{part}: {message}");
         }

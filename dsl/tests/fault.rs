@@ -55,7 +55,7 @@ fn of_many_faults_at_once_one_is_filed_whole() {
         let machine = machine(2, mode);
         let windows = Windows::new(&machine, FREE);
         let args = FaultArgs { channel: windows.channel(0, 0), code: CODE, here: 0, mark: 1000 };
-        run(&machine, [launch(everyone_files, 4, 0, args)]).expect("it ends");
+        run(&machine, [everyone_files.simulated(4, 0, args)]).expect("it ends");
         let record = windows.record(&machine, 0);
         let (block, me) = (record[4], record[3]);
         assert!(block < 4 && (1000..1064).contains(&me), "{mode:?}: {record:?}");
@@ -75,7 +75,7 @@ fn the_first_record_and_the_first_abort_word_stay() {
     for mode in modes() {
         let machine = machine(3, mode);
         let windows = Windows::new(&machine, FREE);
-        let file = |channel, code, mark| launch(everyone_files, 1, 0, FaultArgs { channel, code, here: 0, mark });
+        let file = |channel, code, mark| everyone_files.simulated(1, 0, FaultArgs { channel, code, here: 0, mark });
         // Rank 1's stream: one fault, then another. Then rank 0's own, when all were told.
         let launches = [
             file(windows.channel(1, 0), CODE, 100),
@@ -101,7 +101,7 @@ fn words_after(mode: epoxide_sim::Mode, code: u32, here: u32, word: u64) -> [u64
     // SAFETY: memory of this test's own, which no kernel uses now.
     unsafe { machine.write(windows.bases[0] + ABORT, &[word]) }.expect("in bounds");
     let args = FaultArgs { channel: windows.channel(0, 0), code, here, mark: 0 };
-    run(&machine, [launch(everyone_files, 1, 0, args)]).expect("it ends");
+    run(&machine, [everyone_files.simulated(1, 0, args)]).expect("it ends");
     assert_eq!(windows.record(&machine, 0)[..2], [STATE_FILED, u64::from(code)], "{mode:?}");
     [0, 1].map(|rank| windows.abort(&machine, rank))
 }

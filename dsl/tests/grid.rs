@@ -71,7 +71,7 @@ fn a_grid_that_met_sees_what_its_threads_wrote_in_every_launch() {
         let windows = Windows::new(&machine, FREE);
         let (args, [counters, words, out]) = grid_args(&machine, &windows, BLOCKS as usize, ROUNDS as u32);
         // Three launches on the same counters, which nobody resets.
-        run(&machine, [0; 3].map(|_| launch(rotate, BLOCKS as u32, 0, args))).expect("it ends");
+        run(&machine, [0; 3].map(|_| rotate.simulated(BLOCKS as u32, 0, args))).expect("it ends");
         let after = |i: u64| {
             let (block, t) = (i / 64, i % 64);
             (block + 3 * ROUNDS) % BLOCKS * 6400 + t * 100 + 3 * ROUNDS
@@ -93,7 +93,7 @@ fn a_block_that_never_comes_faults_the_others_at_the_deadline() {
         let windows = Windows::new(&machine, FREE);
         let (mut args, [_, _, out]) = grid_args(&machine, &windows, 3, 1);
         args.absent = 1;
-        run(&machine, [launch(rotate, 3, 0, args)]).expect("it gives up by itself");
+        run(&machine, [rotate.simulated(3, 0, args)]).expect("it gives up by itself");
         let record = windows.record(&machine, 0);
         assert_eq!(record[..2], [STATE_FILED, u64::from(CODE_TIMEOUT)], "{mode:?}");
         assert_eq!((record[3], record[6], record[7]), (u64::from(u32::MAX), 3, 2), "{mode:?}: 2 of 3 blocks came");
@@ -150,7 +150,7 @@ fn one_block_of_each_launch_is_the_last_and_sees_all_parts() {
             flag: symmetric(flag),
             value,
         };
-        run(&machine, [10, 500, 7000].map(|value| launch(sum_up, BLOCKS as u32, 0, args(value)))).expect("it ends");
+        run(&machine, [10, 500, 7000].map(|value| sum_up.simulated(BLOCKS as u32, 0, args(value)))).expect("it ends");
         let sum = 7510 * BLOCKS + 3 * (0..BLOCKS).sum::<u64>();
         assert_eq!(machine.read(seen, 64).expect("in bounds"), [3 << 32 | sum; 64], "{mode:?}");
         assert_eq!(machine.read(flag, 1).expect("in bounds"), [7000], "{mode:?}");

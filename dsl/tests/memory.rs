@@ -55,7 +55,7 @@ fn weak_accesses_move_every_type_whole() {
         let from = filled(&machine, 0, &words);
         let [to, window] = [0; 2].map(|_| zeros(&machine, 0, (TYPES * BYTES / 8) as usize));
         let args = CopyArgs { from: global(from), to: global(to), window: symmetric(window) };
-        run(&machine, [launch(reverse_all, 1, 0, args)]).expect("it ends");
+        run(&machine, [reverse_all.simulated(1, 0, args)]).expect("it ends");
         for (place, out) in [("global", to), ("window", window)] {
             for (i, size) in [1, 1, 2, 2, 4, 4, 4, 8, 8].into_iter().enumerate() {
                 let expected: Vec<u8> = bytes.chunks(size).rev().flatten().copied().collect();
@@ -101,7 +101,7 @@ fn vectors_move_whole() {
             to: global(to),
             n: 100,
         };
-        run(&machine, [launch(vectors, 1, 0, args)]).expect("it ends");
+        run(&machine, [vectors.simulated(1, 0, args)]).expect("it ends");
         let expected: Vec<u32> = words.chunks(4).flat_map(|v| [v[3], v[0], v[1], v[2]]).collect();
         assert_eq!(read_u32(&machine, to, 400), expected, "{mode:?}");
     }
@@ -160,7 +160,7 @@ fn atomics_lose_nothing_between_the_threads_of_two_ranks() {
                 first: u64::from(rank) * 128,
                 threads: 256,
             };
-            vec![launch(atomics, 2, 0, args)]
+            vec![atomics.simulated(2, 0, args)]
         });
         let found = machine.read(shared, 5).expect("in bounds");
         assert_eq!((found[0], found[1], found[3]), (512, 1000 - 255, 1), "{mode:?}");
@@ -202,7 +202,7 @@ fn strong_accesses_read_what_they_wrote_at_every_scope() {
         let machine = machine(1, mode);
         let at = zeros(&machine, 0, 6);
         let args = StrongArgs { words: global(at), window: symmetric(at) };
-        run(&machine, [launch(strong, 1, 0, args)]).expect("it ends");
+        run(&machine, [strong.simulated(1, 0, args)]).expect("it ends");
         let minus = u64::from(-7i32 as u32);
         assert_eq!(machine.read(at, 6).expect("in bounds"), [10, 11, 12, 13, 14, minus | minus << 32], "{mode:?}");
     }
@@ -254,7 +254,7 @@ fn a_region_is_at_the_same_offset_in_every_ranks_window() {
                 from: Region::new(FREE),
                 own: Region::new(FREE + 8 * u64::from(RANKS)),
             };
-            vec![launch(greet, 1, 0, args)]
+            vec![greet.simulated(1, 0, args)]
         });
         for (rank, base) in (0u64..).zip(&windows.bases) {
             let expected: Vec<u64> = (0..u64::from(RANKS)).map(|from| 100 * from + rank).chain([rank + 1]).collect();

@@ -117,7 +117,7 @@ fn a_wait_ends_when_all_flags_are_there_and_what_they_publish_is_visible() {
             let mut args = scene.args(rank, 60 * SECOND, (half * rank, half * (rank + 1)));
             // One rank is far behind, and not too late.
             args.delay_ns = u64::from(rank) * 50 * SECOND;
-            vec![launch(exchange, 1, 0, args)]
+            vec![exchange.simulated(1, 0, args)]
         });
         for rank in 0..2 {
             assert_eq!(scene.outcome(rank), [1; 64], "{mode:?}, rank {rank}");
@@ -137,7 +137,7 @@ fn a_wait_for_nothing_is_over_at_once() {
     for mode in modes() {
         let scene = Scene::new(1, mode);
         let args = WaitArgs { count: 0, ..scene.args(0, 0, (0, 0)) };
-        run(&scene.machine, [launch(exchange, 1, 0, args)]).expect("it ends");
+        run(&scene.machine, [exchange.simulated(1, 0, args)]).expect("it ends");
         assert_eq!(scene.outcome(0), [1; 64], "{mode:?}");
     }
 }
@@ -151,7 +151,7 @@ fn a_wait_ends_at_its_deadline_with_a_record_of_what_was_missing() {
         let args = scene.args(0, 100 * SECOND, (0, 70));
         let others = scene.args(1, 0, (71, FLAGS));
         let others = WaitArgs { count: 0, ..others };
-        run(&scene.machine, [launch(exchange, 1, 0, others), launch(exchange, 1, 0, args)])
+        run(&scene.machine, [exchange.simulated(1, 0, others), exchange.simulated(1, 0, args)])
             .expect("it gives up by itself");
         assert_eq!(scene.outcome(0), [2; 64], "{mode:?}: uniform, though one thread alone missed a flag");
         let record = scene.windows.record(&scene.machine, 0);
@@ -174,7 +174,7 @@ fn one_ranks_timeout_ends_the_waits_of_all() {
         run_on_all(&scene.machine, |rank| {
             // Rank 2 has the least patience, by far. Nobody posts the last ten flags.
             let timeout = if rank == 2 { SECOND } else { 1000 * SECOND };
-            vec![launch(exchange, 1, 0, scene.args(rank, timeout, (0, FLAGS - 10)))]
+            vec![exchange.simulated(1, 0, scene.args(rank, timeout, (0, FLAGS - 10)))]
         });
         for rank in 0..4 {
             assert_eq!(scene.outcome(rank), [2; 64], "{mode:?}, rank {rank}");
@@ -205,7 +205,7 @@ fn an_abort_word_that_is_there_already_ends_a_wait_and_shows_after_one() {
             let scene = Scene::new(1, mode);
             // SAFETY: the abort word of this test's own window, which kernels read with strong loads.
             unsafe { scene.machine.write(scene.windows.bases[0] + ABORT, &[word]) }.expect("in bounds");
-            run(&scene.machine, [launch(exchange, 1, 0, scene.args(0, SECOND, posted))]).expect("it ends");
+            run(&scene.machine, [exchange.simulated(1, 0, scene.args(0, SECOND, posted))]).expect("it ends");
             assert_eq!(scene.outcome(0), [outcome; 64], "{mode:?}");
             let record = scene.windows.record(&scene.machine, 0);
             assert_eq!(record[..2], [STATE_FILED, u64::from(CODE_ABORTED)], "{mode:?}");

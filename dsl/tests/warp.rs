@@ -90,7 +90,7 @@ fn warp_operations_are_those_of_plain_loops() {
                 distance,
                 floor: u32::MAX / 3,
             };
-            run(&machine, [launch(warp_operations, 2, 0, args)]).expect("it ends");
+            run(&machine, [warp_operations.simulated(2, 0, args)]).expect("it ends");
             let expected: Vec<u32> = values.chunks(32).flat_map(|warp| reference(warp, &args)).flatten().collect();
             assert_eq!(read_u32(&machine, results, expected.len()), expected, "{mode:?}, mask {mask:#x}");
         }
@@ -130,7 +130,7 @@ fn the_largest_of_a_group_goes_to_all_of_it_and_a_nan_is_larger_than_all() {
         let bits: Vec<u32> = values.iter().map(|x| x.to_bits()).collect();
         let maxima = zeros(&machine, 0, 192);
         let args = GroupArgs { values: global(filled(&machine, 0, &pack(&bits))), maxima: global(maxima) };
-        run(&machine, [launch(group_maxima, 1, 0, args)]).expect("it ends");
+        run(&machine, [group_maxima.simulated(1, 0, args)]).expect("it ends");
         let found = read_u32(&machine, maxima, 384);
         for (size, found) in [1, 2, 4, 8, 16, 32].into_iter().zip(found.chunks(64)) {
             for (i, &found) in found.iter().enumerate() {
@@ -160,7 +160,7 @@ fn lane_index_and_count_come_from_the_thread_index() {
     for mode in modes() {
         let machine = machine(1, mode);
         let out = zeros(&machine, 0, 96);
-        run(&machine, [launch(indices, 1, 0, OutArgs { out: global(out) })]).expect("it ends");
+        run(&machine, [indices.simulated(1, 0, OutArgs { out: global(out) })]).expect("it ends");
         let expected: Vec<u64> = (0..96).map(|t| (t % 32) + ((t / 32) << 8) + (3 << 16)).collect();
         assert_eq!(machine.read(out, 96).expect("in bounds"), expected, "{mode:?}");
     }
@@ -187,7 +187,7 @@ fn a_warp_that_met_sees_what_its_lanes_wrote() {
     for mode in modes() {
         let machine = machine(1, mode);
         let out = zeros(&machine, 0, 64);
-        run(&machine, [launch(neighbours, 1, 256, OutArgs { out: global(out) })]).expect("it ends");
+        run(&machine, [neighbours.simulated(1, 256, OutArgs { out: global(out) })]).expect("it ends");
         let expected: Vec<u64> = (0..64u64).map(|t| 4500 + 10 * ((t + 1) % 32)).collect();
         assert_eq!(machine.read(out, 64).expect("in bounds"), expected, "{mode:?}");
     }
@@ -206,7 +206,7 @@ fn a_lane_that_does_not_come_is_reported_and_not_waited_for() {
     for mode in modes() {
         let machine = machine(1, mode);
         let args = OutArgs { out: global(zeros(&machine, 0, 1)) };
-        let message = run(&machine, [launch(absent_lanes, 1, 0, args)]).expect_err("16 lanes miss").to_string();
+        let message = run(&machine, [absent_lanes.simulated(1, 0, args)]).expect_err("16 lanes miss").to_string();
         assert!(message.contains("absent_lanes") && message.contains("warp.rs"), "{mode:?}: {message}");
     }
 }

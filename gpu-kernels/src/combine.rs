@@ -14,6 +14,7 @@
 //! bitwise the same for any number of blocks and any schedule. A token with no selection becomes a row of +0.
 use epoxide_dsl::prelude::*;
 
+use crate::placement::quotient;
 use crate::protocol::{Operation, STATUS_OK, Stamped, kind, phase};
 use crate::quantize::widen;
 
@@ -48,30 +49,35 @@ pub struct CombineArgs {
 /// Loads of 16 bytes that a thread has in flight, 128 KiB an SM: this many vectors of a few rows, or few of many rows.
 const IN_FLIGHT: usize = 16;
 
+/// Vectors of the smallest part of a token: what a warp has in flight of eight rows.
+const SMALLEST_PART: u32 = 2 * warp::LANES;
+
 /// Sums the rows.
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn combine(args: CombineArgs) {
     let a = &args;
     let epoch = a.op.epoch.load_weak(0) + 1;
     let watch = wait::Watch::begin(a.op.fault, epoch);
-    let ranks = a.op.window().ranks;
+    let look = watch.look();
+    // The handle is this rank's own: it is on its way while the ranks meet.
+    let parts = Parts::new(a);
+    let first = parts.first(a);
     // Behind a fault nothing is published.
-    let mut ready = !watch.aborted(phase::ENTRY);
-    if ready && thread::block_index() == 0 && thread::index() < ranks {
-        a.op.post_entry(thread::index(), epoch, kind::COMBINE, STATUS_OK);
+    let mut ready = !watch.found(look, phase::ENTRY);
+    if ready {
+        if thread::block_index() == 0 && thread::index() < a.op.window().ranks {
+            a.op.post_entry(thread::index(), epoch, kind::COMBINE, STATUS_OK);
+        }
+        ready = a.op.meet(&watch, epoch, kind::COMBINE).is_some();
     }
     if ready {
-        ready = matches!(a.op.wait_entries(&watch, epoch, kind::COMBINE), wait::Outcome::Ready(_))
-            && !a.op.disagreement(&watch, epoch, kind::COMBINE);
-    }
-    if ready {
-        sum_tokens(a);
+        sum_parts(a, parts, first);
     }
     // Nothing was copied in bulk, but the block's loads must all be over before a done word may say so.
     if let Some(grid) = a.op.grid.last_out(bulk::land_without_copies()) {
         // An owner that gave up may have let its experts write while this rank was reading.
         let whole = ready && !watch.aborted(phase::END);
-        if whole && thread::index() < ranks {
+        if whole && thread::index() < a.op.window().ranks {
             let flag = a.op.window().of_rank(thread::index(), a.op.done).at(u64::from(a.op.window().rank));
             grid.publish(flag, Stamped::new(0, epoch).to_word());
         }
@@ -84,35 +90,108 @@ pub fn combine(args: CombineArgs) {
     }
 }
 
-/// A warp per token.
+/// How the tokens are divided among the warps: a part is a token, or where there are fewer tokens than warps a piece of one, so
+/// that all warps read.
+#[derive(Clone, Copy)]
+struct Parts {
+    /// Parts of a token.
+    of_token: u32,
+    /// Vectors of a part.
+    vectors: u32,
+}
+
+/// A part of a token.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Its number.
+    number: u32,
+    /// The rank to which this lane's selection sent the row, or -1.
+    rank: i32,
+    /// The row there.
+    row: u32,
+}
+
+impl Parts {
+    #[inline(always)]
+    fn new(a: &CombineArgs) -> Self {
+        let vectors = a.hidden / 8;
+        let (spare, most) = (quotient(warps(), a.tokens), vectors.div_ceil(SMALLEST_PART));
+        let of_token = if spare < 2 {
+            1
+        } else if spare < most {
+            spare
+        } else {
+            most
+        };
+        Self { of_token, vectors: quotient(vectors + of_token - 1, of_token).next_multiple_of(warp::LANES) }
+    }
+
+    /// The token of a part; none if it is not below their number.
+    #[inline(always)]
+    fn token(self, part: u32) -> u32 {
+        quotient(part, self.of_token)
+    }
+
+    /// The vectors of a part in its row: the first, and the first that is not.
+    #[inline(always)]
+    fn vectors(self, part: u32, hidden: u32) -> [u32; 2] {
+        let first = (part - self.token(part) * self.of_token) * self.vectors;
+        let end = first + self.vectors;
+        [first, if hidden / 8 < end { hidden / 8 } else { end }]
+    }
+
+    /// Loads what each lane knows of a part.
+    #[inline(always)]
+    #[track_caller]
+    fn load(self, a: &CombineArgs, number: u32) -> Part {
+        let (token, lane) = (self.token(number), warp::lane());
+        let mut part = Part { number, rank: -1, row: 0 };
+        if token < a.tokens && lane < a.top_k {
+            let at = u64::from(token) * u64::from(a.top_k) + u64::from(lane);
+            part.rank = a.send_rank.load_weak(at);
+            part.row = a.send_row.load_weak(at);
+        }
+        part
+    }
+
+    /// The first part of this warp.
+    #[inline(always)]
+    #[track_caller]
+    fn first(self, a: &CombineArgs) -> Part {
+        self.load(a, warp::index() * thread::grid_blocks() + thread::block_index())
+    }
+}
+
+/// Warps of the grid.
+#[inline(always)]
+fn warps() -> u32 {
+    thread::grid_blocks() * warp::count()
+}
+
+/// A warp per part.
 #[inline(always)]
 #[track_caller]
-fn sum_tokens(a: &CombineArgs) {
-    let lane = warp::lane();
+fn sum_parts(a: &CombineArgs, parts: Parts, first: Part) {
     let row_bytes = u64::from(a.hidden) * 2;
-    let warps = thread::grid_blocks() * warp::count();
-    let mut token = warp::index() * thread::grid_blocks() + thread::block_index();
-    while token < a.tokens {
-        let at = u64::from(token) * u64::from(a.top_k) + u64::from(lane);
+    let mut next = first;
+    while parts.token(next.number) < a.tokens {
+        let part = next;
+        next = parts.load(a, part.number + warps());
         let mut source = 0;
-        if lane < a.top_k {
-            let rank = a.send_rank.load_weak(at);
-            if rank >= 0 {
-                let rows = a.op.window().of_rank(rank as u32, a.expert_out);
-                source = rows.at(u64::from(a.send_row.load_weak(at)) * row_bytes).address();
-            }
+        if part.rank >= 0 {
+            let rows = a.op.window().of_rank(part.rank as u32, a.expert_out);
+            source = rows.at(u64::from(part.row) * row_bytes).address();
         }
         let sources = warp::ballot(warp::ALL, source != 0);
-        sum_rows(a, a.y.at(u64::from(token) * row_bytes).cast(), sources, source);
-        token += warps;
+        let y = a.y.at(u64::from(parts.token(part.number)) * row_bytes).cast();
+        sum_rows(parts.vectors(part.number, a.hidden), y, sources, source);
     }
 }
 
 /// Sums the rows whose addresses the lanes of `sources` hold. Warp-collective.
 #[inline(always)]
 #[track_caller]
-fn sum_rows(a: &CombineArgs, y: Global<U32x4>, sources: u32, source: u64) {
-    let vectors = a.hidden / 8;
+fn sum_rows(vectors: [u32; 2], y: Global<U32x4>, sources: u32, source: u64) {
     match sources.count_ones() {
         0..=2 => sum_few::<2, 8>(vectors, y, sources, source),
         3..=4 => sum_few::<4, 4>(vectors, y, sources, source),
@@ -124,13 +203,18 @@ fn sum_rows(a: &CombineArgs, y: Global<U32x4>, sources: u32, source: u64) {
 /// Sums at most `ROWS` rows, `VECTORS` vectors at a time. Warp-collective.
 #[inline(always)]
 #[track_caller]
-fn sum_few<const ROWS: usize, const VECTORS: usize>(vectors: u32, y: Global<U32x4>, sources: u32, source: u64) {
+fn sum_few<const ROWS: usize, const VECTORS: usize>(
+    [first, end]: [u32; 2],
+    y: Global<U32x4>,
+    sources: u32,
+    source: u64,
+) {
     let (rows, _) = take_rows::<ROWS>(sources, source);
-    let mut first = warp::lane();
-    while first < vectors {
+    let mut first = first + warp::lane();
+    while first < end {
         let mut sums = [[0.0; 8]; VECTORS];
-        add_rows(&rows, first, vectors, &mut sums);
-        store(y, first, vectors, &sums);
+        add_rows(&rows, first, end, &mut sums);
+        store(y, first, end, &sums);
         first += VECTORS as u32 * warp::LANES;
     }
 }
@@ -139,18 +223,18 @@ fn sum_few<const ROWS: usize, const VECTORS: usize>(vectors: u32, y: Global<U32x
 /// Warp-collective.
 #[inline(always)]
 #[track_caller]
-fn sum_many(vectors: u32, y: Global<U32x4>, sources: u32, source: u64) {
+fn sum_many([first, end]: [u32; 2], y: Global<U32x4>, sources: u32, source: u64) {
     let lane = warp::lane();
-    let mut first = 0;
-    while first < vectors {
+    let mut first = first;
+    while first < end {
         let mut sums = [[0.0; 8]; 2];
         let mut left = sources;
         while left != 0 {
             let (rows, rest) = take_rows::<8>(left, source);
-            add_rows(&rows, first + lane, vectors, &mut sums);
+            add_rows(&rows, first + lane, end, &mut sums);
             left = rest;
         }
-        store(y, first + lane, vectors, &sums);
+        store(y, first + lane, end, &sums);
         first += 2 * warp::LANES;
     }
 }
@@ -173,13 +257,13 @@ fn take_rows<const ROWS: usize>(mut sources: u32, source: u64) -> ([u64; ROWS], 
     (rows, sources)
 }
 
-/// Adds vector `first` and those a warp further of every row, in order: all loads first, then all sums.
+/// Adds vector `first` and those a warp further, below `end`, of every row, in order: all loads first, then all sums.
 #[inline(always)]
 #[track_caller]
 fn add_rows<const ROWS: usize, const VECTORS: usize>(
     rows: &[u64; ROWS],
     first: u32,
-    vectors: u32,
+    end: u32,
     sums: &mut [[f32; 8]; VECTORS],
 ) {
     const { assert!(ROWS * VECTORS == IN_FLIGHT) };
@@ -188,7 +272,7 @@ fn add_rows<const ROWS: usize, const VECTORS: usize>(
         if V < VECTORS {
             let at = first + V as u32 * warp::LANES;
             unroll!(J in 8 => {
-                if J < ROWS && rows[J] != 0 && at < vectors {
+                if J < ROWS && rows[J] != 0 && at < end {
                     // SAFETY: a row of an owner's expert outputs, which its entry word says are ready and which nobody
                     // writes before our done word; `at` is inside the row.
                     let row = unsafe { Symmetric::<U32x4>::from_raw(rows[J]) };
@@ -213,11 +297,11 @@ fn add_rows<const ROWS: usize, const VECTORS: usize>(
 /// Rounds the sums and writes them.
 #[inline(always)]
 #[track_caller]
-fn store<const VECTORS: usize>(y: Global<U32x4>, first: u32, vectors: u32, sums: &[[f32; 8]; VECTORS]) {
+fn store<const VECTORS: usize>(y: Global<U32x4>, first: u32, end: u32, sums: &[[f32; 8]; VECTORS]) {
     unroll!(V in 8 => {
         if V < VECTORS {
             let at = first + V as u32 * warp::LANES;
-            if at < vectors {
+            if at < end {
                 let mut out = [0u32; 4];
                 unroll!(I in 4 => {
                     let (low, high) = (Bf16::from_f32(sums[V][2 * I]), Bf16::from_f32(sums[V][2 * I + 1]));

@@ -76,6 +76,21 @@ impl Shape {
     pub const fn top_k_stride(&self) -> u32 {
         self.top_k.next_multiple_of(4)
     }
+    /// What a row is made of where it is received, the row itself first: each part's name and bytes.
+    pub const fn received(&self) -> [(&'static str, u64); 5] {
+        let selections = self.top_k_stride() as u64 * 4;
+        [
+            ("received rows", self.wire_row_bytes()),
+            ("received scales", self.scale_stride() as u64 * 4),
+            ("received selections", selections),
+            ("received gate weights", selections),
+            ("received sources", 8),
+        ]
+    }
+    /// Bytes of a row with all that it brings to its receiver.
+    pub fn received_bytes(&self) -> u64 {
+        self.received().iter().map(|(_, bytes)| bytes).sum()
+    }
     /// Most rows that a rank receives: one for every token of every rank.
     pub const fn max_rows(&self) -> u64 {
         self.ranks as u64 * self.max_tokens as u64
@@ -98,10 +113,6 @@ impl Shape {
             && 1 <= self.blocks
             && self.blocks <= MAX_BLOCKS
     }
-    /// Words of a row of the count matrix.
-    pub const fn count_words(&self) -> u64 {
-        self.ranks as u64 + self.experts as u64 + DETAIL_WORDS as u64
-    }
     /// Which rank owns which expert.
     pub const fn placement(&self) -> Placement {
         Placement::new(self.experts, self.ranks)
@@ -109,6 +120,33 @@ impl Shape {
     /// Most experts of one rank.
     pub const fn max_local_experts(&self) -> u32 {
         self.experts.div_ceil(self.ranks)
+    }
+}
+
+/// What the sizes of all regions follow from. A buffer's follow from its [`Shape`]; the planner gives others for what is not built
+/// yet, and so gets the same regions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// A valid shape, but that it may have more ranks or blocks than the kernels take.
+    pub shape: Shape,
+    /// Most rows that a rank receives.
+    pub rows: u64,
+    /// Ranks and experts, together, whose rows are counted.
+    pub counters: u64,
+}
+
+impl Sizes {
+    /// The sizes of a buffer; `None` if the shape is not valid.
+    pub const fn new(shape: &Shape) -> Option<Self> {
+        if !shape.is_valid() {
+            return None;
+        }
+        Some(Self { shape: *shape, rows: shape.max_rows(), counters: shape.ranks as u64 + shape.experts as u64 })
+    }
+
+    /// Words of a row of the count matrix; `None` if they are more than 64 bits count.
+    pub const fn count_words(&self) -> Option<u64> {
+        self.counters.checked_add(DETAIL_WORDS as u64)
     }
 }
 
@@ -124,17 +162,28 @@ pub struct Span {
 }
 
 /// Lays spans one after another.
-#[derive(Clone, Copy)]
-struct Cursor {
+#[derive(Clone, Copy, Debug)]
+pub struct Cursor {
     end: u64,
 }
 
 impl Cursor {
-    fn span(&mut self, name: &'static str, count: u64, element: u64) -> Option<Span> {
+    /// Begins where the first `end` bytes are taken.
+    pub const fn after(end: u64) -> Self {
+        Self { end }
+    }
+
+    /// Lays `count` elements of `element` bytes; `None` if they end beyond 64 bits.
+    pub fn span(&mut self, name: &'static str, count: u64, element: u64) -> Option<Span> {
         let offset = self.end.checked_next_multiple_of(REGION_ALIGN)?;
         let bytes = count.checked_mul(element)?;
         self.end = offset.checked_add(bytes)?;
         Some(Span { name, offset, bytes })
+    }
+
+    /// Bytes of all that lies here, padded to whole regions.
+    pub fn bytes(&self) -> Option<u64> {
+        self.end.checked_next_multiple_of(REGION_ALIGN)
     }
 }
 
@@ -170,25 +219,25 @@ pub struct WindowLayout {
 impl WindowLayout {
     /// Lays out a window; `None` if the shape is not valid or the size overflows 64 bits.
     pub fn new(shape: &Shape) -> Option<Self> {
-        if !shape.is_valid() {
-            return None;
-        }
+        Self::of(&Sizes::new(shape)?)
+    }
+
+    /// Lays out a window of these sizes; `None` if it overflows 64 bits.
+    pub fn of(sizes: &Sizes) -> Option<Self> {
+        let &Sizes { shape, rows, .. } = sizes;
         let ranks = u64::from(shape.ranks);
-        let rows = shape.max_rows();
-        let stride = u64::from(shape.top_k_stride());
-        let mut at = Cursor { end: 0 };
+        let mut at = Cursor::after(0);
         let abort = at.span("abort word", 1, 8)?;
         let entry = at.span("entry words", 2 * ranks, 8)?;
         let landed = at.span("landed words", 2 * ranks, 8)?;
         let done = at.span("done words", ranks, 8)?;
-        let counts = at.span("count matrix", 2 * ranks * shape.count_words(), 8)?;
-        let recv_x = at.span("received rows", rows, shape.wire_row_bytes())?;
-        let recv_scales = at.span("received scales", rows, u64::from(shape.scale_stride()) * 4)?;
-        let recv_topk = at.span("received selections", rows, stride * 4)?;
-        let recv_weights = at.span("received gate weights", rows, stride * 4)?;
-        let recv_source = at.span("received sources", rows, 8)?;
+        let counts = at.span("count matrix", (2 * ranks).checked_mul(sizes.count_words()?)?, 8)?;
+        let [x, scales, topk, weights, source] = shape.received();
+        let mut received = |(name, bytes)| at.span(name, rows, bytes);
+        let (recv_x, recv_scales) = (received(x)?, received(scales)?);
+        let (recv_topk, recv_weights, recv_source) = (received(topk)?, received(weights)?, received(source)?);
         let expert_out = at.span("expert outputs", rows, shape.bf16_row_bytes())?;
-        let bytes = at.end.checked_next_multiple_of(REGION_ALIGN)?;
+        let bytes = at.bytes()?;
         Some(Self {
             abort,
             entry,
@@ -210,21 +259,29 @@ impl WindowLayout {
         self.recv_x.offset
     }
 
+    /// What a row brings with it, the row first: the regions that dispatch writes at its peers. A [`RecvRegions`] has the same.
+    pub fn received(&self) -> [Span; 5] {
+        [self.recv_x, self.recv_scales, self.recv_topk, self.recv_weights, self.recv_source]
+    }
+
     /// All regions, in order.
     pub fn spans(&self) -> [Span; 11] {
-        [
-            self.abort,
-            self.entry,
-            self.landed,
-            self.done,
-            self.counts,
-            self.recv_x,
-            self.recv_scales,
-            self.recv_topk,
-            self.recv_weights,
-            self.recv_source,
-            self.expert_out,
-        ]
+        // Every field by its name: a new region that is not listed here does not compile.
+        let Self {
+            abort,
+            entry,
+            landed,
+            done,
+            counts,
+            recv_x,
+            recv_scales,
+            recv_topk,
+            recv_weights,
+            recv_source,
+            expert_out,
+            bytes: _,
+        } = *self;
+        [abort, entry, landed, done, counts, recv_x, recv_scales, recv_topk, recv_weights, recv_source, expert_out]
     }
 }
 
@@ -252,27 +309,31 @@ pub struct PrivateLayout {
 impl PrivateLayout {
     /// Lays out a rank's private memory; `None` if the shape is not valid or the size overflows 64 bits.
     pub fn new(shape: &Shape) -> Option<Self> {
-        if !shape.is_valid() {
-            return None;
-        }
+        Self::of(&Sizes::new(shape)?)
+    }
+
+    /// Lays out private memory of these sizes; `None` if it overflows 64 bits.
+    pub fn of(sizes: &Sizes) -> Option<Self> {
+        let &Sizes { shape, counters, .. } = sizes;
         let ranks = u64::from(shape.ranks);
         let blocks = u64::from(shape.blocks);
         let selections = u64::from(shape.max_tokens) * u64::from(shape.top_k);
-        let mut at = Cursor { end: 0 };
+        let mut at = Cursor::after(0);
         let bases = at.span("window addresses", ranks, 8)?;
         let words = at.span("epochs and counters", PRIVATE_WORDS, 8)?;
-        let block_counts = at.span("block counts", blocks * (ranks + u64::from(shape.experts)), 4)?;
+        let block_counts = at.span("block counts", blocks.checked_mul(counters)?, 4)?;
         let block_bad = at.span("block faults", blocks, 8)?;
         let send_rank = at.span("handle: ranks", selections, 4)?;
         let send_row = at.span("handle: rows", selections, 4)?;
         let recv_counts = at.span("received counts", 1 + ranks + u64::from(shape.max_local_experts()), 4)?;
-        let bytes = at.end.checked_next_multiple_of(REGION_ALIGN)?;
+        let bytes = at.bytes()?;
         Some(Self { bases, words, block_counts, block_bad, send_rank, send_row, recv_counts, bytes })
     }
 
     /// All regions, in order.
     pub fn spans(&self) -> [Span; 7] {
-        [self.bases, self.words, self.block_counts, self.block_bad, self.send_rank, self.send_row, self.recv_counts]
+        let Self { bases, words, block_counts, block_bad, send_rank, send_row, recv_counts, bytes: _ } = *self;
+        [bases, words, block_counts, block_bad, send_rank, send_row, recv_counts]
     }
 }
 
@@ -290,32 +351,44 @@ pub struct DispatchShared {
     pub stages: u32,
     /// Bytes of a stage.
     pub stage_bytes: u32,
-    /// Warps that have a stage.
+    /// Stages of a warp that copies.
+    pub stages_of_warp: u32,
+    /// Warps that copy.
     pub copy_warps: u32,
+    /// Fills the struct to a multiple of 8 bytes.
+    pub reserved: u32,
 }
 
 impl DispatchShared {
-    /// Divides `available` bytes among at most `warps` (1 to 32) warps; `None` if the shape is not valid or not even one row
-    /// fits.
+    /// Divides `available` bytes among at most `warps` (1 to 32) warps; `None` if not even one can copy. The shape is valid, but
+    /// that it may have more ranks than the kernels take.
     pub fn new(shape: &Shape, available: u32, warps: u32) -> Option<Self> {
-        if !shape.is_valid() || !(1..=32).contains(&warps) {
+        let bases = warps * 8;
+        let bad = shape.ranks.checked_mul(4)?.checked_add(bases)?.checked_next_multiple_of(8)?;
+        let counters = bad.checked_add(8)?;
+        let counted = shape.ranks.checked_add(shape.experts)?.checked_mul(4)?;
+        let stages = counters.checked_add(counted)?.checked_next_multiple_of(128)?;
+        let (stage, stages_of_warp) = Self::stages(shape)?;
+        let of_warp = stage.checked_mul(stages_of_warp)?;
+        let fit = available.checked_sub(stages)? / of_warp;
+        let copy_warps = if fit < warps { fit } else { warps };
+        if copy_warps == 0 {
             return None;
         }
-        let bases = warps * 8;
-        let bad = (bases + shape.ranks * 4).next_multiple_of(8);
-        let counters = bad + 8;
-        let stages = (counters + (shape.ranks + shape.experts) * 4).next_multiple_of(128);
-        // A row arrives in BF16, and is quantised where it lies with two factors for each group beside it.
-        let row = shape.bf16_row_bytes().checked_add(u64::from(shape.scale_stride()) * 8)?;
-        let stage_bytes = u32::try_from(row.checked_next_multiple_of(128)?).ok()?;
-        let fit = available.checked_sub(stages)? / stage_bytes;
-        let copy_warps = if fit < warps { fit } else { warps };
-        if copy_warps == 0 { None } else { Some(Self { bases, bad, counters, stages, stage_bytes, copy_warps }) }
+        Some(Self { bases, bad, counters, stages, stage_bytes: stage, stages_of_warp, copy_warps, reserved: 0 })
+    }
+
+    /// Bytes of a stage, and stages of a warp: a row in BF16 is loaded into its one stage and copied from there; a row in FP8 is
+    /// quantised into one of two, codes and scales, while the other is copied. `None` if a row's bytes overflow 32 bits.
+    pub fn stages(shape: &Shape) -> Option<(u32, u32)> {
+        let row = shape.wire_row_bytes() + shape.scale_stride() as u64 * 4;
+        let bytes = u32::try_from(row.checked_next_multiple_of(128)?).ok()?;
+        Some((bytes, if shape.scale_stride() == 0 { 1 } else { 2 }))
     }
 
     /// Bytes of the block's dynamic shared memory.
     pub const fn bytes(&self) -> u32 {
-        self.stages + self.stage_bytes * self.copy_warps
+        self.stages + self.stage_bytes * self.stages_of_warp * self.copy_warps
     }
 }
 
@@ -338,12 +411,13 @@ pub struct RecvRegions {
 impl RecvRegions {
     /// The regions of `layout`.
     pub fn new(layout: &WindowLayout) -> Self {
+        let [x, scales, topk, weights, source] = layout.received().map(|region| region.offset);
         Self {
-            x: Region::new(layout.recv_x.offset),
-            scales: Region::new(layout.recv_scales.offset),
-            topk: Region::new(layout.recv_topk.offset),
-            weights: Region::new(layout.recv_weights.offset),
-            source: Region::new(layout.recv_source.offset),
+            x: Region::new(x),
+            scales: Region::new(scales),
+            topk: Region::new(topk),
+            weights: Region::new(weights),
+            source: Region::new(source),
         }
     }
 }

@@ -1,4 +1,6 @@
 //! The words that ranks exchange, and the numbers that name kernels, phases and faults in them.
+use core::cell::Cell;
+
 use epoxide_dsl::KernelArg;
 use epoxide_dsl::prelude::*;
 
@@ -167,58 +169,54 @@ impl Operation {
         );
     }
 
-    /// Waits for every rank's entry word. Block-collective.
+    /// Waits until every rank is in an operation of this epoch, and checks that all do the same with the same configuration; `None`
+    /// if a wait failed or ranks disagree, with the fault filed. Block-collective, uniform.
+    ///
+    /// Every rank sees the same words, so each finds a disagreement by itself, and no peer is told.
     #[inline(always)]
     #[track_caller]
-    pub fn wait_entries(&self, watch: &wait::Watch, epoch: u64, kind: u32) -> wait::Outcome {
+    pub fn meet(&self, watch: &wait::Watch, epoch: u64, kind: u32) -> Option<Met> {
         let own = self.window().own(self.entry);
-        let expected =
-            Stamped::new(Entry { kind, status: STATUS_OK, config: self.config }.to_payload(), epoch).to_word();
-        watch.wait_until(phase::ENTRY, self.window().ranks, |peer| {
+        let entry = Entry { kind, status: STATUS_OK, config: self.config };
+        let expected = Stamped::new(entry.to_payload(), epoch).to_word();
+        // Thread p waits for rank p, and keeps what it saw: there are no more ranks than threads.
+        let mine = Cell::new(expected);
+        let outcome = watch.wait_until(phase::ENTRY, self.window().ranks, |peer| {
             let seen = own.load_acquire::<System>(self.alternating(epoch, peer));
+            mine.set(seen);
             wait::Poll { peer, expected, seen, ready: Stamped::from_word(seen).is_of(epoch) }
-        })
+        });
+        let wait::Outcome::Ready(acquired) = outcome else { return None };
+        let Entry { kind: its, status, config } = Entry::from_payload(Stamped::from_word(mine.get()).payload);
+        let disagreement = if its != kind {
+            Some((code::OUT_OF_STEP, kind, its))
+        } else if config != self.config {
+            Some((code::CONFIGURATION, self.config, config))
+        } else {
+            None
+        };
+        if let Some((code, here, there)) = disagreement {
+            let fault = watch.fault(code, phase::ENTRY, thread::index());
+            let fault = fault::Fault { expected: u64::from(here), seen: u64::from(there), ..fault };
+            self.fault.file_here(thread::block_index(), fault);
+        }
+        if block::any(disagreement.is_some()) { None } else { Some(Met { acquired, status }) }
     }
 
-    /// Reads `peer`'s entry, which [`Self::wait_entries`] has seen. Per thread.
+    /// Reads `peer`'s entry, which [`Self::meet`] has seen. Per thread.
     #[inline(always)]
     #[track_caller]
     pub fn entry_of(&self, peer: u32, epoch: u64) -> Entry {
         let word = self.window().own(self.entry).load_relaxed::<System>(self.alternating(epoch, peer));
         Entry::from_payload(Stamped::from_word(word).payload)
     }
+}
 
-    /// Whether ranks disagree on what they do or how they are configured; files the fault if so. Every rank sees the same
-    /// words, so every rank comes to an error by itself, and no abort word is needed. Block-collective; uniform.
-    #[inline(always)]
-    #[track_caller]
-    pub fn disagreement(&self, watch: &wait::Watch, epoch: u64, kind: u32) -> bool {
-        let peer = thread::index();
-        let mut wrong = false;
-        if peer < self.window().ranks {
-            let entry = self.entry_of(peer, epoch);
-            if entry.kind != kind {
-                wrong = true;
-                self.fault.file_here(
-                    thread::block_index(),
-                    fault::Fault {
-                        expected: u64::from(kind),
-                        seen: u64::from(entry.kind),
-                        ..watch.fault(code::OUT_OF_STEP, phase::ENTRY, peer)
-                    },
-                );
-            } else if entry.config != self.config {
-                wrong = true;
-                self.fault.file_here(
-                    thread::block_index(),
-                    fault::Fault {
-                        expected: u64::from(self.config),
-                        seen: u64::from(entry.config),
-                        ..watch.fault(code::CONFIGURATION, phase::ENTRY, peer)
-                    },
-                );
-            }
-        }
-        block::any(wrong)
-    }
+/// All ranks are in the same operation.
+#[derive(Debug)]
+pub struct Met {
+    /// What they released before is visible.
+    pub acquired: wait::Acquired,
+    /// The status of the rank whose number is the thread's; [`STATUS_OK`] where there is none.
+    pub status: u32,
 }

@@ -6,6 +6,8 @@
 //! There is no protocol: every thread reads its own input and writes its own output.
 use epoxide_dsl::prelude::*;
 
+use crate::placement::quotient;
+
 /// Elements that share a scale.
 pub const GROUP: u32 = 128;
 /// The smallest `amax`.
@@ -40,39 +42,73 @@ pub fn widen(v: U32x4) -> [f32; 8] {
     out
 }
 
-/// The largest magnitude among the 128 numbers that 16 neighbouring lanes hold, 8 each; at least [`AMAX_MIN`].
-/// Warp-collective.
+/// Vectors of eight numbers that a lane quantises at once.
+pub const VECTORS: usize = 4;
+/// Groups that a warp quantises at once: two for each of the lanes' vectors, since 16 lanes hold a group.
+pub const GROUPS_AT_ONCE: u32 = 2 * VECTORS as u32;
+
+/// Quantises four vectors of every lane, which are 8 groups: vector `j` of the lower 16 lanes is group `2 * j`, of the upper 16
+/// group `2 * j + 1`. Returns each vector's codes, one byte each, the first in the lowest, and the scale of the group that
+/// [`scale_group`] names. Warp-collective.
 #[inline(always)]
 #[track_caller]
-pub fn group_amax(v: U32x4) -> f32 {
-    let x = widen(v);
-    let mut amax = 0u32;
-    unroll!(I in 8 => {
-        // Magnitudes order like their bits.
-        let magnitude = x[I].to_bits() & 0x7fff_ffff;
-        if magnitude > amax {
-            amax = magnitude;
-        }
+pub fn quantize_vectors(vectors: &[U32x4; VECTORS]) -> ([u64; VECTORS], f32) {
+    let amax = largest_of_groups(vectors);
+    let inverse = (E4m3::MAX / amax).to_bits();
+    let scale = amax / E4m3::MAX;
+    let mut codes = [0; VECTORS];
+    unroll!(J in 4 => {
+        // From a lane of the same half that has divided for vector J.
+        let from = warp::lane() & 16 | (J as u32) << 2;
+        codes[J] = encode(vectors[J], f32::from_bits(warp::shuffle(warp::ALL, inverse, from)));
     });
-    let amax = warp::max_in_group::<16>(f32::from_bits(amax));
+    (codes, scale)
+}
+
+/// The group, of those that [`quantize_vectors`] quantises at once, whose scale this lane has: four lanes have the same.
+#[inline(always)]
+pub fn scale_group() -> u32 {
+    let lane = warp::lane();
+    2 * (lane >> 2 & 3) + (lane >> 4)
+}
+
+/// The largest magnitude, at least [`AMAX_MIN`], of the group that [`scale_group`] names. Warp-collective.
+///
+/// Each lane ends with one group's and not with all: what lanes exchange halves with every step, and so do the divisions that
+/// follow.
+#[inline(always)]
+#[track_caller]
+fn largest_of_groups(vectors: &[U32x4; VECTORS]) -> f32 {
+    let mut largest = [0; VECTORS];
+    unroll!(J in 4 => {
+        let v = vectors[J];
+        let low = Bf16::max_magnitudes(Bf16::magnitudes(v[0]), Bf16::magnitudes(v[1]));
+        let high = Bf16::max_magnitudes(Bf16::magnitudes(v[2]), Bf16::magnitudes(v[3]));
+        largest[J] = Bf16::max_magnitudes(low, high);
+    });
+    let of_half = [halve::<8>(largest[0], largest[2]), halve::<8>(largest[1], largest[3])];
+    let of_one = halve::<4>(of_half[0], of_half[1]);
+    let of_one = Bf16::max_magnitudes(of_one, warp::shuffle_xor(warp::ALL, of_one, 2));
+    let of_one = Bf16::max_magnitudes(of_one, warp::shuffle_xor(warp::ALL, of_one, 1));
+    let pair = Bf16::max_magnitudes(of_one, of_one >> 16);
+    let amax = f32::from_bits(pair << 16);
+    // A NaN stays.
     if amax < AMAX_MIN { AMAX_MIN } else { amax }
 }
 
-/// The factor that brings a group with largest magnitude `amax` to the range of e4m3.
+/// Lanes that differ in the bit `FLIP` exchange: the lower keeps `a` and the upper `b`, each the larger of its own and the other
+/// lane's. Warp-collective.
 #[inline(always)]
-pub fn inverse_scale(amax: f32) -> f32 {
-    E4m3::MAX / amax
-}
-
-/// The factor that brings the codes back.
-#[inline(always)]
-pub fn scale(amax: f32) -> f32 {
-    amax / E4m3::MAX
+#[track_caller]
+fn halve<const FLIP: u32>(a: u32, b: u32) -> u32 {
+    let upper = warp::lane() & FLIP != 0;
+    let (keep, give) = if upper { (b, a) } else { (a, b) };
+    Bf16::max_magnitudes(keep, warp::shuffle_xor(warp::ALL, give, FLIP))
 }
 
 /// Eight numbers as codes: one byte each, the first in the lowest.
 #[inline(always)]
-pub fn encode(v: U32x4, inverse: f32) -> u64 {
+fn encode(v: U32x4, inverse: f32) -> u64 {
     let x = widen(v);
     let mut codes = 0;
     unroll!(J in 4 => {
@@ -81,48 +117,74 @@ pub fn encode(v: U32x4, inverse: f32) -> u64 {
     codes
 }
 
-/// Groups of one half-warp's turn, so that as many loads are in flight.
-const UNROLL: u64 = 4;
+/// Where a warp is: a row, and within it the first of the vectors that it quantises at once.
+#[derive(Clone, Copy)]
+struct Place {
+    row: u64,
+    /// In units of what a warp quantises at once.
+    piece: u32,
+}
+
+impl Place {
+    /// The place `pieces` after the first, with so many in a row.
+    #[inline(always)]
+    fn new(pieces: u32, in_row: u32) -> Self {
+        let row = quotient(pieces, in_row);
+        Self { row: u64::from(row), piece: pieces - row * in_row }
+    }
+}
 
 /// Quantises `[rows, hidden]`; any grid.
 #[kernel(threads = 256, blocks_per_sm = 4)]
 pub fn quantize(args: QuantizeArgs) {
-    let groups_per_row = args.hidden.div_ceil(GROUP);
-    let groups = args.rows * u64::from(groups_per_row);
-    let half = u64::from(warp::lane() / 16);
-    let in_group = (warp::lane() % 16) * 8;
-    let warps = u64::from(thread::grid_blocks()) * u64::from(warp::count());
-    let warp = u64::from(thread::block_index()) * u64::from(warp::count()) + u64::from(warp::index());
+    let pieces = args.hidden.div_ceil(GROUPS_AT_ONCE * GROUP);
+    let warps = thread::grid_blocks() * warp::count();
+    let warp = thread::block_index() * warp::count() + warp::index();
+    let mut at = Place::new(warp, pieces);
+    // What a warp advances by, so that nothing is divided on the way.
+    let step = Place::new(warps, pieces);
+    let mut next = load(&args, at);
     // Warp-uniform: all lanes take part in the shuffles of every turn.
-    let mut first = warp * 2 * UNROLL;
-    while first < groups {
-        let mut values = [[0u32; 4]; UNROLL as usize];
+    while at.row < args.rows {
+        let (vectors, here) = (next, at);
+        at.row += step.row;
+        at.piece += step.piece;
+        if at.piece >= pieces {
+            at.piece -= pieces;
+            at.row += 1;
+        }
+        // The next piece is on its way while this one is worked on.
+        next = load(&args, at);
+        let (codes, scale) = quantize_vectors(&vectors);
         unroll!(J in 4 => {
-            let (row, column, present) = place(first + 2 * J as u64 + half, groups, groups_per_row, in_group, args.hidden);
-            if present {
-                values[J] = args.x.cast::<U32x4>().load_weak_streaming((row * u64::from(args.hidden) + u64::from(column)) / 8);
+            let column = column(here, J as u32);
+            if column < args.hidden {
+                args.q.cast::<u64>().store_weak((here.row * u64::from(args.hidden) + u64::from(column)) / 8, codes[J]);
             }
         });
-        unroll!(J in 4 => {
-            let group = first + 2 * J as u64 + half;
-            let (row, column, present) = place(group, groups, groups_per_row, in_group, args.hidden);
-            let amax = group_amax(values[J]);
-            if present {
-                let codes = encode(values[J], inverse_scale(amax));
-                args.q.cast::<u64>().store_weak((row * u64::from(args.hidden) + u64::from(column)) / 8, codes);
-                if in_group == 0 {
-                    args.scales.store_weak(row * u64::from(args.scale_stride) + u64::from(column / GROUP), scale(amax));
-                }
-            }
-        });
-        first += warps * 2 * UNROLL;
+        let group = here.piece * GROUPS_AT_ONCE + scale_group();
+        if warp::lane() & 3 == 0 && group * GROUP < args.hidden {
+            args.scales.store_weak(here.row * u64::from(args.scale_stride) + u64::from(group), scale);
+        }
     }
 }
 
-/// Row and column of this lane's eight elements of `group`, and whether they exist.
+/// The first element of this lane's vector `vector` of a piece.
 #[inline(always)]
-fn place(group: u64, groups: u64, groups_per_row: u32, in_group: u32, hidden: u32) -> (u64, u32, bool) {
-    let row = group.checked_div(u64::from(groups_per_row)).unwrap_or(0);
-    let column = (group - row * u64::from(groups_per_row)) as u32 * GROUP + in_group;
-    (row, column, group < groups && column < hidden)
+fn column(at: Place, vector: u32) -> u32 {
+    at.piece * GROUPS_AT_ONCE * GROUP + (vector * warp::LANES + warp::lane()) * 8
+}
+
+/// This lane's vectors of a piece; zeros where there is none.
+#[inline(always)]
+#[track_caller]
+fn load(args: &QuantizeArgs, at: Place) -> [U32x4; VECTORS] {
+    let mut vectors = [[0; 4]; VECTORS];
+    unroll!(J in 4 => {
+        let column = column(at, J as u32);
+        if at.row < args.rows && column < args.hidden {
+            vectors[J] = args.x.cast::<U32x4>().load_weak_streaming((at.row * u64::from(args.hidden) + u64::from(column)) / 8);
+        }
+    });
+    vectors
 }

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use epoxide_dsl::fault::{FaultChannel, RECORD_WORDS};
 use epoxide_dsl::grid::GridCounters;
-use epoxide_dsl::memory::Global;
+use epoxide_dsl::memory::{Global, Symmetric};
 use epoxide_dsl::window::{Region, Window};
 use epoxide_kernels::combine::combine;
 use epoxide_kernels::dispatch::dispatch;
@@ -14,7 +14,7 @@ use epoxide_kernels::lend::lend;
 use epoxide_kernels::protocol::Operation;
 
 use crate::comm::{Comm, CommInner};
-use crate::config::{BytesNeeded, Config, Layouts, bytes_needed};
+use crate::config::{BytesNeeded, Config, Layouts, bytes_needed, dispatch_shared};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::handle::Dispatched;
@@ -86,7 +86,7 @@ impl ElasticBuffer {
         agree_on(comm, &config, blocks)?;
         let layouts = Layouts::new(&config, comm.size(), blocks)?;
         let inner = comm.inner();
-        let shared = layouts.dispatch_shared(inner.runtime.shared_bytes_per_block())?;
+        let shared = dispatch_shared(&layouts.shape, inner.runtime.shared_bytes_per_block())?;
         let number = {
             let mut made = inner.buffers_made.lock().unwrap_or_else(PoisonError::into_inner);
             *made += 1;
@@ -279,6 +279,7 @@ impl ElasticBuffer {
         unsafe {
             let window = Window {
                 bases: Global::from_raw(self.private_span(self.layouts.private.bases)),
+                own: Symmetric::from_raw(self.window),
                 rank: self.comm.rank(),
                 ranks: self.comm.size(),
             };

@@ -165,6 +165,13 @@ pub struct RegionBytes {
     pub symmetric: bool,
 }
 
+impl RegionBytes {
+    pub(crate) fn new(span: Span, symmetric: bool) -> Self {
+        let Span { name, offset, bytes } = span;
+        Self { name, offset, bytes, symmetric }
+    }
+}
+
 /// What a buffer needs on every rank, by region. `Display` prints a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BytesNeeded {
@@ -224,17 +231,20 @@ impl Layouts {
         }
         Ok(Self { shape, window, private })
     }
+}
 
-    /// Divides a block's shared memory among the warps of dispatch.
-    pub(crate) fn dispatch_shared(&self, available: u32) -> Result<DispatchShared> {
-        let warps = epoxide_kernels::dispatch::THREADS / 32;
-        DispatchShared::new(&self.shape, available, warps).ok_or_else(|| {
-            let row = self.shape.bf16_row_bytes() + u64::from(self.shape.scale_stride()) * 8;
-            let rule =
-                format!("a row and its scales, {row} bytes, must fit in a block's {available} bytes of shared memory");
-            Error::argument("hidden", self.shape.hidden, rule)
-        })
-    }
+/// Divides the `available` bytes of a block's shared memory among the warps of dispatch.
+pub(crate) fn dispatch_shared(shape: &Shape, available: u32) -> Result<DispatchShared> {
+    let warps = epoxide_kernels::dispatch::THREADS / 32;
+    DispatchShared::new(shape, available, warps).ok_or_else(|| {
+        let (row, rows) = DispatchShared::stages(shape).unwrap_or((u32::MAX, 1));
+        let what = match rows {
+            1 => format!("a row, {row} bytes,"),
+            _ => format!("{rows} rows with their scales, {row} bytes each,"),
+        };
+        let rule = format!("{what} must fit in the {available} bytes of shared memory that a block can have");
+        Error::argument("hidden", shape.hidden, rule)
+    })
 }
 
 /// Computes what a buffer of `config` needs on each of `ranks` ranks; `num_sms` is what the device would choose where the
@@ -256,11 +266,8 @@ impl Layouts {
 pub fn bytes_needed(config: &Config, ranks: u32, num_sms: u32) -> Result<BytesNeeded> {
     let blocks = if config.num_sms == 0 { num_sms } else { config.num_sms };
     let layouts = Layouts::new(config, ranks, blocks)?;
-    let region = |symmetric| {
-        move |span: Span| RegionBytes { name: span.name, offset: span.offset, bytes: span.bytes, symmetric }
-    };
-    let window = layouts.window.spans().into_iter().map(region(true));
-    let private = layouts.private.spans().into_iter().map(region(false));
+    let window = layouts.window.spans().into_iter().map(|span| RegionBytes::new(span, true));
+    let private = layouts.private.spans().into_iter().map(|span| RegionBytes::new(span, false));
     Ok(BytesNeeded {
         regions: window.chain(private).collect(),
         window: layouts.window.bytes,

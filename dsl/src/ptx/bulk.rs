@@ -37,6 +37,11 @@ pub fn bulk_load(to: u32, from: u64, bytes: u32, mbarrier: u32) {
     effect!("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [{0}], [{1}], {2}, [{3}], {4};",
         in(reg32) to, in(reg64) from, in(reg32) bytes, in(reg32) mbarrier, in(reg64) 0x12f0_0000_0000_0000u64);
 }
+/// Asks for bytes to be brought into the L2.
+#[inline(always)]
+pub fn bulk_prefetch(from: u64, bytes: u32) {
+    effect!("cp.async.bulk.prefetch.L2.global [{0}], {1};", in(reg64) from, in(reg32) bytes);
+}
 #[inline(always)]
 pub fn bulk_store(to: u64, from: u32, bytes: u32) {
     effect!("cp.async.bulk.global.shared::cta.bulk_group [{0}], [{1}], {2};", in(reg64) to, in(reg32) from, in(reg32) bytes);
@@ -49,6 +54,11 @@ pub fn bulk_commit() {
 #[inline(always)]
 pub fn bulk_wait_read() {
     effect!("cp.async.bulk.wait_group.read 0;");
+}
+/// Waits until the sources of all this thread's bulk stores were read, but for those of its last group.
+#[inline(always)]
+pub fn bulk_wait_read_but_last() {
+    effect!("cp.async.bulk.wait_group.read 1;");
 }
 /// Waits until all this thread's bulk stores are complete and visible to it.
 #[inline(always)]

@@ -1,4 +1,4 @@
-//! Conversions (PTX ISA, `cvt`).
+//! Conversions and packed arithmetic (PTX ISA, `cvt`, `max`).
 use core::arch::asm;
 
 #[inline(always)]
@@ -20,4 +20,15 @@ pub fn e4m3x2_from_f32(low: f32, high: f32) -> u16 {
             options(pure, nomem, nostack, preserves_flags));
     }
     bits
+}
+
+#[inline(always)]
+pub fn max_u16x2(a: u32, b: u32) -> u32 {
+    let larger: u32;
+    // SAFETY: pure arithmetic on registers.
+    unsafe {
+        asm!("max.u16x2 {0}, {1}, {2};", out(reg32) larger, in(reg32) a, in(reg32) b,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    larger
 }

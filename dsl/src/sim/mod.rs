@@ -83,6 +83,10 @@ pub fn reduce_max(mask: u32, value: u32) -> u32 {
 pub fn bf16_from_f32(x: f32) -> u16 {
     crate::float::software_bf16(x)
 }
+pub fn max_u16x2(a: u32, b: u32) -> u32 {
+    let high = (a >> 16).max(b >> 16);
+    high << 16 | (a & 0xffff).max(b & 0xffff)
+}
 pub fn e4m3x2_from_f32(low: f32, high: f32) -> u16 {
     u16::from(crate::float::software_e4m3(low)) | u16::from(crate::float::software_e4m3(high)) << 8
 }
@@ -103,6 +107,8 @@ pub fn mbarrier_try_wait(at: u32, parity: u32) -> bool {
 pub fn bulk_load(to: u32, from: u64, bytes: u32, mbarrier: u32) {
     device::bulk_load(to, from, bytes, mbarrier);
 }
+/// A hint, which has no effect that a kernel could see.
+pub fn bulk_prefetch(_from: u64, _bytes: u32) {}
 #[track_caller]
 pub fn bulk_store(to: u64, from: u32, bytes: u32) {
     device::bulk_store(to, from, bytes);
@@ -114,6 +120,10 @@ pub fn bulk_commit() {
 #[track_caller]
 pub fn bulk_wait_read() {
     device::bulk_wait(0, true);
+}
+#[track_caller]
+pub fn bulk_wait_read_but_last() {
+    device::bulk_wait(1, true);
 }
 #[track_caller]
 pub fn bulk_wait_complete() {

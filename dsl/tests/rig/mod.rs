@@ -1,8 +1,6 @@
 //! What the behaviour tests share: machines of one line, launches of one line, device memory of words, and windows.
 #![allow(dead_code, reason = "each test binary uses its own part of the rig")]
 
-use std::sync::Arc;
-
 use epoxide_dsl::fault::{FaultChannel, RECORD_WORDS};
 use epoxide_dsl::prelude::*;
 use epoxide_sim::{Launch, Machine, MachineConfig, Mode, SimError};
@@ -15,20 +13,6 @@ pub fn modes() -> Vec<Mode> {
 
 pub fn machine(ranks: u32, mode: Mode) -> Machine {
     Machine::new(MachineConfig::new(ranks, mode)).expect("a machine")
-}
-
-/// Describes a launch of a kernel as the host library does it: the bounds are the descriptor's.
-pub fn launch<A: KernelArg + Send + Sync>(kernel: Kernel<A>, grid: u32, shared_bytes: u32, args: A) -> Launch {
-    let entry = kernel.entry();
-    Launch {
-        kernel: kernel.name(),
-        grid,
-        threads: kernel.threads(),
-        shared_bytes,
-        blocks_per_sm: kernel.blocks_per_sm(),
-        cooperative: kernel.cooperative(),
-        entry: Arc::new(move || entry(args)),
-    }
 }
 
 /// Runs launches, one after the other, on rank 0; the other ranks have no host thread.
@@ -130,7 +114,12 @@ impl Windows {
 
     /// The windows as `rank`'s kernels see them.
     pub fn of(&self, rank: u32) -> Window {
-        Window { bases: global(self.tables[rank as usize]), rank, ranks: self.bases.len() as u32 }
+        Window {
+            bases: global(self.tables[rank as usize]),
+            own: symmetric(self.bases[rank as usize]),
+            rank,
+            ranks: self.bases.len() as u32,
+        }
     }
 
     /// Where `rank`'s kernels file their faults.

@@ -1,9 +1,7 @@
 //! The host's half: the kernels' PTX for a GPU, and the kernels on the simulated one.
-use std::sync::Arc;
-
 use custom_kernel_device::rms_norm::{RmsNormArgs, rms_norm};
 use epoxide_dsl::prelude::*;
-use epoxide_sim::{Launch, Machine, MachineConfig, Mode, SimError};
+use epoxide_sim::{Machine, MachineConfig, Mode, SimError};
 
 /// The kernels as PTX. A driver takes it as it is: `rms_norm` is an entry with one parameter, an [`RmsNormArgs`] by value.
 pub const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
@@ -35,16 +33,7 @@ pub fn rms_norm_simulated(x: &[Bf16], weight: &[Bf16], epsilon: f32, mode: Mode)
     };
     let actor = machine.actor(0)?;
     let stream = actor.create_stream();
-    let launch = Launch {
-        kernel: rms_norm.name(),
-        grid: 3,
-        threads: rms_norm.threads(),
-        shared_bytes: 0,
-        blocks_per_sm: rms_norm.blocks_per_sm(),
-        cooperative: rms_norm.cooperative(),
-        entry: Arc::new(move || rms_norm.entry()(args)),
-    };
-    actor.launch(stream, launch)?;
+    actor.launch(stream, rms_norm.simulated(3, 0, args))?;
     actor.synchronize(stream)?;
     let words = machine.read(to, x.len() / 4)?;
     Ok(words.into_iter().flat_map(|word| [0, 16, 32, 48].map(|shift| Bf16((word >> shift) as u16))).collect())

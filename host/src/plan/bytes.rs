@@ -1,9 +1,7 @@
 //! What a buffer takes, region by region: exact where the library allocates it, a projection where it does not yet.
 use std::fmt;
 
-use epoxide_kernels::layout::{MAX_RANKS, PRIVATE_WORDS, REGION_ALIGN};
-use epoxide_kernels::placement::Placement;
-use epoxide_kernels::protocol::DETAIL_WORDS;
+use epoxide_kernels::layout::{Cursor, MAX_RANKS, PrivateLayout, Shape, Sizes, Span, WindowLayout};
 
 use super::deepep;
 use super::model::Protocol;
@@ -70,79 +68,47 @@ impl PlannedBytes {
         self.basis == Basis::Projection
     }
 
-    /// The regions of today's buffer, sized for the capacity and the layout, and those that rails will need: a slot for every token
-    /// of every rank that this rank forwards for, a staged copy of its own tokens, and partial sums on their way back.
+    /// The regions of today's buffer, as its own layouts have them, but sized for the capacity and the layout of rows; and after them
+    /// those that rails will need: a slot for every token of every rank that this rank forwards for, a staged copy of its own
+    /// tokens, and partial sums on their way back.
     fn projected(topology: &Topology, workload: &Workload, num_sms: u32) -> Option<Self> {
         let largest = topology.largest();
         let domain = (0..topology.domains()).find(|&d| topology.size(d) == largest)?;
-        let s = shape(workload, topology.ranks());
-        let ranks = u64::from(topology.ranks());
-        let tokens = u64::from(workload.tokens);
-        let placement = Placement::new(workload.experts, topology.ranks());
-        let local_experts = u64::from(s.max_local_experts());
         let members = topology.members(domain);
-        let domain_experts = u64::from(placement.first(members.end) - placement.first(members.start));
+        let tokens = u64::from(workload.tokens);
         let top_k = u64::from(workload.top_k);
-        let worst = ranks.checked_mul(tokens)?;
-        let selected = worst.checked_mul(top_k.min(local_experts))?;
-        let worst = match workload.layout {
-            RowLayout::Compact => worst,
-            RowLayout::Expand { alignment } => {
-                let a = u64::from(alignment);
-                selected.checked_add((a - 1).checked_mul(local_experts)?)?.checked_next_multiple_of(a)?
-            }
-            // A sub-slab for every source and expert, each as long as its source has tokens.
-            RowLayout::Slab => worst.checked_mul(local_experts)?,
-        };
-        let rows = match workload.capacity {
-            Capacity::WorstCase => worst,
-            Capacity::Rows(rows) => rows.min(worst),
-        };
+
+        let shape = Shape { blocks: num_sms, ..shape(workload, topology.ranks()) };
+        let placement = shape.placement();
+        let domain_experts = placement.first(members.end) - placement.first(members.start);
+        // Rows are counted for the ranks and the experts of one domain.
+        let counters = u64::from(largest) + u64::from(domain_experts);
+        let sizes = Sizes { shape, rows: most_rows(workload, &shape)?, counters };
+        let (window, private) = (WindowLayout::of(&sizes)?, PrivateLayout::of(&sizes)?);
+
         let others = (0..topology.domains()).filter(|&d| d != domain);
         let served: u64 = others.map(|d| u64::from(topology.forwards_for(members.start, d))).sum();
         let forwarded = served.checked_mul(tokens)?;
-        let (wire, scales) = (s.wire_row_bytes(), u64::from(s.scale_stride()) * 4);
-        let (stride, bf16) = (u64::from(s.top_k_stride()) * 4, s.bf16_row_bytes());
-        let metadata = 2 * stride + 8;
-        let rails = topology.domains() > 1;
-        let if_rails = |count: u64| if rails { count } else { 0 };
+        let sent = if topology.domains() > 1 { tokens } else { 0 };
         // Sums of other domains, one slot for each that a token can go to.
         let partial = tokens.checked_mul(top_k.min(u64::from(topology.domains() - 1)))?;
-        let words = (u64::from(largest) + domain_experts).checked_add(u64::from(DETAIL_WORDS))?;
-        let selections = tokens.checked_mul(top_k)?;
-        let blocks = u64::from(num_sms);
-        let counters = u64::from(largest) + domain_experts;
+        // A row crosses with all that it brings to its receiver.
+        let row = shape.received_bytes();
+        let sum = shape.bf16_row_bytes();
+        let mut after_window = Cursor::after(window.bytes);
+        let rails = [
+            after_window.span("rail: rows to forward", forwarded, row)?,
+            after_window.span("rail: rows to send", sent, row)?,
+            after_window.span("rail: sums to send", forwarded, sum)?,
+            after_window.span("rail: sums received", partial, sum)?,
+        ];
+        let mut after_private = Cursor::after(private.bytes);
+        let log = after_private.span("rail: forwarding log", forwarded, 2 * 4 * top_k.min(u64::from(largest)))?;
 
-        let window: [(&'static str, u64, u64); 15] = [
-            ("abort word", 1, 8),
-            ("entry words", 2 * ranks, 8),
-            ("landed words", 2 * ranks, 8),
-            ("done words", ranks, 8),
-            ("count matrix", (2 * ranks).checked_mul(words)?, 8),
-            ("received rows", rows, wire),
-            ("received scales", rows, scales),
-            ("received selections", rows, stride),
-            ("received gate weights", rows, stride),
-            ("received sources", rows, 8),
-            ("expert outputs", rows, bf16),
-            ("rail: rows to forward", if_rails(forwarded), wire + scales + metadata),
-            ("rail: rows to send", if_rails(tokens), wire + scales + metadata),
-            ("rail: sums to send", if_rails(forwarded), bf16),
-            ("rail: sums received", if_rails(partial), bf16),
-        ];
-        let private: [(&'static str, u64, u64); 8] = [
-            ("window addresses", ranks, 8),
-            ("epochs and counters", PRIVATE_WORDS, 8),
-            ("block counts", blocks.checked_mul(counters)?, 4),
-            ("block faults", blocks, 8),
-            ("handle: ranks", selections, 4),
-            ("handle: rows", selections, 4),
-            ("received counts", 1 + ranks + local_experts, 4),
-            ("rail: forwarding log", if_rails(forwarded), 2 * 4 * top_k.min(u64::from(largest))),
-        ];
-        let (mut regions, window) = lay_out(&window, true)?;
-        let (own, private) = lay_out(&private, false)?;
-        regions.extend(own);
+        let symmetric = window.spans().into_iter().chain(rails).filter_map(|span| region(span, true));
+        let own = private.spans().into_iter().chain([log]).filter_map(|span| region(span, false));
+        let regions = symmetric.chain(own).collect();
+        let (window, private) = (after_window.bytes()?, after_private.bytes()?);
         Some(Self { basis: Basis::Projection, regions, window, private })
     }
 
@@ -166,19 +132,29 @@ impl PlannedBytes {
     }
 }
 
-/// Lays regions one after another; those of no bytes are left out.
-fn lay_out(parts: &[(&'static str, u64, u64)], symmetric: bool) -> Option<(Vec<RegionBytes>, u64)> {
-    let mut end = 0u64;
-    let mut regions = Vec::with_capacity(parts.len());
-    for &(name, count, element) in parts {
-        let offset = end.checked_next_multiple_of(REGION_ALIGN)?;
-        let bytes = count.checked_mul(element)?;
-        if bytes > 0 {
-            regions.push(RegionBytes { name, offset, bytes, symmetric });
-            end = offset.checked_add(bytes)?;
+/// A region, unless it is empty: what a projection does not need, it does not name.
+fn region(span: Span, symmetric: bool) -> Option<RegionBytes> {
+    (span.bytes > 0).then(|| RegionBytes::new(span, symmetric))
+}
+
+/// Most rows that a rank receives.
+fn most_rows(workload: &Workload, shape: &Shape) -> Option<u64> {
+    let copies = shape.max_rows();
+    let local_experts = u64::from(shape.max_local_experts());
+    let worst = match workload.layout {
+        RowLayout::Compact => copies,
+        RowLayout::Expand { alignment } => {
+            let a = u64::from(alignment);
+            let selected = copies.checked_mul(u64::from(workload.top_k).min(local_experts))?;
+            selected.checked_add((a - 1).checked_mul(local_experts)?)?.checked_next_multiple_of(a)?
         }
-    }
-    Some((regions, end.checked_next_multiple_of(REGION_ALIGN)?))
+        // A sub-slab for every source and expert, each as long as its source has tokens.
+        RowLayout::Slab => copies.checked_mul(local_experts)?,
+    };
+    Some(match workload.capacity {
+        Capacity::WorstCase => worst,
+        Capacity::Rows(rows) => rows.min(worst),
+    })
 }
 
 impl fmt::Display for PlannedBytes {
@@ -193,5 +169,58 @@ impl fmt::Display for PlannedBytes {
             Basis::DeepEpV2 => "DeepEP V2",
         };
         write!(f, "total    {basis:<24} {:>16}", self.total())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Basis, PlannedBytes};
+    use crate::config::WireFormat;
+    use crate::plan::{Capacity, Protocol, RowLayout, Topology, Workload};
+
+    /// For what is built, both ways to the bytes.
+    fn both(ranks: u32, workload: &Workload, num_sms: u32) -> [PlannedBytes; 2] {
+        let topology = Topology::new(ranks, ranks).unwrap();
+        let exact = PlannedBytes::new(&topology, workload, num_sms, Protocol::Epoxide).unwrap();
+        assert_eq!(exact.basis, Basis::Exact);
+        [exact, PlannedBytes::projected(&topology, workload, num_sms).unwrap()]
+    }
+
+    /// What a projection says of today's buffer is what today's buffer takes.
+    #[test]
+    fn a_projection_of_what_is_built_has_its_regions() {
+        for (ranks, num_sms) in [(1, 1), (2, 16), (7, 3), (8, 24), (64, 132)] {
+            for (tokens, hidden, top_k, experts) in
+                [(1, 16, 1, 1), (7, 48, 3, 9), (4096, 7168, 8, 256), ((1 << 24) - 1, 1 << 20, 32, 2048)]
+            {
+                for format in [WireFormat::Bf16, WireFormat::Fp8] {
+                    let workload = Workload::new(tokens, hidden, top_k, experts).with_format(format);
+                    let [mut exact, projected] = both(ranks, &workload, num_sms);
+                    // BF16 rows have no scales.
+                    exact.regions.retain(|region| region.bytes > 0);
+                    exact.basis = Basis::Projection;
+                    assert_eq!(exact, projected, "{ranks} ranks, {num_sms} SMs, {workload:?}");
+                }
+            }
+        }
+    }
+
+    /// Another capacity or layout resizes regions; it adds none and takes none away.
+    #[test]
+    fn a_projection_on_one_domain_has_the_names_of_what_is_built() {
+        let names = |bytes: &PlannedBytes| bytes.regions.iter().map(|r| (r.name, r.symmetric)).collect::<Vec<_>>();
+        let workload = Workload::new(64, 256, 4, 32).with_format(WireFormat::Fp8);
+        let [exact, _] = both(8, &workload, 4);
+        for workload in [
+            workload.clone().with_capacity(Capacity::Rows(100)),
+            workload.clone().with_layout(RowLayout::Expand { alignment: 128 }),
+            workload.clone().with_layout(RowLayout::Slab),
+        ] {
+            let topology = Topology::new(8, 8).unwrap();
+            let projected = PlannedBytes::new(&topology, &workload, 4, Protocol::Epoxide).unwrap();
+            assert_eq!(projected.basis, Basis::Projection);
+            assert_ne!(projected.total(), exact.total());
+            assert_eq!(names(&projected), names(&exact));
+        }
     }
 }

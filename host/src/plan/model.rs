@@ -1,5 +1,4 @@
 //! From bytes to SMs, queue pairs and time.
-use epoxide_kernels::layout::DispatchShared;
 
 use super::bytes::PlannedBytes;
 use super::deepep;
@@ -8,6 +7,7 @@ use super::hardware::{Gpu, Hardware};
 use super::topology::Topology;
 use super::traffic::{self, Flows, Resource, StepTraffic};
 use super::workload::Workload;
+use crate::config::dispatch_shared;
 use crate::error::{Error, Result};
 
 /// Whose protocol moves the bytes.
@@ -334,13 +334,7 @@ impl<'a> Limits<'a> {
             let qps = if out > 1 { setup.num_qps(num_sms, self.allocated_qps) } else { 0 };
             return Ok((if out > 1 { per_sm * num_sms } else { 0 }, qps));
         }
-        let shape = traffic::shape(workload, topology.largest());
-        let warps = epoxide_kernels::dispatch::THREADS / 32;
-        let Some(stages) = DispatchShared::new(&shape, shared, warps) else {
-            let rule =
-                format!("a row must fit in the {shared} bytes of shared memory that a block of the GPU can have");
-            return Err(Error::argument("hidden", workload.hidden, rule));
-        };
+        let stages = dispatch_shared(&traffic::shape(workload, topology.largest()), shared)?;
         if topology.domains() == 1 {
             return Ok((0, 0));
         }

@@ -123,15 +123,7 @@ impl Rows {
         let exact_scales = 4.0 * buffer.scales() as f64;
         let counted = [data + exact_scales + 12.0 * top_k, bf16 + 4.0 * top_k];
         match protocol {
-            Protocol::Epoxide => {
-                let metadata = f64::from(shape.top_k_stride()) * 8.0 + 8.0;
-                Self {
-                    input: bf16,
-                    wire: data + f64::from(shape.scale_stride()) * 4.0 + metadata,
-                    output: bf16,
-                    counted,
-                }
-            }
+            Protocol::Epoxide => Self { input: bf16, wire: shape.received_bytes() as f64, output: bf16, counted },
             Protocol::DeepEpV2 => Self {
                 input: data + exact_scales,
                 wire: buffer.dispatch_record(buffer.scales()) as f64,

@@ -1,9 +1,9 @@
 //! The simulated GPU as a runtime.
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use epoxide_dsl::{Kernel, KernelArg};
-use epoxide_sim::{Actor, Launch};
+use epoxide_sim::Actor;
 
 use super::{Heap, Mapped, RawEvent, RawStream};
 use crate::error::{Error, Result};
@@ -150,16 +150,7 @@ impl SimRuntime {
         args: &A,
         stream: RawStream,
     ) -> Result<()> {
-        let (entry, args) = (kernel.entry(), *args);
-        let launch = Launch {
-            kernel: kernel.name(),
-            grid,
-            threads: kernel.threads(),
-            shared_bytes,
-            blocks_per_sm: kernel.blocks_per_sm(),
-            cooperative: kernel.cooperative(),
-            entry: Arc::new(move || entry(args)),
-        };
+        let launch = kernel.simulated(grid, shared_bytes, *args);
         Ok(self.actor().launch(sim_stream(stream)?, launch)?)
     }
 }

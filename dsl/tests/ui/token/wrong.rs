@@ -1,5 +1,5 @@
 //! Every step of a bulk copy takes the token that the step before returned, and no other.
-use bulk::{Free, Loading, Source, Stage};
+use bulk::{Editable, Free, Loading, Outbox, Source, Stage, Turn};
 use epoxide_dsl::prelude::*;
 
 fn store_of_what_is_not_sealed(stage: &Stage, free: Free, to: Symmetric<u8>) {
@@ -40,6 +40,19 @@ fn flag_of_a_block_that_is_not_the_last(counters: grid::GridCounters, flag: Symm
 
 fn bulk_store_to_memory_of_no_window(stage: &Stage, source: Source, to: Global<u8>) {
     stage.store(&source, 0, to, 16);
+}
+
+fn outbox_stored_before_it_is_sealed(outbox: &Outbox, turn: Turn, to: Symmetric<u8>) {
+    let editable = outbox.open(turn);
+    outbox.store(&editable, 0, to, 16);
+}
+
+fn outbox_sent_before_it_is_sealed(outbox: &mut Outbox, editable: Editable) -> Turn {
+    outbox.send(editable)
+}
+
+fn outbox_opened_before_it_is_sent(outbox: &Outbox, source: Source) -> Editable {
+    outbox.open(source)
 }
 
 fn main() {}

@@ -1,0 +1,68 @@
+//! Finishing: peers are told, theirs are waited for, and the received counts written.
+use epoxide_dsl::prelude::*;
+
+use super::{DispatchArgs, THREADS, counts};
+use crate::placement::quotient;
+use crate::protocol::{Stamped, phase};
+
+/// The last block out: tells every peer that its rows are there, waits for theirs, writes the counts, advances the epoch.
+#[inline(always)]
+#[track_caller]
+pub(super) fn finish(a: &DispatchArgs, watch: &wait::Watch, epoch: u64, ready: bool, grid: &grid::GridLanded) {
+    let (ranks, me) = (a.ranks(), a.me());
+    let local_experts = a.placement.count(me);
+    // Another block of this rank may have faulted where this one did not, or a peer.
+    let whole = ready && !watch.aborted(phase::END);
+    let mut complete = false;
+    if whole {
+        let peer = thread::index();
+        if peer < ranks {
+            let flag = a.op.window().of_rank(peer, a.landed).at(a.op.alternating(epoch, me));
+            grid.publish(flag, Stamped::new(0, epoch).to_word());
+        }
+        complete = arrivals(a, watch, epoch);
+    }
+    let mut i = thread::index();
+    while i <= ranks + local_experts {
+        let mut rows = 0;
+        if complete {
+            rows = if i == 0 {
+                counts::sum(ranks, |source| a.own_count(epoch, source, me))
+            } else if i <= ranks {
+                a.own_count(epoch, i - 1, me)
+            } else {
+                let word = ranks + a.placement.first(me) + (i - 1 - ranks);
+                counts::sum(ranks, |source| a.own_count(epoch, source, word))
+            };
+        }
+        a.recv_counts.store_weak(u64::from(i), rows);
+        i += THREADS;
+    }
+    if thread::index() == 0 {
+        a.op.epoch.store_weak(0, epoch);
+    }
+}
+
+/// Waits for every peer's rows and for the counts of this rank's experts.
+#[inline(always)]
+#[track_caller]
+fn arrivals(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> bool {
+    let (ranks, me) = (a.ranks(), a.me());
+    let window = a.op.window();
+    let landed = window.own(a.landed);
+    let counts = window.own(a.counts);
+    let local_experts = a.placement.count(me);
+    let first_word = ranks + a.placement.first(me);
+    let expected = Stamped::new(0, epoch).to_word();
+    let outcome = watch.wait_until(phase::LANDED, ranks + ranks * local_experts, |flag| {
+        let (peer, seen) = if flag < ranks {
+            (flag, landed.load_acquire::<System>(a.op.alternating(epoch, flag)))
+        } else {
+            let source = quotient(flag - ranks, local_experts);
+            let word = first_word + (flag - ranks - source * local_experts);
+            (source, counts.load_relaxed::<System>(a.count_index(epoch, source, word)))
+        };
+        wait::Poll { peer, expected, seen, ready: Stamped::from_word(seen).is_of(epoch) }
+    });
+    matches!(outcome, wait::Outcome::Ready(_))
+}

@@ -1,0 +1,232 @@
+//! Waits that end in vain: a peer that does not come, or stops in the middle of an operation. Who waited is told for whom, for
+//! which word, and how long; and nothing hangs.
+mod support;
+
+use std::time::{Duration, Instant};
+
+use epoxide::{
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, LocalGroup, Machine, MachineConfig,
+    Result, bf16,
+};
+use support::Device;
+use support::errors::{dispatch, run, schedules, small};
+
+/// The operation in which a peer is missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missed {
+    Dispatch,
+    Combine,
+}
+
+/// Rank 2 of three does not call `missed` in time. What each rank got: of the operation, and of the call after it; rank 2
+/// calls it when the others have given up.
+fn miss(comm: &Comm, missed: Missed, num_sms: u32, timeout: Duration) -> Result<[Result<()>; 3]> {
+    let config = Config::new(8, 2, 64, 4).with_num_sms(num_sms).with_timeout(timeout);
+    let mut buffer = ElasticBuffer::new(comm, config)?;
+    let mut y = comm.empty::<bf16>(64)?;
+    let (x, idx, weights) = (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[0i64, 7])?, comm.tensor(&[1.0f32; 2])?);
+    comm.barrier()?;
+    let input = DispatchInput::new(1, &x, &idx, &weights);
+    let mut call = |buffer: &mut ElasticBuffer| -> Result<()> {
+        match missed {
+            Missed::Dispatch => buffer.dispatch(&input).map(|_| ()),
+            Missed::Combine => {
+                let handle = buffer.dispatch(&input)?;
+                buffer.synchronize()?;
+                comm.barrier()?;
+                if comm.rank() == 2 {
+                    comm.barrier()?;
+                }
+                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))
+            }
+        }
+    };
+    if comm.rank() == 2 && missed == Missed::Dispatch {
+        comm.barrier()?;
+    }
+    call(&mut buffer)?;
+    let fault = buffer.synchronize();
+    if comm.rank() != 2 {
+        comm.barrier()?;
+    }
+    comm.barrier()?;
+    let check = buffer.check();
+    let next = buffer.dispatch(&input).map(|_| ());
+    comm.barrier()?;
+    Ok([fault, check, next])
+}
+
+fn a_missing_peer_is_named(missed: Missed) {
+    let (timeout, name, operation) = match (Device::from_env(), missed) {
+        // Virtual time: nobody waits half a minute.
+        (Device::Simulated, Missed::Dispatch) => (Duration::from_secs(30), "dispatch", 1),
+        (Device::Simulated, Missed::Combine) => (Duration::from_secs(30), "combine", 2),
+        (Device::Cuda, Missed::Dispatch) => (Duration::from_millis(500), "dispatch", 1),
+        (Device::Cuda, Missed::Combine) => (Duration::from_millis(500), "combine", 2),
+    };
+    for (mode, num_sms) in schedules().into_iter().flat_map(|mode| [(mode, 1), (mode, 2)]) {
+        let started = Instant::now();
+        let results = run(3, mode, |comm| miss(&comm, missed, num_sms, timeout));
+        let wall = started.elapsed();
+        assert!(wall < Duration::from_secs(10), "{mode:?} took {wall:?}");
+        let mut waited = 0;
+        for (here, result) in (0..).zip(results) {
+            let [fault, check, next] = result.unwrap();
+            let Err(fault) = fault else { panic!("{mode:?}, {num_sms} SMs: rank {here} saw no fault of {missed:?}") };
+            let timed_out = matches!(fault, Error::PeerTimeout { .. });
+            waited += u32::from(timed_out);
+            if timed_out && here != 2 {
+                let least = timeout.as_millis() as u64;
+                assert_error!(
+                    &fault,
+                    Error::PeerTimeout { rank, peer: 2, kernel, epoch, phase, block: 0 | 1, expected, seen, elapsed_ms, .. }
+                        if *rank == here && *kernel == name && *epoch == operation && phase.starts_with("entry")
+                            && *expected as u32 == operation as u32 && *seen as u32 != operation as u32
+                            && (least..least * 2 + 1000).contains(elapsed_ms),
+                    format!("rank {here} waited"), "for rank 2", format!("{name} {operation}"), "phase entry",
+                    "expected 0x", "seen 0x", " ms"
+                );
+            } else {
+                assert_error!(
+                    &fault,
+                    Error::PeerAborted { rank, origin: 0 | 1, kernel, epoch, reason, .. }
+                        if *rank == here && *kernel == name && *epoch == operation && reason.contains("rank 2"),
+                    format!("rank {here} stopped {name} {operation}"), "gave up", "waited too long for rank 2"
+                );
+            }
+            for later in [check, next] {
+                assert_error!(
+                    later.expect_err("the buffer is poisoned"),
+                    Error::Poisoned { cause, .. } if cause.to_string() == fault.to_string(),
+                    "poisoned"
+                );
+            }
+        }
+        assert!(waited >= 1, "someone waited to the end");
+    }
+}
+
+#[test]
+fn a_peer_that_never_dispatches_is_named() {
+    a_missing_peer_is_named(Missed::Dispatch);
+}
+
+#[test]
+fn a_peer_that_never_combines_is_named() {
+    a_missing_peer_is_named(Missed::Combine);
+}
+
+/// A late peer is no missing one.
+#[test]
+fn a_peer_that_is_late_but_in_time_is_waited_for() {
+    let (timeout, late) = match Device::from_env() {
+        Device::Simulated => (Duration::from_secs(30), Duration::from_secs(29)),
+        Device::Cuda => (Duration::from_secs(2), Duration::from_secs(1)),
+    };
+    for mode in schedules() {
+        let results = run(3, mode, |comm| {
+            let mut buffer = ElasticBuffer::new(&comm, Config::new(8, 2, 64, 4).with_num_sms(2).with_timeout(timeout))?;
+            if comm.rank() == 1 {
+                comm.delay(late)?;
+            }
+            let handle = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
+            let counts = buffer.recv_counts(&handle)?;
+            buffer.close()?;
+            Ok(counts.by_source)
+        });
+        let got: Vec<Vec<u32>> = results.into_iter().map(|r| r.unwrap()).collect();
+        assert_eq!(got, [[1, 1, 1], [0, 0, 0], [1, 1, 1]]);
+    }
+}
+
+/// Before what a peer stops in an operation that it has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stops {
+    /// It enters the dispatch, and tells no counts.
+    Counts,
+    /// It tells its counts, and its rows do not come.
+    Landing,
+    /// It takes part in a dispatch and enters the combine after it, and never says that it has read.
+    Done,
+}
+
+/// A peer's words in this rank's window, made to say what they said in an operation before: of a peer that is not there.
+struct Forged<'a> {
+    machine: &'a Machine,
+    buffer: &'a ElasticBuffer,
+    window: u64,
+}
+
+impl Forged<'_> {
+    /// Stamps rank 1's words of `region` with `epoch`. The region is one slot for every parity of the epoch, or one in all, each with
+    /// as many words for rank 0 as for rank 1.
+    fn post(&self, region: &str, epoch: u64) {
+        let bytes = self.buffer.bytes().unwrap();
+        let region = bytes.regions.iter().find(|r| r.name == region).unwrap();
+        let of_rank = region.bytes / 8 / 4;
+        let at = self.window + region.offset + 8 * ((epoch % 2) * 2 * of_rank + of_rank);
+        let words = self.machine.read(at, of_rank as usize).unwrap();
+        let words: Vec<u64> = words.into_iter().map(|word| word >> 32 << 32 | epoch).collect();
+        // SAFETY: words of the window, which the host has no reference to; what they say is what is tested.
+        unsafe { self.machine.write(at, &words).unwrap() };
+    }
+}
+
+/// Two ranks make a round. Then rank 0 goes on alone: what it got, of the operation in which it waits.
+fn stop(comm: &Comm, machine: &Machine, stops: Stops) -> Result<Result<()>> {
+    let mut buffer = small(comm)?;
+    let handle = dispatch(&mut buffer, comm, 2, &[0i64, 7, 3, 4])?;
+    let mut y = comm.empty::<bf16>(128)?;
+    buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+    buffer.synchronize()?;
+    let (x, idx, weights) =
+        (comm.tensor(&[bf16::ONE; 128])?, comm.tensor(&[0i64, 7, 3, 4])?, comm.tensor(&[1.0f32; 4])?);
+    comm.barrier()?;
+    let mut waited = Ok(());
+    if comm.rank() == 0 {
+        let handle = buffer.dispatch(&DispatchInput::new(2, &x, &idx, &weights))?;
+        let window = {
+            let received = buffer.bytes()?.regions.iter().find(|r| r.name == "received rows").unwrap().offset;
+            buffer.recv_view(&handle)?.x - received
+        };
+        let forged = Forged { machine, buffer: &buffer, window };
+        forged.post("entry words", 3);
+        if stops != Stops::Counts {
+            forged.post("count matrix", 3);
+        }
+        if stops == Stops::Done {
+            forged.post("landed words", 3);
+            forged.post("entry words", 4);
+            buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+            buffer.synchronize()?;
+            buffer.lend_expert_outputs()?;
+        }
+        waited = buffer.synchronize();
+    }
+    comm.barrier()?;
+    Ok(waited)
+}
+
+/// Every wait of an operation ends, and says which it was.
+#[test]
+fn a_peer_that_stops_in_the_middle_is_named_with_the_word_that_is_missing() {
+    for (stops, kernel, epoch, phase, before) in [
+        (Stops::Counts, "dispatch", 3, "counts (the peer's row of the count matrix)", 1),
+        (Stops::Landing, "dispatch", 3, "landed (the peer's rows are here)", 1),
+        (Stops::Done, "lend after combine", 4, "done (the peer has read", 2),
+    ] {
+        for mode in Device::Simulated.schedules([1, 2, 3]) {
+            let machine = Machine::new(MachineConfig::new(2, mode)).unwrap();
+            let results = LocalGroup::on_machine(&machine).unwrap().run_all(|comm| stop(&comm, &machine, stops));
+            let [waited, other] = <[_; 2]>::try_from(results).unwrap();
+            other.unwrap().unwrap();
+            assert_error!(
+                waited.unwrap().expect_err("nobody answers"),
+                Error::PeerTimeout { rank: 0, peer: 1, kernel: k, epoch: e, expected, seen, elapsed_ms, .. }
+                    if *k == kernel && *e == epoch && *expected as u32 == epoch as u32 && *seen as u32 == before
+                        && (30_000..61_000).contains(elapsed_ms),
+                "rank 0 waited", "for rank 1", format!("in {kernel} {epoch}"), phase
+            );
+        }
+    }
+}
