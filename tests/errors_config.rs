@@ -214,11 +214,11 @@ fn a_gpu_without_a_driver_is_an_error() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn more_streams_or_blocks_than_the_gpu_holds_are_refused() {
-    assert_error!(
-        LocalGroup::on_gpu(9, 0).unwrap_err(),
-        Error::DoesNotFit { what: "streams", device: 0, .. },
-        "streams on GPU 0"
-    );
+    let refused = {
+        let _turn = Device::Cuda.turn();
+        LocalGroup::on_gpu(9, 0).unwrap_err()
+    };
+    assert_error!(refused, Error::DoesNotFit { what: "streams", device: 0, .. }, "streams on GPU 0");
     let results = Device::Cuda.run_all(2, Mode::Fast { workers: 0 }, |comm| {
         ElasticBuffer::new(&comm, Config::new(8, 2, 64, 4).with_num_sms(100)).map(|_| ())
     });

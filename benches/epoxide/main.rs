@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use epoxide::quantize::{Quantizer, scale_stride};
-use epoxide::{Config, LocalGroup, Mode, WireFormat, bf16, bytes_needed};
+use epoxide::{Comm, Config, LocalGroup, Mode, WireFormat, bf16, bytes_needed};
 
 use crate::fleet::{Fleet, Work};
 
@@ -30,7 +30,19 @@ fn layout(c: &mut Criterion) {
     c.bench_function("layout/bytes_needed", |b| b.iter(|| bytes_needed(black_box(&config), 8, 16)));
 }
 
-/// Quantising `[tokens, hidden]`, alone.
+/// The time on the stream of `iterations` calls of `enqueue`, which is given their number.
+fn timed(comm: &Comm, iterations: u64, mut enqueue: impl FnMut(usize) -> epoxide::Result<()>) -> Duration {
+    let mut run = || {
+        let start = comm.record()?;
+        (0..iterations as usize).try_for_each(&mut enqueue)?;
+        let end = comm.record()?;
+        comm.synchronize()?;
+        comm.elapsed_ms(&start, &end)
+    };
+    Duration::from_secs_f64(run().expect("the kernel runs") / 1e3)
+}
+
+/// Quantising `[tokens, hidden]`, alone; on a GPU beside a copy that reads and writes as many bytes.
 fn quantize(c: &mut Criterion, name: &str, make: MakeGroup, tokens: u64, hidden: u32) {
     let mut group = c.benchmark_group(format!("{name}/quantize"));
     let elements = tokens * u64::from(hidden);
@@ -51,19 +63,28 @@ fn quantize(c: &mut Criterion, name: &str, make: MakeGroup, tokens: u64, hidden:
             })
             .collect::<epoxide::Result<Vec<_>>>()?;
         let quantizer = Quantizer::new(&comm)?;
-        group.bench_function(BenchmarkId::from_parameter(format!("{tokens}x{hidden}")), |b| {
+        // The ceiling: a copy that reads and writes as many bytes.
+        let half = (elements * 3 + tokens * u64::from(hidden.div_ceil(128)) * 4) / 2 / 16 * 2;
+        let mut copies = (0..if name == "sim" { 0 } else { sets })
+            .map(|_| Ok((comm.empty::<u64>(half)?, comm.empty::<u64>(half)?)))
+            .collect::<epoxide::Result<Vec<_>>>()?;
+        let shape = format!("{tokens}x{hidden}");
+        if !copies.is_empty() {
+            group.bench_function(BenchmarkId::from_parameter(format!("{shape}/copy")), |b| {
+                b.iter_custom(|iterations| {
+                    timed(&comm, iterations, |i| {
+                        let (from, to) = &mut copies[i % sets];
+                        quantizer.copy(from, to)
+                    })
+                });
+            });
+        }
+        group.bench_function(BenchmarkId::from_parameter(shape), |b| {
             b.iter_custom(|iterations| {
-                let mut timed = || -> epoxide::Result<f64> {
-                    let start = comm.record()?;
-                    for i in 0..iterations as usize {
-                        let (x, codes, scales) = &mut buffers[i % sets];
-                        quantizer.quantize(x, tokens, hidden, codes, scales)?;
-                    }
-                    let end = comm.record()?;
-                    comm.synchronize()?;
-                    comm.elapsed_ms(&start, &end)
-                };
-                Duration::from_secs_f64(timed().expect("the kernel runs") / 1e3)
+                timed(&comm, iterations, |i| {
+                    let (x, codes, scales) = &mut buffers[i % sets];
+                    quantizer.quantize(x, tokens, hidden, codes, scales)
+                })
             });
         });
         Ok(())

@@ -18,6 +18,12 @@ impl Bf16 {
         Self(crate::arch::bf16_from_f32(x))
     }
 
+    /// [`Self::from_f32`] of two numbers, `low` in the low half of the word (`cvt.rn.bf16x2.f32`).
+    #[inline(always)]
+    pub fn pair_from_f32(low: f32, high: f32) -> u32 {
+        crate::arch::bf16x2_from_f32(low, high)
+    }
+
     /// Clears the signs of two numbers in a word.
     #[inline(always)]
     pub fn magnitudes(pair: u32) -> u32 {
@@ -47,6 +53,12 @@ impl E4m3 {
     #[inline(always)]
     pub fn pair_from_f32(low: f32, high: f32) -> u16 {
         crate::arch::e4m3x2_from_f32(low, high)
+    }
+
+    /// [`Self::pair_from_f32`] of four numbers, the first in the lowest byte.
+    #[inline(always)]
+    pub fn four_from_f32(x: [f32; 4]) -> u32 {
+        crate::arch::e4m3x4_from_f32(x)
     }
 
     /// Widens; exact. `0x7f` and `0xff` are NaN.

@@ -129,7 +129,8 @@ impl Parts {
     /// The token of a part; none if it is not below their number.
     #[inline(always)]
     fn token(self, part: u32) -> u32 {
-        quotient(part, self.of_token)
+        // Whole tokens, where there are many, divide nothing.
+        if self.of_token == 1 { part } else { quotient(part, self.of_token) }
     }
 
     /// The vectors of a part in its row: the first, and the first that is not.
@@ -173,10 +174,8 @@ fn warps() -> u32 {
 #[track_caller]
 fn sum_parts(a: &CombineArgs, parts: Parts, first: Part) {
     let row_bytes = u64::from(a.hidden) * 2;
-    let mut next = first;
-    while parts.token(next.number) < a.tokens {
-        let part = next;
-        next = parts.load(a, part.number + warps());
+    let mut part = first;
+    while parts.token(part.number) < a.tokens {
         let mut source = 0;
         if part.rank >= 0 {
             let rows = a.op.window().of_rank(part.rank as u32, a.expert_out);
@@ -185,6 +184,8 @@ fn sum_parts(a: &CombineArgs, parts: Parts, first: Part) {
         let sources = warp::ballot(warp::ALL, source != 0);
         let y = a.y.at(u64::from(parts.token(part.number)) * row_bytes).cast();
         sum_rows(parts.vectors(part.number, a.hidden), y, sources, source);
+        // Not earlier: the sums need all registers, and other warps read meanwhile.
+        part = parts.load(a, part.number + warps());
     }
 }
 
@@ -204,18 +205,23 @@ fn sum_rows(vectors: [u32; 2], y: Global<U32x4>, sources: u32, source: u64) {
 #[inline(always)]
 #[track_caller]
 fn sum_few<const ROWS: usize, const VECTORS: usize>(
-    [first, end]: [u32; 2],
+    [mut first, end]: [u32; 2],
     y: Global<U32x4>,
     sources: u32,
     source: u64,
 ) {
-    let (rows, _) = take_rows::<ROWS>(sources, source);
-    let mut first = first + warp::lane();
-    while first < end {
+    let (rows, _) = Rows::<ROWS>::take(sources, source);
+    let at_once = VECTORS as u32 * warp::LANES;
+    while first + at_once <= end {
         let mut sums = [[0.0; 8]; VECTORS];
-        add_rows(&rows, first, end, &mut sums);
-        store(y, first, end, &sums);
-        first += VECTORS as u32 * warp::LANES;
+        rows.add::<VECTORS, true>(first, end, &mut sums);
+        store::<VECTORS, true>(y, first, end, &sums);
+        first += at_once;
+    }
+    if first < end {
+        let mut sums = [[0.0; 8]; VECTORS];
+        rows.add::<VECTORS, false>(first, end, &mut sums);
+        store::<VECTORS, false>(y, first, end, &sums);
     }
 }
 
@@ -223,92 +229,93 @@ fn sum_few<const ROWS: usize, const VECTORS: usize>(
 /// Warp-collective.
 #[inline(always)]
 #[track_caller]
-fn sum_many([first, end]: [u32; 2], y: Global<U32x4>, sources: u32, source: u64) {
-    let lane = warp::lane();
-    let mut first = first;
+fn sum_many([mut first, end]: [u32; 2], y: Global<U32x4>, sources: u32, source: u64) {
     while first < end {
         let mut sums = [[0.0; 8]; 2];
         let mut left = sources;
         while left != 0 {
-            let (rows, rest) = take_rows::<8>(left, source);
-            add_rows(&rows, first + lane, end, &mut sums);
+            let (rows, rest) = Rows::<8>::take(left, source);
+            rows.add::<2, false>(first, end, &mut sums);
             left = rest;
         }
-        store(y, first + lane, end, &sums);
+        store::<2, false>(y, first, end, &sums);
         first += 2 * warp::LANES;
     }
 }
 
-/// Gives every lane the addresses of the first rows of `sources`, 0 for those that are missing, and the lanes that are left.
-/// Warp-collective.
-#[inline(always)]
-#[track_caller]
-fn take_rows<const ROWS: usize>(mut sources: u32, source: u64) -> ([u64; ROWS], u32) {
-    let mut rows = [0; ROWS];
-    unroll!(J in 8 => {
-        if J < ROWS && sources != 0 {
-            let from = sources.trailing_zeros();
-            sources &= sources - 1;
-            let low = warp::shuffle(warp::ALL, source as u32, from);
-            let high = warp::shuffle(warp::ALL, (source >> 32) as u32, from);
-            rows[J] = u64::from(high) << 32 | u64::from(low);
-        }
-    });
-    (rows, sources)
+/// The addresses of some rows, the same in all lanes.
+#[derive(Clone, Copy)]
+struct Rows<const MOST: usize> {
+    addresses: [u64; MOST],
+    count: u32,
 }
 
-/// Adds vector `first` and those a warp further, below `end`, of every row, in order: all loads first, then all sums.
-#[inline(always)]
-#[track_caller]
-fn add_rows<const ROWS: usize, const VECTORS: usize>(
-    rows: &[u64; ROWS],
-    first: u32,
-    end: u32,
-    sums: &mut [[f32; 8]; VECTORS],
-) {
-    const { assert!(ROWS * VECTORS == IN_FLIGHT) };
-    let mut loaded = [[[0u32; 4]; ROWS]; VECTORS];
-    unroll!(V in 8 => {
-        if V < VECTORS {
-            let at = first + V as u32 * warp::LANES;
-            unroll!(J in 8 => {
-                if J < ROWS && rows[J] != 0 && at < end {
-                    // SAFETY: a row of an owner's expert outputs, which its entry word says are ready and which nobody
-                    // writes before our done word; `at` is inside the row.
-                    let row = unsafe { Symmetric::<U32x4>::from_raw(rows[J]) };
-                    loaded[V][J] = row.load_weak_streaming(u64::from(at));
-                }
-            });
-        }
-    });
-    unroll!(V in 8 => {
-        if V < VECTORS {
-            unroll!(J in 8 => {
-                if J < ROWS {
-                    // A missing row adds +0, which changes no bit of a sum that began at +0.
-                    let x = widen(loaded[V][J]);
-                    unroll!(I in 8 => { sums[V][I] += x[I]; });
-                }
-            });
-        }
-    });
-}
-
-/// Rounds the sums and writes them.
-#[inline(always)]
-#[track_caller]
-fn store<const VECTORS: usize>(y: Global<U32x4>, first: u32, end: u32, sums: &[[f32; 8]; VECTORS]) {
-    unroll!(V in 8 => {
-        if V < VECTORS {
-            let at = first + V as u32 * warp::LANES;
-            if at < end {
-                let mut out = [0u32; 4];
-                unroll!(I in 4 => {
-                    let (low, high) = (Bf16::from_f32(sums[V][2 * I]), Bf16::from_f32(sums[V][2 * I + 1]));
-                    out[I] = u32::from(low.0) | u32::from(high.0) << 16;
-                });
-                y.store_weak(u64::from(at), out);
+impl<const MOST: usize> Rows<MOST> {
+    /// The first rows of `sources`, and the lanes that are left. Warp-collective.
+    #[inline(always)]
+    #[track_caller]
+    fn take(mut sources: u32, source: u64) -> (Self, u32) {
+        let mut rows = Self { addresses: [0; MOST], count: 0 };
+        unroll!(J in 8 => {
+            if J < MOST && sources != 0 {
+                let from = sources.trailing_zeros();
+                sources &= sources - 1;
+                let low = warp::shuffle(warp::ALL, source as u32, from);
+                let high = warp::shuffle(warp::ALL, (source >> 32) as u32, from);
+                rows.addresses[J] = u64::from(high) << 32 | u64::from(low);
+                rows.count += 1;
             }
+        });
+        (rows, sources)
+    }
+
+    /// Adds this lane's vectors from `first` on, a warp apart and below `end`, of every row, in order: all loads first, then all
+    /// sums. All vectors are below `end` if they are `WHOLE`.
+    #[inline(always)]
+    #[track_caller]
+    fn add<const VECTORS: usize, const WHOLE: bool>(&self, first: u32, end: u32, sums: &mut [[f32; 8]; VECTORS]) {
+        const { assert!(MOST * VECTORS == IN_FLIGHT) };
+        let at = first + warp::lane();
+        let mut loaded = [[[0u32; 4]; MOST]; VECTORS];
+        unroll!(J in 8 => {
+            if J < MOST && (J as u32) < self.count {
+                // SAFETY: a row of an owner's expert outputs, which its entry word says are ready and which nobody
+                // writes before our done word; all vectors that are loaded are inside the row.
+                let row = unsafe { Symmetric::<U32x4>::from_raw(self.addresses[J]) }.at(u64::from(at));
+                unroll!(V in 8 => {
+                    if V < VECTORS && (WHOLE || at + V as u32 * warp::LANES < end) {
+                        loaded[V][J] = row.load_weak_streaming(V as u64 * u64::from(warp::LANES));
+                    }
+                });
+            }
+        });
+        unroll!(V in 8 => {
+            if V < VECTORS {
+                unroll!(J in 8 => {
+                    if J < MOST {
+                        // A missing row adds +0, which changes no bit of a sum that began at +0.
+                        let x = widen(loaded[V][J]);
+                        unroll!(I in 8 => { sums[V][I] += x[I]; });
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// Rounds the sums of this lane's vectors from `first` on and writes them.
+#[inline(always)]
+#[track_caller]
+fn store<const VECTORS: usize, const WHOLE: bool>(y: Global<U32x4>, first: u32, end: u32, sums: &[[f32; 8]; VECTORS]) {
+    let at = first + warp::lane();
+    let y = y.at(u64::from(at));
+    unroll!(V in 8 => {
+        if V < VECTORS && (WHOLE || at + V as u32 * warp::LANES < end) {
+            let mut out = [0u32; 4];
+            unroll!(I in 4 => {
+                out[I] = Bf16::pair_from_f32(sums[V][2 * I], sums[V][2 * I + 1]);
+            });
+            y.store_weak(V as u64 * u64::from(warp::LANES), out);
         }
     });
 }

@@ -13,30 +13,14 @@ pub struct CopyArgs {
     pub vectors: u64,
 }
 
-/// Vectors of one thread's turn, so that as many loads are in flight.
-const UNROLL: usize = 8;
-const THREADS: u64 = 512;
-
-/// Copies `vectors` x 16 bytes; any grid.
-#[kernel(threads = 512, blocks_per_sm = 2)]
+/// Copies `vectors` x 16 bytes; any grid. One vector a thread, in as many blocks as that takes, is what reaches most on an H200:
+/// longer turns with more loads in flight, and fewer blocks that stay, were 2 to 8 % slower.
+#[kernel(threads = 512, blocks_per_sm = 4)]
 pub fn copy(args: CopyArgs) {
-    let tile = THREADS * UNROLL as u64;
-    let mut first = u64::from(thread::block_index()) * tile + u64::from(thread::index());
-    let step = u64::from(thread::grid_blocks()) * tile;
-    while first < args.vectors {
-        let mut values = [[0u32; 4]; UNROLL];
-        unroll!(J in 8 => {
-            let i = first + J as u64 * THREADS;
-            if i < args.vectors {
-                values[J] = args.from.load_weak_streaming(i);
-            }
-        });
-        unroll!(J in 8 => {
-            let i = first + J as u64 * THREADS;
-            if i < args.vectors {
-                args.to.store_weak(i, values[J]);
-            }
-        });
-        first += step;
+    let threads = u64::from(thread::block_threads());
+    let mut i = u64::from(thread::block_index()) * threads + u64::from(thread::index());
+    while i < args.vectors {
+        args.to.store_weak(i, args.from.load_weak_streaming(i));
+        i += u64::from(thread::grid_blocks()) * threads;
     }
 }

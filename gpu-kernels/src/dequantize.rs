@@ -39,7 +39,7 @@ pub fn dequantize(args: DequantizeArgs) {
         unroll!(J in 4 => {
             let low = E4m3((codes >> (16 * J)) as u8).to_f32() * scale;
             let high = E4m3((codes >> (16 * J + 8)) as u8).to_f32() * scale;
-            out[J] = u32::from(Bf16::from_f32(low).0) | u32::from(Bf16::from_f32(high).0) << 16;
+            out[J] = Bf16::pair_from_f32(low, high);
         });
         args.y.cast::<U32x4>().store_weak(i, out);
         i += step;

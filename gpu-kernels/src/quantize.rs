@@ -42,34 +42,37 @@ pub fn widen(v: U32x4) -> [f32; 8] {
     out
 }
 
-/// Vectors of eight numbers that a lane quantises at once.
-pub const VECTORS: usize = 4;
-/// Groups that a warp quantises at once: two for each of the lanes' vectors, since 16 lanes hold a group.
-pub const GROUPS_AT_ONCE: u32 = 2 * VECTORS as u32;
-
-/// Quantises four vectors of every lane, which are 8 groups: vector `j` of the lower 16 lanes is group `2 * j`, of the upper 16
-/// group `2 * j + 1`. Returns each vector's codes, one byte each, the first in the lowest, and the scale of the group that
-/// [`scale_group`] names. Warp-collective.
+/// Quantises `N` vectors (4 or 8) of every lane, which are `2 * N` groups: vector `j` of the lower 16 lanes is group `2 * j`, of the
+/// upper 16 group `2 * j + 1`. Returns each vector's codes, one byte each, the first in the lowest of the first word, and the scale
+/// of the group that [`scale_group`] names. Warp-collective.
 #[inline(always)]
 #[track_caller]
-pub fn quantize_vectors(vectors: &[U32x4; VECTORS]) -> ([u64; VECTORS], f32) {
+pub fn quantize_vectors<const N: usize>(vectors: &[U32x4; N]) -> ([[u32; 2]; N], f32) {
     let amax = largest_of_groups(vectors);
     let inverse = (E4m3::MAX / amax).to_bits();
     let scale = amax / E4m3::MAX;
-    let mut codes = [0; VECTORS];
-    unroll!(J in 4 => {
-        // From a lane of the same half that has divided for vector J.
-        let from = warp::lane() & 16 | (J as u32) << 2;
-        codes[J] = encode(vectors[J], f32::from_bits(warp::shuffle(warp::ALL, inverse, from)));
+    let mut codes = [[0; 2]; N];
+    unroll!(J in 8 => {
+        if J < N {
+            // From a lane of the same half that has divided for vector J.
+            let from = (warp::lane() & 16) + J as u32 * lanes_of_vector::<N>();
+            codes[J] = encode(vectors[J], f32::from_bits(warp::shuffle(warp::ALL, inverse, from)));
+        }
     });
     (codes, scale)
 }
 
-/// The group, of those that [`quantize_vectors`] quantises at once, whose scale this lane has: four lanes have the same.
+/// The group, of those that [`quantize_vectors`] quantises at once, whose scale this lane has, if it is the first such lane.
 #[inline(always)]
-pub fn scale_group() -> u32 {
+pub fn scale_group<const N: usize>() -> Option<u32> {
     let lane = warp::lane();
-    2 * (lane >> 2 & 3) + (lane >> 4)
+    let group = 2 * (lane % 16 / lanes_of_vector::<N>()) + lane / 16;
+    lane.is_multiple_of(lanes_of_vector::<N>()).then_some(group)
+}
+
+/// Lanes, of the 16 that hold a group, that divide for the same vector.
+const fn lanes_of_vector<const N: usize>() -> u32 {
+    16 / N as u32
 }
 
 /// The largest magnitude, at least [`AMAX_MIN`], of the group that [`scale_group`] names. Warp-collective.
@@ -78,17 +81,29 @@ pub fn scale_group() -> u32 {
 /// follow.
 #[inline(always)]
 #[track_caller]
-fn largest_of_groups(vectors: &[U32x4; VECTORS]) -> f32 {
-    let mut largest = [0; VECTORS];
-    unroll!(J in 4 => {
-        let v = vectors[J];
-        let low = Bf16::max_magnitudes(Bf16::magnitudes(v[0]), Bf16::magnitudes(v[1]));
-        let high = Bf16::max_magnitudes(Bf16::magnitudes(v[2]), Bf16::magnitudes(v[3]));
-        largest[J] = Bf16::max_magnitudes(low, high);
+fn largest_of_groups<const N: usize>(vectors: &[U32x4; N]) -> f32 {
+    const { assert!(N == 4 || N == 8) };
+    let mut largest = [0; N];
+    unroll!(J in 8 => {
+        if J < N {
+            let v = vectors[J];
+            let low = Bf16::max_magnitudes(Bf16::magnitudes(v[0]), Bf16::magnitudes(v[1]));
+            let high = Bf16::max_magnitudes(Bf16::magnitudes(v[2]), Bf16::magnitudes(v[3]));
+            largest[J] = Bf16::max_magnitudes(low, high);
+        }
     });
-    let of_half = [halve::<8>(largest[0], largest[2]), halve::<8>(largest[1], largest[3])];
-    let of_one = halve::<4>(of_half[0], of_half[1]);
-    let of_one = Bf16::max_magnitudes(of_one, warp::shuffle_xor(warp::ALL, of_one, 2));
+    unroll!(J in 4 => {
+        if J < N / 2 {
+            largest[J] = halve::<8>(largest[J], largest[J + N / 2]);
+        }
+    });
+    unroll!(J in 2 => {
+        if J < N / 4 {
+            largest[J] = halve::<4>(largest[J], largest[J + N / 4]);
+        }
+    });
+    // Of eight vectors two are left, of four one.
+    let of_one = halve::<2>(largest[0], largest[N / 8]);
     let of_one = Bf16::max_magnitudes(of_one, warp::shuffle_xor(warp::ALL, of_one, 1));
     let pair = Bf16::max_magnitudes(of_one, of_one >> 16);
     let amax = f32::from_bits(pair << 16);
@@ -106,16 +121,25 @@ fn halve<const FLIP: u32>(a: u32, b: u32) -> u32 {
     Bf16::max_magnitudes(keep, warp::shuffle_xor(warp::ALL, give, FLIP))
 }
 
-/// Eight numbers as codes: one byte each, the first in the lowest.
+/// Eight numbers as codes: one byte each, the first in the lowest of the first word.
 #[inline(always)]
-fn encode(v: U32x4, inverse: f32) -> u64 {
-    let x = widen(v);
-    let mut codes = 0;
-    unroll!(J in 4 => {
-        codes |= u64::from(E4m3::pair_from_f32(x[2 * J] * inverse, x[2 * J + 1] * inverse)) << (16 * J);
-    });
-    codes
+fn encode(v: U32x4, inverse: f32) -> [u32; 2] {
+    let x = widen(v).map(|x| x * inverse);
+    [E4m3::four_from_f32([x[0], x[1], x[2], x[3]]), E4m3::four_from_f32([x[4], x[5], x[6], x[7]])]
 }
+
+/// Codes as they are stored.
+#[inline(always)]
+pub fn code_word(codes: [u32; 2]) -> u64 {
+    u64::from(codes[0]) | u64::from(codes[1]) << 32
+}
+
+/// Vectors of eight numbers that a lane of [`quantize`] quantises at once.
+const VECTORS: usize = 4;
+/// Groups of its warp.
+const GROUPS_AT_ONCE: u32 = 2 * VECTORS as u32;
+/// Elements of a row that a warp of [`quantize`] takes at once.
+pub const PIECE: u32 = GROUPS_AT_ONCE * GROUP;
 
 /// Where a warp is: a row, and within it the first of the vectors that it quantises at once.
 #[derive(Clone, Copy)]
@@ -137,7 +161,7 @@ impl Place {
 /// Quantises `[rows, hidden]`; any grid.
 #[kernel(threads = 256, blocks_per_sm = 4)]
 pub fn quantize(args: QuantizeArgs) {
-    let pieces = args.hidden.div_ceil(GROUPS_AT_ONCE * GROUP);
+    let pieces = args.hidden.div_ceil(PIECE);
     let warps = thread::grid_blocks() * warp::count();
     let warp = thread::block_index() * warp::count() + warp::index();
     let mut at = Place::new(warp, pieces);
@@ -159,12 +183,14 @@ pub fn quantize(args: QuantizeArgs) {
         unroll!(J in 4 => {
             let column = column(here, J as u32);
             if column < args.hidden {
-                args.q.cast::<u64>().store_weak((here.row * u64::from(args.hidden) + u64::from(column)) / 8, codes[J]);
+                args.q.cast::<u64>().store_weak((here.row * u64::from(args.hidden) + u64::from(column)) / 8, code_word(codes[J]));
             }
         });
-        let group = here.piece * GROUPS_AT_ONCE + scale_group();
-        if warp::lane() & 3 == 0 && group * GROUP < args.hidden {
-            args.scales.store_weak(here.row * u64::from(args.scale_stride) + u64::from(group), scale);
+        if let Some(group) = scale_group::<VECTORS>() {
+            let group = here.piece * GROUPS_AT_ONCE + group;
+            if group * GROUP < args.hidden {
+                args.scales.store_weak(here.row * u64::from(args.scale_stride) + u64::from(group), scale);
+            }
         }
     }
 }
@@ -172,7 +198,7 @@ pub fn quantize(args: QuantizeArgs) {
 /// The first element of this lane's vector `vector` of a piece.
 #[inline(always)]
 fn column(at: Place, vector: u32) -> u32 {
-    at.piece * GROUPS_AT_ONCE * GROUP + (vector * warp::LANES + warp::lane()) * 8
+    at.piece * PIECE + (vector * warp::LANES + warp::lane()) * 8
 }
 
 /// This lane's vectors of a piece; zeros where there is none.

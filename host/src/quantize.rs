@@ -1,7 +1,7 @@
 //! Quantisation and the device copy as operations of their own: one rank, no peers.
 use epoxide_dsl::memory::Global;
 use epoxide_kernels::dequantize::{DequantizeArgs, dequantize};
-use epoxide_kernels::quantize::{GROUP, QuantizeArgs, quantize};
+use epoxide_kernels::quantize::{GROUP, PIECE, QuantizeArgs, quantize};
 use half::bf16;
 
 use crate::comm::Comm;
@@ -18,8 +18,11 @@ pub fn scale_stride(hidden: u32) -> u32 {
 #[derive(Debug)]
 pub struct Quantizer {
     comm: Comm,
-    grid: u32,
+    most_blocks: u32,
 }
+
+/// Blocks of a launch for each that is resident: several, so that those which end early leave room for others.
+const WAVES: u32 = 4;
 
 impl Quantizer {
     /// The quantiser of `comm`'s rank.
@@ -30,11 +33,17 @@ impl Quantizer {
     pub fn new(comm: &Comm) -> Result<Self> {
         let runtime = &comm.inner().runtime;
         // Every simulated thread costs host time; a GPU is filled.
-        let grid = match runtime {
+        let most_blocks = match runtime {
             Runtime::Sim(_) => 2,
-            Runtime::Cuda(_) => runtime.sms() * quantize.blocks_per_sm() * 2,
+            Runtime::Cuda(_) => runtime.sms() * quantize.blocks_per_sm() * WAVES,
         };
-        Ok(Self { comm: comm.clone(), grid })
+        Ok(Self { comm: comm.clone(), most_blocks })
+    }
+
+    /// Blocks for `pieces`, each of which a warp takes at once: no more than there is work for.
+    fn grid(&self, pieces: u64) -> u32 {
+        let blocks = pieces.div_ceil(u64::from(quantize.threads() / 32)).clamp(1, u64::from(self.most_blocks));
+        blocks as u32
     }
 
     /// Quantises BF16 `x` `[rows, hidden]` to e4m3 `codes` `[rows, hidden]` with f32 `scales`
@@ -65,9 +74,10 @@ impl Quantizer {
                 scale_stride: scale_stride(hidden),
             }
         };
+        let pieces = rows * u64::from(hidden.div_ceil(PIECE));
         let inner = self.comm.inner();
         // SAFETY: the launch contract of the kernel, as above.
-        unsafe { inner.runtime.launch(&quantize, self.grid, 0, &args, inner.stream) }
+        unsafe { inner.runtime.launch(&quantize, self.grid(pieces), 0, &args, inner.stream) }
     }
 
     /// Turns `codes` and `scales` back into BF16 `y` `[rows, hidden]`: `round(code * scale)`. Enqueued.
@@ -95,9 +105,11 @@ impl Quantizer {
                 scale_stride: scale_stride(hidden),
             }
         };
+        // A warp takes 32 vectors of 8 elements.
+        let pieces = (rows * u64::from(hidden)).div_ceil(256);
         let inner = self.comm.inner();
         // SAFETY: the launch contract of the kernel, as above.
-        unsafe { inner.runtime.launch(&dequantize, self.grid, 0, &args, inner.stream) }
+        unsafe { inner.runtime.launch(&dequantize, self.grid(pieces), 0, &args, inner.stream) }
     }
 
     /// Copies `from` to `to` with a kernel: the ceiling to quote bandwidths beside. Enqueued.

@@ -12,7 +12,7 @@ pub mod reference;
 pub mod replay;
 pub mod routing;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use epoxide::{Comm, LocalGroup, Mode, Result};
 
@@ -60,11 +60,16 @@ impl Device {
         }
     }
 
+    /// Waits for this test's turn on the GPU, which lasts as long as what is returned.
+    pub fn turn(self) -> Option<MutexGuard<'static, ()>> {
+        (self == Self::Cuda).then(|| GPU.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Runs `f` on every rank, each in a thread of its own, and returns every rank's own result.
     ///
     /// `f` must not panic: its peers would wait for it.
     pub fn run_all<T: Send>(self, ranks: u32, mode: Mode, f: impl Fn(Comm) -> Result<T> + Sync) -> Vec<Result<T>> {
-        let _turn = (self == Self::Cuda).then(|| GPU.lock().unwrap_or_else(PoisonError::into_inner));
+        let _turn = self.turn();
         let group = match self {
             Self::Simulated => LocalGroup::simulated(ranks, mode),
             Self::Cuda => LocalGroup::on_gpus(&gpus().into_iter().cycle().take(ranks as usize).collect::<Vec<_>>()),

@@ -12,11 +12,35 @@ pub fn bf16_from_f32(x: f32) -> u16 {
 }
 
 #[inline(always)]
+pub fn bf16x2_from_f32(low: f32, high: f32) -> u32 {
+    let bits: u32;
+    // SAFETY: pure arithmetic on registers; the first source goes to the high half.
+    unsafe {
+        asm!("cvt.rn.bf16x2.f32 {0}, {1}, {2};", out(reg32) bits, in(reg32) high, in(reg32) low,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    bits
+}
+
+#[inline(always)]
 pub fn e4m3x2_from_f32(low: f32, high: f32) -> u16 {
     let bits: u16;
     // SAFETY: pure arithmetic on registers; the first source goes to the high byte.
     unsafe {
         asm!("cvt.rn.satfinite.e4m3x2.f32 {0}, {1}, {2};", out(reg16) bits, in(reg32) high, in(reg32) low,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    bits
+}
+
+/// Four at once, so that the pairs are merged by the second conversion.
+#[inline(always)]
+pub fn e4m3x4_from_f32(x: [f32; 4]) -> u32 {
+    let bits: u32;
+    // SAFETY: pure arithmetic on registers; the first source of a conversion goes to its high byte.
+    unsafe {
+        asm!("{{ .reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f32 l, {2}, {1}; cvt.rn.satfinite.e4m3x2.f32 h, {4}, {3}; mov.b32 {0}, {{l, h}}; }}",
+            out(reg32) bits, in(reg32) x[0], in(reg32) x[1], in(reg32) x[2], in(reg32) x[3],
             options(pure, nomem, nostack, preserves_flags));
     }
     bits

@@ -83,9 +83,15 @@ pub fn reduce_max(mask: u32, value: u32) -> u32 {
 pub fn bf16_from_f32(x: f32) -> u16 {
     crate::float::software_bf16(x)
 }
+pub fn e4m3x4_from_f32(x: [f32; 4]) -> u32 {
+    u32::from_le_bytes(x.map(crate::float::software_e4m3))
+}
 pub fn max_u16x2(a: u32, b: u32) -> u32 {
     let high = (a >> 16).max(b >> 16);
     high << 16 | (a & 0xffff).max(b & 0xffff)
+}
+pub fn bf16x2_from_f32(low: f32, high: f32) -> u32 {
+    u32::from(crate::float::software_bf16(high)) << 16 | u32::from(crate::float::software_bf16(low))
 }
 pub fn e4m3x2_from_f32(low: f32, high: f32) -> u16 {
     u16::from(crate::float::software_e4m3(low)) | u16::from(crate::float::software_e4m3(high)) << 8

@@ -23,22 +23,31 @@ pub(super) fn count(a: &DispatchArgs, chunk: Chunk) {
     }
     block::sync();
 
-    let lane = warp::lane();
-    let mut token = chunk.start + warp::index();
-    while token < chunk.end {
-        let index = if lane < a.top_k { a.selection(token, lane) } else { -1 };
+    // As many lanes for a token as hold its selections, and a power of two, so that a warp takes several tokens at once.
+    let lanes_log2 = 32 - (a.top_k - 1).leading_zeros();
+    let (of_warp, position) = (warp::lane() >> lanes_log2, warp::lane() & ((1 << lanes_log2) - 1));
+    let at_once = warp::LANES >> lanes_log2;
+    let load = |token: u32| if token < chunk.end && position < a.top_k { a.selection(token, position) } else { -1 };
+    let mut first = chunk.start + warp::index() * at_once;
+    let mut next = load(first + of_warp);
+    while first < chunk.end {
+        let (token, index) = (first + of_warp, next);
+        first += THREADS / warp::LANES * at_once;
+        // The next tokens' selections are on their way while these are counted.
+        next = load(first + of_warp);
         let selects = index >= 0 && index < i64::from(a.placement.experts);
-        // A lane with nothing to match gets a key of its own.
-        let nobody = 0x8000_0000 | lane;
-        let same_expert = warp::match_any(warp::ALL, if selects { index as u32 } else { nobody });
-        let owner = if selects { a.placement.owner(index as u32) } else { nobody };
-        let same_rank = warp::match_any(warp::ALL, owner);
-        let first_of_rank = selects && same_rank.trailing_zeros() == lane;
-        let repeated = selects && same_expert.trailing_zeros() != lane;
-        if lane < a.top_k {
+        // Tokens are kept apart, and a lane with nothing to match gets a key of its own.
+        let of_token = of_warp << 16;
+        let nobody = 0x8000_0000 | warp::lane();
+        let owner = if selects { a.placement.owner(index as u32) } else { 0 };
+        let same_expert = warp::match_any(warp::ALL, if selects { of_token | index as u32 } else { nobody });
+        let same_rank = warp::match_any(warp::ALL, if selects { of_token | owner } else { nobody });
+        let first_of_rank = selects && same_rank.trailing_zeros() == warp::lane();
+        let repeated = selects && same_expert.trailing_zeros() != warp::lane();
+        if token < chunk.end && position < a.top_k {
             let out_of_range = index < -1 || index >= i64::from(a.placement.experts);
             if out_of_range || repeated {
-                bad.fetch_min_relaxed(0, u64::from(token) << 8 | u64::from(lane) << 1 | u64::from(repeated));
+                bad.fetch_min_relaxed(0, u64::from(token) << 8 | u64::from(position) << 1 | u64::from(repeated));
             }
             if selects {
                 counters.fetch_add_relaxed(a.ranks() + index as u32, 1);
@@ -46,11 +55,10 @@ pub(super) fn count(a: &DispatchArgs, chunk: Chunk) {
             if first_of_rank {
                 counters.fetch_add_relaxed(owner, 1);
             }
-            let at = u64::from(token) * u64::from(a.top_k) + u64::from(lane);
+            let at = u64::from(token) * u64::from(a.top_k) + u64::from(position);
             a.send_rank.store_weak(at, if first_of_rank { owner as i32 } else { -1 });
             a.send_row.store_weak(at, 0);
         }
-        token += THREADS / warp::LANES;
     }
     block::sync();
 
@@ -121,13 +129,13 @@ pub(super) fn place_within_block(a: &DispatchArgs, chunk: Chunk) {
             let mut at = u64::MAX;
             if token < chunk.end {
                 let row = u64::from(token) * u64::from(a.top_k);
-                let mut k = 0;
-                while k < a.top_k {
-                    if a.send_rank.load_weak(row + u64::from(k)) == rank as i32 {
-                        at = row + u64::from(k);
-                    }
-                    k += 1;
-                }
+                // At most one of a token's selections sends to the rank.
+                at = fold(
+                    a.top_k,
+                    at,
+                    |k| if a.send_rank.load_weak(row + u64::from(k)) == rank as i32 { row + u64::from(k) } else { at },
+                    u64::min,
+                );
             }
             let going = warp::ballot(warp::ALL, at != u64::MAX);
             if at != u64::MAX {

@@ -2,10 +2,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::{Chunk, DispatchArgs};
-use crate::quantize::{GROUP, VECTORS, quantize_vectors, scale_group};
-
-/// Vectors of eight elements that a warp quantises at once.
-const PIECE: u32 = VECTORS as u32 * warp::LANES;
+use crate::quantize::{GROUP, code_word, quantize_vectors, scale_group};
 
 /// What a lane knows of one selection of a token.
 #[derive(Clone, Copy)]
@@ -90,12 +87,13 @@ fn send_bf16(a: &DispatchArgs, chunk: Chunk, _free: &wait::BulkAccess) {
     let mut next = Selected::load(a, token, chunk.end);
     while token < chunk.end {
         let selected = next;
-        // The next token's loads are on their way while this one's row is.
-        next = Selected::load(a, token + a.shared.copy_warps, chunk.end);
         let going = Going::new(a, token, selected);
+        // The next token's loads are on their way while this one's row is; later than this one's use, because a wait for
+        // a load waits for those behind it too.
+        next = Selected::load(a, token + a.shared.copy_warps, chunk.end);
         if going.lanes != 0 {
             let loading = stage.load(free, row_of(a, token), bytes);
-            send_metadata(a, token, selected, going);
+            send_metadata(a, token, selected, going, stage.data().cast());
             let source = stage.wait(loading);
             if selected.goes() {
                 let x = a.op.window().of_rank(selected.rank as u32, a.recv.x);
@@ -117,24 +115,24 @@ fn send_fp8(a: &DispatchArgs, chunk: Chunk, _free: &wait::BulkAccess) {
     let mut next = Selected::load(a, token, chunk.end);
     while token < chunk.end {
         let selected = next;
-        next = Selected::load(a, token + a.shared.copy_warps, chunk.end);
-        if token + a.shared.copy_warps < chunk.end && warp::lane() == 0 {
-            row_of(a, token + a.shared.copy_warps).prefetch(a.hidden * 2);
-        }
         let going = Going::new(a, token, selected);
+        next = Selected::load(a, token + a.shared.copy_warps, chunk.end);
         if going.lanes != 0 {
+            // Of a row with few copies most of the time is its load. With many, memory is busy writing, and what is brought
+            // to the L2 early may be gone before it is read.
+            if going.lanes.count_ones() <= 2 && warp::lane() == 0 {
+                row_of(a, token).prefetch(a.hidden * 2);
+            }
             let editable = outbox.open(turn);
             quantize_row(a, token, outbox.data(), &editable);
             let source = outbox.seal(editable);
             if selected.goes() {
-                let (window, row, to) = (a.op.window(), u64::from(going.row), selected.rank as u32);
-                let x = window.of_rank(to, a.recv.x).at(row * u64::from(a.hidden));
-                outbox.store(&source, 0, x, a.hidden);
-                let scales = window.of_rank(to, a.recv.scales).at(row * u64::from(a.scale_stride));
-                outbox.store(&source, a.hidden, scales.cast(), a.scale_stride * 4);
+                let x = a.op.window().of_rank(selected.rank as u32, a.recv.x);
+                outbox.store(&source, 0, x.at(u64::from(going.row) * u64::from(a.hidden)), a.hidden);
             }
+            let scales = outbox.data().at(a.hidden).cast();
             turn = outbox.send(source);
-            send_metadata(a, token, selected, going);
+            send_metadata(a, token, selected, going, scales);
         }
         token += a.shared.copy_warps;
     }
@@ -156,50 +154,61 @@ fn row_of(a: &DispatchArgs, token: u32) -> Global<u8> {
 #[inline(always)]
 #[track_caller]
 fn quantize_row(a: &DispatchArgs, token: u32, stage: Shared<u8>, _editable: &bulk::Editable) {
-    let lane = warp::lane();
     let x = row_of(a, token).cast::<U32x4>();
-    let codes = stage.cast::<u64>();
-    let scales = stage.at(a.hidden).cast::<f32>();
-    let (vectors, groups) = (a.hidden / 8, a.hidden.div_ceil(GROUP));
-    let load = |first: u32| {
-        let mut loaded = [[0u32; 4]; VECTORS];
-        unroll!(J in 4 => {
-            let v = first + J as u32 * warp::LANES + lane;
-            if v < vectors {
-                loaded[J] = x.load_weak_streaming(u64::from(v));
-            }
-        });
-        loaded
-    };
+    let vectors = a.hidden / 8;
     let mut first = 0;
-    let mut next = load(first);
+    while first + 8 * warp::LANES <= vectors {
+        quantize_piece::<8, true>(a, x, stage, first);
+        first += 8 * warp::LANES;
+    }
     while first < vectors {
-        let here = next;
-        // The next piece is on its way while this one is worked on.
-        next = load(first + PIECE);
-        let (quantized, scale) = quantize_vectors(&here);
-        unroll!(J in 4 => {
-            let v = first + J as u32 * warp::LANES + lane;
-            if v < vectors {
-                codes.store_weak(v, quantized[J]);
-            }
-        });
-        let group = first * 8 / GROUP + scale_group();
-        if lane & 3 == 0 && group < groups {
-            scales.store_weak(group, scale);
-        }
-        first += PIECE;
+        quantize_piece::<4, false>(a, x, stage, first);
+        first += 4 * warp::LANES;
     }
     // The padding travels too: it is zero, so that a received row is a function of the row sent.
-    if groups + lane < a.scale_stride {
-        scales.store_weak(groups + lane, 0.0);
+    let groups = a.hidden.div_ceil(GROUP);
+    if groups + warp::lane() < a.scale_stride {
+        stage.at(a.hidden).cast::<f32>().store_weak(groups + warp::lane(), 0.0);
     }
 }
 
-/// Writes each copy's local expert indices, gate weights and source beside the row. Warp-collective.
+/// Quantises `N` vectors of every lane, from vector `first` of the row on; all of them are in the row if it is `WHOLE` there.
+/// Warp-collective.
 #[inline(always)]
 #[track_caller]
-fn send_metadata(a: &DispatchArgs, token: u32, selected: Selected, going: Going) {
+fn quantize_piece<const N: usize, const WHOLE: bool>(
+    a: &DispatchArgs,
+    x: Global<U32x4>,
+    stage: Shared<u8>,
+    first: u32,
+) {
+    let at = first + warp::lane();
+    let inside = |j: usize| WHOLE || at + j as u32 * warp::LANES < a.hidden / 8;
+    let mut loaded = [[0u32; 4]; N];
+    unroll!(J in 8 => {
+        if J < N && inside(J) {
+            loaded[J] = x.load_weak_streaming(u64::from(at + J as u32 * warp::LANES));
+        }
+    });
+    let (codes, scale) = quantize_vectors(&loaded);
+    unroll!(J in 8 => {
+        if J < N && inside(J) {
+            stage.cast::<u64>().store_weak(at + J as u32 * warp::LANES, code_word(codes[J]));
+        }
+    });
+    if let Some(group) = scale_group::<N>() {
+        let group = first * 8 / GROUP + group;
+        if WHOLE || group < a.hidden.div_ceil(GROUP) {
+            stage.at(a.hidden).cast::<f32>().store_weak(group, scale);
+        }
+    }
+}
+
+/// Writes beside each copy what goes with it: local expert indices, gate weights, source, and in FP8 the scales, which lie in
+/// shared memory and are not written before the next turn. A bulk copy would cost more than these few bytes. Warp-collective.
+#[inline(always)]
+#[track_caller]
+fn send_metadata(a: &DispatchArgs, token: u32, selected: Selected, going: Going, scales: Shared<U32x4>) {
     let window = a.op.window();
     let lane = warp::lane();
     let Selected { rank, index, weight, .. } = selected;
@@ -220,6 +229,12 @@ fn send_metadata(a: &DispatchArgs, token: u32, selected: Selected, going: Going)
         if lane == 0 {
             let source = u64::from(a.me()) << 32 | u64::from(token);
             window.of_rank(to, a.recv.source).store_weak(row, source);
+        }
+        let mut vector = lane;
+        while vector < a.scale_stride / 4 {
+            let beside = window.of_rank(to, a.recv.scales).at(row * u64::from(a.scale_stride)).cast::<U32x4>();
+            beside.store_weak(u64::from(vector), scales.load_weak(vector));
+            vector += warp::LANES;
         }
     }
 }

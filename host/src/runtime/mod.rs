@@ -86,6 +86,9 @@ macro_rules! forward {
     )* };
 }
 
+/// The most blocks of a launch in one dimension (CUDA Programming Guide, "Compute Capabilities").
+const MOST_BLOCKS: u32 = i32::MAX as u32;
+
 impl Runtime {
     forward! {
         /// SMs of the device.
@@ -133,7 +136,9 @@ impl Runtime {
         }
         let grid = match self {
             Self::Sim(_) => 1,
-            Self::Cuda(_) => u32::try_from(vectors.div_ceil(4096)).unwrap_or(u32::MAX).min(256),
+            Self::Cuda(_) => {
+                u32::try_from(vectors.div_ceil(copy.threads().into())).unwrap_or(u32::MAX).min(MOST_BLOCKS)
+            }
         };
         // SAFETY: the caller's own memory of that size, which nothing else writes in stream order.
         let args = unsafe { CopyArgs { from: Global::from_raw(from), to: Global::from_raw(to), vectors } };
