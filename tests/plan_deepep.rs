@@ -10,9 +10,9 @@ const MIB: u64 = 1 << 20;
 /// What DeepEP's README and its users report.
 #[test]
 fn deepep_sm_counts_are_its_own() {
-    let h100 = Gpu::named("h100").unwrap().nvlink();
-    let h800 = Gpu::named("h800").unwrap().nvlink();
-    let b200 = Gpu::named("b200").unwrap().nvlink();
+    let h100 = Gpu::named("h100").unwrap().nvlink_nominal() * epoxide::plan::deepep::NVLINK_SHARE;
+    let h800 = Gpu::named("h800").unwrap().nvlink_nominal() * epoxide::plan::deepep::NVLINK_SHARE;
+    let b200 = Gpu::named("b200").unwrap().nvlink_nominal() * epoxide::plan::deepep::NVLINK_SHARE;
     assert_eq!((h100 / 1e9).round(), 430.0);
     assert_eq!((h800 / 1e9).round(), 191.0);
     assert_eq!((b200 / 1e9).round(), 810.0);

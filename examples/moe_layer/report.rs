@@ -25,16 +25,18 @@ pub fn shape(options: &Options, input: &Input) {
     );
 }
 
-/// Prints where it ran.
+/// Prints where it ran: a line for each device.
 pub fn device(outcomes: &[Outcome]) {
-    if let Some(first) = outcomes.first() {
-        println!(
-            "device  {}; {} SMs for an operation on each rank, buffers of {} a rank",
-            first.device,
-            first.num_sms,
-            bytes(first.buffer_bytes as f64)
-        );
+    let Some(first) = outcomes.first() else { return };
+    let devices: BTreeSet<&str> = outcomes.iter().map(|outcome| outcome.device.as_str()).collect();
+    for device in devices {
+        println!("device  {device}");
     }
+    println!(
+        "        {} SMs for an operation on each rank, buffers of {} a rank",
+        first.num_sms,
+        bytes(first.buffer_bytes as f64)
+    );
 }
 
 /// Prints every rank's share.

@@ -93,10 +93,7 @@ pub(crate) fn none(why: impl Display) -> anyhow::Error {
 
 /// Makes the figures of a built-in GPU those of another of its architecture, each with a source that says so.
 fn adopt(gpu: &mut Gpu, base: &str, facts: &GpuFacts) {
-    let Gpu { sms, shared_memory, memory, hbm, nvlink_links, nvlink_link, .. } = gpu;
-    let mut figures = vec![sms, shared_memory, memory, hbm, nvlink_links, nvlink_link];
-    figures.extend([&mut gpu.nvlink_share, &mut gpu.sm_read, &mut gpu.sm_write, &mut gpu.kernel, &mut gpu.round_trip]);
-    for figure in figures {
+    for (_, figure) in gpu.figures_mut() {
         let source = figure.source.strip_prefix("assumed: ").unwrap_or(&figure.source);
         figure.source = format!("assumed from the built-in {base}: {source}").into();
     }

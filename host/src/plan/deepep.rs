@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 pub const SM_READ: f64 = 200e9;
 /// What DeepEP's planner assumes of an SM's stores, in bytes per second.
 pub const SM_WRITE: f64 = 50e9;
+/// What DeepEP's planner takes of the links' sum.
+pub const NVLINK_SHARE: f64 = 0.9;
 /// Channels of an operation at most, times SMs at most: padding of the scale-out slots.
 const MAX_CHANNELS: u64 = 8 * 160;
 /// Alignment of buffer and workspace.

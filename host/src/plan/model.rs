@@ -248,19 +248,33 @@ impl<'a> Limits<'a> {
         })
     }
 
-    /// What `sms` SMs of a rank, or its share of the device, do with a resource.
-    fn rate(&self, resource: Resource, sms: f64) -> f64 {
-        let [read, write] = match self.protocol {
-            Protocol::Epoxide => [self.gpu.sm_read.value, self.gpu.sm_write.value],
-            Protocol::DeepEpV2 => [deepep::SM_READ, deepep::SM_WRITE],
-        };
-        match resource {
-            Resource::SmRead => read * sms,
-            Resource::SmWrite => write * sms,
-            Resource::Hbm => self.gpu.hbm.value,
-            Resource::NvlinkOut | Resource::NvlinkIn => self.gpu.nvlink() / self.ranks_per_gpu,
-            Resource::RdmaOut | Resource::RdmaIn => self.nic[0],
-            Resource::Messages => self.nic[1],
+    /// What a resource does in a step, with `sms` SMs of a rank or its share of the device.
+    fn rate(&self, step: &StepTraffic, resource: Resource, sms: f64) -> f64 {
+        let gpu = self.gpu;
+        match (self.protocol, resource) {
+            (Protocol::Epoxide, Resource::SmRead) => {
+                let linked = if step.pulls { step.busiest.of(Resource::NvlinkIn) } else { 0.0 };
+                sms * mixed(step.busiest.of(resource), linked, gpu.sm_read.value, gpu.sm_read_link.value)
+            }
+            (Protocol::Epoxide, Resource::SmWrite) => {
+                let linked = if step.pulls { 0.0 } else { step.busiest.of(Resource::NvlinkOut) };
+                sms * mixed(step.busiest.of(resource), linked, gpu.sm_write.value, gpu.sm_write_link.value)
+            }
+            (Protocol::DeepEpV2, Resource::SmRead) => sms * deepep::SM_READ,
+            (Protocol::DeepEpV2, Resource::SmWrite) => sms * deepep::SM_WRITE,
+            (_, Resource::Hbm) => gpu.hbm.value,
+            (_, Resource::NvlinkOut | Resource::NvlinkIn) => self.nvlink(step.pulls) / self.ranks_per_gpu,
+            (_, Resource::RdmaOut | Resource::RdmaIn) => self.nic[0],
+            (_, Resource::Messages) => self.nic[1],
+        }
+    }
+
+    /// NVLink of a GPU, in one direction.
+    fn nvlink(&self, pulls: bool) -> f64 {
+        match self.protocol {
+            Protocol::Epoxide if pulls => self.gpu.nvlink_read(),
+            Protocol::Epoxide => self.gpu.nvlink(),
+            Protocol::DeepEpV2 => self.gpu.nvlink_nominal() * deepep::NVLINK_SHARE,
         }
     }
 
@@ -269,7 +283,7 @@ impl<'a> Limits<'a> {
         // One GPU's memory serves all its ranks; nothing says that they are busy alike, so all count as the busiest.
         let ranks = if resource == Resource::Hbm { self.ranks_per_gpu } else { 1.0 };
         let bytes = step.busiest.of(resource) * ranks;
-        let rate = self.rate(resource, sms);
+        let rate = self.rate(step, resource, sms);
         (bytes > 0.0).then(|| ResourceTime { resource, bytes, rate, seconds: bytes / rate })
     }
 
@@ -310,7 +324,7 @@ impl<'a> Limits<'a> {
             domain,
             workload.experts,
             workload.top_k,
-            self.gpu.nvlink(),
+            self.nvlink(false),
             self.nic[0],
             self.gpu.sms.value as u32,
         );
@@ -341,6 +355,13 @@ impl<'a> Limits<'a> {
         let channels = (stages.copy_warps / 2).max(1) * num_sms;
         Ok((channels, (channels + 1).min(self.allocated_qps)))
     }
+}
+
+/// The rate of an SM that moves `bytes`, of which `linked` cross NVLink.
+fn mixed(bytes: f64, linked: f64, local: f64, link: f64) -> f64 {
+    let linked = linked.min(bytes);
+    let seconds = (bytes - linked) / local + linked / link;
+    if seconds > 0.0 { bytes / seconds } else { local }
 }
 
 fn bandwidth(topology: &Topology, flows: &[Flows], main: &Step, counted: f64) -> Bandwidth {

@@ -99,6 +99,8 @@ pub struct StepTraffic {
     pub whole_device: bool,
     /// Whether a launch precedes it that nothing hides.
     pub launched: bool,
+    /// Whether what crosses NVLink is read by who wants it, and not written by who has it.
+    pub pulls: bool,
 }
 
 /// Bytes of rows in each phase.
@@ -339,7 +341,7 @@ pub(crate) fn combine(
                 }
                 t
             };
-            vec![step("combine", workload, flows, pull, 1, u32::from(hybrid))]
+            vec![StepTraffic { pulls: true, ..step("combine", workload, flows, pull, 1, u32::from(hybrid)) }]
         }
         Protocol::DeepEpV2 => {
             let push = |f: &Flows, hot: f64| {
@@ -407,5 +409,5 @@ fn step(
         mean = mean.combine(&traffic(f, 1.0), |a, b| a + b / ranks);
         busiest = busiest.combine(&traffic(f, workload.imbalance), f64::max);
     }
-    StepTraffic { name, mean, busiest, round_trips, network_trips, whole_device: false, launched: true }
+    StepTraffic { name, mean, busiest, round_trips, network_trips, whole_device: false, launched: true, pulls: false }
 }

@@ -11,24 +11,52 @@ const SHARED: Figure = Figure::new(
     232_448.0,
     "CUDA programming guide, technical specifications per compute capability: 227 KB a block on 9.0 and 10.0",
 );
-const NVLINK_SHARE: Figure = Figure::new(
-    0.9,
-    "DeepEP's planner (dd758ca) counts 0.9 of the links' sum; nothing better is published for all-to-all",
-);
 const NVLINK4: Figure = Figure::new(26.562e9, "nvidia-smi nvlink --status on Hopper: 26.562 GB/s a link and direction");
 const NVLINK5: Figure = Figure::new(50e9, "nvidia-smi nvlink --status on Blackwell: 50 GB/s a link and direction");
-const READ: Figure = Figure::new(
-    62e9,
-    "measured on an H200, 4 SMs a rank: pull combine, 16-byte loads, 128 KiB in flight an SM (prototypes; docs/performance.md has our kernels)",
-);
-const WRITE: Figure = Figure::new(
-    55e9,
-    "measured on an H200, 4 SMs a rank: dispatch by bulk copies of 14 KiB rows (prototypes; docs/performance.md has our kernels)",
-);
-const READ_ASSUMED: Figure =
-    Figure::new(62e9, "assumed: as measured on an H200's SM (prototypes; docs/performance.md has our kernels)");
-const WRITE_ASSUMED: Figure =
-    Figure::new(55e9, "assumed: as measured on an H200's SM (prototypes; docs/performance.md has our kernels)");
+
+/// What a kernel reaches on an H200, with what is said of it there and of other GPUs.
+struct Measured {
+    value: f64,
+    here: &'static str,
+    elsewhere: &'static str,
+}
+
+impl Measured {
+    const fn figure(&self, measured: bool) -> Figure {
+        Figure::new(self.value, if measured { self.here } else { self.elsewhere })
+    }
+}
+
+const NVLINK_SHARE: Measured = Measured {
+    value: 0.766,
+    here: "measured: a plain kernel on each of two H200 writes to the other, 366 of 478 GB/s (examples/bandwidth)",
+    elsewhere: "assumed: as measured between two H200, 366 of 478 GB/s written by a plain kernel on each",
+};
+const NVLINK_READ_SHARE: Measured = Measured {
+    value: 0.705,
+    here: "measured: a plain kernel on each of two H200 reads from the other, 337 of 478 GB/s (examples/bandwidth)",
+    elsewhere: "assumed: as measured between two H200, 337 of 478 GB/s read by a plain kernel on each",
+};
+const READ: Measured = Measured {
+    value: 72e9,
+    here: "measured: combine of 8 ranks on one H200, 4 SMs and 4096 tokens each (examples/bandwidth)",
+    elsewhere: "assumed: as measured on an H200, combine with 4 SMs a rank",
+};
+const READ_LINK: Measured = Measured {
+    value: 36e9,
+    here: "measured: combine of two H200, 4 SMs and 4096 tokens each, less what was local (examples/bandwidth)",
+    elsewhere: "assumed: as measured between two H200, combine with 4 SMs a rank",
+};
+const WRITE: Measured = Measured {
+    value: 52.5e9,
+    here: "measured: BF16 dispatch of 8 ranks on one H200, 4 SMs and 4096 tokens each (examples/bandwidth)",
+    elsewhere: "assumed: as measured on an H200, BF16 dispatch with 4 SMs a rank",
+};
+const WRITE_LINK: Measured = Measured {
+    value: 35e9,
+    here: "measured: BF16 dispatch of two H200, 4 SMs and 4096 tokens each, less what was local (examples/bandwidth)",
+    elsewhere: "assumed: as measured between two H200, BF16 dispatch with 4 SMs a rank",
+};
 const KERNEL: Figure =
     Figure::new(4.2e-6, "measured on an H200, 2 ranks: DeepEP V2's bare barrier kernel, launch to launch");
 const KERNEL_ASSUMED: Figure = Figure::new(4.2e-6, "assumed: as measured on an H200");
@@ -59,9 +87,12 @@ fn hopper(h: Hopper) -> Gpu {
         hbm: h.hbm,
         nvlink_links: h.links,
         nvlink_link: NVLINK4,
-        nvlink_share: NVLINK_SHARE,
-        sm_read: if h.measured { READ } else { READ_ASSUMED },
-        sm_write: if h.measured { WRITE } else { WRITE_ASSUMED },
+        nvlink_share: NVLINK_SHARE.figure(h.measured),
+        nvlink_read_share: NVLINK_READ_SHARE.figure(h.measured),
+        sm_read: READ.figure(h.measured),
+        sm_read_link: READ_LINK.figure(h.measured),
+        sm_write: WRITE.figure(h.measured),
+        sm_write_link: WRITE_LINK.figure(h.measured),
         kernel: if h.measured { KERNEL } else { KERNEL_ASSUMED },
         round_trip: ROUND_TRIP,
     }
@@ -79,9 +110,12 @@ fn blackwell(name: &'static str, sms: Figure, memory: Figure) -> Gpu {
         ),
         nvlink_links: Figure::new(18.0, "NVIDIA Blackwell data sheet: NVLink 5, 18 links"),
         nvlink_link: NVLINK5,
-        nvlink_share: NVLINK_SHARE,
-        sm_read: READ_ASSUMED,
-        sm_write: WRITE_ASSUMED,
+        nvlink_share: NVLINK_SHARE.figure(false),
+        nvlink_read_share: NVLINK_READ_SHARE.figure(false),
+        sm_read: READ.figure(false),
+        sm_read_link: READ_LINK.figure(false),
+        sm_write: WRITE.figure(false),
+        sm_write_link: WRITE_LINK.figure(false),
         kernel: KERNEL_ASSUMED,
         round_trip: ROUND_TRIP,
     }

@@ -42,12 +42,18 @@ pub struct Gpu {
     pub nvlink_links: Figure,
     /// One link in one direction, as the driver reports it.
     pub nvlink_link: Figure,
-    /// The share of the links' rate that carries payload.
+    /// The share of the links' rate at which all GPUs can write to each other at once.
     pub nvlink_share: Figure,
-    /// What one SM of our combine reads.
+    /// The share of the links' rate at which all GPUs can read from each other at once.
+    pub nvlink_read_share: Figure,
+    /// What one SM of our combine reads from its own GPU's memory.
     pub sm_read: Figure,
-    /// What one SM of our dispatch writes.
+    /// What one SM of our combine reads from another GPU's.
+    pub sm_read_link: Figure,
+    /// What one SM of our dispatch writes to its own GPU's memory.
     pub sm_write: Figure,
+    /// What one SM of our dispatch writes to another GPU's.
+    pub sm_write_link: Figure,
     /// A kernel that does nothing but tell every peer that it is there and wait for the same.
     pub kernel: Figure,
     /// One more dependent round trip: a word or a row to where it goes, and the wait for it.
@@ -151,13 +157,23 @@ impl Gpu {
         catalogue::gpus().into_iter().map(|gpu| gpu.name.into_owned()).collect()
     }
 
-    /// What NVLink carries in one direction, in bytes per second.
+    /// The sum of the links' rates in one direction, in bytes per second.
+    pub fn nvlink_nominal(&self) -> f64 {
+        self.nvlink_links.value * self.nvlink_link.value
+    }
+
+    /// What kernels write over NVLink in one direction, in bytes per second.
     pub fn nvlink(&self) -> f64 {
-        self.nvlink_links.value * self.nvlink_link.value * self.nvlink_share.value
+        self.nvlink_nominal() * self.nvlink_share.value
+    }
+
+    /// What kernels read over NVLink in one direction, in bytes per second.
+    pub fn nvlink_read(&self) -> f64 {
+        self.nvlink_nominal() * self.nvlink_read_share.value
     }
 
     /// All figures by key, with their units.
-    pub fn figures(&self) -> [(&'static str, Unit, &Figure); 11] {
+    pub fn figures(&self) -> [(&'static str, Unit, &Figure); 14] {
         [
             ("gpu.sms", Unit::Count, &self.sms),
             ("gpu.shared_memory", Unit::Bytes, &self.shared_memory),
@@ -166,28 +182,38 @@ impl Gpu {
             ("gpu.nvlink_links", Unit::Count, &self.nvlink_links),
             ("gpu.nvlink_link", Unit::GigabytesPerSecond, &self.nvlink_link),
             ("gpu.nvlink_share", Unit::Share, &self.nvlink_share),
+            ("gpu.nvlink_read_share", Unit::Share, &self.nvlink_read_share),
             ("gpu.sm_read", Unit::GigabytesPerSecond, &self.sm_read),
+            ("gpu.sm_read_link", Unit::GigabytesPerSecond, &self.sm_read_link),
             ("gpu.sm_write", Unit::GigabytesPerSecond, &self.sm_write),
+            ("gpu.sm_write_link", Unit::GigabytesPerSecond, &self.sm_write_link),
             ("gpu.kernel", Unit::Microseconds, &self.kernel),
             ("gpu.round_trip", Unit::Microseconds, &self.round_trip),
         ]
     }
 
+    /// All figures by key, to be changed.
+    pub fn figures_mut(&mut self) -> [(&'static str, &mut Figure); 14] {
+        [
+            ("gpu.sms", &mut self.sms),
+            ("gpu.shared_memory", &mut self.shared_memory),
+            ("gpu.memory", &mut self.memory),
+            ("gpu.hbm", &mut self.hbm),
+            ("gpu.nvlink_links", &mut self.nvlink_links),
+            ("gpu.nvlink_link", &mut self.nvlink_link),
+            ("gpu.nvlink_share", &mut self.nvlink_share),
+            ("gpu.nvlink_read_share", &mut self.nvlink_read_share),
+            ("gpu.sm_read", &mut self.sm_read),
+            ("gpu.sm_read_link", &mut self.sm_read_link),
+            ("gpu.sm_write", &mut self.sm_write),
+            ("gpu.sm_write_link", &mut self.sm_write_link),
+            ("gpu.kernel", &mut self.kernel),
+            ("gpu.round_trip", &mut self.round_trip),
+        ]
+    }
+
     fn figure_mut(&mut self, key: &str) -> Option<&mut Figure> {
-        Some(match key {
-            "gpu.sms" => &mut self.sms,
-            "gpu.shared_memory" => &mut self.shared_memory,
-            "gpu.memory" => &mut self.memory,
-            "gpu.hbm" => &mut self.hbm,
-            "gpu.nvlink_links" => &mut self.nvlink_links,
-            "gpu.nvlink_link" => &mut self.nvlink_link,
-            "gpu.nvlink_share" => &mut self.nvlink_share,
-            "gpu.sm_read" => &mut self.sm_read,
-            "gpu.sm_write" => &mut self.sm_write,
-            "gpu.kernel" => &mut self.kernel,
-            "gpu.round_trip" => &mut self.round_trip,
-            _ => return None,
-        })
+        self.figures_mut().into_iter().find(|(name, _)| *name == key).map(|(_, figure)| figure)
     }
 }
 

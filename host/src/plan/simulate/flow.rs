@@ -66,7 +66,6 @@ impl<'a> Machine<'a> {
         topology: &'a Topology,
         hardware: &Hardware,
         workload: &Workload,
-        num_sms: u32,
         phase: &Phase,
         scenario: &Scenario,
         drawn: &Drawn,
@@ -74,12 +73,14 @@ impl<'a> Machine<'a> {
         let ranks = topology.ranks() as usize;
         let per_gpu = topology.ranks_per_gpu() as usize;
         let gpu = &hardware.gpu;
-        let traffic = &phase.steps[0].traffic.mean;
         // Bytes of a row, from the model: what the mean rank moves, over the copies that it makes.
         let row = traffic_row(topology, workload, phase);
-        let busier =
-            (traffic.of(Resource::SmRead) / gpu.sm_read.value, traffic.of(Resource::SmWrite) / gpu.sm_write.value);
-        let sm_rate = if busier.0 > busier.1 { gpu.sm_read.value } else { gpu.sm_write.value } * f64::from(num_sms);
+        // The rates are the model's own: what SMs do depends on how much of it crosses links.
+        let of = |resource| phase.steps[0].resources.iter().find(|time| time.resource == resource);
+        let rate = |resource| of(resource).map_or(1.0, |time| time.rate);
+        let seconds = |resource| of(resource).map_or(0.0, |time| time.seconds);
+        let reads = seconds(Resource::SmRead) > seconds(Resource::SmWrite);
+        let sm_rate = rate(if reads { Resource::SmRead } else { Resource::SmWrite });
         let copies = Copies::new(topology, drawn);
         let tokens = f64::from(workload.tokens) * ranks as f64;
         let combine = phase.steps[0].name == "combine";
@@ -91,7 +92,7 @@ impl<'a> Machine<'a> {
         let all = own + copies.forwarded + sums;
         let shares = [own, copies.forwarded, sums].map(|part| (part / all).max(1e-9));
         let read = tokens * 2.0 * f64::from(workload.hidden) / (row * (copies.local + copies.remote));
-        let link = gpu.nvlink() / per_gpu as f64;
+        let link = rate(Resource::NvlinkOut);
         let nic = hardware.nic.as_ref().map_or(1.0, |n| n.bandwidth.value) * f64::from(topology.nics_per_gpu())
             / per_gpu as f64;
         let mut machine = Self {

@@ -173,8 +173,7 @@ pub fn simulate(topology: &Topology, hardware: &Hardware, workload: &Workload, s
     let calm = Scenario { skew: 0.0, straggler: None, ..scenario.clone() };
     let disturbed = scenario.skew > 0.0 || scenario.straggler.is_some();
     let phase = |phase: &Phase, combine: bool| {
-        let machine =
-            |scenario| flow::Machine::new(topology, hardware, workload, plan.num_sms, phase, scenario, &drawn);
+        let machine = |scenario| flow::Machine::new(topology, hardware, workload, phase, scenario, &drawn);
         let quiet = machine(&calm).run(&drawn, scenario.order, combine);
         let latency = phase.steps[0].latency;
         let real = if disturbed { machine(scenario).run(&drawn, scenario.order, combine) } else { quiet };
