@@ -12,6 +12,7 @@ use epoxide::plan::simulate::{Draw, Scenario, SendOrder, simulate};
 use epoxide::plan::{Hardware, Phase, Plan, PlanOptions, Protocol, Topology, Workload, plan, plan_with};
 
 fn main() -> Result<()> {
+    ours()?;
     one_h200()?;
     latency()?;
     readme()?;
@@ -46,6 +47,56 @@ fn deepep(topology: &Topology, hardware: &Hardware, workload: &Workload, sms: Op
 
 fn main_us(phase: &Phase) -> f64 {
     phase.steps[0].seconds * 1e6
+}
+
+/// Our own kernels on one H200 and on two, as `examples/bandwidth` printed them (docs/performance.md).
+fn ours() -> Result<()> {
+    let hardware = Hardware::named("h200", None)?;
+    let mut rows = Vec::new();
+    // GPUs, ranks, tokens, SMs of a rank: BF16 dispatch, FP8 dispatch, combine in microseconds.
+    for (gpus, ranks, tokens, sms, measured) in [
+        (1, 8, 4096, 2, [2753.0, 1579.0, 1882.0]),
+        (1, 8, 4096, 4, [1476.0, 884.0, 1076.0]),
+        (1, 8, 4096, 8, [1112.0, 618.0, 806.0]),
+        (1, 8, 4096, 16, [919.0, 585.0, 788.0]),
+        (1, 2, 4096, 4, [580.0, 452.0, 404.0]),
+        (1, 2, 4096, 16, [165.0, 136.0, 127.0]),
+        (1, 2, 4096, 32, [138.0, 98.0, 104.0]),
+        (2, 2, 4096, 4, [700.0, 538.0, 625.0]),
+        (2, 2, 4096, 8, [358.0, 286.0, 331.0]),
+        (2, 2, 4096, 16, [232.0, 158.0, 201.0]),
+        (2, 2, 4096, 32, [216.0, 143.0, 190.0]),
+        (2, 8, 4096, 16, [1840.0, 1020.0, 1884.0]),
+        (2, 2, 128, 16, [23.6, 24.8, 19.8]),
+        (2, 2, 1, 16, [18.2, 20.8, 13.1]),
+    ] {
+        let topology = Topology::new(ranks, ranks)?.with_ranks_per_gpu(ranks / gpus)?;
+        let of = |format| {
+            let workload = Workload::new(tokens, 7168, 8, 256).with_format(format);
+            plan_with(&topology, &hardware, &workload, &PlanOptions::new().with_num_sms(sms))
+        };
+        let (bf16, fp8) = (of(Bf16)?, of(Fp8)?);
+        for (name, phase, measured) in [
+            ("dispatch BF16", &bf16.dispatch, measured[0]),
+            ("dispatch FP8", &fp8.dispatch, measured[1]),
+            ("combine", &bf16.combine, measured[2]),
+        ] {
+            rows.push(vec![
+                name.into(),
+                gpus.to_string(),
+                ranks.to_string(),
+                tokens.to_string(),
+                sms.to_string(),
+                phase.binding().resource.name().into(),
+                format!("{:.0}", phase.seconds * 1e6),
+                format!("{measured:.0}"),
+                error(phase.seconds * 1e6, measured),
+            ]);
+        }
+    }
+    let header = ["ours", "GPUs", "ranks", "tokens", "SMs/rank", "binds", "predicted us", "measured us", "error"];
+    table("Our kernels on H200", &header, rows);
+    Ok(())
 }
 
 /// DeepEP V2 on one H200, several ranks on it: memory binds, not NVLink.

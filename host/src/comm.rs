@@ -91,8 +91,9 @@ impl LocalGroup {
         let ranks = machine.config().ranks;
         let local = LocalGroupState::new(ranks);
         let comms = (0..ranks).map(|rank| {
-            let runtime = Runtime::Sim(SimRuntime::new(machine.actor(rank)?));
-            Comm::new(rank, ranks, runtime, None, Arc::clone(&local), DEFAULT_SIMULATED_SMS)
+            let runtime = SimRuntime::new(machine.actor(rank)?);
+            let stream = runtime.create_stream()?;
+            Comm::new(rank, ranks, Runtime::Sim(runtime), stream, None, Arc::clone(&local), DEFAULT_SIMULATED_SMS)
         });
         Ok(Self { comms: comms.collect::<Result<_>>()? })
     }
@@ -125,6 +126,30 @@ impl LocalGroup {
     /// [`Error::DoesNotFit`] when a GPU has fewer hardware queues than ranks, and
     /// [`Error::InvalidArgument`] for no or more than 64 ranks, or for a GPU that is not there.
     pub fn on_gpus(devices: &[u32]) -> Result<Self> {
+        Self::on_cuda(devices, CudaRuntime::create_stream)
+    }
+
+    /// [`Self::on_gpus`] on streams of the caller's, a rank for each: all that a rank enqueues is in order with the caller's own work
+    /// on its stream, and no event is needed between the two.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::on_gpus`]; [`Error::InvalidArgument`] for a stream that is of another context than its GPU's primary one, or that
+    /// is not non-blocking.
+    ///
+    /// # Safety
+    ///
+    /// Every stream is a live `CUstream`, is no other rank's, and outlives the rank: its [`Comm`]s, buffers and tensors.
+    pub unsafe fn on_streams(streams: &[CudaStream]) -> Result<Self> {
+        let devices: Vec<u32> = streams.iter().map(|stream| stream.device).collect();
+        Self::on_cuda(&devices, |runtime| {
+            let stream = streams[runtime.rank() as usize].stream;
+            // SAFETY: the caller's promise.
+            unsafe { runtime.adopt_stream(stream) }
+        })
+    }
+
+    fn on_cuda(devices: &[u32], stream: impl Fn(&CudaRuntime) -> Result<RawStream>) -> Result<Self> {
         let ranks = u32::try_from(devices.len()).unwrap_or(u32::MAX);
         check_ranks(ranks)?;
         // One object for each GPU, however many ranks it has.
@@ -145,8 +170,9 @@ impl LocalGroup {
         let local = LocalGroupState::new(ranks);
         let comms = ThreadBootstrap::group(ranks).into_iter().zip(devices).map(|(bootstrap, device)| {
             let rank = bootstrap.rank();
-            let runtime = Runtime::Cuda(CudaRuntime::new(Arc::clone(&gpus[device]), rank)?);
-            Comm::new(rank, ranks, runtime, Some(bootstrap), Arc::clone(&local), default_num_sms)
+            let runtime = CudaRuntime::new(Arc::clone(&gpus[device]), rank)?;
+            let stream = stream(&runtime)?;
+            Comm::new(rank, ranks, Runtime::Cuda(runtime), stream, Some(bootstrap), Arc::clone(&local), default_num_sms)
         });
         Ok(Self { comms: comms.collect::<Result<_>>()? })
     }
@@ -211,11 +237,11 @@ impl Comm {
         rank: u32,
         size: u32,
         runtime: Runtime,
+        stream: RawStream,
         bootstrap: Option<ThreadBootstrap>,
         local: Arc<LocalGroupState>,
         default_num_sms: u32,
     ) -> Result<Self> {
-        let stream = runtime.create_stream()?;
         runtime.prepare(&delay, 0)?;
         runtime.prepare(&copy, 0)?;
         runtime.prepare(&quantize, 0)?;
@@ -435,6 +461,15 @@ fn check_ranks(ranks: u32) -> Result<()> {
         return Ok(());
     }
     Err(Error::argument("ranks", ranks, format!("a group has 1 to {MAX_RANKS} ranks in one NVLink domain")))
+}
+
+/// A stream of the caller's, on which a rank runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaStream {
+    /// The GPU.
+    pub device: u32,
+    /// The `CUstream` as a number.
+    pub stream: u64,
 }
 
 /// A point in a rank's stream.

@@ -56,7 +56,7 @@ mod transport;
 pub use bootstrap::{Bootstrap, ThreadBootstrap};
 pub use buffer::ElasticBuffer;
 pub use combine::{CombineInput, ExpertOutputs, RawCombineInput};
-pub use comm::{Comm, Event, LocalGroup};
+pub use comm::{Comm, CudaStream, Event, LocalGroup};
 pub use config::{BytesNeeded, Config, RegionBytes, WireFormat, bytes_needed};
 pub use dispatch::{DispatchInput, IndexType, RawDispatchInput};
 pub use epoxide_sim::{Machine, MachineConfig, Mode};

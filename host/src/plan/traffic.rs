@@ -273,12 +273,12 @@ pub(crate) fn dispatch(
     let is_expand = matches!(workload.layout, RowLayout::Expand { .. });
     match protocol {
         Protocol::Epoxide => {
-            // The grid agrees on its counts; then rows land and are announced.
+            // The grid agrees on its counts; rows land; the grid's last block knows of it, and its word goes to the peers.
             let with_copies = |f: &Flows, hot: f64| {
                 let t = main(f, hot);
                 if is_expand { t.combine(&expand(f, hot), |a, b| a + b) } else { t }
             };
-            vec![step("dispatch", workload, flows, with_copies, 2, u32::from(hybrid) * 2)]
+            vec![step("dispatch", workload, flows, with_copies, 4, u32::from(hybrid) * 2)]
         }
         Protocol::DeepEpV2 => {
             // Notify: a grid reduction and an exchange; the row; the exit barrier.
@@ -341,7 +341,8 @@ pub(crate) fn combine(
                 }
                 t
             };
-            vec![StepTraffic { pulls: true, ..step("combine", workload, flows, pull, 1, u32::from(hybrid)) }]
+            // Rows are pulled; the grid's last block knows of it.
+            vec![StepTraffic { pulls: true, ..step("combine", workload, flows, pull, 2, u32::from(hybrid)) }]
         }
         Protocol::DeepEpV2 => {
             let push = |f: &Flows, hot: f64| {

@@ -103,8 +103,6 @@ impl Runtime {
         fn allocate_mapped(&self, bytes: u64) -> Result<Mapped>;
         /// What frees both.
         fn heap(&self) -> Heap;
-        /// Makes a stream that does not synchronise with any other.
-        fn create_stream(&self) -> Result<RawStream>;
         /// Copies to the device in stream order; returns when `from` may be reused.
         fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()>;
         /// Copies to the host in stream order; returns when `to` is filled.

@@ -39,6 +39,11 @@ impl PrimaryContext {
         self.ordinal
     }
 
+    /// The driver's handle.
+    pub(super) fn raw(&self) -> sys::CUcontext {
+        self.context.0
+    }
+
     /// Lets kernels of this context access what the context of another GPU has allocated, and will allocate.
     ///
     /// # Errors

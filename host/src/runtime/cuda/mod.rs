@@ -66,6 +66,11 @@ impl CudaRuntime {
         Ok(Self { rank, streams: Streams::default(), pace: Pace::default(), staging, device })
     }
 
+    /// The rank's number.
+    pub(crate) fn rank(&self) -> u32 {
+        self.rank
+    }
+
     /// The GPU, which other ranks may share.
     pub(crate) fn device(&self) -> &Arc<CudaDevice> {
         &self.device

@@ -13,30 +13,42 @@ use super::driver::{Driver, Handle, check};
 use crate::error::{Error, Result};
 use crate::runtime::{RawEvent, RawStream};
 
-/// The streams that one rank made and has not destroyed, each with its claim to a hardware queue.
+/// The streams of one rank, each with its claim to a hardware queue.
 #[derive(Debug, Default)]
-pub(super) struct Streams(Mutex<HashMap<u64, Claim>>);
+pub(super) struct Streams(Mutex<HashMap<u64, Stream>>);
+
+#[derive(Debug)]
+struct Stream {
+    /// Held as long as the rank uses the stream.
+    _claim: Claim,
+    /// Whether the rank made it, and so destroys it.
+    own: bool,
+}
 
 impl Streams {
-    fn insert(&self, stream: u64, claim: Claim) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(stream, claim);
+    fn insert(&self, stream: u64, claim: Claim, own: bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(stream, Stream { _claim: claim, own });
     }
 
     #[cfg(test)]
-    fn remove(&self, stream: u64) -> Option<Claim> {
+    fn remove(&self, stream: u64) -> Option<Stream> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream)
     }
 
-    /// Destroys what is left, without waiting; says so to the context if any of it is still busy.
+    /// Destroys what the rank made and is left, without waiting; says so to the context if any stream of the rank is still busy.
     pub(super) fn destroy_all(&self, context: &PrimaryContext) {
         let left = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         if left.is_empty() || context.bind().is_err() {
             return;
         }
-        for &stream in left.keys() {
-            // SAFETY: made by `create_stream` and still in the table, so not destroyed.
+        for (stream, Stream { own, .. }) in left {
+            // SAFETY: made by `create_stream` and still in the table, so not destroyed; or the caller's, who keeps it alive as
+            // long as the rank.
             if unsafe { sys::cuStreamQuery(handle(stream)) } == CUresult::CUDA_ERROR_NOT_READY {
                 context.abandon();
+            }
+            if !own {
+                continue;
             }
             // SAFETY: as above; the table no longer holds it. With work left, the driver returns at once and releases the
             // stream when that work is done (driver API, `cuStreamDestroy`).
@@ -114,7 +126,38 @@ impl CudaRuntime {
         let created = unsafe { sys::cuStreamCreate(&mut stream, sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32) };
         self.check("cuStreamCreate", created)?;
         let stream = stream.expose_provenance() as u64;
-        self.streams.insert(stream, claim);
+        self.streams.insert(stream, claim, true);
+        Ok(RawStream::Cuda(stream))
+    }
+
+    /// Takes a stream of the caller's for this rank; it is not destroyed with the rank.
+    ///
+    /// # Errors
+    ///
+    /// As [`create_stream`](Self::create_stream); [`Error::InvalidArgument`] if the stream is of another context or blocking.
+    ///
+    /// # Safety
+    ///
+    /// `stream` is a live `CUstream`, and lives as long as this rank.
+    pub(crate) unsafe fn adopt_stream(&self, stream: u64) -> Result<RawStream> {
+        let claim = self.device.claim_stream()?;
+        self.bind()?;
+        let mut context = ptr::null_mut();
+        // SAFETY: a live stream, as the caller promises; a valid place for the answer.
+        self.check("cuStreamGetCtx", unsafe { sys::cuStreamGetCtx(handle(stream), &mut context) })?;
+        if context != self.device.context().raw() {
+            let rule = format!("must be of the primary context of GPU {}", self.device.ordinal());
+            return Err(Error::argument("stream", format!("{stream:#x}"), rule));
+        }
+        let mut flags = 0;
+        // SAFETY: as above.
+        self.check("cuStreamGetFlags", unsafe { sys::cuStreamGetFlags(handle(stream), &mut flags) })?;
+        if flags & sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32 == 0 {
+            let rule =
+                "must be non-blocking (CU_STREAM_NON_BLOCKING): another waits for the default stream, and so for peers";
+            return Err(Error::argument("stream", format!("{stream:#x}"), rule));
+        }
+        self.streams.insert(stream, claim, false);
         Ok(RawStream::Cuda(stream))
     }
 
