@@ -85,8 +85,15 @@ fn long_and_short_rows_work() {
         (16, WireFormat::Fp8),
         (7168, WireFormat::Fp8),
         (2880, WireFormat::Bf16),
+        // Pieces of eight vectors, of four, and a part of one; groups that are whole and not.
+        (2064, WireFormat::Fp8),
+        (2880, WireFormat::Fp8),
+        (3088, WireFormat::Fp8),
+        (2056, WireFormat::Bf16),
         (65_536, WireFormat::Bf16),
         (65_536, WireFormat::Fp8),
+        (112_000, WireFormat::Fp8),
+        (113_000, WireFormat::Bf16),
     ] {
         let case = Case {
             ranks: 2,

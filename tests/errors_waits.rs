@@ -10,6 +10,7 @@ use epoxide::{
 };
 use support::Device;
 use support::errors::{dispatch, run, schedules, small};
+use support::forge::Window;
 
 /// The operation in which a peer is missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,28 +151,6 @@ enum Stops {
     Done,
 }
 
-/// A peer's words in this rank's window, made to say what they said in an operation before: of a peer that is not there.
-struct Forged<'a> {
-    machine: &'a Machine,
-    buffer: &'a ElasticBuffer,
-    window: u64,
-}
-
-impl Forged<'_> {
-    /// Stamps rank 1's words of `region` with `epoch`. The region is one slot for every parity of the epoch, or one in all, each with
-    /// as many words for rank 0 as for rank 1.
-    fn post(&self, region: &str, epoch: u64) {
-        let bytes = self.buffer.bytes().unwrap();
-        let region = bytes.regions.iter().find(|r| r.name == region).unwrap();
-        let of_rank = region.bytes / 8 / 4;
-        let at = self.window + region.offset + 8 * ((epoch % 2) * 2 * of_rank + of_rank);
-        let words = self.machine.read(at, of_rank as usize).unwrap();
-        let words: Vec<u64> = words.into_iter().map(|word| word >> 32 << 32 | epoch).collect();
-        // SAFETY: words of the window, which the host has no reference to; what they say is what is tested.
-        unsafe { self.machine.write(at, &words).unwrap() };
-    }
-}
-
 /// Two ranks make a round. Then rank 0 goes on alone: what it got, of the operation in which it waits.
 fn stop(comm: &Comm, machine: &Machine, stops: Stops) -> Result<Result<()>> {
     let mut buffer = small(comm)?;
@@ -185,23 +164,24 @@ fn stop(comm: &Comm, machine: &Machine, stops: Stops) -> Result<Result<()>> {
     let mut waited = Ok(());
     if comm.rank() == 0 {
         let handle = buffer.dispatch(&DispatchInput::new(2, &x, &idx, &weights))?;
-        let window = {
-            let received = buffer.bytes()?.regions.iter().find(|r| r.name == "received rows").unwrap().offset;
-            buffer.recv_view(&handle)?.x - received
-        };
-        let forged = Forged { machine, buffer: &buffer, window };
-        forged.post("entry words", 3);
+        // The words that rank 1 would post.
+        let window = Window::new(machine, &buffer, &handle)?;
+        let counts = buffer.recv_view(&handle)?.counts;
+        window.post("entry words", 3);
         if stops != Stops::Counts {
-            forged.post("count matrix", 3);
+            window.post("count matrix", 3);
         }
         if stops == Stops::Done {
-            forged.post("landed words", 3);
-            forged.post("entry words", 4);
+            window.post("landed words", 3);
+            window.post("entry words", 4);
             buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
             buffer.synchronize()?;
             buffer.lend_expert_outputs()?;
         }
         waited = buffer.synchronize();
+        if stops != Stops::Done {
+            assert_eq!(window.peek(counts, 3), [0; 3], "{stops:?}: nothing has arrived");
+        }
     }
     comm.barrier()?;
     Ok(waited)

@@ -129,6 +129,34 @@ fn check(device: Device, mode: Mode, x: &[bf16], rows: u32, hidden: u32) -> std:
     })
 }
 
+/// A group with a NaN is NaN, codes and scale, and nothing else is.
+#[test]
+fn a_nan_spoils_its_group_and_no_other() {
+    let device = Device::from_env();
+    // Two rows of two groups and a partial one; the NaN is in the second group of the second row.
+    let hidden = 272;
+    let mut x = vec![bf16::ONE; 2 * hidden];
+    x[hidden + 200] = bf16::NAN;
+    for mode in device.schedules([1]) {
+        let results = device.run_all(1, mode, |comm| on_device(&comm, &x, 2, hidden as u32));
+        let (codes, scales, y) = results.into_iter().next().unwrap().unwrap();
+        let stride = scale_stride(hidden as u32) as usize;
+        for row in 0..2 {
+            for column in 0..hidden {
+                let spoiled = (row, column / 128) == (1, 1);
+                let (code, y) = (codes[row * hidden + column], y[row * hidden + column]);
+                assert_eq!(code, if spoiled { 0x7f } else { 0x7e }, "{mode:?}: row {row}, column {column}");
+                assert_eq!(y.is_nan(), spoiled, "{mode:?}: row {row}, column {column}: {y}");
+                assert_eq!(
+                    scales[row * stride + column / 128].is_nan(),
+                    spoiled,
+                    "{mode:?}: row {row}, column {column}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn quantize_is_bitwise_the_reference() {
     let device = Device::from_env();

@@ -96,18 +96,29 @@ impl FaultChannel {
     }
 
     /// Files `fault` unless the record is taken, and tells every rank. Per thread.
+    ///
+    /// A rank that was told tells on what it was told: when its stream goes on behind the fault every rank knows, whoever gave
+    /// up and however far it has come with telling. Otherwise a third rank could take for whole what it read here meanwhile.
     #[inline(always)]
     #[track_caller]
     pub fn file(&self, block: u32, fault: Fault) {
-        self.record(block, fault);
-        // A rank that was told does not tell again: the word keeps its origin.
+        let first = self.record(block, fault);
         if fault.code != CODE_ABORTED {
-            let word = Abort { code: fault.code, origin: self.window.rank, peer: fault.peer }.to_word();
-            let mut rank = 0;
-            while rank < self.window.ranks {
-                self.window.of_rank(rank, self.abort).compare_exchange_acq_rel::<System>(0, 0, word);
-                rank += 1;
-            }
+            self.tell(Abort { code: fault.code, origin: self.window.rank, peer: fault.peer }.to_word());
+        } else if first && Abort::from_word(fault.seen).origin != self.window.rank {
+            // One thread is enough, and the kernel does not end before it has told.
+            self.tell(fault.seen);
+        }
+    }
+
+    /// Posts an abort word at every rank that has none.
+    #[inline(always)]
+    #[track_caller]
+    fn tell(&self, word: u64) {
+        let mut rank = 0;
+        while rank < self.window.ranks {
+            self.window.of_rank(rank, self.abort).compare_exchange_acq_rel::<System>(0, 0, word);
+            rank += 1;
         }
     }
 
@@ -121,12 +132,13 @@ impl FaultChannel {
         self.own_abort().compare_exchange_acq_rel::<System>(0, 0, word);
     }
 
-    /// Writes the record unless it is taken.
+    /// Writes the record unless it is taken; whether it did.
     #[inline(always)]
     #[track_caller]
-    fn record(&self, block: u32, fault: Fault) {
+    fn record(&self, block: u32, fault: Fault) -> bool {
         let r = self.record;
-        if self.claim.compare_exchange_acq_rel::<Gpu>(0, 0, 1) == 0 {
+        let first = self.claim.compare_exchange_acq_rel::<Gpu>(0, 0, 1) == 0;
+        if first {
             r.store_relaxed::<System>(1, u64::from(fault.code));
             r.store_relaxed::<System>(2, u64::from(self.kernel) << 32 | u64::from(fault.phase));
             r.store_relaxed::<System>(3, u64::from(self.window.rank) << 32 | u64::from(fault.peer));
@@ -140,5 +152,6 @@ impl FaultChannel {
             r.store_relaxed::<System>(11, fault.detail[2]);
             r.store_release::<System>(0, STATE_FILED);
         }
+        first
     }
 }

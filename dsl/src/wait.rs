@@ -141,7 +141,7 @@ impl Watch {
     /// Whether some rank, this one too, has given up; files that this rank stopped for it. Block-collective, uniform.
     ///
     /// Waits look for an abort only while their flag is missing. An operation also looks at its entry, before it publishes
-    /// anything, and before it tells a peer that it is done, so that none that overlaps a fault is taken for whole.
+    /// anything, and before it tells a peer that it is done.
     #[inline(always)]
     #[track_caller]
     pub fn aborted(&self, phase: u32) -> bool {

@@ -106,10 +106,33 @@ fn words_after(mode: epoxide_sim::Mode, code: u32, here: u32, word: u64) -> [u64
     [0, 1].map(|rank| windows.abort(&machine, rank))
 }
 
+/// Files that it stopped because of an abort word, as a wait does that has seen it.
+#[kernel(threads = 64)]
+fn everyone_was_told(args: FaultArgs) {
+    let (code, peer) = (CODE_ABORTED, args.code);
+    let fault = Fault { code, phase: 3, peer, epoch: 1, expected: 0, seen: args.mark, elapsed_ns: 0, detail: [0; 3] };
+    args.channel.file(thread::block_index(), fault);
+}
+
 #[test]
-fn who_was_told_tells_nobody() {
+fn who_was_told_tells_on_what_it_was_told() {
     for mode in modes() {
-        assert_eq!(words_after(mode, CODE_ABORTED, 0, 0), [0, 0], "{mode:?}");
+        let machine = machine(3, mode);
+        let windows = Windows::new(&machine, FREE);
+        let told = |origin| Abort { code: CODE, origin, peer: 0 }.to_word();
+        let args = |origin| FaultArgs { channel: windows.channel(0, 0), code: origin, here: 0, mark: told(origin) };
+        // Rank 0 stopped because of itself: it has told whom it wanted to.
+        run(&machine, [everyone_was_told.simulated(2, 0, args(0))]).expect("it ends");
+        assert_eq!([0, 1, 2].map(|rank| windows.abort(&machine, rank)), [0; 3], "{mode:?}");
+    }
+    for mode in modes() {
+        let machine = machine(3, mode);
+        let windows = Windows::new(&machine, FREE);
+        let word = Abort { code: CODE, origin: 2, peer: 0 }.to_word();
+        let args = FaultArgs { channel: windows.channel(0, 0), code: 2, here: 0, mark: word };
+        run(&machine, [everyone_was_told.simulated(2, 0, args)]).expect("it ends");
+        assert_eq!([0, 1, 2].map(|rank| windows.abort(&machine, rank)), [word; 3], "{mode:?}");
+        assert_eq!(windows.record(&machine, 0)[..2], [STATE_FILED, u64::from(CODE_ABORTED)], "{mode:?}");
     }
 }
 

@@ -109,7 +109,8 @@ impl LocalGroup {
     }
 
     /// Makes a rank for every entry of `devices`, which says on which GPU it runs, each with a stream of its own. A GPU may
-    /// have several ranks; every two GPUs must reach each other's memory, over NVLink or PCIe.
+    /// have several ranks; every two GPUs must reach each other's memory, and with atomics, as NVLink has them and PCIe has
+    /// not.
     ///
     /// ```no_run
     /// use epoxide::LocalGroup;
@@ -417,11 +418,11 @@ impl Comm {
         self.inner.runtime.wait_event(self.inner.stream, &event.raw)
     }
 
-    /// Milliseconds from one event to another, both reached; wall time on the simulated GPU.
+    /// Milliseconds from one event to another of the same device, both reached; wall time on the simulated GPU.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] when one is not reached yet.
+    /// [`Error::InvalidArgument`] or [`Error::Cuda`] when one is not reached yet, or of another device.
     pub fn elapsed_ms(&self, from: &Event, to: &Event) -> Result<f64> {
         self.inner.runtime.elapsed_ms(&from.raw, &to.raw)
     }

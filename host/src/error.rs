@@ -248,7 +248,9 @@ pub enum Error {
         needed: &'static str,
     },
     /// Two GPUs of a group do not reach each other's memory.
-    #[error("GPU {from} does not reach the memory of GPU {to}: {reason}; the ranks of one NVLink domain must")]
+    #[error(
+        "GPU {from} does not reach the memory of GPU {to}: {reason}; put the ranks on GPUs with NVLink between them, or on one"
+    )]
     #[non_exhaustive]
     NoPeerAccess {
         /// The GPU that would reach.

@@ -1,6 +1,7 @@
 //! Quantisation and the device copy as operations of their own: one rank, no peers.
 use epoxide_dsl::memory::Global;
 use epoxide_kernels::dequantize::{DequantizeArgs, dequantize};
+use epoxide_kernels::layout::MAX_HIDDEN;
 use epoxide_kernels::quantize::{GROUP, PIECE, QuantizeArgs, quantize};
 use half::bf16;
 
@@ -53,7 +54,7 @@ impl Quantizer {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] when `hidden` is not a multiple of 8, [`Error::BufferTooSmall`] for a short tensor.
+    /// [`Error::InvalidArgument`] when `hidden` is not a multiple of 8 or more than 2^20, [`Error::BufferTooSmall`] for a short tensor.
     pub fn quantize(
         &self,
         x: &DeviceTensor<bf16>,
@@ -158,12 +159,10 @@ fn check_shape(
     codes: &DeviceTensor<u8>,
     scales: &DeviceTensor<f32>,
 ) -> Result<()> {
-    if hidden == 0 || !hidden.is_multiple_of(8) {
-        return Err(Error::argument(
-            "hidden",
-            hidden,
-            "a multiple of 8, so that a row is a multiple of 16 bytes in BF16",
-        ));
+    if !(1..=MAX_HIDDEN).contains(&hidden) || !hidden.is_multiple_of(8) {
+        let rule =
+            format!("a multiple of 8, so that a row is a multiple of 16 bytes in BF16, and at most {MAX_HIDDEN}");
+        return Err(Error::argument("hidden", hidden, rule));
     }
     let elements = rows
         .checked_mul(u64::from(hidden))

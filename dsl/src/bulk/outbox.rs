@@ -29,7 +29,8 @@ impl Outbox {
         (Self { stages, stage_bytes, turn: 0 }, Turn(()))
     }
 
-    /// The bytes of this turn's stage, for ordinary accesses between [`Self::open`] and [`Self::seal`].
+    /// The bytes of this turn's stage: ordinary stores write them between [`Self::open`] and [`Self::seal`], and ordinary loads
+    /// may read them until the stage is opened again, which is in the turn after the next.
     #[inline(always)]
     pub fn data(&self) -> Shared<u8> {
         self.stages.at(self.turn * self.stage_bytes)

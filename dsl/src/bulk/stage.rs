@@ -86,7 +86,7 @@ impl Stage {
 
     /// Waits until all stores from the stage have read their source, so that it may be filled again. Warp-collective.
     ///
-    /// It says nothing of where the bytes went: only [`land`] does.
+    /// It says nothing of where the bytes went: only [`land`](super::land) does.
     #[inline(always)]
     #[track_caller]
     pub fn recycle(&self, _source: Source) -> Free {

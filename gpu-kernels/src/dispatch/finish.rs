@@ -2,7 +2,6 @@
 use epoxide_dsl::prelude::*;
 
 use super::{DispatchArgs, THREADS, counts};
-use crate::placement::quotient;
 use crate::protocol::{Stamped, phase};
 
 /// The last block out: tells every peer that its rows are there, waits for theirs, writes the counts, advances the epoch.
@@ -43,25 +42,14 @@ pub(super) fn finish(a: &DispatchArgs, watch: &wait::Watch, epoch: u64, ready: b
     }
 }
 
-/// Waits for every peer's rows and for the counts of this rank's experts.
+/// Waits for every peer's rows. Their counts were stored before, so these are there too.
 #[inline(always)]
 #[track_caller]
 fn arrivals(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> bool {
-    let (ranks, me) = (a.ranks(), a.me());
-    let window = a.op.window();
-    let landed = window.own(a.landed);
-    let counts = window.own(a.counts);
-    let local_experts = a.placement.count(me);
-    let first_word = ranks + a.placement.first(me);
+    let landed = a.op.window().own(a.landed);
     let expected = Stamped::new(0, epoch).to_word();
-    let outcome = watch.wait_until(phase::LANDED, ranks + ranks * local_experts, |flag| {
-        let (peer, seen) = if flag < ranks {
-            (flag, landed.load_acquire::<System>(a.op.alternating(epoch, flag)))
-        } else {
-            let source = quotient(flag - ranks, local_experts);
-            let word = first_word + (flag - ranks - source * local_experts);
-            (source, counts.load_relaxed::<System>(a.count_index(epoch, source, word)))
-        };
+    let outcome = watch.wait_until(phase::LANDED, a.ranks(), |peer| {
+        let seen = landed.load_acquire::<System>(a.op.alternating(epoch, peer));
         wait::Poll { peer, expected, seen, ready: Stamped::from_word(seen).is_of(epoch) }
     });
     matches!(outcome, wait::Outcome::Ready(_))

@@ -8,7 +8,7 @@
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
-//! | `counts`² `[s][..]` at every rank | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, the bad selection if any | the tokens per rank by all blocks, before the first row is written; the selections by the last block |
+//! | `counts`² `[s][..]` at every rank | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, the bad selection if any | the tokens per rank by all blocks, before the first row is written; the selections by the last block, after the `landed` words, which publish them too |
 //! | `entry`² `[s]` at every rank | block 0 of `s`, release | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch; its selections are valid or not | all blocks, acquire, before the first row is written |
 //! | `landed`² `[s]` at rank d | the last block of `s` out, release, with the token of `wait_group 0` from every block | all rows of `s` for d are **there** | the last block of d out, acquire; d's consumers are stream-ordered after |
 //!
@@ -23,11 +23,12 @@
 //! Why the order does not depend on timing: a row's place is a function of the count matrix and the token's number alone.
 //!
 //! A fault before the copy is seen by all blocks of all ranks in the same words, so no row is written; a timeout may leave
-//! rows behind, but no `landed` word and zero counts. A block that finds an abort word at its entry publishes nothing, and
-//! nobody gets past the words that it leaves out. One that is found before the `landed` words are posted stops them: other
-//! blocks of this rank may have given up. When every peer's have come the operation is whole, whatever happens to others.
+//! rows behind, but no `landed` word and zero counts. A block that finds an abort word at its entry publishes nothing. All
+//! blocks find one that was set before the operation, so then nobody gets past this rank's entry word; of one that comes
+//! just now some blocks may know and others not, but the last block out does, and posts no `landed` word. When every peer's
+//! have come the operation is whole, whatever happens to others.
 //!
-//! [`counts`] counts, tells and places; [`send`] moves rows; [`finish`] closes the operation.
+//! `counts` counts, tells and places; `send` moves rows; `finish` closes the operation.
 mod counts;
 mod finish;
 mod send;

@@ -204,8 +204,9 @@ fn quantize_piece<const N: usize, const WHOLE: bool>(
     }
 }
 
-/// Writes beside each copy what goes with it: local expert indices, gate weights, source, and in FP8 the scales, which lie in
-/// shared memory and are not written before the next turn. A bulk copy would cost more than these few bytes. Warp-collective.
+/// Writes beside each copy what goes with it: local expert indices, gate weights, source, and in FP8 the scales, which lie in a
+/// stage of the outbox that is not opened before the turn after the next. A bulk copy would cost more than these few bytes.
+/// Warp-collective.
 #[inline(always)]
 #[track_caller]
 fn send_metadata(a: &DispatchArgs, token: u32, selected: Selected, going: Going, scales: Shared<U32x4>) {

@@ -37,12 +37,17 @@ impl Estate {
     }
 }
 
-/// Frees everything once every rank's work is over. Where a device has failed, all memory stays: a peer may still use it.
+/// Frees everything once every rank's work is over. Where a device has failed, all memory stays, and so do all devices: what
+/// still runs on another one may use it.
 fn settle(runtime: &Runtime, estates: Vec<Estate>) {
-    if estates.iter().flat_map(|estate| &estate.after).any(|event| runtime.synchronize_event(event).is_err()) {
-        return;
+    let failed =
+        estates.iter().flat_map(|estate| &estate.after).filter(|event| runtime.synchronize_event(event).is_err());
+    // All are waited for, also behind a failure.
+    if failed.count() == 0 {
+        estates.into_iter().for_each(Estate::free);
+    } else {
+        std::mem::forget(estates);
     }
-    estates.into_iter().for_each(Estate::free);
 }
 
 /// What the ranks of a process share.

@@ -1,0 +1,67 @@
+//! A rank's window as a test may see and change it through the simulated machine: words of peers that are not there.
+use epoxide::{Dispatched, ElasticBuffer, Machine, RegionBytes, Result};
+
+/// A window of a rank of two.
+#[derive(Clone, Debug)]
+pub struct Window<'a> {
+    machine: &'a Machine,
+    regions: Vec<RegionBytes>,
+    base: u64,
+}
+
+impl<'a> Window<'a> {
+    /// The window of the buffer that `handle` is of.
+    pub fn new(machine: &'a Machine, buffer: &ElasticBuffer, handle: &Dispatched) -> Result<Self> {
+        let regions = buffer.bytes()?.regions;
+        let received = regions.iter().find(|r| r.name == "received rows").expect("every window has it").offset;
+        Ok(Self { machine, base: buffer.recv_view(handle)?.x - received, regions })
+    }
+
+    /// Where it begins.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Another rank's window, which lies the same from `base` on.
+    pub fn of_peer(&self, base: u64) -> Self {
+        Self { base, ..self.clone() }
+    }
+
+    fn region(&self, name: &str) -> &RegionBytes {
+        self.regions.iter().find(|r| r.symmetric && r.name == name).unwrap_or_else(|| panic!("no region `{name}`"))
+    }
+
+    /// The words of a region.
+    pub fn read(&self, region: &str) -> Vec<u64> {
+        let region = self.region(region);
+        self.machine.read(self.base + region.offset, (region.bytes / 8) as usize).expect("inside the window")
+    }
+
+    /// Words at a device address, which need not be in the window.
+    pub fn peek(&self, address: u64, words: usize) -> Vec<u64> {
+        self.machine.read(address, words).expect("device memory")
+    }
+
+    /// The operations to which the words of a region belong.
+    pub fn epochs(&self, region: &str) -> Vec<u32> {
+        self.read(region).into_iter().map(|word| word as u32).collect()
+    }
+
+    /// Replaces a word of a region.
+    pub fn write(&self, region: &str, index: u64, word: u64) {
+        let at = self.base + self.region(region).offset + 8 * index;
+        // SAFETY: a word of the window, to which the host has no reference; what it says is what is tested.
+        unsafe { self.machine.write(at, &[word]) }.expect("inside the window");
+    }
+
+    /// Makes rank 1's words in `region` say in operation `epoch` what they said in the one before it of the same parity. The region
+    /// has a slot for each parity, with as many words for rank 0 as for rank 1.
+    pub fn post(&self, region: &str, epoch: u64) {
+        let words = self.read(region);
+        let of_rank = words.len() / 4;
+        let first = (epoch % 2) as usize * 2 * of_rank + of_rank;
+        for (index, word) in (first..).zip(&words[first..first + of_rank]) {
+            self.write(region, index as u64, word >> 32 << 32 | epoch);
+        }
+    }
+}
