@@ -1,8 +1,8 @@
 //! Prints the tables of docs/planning.md: what the planner predicts beside what was measured or published, and what the simulation at
 //! scale says beside the model.
 //!
-//! `cargo run --release --example plan_vs_published`. Needs no GPU. Every published figure is in our own runs of its kernels on one H200 or
-//! DeepEP at dd758ca; no constant of the model was chosen to fit them.
+//! `cargo run --release --example plan_vs_published`. Needs no GPU. DeepEP V2's figures are from our own runs of its kernels on one H200
+//! and from the README of DeepEP at dd758ca; no constant of the model was chosen to fit them.
 use std::time::Instant;
 
 use anyhow::Result;
@@ -13,12 +13,49 @@ use epoxide::plan::{Hardware, Phase, Plan, PlanOptions, Protocol, Topology, Work
 
 fn main() -> Result<()> {
     ours()?;
+    side_by_side();
     one_h200()?;
     latency()?;
     readme()?;
     scale()?;
     bytes()
 }
+
+/// Our own kernels on one H200 and on two, as `examples/bandwidth` printed them (docs/performance.md): GPUs, ranks, tokens, SMs of a rank;
+/// BF16 dispatch, FP8 dispatch and combine in microseconds.
+const OURS: [(u32, u32, u32, u32, [f64; 3]); 17] = [
+    (1, 8, 4096, 2, [2756.4, 1596.6, 1902.0]),
+    (1, 8, 4096, 4, [1483.9, 894.2, 1096.9]),
+    (1, 8, 4096, 8, [1131.3, 630.6, 821.8]),
+    (1, 8, 4096, 16, [933.1, 597.2, 805.5]),
+    (1, 2, 4096, 4, [586.9, 456.5, 406.9]),
+    (1, 2, 4096, 16, [172.2, 144.3, 132.3]),
+    (1, 2, 4096, 32, [144.7, 98.7, 109.2]),
+    (2, 2, 4096, 4, [632.6, 464.4, 500.7]),
+    (2, 2, 4096, 8, [327.5, 248.7, 270.6]),
+    (2, 2, 4096, 16, [210.3, 137.3, 192.4]),
+    (2, 2, 4096, 32, [208.2, 132.8, 187.9]),
+    (2, 8, 4096, 4, [2093.4, 1138.0, 1966.8]),
+    (2, 8, 4096, 8, [1973.3, 1077.4, 1896.7]),
+    (2, 8, 4096, 16, [1824.2, 987.1, 1885.7]),
+    (1, 8, 128, 16, [105.2, 98.3, 100.9]),
+    (2, 2, 128, 16, [23.0, 23.4, 19.0]),
+    (2, 2, 1, 16, [18.4, 20.2, 13.4]),
+];
+/// DeepEP V2's main kernels on one H200, 4096 tokens a rank: ranks, SMs of a rank; microseconds in the order of [`OURS`].
+const DEEPEP: [(u32, u32, [f64; 3]); 8] = [
+    (8, 2, [3379.0, 1757.0, 4092.0]),
+    (8, 4, [1718.0, 908.0, 2056.0]),
+    (8, 8, [1058.0, 580.0, 1648.0]),
+    (8, 12, [936.0, 522.0, 1504.0]),
+    (8, 16, [856.0, 482.0, 1417.0]),
+    (2, 16, [179.6, 96.8, 200.7]),
+    (2, 32, [128.5, 71.6, 167.4]),
+    (2, 64, [103.8, 60.2, 138.9]),
+];
+/// Its epilogues on the whole device, of one rank.
+const EPILOGUES: [(u32, [f64; 3]); 2] = [(8, [171.4, 91.3, 103.6]), (2, [64.5, 34.4, 49.7])];
+const OPERATIONS: [&str; 3] = ["dispatch BF16", "dispatch FP8", "combine"];
 
 fn table(title: &str, header: &[&str], rows: Vec<Vec<String>>) {
     let mut table = Table::new();
@@ -49,38 +86,19 @@ fn main_us(phase: &Phase) -> f64 {
     phase.steps[0].seconds * 1e6
 }
 
-/// Our own kernels on one H200 and on two, as `examples/bandwidth` printed them (docs/performance.md).
+/// What the planner says of our own kernels.
 fn ours() -> Result<()> {
     let hardware = Hardware::named("h200", None)?;
     let mut rows = Vec::new();
-    // GPUs, ranks, tokens, SMs of a rank: BF16 dispatch, FP8 dispatch, combine in microseconds.
-    for (gpus, ranks, tokens, sms, measured) in [
-        (1, 8, 4096, 2, [2753.0, 1579.0, 1882.0]),
-        (1, 8, 4096, 4, [1476.0, 884.0, 1076.0]),
-        (1, 8, 4096, 8, [1112.0, 618.0, 806.0]),
-        (1, 8, 4096, 16, [919.0, 585.0, 788.0]),
-        (1, 2, 4096, 4, [580.0, 452.0, 404.0]),
-        (1, 2, 4096, 16, [165.0, 136.0, 127.0]),
-        (1, 2, 4096, 32, [138.0, 98.0, 104.0]),
-        (2, 2, 4096, 4, [700.0, 538.0, 625.0]),
-        (2, 2, 4096, 8, [358.0, 286.0, 331.0]),
-        (2, 2, 4096, 16, [232.0, 158.0, 201.0]),
-        (2, 2, 4096, 32, [216.0, 143.0, 190.0]),
-        (2, 8, 4096, 16, [1840.0, 1020.0, 1884.0]),
-        (2, 2, 128, 16, [23.6, 24.8, 19.8]),
-        (2, 2, 1, 16, [18.2, 20.8, 13.1]),
-    ] {
+    for (gpus, ranks, tokens, sms, measured) in OURS {
         let topology = Topology::new(ranks, ranks)?.with_ranks_per_gpu(ranks / gpus)?;
         let of = |format| {
             let workload = Workload::new(tokens, 7168, 8, 256).with_format(format);
             plan_with(&topology, &hardware, &workload, &PlanOptions::new().with_num_sms(sms))
         };
         let (bf16, fp8) = (of(Bf16)?, of(Fp8)?);
-        for (name, phase, measured) in [
-            ("dispatch BF16", &bf16.dispatch, measured[0]),
-            ("dispatch FP8", &fp8.dispatch, measured[1]),
-            ("combine", &bf16.combine, measured[2]),
-        ] {
+        let phases = [&bf16.dispatch, &fp8.dispatch, &bf16.combine];
+        for ((name, phase), measured) in OPERATIONS.into_iter().zip(phases).zip(measured) {
             rows.push(vec![
                 name.into(),
                 gpus.to_string(),
@@ -99,29 +117,52 @@ fn ours() -> Result<()> {
     Ok(())
 }
 
+/// Our kernels beside DeepEP V2's, as measured on one H200 each, not in the same run.
+fn side_by_side() {
+    let mut rows = Vec::new();
+    for (_, ranks, tokens, sms, ours) in OURS.into_iter().filter(|row| row.0 == 1) {
+        let Some((.., main)) = DEEPEP.into_iter().find(|row| tokens == 4096 && (row.0, row.1) == (ranks, sms)) else {
+            continue;
+        };
+        let Some((_, epilogue)) = EPILOGUES.into_iter().find(|row| row.0 == ranks) else { continue };
+        for (operation, name) in OPERATIONS.into_iter().enumerate() {
+            let all = main[operation] + f64::from(ranks) * epilogue[operation];
+            rows.push(vec![
+                name.into(),
+                ranks.to_string(),
+                sms.to_string(),
+                format!("{:.0}", main[operation]),
+                format!("{all:.0}"),
+                format!("{:.0}", ours[operation]),
+                format!("{:.2}", ours[operation] / main[operation]),
+                format!("{:.2}", ours[operation] / all),
+            ]);
+        }
+    }
+    let header = [
+        "4096 tokens a rank",
+        "ranks",
+        "SMs/rank",
+        "DeepEP V2 main us",
+        "with epilogues us",
+        "ours us",
+        "of main",
+        "of all",
+    ];
+    table("Our kernels beside DeepEP V2's on one H200", &header, rows);
+}
+
 /// DeepEP V2 on one H200, several ranks on it: memory binds, not NVLink.
 fn one_h200() -> Result<()> {
     let hardware = Hardware::named("h200", None)?;
     let mut rows = Vec::new();
-    for (ranks, sms, measured) in [
-        (8, 2, [3379.0, 1757.0, 4092.0]),
-        (8, 4, [1718.0, 908.0, 2056.0]),
-        (8, 8, [1058.0, 580.0, 1648.0]),
-        (8, 12, [936.0, 522.0, 1504.0]),
-        (8, 16, [856.0, 482.0, 1417.0]),
-        (2, 16, [179.6, 96.8, 200.7]),
-        (2, 32, [128.5, 71.6, 167.4]),
-        (2, 64, [103.8, 60.2, 138.9]),
-    ] {
+    for (ranks, sms, measured) in DEEPEP {
         let topology = Topology::new(ranks, ranks)?.with_ranks_per_gpu(ranks)?;
         let of =
             |format| deepep(&topology, &hardware, &Workload::new(4096, 7168, 8, 256).with_format(format), Some(sms));
         let (bf16, fp8) = (of(Bf16)?, of(Fp8)?);
-        for (name, phase, measured) in [
-            ("dispatch BF16", &bf16.dispatch, measured[0]),
-            ("dispatch FP8", &fp8.dispatch, measured[1]),
-            ("combine", &bf16.combine, measured[2]),
-        ] {
+        let phases = [&bf16.dispatch, &fp8.dispatch, &bf16.combine];
+        for ((name, phase), measured) in OPERATIONS.into_iter().zip(phases).zip(measured) {
             rows.push(vec![
                 name.into(),
                 ranks.to_string(),
@@ -137,7 +178,7 @@ fn one_h200() -> Result<()> {
     table("DeepEP V2, ranks on one H200, 4096 tokens each", &header, rows);
 
     let mut rows = Vec::new();
-    for (ranks, measured) in [(8, [171.4, 91.3, 103.6]), (2, [64.5, 34.4, 49.7])] {
+    for (ranks, measured) in EPILOGUES {
         let topology = Topology::new(ranks, ranks)?.with_ranks_per_gpu(ranks)?;
         let of = |format| deepep(&topology, &hardware, &Workload::new(4096, 7168, 8, 256).with_format(format), Some(2));
         let (bf16, fp8) = (of(Bf16)?, of(Fp8)?);

@@ -1,8 +1,11 @@
 //! Where tokens go, for the planner: the expected numbers against a plain draw, and the simulation of routing at scale.
 mod support;
 
+use epoxide::WireFormat;
 use epoxide::plan::simulate::{Draw, Report, Scenario, SendOrder, simulate};
-use epoxide::plan::{Hardware, PlanOptions, Resource, Routing, RowLayout, Topology, Workload, distinct_groups, plan};
+use epoxide::plan::{
+    Hardware, PlanOptions, Resource, Routing, RowLayout, Topology, Workload, distinct_groups, plan, plan_with,
+};
 use support::laws::require;
 use support::plans::cases;
 use support::replay;
@@ -182,6 +185,26 @@ fn ranks_of_one_gpu_share_its_memory_in_the_simulation_too() {
         assert_eq!(phase.resource, Resource::Hbm);
         assert!((phase.seconds / phase.model - 1.0).abs() < 0.15, "{phase:?}");
     }
+}
+
+#[test]
+fn quantising_binds_where_a_token_has_few_copies() {
+    let topology = Topology::new(2, 2).unwrap();
+    let mut hardware = Hardware::named("h200", None).unwrap();
+    let bf16 = Workload::new(4096, 7168, 8, 256);
+    let fp8 = bf16.clone().with_format(WireFormat::Fp8);
+    let options = PlanOptions::new().with_num_sms(4);
+    let binding = |workload| *plan_with(&topology, &hardware, workload, &options).unwrap().dispatch.binding();
+    assert_eq!(binding(&bf16).resource, Resource::SmWrite);
+    assert_eq!(binding(&fp8).resource, Resource::SmRead);
+    assert_eq!(binding(&fp8).bytes, 4096.0 * 7168.0 * 2.0);
+    assert!((binding(&fp8).rate / (4.0 * hardware.gpu.sm_quantize.value) - 1.0).abs() < 1e-9);
+    // So slow that all SMs of the device are not enough; the simulation takes as long as the model.
+    hardware.set("gpu.sm_quantize", 1.0, "a test").unwrap();
+    let report = simulate(&topology, &hardware, &fp8, &Scenario::new(1)).unwrap();
+    let phase = report.dispatch;
+    assert_eq!(phase.resource, Resource::SmRead, "{phase:?}");
+    assert!((phase.seconds / phase.model - 1.0).abs() < 0.02, "{phase:?}");
 }
 
 /// The largest that a plan takes; `cargo bench --bench plan` times it.

@@ -253,8 +253,11 @@ impl<'a> Limits<'a> {
         let gpu = self.gpu;
         match (self.protocol, resource) {
             (Protocol::Epoxide, Resource::SmRead) => {
-                let linked = if step.pulls { step.busiest.of(Resource::NvlinkIn) } else { 0.0 };
-                sms * mixed(step.busiest.of(resource), linked, gpu.sm_read.value, gpu.sm_read_link.value)
+                let (slow, rate) = match step.pulls {
+                    true => (step.busiest.of(Resource::NvlinkIn), gpu.sm_read_link.value),
+                    false => (step.quantized, gpu.sm_quantize.value),
+                };
+                sms * mixed(step.busiest.of(resource), slow, gpu.sm_read.value, rate)
             }
             (Protocol::Epoxide, Resource::SmWrite) => {
                 let linked = if step.pulls { 0.0 } else { step.busiest.of(Resource::NvlinkOut) };
@@ -357,11 +360,11 @@ impl<'a> Limits<'a> {
     }
 }
 
-/// The rate of an SM that moves `bytes`, of which `linked` cross NVLink.
-fn mixed(bytes: f64, linked: f64, local: f64, link: f64) -> f64 {
-    let linked = linked.min(bytes);
-    let seconds = (bytes - linked) / local + linked / link;
-    if seconds > 0.0 { bytes / seconds } else { local }
+/// The rate of an SM that moves `bytes` at `rate`, but for `others` of them at `other_rate`.
+fn mixed(bytes: f64, others: f64, rate: f64, other_rate: f64) -> f64 {
+    let others = others.min(bytes);
+    let seconds = (bytes - others) / rate + others / other_rate;
+    if seconds > 0.0 { bytes / seconds } else { rate }
 }
 
 fn bandwidth(topology: &Topology, flows: &[Flows], main: &Step, counted: f64) -> Bandwidth {

@@ -9,6 +9,7 @@ use super::expectation::Expected;
 use super::topology::Topology;
 use super::workload::{RowLayout, Workload};
 use super::{Protocol, deepep};
+use crate::config::WireFormat;
 
 /// What bounds a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,6 +102,8 @@ pub struct StepTraffic {
     pub launched: bool,
     /// Whether what crosses NVLink is read by who wants it, and not written by who has it.
     pub pulls: bool,
+    /// Bytes of BF16 among the SMs' loads that they quantise before they store them.
+    pub quantized: f64,
 }
 
 /// Bytes of rows in each phase.
@@ -278,7 +281,9 @@ pub(crate) fn dispatch(
                 let t = main(f, hot);
                 if is_expand { t.combine(&expand(f, hot), |a, b| a + b) } else { t }
             };
-            vec![step("dispatch", workload, flows, with_copies, 4, u32::from(hybrid) * 2)]
+            let fp8 = workload.format == WireFormat::Fp8;
+            let quantized = if fp8 { f64::from(workload.tokens) * rows.input } else { 0.0 };
+            vec![StepTraffic { quantized, ..step("dispatch", workload, flows, with_copies, 4, u32::from(hybrid) * 2) }]
         }
         Protocol::DeepEpV2 => {
             // Notify: a grid reduction and an exchange; the row; the exit barrier.
@@ -410,5 +415,15 @@ fn step(
         mean = mean.combine(&traffic(f, 1.0), |a, b| a + b / ranks);
         busiest = busiest.combine(&traffic(f, workload.imbalance), f64::max);
     }
-    StepTraffic { name, mean, busiest, round_trips, network_trips, whole_device: false, launched: true, pulls: false }
+    StepTraffic {
+        name,
+        mean,
+        busiest,
+        round_trips,
+        network_trips,
+        whole_device: false,
+        launched: true,
+        pulls: false,
+        quantized: 0.0,
+    }
 }

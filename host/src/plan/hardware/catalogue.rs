@@ -28,32 +28,37 @@ impl Measured {
 }
 
 const NVLINK_SHARE: Measured = Measured {
-    value: 0.766,
-    here: "measured: a plain kernel on each of two H200 writes to the other, 366 of 478 GB/s (examples/bandwidth)",
-    elsewhere: "assumed: as measured between two H200, 366 of 478 GB/s written by a plain kernel on each",
+    value: 0.768,
+    here: "measured: a plain kernel on each of two H200 writes to the other, 367 of 478 GB/s (examples/bandwidth)",
+    elsewhere: "assumed: as measured between two H200, 367 of 478 GB/s written by a plain kernel on each",
 };
 const NVLINK_READ_SHARE: Measured = Measured {
-    value: 0.705,
+    value: 0.704,
     here: "measured: a plain kernel on each of two H200 reads from the other, 337 of 478 GB/s (examples/bandwidth)",
     elsewhere: "assumed: as measured between two H200, 337 of 478 GB/s read by a plain kernel on each",
 };
 const READ: Measured = Measured {
-    value: 72e9,
+    value: 70.8e9,
     here: "measured: combine of 8 ranks on one H200, 4 SMs and 4096 tokens each (examples/bandwidth)",
     elsewhere: "assumed: as measured on an H200, combine with 4 SMs a rank",
 };
 const READ_LINK: Measured = Measured {
-    value: 36e9,
+    value: 49.7e9,
     here: "measured: combine of two H200, 4 SMs and 4096 tokens each, less what was local (examples/bandwidth)",
     elsewhere: "assumed: as measured between two H200, combine with 4 SMs a rank",
 };
+const QUANTIZE: Measured = Measured {
+    value: 32.2e9,
+    here: "measured: FP8 dispatch of 2 ranks on one H200, 4 SMs and 4096 tokens each (examples/bandwidth)",
+    elsewhere: "assumed: as measured on an H200, FP8 dispatch of 2 ranks with 4 SMs each",
+};
 const WRITE: Measured = Measured {
-    value: 52.5e9,
+    value: 52.3e9,
     here: "measured: BF16 dispatch of 8 ranks on one H200, 4 SMs and 4096 tokens each (examples/bandwidth)",
     elsewhere: "assumed: as measured on an H200, BF16 dispatch with 4 SMs a rank",
 };
 const WRITE_LINK: Measured = Measured {
-    value: 35e9,
+    value: 41.5e9,
     here: "measured: BF16 dispatch of two H200, 4 SMs and 4096 tokens each, less what was local (examples/bandwidth)",
     elsewhere: "assumed: as measured between two H200, BF16 dispatch with 4 SMs a rank",
 };
@@ -91,6 +96,7 @@ fn hopper(h: Hopper) -> Gpu {
         nvlink_read_share: NVLINK_READ_SHARE.figure(h.measured),
         sm_read: READ.figure(h.measured),
         sm_read_link: READ_LINK.figure(h.measured),
+        sm_quantize: QUANTIZE.figure(h.measured),
         sm_write: WRITE.figure(h.measured),
         sm_write_link: WRITE_LINK.figure(h.measured),
         kernel: if h.measured { KERNEL } else { KERNEL_ASSUMED },
@@ -114,6 +120,7 @@ fn blackwell(name: &'static str, sms: Figure, memory: Figure) -> Gpu {
         nvlink_read_share: NVLINK_READ_SHARE.figure(false),
         sm_read: READ.figure(false),
         sm_read_link: READ_LINK.figure(false),
+        sm_quantize: QUANTIZE.figure(false),
         sm_write: WRITE.figure(false),
         sm_write_link: WRITE_LINK.figure(false),
         kernel: KERNEL_ASSUMED,

@@ -50,6 +50,8 @@ pub struct Gpu {
     pub sm_read: Figure,
     /// What one SM of our combine reads from another GPU's.
     pub sm_read_link: Figure,
+    /// What one SM of our dispatch reads and quantises, in bytes of BF16.
+    pub sm_quantize: Figure,
     /// What one SM of our dispatch writes to its own GPU's memory.
     pub sm_write: Figure,
     /// What one SM of our dispatch writes to another GPU's.
@@ -173,7 +175,7 @@ impl Gpu {
     }
 
     /// All figures by key, with their units.
-    pub fn figures(&self) -> [(&'static str, Unit, &Figure); 14] {
+    pub fn figures(&self) -> [(&'static str, Unit, &Figure); 15] {
         [
             ("gpu.sms", Unit::Count, &self.sms),
             ("gpu.shared_memory", Unit::Bytes, &self.shared_memory),
@@ -185,6 +187,7 @@ impl Gpu {
             ("gpu.nvlink_read_share", Unit::Share, &self.nvlink_read_share),
             ("gpu.sm_read", Unit::GigabytesPerSecond, &self.sm_read),
             ("gpu.sm_read_link", Unit::GigabytesPerSecond, &self.sm_read_link),
+            ("gpu.sm_quantize", Unit::GigabytesPerSecond, &self.sm_quantize),
             ("gpu.sm_write", Unit::GigabytesPerSecond, &self.sm_write),
             ("gpu.sm_write_link", Unit::GigabytesPerSecond, &self.sm_write_link),
             ("gpu.kernel", Unit::Microseconds, &self.kernel),
@@ -193,7 +196,7 @@ impl Gpu {
     }
 
     /// All figures by key, to be changed.
-    pub fn figures_mut(&mut self) -> [(&'static str, &mut Figure); 14] {
+    pub fn figures_mut(&mut self) -> [(&'static str, &mut Figure); 15] {
         [
             ("gpu.sms", &mut self.sms),
             ("gpu.shared_memory", &mut self.shared_memory),
@@ -205,6 +208,7 @@ impl Gpu {
             ("gpu.nvlink_read_share", &mut self.nvlink_read_share),
             ("gpu.sm_read", &mut self.sm_read),
             ("gpu.sm_read_link", &mut self.sm_read_link),
+            ("gpu.sm_quantize", &mut self.sm_quantize),
             ("gpu.sm_write", &mut self.sm_write),
             ("gpu.sm_write_link", &mut self.sm_write_link),
             ("gpu.kernel", &mut self.kernel),

@@ -14,6 +14,8 @@ const CHUNKS: u64 = 1 << 17;
 /// The queues of all ranks, and when each rank enters.
 pub(super) struct Machine<'a> {
     topology: &'a Topology,
+    /// Which of the two binds an SM: what it loads or what it stores.
+    sm: Resource,
     /// Those that send a rank's own rows (in combine, pull them); those that forward; those that sum what forwarders put.
     sms: [Queues; 3],
     nvlink: [Queues; 2],
@@ -79,11 +81,13 @@ impl<'a> Machine<'a> {
         let of = |resource| phase.steps[0].resources.iter().find(|time| time.resource == resource);
         let rate = |resource| of(resource).map_or(1.0, |time| time.rate);
         let seconds = |resource| of(resource).map_or(0.0, |time| time.seconds);
-        let reads = seconds(Resource::SmRead) > seconds(Resource::SmWrite);
-        let sm_rate = rate(if reads { Resource::SmRead } else { Resource::SmWrite });
         let copies = Copies::new(topology, drawn);
         let tokens = f64::from(workload.tokens) * ranks as f64;
         let combine = phase.steps[0].name == "combine";
+        // An SM's work is counted in the rows that it stores in dispatch and loads in combine, whichever of the two takes longer.
+        let counted = of(if combine { Resource::SmRead } else { Resource::SmWrite }).map_or(1.0, |time| time.bytes);
+        let (loads, stores) = (seconds(Resource::SmRead), seconds(Resource::SmWrite));
+        let sm_rate = counted / loads.max(stores);
         // Dispatch stages a row once for all other domains.
         let staged = if combine { 0.0 } else { tokens / copies.remote.max(1.0) };
         // Warps are divided as what they move is.
@@ -97,6 +101,7 @@ impl<'a> Machine<'a> {
             / per_gpu as f64;
         let mut machine = Self {
             topology,
+            sm: if loads > stores { Resource::SmRead } else { Resource::SmWrite },
             sms: shares.map(|share| Queues::new(ranks, sm_rate * share)),
             nvlink: [link, link].map(|rate| Queues::new(ranks, rate)),
             rdma: [nic, nic].map(|rate| Queues::new(ranks, rate)),
@@ -157,9 +162,9 @@ impl<'a> Machine<'a> {
         let chunks = self.chunks(drawn, order);
         let (end, events) = if combine { self.combine(drawn, chunks) } else { self.dispatch(drawn, &chunks) };
         let queues = [
-            (Resource::SmWrite, &self.sms[0]),
-            (Resource::SmWrite, &self.sms[1]),
-            (Resource::SmWrite, &self.sms[2]),
+            (self.sm, &self.sms[0]),
+            (self.sm, &self.sms[1]),
+            (self.sm, &self.sms[2]),
             (Resource::NvlinkOut, &self.nvlink[0]),
             (Resource::NvlinkIn, &self.nvlink[1]),
             (Resource::RdmaOut, &self.rdma[0]),
@@ -170,7 +175,6 @@ impl<'a> Machine<'a> {
         for (resource, queues) in queues {
             let (rank, busy) = queues.busiest();
             if busy > outcome.busiest {
-                let resource = if combine && resource == Resource::SmWrite { Resource::SmRead } else { resource };
                 let rank = if resource == Resource::Hbm { rank * self.per_gpu } else { rank } as u32;
                 outcome = Outcome { busiest: busy, resource, rank, ..outcome };
             }
