@@ -1,17 +1,18 @@
-//! Prints the tables of docs/planning.md: what the planner predicts beside what was measured or published, and what the simulation at
-//! scale says beside the model.
+//! Prints the tables of docs/planning.md, and one of docs/performance.md: what the planner predicts beside what was measured or published,
+//! our kernels beside DeepEP V2's, and what the simulation at scale says beside the model.
 //!
 //! `cargo run --release --example plan_vs_published`. Needs no GPU. DeepEP V2's figures are from our own runs of its kernels on one H200
 //! and from the README of DeepEP at dd758ca; no constant of the model was chosen to fit them.
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use epoxide::WireFormat::{self, Bf16, Fp8};
 use epoxide::plan::simulate::{Draw, Scenario, SendOrder, simulate};
-use epoxide::plan::{Hardware, Phase, Plan, PlanOptions, Protocol, Topology, Workload, plan, plan_with};
+use epoxide::plan::{Hardware, Phase, Plan, PlanOptions, Protocol, Resource, Topology, Workload, plan, plan_with};
 
 fn main() -> Result<()> {
+    of_an_sm()?;
     ours()?;
     side_by_side();
     one_h200()?;
@@ -117,6 +118,53 @@ fn ours() -> Result<()> {
     Ok(())
 }
 
+/// The model's figures of an SM, from the measured times of [`OURS`] with 4 SMs a rank: bytes over the time that is not latency. Half of
+/// what two GPUs with a rank each move stays where it is, which leaves the rest of the time for the link.
+fn of_an_sm() -> Result<()> {
+    let hardware = Hardware::named("h200", None)?;
+    // Bytes of an SM's loads or stores, and the seconds that they took.
+    let of = |gpus: u32, ranks: u32, operation: usize, resource: Resource| -> Result<[f64; 2]> {
+        let row = OURS.into_iter().find(|row| (row.0, row.1, row.2, row.3) == (gpus, ranks, 4096, 4));
+        let measured = row.context("a row with 4 SMs")?.4[operation] * 1e-6;
+        let topology = Topology::new(ranks, ranks)?.with_ranks_per_gpu(ranks / gpus)?;
+        let workload = Workload::new(4096, 7168, 8, 256).with_format(if operation == 1 { Fp8 } else { Bf16 });
+        let plan = plan_with(&topology, &hardware, &workload, &PlanOptions::new().with_num_sms(4))?;
+        let step = &if operation == 2 { plan.combine } else { plan.dispatch }.steps[0];
+        Ok([step.traffic.mean.of(resource) / 4.0, measured - step.latency])
+    };
+    let rate = |[bytes, seconds]: [f64; 2]| bytes / seconds;
+    let linked = |local: f64, [bytes, seconds]: [f64; 2]| bytes / 2.0 / (seconds - bytes / 2.0 / local);
+    let (read, write) = (rate(of(1, 8, 2, Resource::SmRead)?), rate(of(1, 8, 0, Resource::SmWrite)?));
+    let rows = [
+        ("gpu.sm_read", read, &hardware.gpu.sm_read, "combine, 8 ranks on one GPU"),
+        (
+            "gpu.sm_read_link",
+            linked(read, of(2, 2, 2, Resource::SmRead)?),
+            &hardware.gpu.sm_read_link,
+            "combine, a rank on each of two GPUs",
+        ),
+        (
+            "gpu.sm_quantize",
+            rate(of(1, 2, 1, Resource::SmRead)?),
+            &hardware.gpu.sm_quantize,
+            "FP8 dispatch, 2 ranks on one GPU",
+        ),
+        ("gpu.sm_write", write, &hardware.gpu.sm_write, "BF16 dispatch, 8 ranks on one GPU"),
+        (
+            "gpu.sm_write_link",
+            linked(write, of(2, 2, 0, Resource::SmWrite)?),
+            &hardware.gpu.sm_write_link,
+            "BF16 dispatch, a rank on each of two GPUs",
+        ),
+    ];
+    let rows = rows.map(|(key, derived, figure, from)| {
+        let gb = |rate: f64| format!("{:.1}", rate / 1e9);
+        vec![key.into(), gb(derived), gb(figure.value), from.into()]
+    });
+    table("What an SM does, with 4 SMs a rank", &["figure", "derived GB/s", "H200 GB/s", "from"], rows.into());
+    Ok(())
+}
+
 /// Our kernels beside DeepEP V2's, as measured on one H200 each, not in the same run.
 fn side_by_side() {
     let mut rows = Vec::new();
@@ -210,11 +258,15 @@ fn latency() -> Result<()> {
     let hardware = Hardware::named("h200", None)?;
     let topology = Topology::new(2, 2)?.with_ranks_per_gpu(2)?;
     let mut rows = Vec::new();
-    for (tokens, measured) in [(1, [17.4, 16.1]), (8, [17.5, 16.8]), (32, [17.7, 17.8]), (128, [21.6, 24.1])] {
-        let plan = deepep(&topology, &hardware, &Workload::new(tokens, 7168, 8, 256), Some(16))?;
-        for (name, phase, measured) in
-            [("dispatch", &plan.dispatch, measured[0]), ("combine", &plan.combine, measured[1])]
-        {
+    // Dispatch in BF16 and in FP8, and combine.
+    for (tokens, measured) in
+        [(1, [17.4, 17.4, 16.1]), (8, [17.5, 17.7, 16.8]), (32, [17.7, 17.8, 17.8]), (128, [21.6, 18.6, 24.1])]
+    {
+        let of =
+            |format| deepep(&topology, &hardware, &Workload::new(tokens, 7168, 8, 256).with_format(format), Some(16));
+        let (bf16, fp8) = (of(Bf16)?, of(Fp8)?);
+        let phases = [&bf16.dispatch, &fp8.dispatch, &bf16.combine];
+        for ((name, phase), measured) in OPERATIONS.into_iter().zip(phases).zip(measured) {
             let us = phase.seconds * 1e6;
             rows.push(vec![
                 name.into(),
@@ -225,7 +277,7 @@ fn latency() -> Result<()> {
             ]);
         }
     }
-    let header = ["BF16, main and epilogue", "tokens", "predicted us", "measured us", "error"];
+    let header = ["main and epilogue", "tokens", "predicted us", "measured us", "error"];
     table("DeepEP V2, 2 ranks on one H200, 16 SMs each", &header, rows);
     Ok(())
 }

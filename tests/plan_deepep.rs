@@ -52,7 +52,7 @@ fn deepep_sm_counts_are_its_own() {
     assert_eq!(Setup::new(8, 8, 256, 8, h100, 0.0, 132).num_qps(14, 17), 9);
 }
 
-/// Section 4: warps and channels for hidden 7168 and top-8 on an H100.
+/// Warps and channels for hidden 7168 and top-8 on an H100.
 #[test]
 fn deepep_warps_and_channels_are_its_own() {
     let shared = Gpu::named("h100").unwrap().shared_memory.value as u64;
@@ -64,7 +64,7 @@ fn deepep_warps_and_channels_are_its_own() {
     assert_eq!(of(true), [28, 30, 16, 16, 8]);
 }
 
-/// Sections 2.3, 3.1 and 3.2.
+/// Records, buffers and workspace, as DeepEP at dd758ca lays them out.
 #[test]
 fn deepep_bytes_are_its_own() {
     let bf16 = Buffer::new(4096, 7168, 8, false, 1, 8);

@@ -8,7 +8,7 @@ use epoxide::plan::{
 use epoxide::{Config, ElasticBuffer, Error, WireFormat, bytes_needed};
 use proptest::prelude::*;
 use support::laws::{regions_lie_well, require};
-use support::plans::cases;
+use support::plans::{cases, most_selections};
 use support::{Device, replay};
 
 #[test]
@@ -21,23 +21,22 @@ fn more_of_anything_never_takes_less() {
             1 => more.workload.hidden += 16 * step,
             _ => more.workload.top_k = (more.workload.top_k + 1).min(32),
         }
-        let available = match more.workload.routing {
-            Routing::GroupLimited { groups, limit } => limit * (more.workload.experts / groups),
-            _ => more.workload.experts,
-        };
+        let available = most_selections(&more.workload.routing, more.workload.experts);
         more.workload.top_k = more.workload.top_k.min(available);
         let options = sms.map_or_else(PlanOptions::new, |n| PlanOptions::new().with_num_sms(n));
+        // The weights of a histogram are iterated until nine digits are right.
+        let slack = if matches!(more.workload.routing, Routing::Histogram(_)) { 1e-6 } else { 1e-9 };
         let (less, more) = (case.plan(&options)?, more.plan(&options)?);
         for (name, a, b) in [
             ("dispatch", less.dispatch.seconds, more.dispatch.seconds),
             ("combine", less.combine.seconds, more.combine.seconds),
         ] {
-            require(b >= a * (1.0 - 1e-9), || format!("{name}: {a} s, then {b} s"))?;
+            require(b >= a * (1.0 - slack), || format!("{name}: {a} s, then {b} s"))?;
         }
         for r in Resource::ALL {
             for (a, b) in [(&less.dispatch, &more.dispatch), (&less.combine, &more.combine)] {
                 let (a, b) = (a.steps[0].traffic.busiest.of(r), b.steps[0].traffic.busiest.of(r));
-                require(b >= a * (1.0 - 1e-9), || format!("{}: {a}, then {b}", r.name()))?;
+                require(b >= a * (1.0 - slack), || format!("{}: {a}, then {b}", r.name()))?;
             }
         }
         require(more.bytes.window >= less.bytes.window, || "the window shrinks".into())?;
@@ -90,13 +89,13 @@ fn a_plan_fits_its_device() {
     });
 }
 
-/// With as many SMs as the planner says, SMs do not bind; with one fewer they do, where it was free to choose.
+/// With as many SMs as the planner says, SMs take at most four fifths of what binds; with one fewer, more, where it was free to choose.
 #[test]
 fn as_many_sms_as_the_rest_needs() {
     replay::law(module_path!(), "as_many_sms_as_the_rest_needs", 300, cases(), |case| {
         let chosen = case.plan(&PlanOptions::new())?;
         let per_gpu = case.topology.ranks_per_gpu();
-        let most = (case.hardware.gpu.sms.value as u32 - u32::from(per_gpu > 1)) / per_gpu;
+        let most = (case.hardware.gpu.sms.value as u32 - 1) / per_gpu;
         let excess = |plan: &Plan| {
             [&plan.dispatch, &plan.combine].map(|phase| {
                 let time = |sm| {
@@ -107,11 +106,11 @@ fn as_many_sms_as_the_rest_needs() {
             })
         };
         if chosen.num_sms < most {
-            require(excess(&chosen).iter().all(|e| *e <= 1.0 + 1e-9), || format!("{:?}", excess(&chosen)))?;
+            require(excess(&chosen).iter().all(|e| *e <= 0.8 + 1e-9), || format!("{:?}", excess(&chosen)))?;
         }
         if chosen.num_sms > 1 {
             let fewer = case.plan(&PlanOptions::new().with_num_sms(chosen.num_sms - 1))?;
-            require(excess(&fewer).iter().any(|e| *e > 1.0), || format!("{} are too many", chosen.num_sms))?;
+            require(excess(&fewer).iter().any(|e| *e > 0.8), || format!("{} are too many", chosen.num_sms))?;
         }
         Ok(())
     });
@@ -210,6 +209,8 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
     };
     let uneven = Topology::of_domains(&[8, 4]).unwrap();
     let no_nic = Hardware::named("h100", None).unwrap();
+    let mut broken = hardware.clone();
+    broken.gpu.sms.value = 0.0;
     let options = PlanOptions::new;
     let with = |options: PlanOptions| plan_with(&topology, &hardware, &good, &options).unwrap_err().to_string();
     let mut far = Vec::from([0.0; 256]);
@@ -250,8 +251,9 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
             "key = nic.latency: known keys are gpu.sms",
         ),
         (no_nic.clone().set("gpu.hbm", f64::NAN, "x").unwrap_err().to_string(), "gpu.hbm = NaN: a number from"),
-        (with(options().with_num_sms(0)), "num_sms = 0"),
-        (with(options().with_num_sms(133)), "num_sms = 133: 132 of an operation's SMs fit"),
+        (plan(&topology, &broken, &good).unwrap_err().to_string(), "gpu.sms = 0: a whole number from 1 to 1024"),
+        (with(options().with_num_sms(0)), "num_sms = 0: an operation has 1 to 131 SMs"),
+        (with(options().with_num_sms(133)), "num_sms = 133: an operation has 1 to 131 SMs on this GPU"),
         (with(options().with_allocated_qps(0)), "allocated_qps = 0"),
         (deepep(&good, &uneven), "domains"),
         (deepep(&Workload::new(128, 7168, 8, 250), &topology), "experts = 250: DeepEP V2"),

@@ -73,10 +73,10 @@ pub(crate) struct PlanArgs {
     /// Figures of GPU and NIC to use instead of built-in or read ones; `--figures` prints such a file
     #[arg(long, value_name = "FILE.toml", help_heading = "Machine")]
     pub hardware: Option<PathBuf>,
-    /// Ranks in all [default: 8; with `--gpu auto` one for each GPU of this machine]
+    /// Ranks in all [default: 8, or with `--gpu auto` those that fit on this machine; a whole domain at least]
     #[arg(long, help_heading = "Machine")]
     pub ranks: Option<u32>,
-    /// Ranks of an NVLink domain [default: 8, or all ranks if fewer; with `--gpu auto` those of this machine]
+    /// Ranks of an NVLink domain [default: 8, or with `--gpu auto` those of this machine; all ranks if there are fewer]
     #[arg(long, help_heading = "Machine")]
     pub per_node: Option<u32>,
     /// Ranks of every NVLink domain, one by one, if they differ
@@ -114,7 +114,7 @@ pub(crate) struct PlanArgs {
     /// Whose protocol moves the bytes
     #[arg(long, value_enum, default_value_t = ProtocolName::Epoxide, help_heading = "Choices")]
     pub protocol: ProtocolName,
-    /// SMs of an operation [default: the fewest that do not bind]
+    /// SMs of an operation [default: a quarter more than the fewest that do not bind]
     #[arg(long, help_heading = "Choices")]
     pub num_sms: Option<u32>,
     /// Queue pairs that may be used
@@ -123,8 +123,8 @@ pub(crate) struct PlanArgs {
     /// DeepEP V2 only: at least 64 SMs, as it takes when nothing is to overlap
     #[arg(long, help_heading = "Choices")]
     pub many_sms: bool,
-    /// Also simulate: queues, and routing drawn as `uniform`, `zipf[:EXPONENT]` or `one-hot[:EXPERT]`
-    #[arg(long, value_name = "DRAW", num_args = 0..=1, default_missing_value = "uniform", help_heading = "Simulation")]
+    /// Also simulate: queues, and experts drawn as the workload says (`gate`), or `uniform`, `zipf[:EXPONENT]`, `one-hot[:EXPERT]`
+    #[arg(long, value_name = "DRAW", num_args = 0..=1, default_missing_value = "gate", help_heading = "Simulation")]
     pub simulate: Option<DrawArg>,
     /// Seed of routing and skew
     #[arg(long, default_value_t = 1, requires = "simulate", help_heading = "Simulation")]
@@ -203,7 +203,7 @@ impl From<ProtocolName> for Protocol {
     }
 }
 
-const PLAN_HELP: &str = "\
+pub(crate) const PLAN_HELP: &str = "\
 EXAMPLES
   epoxide plan --ranks 8 --format fp8
   epoxide plan --gpu h200 --nic cx7 --ranks 64 --per-node 8 --format fp8
@@ -214,13 +214,14 @@ EXAMPLES
   epoxide plan --gpu auto --nic auto --figures > node.toml, and elsewhere epoxide plan --nic cx7 --hardware node.toml
 
 THIS MACHINE (--gpu auto, --nic auto)
-  The GPUs named as GPU 0 is, and the active NICs of the fastest rate. SMs, memory, NVLink links and their rate, and the NICs'
-  rate are read; the rest stays that of the built-in GPU or NIC, and every figure's source says which. What was read is on
-  the page. With `--gpu auto` and none of --ranks, --per-node and --domains, a plan has one rank for each GPU (or
-  --ranks-per-gpu), all in one NVLink domain.
+  The GPUs named as the first that is new enough, and the active NICs of the rate that carries most together. SMs, memory, NVLink
+  links and their rate, and the NICs' rate are read, and for GPUs that are not built in what their memory's clock and width say; the
+  rest stays that of a built-in GPU or NIC, and every figure's source says which. What was read is on the page. A plan has one rank
+  for each GPU (or --ranks-per-gpu), and the GPUs that reach each other over NVLink are a domain, unless --ranks, --per-node or
+  --domains says otherwise.
 
 THE PAGE
-  Amounts are those of the rank that uses a resource most. The resource that takes longest binds; the step takes that long and
+  Amounts are those of the rank that uses a resource most; of memory, of all ranks of a GPU. The resource that takes longest binds; the step takes that long and
   the latency that no bandwidth shortens. MB and GB/s are 10^6 and 10^9, MiB and GiB are powers of two.
 
 JSON (--json)
@@ -229,8 +230,8 @@ JSON (--json)
   projection                 whether this is designed, but not built yet
   topology                   ranks, domains (ranks of each), ranks_per_gpu, nics_per_gpu
   hardware                   gpu, nic (or null), figures: [{key, value, unit, source}], machine (null unless something was read):
-                             {gpu, nic (each null if named), notes}; gpu: {name, count, compute_capability, built_in: whose figures
-                             the others are}; nic: {name, nics: [names], bandwidth (of one), gpus_per_nic (1 or more)}
+                             {gpu, nic (each null if named), notes}; gpu: {name, count, domain: how many reach each other,
+                             compute_capability, built_in: whose figures the others are}; nic: {name, nics: [names], bandwidth (of one), gpus_per_nic (1 or more)}
   workload                   tokens, hidden, top_k, experts, format, layout, capacity_rows (null: worst case), routing, imbalance
   expected                   ranks_per_token, domains_per_token
   num_sms, num_qps, channels
@@ -253,7 +254,7 @@ JSON (--json)
   runs                       gpu, simulator: whether operations run there
   checks                     [{check, status, finding, advice}], advice may be null;
                              status: \"ok\", \"limited\" (works, not everything), \"no\" (does not work), \"absent\" (not here)
-  Checks: driver, gpu, nvlink, peer_access, nccl, nic, memlock, shared_memory, hardware_queues, simulator. A check may come several
+  Checks: driver, gpu, nvlink, peer_access, several_gpus, nccl, nic, memlock, shared_memory, hardware_queues, simulator. A check may come several
   times: gpu and nvlink once for each GPU, nic once for each port.";
 
 #[cfg(test)]

@@ -94,7 +94,12 @@ fn heading(request: &Request, plan: &Plan) -> String {
         plan.expected.ranks,
         topology.ranks()
     );
-    let _ = writeln!(out, "  SMs          {} of {} for each operation", plan.num_sms, request.hardware.gpu.sms.value);
+    let of_ranks = match topology.ranks_per_gpu() {
+        1 => String::new(),
+        ranks => format!(" of each of a GPU's {ranks} ranks"),
+    };
+    let sms = request.hardware.gpu.sms.value;
+    let _ = writeln!(out, "  SMs          {} of {sms} for each operation{of_ranks}", plan.num_sms);
     if topology.domains() > 1 {
         let _ = writeln!(out, "  queue pairs  {} a rank", plan.num_qps);
         let _ = writeln!(out, "  channels     {} a rank", plan.channels);

@@ -57,6 +57,7 @@ struct Machine {
 struct MachineGpu {
     name: String,
     count: u32,
+    domain: u32,
     compute_capability: String,
     built_in: &'static str,
 }
@@ -257,6 +258,7 @@ impl Machine {
             gpu: found.gpus.as_ref().map(|gpus| MachineGpu {
                 name: gpus.gpu.name.to_string(),
                 count: gpus.count,
+                domain: gpus.domain,
                 compute_capability: format!("{}.{}", gpus.compute_capability.0, gpus.compute_capability.1),
                 built_in: gpus.base,
             }),

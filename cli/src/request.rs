@@ -9,7 +9,7 @@ use crate::args::{Layout, PlanArgs};
 use crate::machine::{Found, Machine};
 use crate::simulation;
 
-/// Ranks, and ranks of an NVLink domain, unless the caller or the machine says otherwise.
+/// Ranks, and ranks of an NVLink domain, unless the caller or the machine says otherwise. Fewer ranks are one domain.
 const USUAL_RANKS: u32 = 8;
 
 /// Everything that a plan follows from.
@@ -70,15 +70,15 @@ impl Request {
 }
 
 fn topology(args: &PlanArgs, machine: &Machine) -> epoxide::Result<Topology> {
-    let topology = match (&args.domains, args.ranks, args.per_node, &machine.found.gpus) {
-        (Some(sizes), ..) => Topology::of_domains(sizes)?,
-        (None, None, None, Some(gpus)) => {
-            let ranks = gpus.count.saturating_mul(args.ranks_per_gpu);
-            Topology::new(ranks, ranks)?
-        }
-        (None, ranks, per_node, _) => {
-            let ranks = ranks.unwrap_or(USUAL_RANKS);
-            Topology::new(ranks, per_node.unwrap_or(USUAL_RANKS.min(ranks.max(1))))?
+    // Ranks in all and of a domain, if neither is said; a bad number of ranks of a GPU is refused below.
+    let on_gpus = |gpus: u32| gpus.saturating_mul(args.ranks_per_gpu.max(1));
+    let (usual, usual_domain) =
+        machine.found.gpus.as_ref().map_or((USUAL_RANKS, USUAL_RANKS), |g| (on_gpus(g.count), on_gpus(g.domain)));
+    let topology = match &args.domains {
+        Some(sizes) => Topology::of_domains(sizes)?,
+        None => {
+            let ranks = args.ranks.unwrap_or(usual.max(args.per_node.unwrap_or(0)));
+            Topology::new(ranks, args.per_node.unwrap_or(usual_domain.min(ranks.max(1))))?
         }
     };
     topology.with_ranks_per_gpu(args.ranks_per_gpu)?.with_nics_per_gpu(machine.nics_per_gpu)

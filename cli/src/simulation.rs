@@ -10,7 +10,7 @@ use crate::request::Request;
 /// Exponent of `zipf` without one: a badly balanced gate.
 const USUAL_EXPONENT: f64 = 1.0;
 
-/// `uniform`, `zipf[:EXPONENT]` or `one-hot[:EXPERT]`.
+/// `gate`, `uniform`, `zipf[:EXPONENT]` or `one-hot[:EXPERT]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct DrawArg(Draw);
 
@@ -20,6 +20,7 @@ impl FromStr for DrawArg {
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, value) = text.split_once(':').map_or((text, None), |(name, value)| (name, Some(value)));
         let draw = match (name, value) {
+            ("gate", None) => Draw::Gate,
             ("uniform", None) => Draw::Uniform,
             ("zipf", None) => Draw::Zipf { exponent: USUAL_EXPONENT },
             ("zipf", Some(value)) => {
@@ -29,7 +30,7 @@ impl FromStr for DrawArg {
             ("one-hot", Some(value)) => {
                 Draw::OneHot { expert: value.parse().map_err(|_| format!("`{value}` is no expert"))? }
             }
-            _ => return Err("known are uniform, zipf[:EXPONENT], one-hot[:EXPERT]".into()),
+            _ => return Err("known are gate, uniform, zipf[:EXPONENT], one-hot[:EXPERT]".into()),
         };
         Ok(Self(draw))
     }
@@ -87,6 +88,7 @@ impl Setting {
     /// How experts are drawn, as `--simulate` takes it.
     pub fn draw(&self) -> String {
         match self.scenario.draw {
+            Draw::Gate => "gate".into(),
             Draw::Uniform => "uniform".into(),
             Draw::Zipf { exponent } => format!("zipf:{exponent}"),
             Draw::OneHot { expert } => format!("one-hot:{expert}"),

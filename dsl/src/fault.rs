@@ -1,7 +1,8 @@
 //! Faults: what a kernel says when something only the device can see went wrong.
 //!
-//! A rank that faults files one record in memory that the host can read, and posts an *abort word* to every rank; a
-//! wait whose flag is missing polls its own abort word, so that nobody waits for a rank that gave up. The first record of an operation stays.
+//! A rank that faults files one record in memory that the host can read, and posts an *abort word*: to every rank, or to itself alone where
+//! every rank finds out by itself. A wait whose flag is missing polls its own abort word, so that nobody waits for a rank that gave up. The
+//! first record stays as long as its memory.
 use crate::KernelArg;
 use crate::memory::{Global, Gpu, Symmetric, System};
 use crate::window::{Region, Window};

@@ -32,7 +32,8 @@
 //!
 //! Unsafe are two things: making a pointer (`from_raw`) and launching. In-kernel accesses are safe methods under the
 //! launch contract that an argument struct's docs state: the addresses are valid for the sizes given. On the simulator
-//! an access out of bounds ends the kernel with a report; outside a machine it panics with a message.
+//! an access outside of device memory, or of the block's shared memory, ends the kernel with a report; outside a machine it
+//! panics with a message.
 //!
 //! ## Obligations are types
 //!

@@ -44,13 +44,13 @@ struct Options {
     /// Where to run.
     #[arg(long, value_enum, default_value_t = Device::Cuda)]
     device: Device,
-    /// NVIDIA GPUs by number; ranks are dealt out to them in turn, and those of one GPU share it.
+    /// NVIDIA GPUs by number, for `--device cuda`; ranks are dealt out to them in turn, and those of one GPU share it.
     #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [0])]
     gpus: Vec<u32>,
     /// Ranks in all.
     #[arg(long, default_value_t = 8)]
     ranks: u32,
-    /// Tokens of every rank.
+    /// Tokens of every rank; a list is a sweep.
     #[arg(long, value_delimiter = ',', default_values_t = [4096])]
     tokens: Vec<u32>,
     /// Elements of a row.
@@ -65,7 +65,7 @@ struct Options {
     /// Blocks of an operation on every rank; a list is a sweep.
     #[arg(long, value_delimiter = ',', default_values_t = [2, 4, 8, 16])]
     sms: Vec<u32>,
-    /// Formats on the wire.
+    /// Formats on the wire; a list is a sweep.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Format::Bf16, Format::Fp8])]
     format: Vec<Format>,
     /// Repetitions that are timed, after three that are not.

@@ -28,7 +28,7 @@ Examples:
 
 Exit codes: 0 verified, 1 a run that failed or was not verified, 2 a bad option or input file.";
 
-/// One mixture-of-experts layer, expert-parallel: router, dispatch, experts, combine, on simulated GPUs or a real one.
+/// One mixture-of-experts layer, expert-parallel: router, dispatch, experts, combine, on simulated GPUs or real ones.
 ///
 /// Tokens are dealt to the ranks in contiguous parts, every rank owns a contiguous range of the experts, and Epoxide moves
 /// rows between them. What was communicated is compared bit for bit with a plain computation, and every output row with a

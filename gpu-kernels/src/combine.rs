@@ -90,8 +90,8 @@ pub fn combine(args: CombineArgs) {
     }
 }
 
-/// How the tokens are divided among the warps: a part is a token, or where there are fewer tokens than warps a piece of one, so
-/// that all warps read.
+/// How the tokens are divided among the warps: a part is a token, or a piece of one where there are at least two warps
+/// for each token, so that all warps read.
 #[derive(Clone, Copy)]
 struct Parts {
     /// Parts of a token.

@@ -337,7 +337,8 @@ impl PrivateLayout {
     }
 }
 
-/// A dispatch block's dynamic shared memory: mbarriers, row bases, counters, then a stage for each copying warp.
+/// A dispatch block's dynamic shared memory: mbarriers, row bases, the first bad selection, counters, then for each copying warp one stage
+/// (BF16) or two (FP8).
 #[derive(Clone, Copy, Debug, KernelArg, PartialEq, Eq)]
 #[repr(C)]
 pub struct DispatchShared {

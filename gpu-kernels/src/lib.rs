@@ -1,6 +1,6 @@
 //! # The expert-parallel kernels
 //!
-//! One kernel is one file, which begins with its protocol: who writes what, which flag publishes it, and who may read it
+//! One kernel is one module, whose file (`mod.rs` of a folder) begins with its protocol: who writes what, which flag publishes it, and who may read it
 //! after which wait. [`layout`] and [`protocol`] hold what they share with the host.
 //!
 //! The PTX that rustc makes of this crate is committed and exported as [`PTX`], so that nothing but cargo is needed to build

@@ -6,7 +6,9 @@ use crate::error::{Error, Result};
 
 /// The host-side rendezvous of a group of ranks: who I am, how many we are, and an all-gather of bytes.
 ///
-/// It is used when a buffer is created and closed, never by an operation.
+/// It is used when a buffer is created and closed and by [`Comm::all_gather`](crate::Comm::all_gather) and
+/// [`Comm::barrier`](crate::Comm::barrier), never by an operation. Groups of this version are threads of one process and have a
+/// [`ThreadBootstrap`]; one cannot be made with another [`Bootstrap`] yet.
 pub trait Bootstrap: Send + Sync {
     /// This rank.
     fn rank(&self) -> u32;

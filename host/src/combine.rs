@@ -43,7 +43,7 @@ impl<'a> CombineInput<'a> {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct RawCombineInput {
-    /// BF16 `[tokens, hidden]`, a multiple of 16 bytes.
+    /// BF16 `[tokens, hidden]`, at an address that is a multiple of 16.
     pub y: u64,
 }
 

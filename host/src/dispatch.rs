@@ -43,7 +43,7 @@ impl<'a, I: Index> DispatchInput<'a, I> {
 pub struct RawDispatchInput {
     /// Tokens of this rank.
     pub tokens: u32,
-    /// BF16 `[tokens, hidden]`, a multiple of 16 bytes.
+    /// BF16 `[tokens, hidden]`, at an address that is a multiple of 16.
     pub x: u64,
     /// `[tokens, top_k]`.
     pub topk_idx: u64,

@@ -301,7 +301,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// An [`Error::Bootstrap`], for a [`Bootstrap`](crate::Bootstrap) of the caller's own.
+    /// An [`Error::Bootstrap`], for who implements [`Bootstrap`](crate::Bootstrap).
     pub fn bootstrap(message: impl Into<String>) -> Self {
         Self::Bootstrap { message: message.into() }
     }

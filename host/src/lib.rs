@@ -18,6 +18,7 @@
 //!     let topk_idx = comm.tensor(&[0i64, 1, 1, 2, -1, -1])?;
 //!     let topk_weights = comm.tensor(&[0.5f32; 6])?;
 //!     let mut y = comm.empty::<bf16>(u64::from(tokens * hidden))?;
+//!     comm.barrier()?; // nobody allocates while a peer waits for it
 //!     let handle = buffer.dispatch(&DispatchInput::new(tokens, &x, &topk_idx, &topk_weights))?;
 //!
 //!     // The experts of this example return what they get.

@@ -24,10 +24,28 @@ fn routing(experts: u32) -> impl Strategy<Value = Routing> {
         groups: groups[g],
         limit: 1 + (share * f64::from(groups[g] - 1)) as u32,
     });
-    prop_oneof![Just(Routing::Uniform), limited]
+    // Loads from none to half of all, of which top-k makes what a gate can do.
+    let loads = proptest::collection::vec(0..=4u32, experts as usize).prop_map(|mut loads| {
+        loads[0] += 1;
+        Routing::Histogram(loads.into_iter().map(f64::from).collect())
+    });
+    prop_oneof![Just(Routing::Uniform), limited, loads]
 }
 
-/// Machines of every built-in kind, with up to 12 domains, and workloads whose experts are chosen uniformly or by groups.
+/// Most selections of a token that a gate can make.
+pub fn most_selections(routing: &Routing, experts: u32) -> u32 {
+    match routing {
+        Routing::GroupLimited { groups, limit } => limit * (experts / groups),
+        // A token selects an expert at most once.
+        Routing::Histogram(loads) => {
+            let hottest = loads.iter().copied().fold(0.0, f64::max);
+            (loads.iter().sum::<f64>() / hottest) as u32
+        }
+        _ => experts,
+    }
+}
+
+/// Machines of every built-in kind, with up to 12 domains, and workloads with every kind of routing.
 pub fn cases() -> impl Strategy<Value = Case> {
     let gpu = (0..Gpu::names().len(), 0..Nic::names().len());
     let layout = prop_oneof![
@@ -43,10 +61,7 @@ pub fn cases() -> impl Strategy<Value = Case> {
     (gpu, sizes, 1..=2u32, layout, any::<bool>(), numbers).prop_flat_map(
         |(gpu, sizes, per_gpu, layout, fp8, (tokens, sixteens, top_k, experts, imbalance))| {
             routing(experts).prop_map(move |routing| {
-                let available = match routing {
-                    Routing::GroupLimited { groups, limit } => limit * (experts / groups),
-                    _ => experts,
-                };
+                let available = most_selections(&routing, experts);
                 let format = if fp8 { WireFormat::Fp8 } else { WireFormat::Bf16 };
                 Case {
                     topology: Topology::of_domains(&sizes).unwrap().with_ranks_per_gpu(per_gpu).unwrap(),

@@ -33,6 +33,10 @@ pub(crate) struct Gpus {
     pub gpu: Gpu,
     /// How many there are.
     pub count: u32,
+    /// How many reach each other over NVLink: those of a domain.
+    pub domain: u32,
+    /// GPUs of any name, which share the machine's NICs.
+    pub all: u32,
     pub compute_capability: (i32, i32),
     /// The built-in one that the figures began with.
     pub base: &'static str,
@@ -40,18 +44,19 @@ pub(crate) struct Gpus {
     pub notes: Vec<String>,
 }
 
-/// The GPUs of GPU 0's name, and the slowest figures among them.
+/// The GPUs of the first one's name that is new enough, and the slowest figures among them.
 ///
 /// # Errors
 ///
-/// When there is none, and when GPU 0 is too old.
+/// When there is none, and when all are too old.
 pub(crate) fn choose(gpus: &[GpuFacts]) -> anyhow::Result<Gpus> {
-    let Some(first) = gpus.first() else { return Err(none("NVML sees no GPU")) };
-    if first.compute_capability < OLDEST {
-        let GpuFacts { index, name, compute_capability: (major, minor), .. } = first;
+    let Some(first) = gpus.iter().find(|gpu| gpu.compute_capability >= OLDEST) else {
+        let Some(GpuFacts { index, name, compute_capability: (major, minor), .. }) = gpus.first() else {
+            return Err(no_gpu("NVML sees no GPU"));
+        };
         let needed = format!("{}.{} (Hopper) or newer is needed", OLDEST.0, OLDEST.1);
-        return Err(none(format!("GPU {index} is {name} of compute capability {major}.{minor}; {needed}")));
-    }
+        return Err(no_gpu(format!("GPU {index} is {name} of compute capability {major}.{minor}; {needed}")));
+    };
     let same: Vec<_> = gpus.iter().filter(|gpu| gpu.name == first.name).collect();
     let others = gpus.len() - same.len();
     let product = PRODUCTS.iter().find(|(name, _)| name.eq_ignore_ascii_case(&first.name));
@@ -80,14 +85,35 @@ pub(crate) fn choose(gpus: &[GpuFacts]) -> anyhow::Result<Gpus> {
     }
     let among = if others == 0 { String::new() } else { format!("; {} of the {} GPUs here", same.len(), gpus.len()) };
     let count = same.len() as u32;
+    let domain = domain(&same, &mut notes);
     let mut reading = Reading { gpu: &mut gpu, base, same, among, notes };
     reading.read(product.is_none());
     let notes = reading.notes;
-    Ok(Gpus { gpu, count, compute_capability: first.compute_capability, base, notes })
+    Ok(Gpus { gpu, count, domain, all: gpus.len() as u32, compute_capability: first.compute_capability, base, notes })
+}
+
+/// How many of these GPUs the first reaches over NVLink, itself counted, if so many make whole domains; a note if they are not all.
+fn domain(gpus: &[&GpuFacts], notes: &mut Vec<String>) -> u32 {
+    let count = gpus.len() as u32;
+    let Some(linked) = gpus[0].linked.as_ref().filter(|_| gpus[0].links != Some(0)) else { return count };
+    let (near, far): (Vec<_>, Vec<_>) = gpus[1..].iter().map(|gpu| gpu.index).partition(|index| linked.contains(index));
+    if far.is_empty() {
+        return count;
+    }
+    let list = |gpus: &[u32]| gpus.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    let reached = if near.is_empty() { "no GPU".into() } else { format!("GPU {}", list(&near)) };
+    let domain = near.len() as u32 + 1;
+    let domain = if count.is_multiple_of(domain) { domain } else { 1 };
+    notes.push(format!(
+        "GPU {} reaches {reached} over NVLink, and not GPU {}: the plan has domains of {domain} unless it is told",
+        gpus[0].index,
+        list(&far)
+    ));
+    domain
 }
 
 /// The error of `--gpu auto`.
-pub(crate) fn none(why: impl Display) -> anyhow::Error {
+pub(crate) fn no_gpu(why: impl Display) -> anyhow::Error {
     anyhow::anyhow!("--gpu auto: {why}; known GPUs are {}", Gpu::names().join(", "))
 }
 
@@ -115,7 +141,8 @@ pub(crate) mod tests {
             compute_capability,
             cores: Some(16896),
             memory: Some(Memory { total: 150_754_820_096, free: 150_000_000_000 }),
-            links: 18,
+            links: Some(18),
+            linked: None,
             link_speed: Some(26562),
             memory_clock: Some(3201),
             bus_width: Some(6144),
@@ -195,7 +222,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_slowest_of_a_name_counts_and_other_names_do_not() {
-        let worse = GpuFacts { links: 16, ..h200(1) };
+        let worse = GpuFacts { links: Some(16), ..h200(1) };
         let found = chosen(&[h200(0), worse, facts(2, "NVIDIA A100-SXM4-80GB", (8, 0))]);
         assert_eq!((found.count, found.gpu.nvlink_links.value), (2, 16.0));
         let source = &found.gpu.nvlink_links.source;
@@ -205,6 +232,30 @@ pub(crate) mod tests {
         );
         assert_eq!(found.notes[0], "the GPUs differ: the plan is for those named NVIDIA H200, without GPU 2");
         assert!(found.notes[1].contains("16 on GPU 1, 18 on GPU 0; the plan takes the lowest"), "{:?}", found.notes);
+    }
+
+    #[test]
+    fn gpus_that_do_not_all_reach_each_other_are_several_domains() {
+        let bridged =
+            |index: u32| GpuFacts { linked: Some(vec![index ^ 1]), ..facts(index, "NVIDIA H100 NVL", (9, 0)) };
+        let found = chosen(&[0, 1, 2, 3].map(bridged));
+        assert_eq!((found.count, found.domain), (4, 2));
+        let note = "GPU 0 reaches GPU 1 over NVLink, and not GPU 2, 3: the plan has domains of 2 unless it is told";
+        assert!(found.notes.iter().any(|n| n == note), "{:?}", found.notes);
+        let all = |index: u32| GpuFacts { linked: Some((0..4).filter(|i| *i != index).collect()), ..h200(index) };
+        let found = chosen(&[0, 1, 2, 3].map(all));
+        assert_eq!((found.domain, found.notes.as_slice()), (4, [].as_slice()));
+        // Without any links PCIe takes their place, which has its own note; and three are no pairs.
+        let cut = |index: u32| GpuFacts { links: Some(0), linked: Some(vec![]), ..h200(index) };
+        assert_eq!(chosen(&[cut(0), cut(1)]).domain, 2);
+        assert_eq!(chosen(&[0, 1, 2].map(bridged)).domain, 1);
+    }
+
+    #[test]
+    fn a_gpu_that_is_too_old_is_passed_over() {
+        let found = chosen(&[facts(0, "NVIDIA T400", (7, 5)), h200(1), h200(2)]);
+        assert_eq!((found.base, found.count, found.all), ("H200", 2, 3));
+        assert_eq!(found.notes, ["the GPUs differ: the plan is for those named NVIDIA H200, without GPU 0"]);
     }
 
     #[test]

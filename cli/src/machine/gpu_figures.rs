@@ -73,7 +73,11 @@ impl<'a> Reading<'a> {
             }
             None => {
                 let why = match self.same[0].cores {
-                    Some(cores) => format!("NVML counts {cores} cores, which are no whole SMs of {CORES_OF_SM}"),
+                    _ if !known => "the cores of an SM of its compute capability are not known".into(),
+                    Some(cores) if !cores.is_multiple_of(CORES_OF_SM) => {
+                        format!("NVML counts {cores} cores, which are no whole SMs of {CORES_OF_SM}")
+                    }
+                    Some(cores) => format!("NVML counts {cores} cores, which is no GPU's number"),
                     None => "NVML does not count the cores".into(),
                 };
                 self.keep(|gpu| &mut gpu.sms, "SMs", &why);
@@ -112,8 +116,9 @@ impl<'a> Reading<'a> {
     }
 
     fn links(&mut self) {
-        let (links, gpu) =
-            self.lowest("NVLink links that are up", |gpu| Some(gpu.links.into())).unwrap_or((0, self.same[0]));
+        let Some((links, gpu)) = self.lowest("NVLink links that are up", |gpu| gpu.links.map(u64::from)) else {
+            return self.keep(|gpu| &mut gpu.nvlink_links, "NVLink links", "NVML does not tell which are up");
+        };
         if links == 0 {
             return self.no_links(gpu);
         }
@@ -136,7 +141,9 @@ impl<'a> Reading<'a> {
         match lowest.filter(|_| self.same.len() > 1) {
             Some((rate, gpu)) => {
                 let (generation, lanes) = gpu.pcie.unwrap_or_default();
-                let what = format!("{none}, so PCIe {generation}.0 x{lanes} takes NVLink's place");
+                let what = format!(
+                    "{none}, so PCIe {generation}.0 x{lanes} takes NVLink's place, which this version's kernels do not run over"
+                );
                 let source = self.source(gpu, &what);
                 self.gpu.nvlink_links = Figure { value: 1.0, source: source.clone().into() };
                 self.gpu.nvlink_link = Figure { value: rate, source: source.into() };
@@ -178,6 +185,15 @@ mod tests {
 
     #[test]
     fn what_is_not_plausible_or_not_said_stays_built_in_and_is_noted() {
+        let future = chosen(&[facts(0, "NVIDIA R100", (13, 0))]);
+        let why = "SMs of the built-in B200: the cores of an SM of its compute capability are not known";
+        assert_eq!(future.notes[1], why);
+        let few = chosen(&[GpuFacts { cores: Some(512), links: None, ..h200(0) }]);
+        let notes = [
+            "SMs of the built-in H200: NVML counts 512 cores, which is no GPU's number",
+            "NVLink links of the built-in H200: NVML does not tell which are up",
+        ];
+        assert_eq!(few.notes, notes);
         let silent = GpuFacts { cores: Some(16900), memory: None, link_speed: Some(5), ..h200(0) };
         let found = chosen(&[silent]);
         let built_in = Gpu::named("H200").expect("it exists");
@@ -201,11 +217,16 @@ mod tests {
 
     #[test]
     fn without_nvlink_several_gpus_have_pcie_and_one_keeps_the_built_in_links() {
-        let cut = |index| GpuFacts { links: 0, ..h200(index) };
+        let cut = |index| GpuFacts { links: Some(0), ..h200(index) };
         let found = chosen(&[cut(0), cut(1)]);
         assert_eq!(found.gpu.nvlink_links.value, 1.0);
         assert!((found.gpu.nvlink_link.value - 63.0e9).abs() < 0.1e9, "{}", found.gpu.nvlink_link.value);
-        assert_eq!(found.notes, ["no NVLink link is up on GPU 0, so PCIe 5.0 x16 takes NVLink's place"]);
+        assert_eq!(
+            found.notes,
+            [
+                "no NVLink link is up on GPU 0, so PCIe 5.0 x16 takes NVLink's place, which this version's kernels do not run over"
+            ]
+        );
         let alone = chosen(&[cut(0)]);
         assert_eq!(alone.gpu.nvlink_links.value, 18.0);
         assert_eq!(alone.notes, ["NVLink links of the built-in H200: no NVLink link is up on GPU 0"]);

@@ -9,7 +9,7 @@ pub(crate) mod nvml;
 pub(crate) mod sysfs;
 
 use anyhow::Context;
-use epoxide::plan::{Gpu, Hardware, Nic};
+use epoxide::plan::{Gpu, Hardware, Nic, Topology};
 use nvml_wrapper::Nvml;
 
 use crate::args::PlanArgs;
@@ -59,8 +59,8 @@ impl Machine {
     fn of(args: &PlanArgs, gpus: Option<&[GpuFacts]>, nics: Option<&[NicFacts]>) -> anyhow::Result<Self> {
         let hint = |e: epoxide::Error| anyhow::anyhow!("{e}, and {AUTO} for what this machine has");
         let gpus = gpus.map(gpu::choose).transpose()?;
-        let count = gpus.as_ref().map(|gpus| gpus.count);
-        let nics = nics.map(|nics| nic::choose(nics, count, args.nics_per_gpu)).transpose()?;
+        let all = gpus.as_ref().map(|gpus| gpus.all);
+        let nics = nics.map(|nics| nic::choose(nics, all, args.nics_per_gpu)).transpose()?;
         let gpu = match &gpus {
             Some(gpus) => gpus.gpu.clone(),
             None => Gpu::named(&args.gpu).map_err(hint)?,
@@ -70,6 +70,8 @@ impl Machine {
             None => args.nic.as_deref().map(Nic::named).transpose().map_err(hint)?,
         };
         let nics_per_gpu = args.nics_per_gpu.or(nics.as_ref().map(|nics| nics.per_gpu)).unwrap_or(1);
+        // The rule is the topology's, which a machine's figures do without.
+        Topology::new(1, 1)?.with_nics_per_gpu(nics_per_gpu)?;
         Ok(Self { hardware: Hardware::new(gpu, nic), nics_per_gpu, found: Found { gpus, nics } })
     }
 }
@@ -79,8 +81,9 @@ fn is_auto(name: &str) -> bool {
 }
 
 fn read_gpus() -> anyhow::Result<Vec<GpuFacts>> {
-    let nvml = Nvml::init().map_err(|error| gpu::none(format_args!("no GPU can be read, since NVML says: {error}")))?;
-    nvml::gpus(&nvml).map_err(|error| gpu::none(format_args!("no GPU can be read: {error:#}")))
+    let nvml =
+        Nvml::init().map_err(|error| gpu::no_gpu(format_args!("no GPU can be read, since NVML says: {error}")))?;
+    nvml::gpus(&nvml).map_err(|error| gpu::no_gpu(format_args!("no GPU can be read: {error:#}")))
 }
 
 impl Found {
@@ -120,7 +123,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::args::{Cli, Command};
+    use crate::args::{Cli, Command, PLAN_HELP};
     use crate::request::Request;
     use crate::{figures, page, report};
 
@@ -158,12 +161,19 @@ mod tests {
             assert!(page.lines().any(|l| l == line), "`{line}` is not in\n{page}");
         }
         let json = serde_json::to_value(report::Planned::new(&planned)).expect("JSON");
-        let gpu =
-            serde_json::json!({"name": "NVIDIA H200", "count": 8, "compute_capability": "9.0", "built_in": "H200"});
+        let gpu = serde_json::json!({"name": "NVIDIA H200", "count": 8, "domain": 8, "compute_capability": "9.0", "built_in": "H200"});
         let nic =
             serde_json::json!({"name": "CX7", "nics": ["mlx5_0", "mlx5_1"], "bandwidth": 50e9, "gpus_per_nic": 4});
         let notes = serde_json::json!(["2 NICs for 8 GPUs: 4 GPUs share one"]);
         assert_eq!(json["hardware"]["machine"], serde_json::json!({"gpu": gpu, "nic": nic, "notes": notes}));
+        let described = PLAN_HELP.split_once("machine (null").and_then(|(_, help)| help.split_once("\n  workload"));
+        let described = described.expect("the machine is described before the workload").0;
+        let words: Vec<_> = described.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+        for part in [&json["hardware"]["machine"]["gpu"], &json["hardware"]["machine"]["nic"]] {
+            for (field, _) in part.as_object().expect("both were read") {
+                assert!(words.contains(&field.as_str()), "--help does not describe {field}");
+            }
+        }
         let file = figures::file(&machine);
         for line in [
             "# GPUs read from this machine: 8 x NVIDIA H200, compute capability 9.0 (NVML)",
@@ -176,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_figures_of_a_machine_are_read_back_elsewhere() {
-        let cut: Vec<_> = h200s(2).into_iter().map(|gpu| GpuFacts { links: 0, ..gpu }).collect();
+        let cut: Vec<_> = h200s(2).into_iter().map(|gpu| GpuFacts { links: Some(0), ..gpu }).collect();
         for gpus in [h200s(8), cut, vec![gpu::tests::facts(0, "NVIDIA GH200 480GB", (9, 0))]] {
             let (_, machine) = on("--gpu auto --nic auto", &gpus, &nic::tests::cx7(3));
             let mut elsewhere = Hardware::named("b200", Some("efa")).expect("they exist");
@@ -192,8 +202,13 @@ mod tests {
         assert_eq!(topology("--gpu auto", 4, 0), (4, 1, 1));
         assert_eq!(topology("--gpu auto", 16, 0), (16, 1, 1));
         assert_eq!(topology("--gpu auto --ranks-per-gpu 2", 4, 0), (8, 1, 1));
-        assert_eq!(topology("--gpu auto --ranks 64", 4, 0), (64, 8, 1));
-        assert_eq!(topology("--gpu auto --per-node 4", 4, 0), (8, 2, 1));
+        assert_eq!(topology("--gpu auto --ranks 64", 4, 0), (64, 16, 1));
+        assert_eq!(topology("--gpu auto --ranks 2", 4, 0), (2, 1, 1));
+        assert_eq!(topology("--gpu auto --per-node 2", 4, 0), (4, 2, 1));
+        assert_eq!(topology("--gpu auto --per-node 16", 4, 0), (16, 1, 1));
+        assert_eq!(topology("--gpu auto --per-node 16", 16, 0), (16, 1, 1));
+        assert_eq!(topology("--gpu auto --ranks 64 --ranks-per-gpu 2", 4, 0), (64, 8, 1));
+        assert_eq!(topology("--gpu h100 --per-node 72", 4, 0), (72, 1, 1));
         assert_eq!(topology("--gpu auto --domains 4,4,2", 4, 0), (10, 3, 1));
         assert_eq!(topology("--gpu h100", 4, 0), (8, 1, 1));
     }

@@ -1,11 +1,11 @@
 //! The NIC of a plan, from what was read of this machine's.
 //!
-//! Cards with a port that is up are counted, those of the fastest rate only: a slow Ethernet port beside them manages the
-//! machine. A built-in NIC of the same model is the base; its rate becomes that of the ports, and message rate and latency are
+//! Cards with a port that is up are counted, those of one rate only, which carry most together: a slow Ethernet port beside them is
+//! there to manage the machine, a fast one for its storage. A built-in NIC of the same model is the base; its rate becomes that of the ports, and message rate and latency are
 //! kept, since no file tells them.
 use epoxide::plan::{Figure, Nic};
 
-use super::sysfs::{CLASS, NicFacts, Port};
+use super::sysfs::{CLASS, NicFacts, Port, UNKNOWN};
 
 const MELLANOX: u16 = 0x15b3;
 const AMAZON: u16 = 0x1d0f;
@@ -42,7 +42,7 @@ pub(crate) struct Nics {
     pub notes: Vec<String>,
 }
 
-/// The fastest NICs, spread over the machine's GPUs if these are known, or `per_gpu` for each.
+/// The NICs that carry most, spread over the machine's GPUs if these are known, or `per_gpu` for each.
 ///
 /// # Errors
 ///
@@ -53,24 +53,28 @@ pub(crate) fn choose(nics: &[NicFacts], gpus: Option<u32>, per_gpu: Option<u32>)
         anyhow::bail!("--nic auto: this machine has no RDMA NIC (nothing in {CLASS}); {}", known());
     }
     let (cards, down) = cards(nics);
-    let gigabits = cards.iter().map(|card| card.gigabits).fold(0.0, f64::max);
-    let (fast, slow): (Vec<_>, Vec<_>) = cards.into_iter().partition(|card| card.gigabits == gigabits);
-    let Some(first) = fast.first() else {
-        anyhow::bail!("--nic auto: no port of this machine's NICs is ACTIVE ({}); {}", down.join(", "), known());
+    let together = |rate: f64| cards.iter().map(|card| card.gigabits).filter(|gigabits| *gigabits == rate).sum::<f64>();
+    let rates = cards.iter().map(|card| card.gigabits);
+    // Of two rates that carry as much the faster one.
+    let order = |a: &f64, b: &f64| together(*a).total_cmp(&together(*b)).then(a.total_cmp(b));
+    let gigabits = rates.max_by(order).unwrap_or(0.0);
+    let (counted, others): (Vec<_>, Vec<_>) = cards.into_iter().partition(|card| card.gigabits == gigabits);
+    let Some(first) = counted.first() else {
+        anyhow::bail!("--nic auto: no port of this machine's NICs can be counted ({}); {}", down.join(", "), known());
     };
     let mut notes = Vec::new();
-    if !slow.is_empty() {
-        let slow: Vec<_> = slow.iter().map(|card| format!("{} ({} Gb/s)", card.name, card.gigabits)).collect();
-        notes.push(format!("slower NICs are not counted: {}", slow.join(", ")));
+    if !others.is_empty() {
+        let others: Vec<_> = others.iter().map(|card| format!("{} ({} Gb/s)", card.name, card.gigabits)).collect();
+        notes.push(format!("NICs of another rate are not counted: {}", others.join(", ")));
     }
     if !down.is_empty() {
-        notes.push(format!("ports that are not ACTIVE are not counted: {}", down.join(", ")));
+        notes.push(format!("ports that are not ACTIVE, or tell no rate, are not counted: {}", down.join(", ")));
     }
     let model = first.model();
-    if let Some(other) = fast.iter().find(|card| card.model() != model) {
+    if let Some(other) = counted.iter().find(|card| card.model() != model) {
         notes.push(format!("the NICs differ: {} is no {model}, which the plan takes all for", other.name));
     }
-    let share = Share::new(fast.len() as u32, gpus, per_gpu);
+    let share = Share::new(counted.len() as u32, gpus, per_gpu);
     let mut nic = first.nic(&mut notes)?;
     if let (Some(note), 2..) = (&share.note, share.gpus_per_nic) {
         // A plan counts whole NICs, so what a GPU has of one is in the figures.
@@ -80,7 +84,7 @@ pub(crate) fn choose(nics: &[NicFacts], gpus: Option<u32>, per_gpu: Option<u32>)
         }
     }
     notes.extend(share.note);
-    let names = fast.into_iter().map(|card| card.name).collect();
+    let names = counted.into_iter().map(|card| card.name).collect();
     Ok(Nics { nic, names, gigabits, per_gpu: share.per_gpu, gpus_per_nic: share.gpus_per_nic, notes })
 }
 
@@ -91,6 +95,8 @@ struct Card<'a> {
     gigabits: f64,
     /// The active ports' files, and what they say.
     rates: Vec<String>,
+    /// What limits it, if its ports add up to more.
+    limit: Option<String>,
 }
 
 /// The cards with an active port, and the ports that are not.
@@ -106,7 +112,7 @@ fn cards(nics: &[NicFacts]) -> (Vec<Card<'_>>, Vec<String>) {
         let place = function.rsplit_once('.').map_or(function, |(place, _)| place);
         for port in &facts.ports {
             let Some(gigabits) = gigabits(port) else {
-                down.push(format!("{} port {} is {}, {}", facts.name, port.number, port.state, port.rate));
+                down.push(format!("{} port {} is {}, {}", facts.name, port.number, port.state, rate_of(port)));
                 continue;
             };
             let rate = format!("{CLASS}/{}/ports/{}/rate: {}", facts.name, port.number, port.rate);
@@ -118,11 +124,23 @@ fn cards(nics: &[NicFacts]) -> (Vec<Card<'_>>, Vec<String>) {
                     card.gigabits += gigabits;
                     card.rates.push(rate);
                 }
-                None => cards.push((place, Card { name: facts.name.clone(), facts, gigabits, rates: vec![rate] })),
+                None => {
+                    let name = facts.name.clone();
+                    cards.push((place, Card { name, facts, gigabits, rates: vec![rate], limit: None }));
+                }
             }
         }
     }
-    (cards.into_iter().map(|(_, card)| card).collect(), down)
+    let cards = cards.into_iter().map(|(_, mut card)| {
+        card.cap();
+        card
+    });
+    (cards.collect(), down)
+}
+
+/// "400 Gb/sec (4X NDR)", or that the kernel does not say.
+fn rate_of(port: &Port) -> String {
+    if port.rate == UNKNOWN { format!("rate {UNKNOWN}") } else { port.rate.clone() }
 }
 
 /// What an active port carries, in 10^9 bits per second: 400 of "400 Gb/sec (4X NDR)".
@@ -143,6 +161,18 @@ impl Card<'_> {
         })
     }
 
+    /// Two ports may add up to more than what the card carries, if its model is known. (The built-in EFA is several devices.)
+    fn cap(&mut self) {
+        let Some(nic) = self.built_in().filter(|name| *name != EFA).and_then(|name| Nic::named(name).ok()) else {
+            return;
+        };
+        let most = nic.bandwidth.value * 8.0 / 1e9;
+        if self.gigabits > most {
+            self.gigabits = most;
+            self.limit = Some(format!("; a {} carries {most} Gb/s", nic.name));
+        }
+    }
+
     /// "CX7", or what the kernel has to say of an unknown one.
     fn model(&self) -> String {
         let facts = self.facts;
@@ -160,9 +190,16 @@ impl Card<'_> {
         let mut nic = match self.built_in() {
             Some(name) => Nic::named(name)?,
             None => {
-                let by_rate = BY_RATE.iter().map(|name| Nic::named(name)).collect::<epoxide::Result<Vec<_>>>()?;
-                let fast = by_rate.iter().find(|nic| nic.bandwidth.value >= bytes).or(by_rate.last());
-                let mut nic = fast.cloned().map_or_else(|| Nic::named(EFA), Ok)?;
+                let [slow, middle, fast] = BY_RATE.map(Nic::named);
+                let (slow, middle) = (slow?, middle?);
+                let enough = |nic: &Nic| nic.bandwidth.value >= bytes;
+                let mut nic = if enough(&slow) {
+                    slow
+                } else if enough(&middle) {
+                    middle
+                } else {
+                    fast?
+                };
                 let (model, base) = (self.model(), nic.name.clone());
                 for figure in [&mut nic.message_rate, &mut nic.latency] {
                     let source = figure.source.strip_prefix("assumed: ").unwrap_or(&figure.source);
@@ -182,6 +219,7 @@ impl Card<'_> {
             nic.message_rate = Figure { value: nic.message_rate.value * share, source: source.into() };
         }
         let source = format!("read from this machine: {}", self.rates.join(" + "));
+        let source = source + self.limit.as_deref().unwrap_or_default();
         nic.bandwidth = Figure { value: bytes, source: source.into() };
         Ok(nic)
     }
@@ -329,8 +367,43 @@ pub(crate) mod tests {
         nics[3].ports[0].state = "DOWN".into();
         let found = chosen(&nics, Some(2));
         assert_eq!((found.names.len(), found.per_gpu), (2, 1));
-        let down = "ports that are not ACTIVE are not counted: mlx5_9 port 1 is DOWN, 400 Gb/sec (4X NDR)";
-        assert_eq!(found.notes, ["slower NICs are not counted: mlx5_8 (25 Gb/s)", down]);
+        let down =
+            "ports that are not ACTIVE, or tell no rate, are not counted: mlx5_9 port 1 is DOWN, 400 Gb/sec (4X NDR)";
+        assert_eq!(found.notes, ["NICs of another rate are not counted: mlx5_8 (25 Gb/s)", down]);
+    }
+
+    #[test]
+    fn a_card_carries_no_more_than_its_model() {
+        let rate = "200 Gb/sec (4X HDR)";
+        let ports = [nic(0, "MT4123", "0000:1a:00.0", rate), nic(1, "MT4123", "0000:1a:00.1", rate)];
+        let found = chosen(&ports, Some(1));
+        assert_eq!((found.gigabits, found.nic.bandwidth.value), (200.0, 25e9));
+        assert!(
+            found.nic.bandwidth.source.ends_with("(4X HDR); a CX6 carries 200 Gb/s"),
+            "{}",
+            found.nic.bandwidth.source
+        );
+    }
+
+    #[test]
+    fn the_rate_that_carries_most_together_counts() {
+        // Storage cards with two ports of the compute cards' rate are cards like these.
+        let mut nics = cx7(8);
+        for card in 8..10 {
+            for port in 0..2 {
+                let slot = format!("0000:{card:02x}:00.{port}");
+                nics.push(nic(10 * card + port, "MT4129", &slot, "400 Gb/sec (4X NDR)"));
+            }
+        }
+        let found = chosen(&nics, Some(8));
+        assert_eq!((found.names.len(), found.per_gpu, found.nic.bandwidth.value), (10, 1, 50e9));
+        assert_eq!(found.notes, ["10 NICs for 8 GPUs: 1 for each, 2 left out"]);
+        // One that is faster than each of them does not carry as much as all.
+        let mut nics = cx7(8);
+        nics.push(nic(9, "MT4131", "0000:9b:00.0", "800 Gb/sec (4X XDR)"));
+        let found = chosen(&nics, Some(8));
+        assert_eq!((found.names.len(), found.gigabits), (8, 400.0));
+        assert_eq!(found.notes, ["NICs of another rate are not counted: mlx5_9 (800 Gb/s)"]);
     }
 
     #[test]
@@ -366,5 +439,9 @@ pub(crate) mod tests {
         down[0].ports[0].state = "INIT".into();
         let error = choose(&down, Some(8), None).expect_err("no active port").to_string();
         assert!(error.contains("(mlx5_0 port 1 is INIT, 400 Gb/sec (4X NDR)); known NICs are CX6"), "{error}");
+        let mut silent = cx7(1);
+        silent[0].ports[0].rate = "unknown".into();
+        let error = choose(&silent, Some(8), None).expect_err("no rate").to_string();
+        assert!(error.contains("can be counted (mlx5_0 port 1 is ACTIVE, rate unknown)"), "{error}");
     }
 }

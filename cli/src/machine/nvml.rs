@@ -3,7 +3,7 @@
 //! Everything that NVML is asked about a GPU is asked here, and becomes plain numbers: what they mean for a plan is decided
 //! in `gpu`, without a GPU.
 use anyhow::Context;
-use nvml_wrapper::enum_wrappers::device::Clock;
+use nvml_wrapper::enum_wrappers::device::{Clock, P2pCapabilitiesIndex, P2pStatus};
 use nvml_wrapper::enums::device::SampleValue;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::structs::device::FieldId;
@@ -12,7 +12,7 @@ use nvml_wrapper::sys_exports::field_id::{
 };
 use nvml_wrapper::{Device, Nvml};
 
-/// Links that a GPU may have (`NVML_NVLINK_MAX_LINKS`).
+/// Links that a GPU may have: `NVML_NVLINK_MAX_LINKS`, which the wrapper does not export.
 const MOST_LINKS: u32 = 18;
 /// Where a link's speed may be, best first. Hopper has it under the first (here of link 0, since the wrapper asks for no other
 /// scope); the second is that of the active links, the third what GPUs had before.
@@ -32,7 +32,9 @@ pub(crate) struct GpuFacts {
     pub cores: Option<u32>,
     pub memory: Option<Memory>,
     /// NVLink links that are up.
-    pub links: u32,
+    pub links: Option<u32>,
+    /// Other GPUs, by number, that it reaches over NVLink, through a switch or not.
+    pub linked: Option<Vec<u32>>,
     /// 10^6 bytes per second of one link in one direction.
     pub link_speed: Option<u64>,
     /// The highest that the memory runs at, in MHz.
@@ -60,7 +62,36 @@ pub(crate) struct Memory {
 pub(crate) fn gpus(nvml: &Nvml) -> anyhow::Result<Vec<GpuFacts>> {
     let count = nvml.device_count().context("NVML's count of GPUs")?;
     let one = |index| nvml.device_by_index(index).and_then(|device| facts(index, &device));
-    (0..count).map(|index| one(index).with_context(|| format!("GPU {index} of NVML"))).collect()
+    let mut gpus = (0..count)
+        .map(|index| one(index).with_context(|| format!("GPU {index} of NVML")))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    for gpu in &mut gpus {
+        gpu.linked = linked(nvml, gpu.index, count).ok();
+    }
+    Ok(gpus)
+}
+
+/// The other GPUs that one reaches over NVLink.
+fn linked(nvml: &Nvml, from: u32, count: u32) -> Result<Vec<u32>, NvmlError> {
+    let device = nvml.device_by_index(from)?;
+    let mut linked = Vec::new();
+    for to in (0..count).filter(|to| *to != from) {
+        if device.p2p_status(&nvml.device_by_index(to)?, P2pCapabilitiesIndex::NvLink)? == P2pStatus::Ok {
+            linked.push(to);
+        }
+    }
+    Ok(linked)
+}
+
+/// Links that are up; `None` if NVML cannot tell of one.
+fn links(device: &Device<'_>) -> Option<u32> {
+    let up = |link| match device.link_wrapper_for(link).is_active() {
+        Ok(active) => Some(u32::from(active)),
+        // The GPU has fewer links, or none.
+        Err(NvmlError::NotSupported | NvmlError::InvalidArg) => Some(0),
+        Err(_) => None,
+    };
+    (0..MOST_LINKS).map(up).sum()
 }
 
 fn facts(index: u32, device: &Device<'_>) -> Result<GpuFacts, NvmlError> {
@@ -71,7 +102,8 @@ fn facts(index: u32, device: &Device<'_>) -> Result<GpuFacts, NvmlError> {
         compute_capability: (capability.major, capability.minor),
         cores: device.num_cores().ok(),
         memory: device.memory_info().ok().map(|memory| Memory { total: memory.total, free: memory.free }),
-        links: (0..MOST_LINKS).map(|link| u32::from(device.link_wrapper_for(link).is_active().unwrap_or(false))).sum(),
+        links: links(device),
+        linked: None,
         link_speed: link_speed(device),
         memory_clock: device.max_clock_info(Clock::Memory).ok(),
         bus_width: device.memory_bus_width().ok(),

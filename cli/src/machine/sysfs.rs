@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 pub(crate) const CLASS: &str = "/sys/class/infiniband";
 
 /// What a file that cannot be read says.
-const UNKNOWN: &str = "unknown";
+pub(super) const UNKNOWN: &str = "unknown";
 
 /// A device of RDMA: a NIC, or a function of one. What the kernel does not say is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,10 +50,7 @@ pub(crate) fn nics(root: &Path) -> Vec<NicFacts> {
 }
 
 fn nic(directory: &Path) -> NicFacts {
-    let device = directory.join("device");
-    // A virtual function has an id of its own, which does not tell the model, and a slot of its own on the same card.
-    let function = device.join("physfn");
-    let function = if function.is_dir() { function } else { device };
+    let function = function(&directory.join("device"));
     let id = |file: &str| {
         let text = text(&function.join(file))?;
         u16::from_str_radix(text.trim_start_matches("0x"), 16).ok()
@@ -68,6 +65,19 @@ fn nic(directory: &Path) -> NicFacts {
         }),
         ports: entries(&directory.join("ports")).iter().map(|directory| port(directory)).collect(),
     }
+}
+
+/// The physical function of PCI that a device of RDMA is, or is a part of.
+fn function(device: &Path) -> PathBuf {
+    // A virtual function has an id of its own, which does not tell the model, and a slot of its own on the same card.
+    let physical = device.join("physfn");
+    if physical.is_dir() {
+        return physical;
+    }
+    // A subfunction is a device below its function's, and has no id.
+    let real = fs::canonicalize(device).unwrap_or_else(|_| device.to_owned());
+    let with_id = real.ancestors().find(|above| above.join("vendor").is_file());
+    with_id.map_or_else(|| device.to_owned(), Path::to_owned)
 }
 
 fn port(directory: &Path) -> Port {
@@ -138,6 +148,20 @@ mod tests {
         assert_eq!(nics[0].hca_type.as_deref(), Some("MT4126"));
         assert_eq!(nics[0].pci_id, Some((0x15b3, 0x1021)));
         assert_eq!(nics[0].slot.as_deref(), Some("0000:18:00.0"));
+    }
+
+    #[test]
+    fn a_subfunction_is_read_as_its_function() {
+        let nics = nics(&fixture("subfunction"));
+        assert_eq!(nics.len(), 2);
+        for nic in &nics {
+            assert_eq!(
+                (nic.pci_id, nic.slot.as_deref()),
+                (Some((0x15b3, 0x1021)), Some("0000:18:00.0")),
+                "{}",
+                nic.name
+            );
+        }
     }
 
     #[test]

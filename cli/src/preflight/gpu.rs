@@ -89,10 +89,10 @@ fn together(usable: &[bool]) -> Option<Check> {
             Err(error) => error.to_string(),
         };
         let advice = "put all ranks on one of them, and look at what NVML says of their links";
-        return Some(Check::new("peer_access", Status::No, format!("{names}: {wrong}")).advice(advice));
+        return Some(Check::new("several_gpus", Status::No, format!("{names}: {wrong}")).advice(advice));
     }
     let finding = format!("a rank on each dispatched and combined: {}", pairs.join(", "));
-    (!pairs.is_empty()).then(|| Check::new("peer_access", Status::Ok, finding))
+    (!pairs.is_empty()).then(|| Check::new("several_gpus", Status::Ok, finding))
 }
 
 /// NVLink of every GPU that NVML sees, and which pairs reach each other.
@@ -122,9 +122,9 @@ fn nvlink(gpu: &GpuFacts) -> Check {
         || "its memory is not known".into(),
         |memory| format!("{} of {} free", units::memory(memory.free), units::memory(memory.total)),
     );
-    let finding =
-        format!("{links} links up on GPU {index} of NVML: {name}, compute capability {major}.{minor}, {memory}");
-    Check::new("nvlink", if *links > 0 { Status::Ok } else { Status::Absent }, finding)
+    let up = links.map_or_else(|| "an unknown number of".into(), |links| links.to_string());
+    let finding = format!("{up} links up on GPU {index} of NVML: {name}, compute capability {major}.{minor}, {memory}");
+    Check::new("nvlink", if links.is_some_and(|links| links > 0) { Status::Ok } else { Status::Absent }, finding)
 }
 
 /// How one GPU reaches another.
@@ -168,7 +168,9 @@ fn peer_access(gpus: usize, pairs: &[Pair]) -> Check {
             pairs.len(),
             first(Reach::Pcie)
         );
-        return Check::new("peer_access", Status::Limited, finding).advice("expect PCIe's bandwidth between them");
+        let advice =
+            "a group over several GPUs needs NVLink in this version: put all ranks on one, or on such that have it";
+        return Check::new("peer_access", Status::No, finding).advice(advice);
     }
     Check::new("peer_access", Status::Ok, format!("all {gpus} GPUs reach each other over NVLink"))
 }
@@ -190,9 +192,7 @@ mod tests {
         assert_eq!(check(&[pair(1, Reach::NvLink), pair(2, Reach::NvLink)]).status, Status::Ok);
         let pcie = check(&[pair(1, Reach::NvLink), pair(2, Reach::Pcie)]);
         assert!(
-            pcie.status == Status::Limited
-                && pcie.finding.contains("1 of 2")
-                && pcie.finding.contains("GPU 0 and GPU 2")
+            pcie.status == Status::No && pcie.finding.contains("1 of 2") && pcie.finding.contains("GPU 0 and GPU 2")
         );
         assert_eq!(check(&[pair(1, Reach::None), pair(2, Reach::Pcie)]).status, Status::No);
     }

@@ -86,8 +86,8 @@ impl PlannedBytes {
         let sizes = Sizes { shape, rows: most_rows(workload, &shape)?, counters };
         let (window, private) = (WindowLayout::of(&sizes)?, PrivateLayout::of(&sizes)?);
 
-        let others = (0..topology.domains()).filter(|&d| d != domain);
-        let served: u64 = others.map(|d| u64::from(topology.forwards_for(members.start, d))).sum();
+        // The window is as large on every rank, so it has room for the one that forwards for most.
+        let served = u64::from(topology.served().into_iter().max()?);
         let forwarded = served.checked_mul(tokens)?;
         let sent = if topology.domains() > 1 { tokens } else { 0 };
         // Sums of other domains, one slot for each that a token can go to.
@@ -203,6 +203,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A rank alone in its domain forwards for all of the others, and every window is as large as its.
+    #[test]
+    fn rails_have_room_for_the_rank_that_forwards_for_most() {
+        let workload = Workload::new(64, 256, 4, 32);
+        let rows = |sizes: &[u32]| {
+            let topology = Topology::of_domains(sizes).unwrap();
+            let bytes = PlannedBytes::new(&topology, &workload, 4, Protocol::Epoxide).unwrap();
+            let of = |name| bytes.regions.iter().find(|r| r.name == name).unwrap().bytes;
+            assert_eq!(of("rail: sums to send") % (64 * 512), 0);
+            of("rail: sums to send") / (64 * 512)
+        };
+        assert_eq!([rows(&[8, 8]), rows(&[8, 1]), rows(&[4, 2, 6])], [1, 8, 5]);
     }
 
     /// Another capacity or layout resizes regions; it adds none and takes none away.

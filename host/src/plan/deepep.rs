@@ -178,7 +178,7 @@ impl Buffer {
         }
     }
 
-    /// Bytes of a record in dispatch with `packs` 4-byte scales (section 2.3).
+    /// Bytes of a record in dispatch with `packs` 4-byte scales.
     pub fn dispatch_record(&self, packs: u64) -> u64 {
         let row = self.hidden * if self.fp8 { 1 } else { 2 };
         let metadata = 8 * self.top_k + 4 * (1 + self.top_k);
@@ -197,7 +197,7 @@ impl Buffer {
         (2 * self.hidden).next_multiple_of(PART_ALIGN) + (8 * self.top_k).next_multiple_of(PART_ALIGN)
     }
 
-    /// Slots of a token in a combine over `ways` senders (section 2.8).
+    /// Slots of a token in a combine over `ways` senders.
     fn slots(&self, ways: u64) -> u64 {
         if self.multiple_reduction { ways.min(self.top_k) } else { self.top_k }
     }
@@ -245,7 +245,7 @@ impl Buffer {
     }
 }
 
-/// Bytes of DeepEP V2's workspace before alignment, item by item as section 3.2 lists them.
+/// Bytes of DeepEP V2's workspace before alignment.
 pub fn workspace_bytes() -> u64 {
     let (ranks, experts, channels) = (1024, 2048, 1024);
     16 + (ranks + experts) * 8
@@ -258,7 +258,7 @@ pub fn workspace_bytes() -> u64 {
         + 33 * ranks * 4
 }
 
-/// Warps and channels of DeepEP V2's kernels (section 4).
+/// Warps and channels of DeepEP V2's kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Warps {

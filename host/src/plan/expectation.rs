@@ -65,20 +65,34 @@ fn misses(total: u32, set: u32, draws: u32) -> f64 {
     (0..few).map(|i| f64::from(total - many - i) / f64::from(total - i)).product()
 }
 
-/// A gate that can say how likely a token goes to a range of experts.
-enum Gate<'a> {
+/// A gate that can say how likely a token goes to a range of experts, and draw a token's experts.
+pub(super) enum Gate<'a> {
     Uniform { experts: u32, top_k: u32 },
     Groups { size: u32, groups: u32, limit: u32, top_k: u32 },
     Histogram(Box<MaximumEntropy<'a>>),
 }
 
 impl<'a> Gate<'a> {
-    fn new(workload: &'a Workload) -> Self {
+    pub(super) fn new(workload: &'a Workload) -> Self {
         let (experts, top_k) = (workload.experts, workload.top_k);
         match &workload.routing {
             Routing::Uniform => Self::Uniform { experts, top_k },
             &Routing::GroupLimited { groups, limit } => Self::Groups { size: experts / groups, groups, limit, top_k },
             Routing::Histogram(loads) => Self::Histogram(Box::new(MaximumEntropy::new(loads, top_k as usize))),
+        }
+    }
+
+    /// Draws the experts of a token into `chosen`, which is empty; `unit` draws from 0 to 1, 1 excluded.
+    pub(super) fn draw(&self, unit: &mut impl FnMut() -> f64, chosen: &mut Vec<u32>) {
+        match *self {
+            Self::Uniform { experts, top_k } => draw_distinct(experts, top_k, unit, chosen),
+            Self::Groups { size, groups, limit, top_k } => {
+                let mut of = Vec::with_capacity(limit as usize);
+                draw_distinct(groups, limit, unit, &mut of);
+                draw_distinct(limit * size, top_k, unit, chosen);
+                chosen.iter_mut().for_each(|e| *e = of[(*e / size) as usize] * size + *e % size);
+            }
+            Self::Histogram(ref gate) => gate.draw(unit, chosen),
         }
     }
 
@@ -140,6 +154,16 @@ impl<'a> Gate<'a> {
     }
 }
 
+/// Draws `count` different numbers below `n`, each set as likely.
+fn draw_distinct(n: u32, count: u32, unit: &mut impl FnMut() -> f64, chosen: &mut Vec<u32>) {
+    while chosen.len() < count as usize {
+        let drawn = (unit() * f64::from(n)) as u32;
+        if !chosen.contains(&drawn) {
+            chosen.push(drawn);
+        }
+    }
+}
+
 /// Natural logarithm of a binomial coefficient.
 fn ln_choose(n: u32, k: u32) -> f64 {
     let k = k.min(n - k);
@@ -149,10 +173,14 @@ fn ln_choose(n: u32, k: u32) -> f64 {
 /// Sets of a fixed size whose members have given frequencies, and that are otherwise as random as can be: the probability of a
 /// set is proportional to the product of its members' weights (conditional Poisson sampling; Chen, Dempster and Liu, Biometrika
 /// 81, 1994, whose iteration finds the weights). With equal frequencies it is the hypergeometric law.
-struct MaximumEntropy<'a> {
+pub(super) struct MaximumEntropy<'a> {
     loads: &'a [f64],
     sum: f64,
     top_k: usize,
+    /// Experts that every token selects: their weights would be infinite. The tables leave them out.
+    always: Vec<usize>,
+    /// Selections that are left for the others.
+    others: usize,
     /// `before[e]`: elementary symmetric sums of the weights of all experts below e, by degree.
     before: Vec<f64>,
     /// `after[e]`: of all experts from e on.
@@ -163,26 +191,30 @@ impl<'a> MaximumEntropy<'a> {
     fn new(loads: &'a [f64], top_k: usize) -> Self {
         /// It gains about a digit in two rounds, and stops when there are nine.
         const ROUNDS: usize = 40;
+        /// A frequency that is 1 but for this is 1.
+        const SURE: f64 = 1e-9;
         let sum: f64 = loads.iter().sum();
-        // A frequency of exactly 1 has an infinite weight.
-        let wanted: Vec<f64> = loads.iter().map(|l| (l / sum * top_k as f64).min(1.0 - 1e-9)).collect();
+        let mut wanted: Vec<f64> = loads.iter().map(|l| l / sum * top_k as f64).collect();
+        let always: Vec<usize> = (0..wanted.len()).filter(|&e| wanted[e] >= 1.0 - SURE).collect();
+        always.iter().for_each(|&e| wanted[e] = 0.0);
+        let others = top_k.saturating_sub(always.len());
         let mut weights: Vec<f64> = wanted.iter().map(|p| p / (1.0 - p)).collect();
-        let mut gate = Self { loads, sum, top_k, before: Vec::new(), after: Vec::new() };
-        for _ in 0..ROUNDS {
+        let mut gate = Self { loads, sum, top_k, always, others, before: Vec::new(), after: Vec::new() };
+        for _ in 0..if others > 0 { ROUNDS } else { 0 } {
             gate.tabulate(&weights);
             let mut worst = 0.0f64;
             for (e, weight) in weights.iter_mut().enumerate() {
                 if wanted[e] == 0.0 {
                     continue;
                 }
-                let (without, with) = (gate.around(e, e + 1, top_k), gate.around(e, e + 1, top_k - 1) * *weight);
+                let (without, with) = (gate.around(e, e + 1, others), gate.around(e, e + 1, others - 1) * *weight);
                 let got = with / (with + without);
                 worst = worst.max((got - wanted[e]).abs());
                 // The odds that the other experts leave it: exact if only this weight changed.
                 *weight *= (wanted[e] * (1.0 - got)) / (got * (1.0 - wanted[e])).max(f64::MIN_POSITIVE);
             }
             let total: f64 = weights.iter().sum();
-            weights.iter_mut().for_each(|w| *w *= top_k as f64 / total);
+            weights.iter_mut().for_each(|w| *w *= others as f64 / total);
             if worst < 1e-9 {
                 break;
             }
@@ -192,7 +224,7 @@ impl<'a> MaximumEntropy<'a> {
     }
 
     fn tabulate(&mut self, weights: &[f64]) {
-        let (n, width) = (weights.len(), self.top_k + 1);
+        let (n, width) = (weights.len(), self.others + 1);
         self.before = vec![0.0; (n + 1) * width];
         self.after = vec![0.0; (n + 1) * width];
         self.before[0] = 1.0;
@@ -213,17 +245,39 @@ impl<'a> MaximumEntropy<'a> {
 
     /// The elementary symmetric sum of `degree` over all experts but `first..last`.
     fn around(&self, first: usize, last: usize, degree: usize) -> f64 {
-        let width = self.top_k + 1;
+        let width = self.others + 1;
         let (before, after) = (&self.before[first * width..][..=degree], &self.after[last * width..][..=degree]);
         before.iter().zip(after.iter().rev()).map(|(a, b)| a * b).sum()
     }
 
     fn misses(&self, first: usize, last: usize) -> f64 {
-        self.around(first, last, self.top_k) / self.around(0, 0, self.top_k)
+        if self.always.iter().any(|e| (first..last).contains(e)) {
+            return 0.0;
+        }
+        self.around(first, last, self.others) / self.around(0, 0, self.others)
     }
 
     fn selections(&self, first: usize, last: usize) -> f64 {
         self.loads[first..last].iter().sum::<f64>() / self.sum * self.top_k as f64
+    }
+
+    /// Expert after expert: with `left` to choose from expert `at` on, the next one is beyond `e` with probability
+    /// `after[e + 1][left] / after[at][left]`.
+    fn draw(&self, unit: &mut impl FnMut() -> f64, chosen: &mut Vec<u32>) {
+        chosen.extend(self.always.iter().map(|&e| e as u32));
+        let experts = self.loads.len();
+        let mut at = 0;
+        for left in (1..=self.others).rev() {
+            let ways = |e: usize| self.after[e * (self.others + 1) + left];
+            let beyond = (1.0 - unit()) * ways(at);
+            let (mut low, mut high) = (at, experts - 1);
+            while low < high {
+                let middle = low.midpoint(high);
+                if ways(middle + 1) >= beyond { low = middle + 1 } else { high = middle }
+            }
+            chosen.push(low as u32);
+            at = low + 1;
+        }
     }
 }
 
@@ -255,5 +309,67 @@ mod tests {
         let expected = Expected::new(&topology, &Workload::new(1, 64, 5, 5));
         assert!((expected.ranks - 5.0).abs() < 1e-12, "{expected:?}");
         assert_eq!(expected.to_rank[5..], [0.0; 3]);
+    }
+
+    /// Loads of which some experts are in every token, up to all of a token's; others are in none.
+    #[test]
+    fn experts_that_every_token_selects_are_counted_as_such() {
+        let topology = Topology::new(8, 4).unwrap();
+        let mut all = vec![0.0; 16];
+        all[..8].fill(1.0);
+        let workload = Workload::new(1, 64, 8, 16).with_routing(Routing::Histogram(all));
+        workload.check().unwrap();
+        let expected = Expected::new(&topology, &workload);
+        assert_eq!(expected.to_rank, [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!((expected.ranks, expected.domains), (4.0, 1.0));
+        // One in every token; of the other 15 any one.
+        let mut one = vec![1.0; 16];
+        one[3] = 15.0;
+        let workload = Workload::new(1, 64, 2, 16).with_routing(Routing::Histogram(one));
+        workload.check().unwrap();
+        let expected = Expected::new(&topology, &workload);
+        assert_eq!(expected.to_rank[1], 1.0);
+        assert!((expected.to_rank[0] - 2.0 / 15.0).abs() < 1e-9, "{expected:?}");
+        assert!((expected.ranks - (1.0 + 7.0 * 2.0 / 15.0)).abs() < 1e-9, "{expected:?}");
+    }
+
+    /// How often drawn tokens hit every rank is what the expectation says, for every kind of gate.
+    #[test]
+    fn tokens_are_drawn_as_they_are_expected() {
+        const TOKENS: u32 = 100_000;
+        let topology = Topology::new(8, 4).unwrap();
+        let loads: Vec<f64> = (0..32).map(|e| if e == 9 { 28.5 } else { f64::from(e % 5) }).collect();
+        for (top_k, routing) in [
+            (4, Routing::Uniform),
+            (6, Routing::GroupLimited { groups: 8, limit: 2 }),
+            (2, Routing::Histogram(loads.clone())),
+            (3, Routing::Histogram(loads)),
+        ] {
+            let workload = Workload::new(1, 64, top_k, 32).with_routing(routing.clone());
+            workload.check().unwrap();
+            let (gate, expected) = (Gate::new(&workload), Expected::new(&topology, &workload));
+            let mut state = 0x9e37_79b9_7f4a_7c15u64;
+            let mut unit = || {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 11) as f64 / (1u64 << 53) as f64
+            };
+            let mut hits = [0u32; 8];
+            for _ in 0..TOKENS {
+                let mut chosen = Vec::new();
+                gate.draw(&mut unit, &mut chosen);
+                let mut distinct = chosen.clone();
+                distinct.sort_unstable();
+                distinct.dedup();
+                assert_eq!((chosen.len(), distinct.len()), (top_k as usize, top_k as usize), "{routing:?}: {chosen:?}");
+                (0..8).for_each(|rank| hits[rank as usize] += u32::from(chosen.iter().any(|e| e / 4 == rank)));
+            }
+            for (rank, (&hits, want)) in hits.iter().zip(&expected.to_rank).enumerate() {
+                let got = f64::from(hits) / f64::from(TOKENS);
+                // Five standard deviations.
+                assert!((got - want).abs() < 0.008, "{routing:?}: rank {rank} {got}, not {want}");
+            }
+        }
     }
 }

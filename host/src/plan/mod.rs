@@ -23,7 +23,7 @@
 //!    resources: eight GPUs are bound by their links, eight ranks on one GPU by its memory.
 //! 3. The time of a step is the longest of bytes over rate, plus its dependent round trips, which no bandwidth shortens. The longest one
 //!    *binds*. Nothing is added for contention: [`simulate`] says what queues, stragglers and unlucky routing add.
-//! 4. The SMs are the fewest whose loads and stores do not bind.
+//! 4. The SMs are a quarter more than the fewest whose loads and stores do not bind.
 //! 5. [`PlannedBytes`]: what a buffer takes, region by region; exact where the library allocates it today, a projection where not.
 //!
 //! [`Protocol::DeepEpV2`] describes DeepEP V2 instead, with its own constants; [`deepep`] has its formulas one by one.

@@ -5,7 +5,7 @@ use super::deepep;
 use super::expectation::Expected;
 use super::hardware::{Gpu, Hardware};
 use super::topology::Topology;
-use super::traffic::{self, Flows, Resource, StepTraffic};
+use super::traffic::{self, Flows, Resource, StepTraffic, Traffic};
 use super::workload::Workload;
 use crate::config::dispatch_shared;
 use crate::error::{Error, Result};
@@ -169,6 +169,7 @@ pub fn plan(topology: &Topology, hardware: &Hardware, workload: &Workload) -> Re
 /// See [`plan`]; also for what DeepEP V2 does not support, when its protocol is asked for.
 pub fn plan_with(topology: &Topology, hardware: &Hardware, workload: &Workload, options: &PlanOptions) -> Result<Plan> {
     workload.check()?;
+    hardware.check()?;
     let limits = Limits::new(topology, hardware, options)?;
     let expected = Expected::new(topology, workload);
     let flows = traffic::flows(topology, workload, &expected);
@@ -179,7 +180,7 @@ pub fn plan_with(topology: &Topology, hardware: &Hardware, workload: &Workload, 
         None => limits.sms(topology, workload, [&dispatch[0], &combine[0]])?,
     };
     if num_sms == 0 || num_sms > limits.most_sms {
-        let rule = format!("{} of an operation's SMs fit beside the other ranks of the GPU", limits.most_sms);
+        let rule = format!("an operation has 1 to {} SMs on this GPU, for each of its ranks", limits.most_sms);
         return Err(Error::argument("num_sms", num_sms, rule));
     }
     let (channels, num_qps) = limits.channels(topology, workload, num_sms)?;
@@ -194,6 +195,23 @@ pub fn plan_with(topology: &Topology, hardware: &Hardware, workload: &Workload, 
     let bytes = PlannedBytes::new(topology, workload, num_sms, options.protocol)?;
     let projection = bytes.is_projection();
     Ok(Plan { protocol: options.protocol, num_sms, num_qps, channels, expected, dispatch, combine, bytes, projection })
+}
+
+/// More SMs than bind nothing in the model, which takes the longest of what overlaps: at exactly as many, neither the SMs nor the rest
+/// keep the other busy all the while, and kernels take up to a third longer (docs/planning.md). DeepEP's planner has the same factor.
+const SM_HEADROOM: f64 = 1.25;
+
+/// What the SMs of every rank take to load and to store its share of a step of our protocol, in seconds.
+pub(super) fn sm_seconds(
+    topology: &Topology,
+    hardware: &Hardware,
+    num_sms: u32,
+    step: &StepTraffic,
+) -> Result<Vec<[f64; 2]>> {
+    let limits = Limits::new(topology, hardware, &PlanOptions::new())?;
+    let seconds =
+        |traffic: &Traffic, resource| traffic.of(resource) / limits.rate(step, traffic, resource, f64::from(num_sms));
+    Ok(step.ranks.iter().map(|t| [seconds(t, Resource::SmRead), seconds(t, Resource::SmWrite)]).collect())
 }
 
 /// The rates of the hardware, as one rank has them.
@@ -212,8 +230,9 @@ impl<'a> Limits<'a> {
     fn new(topology: &Topology, hardware: &'a Hardware, options: &PlanOptions) -> Result<Self> {
         let per_gpu = topology.ranks_per_gpu();
         let device = hardware.gpu.sms.value as u32;
-        // Several ranks on one GPU leave one SM free (see `runtime::cuda::budget`).
-        let most_sms = (device - u32::from(per_gpu > 1)) / per_gpu;
+        // Ours leave one SM of a GPU free (see `runtime::cuda::budget`).
+        let spare = u32::from(options.protocol == Protocol::Epoxide);
+        let most_sms = device.saturating_sub(spare) / per_gpu;
         if most_sms == 0 {
             let rule = format!("each rank of a GPU needs a whole SM of its {device}, and one stays free");
             return Err(Error::argument("ranks_per_gpu", per_gpu, rule));
@@ -248,20 +267,17 @@ impl<'a> Limits<'a> {
         })
     }
 
-    /// What a resource does in a step, with `sms` SMs of a rank or its share of the device.
-    fn rate(&self, step: &StepTraffic, resource: Resource, sms: f64) -> f64 {
-        let gpu = self.gpu;
+    /// What a resource does of a rank's `traffic`, with `sms` SMs of a rank or its share of the device.
+    fn rate(&self, step: &StepTraffic, traffic: &Traffic, resource: Resource, sms: f64) -> f64 {
+        let (gpu, slow) = (self.gpu, &traffic.slow);
         match (self.protocol, resource) {
             (Protocol::Epoxide, Resource::SmRead) => {
-                let (slow, rate) = match step.pulls {
-                    true => (step.busiest.of(Resource::NvlinkIn), gpu.sm_read_link.value),
-                    false => (step.quantized, gpu.sm_quantize.value),
-                };
-                sms * mixed(step.busiest.of(resource), slow, gpu.sm_read.value, rate)
+                let parts = [(slow.linked_loads, gpu.sm_read_link.value), (slow.quantized, gpu.sm_quantize.value)];
+                sms * mixed(traffic.of(resource), gpu.sm_read.value, &parts)
             }
             (Protocol::Epoxide, Resource::SmWrite) => {
-                let linked = if step.pulls { 0.0 } else { step.busiest.of(Resource::NvlinkOut) };
-                sms * mixed(step.busiest.of(resource), linked, gpu.sm_write.value, gpu.sm_write_link.value)
+                let parts = [(slow.linked_stores, gpu.sm_write_link.value)];
+                sms * mixed(traffic.of(resource), gpu.sm_write.value, &parts)
             }
             (Protocol::DeepEpV2, Resource::SmRead) => sms * deepep::SM_READ,
             (Protocol::DeepEpV2, Resource::SmWrite) => sms * deepep::SM_WRITE,
@@ -281,13 +297,17 @@ impl<'a> Limits<'a> {
         }
     }
 
-    /// What a resource takes; `None` if the step does not use it.
+    /// What a resource takes, for the rank for which it takes longest; `None` if the step does not use it.
     fn resource_time(&self, step: &StepTraffic, resource: Resource, sms: f64) -> Option<ResourceTime> {
         // One GPU's memory serves all its ranks; nothing says that they are busy alike, so all count as the busiest.
         let ranks = if resource == Resource::Hbm { self.ranks_per_gpu } else { 1.0 };
-        let bytes = step.busiest.of(resource) * ranks;
-        let rate = self.rate(step, resource, sms);
-        (bytes > 0.0).then(|| ResourceTime { resource, bytes, rate, seconds: bytes / rate })
+        let of_rank = |traffic: &Traffic| {
+            let bytes = traffic.of(resource) * ranks;
+            let rate = self.rate(step, traffic, resource, sms);
+            ResourceTime { resource, bytes, rate, seconds: bytes / rate }
+        };
+        let longest = step.ranks.iter().map(of_rank).max_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        longest.filter(|time| time.bytes > 0.0)
     }
 
     fn time(&self, traffic: StepTraffic, num_sms: u32) -> Step {
@@ -304,7 +324,7 @@ impl<'a> Limits<'a> {
         Step { name: traffic.name, traffic, resources, latency, seconds }
     }
 
-    /// The fewest SMs whose loads and stores bind neither step; for DeepEP V2 its own formula.
+    /// [`SM_HEADROOM`] times the fewest SMs whose loads and stores bind neither step; for DeepEP V2 its own formula.
     fn sms(&self, topology: &Topology, workload: &Workload, steps: [&StepTraffic; 2]) -> Result<u32> {
         if self.protocol == Protocol::DeepEpV2 {
             let setup = self.deepep_setup(topology, workload);
@@ -315,7 +335,7 @@ impl<'a> Limits<'a> {
             let time = |r: Resource| self.resource_time(step, r, 1.0).map_or(0.0, |t| t.seconds);
             let longest =
                 |sm: bool| Resource::ALL.into_iter().filter(|r| r.is_sm() == sm).map(time).fold(0.0, f64::max);
-            wanted = wanted.max((longest(true) / longest(false)).ceil());
+            wanted = wanted.max((SM_HEADROOM * longest(true) / longest(false)).ceil());
         }
         Ok(wanted.min(f64::from(self.most_sms)) as u32)
     }
@@ -360,10 +380,10 @@ impl<'a> Limits<'a> {
     }
 }
 
-/// The rate of an SM that moves `bytes` at `rate`, but for `others` of them at `other_rate`.
-fn mixed(bytes: f64, others: f64, rate: f64, other_rate: f64) -> f64 {
-    let others = others.min(bytes);
-    let seconds = (bytes - others) / rate + others / other_rate;
+/// The rate of an SM that moves `bytes` at `rate`, but for some parts of them at other rates.
+fn mixed(bytes: f64, rate: f64, parts: &[(f64, f64)]) -> f64 {
+    let (others, others_seconds) = parts.iter().fold((0.0, 0.0), |(b, s), (bytes, rate)| (b + bytes, s + bytes / rate));
+    let seconds = (bytes - others).max(0.0) / rate + others_seconds;
     if seconds > 0.0 { bytes / seconds } else { rate }
 }
 

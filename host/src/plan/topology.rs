@@ -80,7 +80,7 @@ impl Topology {
     /// [`Error::InvalidArgument`] for none.
     pub fn with_nics_per_gpu(mut self, nics_per_gpu: u32) -> Result<Self> {
         if !(1..=64).contains(&nics_per_gpu) {
-            return Err(Error::argument("nics_per_gpu", nics_per_gpu, "a GPU has 1 to 64 NICs; see `rails` for fewer"));
+            return Err(Error::argument("nics_per_gpu", nics_per_gpu, "a GPU has 1 to 64 NICs"));
         }
         self.nics_per_gpu = nics_per_gpu;
         Ok(self)

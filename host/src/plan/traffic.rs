@@ -66,18 +66,38 @@ impl Resource {
 
 /// Bytes per resource, in the order of [`Resource::ALL`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Traffic([f64; 8]);
+pub struct Traffic {
+    amounts: [f64; 8],
+    /// What SMs do more slowly than the rest.
+    pub(super) slow: Slow,
+}
+
+/// Parts of what SMs load and store that they are slower at.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Slow {
+    /// Loaded from other GPUs.
+    pub linked_loads: f64,
+    /// Loaded as BF16 and quantised.
+    pub quantized: f64,
+    /// Stored to other GPUs.
+    pub linked_stores: f64,
+}
 
 impl Traffic {
     /// Bytes (or messages) of a resource.
     pub fn of(&self, resource: Resource) -> f64 {
-        self.0[resource as usize]
+        self.amounts[resource as usize]
     }
-    pub(crate) fn add(&mut self, resource: Resource, bytes: f64) {
-        self.0[resource as usize] += bytes;
+    fn add(&mut self, resource: Resource, bytes: f64) {
+        self.amounts[resource as usize] += bytes;
     }
     fn combine(mut self, other: &Self, f: impl Fn(f64, f64) -> f64) -> Self {
-        self.0.iter_mut().zip(other.0).for_each(|(a, b)| *a = f(*a, b));
+        self.amounts.iter_mut().zip(other.amounts).for_each(|(a, b)| *a = f(*a, b));
+        self.slow = Slow {
+            linked_loads: f(self.slow.linked_loads, other.slow.linked_loads),
+            quantized: f(self.slow.quantized, other.slow.quantized),
+            linked_stores: f(self.slow.linked_stores, other.slow.linked_stores),
+        };
         self
     }
 }
@@ -101,9 +121,9 @@ pub struct StepTraffic {
     /// Whether a launch precedes it that nothing hides.
     pub launched: bool,
     /// Whether what crosses NVLink is read by who wants it, and not written by who has it.
-    pub pulls: bool,
-    /// Bytes of BF16 among the SMs' loads that they quantise before they store them.
-    pub quantized: f64,
+    pub(super) pulls: bool,
+    /// What each rank moves.
+    pub(super) ranks: Vec<Traffic>,
 }
 
 /// Bytes of rows in each phase.
@@ -115,7 +135,7 @@ struct Rows {
     wire: f64,
     /// A row of combine.
     output: f64,
-    /// What a copy counts in DeepEP's accounting (section 8.4): data, scales, indices, weights.
+    /// What a copy counts in DeepEP's own tables: data, scales, indices, weights.
     counted: [f64; 2],
 }
 
@@ -151,6 +171,12 @@ pub(crate) fn shape(workload: &Workload, ranks: u32) -> Shape {
     }
 }
 
+/// Bytes of a row of ours as it crosses a link: in dispatch with scales and metadata, in combine in BF16.
+pub(super) fn row_bytes(workload: &Workload, combine: bool) -> f64 {
+    let rows = Rows::new(workload, Protocol::Epoxide);
+    if combine { rows.output } else { rows.wire }
+}
+
 /// Bytes of a copy in DeepEP's accounting: in dispatch and in combine.
 pub(crate) fn counted_bytes(workload: &Workload) -> [f64; 2] {
     Rows::new(workload, Protocol::DeepEpV2).counted
@@ -179,6 +205,25 @@ pub(crate) struct Flows {
     pub expanded: f64,
     /// Tokens of its own that have a copy in its own domain.
     pub at_home: f64,
+    /// Ranks of its domain.
+    pub domain: f64,
+}
+
+impl Flows {
+    /// The same, of a rank that receives `imbalance` times the mean: its own rows, and its share of what the forwarders of its domain
+    /// carry more.
+    fn busiest(&self, imbalance: f64) -> Self {
+        let forwarders = 1.0 + (imbalance - 1.0) / self.domain;
+        Self {
+            remote_in: self.remote_in * forwarders,
+            forwarded: self.forwarded * forwarders,
+            forwarded_linked: self.forwarded_linked * forwarders,
+            received: self.received * imbalance,
+            received_linked: self.received_linked * imbalance,
+            expanded: self.expanded * imbalance,
+            ..*self
+        }
+    }
 }
 
 /// The flows of every rank.
@@ -218,6 +263,7 @@ pub(crate) fn flows(topology: &Topology, workload: &Workload, expected: &Expecte
                 received_linked: tokens * (size - f64::from(per_gpu) + all_served - served_on_gpu) * to_me,
                 expanded: tokens * (size + all_served) * expected.selections[rank as usize],
                 at_home: tokens * to_domain,
+                domain: size,
             });
         }
     }
@@ -234,7 +280,8 @@ pub(crate) fn dispatch(
     let rows = Rows::new(workload, protocol);
     let hybrid = topology.domains() > 1;
     let control = control_bytes(topology, workload);
-    let main = |f: &Flows, hot: f64| {
+    let quantizes = protocol == Protocol::Epoxide && workload.format == WireFormat::Fp8;
+    let main = |f: &Flows| {
         let mut t = Traffic::default();
         let tokens = f64::from(workload.tokens);
         t.add(Resource::SmRead, tokens * rows.input);
@@ -244,18 +291,21 @@ pub(crate) fn dispatch(
             t.add(Resource::SmWrite, tokens * rows.wire);
             t.add(Resource::Hbm, (tokens + f.remote_out + 2.0 * f.remote_in) * rows.wire);
             t.add(Resource::RdmaOut, f.remote_out * rows.wire);
-            t.add(Resource::RdmaIn, f.remote_in * hot * rows.wire);
+            t.add(Resource::RdmaIn, f.remote_in * rows.wire);
             t.add(Resource::Messages, f.remote_out);
             t.add(Resource::SmRead, f.remote_in * rows.wire);
         }
         t.add(Resource::SmWrite, (f.local_out + f.forwarded) * rows.wire);
-        t.add(Resource::NvlinkOut, (f.local_out_linked + f.forwarded_linked) * rows.wire + control.link);
-        t.add(Resource::NvlinkIn, f.received_linked * hot * rows.wire + control.link);
-        t.add(Resource::Hbm, f.received * hot * rows.wire);
+        let linked = (f.local_out_linked + f.forwarded_linked) * rows.wire;
+        t.add(Resource::NvlinkOut, linked + control.link);
+        t.add(Resource::NvlinkIn, f.received_linked * rows.wire + control.link);
+        t.add(Resource::Hbm, f.received * rows.wire);
+        t.slow.linked_stores = linked;
+        t.slow.quantized = if quantizes { tokens * rows.input } else { 0.0 };
         t
     };
-    let deepep_main = |f: &Flows, hot: f64| {
-        let mut t = main(f, hot);
+    let deepep_main = |f: &Flows| {
+        let mut t = main(f);
         if hybrid {
             // The own domain's rows pass through a forwarder too: stored once more, and read again.
             t.add(Resource::SmWrite, f.at_home * rows.wire);
@@ -264,9 +314,9 @@ pub(crate) fn dispatch(
         }
         t
     };
-    let expand = |f: &Flows, hot: f64| {
+    let expand = |f: &Flows| {
         // The receiver makes the second and further copies of a row.
-        let extra = (f.expanded - f.received).max(0.0) * hot * (rows.wire - control.metadata);
+        let extra = (f.expanded - f.received).max(0.0) * (rows.wire - control.metadata);
         let mut t = Traffic::default();
         t.add(Resource::SmRead, extra);
         t.add(Resource::SmWrite, extra);
@@ -277,23 +327,21 @@ pub(crate) fn dispatch(
     match protocol {
         Protocol::Epoxide => {
             // The grid agrees on its counts; rows land; the grid's last block knows of it, and its word goes to the peers.
-            let with_copies = |f: &Flows, hot: f64| {
-                let t = main(f, hot);
-                if is_expand { t.combine(&expand(f, hot), |a, b| a + b) } else { t }
+            let with_copies = |f: &Flows| {
+                let t = main(f);
+                if is_expand { t.combine(&expand(f), |a, b| a + b) } else { t }
             };
-            let fp8 = workload.format == WireFormat::Fp8;
-            let quantized = if fp8 { f64::from(workload.tokens) * rows.input } else { 0.0 };
-            vec![StepTraffic { quantized, ..step("dispatch", workload, flows, with_copies, 4, u32::from(hybrid) * 2) }]
+            vec![step("dispatch", workload, flows, with_copies, 4, u32::from(hybrid) * 2)]
         }
         Protocol::DeepEpV2 => {
             // Notify: a grid reduction and an exchange; the row; the exit barrier.
             let first = step("dispatch", workload, flows, deepep_main, 4, u32::from(hybrid) * 2);
-            let copy = |f: &Flows, hot: f64| {
+            let copy = |f: &Flows| {
                 let mut t = Traffic::default();
                 let out = if is_expand { f.expanded } else { f.received };
-                t.add(Resource::SmRead, f.received * hot * rows.wire);
-                t.add(Resource::SmWrite, out * hot * rows.wire);
-                t.add(Resource::Hbm, (f.received + out) * hot * rows.wire);
+                t.add(Resource::SmRead, f.received * rows.wire);
+                t.add(Resource::SmWrite, out * rows.wire);
+                t.add(Resource::Hbm, (f.received + out) * rows.wire);
                 t
             };
             vec![
@@ -320,26 +368,27 @@ pub(crate) fn combine(
     let tokens = f64::from(workload.tokens);
     let handle = tokens * f64::from(workload.top_k) * 8.0;
     // The way back: what was received is lent, what was forwarded is gathered, what was put comes in.
-    let links = |t: &mut Traffic, f: &Flows, hot: f64| {
-        t.add(Resource::NvlinkOut, f.received_linked * hot * rows.output);
+    let links = |t: &mut Traffic, f: &Flows| {
+        t.add(Resource::NvlinkOut, f.received_linked * rows.output);
         t.add(Resource::NvlinkIn, (f.local_out_linked + f.forwarded_linked) * rows.output);
-        t.add(Resource::RdmaOut, f.remote_in * hot * rows.output);
+        t.add(Resource::RdmaOut, f.remote_in * rows.output);
         t.add(Resource::RdmaIn, f.remote_out * rows.output);
-        t.add(Resource::Messages, f.remote_in * hot);
+        t.add(Resource::Messages, f.remote_in);
     };
     match protocol {
         Protocol::Epoxide => {
-            let pull = |f: &Flows, hot: f64| {
+            let pull = |f: &Flows| {
                 let mut t = Traffic::default();
-                links(&mut t, f, hot);
+                links(&mut t, f);
+                t.slow.linked_loads = t.of(Resource::NvlinkIn);
                 let pulled = f.local_out + f.forwarded;
                 t.add(Resource::SmRead, (pulled + f.remote_out) * rows.output);
                 t.add(Resource::SmWrite, (tokens + f.remote_in) * rows.output);
-                let memory = tokens + f.received * hot + 2.0 * f.remote_in + 2.0 * f.remote_out;
+                let memory = tokens + f.received + 2.0 * f.remote_in + 2.0 * f.remote_out;
                 t.add(Resource::Hbm, memory * rows.output + handle);
                 if matches!(workload.layout, RowLayout::Expand { .. }) {
                     // Where a token has m > 1 rows on one rank they are summed there first: m <= 2 (m - 1) loads, one store.
-                    let extra = (f.expanded - f.received).max(0.0) * hot * rows.output;
+                    let extra = (f.expanded - f.received).max(0.0) * rows.output;
                     t.add(Resource::SmRead, 2.0 * extra);
                     t.add(Resource::SmWrite, extra);
                     t.add(Resource::Hbm, 3.0 * extra);
@@ -350,13 +399,13 @@ pub(crate) fn combine(
             vec![StepTraffic { pulls: true, ..step("combine", workload, flows, pull, 2, u32::from(hybrid)) }]
         }
         Protocol::DeepEpV2 => {
-            let push = |f: &Flows, hot: f64| {
+            let push = |f: &Flows| {
                 let mut t = Traffic::default();
-                links(&mut t, f, hot);
+                links(&mut t, f);
                 // Owners push rows into per-source slots; with rails a forwarder reads them, sums, and puts.
                 let own = if hybrid { f.at_home } else { 0.0 };
                 let gathered = if hybrid { f.local_out + f.forwarded } else { 0.0 };
-                let pushed = f.received * hot;
+                let pushed = f.received;
                 t.add(Resource::SmRead, (pushed + gathered) * rows.output);
                 t.add(Resource::SmWrite, (pushed + f.remote_in + own) * rows.output);
                 let landed = f.local_out + f.forwarded;
@@ -364,7 +413,7 @@ pub(crate) fn combine(
                 t.add(Resource::Hbm, memory * rows.output);
                 t
             };
-            let reduce = |f: &Flows, _: f64| {
+            let reduce = |f: &Flows| {
                 let mut t = Traffic::default();
                 let slots = if hybrid { f.at_home + f.remote_out } else { f.local_out };
                 t.add(Resource::SmRead, slots * rows.output);
@@ -396,7 +445,9 @@ fn control_bytes(topology: &Topology, workload: &Workload) -> Control {
     let domain = topology.largest();
     let experts = f64::from(workload.experts) * f64::from(domain) / f64::from(topology.ranks());
     let link = 8.0 * (f64::from(domain) + experts) * f64::from(domain.saturating_sub(topology.ranks_per_gpu()));
-    Control { memory, link, metadata: f64::from(workload.top_k.next_multiple_of(4)) * 8.0 + 8.0 }
+    let shape = shape(workload, 1);
+    let data = shape.wire_row_bytes() + 4 * u64::from(shape.scale_stride());
+    Control { memory, link, metadata: (shape.received_bytes() - data) as f64 }
 }
 
 /// A step: the mean over ranks as the gate says, and the busiest rank of each resource with the workload's own imbalance.
@@ -404,17 +455,14 @@ fn step(
     name: &'static str,
     workload: &Workload,
     flows: &[Flows],
-    traffic: impl Fn(&Flows, f64) -> Traffic,
+    traffic: impl Fn(&Flows) -> Traffic,
     round_trips: u32,
     network_trips: u32,
 ) -> StepTraffic {
-    let ranks = flows.len() as f64;
-    let mut mean = Traffic::default();
-    let mut busiest = Traffic::default();
-    for f in flows {
-        mean = mean.combine(&traffic(f, 1.0), |a, b| a + b / ranks);
-        busiest = busiest.combine(&traffic(f, workload.imbalance), f64::max);
-    }
+    let share = 1.0 / flows.len() as f64;
+    let mean = flows.iter().fold(Traffic::default(), |sum, f| sum.combine(&traffic(f), |a, b| a + b * share));
+    let ranks: Vec<_> = flows.iter().map(|f| traffic(&f.busiest(workload.imbalance))).collect();
+    let busiest = ranks.iter().fold(Traffic::default(), |most, t| most.combine(t, f64::max));
     StepTraffic {
         name,
         mean,
@@ -424,6 +472,6 @@ fn step(
         whole_device: false,
         launched: true,
         pulls: false,
-        quantized: 0.0,
+        ranks,
     }
 }

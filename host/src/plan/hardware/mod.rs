@@ -124,7 +124,7 @@ impl Unit {
             Self::Share => "of 1",
         }
     }
-    /// Lowest and highest value that an override may give.
+    /// Lowest and highest value that a figure may have.
     fn range(self) -> (f64, f64) {
         match self {
             Self::Count => (1.0, 1024.0),
@@ -134,6 +134,17 @@ impl Unit {
             Self::Microseconds => (0.0, 1e6),
             Self::Share => (0.01, 1.0),
         }
+    }
+    /// Whether a figure may be `value` of this unit.
+    fn check(self, key: &'static str, value: f64) -> Result<()> {
+        let (low, high) = self.range();
+        let whole = matches!(self, Self::Count | Self::Bytes);
+        if (low..=high).contains(&value) && !(whole && value.fract() != 0.0) {
+            return Ok(());
+        }
+        let kind = if whole { "a whole number" } else { "a number" };
+        let symbol = if self.symbol().is_empty() { String::new() } else { format!(" {}", self.symbol()) };
+        Err(Error::argument(key, value, format!("{kind} from {low} to {high}{symbol}")))
     }
 }
 
@@ -173,52 +184,6 @@ impl Gpu {
     pub fn nvlink_read(&self) -> f64 {
         self.nvlink_nominal() * self.nvlink_read_share.value
     }
-
-    /// All figures by key, with their units.
-    pub fn figures(&self) -> [(&'static str, Unit, &Figure); 15] {
-        [
-            ("gpu.sms", Unit::Count, &self.sms),
-            ("gpu.shared_memory", Unit::Bytes, &self.shared_memory),
-            ("gpu.memory", Unit::Bytes, &self.memory),
-            ("gpu.hbm", Unit::GigabytesPerSecond, &self.hbm),
-            ("gpu.nvlink_links", Unit::Count, &self.nvlink_links),
-            ("gpu.nvlink_link", Unit::GigabytesPerSecond, &self.nvlink_link),
-            ("gpu.nvlink_share", Unit::Share, &self.nvlink_share),
-            ("gpu.nvlink_read_share", Unit::Share, &self.nvlink_read_share),
-            ("gpu.sm_read", Unit::GigabytesPerSecond, &self.sm_read),
-            ("gpu.sm_read_link", Unit::GigabytesPerSecond, &self.sm_read_link),
-            ("gpu.sm_quantize", Unit::GigabytesPerSecond, &self.sm_quantize),
-            ("gpu.sm_write", Unit::GigabytesPerSecond, &self.sm_write),
-            ("gpu.sm_write_link", Unit::GigabytesPerSecond, &self.sm_write_link),
-            ("gpu.kernel", Unit::Microseconds, &self.kernel),
-            ("gpu.round_trip", Unit::Microseconds, &self.round_trip),
-        ]
-    }
-
-    /// All figures by key, to be changed.
-    pub fn figures_mut(&mut self) -> [(&'static str, &mut Figure); 15] {
-        [
-            ("gpu.sms", &mut self.sms),
-            ("gpu.shared_memory", &mut self.shared_memory),
-            ("gpu.memory", &mut self.memory),
-            ("gpu.hbm", &mut self.hbm),
-            ("gpu.nvlink_links", &mut self.nvlink_links),
-            ("gpu.nvlink_link", &mut self.nvlink_link),
-            ("gpu.nvlink_share", &mut self.nvlink_share),
-            ("gpu.nvlink_read_share", &mut self.nvlink_read_share),
-            ("gpu.sm_read", &mut self.sm_read),
-            ("gpu.sm_read_link", &mut self.sm_read_link),
-            ("gpu.sm_quantize", &mut self.sm_quantize),
-            ("gpu.sm_write", &mut self.sm_write),
-            ("gpu.sm_write_link", &mut self.sm_write_link),
-            ("gpu.kernel", &mut self.kernel),
-            ("gpu.round_trip", &mut self.round_trip),
-        ]
-    }
-
-    fn figure_mut(&mut self, key: &str) -> Option<&mut Figure> {
-        self.figures_mut().into_iter().find(|(name, _)| *name == key).map(|(_, figure)| figure)
-    }
 }
 
 impl Nic {
@@ -238,24 +203,47 @@ impl Nic {
     pub fn names() -> Vec<String> {
         catalogue::nics().into_iter().map(|nic| nic.name.into_owned()).collect()
     }
+}
 
-    /// All figures by key, with their units.
-    pub fn figures(&self) -> [(&'static str, Unit, &Figure); 3] {
-        [
-            ("nic.bandwidth", Unit::GigabytesPerSecond, &self.bandwidth),
-            ("nic.message_rate", Unit::MillionsPerSecond, &self.message_rate),
-            ("nic.latency", Unit::Microseconds, &self.latency),
-        ]
-    }
+/// Gives a type its figures by key, in one list.
+macro_rules! figures {
+    ($type:ident: $($key:literal $field:ident $unit:ident,)*) => {
+        impl $type {
+            /// All figures by key, with their units.
+            pub fn figures(&self) -> Vec<(&'static str, Unit, &Figure)> {
+                vec![$(($key, Unit::$unit, &self.$field)),*]
+            }
 
-    fn figure_mut(&mut self, key: &str) -> Option<&mut Figure> {
-        Some(match key {
-            "nic.bandwidth" => &mut self.bandwidth,
-            "nic.message_rate" => &mut self.message_rate,
-            "nic.latency" => &mut self.latency,
-            _ => return None,
-        })
-    }
+            /// All figures by key, to be changed. [`Hardware::set`] changes one and checks its range; a plan checks all.
+            pub fn figures_mut(&mut self) -> Vec<(&'static str, &mut Figure)> {
+                vec![$(($key, &mut self.$field)),*]
+            }
+        }
+    };
+}
+
+figures! { Gpu:
+    "gpu.sms" sms Count,
+    "gpu.shared_memory" shared_memory Bytes,
+    "gpu.memory" memory Bytes,
+    "gpu.hbm" hbm GigabytesPerSecond,
+    "gpu.nvlink_links" nvlink_links Count,
+    "gpu.nvlink_link" nvlink_link GigabytesPerSecond,
+    "gpu.nvlink_share" nvlink_share Share,
+    "gpu.nvlink_read_share" nvlink_read_share Share,
+    "gpu.sm_read" sm_read GigabytesPerSecond,
+    "gpu.sm_read_link" sm_read_link GigabytesPerSecond,
+    "gpu.sm_quantize" sm_quantize GigabytesPerSecond,
+    "gpu.sm_write" sm_write GigabytesPerSecond,
+    "gpu.sm_write_link" sm_write_link GigabytesPerSecond,
+    "gpu.kernel" kernel Microseconds,
+    "gpu.round_trip" round_trip Microseconds,
+}
+
+figures! { Nic:
+    "nic.bandwidth" bandwidth GigabytesPerSecond,
+    "nic.message_rate" message_rate MillionsPerSecond,
+    "nic.latency" latency Microseconds,
 }
 
 impl Hardware {
@@ -301,18 +289,17 @@ impl Hardware {
             let none = if self.nic.is_none() { " (there is no NIC to override)" } else { "" };
             return Err(Error::argument("key", key, format!("known keys are {}{none}", known.join(", "))));
         };
-        let (low, high) = unit.range();
-        let whole = matches!(unit, Unit::Count | Unit::Bytes);
-        if !(low..=high).contains(&value) || whole && value.fract() != 0.0 {
-            let kind = if whole { "a whole number" } else { "a number" };
-            let symbol = if unit.symbol().is_empty() { String::new() } else { format!(" {}", unit.symbol()) };
-            return Err(Error::argument(name, value, format!("{kind} from {low} to {high}{symbol}")));
-        }
-        let nic = self.nic.as_mut().and_then(|nic| nic.figure_mut(key));
-        if let Some(figure) = nic.or_else(|| self.gpu.figure_mut(key)) {
+        unit.check(name, value)?;
+        let nic = self.nic.iter_mut().flat_map(Nic::figures_mut);
+        if let Some((_, figure)) = self.gpu.figures_mut().into_iter().chain(nic).find(|(name, _)| *name == key) {
             *figure = Figure { value: value * unit.factor(), source: source.into() };
         }
         Ok(())
+    }
+
+    /// Whether every figure is in its range, whoever set it.
+    pub(super) fn check(&self) -> Result<()> {
+        self.figures().into_iter().try_for_each(|(key, unit, figure)| unit.check(key, figure.value / unit.factor()))
     }
 
     /// Overrides several figures; the first bad pair is the error.

@@ -2,10 +2,11 @@
 use super::queue::{Event, Events, Queues};
 use super::routing::{Drawn, Random};
 use super::{Scenario, SendOrder};
+use crate::error::Result;
 use crate::plan::hardware::Hardware;
-use crate::plan::model::Phase;
+use crate::plan::model::{Protocol, sm_seconds};
 use crate::plan::topology::Topology;
-use crate::plan::traffic::Resource;
+use crate::plan::traffic::{self, Resource};
 use crate::plan::workload::Workload;
 
 /// About how many chunks a phase is cut into, one for each flow at least: pipelines are as fine as this allows.
@@ -14,22 +15,25 @@ const CHUNKS: u64 = 1 << 17;
 /// The queues of all ranks, and when each rank enters.
 pub(super) struct Machine<'a> {
     topology: &'a Topology,
-    /// Which of the two binds an SM: what it loads or what it stores.
-    sm: Resource,
+    /// Which of the two binds each rank's SMs: what they load or what they store.
+    sm: Vec<Resource>,
     /// Those that send a rank's own rows (in combine, pull them); those that forward; those that sum what forwarders put.
     sms: [Queues; 3],
     nvlink: [Queues; 2],
     rdma: [Queues; 2],
+    /// What binds a rail on its way out: bytes or messages.
+    rail_out: Resource,
     memory: Queues,
     entry: Vec<f64>,
     network: f64,
     per_gpu: usize,
     /// Bytes of a row on the wire.
     row: f64,
-    /// What a copy costs its source beside itself: the row's own read (its write, in combine), divided among its copies.
-    read: f64,
-    /// What a copy for another domain costs its source's SMs: the staging of its row, divided among such copies.
-    staged: f64,
+    /// What a copy costs each source beside itself: the row's own read (its write, in combine), divided among its copies.
+    read: Vec<f64>,
+    /// What a copy for another domain costs each source's SMs: the staging of its row, divided among such copies.
+    staged: Vec<f64>,
+    combine: bool,
 }
 
 /// How a phase went, without its latency.
@@ -64,54 +68,64 @@ const ARRIVES_LINK: u32 = 2;
 const KINDS: u32 = 3;
 
 impl<'a> Machine<'a> {
+    /// The machine of a dispatch or a combine with `num_sms` SMs.
     pub(super) fn new(
         topology: &'a Topology,
         hardware: &Hardware,
         workload: &Workload,
-        phase: &Phase,
+        num_sms: u32,
         scenario: &Scenario,
         drawn: &Drawn,
-    ) -> Self {
+        combine: bool,
+    ) -> Result<Self> {
         let ranks = topology.ranks() as usize;
-        let per_gpu = topology.ranks_per_gpu() as usize;
-        let gpu = &hardware.gpu;
-        // Bytes of a row, from the model: what the mean rank moves, over the copies that it makes.
-        let row = traffic_row(topology, workload, phase);
-        // The rates are the model's own: what SMs do depends on how much of it crosses links.
-        let of = |resource| phase.steps[0].resources.iter().find(|time| time.resource == resource);
-        let rate = |resource| of(resource).map_or(1.0, |time| time.rate);
-        let seconds = |resource| of(resource).map_or(0.0, |time| time.seconds);
-        let copies = Copies::new(topology, drawn);
-        let tokens = f64::from(workload.tokens) * ranks as f64;
-        let combine = phase.steps[0].name == "combine";
-        // An SM's work is counted in the rows that it stores in dispatch and loads in combine, whichever of the two takes longer.
-        let counted = of(if combine { Resource::SmRead } else { Resource::SmWrite }).map_or(1.0, |time| time.bytes);
-        let (loads, stores) = (seconds(Resource::SmRead), seconds(Resource::SmWrite));
-        let sm_rate = counted / loads.max(stores);
-        // Dispatch stages a row once for all other domains.
-        let staged = if combine { 0.0 } else { tokens / copies.remote.max(1.0) };
-        // Warps are divided as what they move is.
-        let own = copies.local + copies.remote * staged;
-        let sums = if combine { copies.remote } else { 0.0 };
-        let all = own + copies.forwarded + sums;
-        let shares = [own, copies.forwarded, sums].map(|part| (part / all).max(1e-9));
-        let read = tokens * 2.0 * f64::from(workload.hidden) / (row * (copies.local + copies.remote));
-        let link = rate(Resource::NvlinkOut);
-        let nic = hardware.nic.as_ref().map_or(1.0, |n| n.bandwidth.value) * f64::from(topology.nics_per_gpu())
-            / per_gpu as f64;
+        let per_gpu = topology.ranks_per_gpu();
+        let (gpu, nic) = (&hardware.gpu, hardware.nic.as_ref());
+        let row = traffic::row_bytes(workload, combine);
+        let tokens = f64::from(workload.tokens);
+        // What the model makes of the routing that was drawn; its unevenness is in the draw.
+        let flows = drawn.flows(topology);
+        let even = Workload { imbalance: 1.0, ..workload.clone() };
+        let steps = if combine { traffic::combine } else { traffic::dispatch };
+        let [step] = &steps(topology, &even, &flows, Protocol::Epoxide)[..] else {
+            unreachable!("our phases have one step")
+        };
+        // A rank's SMs are divided among its queues as the rows that these move, each in the time that all of it takes.
+        let mut paces = [vec![0.0; ranks], vec![0.0; ranks], vec![0.0; ranks]];
+        let (mut sm, mut staged, mut read) = (Vec::new(), Vec::new(), Vec::new());
+        for (rank, ([loads, stores], f)) in
+            sm_seconds(topology, hardware, num_sms, step)?.into_iter().zip(&flows).enumerate()
+        {
+            sm.push(if loads > stores { Resource::SmRead } else { Resource::SmWrite });
+            // Dispatch stages a row once for all other domains.
+            staged.push(if combine { 0.0 } else { tokens / f.remote_out.max(1.0) });
+            read.push(tokens * 2.0 * f64::from(workload.hidden) / (row * (f.local_out + f.remote_out).max(1.0)));
+            let sums = if combine { f.remote_out } else { 0.0 };
+            let rows = [f.local_out + f.remote_out * staged[rank], f.forwarded, sums];
+            for (pace, rows) in paces.iter_mut().zip(rows) {
+                pace[rank] = if rows > 0.0 { loads.max(stores) / (rows * row) } else { 0.0 };
+            }
+        }
+        let link = if combine { gpu.nvlink_read() } else { gpu.nvlink() } / f64::from(per_gpu);
+        let share = f64::from(topology.nics_per_gpu()) / f64::from(per_gpu);
+        let bytes = nic.map_or(f64::INFINITY, |nic| nic.bandwidth.value * share);
+        // A message carries a row.
+        let messages = nic.map_or(f64::INFINITY, |nic| nic.message_rate.value * share) * row;
         let mut machine = Self {
             topology,
-            sm: if loads > stores { Resource::SmRead } else { Resource::SmWrite },
-            sms: shares.map(|share| Queues::new(ranks, sm_rate * share)),
+            sm,
+            sms: paces.map(Queues::paced),
             nvlink: [link, link].map(|rate| Queues::new(ranks, rate)),
-            rdma: [nic, nic].map(|rate| Queues::new(ranks, rate)),
-            memory: Queues::new(ranks.div_ceil(per_gpu), gpu.hbm.value),
+            rdma: [bytes.min(messages), bytes].map(|rate| Queues::new(ranks, rate)),
+            rail_out: if messages < bytes { Resource::Messages } else { Resource::RdmaOut },
+            memory: Queues::new(ranks.div_ceil(per_gpu as usize), gpu.hbm.value),
             entry: Vec::with_capacity(ranks),
-            network: hardware.nic.as_ref().map_or(0.0, |n| n.latency.value),
-            per_gpu,
+            network: nic.map_or(0.0, |n| n.latency.value),
+            per_gpu: per_gpu as usize,
             row,
             read,
             staged,
+            combine,
         };
         let mut random = Random::new(scenario.seed ^ 0x5ca1_ab1e);
         machine.entry.extend((0..ranks).map(|_| random.unit() * scenario.skew));
@@ -120,14 +134,13 @@ impl<'a> Machine<'a> {
             let Self { sms, nvlink, rdma, .. } = &mut machine;
             sms.iter_mut().chain(nvlink).chain(rdma).for_each(|queues| queues.slow(rank, factor));
         }
-        machine
+        Ok(machine)
     }
 
     /// Cuts the flows into chunks, in the order in which each rank sends them.
     fn chunks(&self, drawn: &Drawn, order: SendOrder) -> Vec<Chunk> {
-        let copies = Copies::new(self.topology, drawn);
         // Not finer than a row, not coarser than needed.
-        let per_chunk = ((copies.local + copies.remote) as u64 / CHUNKS).max(1) as u32;
+        let per_chunk = (drawn.sent(self.topology) / CHUNKS).max(1) as u32;
         let mut chunks: Vec<Chunk> = Vec::new();
         for source in 0..drawn.ranks as u32 {
             let begin = chunks.len();
@@ -158,16 +171,16 @@ impl<'a> Machine<'a> {
     }
 
     /// Runs a phase.
-    pub(super) fn run(mut self, drawn: &Drawn, order: SendOrder, combine: bool) -> Outcome {
+    pub(super) fn run(mut self, drawn: &Drawn, order: SendOrder) -> Outcome {
         let chunks = self.chunks(drawn, order);
-        let (end, events) = if combine { self.combine(drawn, chunks) } else { self.dispatch(drawn, &chunks) };
+        let (end, events) = if self.combine { self.combine(drawn, chunks) } else { self.dispatch(drawn, &chunks) };
         let queues = [
-            (self.sm, &self.sms[0]),
-            (self.sm, &self.sms[1]),
-            (self.sm, &self.sms[2]),
+            (Resource::SmRead, &self.sms[0]),
+            (Resource::SmRead, &self.sms[1]),
+            (Resource::SmRead, &self.sms[2]),
             (Resource::NvlinkOut, &self.nvlink[0]),
             (Resource::NvlinkIn, &self.nvlink[1]),
-            (Resource::RdmaOut, &self.rdma[0]),
+            (self.rail_out, &self.rdma[0]),
             (Resource::RdmaIn, &self.rdma[1]),
             (Resource::Hbm, &self.memory),
         ];
@@ -175,6 +188,7 @@ impl<'a> Machine<'a> {
         for (resource, queues) in queues {
             let (rank, busy) = queues.busiest();
             if busy > outcome.busiest {
+                let resource = if resource.is_sm() { self.sm[rank] } else { resource };
                 let rank = if resource == Resource::Hbm { rank * self.per_gpu } else { rank } as u32;
                 outcome = Outcome { busiest: busy, resource, rank, ..outcome };
             }
@@ -203,7 +217,7 @@ impl<'a> Machine<'a> {
         for (i, chunk) in chunks.iter().enumerate() {
             let source = chunk.source as usize;
             let bytes = f64::from(chunk.rows) * self.row;
-            let stored = if chunk.remote { bytes * self.staged } else { bytes };
+            let stored = if chunk.remote { bytes * self.staged[source] } else { bytes };
             let issued = self.sms[0].serve(source, self.entry[source], stored);
             let (at, what) = if chunk.remote {
                 (self.rdma[0].serve(source, issued, bytes) + self.network, ARRIVES_RAIL)
@@ -231,8 +245,9 @@ impl<'a> Machine<'a> {
                     let bytes = f64::from(chunk.rows) * self.row;
                     let arrived = self.rdma[1].serve(at, event.at, bytes).max(self.entry[at]);
                     // Read, staged and fetched by the NIC at its source; written here.
-                    let source = chunk.source as usize / self.per_gpu;
-                    self.memory.serve(source, event.at, bytes * (self.read + self.staged + 1.0));
+                    let source = chunk.source as usize;
+                    let touched = bytes * (self.read[source] + self.staged[source] + 1.0);
+                    self.memory.serve(source / self.per_gpu, event.at, touched);
                     self.memory.serve(at / self.per_gpu, event.at, bytes);
                     events.push(Event { at: arrived, what: ENTERS_LINK, chunk: event.chunk });
                 }
@@ -250,9 +265,9 @@ impl<'a> Machine<'a> {
                 ENTERS_LINK => {
                     let linked = !self.same_gpu(chunk.source, chunk.at);
                     let bytes = f64::from(chunk.rows) * self.row;
-                    self.memory.serve(chunk.source as usize / self.per_gpu, event.at, bytes * self.read);
-                    let at =
-                        if linked { self.nvlink[0].serve(chunk.source as usize, event.at, bytes) } else { event.at };
+                    let source = chunk.source as usize;
+                    self.memory.serve(source / self.per_gpu, event.at, bytes * self.read[source]);
+                    let at = if linked { self.nvlink[0].serve(source, event.at, bytes) } else { event.at };
                     events.push(Event { at, what: ARRIVES_LINK + KINDS * (chunk.at + 1), chunk: event.chunk });
                 }
                 _ => {
@@ -338,7 +353,8 @@ impl<'a> Machine<'a> {
                     chunks[event.chunk as usize].missing -= 1;
                     let sum = f64::from(chunk.rows) * self.row;
                     if !chunk.remote {
-                        self.memory.serve(to as usize / self.per_gpu, event.at, bytes * self.read);
+                        let written = bytes * self.read[to as usize];
+                        end = end.max(self.memory.serve(to as usize / self.per_gpu, event.at, written));
                     } else if chunks[event.chunk as usize].missing == 0 {
                         // The partial sum is written, and fetched by the NIC.
                         self.memory.serve(to as usize / self.per_gpu, event.at, 2.0 * sum);
@@ -350,45 +366,13 @@ impl<'a> Machine<'a> {
                     let source = chunk.source as usize;
                     let sum = f64::from(chunk.rows) * self.row;
                     let arrived = self.rdma[1].serve(source, event.at, sum).max(self.entry[source]);
-                    self.memory.serve(source / self.per_gpu, event.at, 2.0 * sum);
+                    // It lands, is read, and is part of the row that is written.
+                    let touched = sum * (2.0 + self.read[source]);
+                    end = end.max(self.memory.serve(source / self.per_gpu, event.at, touched));
                     end = end.max(self.sms[2].serve(source, arrived, sum));
                 }
             }
         }
         (end, count)
     }
-}
-
-/// Copies of all ranks by their way.
-struct Copies {
-    local: f64,
-    remote: f64,
-    forwarded: f64,
-}
-
-impl Copies {
-    fn new(topology: &Topology, drawn: &Drawn) -> Self {
-        let (mut local, mut remote, mut all) = (0u64, 0u64, 0u64);
-        let sum = |rows: &[u32]| rows.iter().map(|&n| u64::from(n)).sum::<u64>();
-        for source in 0..drawn.ranks {
-            let domain = topology.domain_of(source as u32);
-            let members = topology.members(domain);
-            let to_domain = drawn.to_domain(source);
-            all += sum(drawn.to_rank(source));
-            local += sum(&drawn.to_rank(source)[members.start as usize..members.end as usize]);
-            remote += sum(to_domain) - u64::from(to_domain[domain as usize]);
-        }
-        Self { local: local as f64, remote: remote as f64, forwarded: (all - local) as f64 }
-    }
-}
-
-/// Bytes of a row in a phase: dispatch's copies carry scales and metadata.
-fn traffic_row(topology: &Topology, workload: &Workload, phase: &Phase) -> f64 {
-    let bf16 = 2.0 * f64::from(workload.hidden);
-    if phase.steps[0].name == "combine" {
-        return bf16;
-    }
-    let shape = crate::plan::traffic::shape(workload, topology.ranks());
-    let metadata = f64::from(shape.top_k_stride()) * 8.0 + 8.0;
-    shape.wire_row_bytes() as f64 + f64::from(shape.scale_stride()) * 4.0 + metadata
 }

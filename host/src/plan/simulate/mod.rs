@@ -12,7 +12,8 @@
 //! of the model's assumptions fails. Everything follows from the seed. 2048 ranks of 4096 tokens take seconds.
 //!
 //! What it leaves out, on purpose: flow control (queues are endless, so a full receiver does not block a sender's other destinations),
-//! switches (each link is the rank's own), the latency of flags (added once per phase, as in the model), and caches.
+//! switches (each link is the rank's own), the latency of flags (added once per phase, as in the model), what is moved beside rows
+//! (indices, counts), and caches.
 mod flow;
 mod queue;
 mod routing;
@@ -57,9 +58,9 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// Uniform routing from this seed, nobody late, nobody slow.
+    /// The workload's own routing from this seed, nobody late, nobody slow.
     pub fn new(seed: u64) -> Self {
-        Self { seed, draw: Draw::Uniform, skew: 0.0, straggler: None, order: SendOrder::default(), num_sms: None }
+        Self { seed, draw: Draw::Gate, skew: 0.0, straggler: None, order: SendOrder::default(), num_sms: None }
     }
     /// Sets how experts are drawn.
     #[must_use]
@@ -137,8 +138,8 @@ pub struct Report {
 
 /// Simulates a dispatch and a combine of our protocol.
 ///
-/// The model that it is held against is [`plan`](super::plan) of the same workload: with [`Draw::Uniform`] and an even workload the two agree
-/// within the noise of the draw.
+/// The model that it is held against is [`plan`](super::plan) of the same workload. With [`Draw::Gate`] and no
+/// [`imbalance`](Workload::imbalance) the two agree within the noise of the draw and what pipelines take to fill and drain.
 ///
 /// # Errors
 ///
@@ -172,12 +173,16 @@ pub fn simulate(topology: &Topology, hardware: &Hardware, workload: &Workload, s
     let drawn = routing::Drawn::new(topology, workload, scenario);
     let calm = Scenario { skew: 0.0, straggler: None, ..scenario.clone() };
     let disturbed = scenario.skew > 0.0 || scenario.straggler.is_some();
-    let phase = |phase: &Phase, combine: bool| {
-        let machine = |scenario| flow::Machine::new(topology, hardware, workload, phase, scenario, &drawn);
-        let quiet = machine(&calm).run(&drawn, scenario.order, combine);
+    let phase = |phase: &Phase, combine: bool| -> Result<PhaseReport> {
+        let run = |scenario: &Scenario| -> Result<flow::Outcome> {
+            let sms = plan.num_sms;
+            let machine = flow::Machine::new(topology, hardware, workload, sms, scenario, &drawn, combine)?;
+            Ok(machine.run(&drawn, scenario.order))
+        };
+        let quiet = run(&calm)?;
         let latency = phase.steps[0].latency;
-        let real = if disturbed { machine(scenario).run(&drawn, scenario.order, combine) } else { quiet };
-        PhaseReport {
+        let real = if disturbed { run(scenario)? } else { quiet };
+        Ok(PhaseReport {
             seconds: real.end + latency,
             model: phase.seconds,
             busiest: quiet.busiest,
@@ -187,15 +192,15 @@ pub fn simulate(topology: &Topology, hardware: &Hardware, workload: &Workload, s
             queueing: quiet.end - quiet.busiest,
             disturbance: real.end - quiet.end,
             events: quiet.events + if disturbed { real.events } else { 0 },
-        }
+        })
     };
     Ok(Report {
         num_sms: plan.num_sms,
         ranks_per_token: drawn.ranks_per_token(),
         domains_per_token: drawn.domains_per_token(),
         row_imbalance: drawn.row_imbalance(),
-        dispatch: phase(&plan.dispatch, false),
-        combine: phase(&plan.combine, true),
+        dispatch: phase(&plan.dispatch, false)?,
+        combine: phase(&plan.combine, true)?,
     })
 }
 

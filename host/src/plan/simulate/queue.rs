@@ -16,7 +16,11 @@ pub(super) struct Queues {
 impl Queues {
     /// A queue for every rank with this rate, in bytes per second.
     pub(super) fn new(ranks: usize, rate: f64) -> Self {
-        Self { free: vec![0.0; ranks], busy: vec![0.0; ranks], pace: vec![1.0 / rate; ranks] }
+        Self::paced(vec![1.0 / rate; ranks])
+    }
+    /// A queue for every rank with its own seconds per byte.
+    pub(super) fn paced(pace: Vec<f64>) -> Self {
+        Self { free: vec![0.0; pace.len()], busy: vec![0.0; pace.len()], pace }
     }
     /// Makes one rank's queue slower.
     pub(super) fn slow(&mut self, rank: usize, factor: f64) {

@@ -1,14 +1,20 @@
 //! Draws the experts of every token, and keeps what the queues need: rows from each rank to each domain and rank.
+use std::ops::Range;
+
 use epoxide_kernels::placement::Placement;
 
 use super::Scenario;
+use crate::plan::expectation::Gate;
 use crate::plan::topology::Topology;
-use crate::plan::workload::Workload;
+use crate::plan::traffic::Flows;
+use crate::plan::workload::{Routing, Workload};
 
-/// How a token's experts are drawn; they are distinct always.
+/// How a token's experts are drawn; they are distinct always. The model beside the simulation has the workload's routing whatever is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Draw {
+    /// As the workload's [`routing`](Workload::routing) says.
+    Gate,
     /// Every expert as likely as any other.
     Uniform,
     /// Expert `i` with a probability proportional to `(i + 1)^-exponent`, so that the hottest share a rank.
@@ -77,6 +83,44 @@ impl Alias {
     }
 }
 
+/// What the experts of a token are drawn from.
+enum Law<'a> {
+    Gate(Gate<'a>),
+    Weights(Alias),
+    OneHot { expert: u32, experts: u32 },
+}
+
+impl Law<'_> {
+    /// Draws the `top_k` experts of a token into `chosen`, which is empty.
+    fn draw(&self, top_k: u32, random: &mut Random, chosen: &mut Vec<u32>) {
+        match self {
+            Self::Gate(gate) => gate.draw(&mut || random.unit(), chosen),
+            Self::Weights(alias) => {
+                let mut misses = 0;
+                while chosen.len() < top_k as usize {
+                    let mut expert = alias.draw(random);
+                    while chosen.contains(&expert) {
+                        // A steep law keeps drawing what it has: then the next free expert, which is the likeliest left.
+                        misses += 1;
+                        let next = (expert + 1) % alias.keep.len() as u32;
+                        expert = if misses > 64 { next } else { alias.draw(random) };
+                    }
+                    chosen.push(expert);
+                }
+            }
+            &Self::OneHot { expert, experts } => {
+                chosen.push(expert);
+                while chosen.len() < top_k as usize {
+                    let drawn = random.below(experts);
+                    if !chosen.contains(&drawn) {
+                        chosen.push(drawn);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// The routing of all tokens, summed up.
 pub(super) struct Drawn {
     pub ranks: usize,
@@ -95,41 +139,30 @@ impl Drawn {
         let placement = Placement::new(experts, topology.ranks());
         let owner: Vec<u32> = (0..experts).map(|e| placement.owner(e)).collect();
         let domain_of: Vec<u32> = (0..topology.ranks()).map(|r| topology.domain_of(r)).collect();
-        let alias = match scenario.draw {
+        let even = Workload { routing: Routing::Uniform, ..workload.clone() };
+        let law = match scenario.draw {
+            Draw::Gate => Law::Gate(Gate::new(workload)),
+            Draw::Uniform => Law::Gate(Gate::new(&even)),
             Draw::Zipf { exponent } => {
-                Some(Alias::new(&(0..experts).map(|i| f64::from(i + 1).powf(-exponent)).collect::<Vec<_>>()))
+                Law::Weights(Alias::new(&(0..experts).map(|i| f64::from(i + 1).powf(-exponent)).collect::<Vec<_>>()))
             }
-            _ => None,
+            Draw::OneHot { expert } => Law::OneHot { expert, experts },
         };
         let mut to_rank = vec![0; ranks * ranks];
         let mut to_domain = vec![0; ranks * domains];
-        // The last token that touched an expert, a rank, a domain.
-        let (mut of_expert, mut of_rank) = (vec![0u64; experts as usize], vec![0u64; ranks]);
-        let mut of_domain = vec![0u64; domains];
+        // The last token that touched a rank, a domain.
+        let (mut of_rank, mut of_domain) = (vec![0u64; ranks], vec![0u64; domains]);
         let mut random = Random::new(scenario.seed);
+        let mut chosen = Vec::with_capacity(workload.top_k as usize);
         let mut token = 0u64;
         for source in 0..ranks {
             let rows = &mut to_rank[source * ranks..][..ranks];
             let nodes = &mut to_domain[source * domains..][..domains];
             for _ in 0..workload.tokens {
                 token += 1;
-                let mut misses = 0;
-                for k in 0..workload.top_k {
-                    let mut expert = match (scenario.draw, &alias) {
-                        (Draw::OneHot { expert }, _) if k == 0 => expert,
-                        (_, Some(alias)) => alias.draw(&mut random),
-                        _ => random.below(experts),
-                    };
-                    while of_expert[expert as usize] == token {
-                        // A steep law keeps drawing what it has: then the next free expert, which is the likeliest left.
-                        misses += 1;
-                        expert = match &alias {
-                            Some(_) if misses > 64 => (expert + 1) % experts,
-                            Some(alias) => alias.draw(&mut random),
-                            None => random.below(experts),
-                        };
-                    }
-                    of_expert[expert as usize] = token;
+                chosen.clear();
+                law.draw(workload.top_k, &mut random, &mut chosen);
+                for &expert in &chosen {
                     let rank = owner[expert as usize] as usize;
                     if of_rank[rank] != token {
                         of_rank[rank] = token;
@@ -152,6 +185,59 @@ impl Drawn {
     pub(super) fn to_domain(&self, source: usize) -> &[u32] {
         &self.to_domain[source * self.domains..][..self.domains]
     }
+    /// Copies that leave their sources: to a rank of the same domain, or to another domain.
+    pub(super) fn sent(&self, topology: &Topology) -> u64 {
+        self.flows(topology).iter().map(|f| (f.local_out + f.remote_out) as u64).sum()
+    }
+    /// What every rank sends, forwards and receives.
+    pub(super) fn flows(&self, topology: &Topology) -> Vec<Flows> {
+        let per_gpu = topology.ranks_per_gpu();
+        let sum = |rows: &[u32]| rows.iter().map(|&n| f64::from(n)).sum::<f64>();
+        let mut flows: Vec<Flows> = Vec::with_capacity(self.ranks);
+        for rank in 0..self.ranks as u32 {
+            let domain = topology.domain_of(rank);
+            let (members, rows) = (topology.members(domain), self.to_rank(rank as usize));
+            let at_home = f64::from(self.to_domain(rank as usize)[domain as usize]);
+            let (local_out, on_gpu) = (sum(&rows[range(&members)]), sum(&rows[gpu_of(rank, per_gpu)]));
+            flows.push(Flows {
+                local_out,
+                local_out_linked: local_out - on_gpu,
+                remote_out: sum(self.to_domain(rank as usize)) - at_home,
+                remote_in: 0.0,
+                forwarded: 0.0,
+                forwarded_linked: 0.0,
+                received: 0.0,
+                received_linked: 0.0,
+                expanded: 0.0,
+                at_home,
+                domain: members.len() as f64,
+            });
+        }
+        for source in 0..self.ranks as u32 {
+            let rows = self.to_rank(source as usize);
+            for domain in 0..topology.domains() {
+                let members = topology.members(domain);
+                let own = domain == topology.domain_of(source);
+                let from = if own { source } else { topology.forwarder(source, domain) };
+                let near = gpu_of(from, per_gpu);
+                for to in members.clone() {
+                    let copies = f64::from(rows[to as usize]);
+                    let receiver = &mut flows[to as usize];
+                    receiver.received += copies;
+                    receiver.received_linked += if near.contains(&(to as usize)) { 0.0 } else { copies };
+                }
+                if !own {
+                    let all = sum(&rows[range(&members)]);
+                    let forwarder = &mut flows[from as usize];
+                    forwarder.remote_in += f64::from(self.to_domain(source as usize)[domain as usize]);
+                    forwarder.forwarded += all;
+                    forwarder.forwarded_linked += all - sum(&rows[near]);
+                }
+            }
+        }
+        flows.iter_mut().for_each(|f| f.expanded = f.received);
+        flows
+    }
     pub(super) fn ranks_per_token(&self) -> f64 {
         self.to_rank.iter().map(|&n| f64::from(n)).sum::<f64>() / self.tokens as f64
     }
@@ -166,6 +252,16 @@ impl Drawn {
         let busiest = received.iter().copied().max().unwrap_or(0) as f64;
         busiest * self.ranks as f64 / received.iter().sum::<u64>() as f64
     }
+}
+
+fn range(ranks: &Range<u32>) -> Range<usize> {
+    ranks.start as usize..ranks.end as usize
+}
+
+/// The ranks of `rank`'s GPU: domains have whole GPUs.
+fn gpu_of(rank: u32, per_gpu: u32) -> Range<usize> {
+    let first = rank / per_gpu * per_gpu;
+    range(&(first..first + per_gpu))
 }
 
 #[cfg(test)]
