@@ -1,9 +1,11 @@
 //! Collectives as LLVM intrinsics: LLVM knows that they are convergent, which it never does of inline assembly.
 unsafe extern "C" {
-    // The unaligned forms of the block barrier: right even where LLVM or Rust's control flow has split a warp.
-    #[link_name = "llvm.nvvm.barrier.cta.sync.all"]
+    // The aligned forms of the block barrier: every thread of the block executes the same one, which is the rule of `block`. LLVM
+    // keeps convergent calls where they are, the PTX lint counts them, and ptxas brings a warp together before them. (With the
+    // unaligned ones a warp that was split arrives from another place, which compute-sanitizer's synccheck takes for an error.)
+    #[link_name = "llvm.nvvm.barrier.cta.sync.aligned.all"]
     fn nvvm_barrier_sync(id: u32);
-    #[link_name = "llvm.nvvm.barrier.cta.red.or.all"]
+    #[link_name = "llvm.nvvm.barrier.cta.red.or.aligned.all"]
     fn nvvm_barrier_or(id: u32, predicate: bool) -> bool;
     #[link_name = "llvm.nvvm.bar.warp.sync"]
     fn nvvm_warp_sync(mask: u32);
