@@ -2,6 +2,7 @@
 mod support;
 
 use epoxide::{BytesNeeded, Config, DispatchInput, ElasticBuffer, Error, WireFormat, bf16, bytes_needed};
+use epoxide_kernels::layout::{PrivateLayout, Shape, Sizes, WindowLayout};
 use proptest::prelude::*;
 use support::laws::{regions_lie_well, require};
 use support::{Device, replay};
@@ -155,8 +156,23 @@ fn a_buffer_lies_as_its_layout_says() {
 }
 
 #[test]
-fn sizes_that_do_not_fit_in_64_bits_are_errors() {
-    // 64 ranks x 16777215 tokens x 1048576 elements: the largest that the rules allow still fits.
+fn sizes_that_do_not_fit_in_64_bits_have_no_layout() {
+    let shape =
+        Shape { ranks: 1, experts: 8, top_k: 2, hidden: 256, max_tokens: 16, blocks: 1, format: WireFormat::Bf16 };
+    let fits = Sizes { shape, rows: 1 << 50, counters: 9 };
+    assert!(WindowLayout::of(&fits).is_some() && PrivateLayout::of(&fits).is_some());
+    for rows in [1 << 55, u64::MAX / 512, u64::MAX] {
+        assert_eq!(WindowLayout::of(&Sizes { rows, ..fits }), None, "{rows} rows");
+    }
+    for counters in [1 << 62, u64::MAX - 1, u64::MAX] {
+        let sizes = Sizes { counters, ..fits };
+        assert!(WindowLayout::of(&sizes).is_none() && PrivateLayout::of(&sizes).is_none(), "{counters} counters");
+    }
+}
+
+#[test]
+fn the_largest_buffer_that_the_rules_allow_fits_in_64_bits() {
+    // 64 ranks x 16777215 tokens x 1048576 elements.
     let largest = Config::new(2048, 32, 1 << 20, (1 << 24) - 1);
     let bytes = bytes_needed(&largest, 64, 1024).unwrap();
     assert!(bytes.total() > 1 << 51);

@@ -107,9 +107,8 @@ impl Watch {
     #[inline(always)]
     #[track_caller]
     fn gave_up(&self, phase: u32, look: Poll) -> bool {
-        let abort = self.abort.load_relaxed::<System>(0);
-        if abort != 0 {
-            self.file_abort(phase, abort);
+        if self.abort.load_relaxed::<System>(0) != 0 {
+            self.file_abort(phase);
             return true;
         }
         if clock::global_ns() >= self.deadline_ns {
@@ -133,7 +132,7 @@ impl Watch {
     pub fn found(&self, look: Look, phase: u32) -> bool {
         let Look(abort) = look;
         if abort != 0 {
-            self.file_abort(phase, abort);
+            self.file_abort(phase);
         }
         block::any(abort != 0)
     }
@@ -148,9 +147,12 @@ impl Watch {
         self.found(self.look(), phase)
     }
 
+    /// Files that this rank stops for its abort word, which is set. Whoever set it may have filed the cause here before
+    /// ([`FaultChannel::file_here`]): the acquire load is what makes this thread find the record taken then.
     #[inline(always)]
     #[track_caller]
-    fn file_abort(&self, phase: u32, abort: u64) {
+    fn file_abort(&self, phase: u32) {
+        let abort = self.abort.load_acquire::<System>(0);
         self.file(Fault { seen: abort, ..self.fault(CODE_ABORTED, phase, Abort::from_word(abort).origin) });
     }
 

@@ -125,6 +125,9 @@ impl PtxBuilder {
     /// kernel crate's dependencies from elsewhere resolve to in `Cargo.lock` (macros' dependencies too, as these write device
     /// code; not those of [`PtxBuilder::host_only`]), and the settings. Needs no device toolchain.
     ///
+    /// Two things that could matter are not in it: what the crates' manifests inherit from a workspace's (the edition), and
+    /// features of dependencies. Building again and comparing the text finds what these change.
+    ///
     /// # Errors
     ///
     /// [`BuildError::Io`] if a source, or the lock file, cannot be read.

@@ -72,11 +72,16 @@ fn package_name(manifest: &str) -> Option<&str> {
 /// Reads a lock file, whose form is cargo's own: one key a line, and every dependency on a line of its own.
 fn parse(lock: &str) -> Vec<Package<'_>> {
     let mut packages: Vec<Package<'_>> = Vec::new();
+    let mut in_package = false;
     for line in lock.lines().map(str::trim) {
-        if line == "[[package]]" {
-            packages.push(Package::default());
+        if line.starts_with('[') {
+            // Others, such as `[[patch.unused]]`, have keys of the same names.
+            in_package = line == "[[package]]";
+            if in_package {
+                packages.push(Package::default());
+            }
         }
-        let Some(package) = packages.last_mut() else { continue };
+        let Some(package) = packages.last_mut().filter(|_| in_package) else { continue };
         if let Some(name) = value(line, "name") {
             package.name = name;
         } else if let Some(version) = value(line, "version") {
@@ -185,6 +190,10 @@ name = "unicode-ident"
 version = "1.0.27"
 source = "registry+https://github.com/rust-lang/crates.io-index"
 checksum = "1d"
+
+[[patch.unused]]
+name = "quote"
+version = "1.0.45"
 "#;
 
     #[test]

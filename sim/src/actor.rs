@@ -61,11 +61,18 @@ impl Actor {
 
     /// Enqueues a kernel.
     ///
+    /// # Safety
+    ///
+    /// Whenever a thread of the kernel calls something of [`device`](crate::device), the frames of what
+    /// [`Launch::entry`] runs hold only values that need no `Drop`: a thread that never ends is abandoned, not unwound, so
+    /// that a guard or a scope there would be left without its end. And what the kernel takes for its own, by a contract
+    /// that its arguments state, is.
+    ///
     /// # Errors
     ///
     /// [`SimError::InvalidArgument`] when the launch breaks a rule or the stream is another rank's; the error that
     /// halted the machine.
-    pub fn launch(&self, stream: Stream, launch: Launch) -> Result<(), SimError> {
+    pub unsafe fn launch(&self, stream: Stream, launch: Launch) -> Result<(), SimError> {
         launch.validate(self.machine.config())?;
         self.enqueue(stream, Op::Kernel(Arc::new(Grid::new(launch, stream))))
     }

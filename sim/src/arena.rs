@@ -10,11 +10,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use memmap2::{MmapMut, MmapOptions, UncheckedAdvice};
 
 use crate::config::MachineConfig;
+use crate::copies::fill_bytes;
 use crate::error::SimError;
 
 /// Every allocation begins on such a boundary, as the CUDA allocator's do.
 const MINIMUM_ALIGNMENT: u64 = 256;
-/// Freed blocks give the pages of this size that lie wholly inside them back to the operating system.
+/// Freed blocks give the pages of this size that lie wholly inside them back to the operating system; the rest is zeroed.
 const PAGE: u64 = 4096;
 
 /// The memory of all ranks.
@@ -111,6 +112,7 @@ impl Arena {
         let mut part = self.part((offset / self.part_bytes) as u32);
         let Some(length) = part.used.remove(&offset) else { return Err(refused()) };
         let (first, last) = (offset.next_multiple_of(PAGE), (offset + length) / PAGE * PAGE);
+        let mut whole = offset..offset;
         if last > first {
             // SAFETY: the range lies inside the mapping, on page boundaries, and inside an allocation that nobody owns
             // any more. DONTNEED on private anonymous memory makes its bytes zero; no reference into the mapping exists
@@ -118,8 +120,13 @@ impl Arena {
             let advised = unsafe {
                 self.mapping.unchecked_advise_range(UncheckedAdvice::DontNeed, first as usize, (last - first) as usize)
             };
-            // A refusal (locked pages) costs memory and nothing else.
-            let _ = advised;
+            whole = if advised.is_ok() { first..last } else { offset..offset };
+        }
+        // What the advice left: the edges, or all of it where the host refuses (locked pages, larger pages).
+        for edge in [offset..whole.start, whole.end..offset + length] {
+            let at = (self.base + edge.start) as usize;
+            // SAFETY: inside the mapping and an allocation that nobody owns any more.
+            unsafe { fill_bytes(at, 0, (edge.end - edge.start) as usize) };
         }
         let (mut start, mut end) = (offset, offset + length);
         if let Some((&before, &bytes)) = part.free.range(..offset).next_back()
@@ -173,6 +180,23 @@ mod tests {
         arena.allocate(0, 1 << 20, 256).expect("fits");
         let error = arena.allocate(0, 4 << 20, 256).expect_err("only 3 MiB are left");
         assert_eq!(error, SimError::OutOfMemory { rank: 0, asked: 4 << 20, free: 3 << 20 });
+    }
+
+    #[test]
+    fn freed_memory_is_zero_also_where_it_fills_no_page() {
+        let arena = arena();
+        for bytes in [256u64, 3840, 4096, 8448] {
+            let _before = arena.allocate(0, 256, 256).expect("fits");
+            let address = arena.allocate(0, bytes, 256).expect("fits");
+            // SAFETY: inside a live allocation of this test's own arena.
+            unsafe { fill_bytes(address as usize, 0xFF, bytes as usize) };
+            arena.free(address).expect("live");
+            assert_eq!(arena.allocate(0, bytes, 256).expect("fits"), address);
+            let mut seen = vec![1; bytes as usize];
+            // SAFETY: as above.
+            unsafe { crate::copies::read_bytes(&mut seen, address as usize) };
+            assert!(seen.iter().all(|byte| *byte == 0), "{bytes} bytes");
+        }
     }
 
     #[test]

@@ -88,13 +88,15 @@ pub(crate) fn arrive(context: *mut Context, id: u32, threads: u32, vote: Option<
         barrier.lanes[warp as usize] |= bit;
         // SAFETY: `context` is the running thread's, and the reference to the block is not used after this point.
         unsafe { suspend(context, Waiting::Barrier { id, location }) };
-        // SAFETY: as at the top. A phase with a vote is the whole block's, so the next one cannot complete, and change
-        // the result, before this thread arrives again.
+        // SAFETY: as at the top. Only a phase with a vote changes the result, and that is the whole block's: the next one
+        // cannot complete before this thread arrives again.
         return unsafe { (*(*context).state).barriers[id as usize].result };
     }
     barrier.arrived = 0;
-    barrier.result = barrier.vote;
-    let result = barrier.result;
+    if barrier.votes {
+        barrier.result = barrier.vote;
+    }
+    let result = barrier.vote;
     for warp in bits(std::mem::take(&mut barrier.warps)) {
         state.warps[warp as usize].ready |= std::mem::take(&mut barrier.lanes[warp as usize]);
         state.ready_warps |= 1 << warp;

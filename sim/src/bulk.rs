@@ -4,10 +4,9 @@
 //! at the latest when its mbarrier or its group is waited for and nothing else can run. A store's source is read then,
 //! too, so a kernel that refills its stage without `bulk_wait(.., read_only)` sends the wrong bytes, like on hardware.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::block::BlockState;
 use crate::context::{Context, fail};
+use crate::copies::{copy_words, read_words, write_words};
 use crate::mbarrier;
 
 /// A copy that was issued and has not happened.
@@ -82,8 +81,10 @@ pub(crate) fn wait(context: *mut Context, groups_left: u32, read_only: bool) {
             {
                 if read_only {
                     if snapshot.is_none() {
+                        let mut words = vec![0; copy.bytes as usize / 8];
                         // SAFETY: `check` passed when the copy was issued, and the block's shared memory still lives.
-                        *snapshot = Some(unsafe { read_words(copy.from, copy.bytes as usize / 8) });
+                        unsafe { read_words(&mut words, copy.from) };
+                        *snapshot = Some(words);
                     }
                     index += 1;
                 } else {
@@ -107,11 +108,10 @@ pub(crate) fn complete(state: &mut BlockState, index: usize) {
             unsafe { copy_words(copy.to, copy.from, words) };
             mbarrier::deliver(state, mbarrier, copy.bytes);
         }
-        Kind::Store { snapshot, .. } => {
-            let from = snapshot.as_ref().map_or(copy.from, |words| words.as_ptr());
-            // SAFETY: as above; a snapshot has the copy's length.
-            unsafe { copy_words(copy.to, from, words) };
-        }
+        // SAFETY: as above; a snapshot has the copy's length.
+        Kind::Store { snapshot: Some(snapshot), .. } => unsafe { write_words(copy.to, &snapshot) },
+        // SAFETY: as above.
+        Kind::Store { snapshot: None, .. } => unsafe { copy_words(copy.to, copy.from, words) },
     }
 }
 
@@ -155,34 +155,4 @@ pub(crate) fn arena(context: *mut Context) -> String {
     // SAFETY: `context` is the running thread's.
     let (base, bytes) = unsafe { ((*context).arena_base, (*context).arena_bytes) };
     format!("device memory is {base:#x}..{:#x}", base + bytes)
-}
-
-/// Copies words, each by one relaxed atomic load and one relaxed atomic store: a concurrent access is no data race.
-///
-/// # Safety
-///
-/// Both ranges are inside live memory that is only ever accessed atomically, and 8-byte aligned.
-pub(crate) unsafe fn copy_words(to: *mut u64, from: *const u64, words: usize) {
-    // SAFETY: the caller vouches for the ranges. `AtomicU64` has the layout of `u64` and allows shared mutation, so
-    // shared slices of it over memory that others access atomically are sound.
-    let (to, from) = unsafe {
-        (
-            std::slice::from_raw_parts(to.cast::<AtomicU64>(), words),
-            std::slice::from_raw_parts(from.cast::<AtomicU64>(), words),
-        )
-    };
-    for (to, from) in to.iter().zip(from) {
-        to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
-    }
-}
-
-/// Reads words into a vector, each by one relaxed atomic load.
-///
-/// # Safety
-///
-/// As for [`copy_words`].
-unsafe fn read_words(from: *const u64, words: usize) -> Vec<u64> {
-    // SAFETY: as in `copy_words`.
-    let from = unsafe { std::slice::from_raw_parts(from.cast::<AtomicU64>(), words) };
-    from.iter().map(|word| word.load(Ordering::Relaxed)).collect()
 }

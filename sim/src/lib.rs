@@ -31,9 +31,10 @@
 //!     let lane = u64::from(device::thread_index());
 //!     device::store(Address { space: Space::Global, at: out + 8 * lane }, lane * lane, weak);
 //! });
-//! actor.launch(stream, Launch {
-//!     kernel: "squares", grid: 1, threads: 64, shared_bytes: 0, blocks_per_sm: 1, cooperative: false, entry,
-//! })?;
+//! let launch =
+//!     Launch { kernel: "squares", grid: 1, threads: 64, shared_bytes: 0, blocks_per_sm: 1, cooperative: false, entry };
+//! // SAFETY: the kernel's frames hold numbers only, and it writes its own allocation.
+//! unsafe { actor.launch(stream, launch)? };
 //! actor.synchronize(stream)?;
 //! assert_eq!(machine.read(out, 64)?[9], 81);
 //! # Ok::<(), epoxide_sim::SimError>(())
@@ -51,6 +52,7 @@ mod block;
 mod bulk;
 mod config;
 mod context;
+mod copies;
 pub mod device;
 mod error;
 mod event;

@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use crate::actor::Actor;
 use crate::arena::Arena;
-use crate::bulk::copy_words;
 use crate::config::{MachineConfig, Mode};
+use crate::copies::{self, read_words, write_words};
 use crate::error::SimError;
 use crate::event::Event;
 use crate::stall::Quiet;
@@ -217,7 +217,7 @@ impl Machine {
         self.core().arena.allocate(rank, bytes, align)
     }
 
-    /// Gives an allocation back; the pages inside it return to the operating system.
+    /// Gives an allocation back: its pages return to the operating system, and its bytes are zero for the next who has them.
     ///
     /// # Safety
     ///
@@ -231,23 +231,6 @@ impl Machine {
         self.core().arena.free(address)
     }
 
-    /// Copies words of device memory, as a device-to-device copy does: safe against kernels that touch them.
-    ///
-    /// # Errors
-    ///
-    /// [`SimError::InvalidArgument`] when an address or `bytes` is no multiple of 8 or a range is out of bounds.
-    pub fn copy(&self, to: u64, from: u64, bytes: u64) -> Result<(), SimError> {
-        if !bytes.is_multiple_of(8) {
-            return Err(SimError::invalid("bytes", bytes, "a multiple of 8"));
-        }
-        let words = usize::try_from(bytes / 8).unwrap_or(usize::MAX);
-        let to = self.words("to", to, words)?;
-        let from = self.words("from", from, words)?;
-        // SAFETY: both ranges were just found inside the arena and 8-byte aligned; device memory is accessed atomically.
-        unsafe { copy_words(to, from, words) };
-        Ok(())
-    }
-
     /// Writes words to device memory, each by one atomic store: kernels may touch them at the same time.
     ///
     /// # Safety
@@ -257,12 +240,44 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// As [`Machine::copy`].
+    /// [`SimError::InvalidArgument`] when the address is no multiple of 8 or the range is out of bounds.
     pub unsafe fn write(&self, to: u64, words: &[u64]) -> Result<(), SimError> {
         let to = self.words("to", to, words.len())?;
-        // SAFETY: the range was just found inside the arena; the source is a borrowed slice, read and never written, and
-        // by the caller's promise no part of the target.
-        unsafe { copy_words(to, words.as_ptr(), words.len()) };
+        // SAFETY: the range was just found inside the arena.
+        unsafe { write_words(to, words) };
+        Ok(())
+    }
+
+    /// Writes bytes to device memory, in 8-byte words, each by one atomic store. Of a word that they do not fill, the rest
+    /// stays as it was.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Machine::write`], and of the words that are not filled nothing else writes any part at the same time.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when the range is out of bounds.
+    pub unsafe fn write_bytes(&self, to: u64, bytes: &[u8]) -> Result<(), SimError> {
+        let to = self.bytes("to", to, bytes.len() as u64)?;
+        // SAFETY: the range was just found inside the arena; the rest is the caller's promise.
+        unsafe { copies::write_bytes(to, bytes) };
+        Ok(())
+    }
+
+    /// Sets `bytes` bytes of device memory to `byte`, as [`Machine::write_bytes`] does.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Machine::write_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::write_bytes`].
+    pub unsafe fn fill_bytes(&self, to: u64, byte: u8, bytes: u64) -> Result<(), SimError> {
+        let to = self.bytes("to", to, bytes)?;
+        // SAFETY: as in `write_bytes`.
+        unsafe { copies::fill_bytes(to, byte, bytes as usize) };
         Ok(())
     }
 
@@ -270,16 +285,28 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// As [`Machine::copy`]; [`SimError::Host`] when the host has no memory for the answer.
+    /// As [`Machine::write`]; [`SimError::Host`] when the host has no memory for the answer.
     pub fn read(&self, from: u64, words: usize) -> Result<Vec<u64>, SimError> {
         let from = self.words("from", from, words)?;
         let mut out: Vec<u64> = Vec::new();
         out.try_reserve_exact(words)
             .map_err(|error| SimError::Host { what: "memory for words that are read", message: error.to_string() })?;
         out.resize(words, 0);
-        // SAFETY: the range was just found inside the arena; the target is this function's own.
-        unsafe { copy_words(out.as_mut_ptr(), from, words) };
+        // SAFETY: the range was just found inside the arena.
+        unsafe { read_words(&mut out, from) };
         Ok(out)
+    }
+
+    /// Reads `out.len()` bytes of device memory: safe against kernels that touch them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::write_bytes`].
+    pub fn read_bytes(&self, from: u64, out: &mut [u8]) -> Result<(), SimError> {
+        let from = self.bytes("from", from, out.len() as u64)?;
+        // SAFETY: the range was just found inside the arena.
+        unsafe { copies::read_bytes(out, from) };
+        Ok(())
     }
 
     /// Returns virtual time in ns.
@@ -314,6 +341,14 @@ impl Machine {
             return Err(SimError::invalid(argument, value, "a multiple of 8, and all words inside device memory"));
         }
         Ok(std::ptr::with_exposed_provenance_mut(address as usize))
+    }
+
+    fn bytes(&self, argument: &'static str, address: u64, bytes: u64) -> Result<usize, SimError> {
+        if !self.core().arena.contains(address, bytes) {
+            let value = format!("{bytes} bytes at {address:#x}");
+            return Err(SimError::invalid(argument, value, "all bytes inside device memory"));
+        }
+        Ok(address as usize)
     }
 }
 

@@ -251,8 +251,8 @@ impl Drop for Resident {
 
 /// Ends a coroutine wherever it is, and returns its stack.
 fn abandon(mut fiber: Fiber) -> FiberStack {
-    // SAFETY: kernel frames hold only `Copy` values (the rule of the crate's docs), and so does the coroutine's own
-    // closure, so nothing on the stack needs to be dropped.
+    // SAFETY: nothing on the stack needs to be dropped: not the kernel's frames, by the promise of whoever launched it
+    // (`Actor::launch`), and not the coroutine's own closure.
     unsafe { fiber.force_reset() };
     fiber.into_stack()
 }

@@ -36,7 +36,8 @@ pub struct Launch {
     pub cooperative: bool,
     /// What every thread runs.
     ///
-    /// Its frames must hold only values that need no `Drop`: a thread that never ends is abandoned, not unwound.
+    /// Its frames must hold only values that need no `Drop`: whoever launches it promises that
+    /// ([`Actor::launch`](crate::Actor::launch)).
     pub entry: Arc<dyn Fn() + Send + Sync>,
 }
 

@@ -161,6 +161,10 @@ fn named_barriers_pair_half_blocks_and_votes_are_uniform() {
                         device::barrier(1 + half, 64);
                     }
                     votes = votes << 1 | u64::from(device::barrier_or(0, round % 3 == 0 && thread == 77));
+                    if round == 9 && thread < 32 {
+                        // A part of the block goes on with the vote's barrier before the others have read the vote.
+                        device::barrier(0, 32);
+                    }
                 }
                 device::store(word(out, u64::from(thread)), votes, WEAK);
             }),

@@ -104,9 +104,9 @@ fn after_a_failure_every_call_returns_it_on_every_rank() {
                 wait_for(shared(0), u64::MAX, 1, None);
             });
             let first =
-                actor.launch(stream, kernel.clone()).and_then(|()| actor.synchronize(stream)).expect_err("halted");
+                actor.start(stream, kernel.clone()).and_then(|()| actor.synchronize(stream)).expect_err("halted");
             assert!(matches!(first, SimError::KernelFailed { rank: 1, .. }), "{first}");
-            assert_eq!(actor.launch(stream, kernel).expect_err("halted"), first);
+            assert_eq!(actor.start(stream, kernel).expect_err("halted"), first);
             assert_eq!(actor.synchronize(stream).expect_err("halted"), first);
             assert_eq!(actor.exchange(b"").expect_err("halted"), first);
         });
@@ -192,7 +192,7 @@ fn an_event_that_is_never_recorded_is_a_deadlock() {
                 let hopeless = launch("hopeless", 1, 32, || {
                     wait_for(shared(0), u64::MAX, 0, None);
                 });
-                actor.launch(stream, hopeless).expect("a legal launch");
+                actor.start(stream, hopeless).expect("a legal launch");
                 let event = actor.record_event(stream).expect("recorded");
                 let other = actor.create_stream();
                 actor.wait_event(other, &event).expect("same machine");
@@ -249,7 +249,7 @@ fn dropping_the_machine_with_work_under_way_does_not_hang() {
             let at = machine.allocate(0, 8, 256).expect("fits");
             for _ in 0..3 {
                 actor
-                    .launch(
+                    .start(
                         stream,
                         launch("forever", 8, 64, move || {
                             wait_for(word(at, 0), 1, 0, None);
@@ -274,7 +274,7 @@ fn dropping_the_machine_drops_what_is_queued() {
         let (actor, stream) = actor(&machine, 0);
         let at = machine.allocate(0, 8, 256).expect("fits");
         actor
-            .launch(
+            .start(
                 stream,
                 launch("forever", 8, 64, move || {
                     wait_for(word(at, 0), 1, 0, None);
@@ -301,7 +301,7 @@ fn a_kernel_may_own_the_last_handle_of_its_machine() {
                 let _owned = &owned;
                 device::barrier(0, 0);
             });
-            actor.launch(stream, kernel).expect("a legal launch");
+            actor.start(stream, kernel).expect("a legal launch");
         }
         until_unique(&freed, mode);
     }
@@ -319,7 +319,7 @@ fn blocks_that_never_found_an_sm_do_not_keep_their_machine() {
                 let _owned = &owned;
                 wait_for(shared(0), u64::MAX, 0, None);
             });
-            actor.launch(stream, kernel).expect("a legal launch");
+            actor.start(stream, kernel).expect("a legal launch");
             assert!(matches!(actor.synchronize(stream), Err(SimError::Deadlock { .. })));
         }
         until_unique(&freed, mode);

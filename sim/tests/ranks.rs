@@ -30,7 +30,7 @@ fn two_ranks_play_ping_pong_over_flags() {
                 }
                 device::warp_sync(ALL);
             });
-            actor.launch(stream, ping_pong).expect("a legal launch");
+            actor.start(stream, ping_pong).expect("a legal launch");
             actor.synchronize(stream).expect("both ranks finish");
         });
         let last = |rank: usize| machine.read(flags[rank], 1).expect("in bounds")[0];
@@ -60,7 +60,7 @@ fn a_seeded_schedule_finds_a_flag_that_is_raised_before_its_data() {
                     }
                 })
             };
-            actor.launch(stream, kernel).expect("a legal launch");
+            actor.start(stream, kernel).expect("a legal launch");
             if actor.synchronize(stream).is_err() {
                 early.store(true, std::sync::atomic::Ordering::Relaxed);
             }
@@ -140,14 +140,14 @@ fn a_host_thread_that_left_keeps_nobody_waiting_and_may_come_back() {
             let waits = launch("waits", 1, 32, move || {
                 assert!(!wait_for(word(at, 0), 1, 1, deadline), "nobody raises it");
             });
-            waiting.launch(stream, waits).expect("a legal launch");
+            waiting.start(stream, waits).expect("a legal launch");
             waiting.synchronize(stream).expect("the deadline passes");
 
             // Back again: it counts as running, so the others wait for it, and exchanges complete.
             let raises = launch("raises", 1, 32, move || {
                 add(word(at, 1), 1);
             });
-            gone.launch(its_stream, raises).expect("a legal launch");
+            gone.start(its_stream, raises).expect("a legal launch");
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     let gone = gone;
@@ -160,7 +160,7 @@ fn a_host_thread_that_left_keeps_nobody_waiting_and_may_come_back() {
                 let hopeless = launch("hopeless", 1, 32, || {
                     wait_for(shared(0), u64::MAX, 1, None);
                 });
-                waiting.launch(stream, hopeless).expect("a legal launch");
+                waiting.start(stream, hopeless).expect("a legal launch");
                 let error = waiting.synchronize(stream).expect_err("nobody is left to raise it");
                 assert!(error.to_string().contains("host thread of rank 1 is gone"), "{error}");
             });
@@ -187,7 +187,7 @@ fn a_seeded_machine_takes_the_work_of_a_host_thread_that_comes_back() {
                     }
                 }
             });
-            waiting.launch(stream, sleeps).expect("a legal launch");
+            waiting.start(stream, sleeps).expect("a legal launch");
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     let back = back;
@@ -195,7 +195,7 @@ fn a_seeded_machine_takes_the_work_of_a_host_thread_that_comes_back() {
                     let raises = launch("raises", 1, 32, move || {
                         add(word(at, 0), 1);
                     });
-                    back.launch(its_stream, raises).expect("a legal launch");
+                    back.start(its_stream, raises).expect("a legal launch");
                     back.synchronize(its_stream).expect("done");
                 });
                 waiting.synchronize(stream).expect("rank 1 raises it");

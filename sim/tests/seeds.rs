@@ -22,7 +22,7 @@ fn scenario(seed: u64, jitter: bool) -> (u64, Vec<u64>) {
         for round in 0..3u64 {
             actor.exchange(&[0]).expect("all come");
             actor
-                .launch(
+                .start(
                     stream,
                     launch("tickets", 2, 64, move || {
                         if device::thread_index().is_multiple_of(16) {
@@ -38,7 +38,7 @@ fn scenario(seed: u64, jitter: bool) -> (u64, Vec<u64>) {
                 )
                 .expect("a legal launch");
             actor
-                .launch(
+                .start(
                     other,
                     launch("flags", 1, 32, move || {
                         if device::thread_index() == 0 {
@@ -85,7 +85,7 @@ fn some_seed_lets_one_rank_run_far_ahead_and_another_lets_it_stay_behind() {
         on_all_ranks(&machine, |actor, stream| {
             let rank = u64::from(actor.rank());
             actor
-                .launch(
+                .start(
                     stream,
                     launch("counts", 1, 32, move || {
                         for _ in 0..500 {

@@ -11,7 +11,7 @@ use rig::*;
 fn timed(machine: &Machine, grid: u32, threads: u32, entry: impl Fn() + Send + Sync + Clone + 'static) -> f64 {
     let start = Instant::now();
     on_all_ranks(machine, |actor, stream| {
-        actor.launch(stream, launch("timed", grid, threads, entry.clone())).expect("a legal launch");
+        actor.start(stream, launch("timed", grid, threads, entry.clone())).expect("a legal launch");
         actor.synchronize(stream).expect("done");
     });
     start.elapsed().as_secs_f64()

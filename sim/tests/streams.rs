@@ -22,7 +22,7 @@ fn a_stream_runs_its_work_in_order() {
                     device::store(word(at, 0), 2 * old + step % 2, WEAK);
                 }
             });
-            actor.launch(stream, kernel).expect("a legal launch");
+            actor.start(stream, kernel).expect("a legal launch");
             let (log, machine) = (Arc::clone(&log), machine.clone());
             let note = move || log.lock().expect("whole").push(machine.read(at, 1).expect("in bounds")[0]);
             actor.host_call(stream, Box::new(note)).expect("queued");
@@ -47,7 +47,7 @@ fn an_event_orders_two_streams_and_carries_time() {
         let second = actor.create_stream();
         let before = actor.record_event(first).expect("recorded");
         actor
-            .launch(
+            .start(
                 first,
                 launch("writes", 8, 256, move || {
                     for _ in 0..20 {
@@ -60,7 +60,7 @@ fn an_event_orders_two_streams_and_carries_time() {
         let event = actor.record_event(first).expect("recorded");
         actor.wait_event(second, &event).expect("same machine");
         actor
-            .launch(
+            .start(
                 second,
                 launch("reads", 1, 32, move || {
                     for block in 0..8 {
@@ -85,7 +85,7 @@ fn streams_of_a_rank_run_concurrently_and_blocks_wait_for_sms() {
         let (actor, first) = actor(&machine, 0);
         let second = actor.create_stream();
         actor
-            .launch(
+            .start(
                 first,
                 launch("waits", 1, 32, move || {
                     wait_for(word(at, 0), 32 * 20, 0, None);
@@ -94,7 +94,7 @@ fn streams_of_a_rank_run_concurrently_and_blocks_wait_for_sms() {
             .expect("a legal launch");
         // 20 blocks take turns on the one SM that is left; the most ever resident is noted.
         actor
-            .launch(
+            .start(
                 second,
                 launch("raises", 20, 32, move || {
                     let resident = if device::thread_index() == 0 { add(word(at, 1), 1) + 1 } else { 0 };
@@ -129,7 +129,7 @@ fn launches_that_break_a_rule_name_argument_value_and_rule() {
         ("grid", "265", Launch { grid: 265, cooperative: true, blocks_per_sm: 2, ..good() }),
     ];
     for (name, number, launch) in cases {
-        match actor.launch(stream, launch) {
+        match actor.start(stream, launch) {
             Err(SimError::InvalidArgument { argument, value, rule, .. }) => {
                 assert_eq!((argument, value.as_str()), (name, number));
                 assert!(!rule.is_empty());
@@ -178,7 +178,7 @@ fn sizes_out_of_range_are_refused() {
         let error = machine.read(at, words).expect_err("too many");
         assert!(matches!(&error, SimError::InvalidArgument { argument: "from", .. }), "{error}");
     }
-    assert!(matches!(machine.copy(at, at + 8, 12), Err(SimError::InvalidArgument { argument: "bytes", .. })));
-    assert!(matches!(machine.copy(at, at + 4, 8), Err(SimError::InvalidArgument { argument: "from", .. })));
+    assert!(matches!(machine.read(at + 4, 1), Err(SimError::InvalidArgument { argument: "from", .. })));
+    assert!(matches!(machine.read_bytes(at - 1, &mut [0]), Err(SimError::InvalidArgument { argument: "from", .. })));
     assert_eq!(machine.read(at, 8).expect("in bounds"), [0; 8]);
 }

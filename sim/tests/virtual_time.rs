@@ -38,7 +38,7 @@ fn no_deadline_passes_while_a_host_thread_is_running() {
         on_all_ranks(&machine, |actor, stream| {
             if actor.rank() == 0 {
                 actor
-                    .launch(
+                    .start(
                         stream,
                         launch("waits", 1, 32, move || {
                             assert!(wait_for(word(at, 0), 32, 1, Some(HUNDRED_SECONDS)), "a false timeout");
@@ -49,7 +49,7 @@ fn no_deadline_passes_while_a_host_thread_is_running() {
                 // Busy elsewhere, as a host thread that loads weights is.
                 std::thread::sleep(Duration::from_millis(50));
                 actor
-                    .launch(
+                    .start(
                         stream,
                         launch("raises", 1, 32, move || {
                             add(word(at, 0), 1);
@@ -93,7 +93,7 @@ fn a_thread_that_only_polls_makes_no_time_pass() {
         let (actor, stream) = actor(&machine, 0);
         let other = actor.create_stream();
         actor
-            .launch(
+            .start(
                 stream,
                 launch("polls", 1, 32, move || {
                     if device::thread_index() == 0 {

@@ -179,8 +179,9 @@ impl Runtime {
         stream: RawStream,
     ) -> Result<()> {
         match self {
-            Self::Sim(runtime) => runtime.launch(kernel, grid, shared_bytes, args, stream),
             // SAFETY: the caller's promise, passed on.
+            Self::Sim(runtime) => unsafe { runtime.launch(kernel, grid, shared_bytes, args, stream) },
+            // SAFETY: the same.
             Self::Cuda(runtime) => unsafe { runtime.launch(kernel, grid, shared_bytes, args, stream) },
         }
     }

@@ -66,8 +66,7 @@ impl SimRuntime {
 
     pub(crate) fn allocate_mapped(&self, bytes: u64) -> Result<Mapped> {
         let device = self.allocate("memory that host and device share", bytes)?;
-        // SAFETY: fresh memory of the machine: a device address is a host address, and no kernel has it yet.
-        unsafe { std::ptr::write_bytes(device as *mut u8, 0, bytes as usize) };
+        // A device address is a host address, and fresh memory is zero.
         Ok(Mapped { host: device as *mut u8, device })
     }
 
@@ -79,24 +78,24 @@ impl SimRuntime {
         let actor = self.actor();
         actor.synchronize(sim_stream(stream)?)?;
         // The lock is held on: nobody enqueues work meanwhile.
-        // SAFETY: the caller allocated `from.len()` bytes at `to` (the crate's tensors check it), a device address is a host
-        // address, and the stream that uses them is idle.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
-        Ok(())
+        // SAFETY: the caller allocated `from.len()` bytes at `to` (the crate's tensors check it), nothing of the host refers to
+        // them, and the stream that uses them is idle.
+        Ok(unsafe { actor.machine().write_bytes(to, from) }?)
     }
 
     pub(crate) fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()> {
         let actor = self.actor();
         actor.synchronize(sim_stream(stream)?)?;
-        // SAFETY: as in `copy_to_device`.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
-        Ok(())
+        Ok(actor.machine().read_bytes(from, to)?)
     }
 
     pub(crate) fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()> {
         let actor = self.actor();
-        // SAFETY: when it runs, these are `bytes` of device memory by the caller's contract, in stream order.
-        let fill = move || unsafe { std::ptr::write_bytes(to as *mut u8, byte, bytes as usize) };
+        let machine = actor.machine().clone();
+        let fill = move || {
+            // SAFETY: when it runs, these are `bytes` of device memory by the caller's contract, in stream order.
+            unsafe { machine.fill_bytes(to, byte, bytes) }.expect("device memory, as the caller allocated it");
+        };
         Ok(actor.host_call(sim_stream(stream)?, Box::new(fill))?)
     }
 
@@ -142,7 +141,12 @@ impl SimRuntime {
         Ok(kernel.blocks_per_sm())
     }
 
-    pub(crate) fn launch<A: KernelArg + Send + Sync>(
+    /// Launches a kernel, enqueued.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Runtime::launch`](super::Runtime::launch).
+    pub(crate) unsafe fn launch<A: KernelArg + Send + Sync>(
         &self,
         kernel: &Kernel<A>,
         grid: u32,
@@ -151,7 +155,9 @@ impl SimRuntime {
         stream: RawStream,
     ) -> Result<()> {
         let launch = kernel.simulated(grid, shared_bytes, *args);
-        Ok(self.actor().launch(sim_stream(stream)?, launch)?)
+        // SAFETY: the caller's promise for the arguments; our kernels keep to the rules of device code, so that their frames
+        // hold only values without `Drop`.
+        Ok(unsafe { self.actor().launch(sim_stream(stream)?, launch) }?)
     }
 }
 
