@@ -103,7 +103,7 @@ fn a_window_larger_than_its_limit_names_region_needed_and_given() {
         Error::BufferTooSmall { argument: "max_window_bytes", region: "expert outputs", needed, given, .. }
             if *needed == last.offset + last.bytes && *given == last.offset + 1,
         "max_window_bytes", "region expert outputs",
-        format!("needs {} bytes", last.offset + last.bytes), format!("given {}", last.offset + 1)
+        format!("ends at byte {} of {}", last.offset + last.bytes, bytes.window), format!("given {}", last.offset + 1)
     );
     assert_error!(needed_at(1), Error::BufferTooSmall { region: "abort word", needed: 8, given: 1, .. }, "abort word");
 }
@@ -205,6 +205,12 @@ fn a_gpu_without_a_driver_is_an_error() {
             assert_error!(error, Error::NoDriver { reason, .. } if !reason.is_empty(), "no CUDA driver", "simulated GPU");
             assert_error!(LocalGroup::gpus().unwrap_err(), Error::NoDriver { .. }, "no CUDA driver");
         }
+        // A driver, but nothing that the kernels run on.
+        Err(error @ Error::DriverTooOld { .. }) => assert_error!(error, Error::DriverTooOld { .. }, "driver"),
+        Err(error @ Error::GpuTooOld { .. }) => {
+            assert_error!(error, Error::GpuTooOld { .. }, "compute capability", "9.0")
+        }
+        Err(error @ Error::InvalidArgument { .. }) => assert_error!(error, Error::InvalidArgument { .. }, "device"),
         Err(other) => panic!("{other}"),
         // With a driver the GPU tests say more.
         Ok(_) => assert!(LocalGroup::gpus().unwrap() > 0),

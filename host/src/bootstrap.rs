@@ -18,7 +18,7 @@ pub trait Bootstrap: Send + Sync {
     ///
     /// # Errors
     ///
-    /// When some rank cannot be reached.
+    /// When some rank cannot be reached, or this one is in a rendezvous already.
     fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>>;
 }
 
@@ -96,6 +96,16 @@ impl Bootstrap for ThreadBootstrap {
     fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
         let deadline = Instant::now() + PATIENCE;
         let mut round = self.shared.round.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = if round.gone.contains(&self.rank) {
+            Some("has left the group")
+        } else if round.payloads[self.rank as usize].is_some() {
+            Some("is in a rendezvous already, in another thread")
+        } else {
+            None
+        };
+        if let Some(why) = refused {
+            return Err(Error::Bootstrap { message: format!("rank {} {why}", self.rank) });
+        }
         round.payloads[self.rank as usize] = Some(payload.to_vec());
         if round.payloads.iter().all(Option::is_some) {
             let all: Vec<Vec<u8>> = round.payloads.iter_mut().filter_map(Option::take).collect();

@@ -83,36 +83,46 @@ impl ElasticBuffer {
     /// ranks of one GPU ask for more SMs together than it has.
     pub fn new(comm: &Comm, config: Config) -> Result<Self> {
         let blocks = if config.num_sms == 0 { comm.default_num_sms() } else { config.num_sms };
-        agree_on(comm, &config, blocks)?;
-        let layouts = Layouts::new(&config, comm.size(), blocks)?;
         let inner = comm.inner();
-        let shared = dispatch_shared(&layouts.shape, inner.runtime.shared_bytes_per_block())?;
-        let number = {
+        let _turn = inner.collective();
+        agree_on(inner, &config, blocks)?;
+        // The same on every rank from here on, and so are the numbers of buffers.
+        let id = {
             let mut made = inner.buffers_made.lock().unwrap_or_else(PoisonError::into_inner);
             *made += 1;
-            *made
+            inner.local.buffer_id(*made)
         };
-        let id = inner.local.buffer_id(number);
-        let config_hash = hash(&config, blocks);
+        let layouts = Layouts::new(&config, comm.size(), blocks)?;
         let mut estate = Estate::of(&inner.runtime);
-        let made = allocate(inner, &layouts, &shared, blocks, &mut estate);
+        let made = allocate(inner, &layouts, blocks, &mut estate);
         // Every rank learns whether all could allocate before anyone relies on it.
-        let windows = share_windows(comm, made.as_ref().map(|m| m.window));
-        let (made, windows) = match (made, windows) {
-            (Ok(made), Ok(windows)) => (made, windows),
-            (Err(error), _) | (_, Err(error)) => {
-                inner.local.bury(estate);
-                return Err(error);
+        let shared = share_windows(inner, made.as_ref().map(|m| m.window));
+        let (made, windows) = match (made, shared) {
+            (Ok(made), Ok(Ok(windows))) => (made, windows),
+            (made, shared) => {
+                if made.is_ok() {
+                    inner.release_sms(blocks);
+                }
+                match shared {
+                    // The ranks did not meet: a peer may be anywhere.
+                    Err(_) => inner.local.bury(estate),
+                    // No rank has used any of it, so all free it, and none goes on before all have: freeing waits for the device.
+                    Ok(_) => {
+                        estate.free();
+                        let _ = inner.gather(&tagged("no buffer", &[]));
+                    }
+                }
+                return Err(made.err().or(shared.and_then(|windows| windows).err()).expect("one of the two failed"));
             }
         };
         let buffer = Self {
             comm: comm.clone(),
-            config,
             layouts,
-            shared,
+            shared: made.shared,
             blocks,
             id,
-            config_hash,
+            config_hash: hash(&config, blocks),
+            config,
             window: made.window,
             private: made.private,
             record: made.record,
@@ -126,7 +136,7 @@ impl ElasticBuffer {
         };
         let ready = buffer.initialise(&windows);
         // A peer writes into this window as soon as it enters an operation, so all wait for all; who failed says so.
-        let all = comm.all_gather(&tagged("ready", if ready.is_ok() { b"ok" } else { b"failed" }))?;
+        let all = inner.gather(&tagged("ready", if ready.is_ok() { b"ok" } else { b"failed" }))?;
         ready?;
         for (rank, payload) in all.iter().enumerate() {
             if untagged("ready", rank, payload)? != b"ok" {
@@ -212,20 +222,26 @@ impl ElasticBuffer {
     /// The fault of an operation, or [`Error::Bootstrap`] when another rank is gone.
     pub fn close(mut self) -> Result<()> {
         let done = self.synchronize();
+        let inner = self.comm.inner();
+        let _turn = inner.collective();
         // Also after a fault: the other ranks are coming here too.
-        let met = self.comm.all_gather(&tagged("close", &[])).and_then(|all| {
-            all.iter().enumerate().try_for_each(|(rank, payload)| untagged("close", rank, payload).map(|_| ()))
+        let met = inner.gather(&tagged("close", &self.id.to_le_bytes())).and_then(|all| {
+            all.iter().enumerate().try_for_each(|(rank, payload)| match untagged("close", rank, payload)? {
+                id if id == self.id.to_le_bytes() => Ok(()),
+                _ => Err(Error::Bootstrap {
+                    message: format!("rank {rank} closes another buffer than rank {}", inner.rank),
+                }),
+            })
         });
         if met.is_ok() {
             // Every rank's stream was idle when it came: nobody uses this window, and no peer can be waiting for this rank
             // while the driver frees.
-            let inner = self.comm.inner();
             let heap = inner.runtime.heap();
-            let freed = [self.window, self.private].into_iter().try_for_each(|address| heap.free(address));
-            let freed = freed.and_then(|()| heap.free_mapped(self.record));
+            let freed = [heap.free(self.window), heap.free(self.private), heap.free_mapped(self.record)];
+            inner.release_sms(self.blocks);
             self.freed = true;
-            let left = self.comm.barrier();
-            return done.and(freed).and(left);
+            let left = self.comm.inner().gather(&tagged("closed", &[])).map(|_| ());
+            return freed.into_iter().fold(done, Result::and).and(left);
         }
         done.and(met)
     }
@@ -313,7 +329,7 @@ impl Drop for ElasticBuffer {
         }
         let inner = self.comm.inner();
         let estate = Estate {
-            after: inner.runtime.mark(inner.stream).into_iter().collect(),
+            after: vec![inner.runtime.mark(inner.stream)],
             memory: vec![self.window, self.private],
             mapped: vec![self.record],
             ..Estate::of(&inner.runtime)
@@ -323,21 +339,16 @@ impl Drop for ElasticBuffer {
 }
 
 struct Made {
+    shared: DispatchShared,
     window: u64,
     private: u64,
     record: Mapped,
 }
 
 /// Allocates a rank's memory and loads its kernels; what was allocated is in `estate` if something failed.
-fn allocate(
-    inner: &CommInner,
-    layouts: &Layouts,
-    shared: &DispatchShared,
-    blocks: u32,
-    estate: &mut Estate,
-) -> Result<Made> {
+fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, estate: &mut Estate) -> Result<Made> {
     let runtime = &inner.runtime;
-    inner.reserve_sms(blocks)?;
+    let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
     runtime.prepare(&dispatch, shared.bytes())?;
     runtime.prepare(&combine, 0)?;
     runtime.prepare(&lend, 0)?;
@@ -347,29 +358,34 @@ fn allocate(
     estate.memory.push(private);
     let record = runtime.allocate_mapped(RECORD_WORDS * 8)?;
     estate.mapped.push(record);
-    Ok(Made { window, private, record })
+    // Last: where it is made, the caller gives it back.
+    inner.reserve_sms(blocks)?;
+    Ok(Made { shared, window, private, record })
 }
 
-/// Gives this rank's window to all and returns theirs; an error on every rank if one has none.
-fn share_windows(comm: &Comm, window: std::result::Result<u64, &Error>) -> Result<Vec<u64>> {
+/// Gives this rank's window to all and returns theirs, or on every rank the error that one has none; an error of its own if the
+/// ranks did not meet here.
+fn share_windows(inner: &CommInner, window: std::result::Result<u64, &Error>) -> Result<Result<Vec<u64>>> {
     let payload = match window {
         Ok(address) => tagged("window", &address.to_le_bytes()),
         Err(error) => tagged("no window", error.to_string().as_bytes()),
     };
-    let all = comm.all_gather(&payload)?;
-    all.iter()
-        .enumerate()
-        .map(|(rank, payload)| {
-            if let Ok(why) = untagged("no window", rank, payload) {
-                let why = String::from_utf8_lossy(why);
-                return Err(Error::Bootstrap { message: format!("rank {rank} could not make its buffer: {why}") });
-            }
-            let address = <[u8; 8]>::try_from(untagged("window", rank, payload)?);
-            address
-                .map(u64::from_le_bytes)
-                .map_err(|_| Error::Bootstrap { message: format!("rank {rank} gave no address") })
-        })
-        .collect()
+    let all = inner.gather(&payload)?;
+    let mut windows = Ok(Vec::new());
+    for (rank, payload) in all.iter().enumerate() {
+        if let Ok(why) = untagged("no window", rank, payload) {
+            let why = String::from_utf8_lossy(why);
+            windows =
+                windows.and(Err(Error::Bootstrap { message: format!("rank {rank} could not make its buffer: {why}") }));
+            continue;
+        }
+        let address = <[u8; 8]>::try_from(untagged("window", rank, payload)?)
+            .map_err(|_| Error::Bootstrap { message: format!("rank {rank} gave no address") })?;
+        if let Ok(windows) = &mut windows {
+            windows.push(u64::from_le_bytes(address));
+        }
+    }
+    Ok(windows)
 }
 
 /// A payload that says which collective it is for, so that ranks in different ones find out.
@@ -389,10 +405,10 @@ fn untagged<'a>(tag: &'static str, rank: usize, payload: &'a [u8]) -> Result<&'a
 }
 
 /// Checks that all ranks were given the same configuration.
-fn agree_on(comm: &Comm, config: &Config, blocks: u32) -> Result<()> {
+fn agree_on(inner: &CommInner, config: &Config, blocks: u32) -> Result<()> {
     let fields = config.fields(blocks);
     let payload = fields.each_ref().map(|(_, value)| value.as_str()).join("\n");
-    let all = comm.all_gather(&tagged("configuration", payload.as_bytes()))?;
+    let all = inner.gather(&tagged("configuration", payload.as_bytes()))?;
     let ranks = all.iter().enumerate().map(|(rank, payload)| {
         let payload = String::from_utf8_lossy(untagged("configuration", rank, payload)?);
         Ok(payload.split('\n').map(str::to_owned).collect())

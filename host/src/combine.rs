@@ -82,8 +82,10 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// [`Error::WrongOrder`] when the region is not lent, [`Error::InvalidArgument`] when they are not whole rows or too many.
+    /// [`Error::WrongOrder`] when the region is not lent, [`Error::InvalidArgument`] when they are not whole rows or too many; the
+    /// fault of an earlier operation, or [`Error::Poisoned`].
     pub fn stage_expert_outputs(&mut self, rows: &DeviceTensor<bf16>) -> Result<()> {
+        self.check()?;
         if matches!(self.state, State::Idle { .. }) && !self.lent_early {
             let rule = "a dispatch or lend_expert_outputs comes before";
             return Err(Error::WrongOrder { call: "stage_expert_outputs", state: self.state.to_string(), rule });
@@ -95,15 +97,17 @@ impl ElasticBuffer {
         inner.runtime.copy_on_device(to, rows.address(), rows.len() * 2, inner.stream)
     }
 
-    /// Copies expert outputs from the host to the region that a dispatch has lent; waits for the copy.
+    /// Copies expert outputs from the host to the region that a dispatch has lent; waits for the dispatch and for the copy.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] when they are not whole rows, or more than the region holds;
-    /// [`Error::StaleHandle`].
+    /// [`Error::InvalidArgument`] when they are not whole rows, or more than the region holds; [`Error::StaleHandle`],
+    /// [`Error::WrongOrder`] after the combine; the fault of an operation, or [`Error::Poisoned`].
     pub fn write_expert_outputs(&mut self, handle: &Dispatched, rows: &[bf16]) -> Result<()> {
         self.check_handle("write_expert_outputs", handle)?;
         self.check_rows(rows.len() as u64)?;
+        // Behind a fault peers may still be reading the region.
+        self.synchronize()?;
         let inner = self.comm.inner();
         let to = self.window_span(self.layouts.window.expert_out);
         inner.runtime.copy_to_device(to, as_bytes(rows), inner.stream)

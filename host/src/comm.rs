@@ -1,20 +1,14 @@
 //! A rank: its device, its stream, and its way to the other ranks.
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use epoxide_kernels::copy::copy;
 use epoxide_kernels::delay::{DelayArgs, delay};
 use epoxide_kernels::dequantize::dequantize;
-use epoxide_kernels::layout::MAX_RANKS;
 use epoxide_kernels::quantize::quantize;
-use epoxide_sim::{Machine, MachineConfig, Mode};
 
 use crate::bootstrap::{Bootstrap, ThreadBootstrap};
 use crate::error::{Error, Result};
-use crate::runtime::cuda::{CudaDevice, CudaRuntime};
-use crate::runtime::sim::SimRuntime;
 use crate::runtime::{RawEvent, RawStream, Reservation, Runtime};
 use crate::tensor::{DeviceTensor, Element};
 use crate::transport::local::{Estate, LocalGroupState};
@@ -36,13 +30,29 @@ pub(crate) struct CommInner {
     /// SMs of an operation where the configuration leaves them open: the same on every rank.
     default_num_sms: u32,
     bootstrap: Option<ThreadBootstrap>,
-    /// What the rank has reserved of the device's SMs: as many as its largest buffer needs, since its stream runs one
-    /// operation at a time.
-    reserved: Mutex<(u32, Option<Reservation>)>,
+    reserved: Mutex<ReservedSms>,
+    /// Held by the thread of this rank that is in a collective call.
+    collective: Mutex<()>,
     /// Memory of dropped tensors.
     spare: Mutex<Vec<Spare>>,
     /// Buffers made so far: the same number on every rank, since making one is collective.
     pub buffers_made: Mutex<u64>,
+}
+
+/// What a rank has reserved of its device's SMs: as many as its largest buffer needs, since its stream runs one operation at a
+/// time.
+#[derive(Default)]
+struct ReservedSms {
+    /// SMs of an operation of each buffer that was neither refused nor closed. One that was dropped may still be at work.
+    buffers: Vec<u32>,
+    /// Nothing on the simulated GPU, where a rank has a device of its own.
+    claim: Option<Reservation>,
+}
+
+impl ReservedSms {
+    fn most(&self) -> u32 {
+        self.buffers.iter().copied().max().unwrap_or(0)
+    }
 }
 
 /// Device memory that a dropped tensor left.
@@ -57,184 +67,8 @@ impl std::fmt::Debug for Comm {
     }
 }
 
-/// The ranks of one process: simulated ones, or on one or several GPUs.
-///
-/// ```
-/// use epoxide::{LocalGroup, Mode};
-/// let group = LocalGroup::simulated(2, Mode::Fast { workers: 0 })?;
-/// let ranks = group.run(|comm| Ok(comm.rank()))?;
-/// assert_eq!(ranks, [0, 1]);
-/// # Ok::<(), epoxide::Error>(())
-/// ```
-#[derive(Debug)]
-pub struct LocalGroup {
-    comms: Vec<Comm>,
-}
-
-impl LocalGroup {
-    /// Makes `ranks` simulated ranks.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidArgument`] for 0 or more than 64 ranks; [`Error::Simulator`] when the machine cannot be made.
-    pub fn simulated(ranks: u32, mode: Mode) -> Result<Self> {
-        check_ranks(ranks)?;
-        Self::on_machine(&Machine::new(MachineConfig::new(ranks, mode))?)
-    }
-
-    /// Makes one rank of every rank of a simulated machine.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Simulator`] when a rank of the machine is taken.
-    pub fn on_machine(machine: &Machine) -> Result<Self> {
-        let ranks = machine.config().ranks;
-        let local = LocalGroupState::new(ranks);
-        let comms = (0..ranks).map(|rank| {
-            let runtime = SimRuntime::new(machine.actor(rank)?);
-            let stream = runtime.create_stream()?;
-            Comm::new(rank, ranks, Runtime::Sim(runtime), stream, None, Arc::clone(&local), DEFAULT_SIMULATED_SMS)
-        });
-        Ok(Self { comms: comms.collect::<Result<_>>()? })
-    }
-
-    /// Makes `ranks` ranks that share the GPU `device`, each with a stream of its own.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::on_gpus`].
-    pub fn on_gpu(ranks: u32, device: u32) -> Result<Self> {
-        check_ranks(ranks)?;
-        Self::on_gpus(&vec![device; ranks as usize])
-    }
-
-    /// Makes a rank for every entry of `devices`, which says on which GPU it runs, each with a stream of its own. A GPU may
-    /// have several ranks; every two GPUs must reach each other's memory, and with atomics, as NVLink has them and PCIe has
-    /// not.
-    ///
-    /// ```no_run
-    /// use epoxide::LocalGroup;
-    /// // One rank on each of two GPUs; two ranks on each.
-    /// let group = LocalGroup::on_gpus(&[0, 1])?;
-    /// let group = LocalGroup::on_gpus(&[0, 0, 1, 1])?;
-    /// # Ok::<(), epoxide::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::GpuTooOld`] when the kernels cannot run there,
-    /// [`Error::NoPeerAccess`] when two of the GPUs cannot reach each other,
-    /// [`Error::DoesNotFit`] when a GPU has fewer hardware queues than ranks, and
-    /// [`Error::InvalidArgument`] for no or more than 64 ranks, or for a GPU that is not there.
-    pub fn on_gpus(devices: &[u32]) -> Result<Self> {
-        Self::on_cuda(devices, CudaRuntime::create_stream)
-    }
-
-    /// [`Self::on_gpus`] on streams of the caller's, a rank for each: all that a rank enqueues is in order with the caller's own work
-    /// on its stream, and no event is needed between the two.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::on_gpus`]; [`Error::InvalidArgument`] for a stream that is of another context than its GPU's primary one, or that
-    /// is not non-blocking.
-    ///
-    /// # Safety
-    ///
-    /// Every stream is a live `CUstream`, is no other rank's, and outlives the rank: its [`Comm`]s, buffers and tensors.
-    pub unsafe fn on_streams(streams: &[CudaStream]) -> Result<Self> {
-        let devices: Vec<u32> = streams.iter().map(|stream| stream.device).collect();
-        Self::on_cuda(&devices, |runtime| {
-            let stream = streams[runtime.rank() as usize].stream;
-            // SAFETY: the caller's promise.
-            unsafe { runtime.adopt_stream(stream) }
-        })
-    }
-
-    fn on_cuda(devices: &[u32], stream: impl Fn(&CudaRuntime) -> Result<RawStream>) -> Result<Self> {
-        let ranks = u32::try_from(devices.len()).unwrap_or(u32::MAX);
-        check_ranks(ranks)?;
-        // One object for each GPU, however many ranks it has.
-        let mut gpus = BTreeMap::new();
-        for &device in devices {
-            if let Entry::Vacant(gpu) = gpus.entry(device) {
-                gpu.insert(CudaDevice::open(device)?);
-            }
-        }
-        for (from, to) in gpus.values().flat_map(|from| gpus.values().map(move |to| (from, to))) {
-            from.reach(to)?;
-        }
-        let default_num_sms = gpus.iter().map(|(device, gpu)| {
-            let sharing = devices.iter().filter(|&d| d == device).count() as u32;
-            (gpu.sms().saturating_sub(1) / sharing).clamp(1, MOST_DEFAULT_SMS)
-        });
-        let default_num_sms = default_num_sms.min().unwrap_or(1);
-        let local = LocalGroupState::new(ranks);
-        let comms = ThreadBootstrap::group(ranks).into_iter().zip(devices).map(|(bootstrap, device)| {
-            let rank = bootstrap.rank();
-            let runtime = CudaRuntime::new(Arc::clone(&gpus[device]), rank)?;
-            let stream = stream(&runtime)?;
-            Comm::new(rank, ranks, Runtime::Cuda(runtime), stream, Some(bootstrap), Arc::clone(&local), default_num_sms)
-        });
-        Ok(Self { comms: comms.collect::<Result<_>>()? })
-    }
-
-    /// How many GPUs this process may use: their numbers are below.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoDriver`] or [`Error::DriverTooOld`].
-    pub fn gpus() -> Result<u32> {
-        CudaDevice::count()
-    }
-
-    /// The ranks, in order, to be moved to a thread each.
-    pub fn into_comms(self) -> Vec<Comm> {
-        self.comms
-    }
-
-    /// Runs `f` for every rank, each in a thread of its own, and returns what they return, in rank order.
-    ///
-    /// # Errors
-    ///
-    /// The error of the lowest rank that failed by itself, else of one that waited for another in vain.
-    pub fn run<T: Send>(self, f: impl Fn(Comm) -> Result<T> + Sync) -> Result<Vec<T>> {
-        let mut results = self.run_all(f);
-        // A rank that was left alone says so too, but it is not what went wrong.
-        let rank_of = |consequence: fn(&Error) -> bool| {
-            results.iter().position(|r| r.as_ref().is_err_and(|error| !consequence(error)))
-        };
-        let first =
-            rank_of(|e| matches!(e, Error::Bootstrap { .. } | Error::PeerAborted { .. } | Error::PeerTimeout { .. }))
-                .or_else(|| rank_of(|e| matches!(e, Error::Bootstrap { .. } | Error::PeerAborted { .. })));
-        if let Some(rank) = first {
-            return results.swap_remove(rank).map(|_| Vec::new());
-        }
-        results.into_iter().collect()
-    }
-
-    /// [`Self::run`], with every rank's own result. A rank whose `f` has returned is gone: nobody waits for it any more, even if
-    /// what it returned still holds its [`Comm`].
-    ///
-    /// # Panics
-    ///
-    /// When `f` panics.
-    pub fn run_all<T: Send>(self, f: impl Fn(Comm) -> Result<T> + Sync) -> Vec<Result<T>> {
-        std::thread::scope(|scope| {
-            let f = &f;
-            let run = move |comm: Comm| {
-                let rank = comm.clone();
-                let result = f(comm);
-                rank.leave();
-                result
-            };
-            let threads: Vec<_> = self.comms.into_iter().map(|comm| scope.spawn(move || run(comm))).collect();
-            threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-        })
-    }
-}
-
 impl Comm {
-    fn new(
+    pub(crate) fn new(
         rank: u32,
         size: u32,
         runtime: Runtime,
@@ -256,6 +90,7 @@ impl Comm {
             default_num_sms,
             bootstrap,
             reserved: Mutex::default(),
+            collective: Mutex::default(),
             spare: Mutex::default(),
             buffers_made: Mutex::default(),
         };
@@ -267,7 +102,7 @@ impl Comm {
     }
 
     /// Says that this rank's host thread will not come to a collective call any more.
-    fn leave(&self) {
+    pub(crate) fn leave(&self) {
         match (&self.inner.runtime, &self.inner.bootstrap) {
             (Runtime::Sim(runtime), _) => runtime.leave(),
             (_, Some(bootstrap)) => bootstrap.leave(),
@@ -307,11 +142,8 @@ impl Comm {
     ///
     /// [`Error::Bootstrap`] or [`Error::Simulator`] when another rank is gone.
     pub fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
-        match (&self.inner.runtime, &self.inner.bootstrap) {
-            (Runtime::Sim(runtime), _) => runtime.exchange(payload),
-            (_, Some(bootstrap)) => bootstrap.all_gather(payload),
-            (_, None) => unreachable!("only simulated ranks have no bootstrap"),
-        }
+        let _turn = self.inner.collective();
+        self.inner.gather(payload)
     }
 
     /// Waits on the host until every rank is here. Collective.
@@ -393,6 +225,10 @@ impl Comm {
     }
 
     /// The rank's `CUstream` as a number, for work of the caller's own in the same order; `None` on the simulated GPU.
+    ///
+    /// The driver's queue of a stream holds about a thousand launches, and one into a full queue waits with the context locked, so
+    /// that no other rank on the GPU can launch what this one waits for. Epoxide's own calls keep at most 112 entries ahead of the
+    /// stream: with more than about seven launches of the caller's for each of them, [`Self::synchronize`] from time to time.
     pub fn cuda_stream(&self) -> Option<u64> {
         match self.inner.stream {
             RawStream::Sim(_) => None,
@@ -433,15 +269,42 @@ impl Comm {
 }
 
 impl CommInner {
-    /// Reserves SMs for operations of `blocks` blocks.
+    /// Reserves SMs for a buffer whose operations have `blocks` blocks. What was reserved stays so if this fails.
     pub(crate) fn reserve_sms(&self, blocks: u32) -> Result<()> {
         let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
-        if blocks > reserved.0 {
-            // First given back, then taken anew: the two together may not fit.
-            *reserved = (0, None);
-            *reserved = (blocks, self.runtime.reserve_sms(blocks)?);
+        let most = reserved.most().max(blocks);
+        match &mut reserved.claim {
+            Some(claim) => claim.resize(most)?,
+            claim => *claim = self.runtime.reserve_sms(most)?,
         }
+        reserved.buffers.push(blocks);
         Ok(())
+    }
+
+    /// Gives back what [`Self::reserve_sms`] took for a buffer with no work left.
+    pub(crate) fn release_sms(&self, blocks: u32) {
+        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(i) = reserved.buffers.iter().position(|b| *b == blocks) {
+            reserved.buffers.swap_remove(i);
+        }
+        let most = reserved.most();
+        if let Some(claim) = &mut reserved.claim {
+            claim.shrink(most);
+        }
+    }
+
+    /// A collective call's turn: a rank's threads make them one after another.
+    pub(crate) fn collective(&self) -> MutexGuard<'_, ()> {
+        self.collective.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// [`Comm::all_gather`] within a collective call that has its turn.
+    pub(crate) fn gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
+        match (&self.runtime, &self.bootstrap) {
+            (Runtime::Sim(runtime), _) => runtime.exchange(payload),
+            (_, Some(bootstrap)) => bootstrap.all_gather(payload),
+            (_, None) => unreachable!("only simulated ranks have no bootstrap"),
+        }
     }
 
     fn take_spare(&self) -> Vec<Spare> {
@@ -449,29 +312,8 @@ impl CommInner {
     }
 }
 
-/// SMs of an operation on the simulated GPU unless the configuration says otherwise.
-const DEFAULT_SIMULATED_SMS: u32 = 2;
-/// Most SMs of an operation on a GPU unless the configuration says otherwise.
-const MOST_DEFAULT_SMS: u32 = 16;
-
 /// The longest [`Comm::delay`].
 const LONGEST_DELAY: Duration = Duration::from_secs(3600);
-
-fn check_ranks(ranks: u32) -> Result<()> {
-    if (1..=MAX_RANKS).contains(&ranks) {
-        return Ok(());
-    }
-    Err(Error::argument("ranks", ranks, format!("a group has 1 to {MAX_RANKS} ranks in one NVLink domain")))
-}
-
-/// A stream of the caller's, on which a rank runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CudaStream {
-    /// The GPU.
-    pub device: u32,
-    /// The `CUstream` as a number.
-    pub stream: u64,
-}
 
 /// A point in a rank's stream.
 #[derive(Clone, Debug)]
@@ -487,7 +329,8 @@ impl Drop for CommInner {
             bootstrap.leave();
         }
         let estate = Estate {
-            after: self.runtime.mark(self.stream).into_iter().collect(),
+            after: vec![self.runtime.mark(self.stream)],
+            sms: self.reserved.get_mut().unwrap_or_else(PoisonError::into_inner).claim.take(),
             memory: self.take_spare().into_iter().map(|s| s.address).collect(),
             ..Estate::of(&self.runtime)
         };

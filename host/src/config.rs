@@ -225,6 +225,7 @@ impl Layouts {
                     argument: "max_window_bytes",
                     region: span.name,
                     needed: span.offset + span.bytes,
+                    total: window.bytes,
                     given: config.max_window_bytes,
                 });
             }

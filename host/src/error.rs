@@ -33,15 +33,17 @@ pub enum Error {
         values: String,
     },
     /// A buffer that the caller gave is too small.
-    #[error("{argument} is too small: region {region} needs {needed} bytes, given {given}")]
+    #[error("{argument} is too small: region {region} ends at byte {needed} of {total}, given {given}")]
     #[non_exhaustive]
     BufferTooSmall {
         /// The argument.
         argument: &'static str,
         /// The region.
         region: &'static str,
-        /// Bytes needed.
+        /// Bytes needed, up to this region's end.
         needed: u64,
+        /// Bytes needed for all regions.
+        total: u64,
         /// Bytes given.
         given: u64,
     },
@@ -261,14 +263,14 @@ pub enum Error {
         reason: String,
     },
     /// The ranks on one GPU do not fit on it together.
-    #[error("{what} on GPU {device}: {asked} asked for by its ranks together, {limit} fit; {rule}")]
+    #[error("{what} on GPU {device}: {asked} with what its ranks have so far, {limit} fit; {rule}")]
     #[non_exhaustive]
     DoesNotFit {
-        /// Blocks or streams.
+        /// SMs or streams.
         what: &'static str,
         /// The device's ordinal.
         device: u32,
-        /// How many its ranks asked for, together.
+        /// How many are asked for now, with those that the ranks on the GPU have so far.
         asked: u64,
         /// How many fit.
         limit: u64,

@@ -6,7 +6,7 @@ use crate::config::WireFormat;
 use crate::error::Result;
 use crate::tensor::{Element, read};
 
-/// The handle of one dispatch: valid on its buffer until the next one.
+/// The handle of one dispatch: valid on its buffer until its combine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dispatched {
     pub(crate) buffer: u64,
@@ -95,7 +95,7 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// [`Error::StaleHandle`](crate::Error::StaleHandle), [`Error::WrongOrder`](crate::Error::WrongOrder).
+    /// [`Error::StaleHandle`](crate::Error::StaleHandle), [`Error::WrongOrder`](crate::Error::WrongOrder) after its combine.
     pub fn recv_view(&self, handle: &Dispatched) -> Result<RecvView> {
         self.check_handle("recv_view", handle)?;
         let w = &self.layouts.window;
@@ -117,7 +117,8 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// The fault of the dispatch; [`Error::StaleHandle`](crate::Error::StaleHandle).
+    /// The fault of the dispatch; [`Error::StaleHandle`](crate::Error::StaleHandle),
+    /// [`Error::WrongOrder`](crate::Error::WrongOrder) after its combine.
     pub fn recv_counts(&mut self, handle: &Dispatched) -> Result<RecvCounts> {
         self.check_handle("recv_counts", handle)?;
         self.synchronize()?;
@@ -132,7 +133,8 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// The fault of the dispatch; [`Error::StaleHandle`](crate::Error::StaleHandle).
+    /// The fault of the dispatch; [`Error::StaleHandle`](crate::Error::StaleHandle),
+    /// [`Error::WrongOrder`](crate::Error::WrongOrder) after its combine.
     pub fn received(&mut self, handle: &Dispatched) -> Result<Received> {
         self.check_handle("received", handle)?;
         let counts = self.recv_counts(handle)?;

@@ -159,5 +159,6 @@ pub(crate) fn check_len<T: Element>(
         return Ok(());
     }
     let size = size_of::<T>() as u64;
-    Err(Error::BufferTooSmall { argument, region, needed: needed.saturating_mul(size), given: tensor.len() * size })
+    let needed = needed.saturating_mul(size);
+    Err(Error::BufferTooSmall { argument, region, needed, total: needed, given: tensor.len() * size })
 }

@@ -97,6 +97,21 @@ impl Actor {
         Ok(event)
     }
 
+    /// [`Actor::record_event`] that leaves this actor as it is: one that has left ([`Actor::leave`]) stays so.
+    ///
+    /// # Errors
+    ///
+    /// As [`Actor::host_call`].
+    pub fn mark(&self, stream: Stream) -> Result<Event, SimError> {
+        let event = Event::new(self.machine_id());
+        let core = self.core();
+        self.push(&mut core.lock(), stream, Op::Record(event.clone()))?;
+        // Nobody else says so if this actor had left.
+        core.changed();
+        core.work.notify_all();
+        Ok(event)
+    }
+
     /// Lets the stream wait for an event of any stream of the machine.
     ///
     /// # Errors
@@ -229,15 +244,18 @@ impl Actor {
     }
 
     fn enqueue(&self, stream: Stream, op: Op) -> Result<(), SimError> {
+        self.push(&mut self.enter(), stream, op)
+    }
+
+    fn push(&self, books: &mut Books, stream: Stream, op: Op) -> Result<(), SimError> {
         let core = self.core();
-        let mut books = self.enter();
-        self.check_stream(&books, stream)?;
-        running(&books)?;
+        self.check_stream(books, stream)?;
+        running(books)?;
         books.streams[self.rank as usize][stream.index as usize].ops.push_back(op);
         // A seeded machine moves its streams itself, in rank order, once every host thread is blocked: the order in
         // which host threads come here is the host's.
         if matches!(core.config.mode, Mode::Fast { .. }) {
-            core.advance(&mut books);
+            core.advance(books);
         }
         Ok(())
     }

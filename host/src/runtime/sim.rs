@@ -108,7 +108,7 @@ impl SimRuntime {
     }
 
     pub(crate) fn mark(&self, stream: RawStream) -> Result<RawEvent> {
-        self.record_event(stream)
+        Ok(RawEvent::Sim(self.actor().mark(sim_stream(stream)?)?))
     }
 
     pub(crate) fn wait_event(&self, stream: RawStream, event: &RawEvent) -> Result<()> {

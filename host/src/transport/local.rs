@@ -6,14 +6,18 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::runtime::{Heap, Mapped, RawEvent, Runtime};
+use crate::error::Result;
+use crate::runtime::{Heap, Mapped, RawEvent, Reservation, Runtime};
 
 /// What a rank leaves behind.
 pub(crate) struct Estate {
     /// What frees it: ranks may be on different devices.
     pub heap: Heap,
-    /// The points of the rank's stream after which the rank itself uses nothing of it any more.
-    pub after: Vec<RawEvent>,
+    /// The points of the rank's stream after which the rank itself uses nothing of it any more; an error where there is no
+    /// knowing.
+    pub after: Vec<Result<RawEvent>>,
+    /// SMs that the rank's work may fill until then.
+    pub sms: Option<Reservation>,
     /// Device memory.
     pub memory: Vec<u64>,
     /// Memory shared with the host.
@@ -23,10 +27,11 @@ pub(crate) struct Estate {
 impl Estate {
     /// Nothing yet.
     pub(crate) fn of(runtime: &Runtime) -> Self {
-        Self { heap: runtime.heap(), after: Vec::new(), memory: Vec::new(), mapped: Vec::new() }
+        Self { heap: runtime.heap(), after: Vec::new(), sms: None, memory: Vec::new(), mapped: Vec::new() }
     }
 
-    fn free(self) {
+    /// Frees it, as far as the device lets it.
+    pub(crate) fn free(self) {
         // Nobody is left to tell of a failure; the memory stays with the device then.
         for address in self.memory {
             let _ = self.heap.free(address);
@@ -34,14 +39,15 @@ impl Estate {
         for mapped in self.mapped {
             let _ = self.heap.free_mapped(mapped);
         }
+        drop(self.sms);
     }
 }
 
 /// Frees everything once every rank's work is over. Where a device has failed, all memory stays, and so do all devices: what
 /// still runs on another one may use it.
 fn settle(runtime: &Runtime, estates: Vec<Estate>) {
-    let failed =
-        estates.iter().flat_map(|estate| &estate.after).filter(|event| runtime.synchronize_event(event).is_err());
+    let over = |event: &Result<RawEvent>| event.as_ref().is_ok_and(|event| runtime.synchronize_event(event).is_ok());
+    let failed = estates.iter().flat_map(|estate| &estate.after).filter(|event| !over(event));
     // All are waited for, also behind a failure.
     if failed.count() == 0 {
         estates.into_iter().for_each(Estate::free);

@@ -3,7 +3,7 @@
 //! Ranks wait for each other on the device. A block that finds no free SM, or a stream that shares a hardware queue with one
 //! whose kernel waits, would never start, and the rank that waits for it would never end. So both are claimed beforehand,
 //! and what does not fit is an error, not a hang.
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 
@@ -53,25 +53,47 @@ impl Budget {
     ///
     /// [`Error::DoesNotFit`] if less is left.
     pub(super) fn claim(self: &Arc<Self>, amount: u32) -> Result<Claim> {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        if amount > self.limit - *used {
-            return Err(Error::DoesNotFit {
-                what: self.what,
-                device: self.device,
-                // With what the other ranks have: a user knows the sum, not what is left.
-                asked: u64::from(*used) + u64::from(amount),
-                limit: self.limit.into(),
-                rule: self.rule,
-            });
+        let mut claim = Claim { budget: Arc::clone(self), amount: 0 };
+        claim.resize(amount)?;
+        Ok(claim)
+    }
+
+    fn used(&self) -> MutexGuard<'_, u32> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Claim {
+    /// Makes it a claim of `amount`, at once: nobody takes meanwhile what it was.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DoesNotFit`] if less is left; it stays as it was then.
+    pub(crate) fn resize(&mut self, amount: u32) -> Result<()> {
+        let Budget { what, rule, device, limit, .. } = *self.budget;
+        let mut used = self.budget.used();
+        let others = *used - self.amount;
+        if amount > limit - others {
+            // With what the others have: a user knows the sum, not what is left.
+            let asked = u64::from(others) + u64::from(amount);
+            return Err(Error::DoesNotFit { what, device, asked, limit: limit.into(), rule });
         }
-        *used += amount;
-        Ok(Claim { budget: Arc::clone(self), amount })
+        *used = others + amount;
+        self.amount = amount;
+        Ok(())
+    }
+
+    /// Gives back what is over `amount`.
+    pub(crate) fn shrink(&mut self, amount: u32) {
+        let over = self.amount.saturating_sub(amount);
+        *self.budget.used() -= over;
+        self.amount -= over;
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        *self.budget.used.lock().unwrap_or_else(PoisonError::into_inner) -= self.amount;
+        self.shrink(0);
     }
 }
 
@@ -95,7 +117,7 @@ mod tests {
         assert!(
             refused
                 .to_string()
-                .starts_with("SMs on GPU 0: 132 asked for by its ranks together, 131 fit; the ranks on one GPU run"),
+                .starts_with("SMs on GPU 0: 132 with what its ranks have so far, 131 fit; the ranks on one GPU run"),
             "{refused}"
         );
         let rest = sms.claim(19).unwrap();
@@ -111,6 +133,23 @@ mod tests {
         assert!(matches!(sms.claim(u32::MAX), Err(Error::DoesNotFit { what: "SMs", device: 3, limit: 9, .. })));
         assert!(matches!(sms.claim(10), Err(Error::DoesNotFit { asked: 10, limit: 9, .. })));
         assert!(sms.claim(9).is_ok());
+    }
+
+    #[test]
+    fn a_claim_grows_and_shrinks_and_keeps_what_it_has_when_it_cannot_grow() {
+        let sms = Budget::sms(0, 101);
+        let (mut a, mut b) = (sms.claim(40).unwrap(), sms.claim(50).unwrap());
+        assert!(matches!(a.resize(60), Err(Error::DoesNotFit { asked: 110, limit: 100, .. })));
+        assert!(sms.claim(11).is_err(), "a still has its 40");
+        a.resize(50).unwrap();
+        a.resize(50).unwrap();
+        assert!(sms.claim(1).is_err());
+        b.shrink(20);
+        b.shrink(30);
+        assert!(sms.claim(31).is_err());
+        let _rest = sms.claim(30).unwrap();
+        drop((a, b));
+        assert!(sms.claim(70).is_ok());
     }
 
     #[test]

@@ -213,6 +213,7 @@ impl CudaRuntime {
     ///
     /// [`Error::InvalidArgument`] for an event of the simulated GPU; [`Error::Cuda`].
     pub(crate) fn wait_event(&self, stream: RawStream, event: &RawEvent) -> Result<()> {
+        self.pace(stream)?;
         let (stream, event) = (self.stream(stream)?, cuda_event(event)?);
         self.bind()?;
         // SAFETY: a live event and a live stream, which may be of different contexts; flags must be 0 outside of capture.

@@ -1,0 +1,172 @@
+//! Who owns what when things do not go to plan: buffers that are refused, closed in different orders or dropped late, threads
+//! that panic. Nothing is freed under a peer, nothing is kept from the next buffer, and nobody waits for ever.
+mod support;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use epoxide::{
+    Bootstrap, Comm, Config, ElasticBuffer, Error, LocalGroup, Machine, MachineConfig, Mode, ThreadBootstrap, bf16,
+};
+use support::Device;
+use support::errors::{dispatch, run, schedules, small};
+
+/// What `f` returns on a thread of its own; fails when that takes longer than anyone would wait.
+fn in_time<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(f()));
+    ended.recv_timeout(Duration::from_secs(60)).expect("it ends, and does not panic")
+}
+
+#[test]
+fn closing_different_buffers_is_an_error_and_frees_neither() {
+    for mode in schedules() {
+        let results = run(2, mode, |comm| {
+            let (a, b) = (small(&comm)?, small(&comm)?);
+            let (closed, mut left) = if comm.rank() == 0 { (a.close(), b) } else { (b.close(), a) };
+            // What the peers' windows would have been is this tensor's now, had they been freed.
+            let tensor = comm.tensor(&vec![0u64; (left.bytes()?.window / 8) as usize])?;
+            comm.barrier()?;
+            dispatch(&mut left, &comm, 1, &[0i64, 7])?;
+            // The ranks use different buffers: each one's peer never comes to it.
+            let waited = left.synchronize();
+            comm.barrier()?;
+            Ok((closed, waited.is_err(), tensor.to_vec()?))
+        });
+        for (rank, result) in results.into_iter().enumerate() {
+            let (closed, waited_in_vain, tensor) = result.unwrap();
+            assert_error!(
+                closed.unwrap_err(),
+                Error::Bootstrap { .. },
+                "closes another buffer",
+                format!("rank {rank}")
+            );
+            assert!(waited_in_vain, "the peer is not in this buffer's operation");
+            assert!(tensor.iter().all(|word| *word == 0), "{mode:?}: rank {rank}'s tensor was written by a peer");
+        }
+    }
+}
+
+#[test]
+fn a_refused_buffer_leaves_its_memory_to_the_next() {
+    let config = MachineConfig::new(2, Mode::Fast { workers: 1 }).with_arena_bytes(16 << 20);
+    let results = LocalGroup::on_machine(&Machine::new(config).unwrap()).unwrap().run_all(|comm| {
+        let taken = (comm.rank() == 1).then(|| comm.empty::<u8>(4 << 20)).transpose()?;
+        let refused = ElasticBuffer::new(&comm, Config::new(8, 2, 1024, 700)).map(|_| ());
+        drop(taken);
+        comm.synchronize()?;
+        // Nearly all of the memory: no rank can keep anything of the first.
+        let made = ElasticBuffer::new(&comm, Config::new(8, 2, 1024, 900)).map(|_| ());
+        Ok((refused.is_err(), made))
+    });
+    for result in results {
+        let (refused, made) = result.unwrap();
+        assert!(refused, "the first does not fit on rank 1");
+        made.unwrap();
+    }
+}
+
+#[test]
+fn the_region_of_expert_outputs_is_not_written_behind_a_fault() {
+    for mode in schedules() {
+        let results = run(2, mode, |comm| {
+            let mut buffer = ElasticBuffer::new(
+                &comm,
+                Config::new(8, 2, 64, 4).with_num_sms(2).with_timeout(Duration::from_millis(200)),
+            )?;
+            let rows = comm.tensor(&[bf16::ONE; 64])?;
+            if comm.rank() == 1 {
+                // It never comes to the operation.
+                return Ok(Vec::new());
+            }
+            let idx = comm.tensor(&[0i64, 7])?;
+            let weights = comm.tensor(&[1.0f32; 2])?;
+            let handle = buffer.dispatch(&epoxide::DispatchInput::new(1, &rows, &idx, &weights))?;
+            let written = buffer.write_expert_outputs(&handle, &[bf16::ONE; 64]);
+            let again = buffer.write_expert_outputs(&handle, &[bf16::ONE; 64]);
+            Ok(vec![written, again, buffer.stage_expert_outputs(&rows)])
+        });
+        let mut outcomes = results.into_iter().next().unwrap().unwrap().into_iter();
+        let mut next = || outcomes.next().unwrap().unwrap_err();
+        assert_error!(next(), Error::PeerTimeout { .. }, "rank 1");
+        assert_error!(next(), Error::Poisoned { .. }, "rank 1");
+        assert_error!(next(), Error::Poisoned { .. }, "rank 1");
+    }
+}
+
+/// The machine waits for host threads that run; a rank whose thread has returned is none, whatever is dropped for it later.
+#[test]
+fn a_buffer_that_is_dropped_after_its_rank_has_returned_does_not_call_it_back() {
+    for mode in [Mode::Fast { workers: 1 }, Mode::Seeded { seed: 1 }] {
+        in_time(move || {
+            let group = LocalGroup::simulated(2, mode).unwrap();
+            let ranks = group.run(|comm| Ok((small(&comm)?, comm))).unwrap();
+            let (buffers, comms): (Vec<ElasticBuffer>, Vec<Comm>) = ranks.into_iter().unzip();
+            let mut buffers = buffers.into_iter();
+            let _first = buffers.next();
+            drop(buffers);
+            comms[0].delay(Duration::from_micros(5)).unwrap();
+            comms[0].synchronize().unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_rank_that_panics_is_gone_even_if_its_comm_is_kept() {
+    let kept: Arc<Mutex<Vec<Comm>>> = Arc::default();
+    let panicked = in_time({
+        let kept = Arc::clone(&kept);
+        move || {
+            let group = LocalGroup::simulated(2, Mode::Fast { workers: 1 }).unwrap();
+            let run = || {
+                group.run_all(|comm| {
+                    kept.lock().unwrap().push(comm.clone());
+                    assert_ne!(comm.rank(), 0, "as it must be in this test");
+                    comm.barrier()
+                })
+            };
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
+        }
+    });
+    assert!(panicked);
+}
+
+#[test]
+fn a_rank_is_in_one_rendezvous_at_a_time() {
+    let ranks = ThreadBootstrap::group(2);
+    std::thread::scope(|scope| {
+        let twice = [b"one", b"two"].map(|payload| scope.spawn(|| ranks[0].all_gather(payload)));
+        // Whoever comes second is refused at once; the first waits for rank 1.
+        while !twice.iter().any(|thread| thread.is_finished()) {
+            std::thread::yield_now();
+        }
+        let met = ranks[1].all_gather(b"x").unwrap();
+        let results = twice.map(|thread| thread.join().unwrap());
+        let [refused] = results.iter().filter_map(|r| r.as_ref().err()).collect::<Vec<_>>()[..] else {
+            panic!("one of the two is refused: {results:?}");
+        };
+        assert_error!(refused.clone(), Error::Bootstrap { .. }, "rank 0", "another thread");
+        assert!(results.iter().flatten().all(|all| *all == met), "{results:?}, {met:?}");
+    });
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn sms_of_refused_and_closed_buffers_are_free_again() {
+    let made = |comm: &Comm, sms| ElasticBuffer::new(comm, Config::new(8, 2, 64, 4).with_num_sms(sms));
+    let results = Device::Cuda.run_all(2, Mode::Fast { workers: 0 }, |comm| {
+        let refused = made(&comm, 100).map(|_| ());
+        let first = made(&comm, 60)?;
+        // The first one's SMs stay reserved when the second does not fit.
+        let second = made(&comm, 100).map(|_| ());
+        let third = made(&comm, 60)?;
+        third.close()?;
+        first.close()?;
+        let fourth = made(&comm, 65)?;
+        fourth.close()?;
+        Ok((refused.is_err(), second.is_err()))
+    });
+    for result in results {
+        assert_eq!(result.unwrap(), (true, true));
+    }
+}
