@@ -22,7 +22,8 @@ fn in_time<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
 fn closing_different_buffers_is_an_error_and_frees_neither() {
     for mode in schedules() {
         let results = run(2, mode, |comm| {
-            let (a, b) = (small(&comm)?, small(&comm)?);
+            let config = Config::new(8, 2, 64, 4).with_num_sms(2).with_timeout(Duration::from_secs(1));
+            let (a, b) = (ElasticBuffer::new(&comm, config.clone())?, ElasticBuffer::new(&comm, config)?);
             let (closed, mut left) = if comm.rank() == 0 { (a.close(), b) } else { (b.close(), a) };
             // What the peers' windows would have been is this tensor's now, had they been freed.
             let tensor = comm.tensor(&vec![0u64; (left.bytes()?.window / 8) as usize])?;

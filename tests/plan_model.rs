@@ -55,6 +55,9 @@ fn a_plan_fits_its_device() {
             let size = case.topology.largest();
             case.topology = Topology::new(size * case.topology.domains(), size).map_err(|e| e.to_string())?;
             case.workload.routing = Routing::Uniform;
+            if case.workload.layout == RowLayout::Slab {
+                case.workload.layout = RowLayout::Compact;
+            }
             case.workload.experts = case.topology.ranks() * (1 + 512 / case.topology.ranks());
             options = options.with_protocol(Protocol::DeepEpV2).with_many_sms();
         }
@@ -171,6 +174,7 @@ fn a_buffer_takes_what_its_plan_says() {
     replay::law(module_path!(), "a_buffer_takes_what_its_plan_says", 200, cases(), |mut case| {
         case.topology = Topology::new(case.topology.largest(), case.topology.largest()).map_err(|e| e.to_string())?;
         case.workload.layout = RowLayout::Compact;
+        case.workload.imbalance = 1.0;
         let planned = case.plan(&PlanOptions::new())?;
         let config: Config = case.workload.config(planned.num_sms);
         let needed = bytes_needed(&config, case.topology.ranks(), planned.num_sms).map_err(|e| e.to_string())?;
@@ -207,6 +211,10 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
         let options = PlanOptions::new().with_protocol(Protocol::DeepEpV2);
         plan_with(topology, &hardware, workload, &options).unwrap_err().to_string()
     };
+    // Also where the caller gives the SMs.
+    let given = PlanOptions::new().with_protocol(Protocol::DeepEpV2).with_num_sms(8);
+    let with_sms = plan_with(&topology, &hardware, &Workload::new(128, 7168, 8, 250), &given).unwrap_err();
+    let routed = |loads: Vec<f64>| good.clone().with_routing(Routing::Histogram(loads));
     let uneven = Topology::of_domains(&[8, 4]).unwrap();
     let no_nic = Hardware::named("h100", None).unwrap();
     let mut broken = hardware.clone();
@@ -226,6 +234,7 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
         ),
         (fails(good.clone().with_imbalance(0.5)), "imbalance = 0.5: the busiest rank over the mean is at least 1"),
         (fails(good.clone().with_imbalance(f64::NAN)), "imbalance = NaN"),
+        (fails(good.clone().with_imbalance(1e300)), "the busiest rank has at most all rows"),
         (fails(good.clone().with_capacity(Capacity::Rows(0))), "capacity = 0"),
         (fails(good.clone().with_layout(RowLayout::Expand { alignment: 0 })), "alignment = 0"),
         (fails(good.clone().with_routing(Routing::GroupLimited { groups: 7, limit: 1 })), "groups = 7"),
@@ -256,7 +265,12 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
         (with(options().with_num_sms(133)), "num_sms = 133: an operation has 1 to 131 SMs on this GPU"),
         (with(options().with_allocated_qps(0)), "allocated_qps = 0"),
         (deepep(&good, &uneven), "domains"),
+        (deepep(&good.clone().with_capacity(Capacity::Rows(9)), &topology), "capacity"),
+        (deepep(&good.clone().with_layout(RowLayout::Slab), &topology), "layout = Slab"),
         (deepep(&Workload::new(128, 7168, 8, 250), &topology), "experts = 250: DeepEP V2"),
+        (with_sms.to_string(), "experts = 250: DeepEP V2"),
+        (fails(routed(vec![0.0; 256])), "histogram = 0e0: all loads together are more than 0"),
+        (fails(routed(vec![1e308; 256])), "histogram = inf: all loads together"),
     ] {
         assert!(got.contains(want), "{got}\ninstead of\n{want}");
     }

@@ -114,6 +114,47 @@ fn a_histogram_reaches_what_it_says() {
     assert!(t.busiest.of(Resource::NvlinkIn) > 1.2 * t.mean.of(Resource::NvlinkIn));
 }
 
+/// With one expert a rank, a rank is reached as often as its expert is selected, however uneven the loads are.
+#[test]
+fn uneven_histograms_reach_what_they_say() {
+    let hardware = Hardware::named("h200", None).unwrap();
+    let mut nine = [1.0; 9];
+    nine[8] = 0.01;
+    let cases: [(&[f64], u32); 6] = [
+        (&[5.0, 1.0], 1),
+        (&[2.0, 1.0], 1),
+        (&[99.0, 1.0, 1.0], 1),
+        (&nine, 8),
+        (&[100.0, 100.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 2),
+        (&[1e-9, 3.0, 2.0, 2.0], 2),
+    ];
+    for (loads, top_k) in cases {
+        let ranks = loads.len() as u32;
+        let topology = Topology::new(ranks, ranks).unwrap();
+        let workload = Workload::new(16, 64, top_k, ranks).with_routing(Routing::Histogram(loads.to_vec()));
+        let expected = plan(&topology, &hardware, &workload).unwrap().expected;
+        for (reached, selected) in expected.to_rank.iter().zip(&expected.selections) {
+            assert!((reached - selected).abs() <= 1e-6 * selected, "{loads:?}, top-{top_k}: {expected:?}");
+        }
+    }
+}
+
+/// A row's pass over the network is in the model's latency and in the simulated row's way, and counted once.
+#[test]
+fn the_networks_latency_is_simulated_once() {
+    let topology = Topology::new(64, 8).unwrap();
+    let workload = Workload::new(128, 7168, 8, 256);
+    let beyond_the_model = |latency: f64| {
+        let mut hardware = Hardware::named("h100", Some("cx7")).unwrap();
+        hardware.nic.as_mut().unwrap().latency.value = latency;
+        let report = simulate(&topology, &hardware, &workload, &Scenario::new(1)).unwrap();
+        [report.dispatch, report.combine].map(|phase| phase.seconds - phase.model)
+    };
+    for (near, far) in beyond_the_model(0.0).into_iter().zip(beyond_the_model(1e-3)) {
+        assert!((far - near).abs() < 3e-6, "{near} s, then {far} s");
+    }
+}
+
 /// Simulates a dispatch and its combine on nodes of 8.
 fn run(ranks: u32, tokens: u32, scenario: &Scenario) -> Report {
     let topology = Topology::new(ranks, ranks.min(8)).unwrap();
@@ -126,7 +167,8 @@ fn agrees_with_the_model(report: &Report, what: &dyn std::fmt::Debug) {
     for phase in [report.dispatch, report.combine] {
         let off = phase.seconds / phase.model - 1.0;
         assert!((-0.02..0.12).contains(&off), "{what:?}: {off} in {phase:?}");
-        assert!(phase.queueing >= -1e-9, "{phase:?}");
+        // The model adds a pass over the network to what a queue takes that may be at work meanwhile: EFA's is the longest.
+        assert!(phase.queueing >= -10e-6 - 1e-9, "{phase:?}");
     }
 }
 
@@ -206,7 +248,8 @@ fn the_busiest_queue_is_a_bound_and_one_seed_is_one_run() {
             let report = run(16, 64, &scenario);
             require(report == run(16, 64, &scenario), || "another run, other times".into())?;
             for phase in [report.dispatch, report.combine] {
-                require(phase.queueing >= -1e-9, || format!("{phase:?}"))?;
+                // The pass over the network that the model adds, 5 us of a ConnectX-7, may be hidden here.
+                require(phase.queueing >= -5e-6 - 1e-9, || format!("{phase:?}"))?;
                 require(phase.disturbance >= -1e-9, || format!("{phase:?}"))?;
             }
             Ok(())

@@ -128,7 +128,8 @@ fn unbuilt(request: &Request) -> String {
     if parts.is_empty() {
         parts.push("so many ranks");
     }
-    format!("{} are designed, not built yet", parts.join(" and "))
+    let verb = if parts == ["a bounded capacity"] { "is" } else { "are" };
+    format!("{} {verb} designed, not built yet", parts.join(" and "))
 }
 
 fn phase(name: &str, phase: &Phase) -> String {

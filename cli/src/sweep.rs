@@ -149,10 +149,12 @@ pub(crate) fn run(
 /// What the whole sweep has in common: a plan of it, without what varies.
 pub(crate) fn title(sweep: &Points) -> String {
     let Some((_, Planned { request, plan, .. })) = sweep.planned().last() else { return String::new() };
-    let topology = &request.topology;
     let nic = request.hardware.nic.as_ref().map_or(String::new(), |nic| format!(" + {}", nic.name));
     let machine = match sweep.over {
-        Over::Ranks => format!("{}{nic}, {} ranks in an NVLink domain", request.hardware.gpu.name, topology.largest()),
+        Over::Ranks => {
+            let largest = sweep.planned().map(|(_, p)| p.request.topology.largest()).max().unwrap_or(0);
+            format!("{}{nic}, up to {largest} ranks in an NVLink domain", request.hardware.gpu.name)
+        }
         _ => page::machine(request),
     };
     let workload = page::workload(request);
@@ -209,7 +211,7 @@ pub(crate) fn text(sweep: &Points) -> String {
     out += &format!("{}\n", table.lines("  "));
     out += "  GB/s as DeepEP's tables count inside a domain: every received row, the rank's own too\n";
     if sweep.planned().any(|(_, planned)| planned.plan.projection) {
-        out += "  several NVLink domains and bounded or expanded buffers are projections: designed, not built yet\n";
+        out += "  several NVLink domains, more than 64 ranks in one, and bounded or expanded buffers are projections: designed, not built yet\n";
     }
     for (value, result) in &sweep.points {
         if let Err(why) = result {

@@ -69,8 +69,8 @@ struct Options {
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Format::Bf16, Format::Fp8])]
     format: Vec<Format>,
     /// Repetitions that are timed, after three that are not.
-    #[arg(long, default_value_t = 15)]
-    repeat: usize,
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    repeat: u32,
     /// Seed of the routing.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -88,7 +88,9 @@ impl Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let linked = options.device == Device::Cuda && options.gpus.len() > 1;
+    // GPUs that have ranks: these are dealt out in turn.
+    let used: std::collections::BTreeSet<u32> = options.gpus.iter().copied().take(options.ranks as usize).collect();
+    let linked = options.device == Device::Cuda && used.len() > 1;
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(header(linked));
     let mut last = None;

@@ -62,6 +62,7 @@ pub fn cases() -> impl Strategy<Value = Case> {
         |(gpu, sizes, per_gpu, layout, fp8, (tokens, sixteens, top_k, experts, imbalance))| {
             routing(experts).prop_map(move |routing| {
                 let available = most_selections(&routing, experts);
+                let ranks: u32 = sizes.iter().sum();
                 let format = if fp8 { WireFormat::Fp8 } else { WireFormat::Bf16 };
                 Case {
                     topology: Topology::of_domains(&sizes).unwrap().with_ranks_per_gpu(per_gpu).unwrap(),
@@ -70,7 +71,7 @@ pub fn cases() -> impl Strategy<Value = Case> {
                         .with_format(format)
                         .with_layout(layout)
                         .with_routing(routing)
-                        .with_imbalance(imbalance),
+                        .with_imbalance(imbalance.min(f64::from(ranks))),
                 }
             })
         },

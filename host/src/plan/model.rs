@@ -6,7 +6,7 @@ use super::expectation::Expected;
 use super::hardware::{Gpu, Hardware};
 use super::topology::Topology;
 use super::traffic::{self, Flows, Resource, StepTraffic, Traffic};
-use super::workload::Workload;
+use super::workload::{Capacity, RowLayout, Workload};
 use crate::config::dispatch_shared;
 use crate::error::{Error, Result};
 
@@ -170,11 +170,18 @@ pub fn plan(topology: &Topology, hardware: &Hardware, workload: &Workload) -> Re
 pub fn plan_with(topology: &Topology, hardware: &Hardware, workload: &Workload, options: &PlanOptions) -> Result<Plan> {
     workload.check()?;
     hardware.check()?;
+    if workload.imbalance > f64::from(topology.ranks()) {
+        let rule = format!("the busiest rank has at most all rows, which is {} times the mean", topology.ranks());
+        return Err(Error::argument("imbalance", workload.imbalance, rule));
+    }
     let limits = Limits::new(topology, hardware, options)?;
     let expected = Expected::new(topology, workload);
     let flows = traffic::flows(topology, workload, &expected);
     let dispatch = traffic::dispatch(topology, workload, &flows, options.protocol);
     let combine = traffic::combine(topology, workload, &flows, options.protocol);
+    if options.protocol == Protocol::DeepEpV2 {
+        limits.check_deepep(topology, workload)?;
+    }
     let num_sms = match options.num_sms {
         Some(n) => n,
         None => limits.sms(topology, workload, [&dispatch[0], &combine[0]])?,
@@ -198,7 +205,7 @@ pub fn plan_with(topology: &Topology, hardware: &Hardware, workload: &Workload, 
 }
 
 /// More SMs than bind nothing in the model, which takes the longest of what overlaps: at exactly as many, neither the SMs nor the rest
-/// keep the other busy all the while, and kernels take up to a third longer (docs/planning.md). DeepEP's planner has the same factor.
+/// keep the other busy all the while, and kernels take up to half longer (docs/planning.md). DeepEP's planner has the same factor.
 const SM_HEADROOM: f64 = 1.25;
 
 /// What the SMs of every rank take to load and to store its share of a step of our protocol, in seconds.
@@ -355,14 +362,30 @@ impl<'a> Limits<'a> {
         setup
     }
 
+    /// Refuses what DeepEP V2 has not, also where the caller gives the SMs.
+    fn check_deepep(&self, topology: &Topology, workload: &Workload) -> Result<()> {
+        if !topology.is_uniform() {
+            return Err(Error::argument("domains", topology.summary(), "DeepEP V2 needs equal NVLink domains"));
+        }
+        if workload.capacity != Capacity::WorstCase {
+            let rule = "the buffers of DeepEP V2 are planned for the worst case";
+            return Err(Error::argument("capacity", format!("{:?}", workload.capacity), rule));
+        }
+        if workload.layout == RowLayout::Slab {
+            return Err(Error::argument(
+                "layout",
+                "Slab",
+                "DeepEP V2 is planned with the compact or the expanded layout",
+            ));
+        }
+        self.deepep_setup(topology, workload).num_sms().map(|_| ())
+    }
+
     /// Channels and queue pairs of a rank: a queue pair for every channel, so that none takes a lock, and one for the counts.
     fn channels(&self, topology: &Topology, workload: &Workload, num_sms: u32) -> Result<(u32, u32)> {
         let shared = self.gpu.shared_memory.value as u32;
         if self.protocol == Protocol::DeepEpV2 {
             let (out, up) = (topology.domains(), topology.largest());
-            if !topology.is_uniform() {
-                return Err(Error::argument("domains", topology.summary(), "DeepEP V2 needs equal NVLink domains"));
-            }
             let fp8 = workload.format == crate::config::WireFormat::Fp8;
             let buffer = deepep::Buffer::new(workload.tokens, workload.hidden, workload.top_k, fp8, out, up);
             let per_sm = deepep::Warps::new(&buffer, workload.experts, shared.into()).channels as u32;

@@ -2,6 +2,9 @@
 use crate::config::{Config, WireFormat};
 use crate::error::{Error, Result};
 
+/// The largest sum of a histogram: what is computed with it stays far from what f64 holds.
+const MOST_LOAD: f64 = 1e100;
+
 /// How received rows lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -169,12 +172,16 @@ impl Workload {
                     return Err(Error::argument(
                         "histogram",
                         load,
-                        format!("expert {expert} has a negative load or none"),
+                        format!("expert {expert} has a finite load of at least 0"),
                     ));
                 }
                 let sum: f64 = loads.iter().sum();
+                if !(sum > 0.0 && sum <= MOST_LOAD) {
+                    let rule = format!("all loads together are more than 0 and at most {MOST_LOAD:e}");
+                    return Err(Error::argument("histogram", format!("{sum:e}"), rule));
+                }
                 let hottest = loads.iter().copied().fold(0.0, f64::max) * f64::from(self.top_k);
-                if sum <= 0.0 || hottest > sum * (1.0 + 1e-9) {
+                if hottest > sum * (1.0 + 1e-9) {
                     let rule = format!(
                         "an expert has at most 1/{} of the selections, because a token selects it at most once",
                         self.top_k

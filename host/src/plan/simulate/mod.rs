@@ -12,7 +12,8 @@
 //! of the model's assumptions fails. Everything follows from the seed. 2048 ranks of 4096 tokens take seconds.
 //!
 //! What it leaves out, on purpose: flow control (queues are endless, so a full receiver does not block a sender's other destinations),
-//! switches (each link is the rank's own), the latency of flags (added once per phase, as in the model), what is moved beside rows
+//! switches (each link is the rank's own), the latency of flags (added once per phase, as in the model; a row's own pass over the network
+//! is a part of its way), what is moved beside rows
 //! (indices, counts), and caches.
 mod flow;
 mod queue;
@@ -110,7 +111,8 @@ pub struct PhaseReport {
     pub rank: u32,
     /// How much longer the busiest queue works than the model's: the routing that was drawn is uneven.
     pub imbalance: f64,
-    /// How much longer than its busiest queue the phase takes when nobody is late or slow: waiting, filling and draining.
+    /// How much longer than its busiest queue the phase takes when nobody is late or slow: waiting, filling and draining. Less than 0,
+    /// by a pass over the network at most, where that queue works while the first rows are under way, which the model does not know.
     pub queueing: f64,
     /// What late entries and the straggler add.
     pub disturbance: f64,
@@ -180,7 +182,10 @@ pub fn simulate(topology: &Topology, hardware: &Hardware, workload: &Workload, s
             Ok(machine.run(&drawn, scenario.order))
         };
         let quiet = run(&calm)?;
-        let latency = phase.steps[0].latency;
+        // The rows' own pass over the network is in the events.
+        let passes = if topology.domains() > 1 { 1.0 } else { 0.0 };
+        let pass = passes * hardware.nic.as_ref().map_or(0.0, |nic| nic.latency.value);
+        let latency = phase.steps[0].latency - pass;
         let real = if disturbed { run(scenario)? } else { quiet };
         Ok(PhaseReport {
             seconds: real.end + latency,
@@ -188,8 +193,8 @@ pub fn simulate(topology: &Topology, hardware: &Hardware, workload: &Workload, s
             busiest: quiet.busiest,
             resource: quiet.resource,
             rank: quiet.rank,
-            imbalance: quiet.busiest - (phase.seconds - latency),
-            queueing: quiet.end - quiet.busiest,
+            imbalance: quiet.busiest - (phase.seconds - phase.steps[0].latency),
+            queueing: quiet.end - pass - quiet.busiest,
             disturbance: real.end - quiet.end,
             events: quiet.events + if disturbed { real.events } else { 0 },
         })
