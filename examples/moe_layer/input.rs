@@ -40,6 +40,11 @@ pub enum Logits {
 }
 
 impl Input {
+    /// The largest absolute value.
+    pub fn largest(&self) -> f32 {
+        self.x.iter().map(|x| x.to_f32().abs()).fold(0.0, f32::max)
+    }
+
     /// The rows of some tokens.
     pub fn rows(&self, tokens: Range<usize>) -> &[bf16] {
         &self.x[tokens.start * self.hidden..tokens.end * self.hidden]

@@ -115,6 +115,13 @@ fn run(options: &Options) -> Result<(), Failure> {
     for outcome in &mut outcomes {
         y.append(&mut std::mem::take(&mut outcome.y));
     }
+    let overflow = outputs.iter().chain([&y]).any(|rows| rows.iter().any(|value| !value.is_finite()));
+    if overflow && mismatches.is_empty() {
+        let largest = input.largest();
+        return Err(Failure::BadInput(anyhow::anyhow!(
+            "hidden_states reach {largest:.3e}: the experts' outputs or their sums overflow BF16; the layer must stay finite"
+        )));
+    }
     mismatches.extend(check::combined(&y, &outputs, &plan, &routing, input.hidden));
     drop(outputs);
     after.lap("check, bit for bit");
