@@ -146,7 +146,7 @@ fn fewer_rows_take_fewer_bytes_and_all_rows_take_the_worst_case() {
             .map(|r| r.bytes)
             .sum::<u64>()
     };
-    assert_eq!(received(&at(Capacity::Rows(1000))), 1000 * 2 * 8192);
+    assert_eq!(received(&at(Capacity::Rows(10_000))), 10_000 * 2 * 8192);
     assert_eq!(received(&worst), 32 * 1024 * 2 * 8192);
 }
 
@@ -236,6 +236,7 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
         (fails(good.clone().with_imbalance(f64::NAN)), "imbalance = NaN"),
         (fails(good.clone().with_imbalance(1e300)), "the busiest rank has at most all rows"),
         (fails(good.clone().with_capacity(Capacity::Rows(0))), "capacity = 0"),
+        (fails(good.clone().with_capacity(Capacity::Rows(9))), "capacity = 9: the busiest rank receives"),
         (fails(good.clone().with_layout(RowLayout::Expand { alignment: 0 })), "alignment = 0"),
         (fails(good.clone().with_routing(Routing::GroupLimited { groups: 7, limit: 1 })), "groups = 7"),
         (fails(good.clone().with_routing(Routing::GroupLimited { groups: 8, limit: 9 })), "group_limit = 9"),

@@ -207,7 +207,7 @@ pub(crate) const PLAN_HELP: &str = "\
 EXAMPLES
   epoxide plan --ranks 8 --format fp8
   epoxide plan --gpu h200 --nic cx7 --ranks 64 --per-node 8 --format fp8
-  epoxide plan --gpu h100 --nic cx7 --sweep ranks=8..2048 --plot scale.svg
+  epoxide plan --gpu h100 --nic cx7 --experts 2048 --sweep ranks=8..2048 --plot scale.svg
   epoxide plan --gpu h100 --nic cx7 --ranks 64 --simulate zipf:0.8
   epoxide plan --gpu b200 --figures > mine.toml, edit it, then epoxide plan --gpu b200 --hardware mine.toml
   epoxide plan --gpu auto --nic auto --tokens 128

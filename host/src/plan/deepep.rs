@@ -286,7 +286,7 @@ impl Warps {
             dispatch,
             copy: (shared_memory / staged).min(32),
             combine,
-            reduce: (shared_memory / (2 * buffer.hidden).next_multiple_of(PART_ALIGN)).min(32),
+            reduce: (shared_memory / (2 * buffer.hidden).next_multiple_of(PART_ALIGN).max(PART_ALIGN)).min(32),
             channels: (dispatch.min(combine) / 2).min(8),
         }
     }

@@ -177,6 +177,13 @@ pub fn plan_with(topology: &Topology, hardware: &Hardware, workload: &Workload, 
     let limits = Limits::new(topology, hardware, options)?;
     let expected = Expected::new(topology, workload);
     let flows = traffic::flows(topology, workload, &expected);
+    if let Capacity::Rows(rows) = workload.capacity {
+        let received = workload.imbalance * flows.iter().map(|f| f.received).fold(0.0, f64::max);
+        if (rows as f64) < received.floor() {
+            let rule = format!("the busiest rank receives {received:.0} rows, on average");
+            return Err(Error::argument("capacity", rows, rule));
+        }
+    }
     let dispatch = traffic::dispatch(topology, workload, &flows, options.protocol);
     let combine = traffic::combine(topology, workload, &flows, options.protocol);
     if options.protocol == Protocol::DeepEpV2 {

@@ -27,7 +27,7 @@ pub enum RowLayout {
 pub enum Capacity {
     /// Every token of every rank: never an overflow.
     WorstCase,
-    /// So many rows: routing that sends more is an error.
+    /// So many rows: routing that sends more is an error, and so is a plan whose busiest rank receives more on average.
     Rows(u64),
 }
 
