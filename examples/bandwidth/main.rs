@@ -88,9 +88,8 @@ impl Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    // GPUs that have ranks: these are dealt out in turn.
-    let used: std::collections::BTreeSet<u32> = options.gpus.iter().copied().take(options.ranks as usize).collect();
-    let linked = options.device == Device::Cuda && used.len() > 1;
+    let gpus = options.gpu_of_ranks();
+    let linked = options.device == Device::Cuda && gpus.iter().any(|gpu| *gpu != gpus[0]);
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(header(linked));
     let mut last = None;

@@ -240,7 +240,7 @@ impl ElasticBuffer {
             let freed = [heap.free(self.window), heap.free(self.private), heap.free_mapped(self.record)];
             inner.release_sms(self.blocks);
             self.freed = true;
-            let left = self.comm.inner().gather(&tagged("closed", &[])).map(|_| ());
+            let left = inner.gather(&tagged("closed", &[])).map(|_| ());
             return freed.into_iter().fold(done, Result::and).and(left);
         }
         done.and(met)
@@ -370,22 +370,17 @@ fn share_windows(inner: &CommInner, window: std::result::Result<u64, &Error>) ->
         Ok(address) => tagged("window", &address.to_le_bytes()),
         Err(error) => tagged("no window", error.to_string().as_bytes()),
     };
-    let all = inner.gather(&payload)?;
-    let mut windows = Ok(Vec::new());
-    for (rank, payload) in all.iter().enumerate() {
+    let window = |(rank, payload): (usize, &Vec<u8>)| {
         if let Ok(why) = untagged("no window", rank, payload) {
             let why = String::from_utf8_lossy(why);
-            windows =
-                windows.and(Err(Error::Bootstrap { message: format!("rank {rank} could not make its buffer: {why}") }));
-            continue;
+            return Ok(Err(Error::Bootstrap { message: format!("rank {rank} could not make its buffer: {why}") }));
         }
         let address = <[u8; 8]>::try_from(untagged("window", rank, payload)?)
             .map_err(|_| Error::Bootstrap { message: format!("rank {rank} gave no address") })?;
-        if let Ok(windows) = &mut windows {
-            windows.push(u64::from_le_bytes(address));
-        }
-    }
-    Ok(windows)
+        Ok(Ok(u64::from_le_bytes(address)))
+    };
+    let windows = inner.gather(&payload)?.iter().enumerate().map(window).collect::<Result<Vec<Result<u64>>>>()?;
+    Ok(windows.into_iter().collect())
 }
 
 /// A payload that says which collective it is for, so that ranks in different ones find out.

@@ -68,7 +68,7 @@ fn parts(at: usize, bytes: usize) -> impl Iterator<Item = (*mut u64, std::ops::R
     })
 }
 
-/// Writes bytes that `byte` yields from their index. Of a word of which only a part belongs to them, the rest stays as it was.
+/// Writes bytes: `fill` is given those of each word, and where they are in the whole. Of a word of which only a part belongs to them, the rest stays as it was.
 ///
 /// # Safety
 ///

@@ -183,8 +183,8 @@ pub fn simulate(topology: &Topology, hardware: &Hardware, workload: &Workload, s
         };
         let quiet = run(&calm)?;
         // The rows' own pass over the network is in the events.
-        let passes = if topology.domains() > 1 { 1.0 } else { 0.0 };
-        let pass = passes * hardware.nic.as_ref().map_or(0.0, |nic| nic.latency.value);
+        let network = hardware.nic.as_ref().filter(|_| topology.domains() > 1);
+        let pass = network.map_or(0.0, |nic| nic.latency.value);
         let latency = phase.steps[0].latency - pass;
         let real = if disturbed { run(scenario)? } else { quiet };
         Ok(PhaseReport {
