@@ -59,13 +59,18 @@ pub(crate) fn work(core: &Core, seed: u64) {
         // Host calls may change what blocks poll. Mail alone counts, so that a host thread that comes or goes while the
         // machine steps does not change the schedule.
         scheduler.changes += u64::from(!mail.is_empty());
+        let called = mail.iter().any(|ticket| matches!(ticket, Ticket::HostCall { .. }));
         for ticket in mail {
             match ticket {
                 Ticket::Block { grid, index } => scheduler.admit(grid, index),
                 Ticket::HostCall { stream, call } => run_host_call(core, stream, call),
             }
         }
-        scheduler.step();
+        // A host call may have let a host thread go on, which may have enqueued work and be blocked again: nothing steps before that
+        // work has begun, or time could pass the deadline of who waits for it.
+        if !called {
+            scheduler.step();
+        }
     }
 }
 
