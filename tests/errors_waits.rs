@@ -167,13 +167,13 @@ fn stop(comm: &Comm, machine: &Machine, stops: Stops) -> Result<Result<()>> {
         // The words that rank 1 would post.
         let window = Window::new(machine, &buffer, &handle)?;
         let counts = buffer.recv_view(&handle)?.counts;
-        window.post("entry words", 3);
+        window.post("entry words", 1, 3);
         if stops != Stops::Counts {
-            window.post("count matrix", 3);
+            window.post("count matrix", 1, 2);
         }
         if stops == Stops::Done {
-            window.post("landed words", 3);
-            window.post("entry words", 4);
+            window.post("landed words", 1, 2);
+            window.post("entry words", 2, 4);
             buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
             buffer.synchronize()?;
             buffer.lend_expert_outputs()?;
@@ -190,10 +190,11 @@ fn stop(comm: &Comm, machine: &Machine, stops: Stops) -> Result<Result<()>> {
 /// Every wait of an operation ends, and says which it was.
 #[test]
 fn a_peer_that_stops_in_the_middle_is_named_with_the_word_that_is_missing() {
-    for (stops, kernel, epoch, phase, before) in [
-        (Stops::Counts, "dispatch", 3, "counts (the peer's row of the count matrix)", 1),
-        (Stops::Landing, "dispatch", 3, "landed (the peer's rows are here)", 1),
-        (Stops::Done, "lend after combine", 4, "done (the peer has read", 2),
+    // Counts and landed words carry the number of the dispatch, the second one here.
+    for (stops, kernel, epoch, phase, number, before) in [
+        (Stops::Counts, "dispatch", 3, "counts (the peer's row of the count matrix)", 2, 0x0101_0101),
+        (Stops::Landing, "dispatch", 3, "landed (the peer's rows are here)", 2, 0),
+        (Stops::Done, "lend after combine", 4, "done (the peer has read", 4, 2),
     ] {
         for mode in Device::Simulated.schedules([1, 2, 3]) {
             let machine = Machine::new(MachineConfig::new(2, mode)).unwrap();
@@ -203,7 +204,7 @@ fn a_peer_that_stops_in_the_middle_is_named_with_the_word_that_is_missing() {
             assert_error!(
                 waited.unwrap().expect_err("nobody answers"),
                 Error::PeerTimeout { rank: 0, peer: 1, kernel: k, epoch: e, expected, seen, elapsed_ms, .. }
-                    if *k == kernel && *e == epoch && *expected as u32 == epoch as u32 && *seen as u32 == before
+                    if *k == kernel && *e == epoch && *expected as u32 == number && *seen as u32 == before
                         && (30_000..61_000).contains(elapsed_ms),
                 "rank 0 waited", "for rank 1", format!("in {kernel} {epoch}"), phase
             );

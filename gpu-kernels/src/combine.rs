@@ -10,12 +10,15 @@
 //! A puller writes nothing at a peer but these words; its output is its own. Between the two edges of one combine nobody
 //! writes the expert outputs: the owner's stream is in this combine, then in a lend or the next dispatch.
 //!
+//! Where the caller said how many expert outputs it handed over, they are not fewer than the rows that were received: else block 0
+//! files that and posts no entry word, so nobody sums rows that nobody wrote.
+//!
 //! Sums are in f32, from +0, in ascending position of a rank's first selection in the token, and are rounded once to BF16:
 //! bitwise the same for any number of blocks and any schedule. A token with no selection becomes a row of +0.
 use epoxide_dsl::prelude::*;
 
 use crate::placement::quotient;
-use crate::protocol::{Operation, STATUS_OK, Stamped, kind, phase};
+use crate::protocol::{Operation, STATUS_OK, code, kind, phase};
 use crate::quantize::widen;
 
 /// Arguments of [`combine`].
@@ -34,6 +37,8 @@ pub struct CombineArgs {
     pub send_rank: Global<i32>,
     /// u32 `[tokens][top_k]`: the handle.
     pub send_row: Global<u32>,
+    /// `[1]`: how many rows the dispatch brought.
+    pub received: Global<u32>,
     /// BF16 `[tokens][hidden]`: written.
     pub y: Global<u8>,
     /// Tokens of this rank.
@@ -42,9 +47,12 @@ pub struct CombineArgs {
     pub top_k: u32,
     /// Elements of a row, a multiple of 8.
     pub hidden: u32,
-    /// Fills the struct to a multiple of 8 bytes.
-    pub reserved: u32,
+    /// How many expert outputs were handed over; [`UNKNOWN_OUTPUTS`] where the caller's own work wrote them.
+    pub outputs: u32,
 }
+
+/// Nobody said how many expert outputs there are.
+pub const UNKNOWN_OUTPUTS: u32 = u32::MAX;
 
 /// Loads of 16 bytes that a thread has in flight, 128 KiB an SM: this many vectors of a few rows, or few of many rows.
 const IN_FLIGHT: usize = 16;
@@ -59,11 +67,12 @@ pub fn combine(args: CombineArgs) {
     let epoch = a.op.epoch.load_weak(0) + 1;
     let watch = wait::Watch::begin(a.op.fault, epoch);
     let look = watch.look();
+    let missing = MissingOutputs::look(a);
     // The handle is this rank's own: it is on its way while the ranks meet.
     let parts = Parts::new(a);
     let first = parts.first(a);
     // Behind a fault nothing is published.
-    let mut ready = !watch.found(look, phase::ENTRY);
+    let mut ready = !watch.found(look, phase::ENTRY) && !missing.found(a, &watch);
     if ready {
         if thread::block_index() == 0 && thread::index() < a.op.window().ranks {
             a.op.post_entry(thread::index(), epoch, kind::COMBINE, STATUS_OK);
@@ -79,7 +88,7 @@ pub fn combine(args: CombineArgs) {
         let whole = ready && !watch.aborted(phase::END);
         if whole && thread::index() < a.op.window().ranks {
             let flag = a.op.window().of_rank(thread::index(), a.op.done).at(u64::from(a.op.window().rank));
-            grid.publish(flag, Stamped::new(0, epoch).to_word());
+            grid.publish(flag, epoch);
         }
         if thread::index() == 0 {
             if whole {
@@ -87,6 +96,35 @@ pub fn combine(args: CombineArgs) {
             }
             a.op.epoch.store_weak(0, epoch);
         }
+    }
+}
+
+/// Rows that were received and not handed over, as thread 0 of block 0 knows them: the other blocks wait for its entry word.
+#[derive(Clone, Copy)]
+struct MissingOutputs {
+    received: u32,
+}
+
+impl MissingOutputs {
+    /// Loads the count. The answer is for [`Self::found`]: what comes between need not wait for it.
+    #[inline(always)]
+    #[track_caller]
+    fn look(a: &CombineArgs) -> Self {
+        let asks = a.outputs != UNKNOWN_OUTPUTS && thread::block_index() == 0 && thread::index() == 0;
+        Self { received: if asks { a.received.load_weak(0) } else { 0 } }
+    }
+
+    /// Whether some are missing; files that. Block-collective, uniform.
+    #[inline(always)]
+    #[track_caller]
+    fn found(self, a: &CombineArgs, watch: &wait::Watch) -> bool {
+        let missing = a.outputs < self.received;
+        if missing {
+            let fault = watch.fault(code::OUTPUTS_TOO_FEW, phase::ENTRY, a.op.window().rank);
+            let (expected, seen) = (u64::from(self.received), u64::from(a.outputs));
+            watch.file(fault::Fault { expected, seen, ..fault });
+        }
+        block::any(missing)
     }
 }
 

@@ -21,7 +21,7 @@ pub const MAX_TOKENS: u32 = (1 << 24) - 1;
 /// Most blocks of an operation.
 pub const MAX_BLOCKS: u32 = 1024;
 /// Words of a rank's own epochs and counters; see [`PrivateLayout::words`].
-pub const PRIVATE_WORDS: u64 = 5;
+pub const PRIVATE_WORDS: u64 = 6;
 /// Alignment of regions.
 pub const REGION_ALIGN: u64 = 256;
 
@@ -254,9 +254,16 @@ impl WindowLayout {
         })
     }
 
-    /// The flags and counts, which must be zero before the first operation: the first so many bytes of the window.
+    /// The flags and counts, which must be zero before the first operation, but for [`Self::unused_even`]: the first so many bytes of
+    /// the window.
     pub fn zeroed_bytes(&self) -> u64 {
         self.recv_x.offset
+    }
+
+    /// Where stamped words of even numbers lie, whose bytes must be [`UNUSED_EVEN`](crate::protocol::UNUSED_EVEN) before the first
+    /// operation: offsets and bytes.
+    pub fn unused_even(&self) -> [(u64, u64); 2] {
+        [self.entry, self.counts].map(|words| (words.offset, words.bytes / 2))
     }
 
     /// What a row brings with it, the row first: the regions that dispatch writes at its peers. A [`RecvRegions`] has the same.
@@ -290,7 +297,7 @@ impl WindowLayout {
 pub struct PrivateLayout {
     /// u64 `[ranks]`: the windows' addresses.
     pub bases: Span,
-    /// u64 `[PRIVATE_WORDS]`: epoch, epoch of the last combine, the grid's two counters, the claim of the fault record.
+    /// u64 `[PRIVATE_WORDS]`: epoch, epoch of the last combine, the grid's two counters, the claim of the fault record, dispatches.
     pub words: Span,
     /// u32 `[blocks][ranks + experts]`: each block's counts.
     pub block_counts: Span,

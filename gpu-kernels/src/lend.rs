@@ -9,7 +9,7 @@
 //! It is not an operation of the group: it has no epoch and no entry word, and ranks need not call it together.
 use epoxide_dsl::prelude::*;
 
-use crate::protocol::{Operation, SKIP_DONE, Stamped, phase};
+use crate::protocol::{Operation, SKIP_DONE, phase};
 
 /// Arguments of [`lend`].
 ///
@@ -34,7 +34,6 @@ pub fn lend(args: LendArgs) {
     // A fault is filed by the wait itself; the host learns of it before it trusts what follows.
     let _ = watch.wait_until(phase::DONE, op.window().ranks, |peer| {
         let seen = done.load_acquire::<System>(u64::from(peer));
-        let expected = Stamped::new(0, epoch).to_word();
-        wait::Poll { peer, expected, seen, ready: Stamped::from_word(seen).is_of(epoch) }
+        wait::Poll { peer, expected: epoch, seen, ready: seen == epoch }
     });
 }

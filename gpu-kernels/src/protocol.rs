@@ -41,6 +41,8 @@ pub mod code {
     pub const OUT_OF_STEP: u32 = CODE_FIRST_OF_KERNELS + 2;
     /// Ranks have different configurations: expected and seen are their hashes.
     pub const CONFIGURATION: u32 = CODE_FIRST_OF_KERNELS + 3;
+    /// Fewer expert outputs were handed over than rows were received: expected and seen are the numbers of rows.
+    pub const OUTPUTS_TOO_FEW: u32 = CODE_FIRST_OF_KERNELS + 4;
 }
 
 /// Status in an entry word: all selections are valid.
@@ -64,35 +66,44 @@ pub mod index {
     pub const U32: u32 = 2;
 }
 
-/// A word that carries the operation it belongs to, so that it needs no second flag and no reset.
+/// A word that carries the number of the operation it belongs to, so that it needs no second flag and no reset.
+///
+/// It has half of the number, and so would be taken for one from 2^32 operations before. It is not, because whoever stamps words
+/// with a number writes all of them each time that it counts: of two words that alternate with the number, one is always of the
+/// number two before. Entry words are of every operation and carry its epoch; counts are of dispatches alone, so they carry the
+/// number of the dispatch. Before its first use a word has a stamp of the other parity ([`UNUSED_EVEN`]). Words with nothing to
+/// say but their number are the whole number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamped {
     /// What it says.
     pub payload: u32,
-    /// Low half of the operation's epoch.
-    pub epoch: u32,
+    /// Low half of the number.
+    pub number: u32,
 }
 
+/// What every byte of the words of even numbers holds before their first use: the stamp is odd. In those of odd numbers it is 0.
+pub const UNUSED_EVEN: u8 = 1;
+
 impl Stamped {
-    /// Stamps `payload` with `epoch`.
+    /// Stamps `payload` with `number`.
     #[inline(always)]
-    pub const fn new(payload: u32, epoch: u64) -> Self {
-        Self { payload, epoch: epoch as u32 }
+    pub const fn new(payload: u32, number: u64) -> Self {
+        Self { payload, number: number as u32 }
     }
     /// The word in memory.
     #[inline(always)]
     pub const fn to_word(self) -> u64 {
-        (self.payload as u64) << 32 | self.epoch as u64
+        (self.payload as u64) << 32 | self.number as u64
     }
     /// Reads a word from memory.
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
-        Self { payload: (word >> 32) as u32, epoch: word as u32 }
+        Self { payload: (word >> 32) as u32, number: word as u32 }
     }
-    /// Whether the word belongs to `epoch`.
+    /// Whether the word belongs to operation `number`.
     #[inline(always)]
-    pub const fn is_of(self, epoch: u64) -> bool {
-        self.epoch == epoch as u32
+    pub const fn is_of(self, number: u64) -> bool {
+        self.number == number as u32
     }
 }
 
@@ -128,7 +139,7 @@ pub struct Operation {
     pub fault: fault::FaultChannel,
     /// Entry words, `[2 parities][ranks]`.
     pub entry: Region<u64>,
-    /// Words that say a combine's reads are over, `[ranks]`.
+    /// The epochs of the last combines whose reads are over, `[ranks]`.
     pub done: Region<u64>,
     /// `[1]`: the last operation's epoch. Advanced by the last block out.
     pub epoch: Global<u64>,
@@ -152,10 +163,10 @@ impl Operation {
         self.fault.window
     }
 
-    /// Index of `rank`'s word among words that alternate with the epoch.
+    /// Index of `rank`'s word among words that alternate with the number of the operation.
     #[inline(always)]
-    pub fn alternating(&self, epoch: u64, rank: u32) -> u64 {
-        (epoch & 1) * u64::from(self.fault.window.ranks) + u64::from(rank)
+    pub fn alternating(&self, number: u64, rank: u32) -> u64 {
+        (number & 1) * u64::from(self.fault.window.ranks) + u64::from(rank)
     }
 
     /// Posts this rank's entry word at `peer`, releasing what this rank did before. Per thread.

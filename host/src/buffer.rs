@@ -11,7 +11,7 @@ use epoxide_kernels::combine::combine;
 use epoxide_kernels::dispatch::dispatch;
 use epoxide_kernels::layout::{DispatchShared, Span};
 use epoxide_kernels::lend::lend;
-use epoxide_kernels::protocol::Operation;
+use epoxide_kernels::protocol::{Operation, UNUSED_EVEN};
 
 use crate::comm::{Comm, CommInner};
 use crate::config::{BytesNeeded, Config, Layouts, bytes_needed, dispatch_shared};
@@ -41,6 +41,10 @@ pub struct ElasticBuffer {
     pub(crate) state: State,
     /// The expert output region was lent back after the last combine.
     pub(crate) lent_early: bool,
+    /// Rows that the current dispatch brought, once the host has read their number.
+    pub(crate) received_rows: Option<u64>,
+    /// Expert outputs that were handed over since the last combine; `None` where the caller's own work may write them.
+    pub(crate) outputs: Option<u64>,
     fault: Option<Error>,
     skip: u32,
     /// `close` has freed the memory.
@@ -129,6 +133,8 @@ impl ElasticBuffer {
             operations: 0,
             state: State::Idle { combined: None },
             lent_early: false,
+            received_rows: None,
+            outputs: None,
             fault: None,
             skip: 0,
             freed: false,
@@ -146,10 +152,13 @@ impl ElasticBuffer {
         Ok(buffer)
     }
 
-    /// Zeroes the flags and writes the table of windows.
+    /// Fills the words so that no operation expects them, and writes the table of windows.
     fn initialise(&self, windows: &[u64]) -> Result<()> {
         let inner = self.comm.inner();
         inner.runtime.fill(self.window, 0, self.layouts.window.zeroed_bytes(), inner.stream)?;
+        for (offset, bytes) in self.layouts.window.unused_even() {
+            inner.runtime.fill(self.window + offset, UNUSED_EVEN, bytes, inner.stream)?;
+        }
         inner.runtime.fill(self.private, 0, self.layouts.private.bytes, inner.stream)?;
         let table: Vec<u8> = windows.iter().flat_map(|w| w.to_ne_bytes()).collect();
         inner.runtime.copy_to_device(self.private_span(self.layouts.private.bases), &table, inner.stream)?;
@@ -256,6 +265,23 @@ impl ElasticBuffer {
         self.skip = skip;
     }
 
+    /// For this project's tests: goes on as if there had been so many operations, and so many dispatches among them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    ///
+    /// # Safety
+    ///
+    /// All ranks do it, with the same numbers, while none is in an operation and no dispatch waits for its combine.
+    #[doc(hidden)]
+    pub unsafe fn test_count_from(&mut self, operations: u64, dispatches: u64) -> Result<()> {
+        let inner = self.comm.inner();
+        let words = self.private_span(self.layouts.private.words);
+        inner.runtime.copy_to_device(words, &operations.to_ne_bytes(), inner.stream)?;
+        inner.runtime.copy_to_device(self.dispatches(), &dispatches.to_ne_bytes(), inner.stream)
+    }
+
     /// Checks that `handle` is that of a dispatch whose rows were not combined yet, the current one of this buffer.
     pub(crate) fn check_handle(&self, call: &'static str, handle: &Dispatched) -> Result<()> {
         let own = handle.buffer == self.id;
@@ -284,6 +310,11 @@ impl ElasticBuffer {
 
     pub(crate) fn private_span(&self, span: Span) -> u64 {
         self.private + span.offset
+    }
+
+    /// How many dispatches there were, on the device.
+    pub(crate) fn dispatches(&self) -> u64 {
+        self.private_span(self.layouts.private.words) + 40
     }
 
     /// What every kernel takes.

@@ -1,7 +1,7 @@
 //! Combine: enqueues one, with what the host can see checked before.
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::window::Region;
-use epoxide_kernels::combine::{CombineArgs, combine};
+use epoxide_kernels::combine::{CombineArgs, UNKNOWN_OUTPUTS, combine};
 use epoxide_kernels::lend::{LendArgs, lend};
 use epoxide_kernels::protocol::kind;
 use half::bf16;
@@ -74,16 +74,23 @@ impl ElasticBuffer {
         // SAFETY: the kernel's launch contract: the buffer's own windows and flags; before the first combine both epochs are 0.
         unsafe { inner.runtime.launch(&lend, 1, 0, &args, inner.stream)? };
         self.lent_early = true;
+        self.outputs = None;
+        if self.config.poison_expert_outputs {
+            self.poison_expert_outputs()?;
+        }
         Ok(self.window_span(self.layouts.window.expert_out))
     }
 
     /// Copies expert outputs from a tensor of the caller's, BF16 `[rows, hidden]`, to the region that a dispatch or
     /// [`Self::lend_expert_outputs`] has lent. Enqueued.
     ///
+    /// There is one for every received row, in their order; rows beyond those are not read. Where the host does not know yet how many
+    /// there are, the combine sees on the device that they are too few.
+    ///
     /// # Errors
     ///
-    /// [`Error::WrongOrder`] when the region is not lent, [`Error::InvalidArgument`] when they are not whole rows or too many; the
-    /// fault of an earlier operation, or [`Error::Poisoned`].
+    /// [`Error::WrongOrder`] when the region is not lent, [`Error::InvalidArgument`] when they are not whole rows, too many, or fewer than
+    /// the received ones, if the host has read their number; the fault of an earlier operation, or [`Error::Poisoned`].
     pub fn stage_expert_outputs(&mut self, rows: &DeviceTensor<bf16>) -> Result<()> {
         self.check()?;
         if matches!(self.state, State::Idle { .. }) && !self.lent_early {
@@ -91,26 +98,56 @@ impl ElasticBuffer {
             return Err(Error::WrongOrder { call: "stage_expert_outputs", state: self.state.to_string(), rule });
         }
         check_tensor("rows", rows, &self.comm)?;
-        self.check_rows(rows.len())?;
+        let outputs = self.check_rows(rows.len())?;
+        if let Some(received) = self.received_rows.filter(|&received| outputs < received) {
+            let rule = format!(
+                "one row for each of the {received} that the dispatch brought, of {} elements",
+                self.config.hidden
+            );
+            return Err(Error::argument("expert outputs", format!("{outputs} rows"), rule));
+        }
         let inner = self.comm.inner();
         let to = self.window_span(self.layouts.window.expert_out);
-        inner.runtime.copy_on_device(to, rows.address(), rows.len() * 2, inner.stream)
+        inner.runtime.copy_on_device(to, rows.address(), rows.len() * 2, inner.stream)?;
+        self.outputs = Some(outputs);
+        Ok(())
     }
 
-    /// Copies expert outputs from the host to the region that a dispatch has lent; waits for the dispatch and for the copy.
+    /// Copies expert outputs from the host to the region that a dispatch has lent, one row for every received row; waits for the
+    /// dispatch and for the copy.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] when they are not whole rows, or more than the region holds; [`Error::StaleHandle`],
+    /// [`Error::InvalidArgument`] when they are not whole rows, or not as many as the dispatch brought; [`Error::StaleHandle`],
     /// [`Error::WrongOrder`] after the combine; the fault of an operation, or [`Error::Poisoned`].
     pub fn write_expert_outputs(&mut self, handle: &Dispatched, rows: &[bf16]) -> Result<()> {
         self.check_handle("write_expert_outputs", handle)?;
-        self.check_rows(rows.len() as u64)?;
-        // Behind a fault peers may still be reading the region.
-        self.synchronize()?;
+        let outputs = self.check_rows(rows.len() as u64)?;
+        // Waits, and finds a fault: behind one peers may still be reading the region.
+        let received = match self.received_rows {
+            Some(received) => self.synchronize().map(|()| received)?,
+            None => self.recv_counts(handle)?.rows.into(),
+        };
+        if outputs != received {
+            let rule = format!(
+                "exactly the {received} rows that the dispatch brought, {} elements",
+                received * u64::from(self.config.hidden)
+            );
+            return Err(Error::argument("expert outputs", format!("{outputs} rows"), rule));
+        }
         let inner = self.comm.inner();
         let to = self.window_span(self.layouts.window.expert_out);
-        inner.runtime.copy_to_device(to, as_bytes(rows), inner.stream)
+        inner.runtime.copy_to_device(to, as_bytes(rows), inner.stream)?;
+        self.outputs = Some(outputs);
+        Ok(())
+    }
+
+    /// Fills the region for expert outputs with NaN. Enqueued.
+    pub(crate) fn poison_expert_outputs(&self) -> Result<()> {
+        let inner = self.comm.inner();
+        let region = self.layouts.window.expert_out;
+        // BF16 of all ones is a NaN.
+        inner.runtime.fill(self.window_span(region), 0xff, region.bytes, inner.stream)
     }
 
     /// Sums, for every token that `handle` dispatched, the rows that its experts' ranks made of it. Collective; returns once
@@ -119,10 +156,16 @@ impl ElasticBuffer {
     /// The sum is in f32, from 0, in ascending position of a rank's first selection, rounded once to BF16: bitwise the same
     /// for any number of SMs. Gate weights are the experts' side to apply.
     ///
+    /// Expert outputs of an earlier round are never summed unseen if they come from the host or from a tensor: fewer than the received
+    /// rows are an error here, where the host has read their number, or else [`Error::TooFewExpertOutputs`] of the operation. What the
+    /// caller's own kernels write in place is theirs to complete; see
+    /// [`Config::with_poisoned_expert_outputs`](crate::Config::with_poisoned_expert_outputs).
+    ///
     /// # Errors
     ///
     /// [`Error::StaleHandle`] or [`Error::WrongOrder`] for a handle that is not current or already combined,
-    /// [`Error::BufferTooSmall`] for a `y` with too few elements, the fault of an earlier operation, or [`Error::Poisoned`].
+    /// [`Error::BufferTooSmall`] for a `y` with too few elements, [`Error::InvalidArgument`] for expert outputs that are no whole rows, too
+    /// many or too few, the fault of an earlier operation, or [`Error::Poisoned`].
     pub fn combine(&mut self, handle: &Dispatched, input: CombineInput<'_>) -> Result<()> {
         let CombineInput { outputs, y } = input;
         check_tensor("y", y, &self.comm)?;
@@ -172,11 +215,12 @@ impl ElasticBuffer {
                 expert_out: Region::new(self.layouts.window.expert_out.offset),
                 send_rank: Global::from_raw(self.private_span(p.send_rank)),
                 send_row: Global::from_raw(self.private_span(p.send_row)),
+                received: Global::from_raw(self.private_span(p.recv_counts)),
                 y: Global::from_raw(y),
                 tokens: handle.tokens,
                 top_k: shape.top_k,
                 hidden: shape.hidden,
-                reserved: 0,
+                outputs: self.outputs.and_then(|rows| rows.try_into().ok()).unwrap_or(UNKNOWN_OUTPUTS),
             }
         };
         // SAFETY: the kernel's launch contract, as in dispatch; the handle is the one whose routing the private memory holds.
@@ -184,17 +228,19 @@ impl ElasticBuffer {
         self.operations += 1;
         self.state = State::Idle { combined: Some(handle.operation) };
         self.lent_early = false;
+        self.received_rows = None;
+        self.outputs = None;
         Ok(())
     }
 
-    /// Checks that `elements` are whole rows that the lent region holds.
-    fn check_rows(&self, elements: u64) -> Result<()> {
+    /// Checks that `elements` are whole rows that the lent region holds; returns how many.
+    fn check_rows(&self, elements: u64) -> Result<u64> {
         let hidden = u64::from(self.config.hidden);
         let max = self.layouts.shape.max_rows();
         if !elements.is_multiple_of(hidden) || elements / hidden > max {
             let rule = format!("whole rows of {hidden} elements, at most {max} of them");
             return Err(Error::argument("expert outputs", format!("{elements} elements"), rule));
         }
-        Ok(())
+        Ok(elements / hidden)
     }
 }

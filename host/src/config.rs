@@ -31,6 +31,8 @@ pub struct Config {
     pub timeout: Duration,
     /// Most bytes that a window may take; 0 is no limit.
     pub max_window_bytes: u64,
+    /// See [`Self::with_poisoned_expert_outputs`]. Ranks may differ in it.
+    pub poison_expert_outputs: bool,
 }
 
 /// The longest timeout.
@@ -48,6 +50,7 @@ impl Config {
             num_sms: 0,
             timeout: Duration::from_secs(30),
             max_window_bytes: 0,
+            poison_expert_outputs: false,
         }
     }
 
@@ -76,6 +79,14 @@ impl Config {
     #[must_use]
     pub fn with_max_window_bytes(mut self, bytes: u64) -> Self {
         self.max_window_bytes = bytes;
+        self
+    }
+
+    /// For debugging: fills the region for expert outputs with NaN each time that it is lent, so that a received row for which nobody
+    /// wrote an output shows in the sums. It costs a write of the whole region.
+    #[must_use]
+    pub fn with_poisoned_expert_outputs(mut self) -> Self {
+        self.poison_expert_outputs = true;
         self
     }
 

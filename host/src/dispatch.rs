@@ -156,6 +156,7 @@ impl ElasticBuffer {
             DispatchArgs {
                 op: self.operation(kind::DISPATCH),
                 recv: RecvRegions::new(w),
+                dispatches: Global::from_raw(self.dispatches()),
                 landed: Region::new(w.landed.offset),
                 counts: Region::new(w.counts.offset),
                 x: Global::from_raw(x),
@@ -180,8 +181,16 @@ impl ElasticBuffer {
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape
         // on every rank; the grid and shared memory are those of the layouts.
         unsafe { inner.runtime.launch(&dispatch, self.blocks, self.shared.bytes(), &args, inner.stream)? };
+        if self.config.poison_expert_outputs && !self.lent_early {
+            self.poison_expert_outputs()?;
+        }
         let operation = self.operations;
         self.operations += 1;
+        self.received_rows = None;
+        if !self.lent_early {
+            // What was handed over for a dispatch before is not for this one's rows.
+            self.outputs = None;
+        }
         self.state = State::Dispatched { operation };
         Ok(Dispatched { buffer: self.id(), operation, tokens })
     }

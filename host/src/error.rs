@@ -164,6 +164,21 @@ pub enum Error {
         /// The operation's number.
         epoch: u64,
     },
+    /// Fewer expert outputs were handed over than the dispatch brought rows; nothing was summed.
+    #[error(
+        "rank {rank} was given {rows} rows of expert outputs for the {received} rows that it received (combine {epoch})"
+    )]
+    #[non_exhaustive]
+    TooFewExpertOutputs {
+        /// The rank whose outputs are missing.
+        rank: u32,
+        /// Rows that were handed over.
+        rows: u64,
+        /// Rows that were received.
+        received: u64,
+        /// The operation's number.
+        epoch: u64,
+    },
     /// Ranks are in different operations.
     #[error("ranks out of step: rank {rank} is in {kernel} {epoch}, rank {peer} in {peer_kernel} {epoch}")]
     #[non_exhaustive]

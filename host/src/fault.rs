@@ -35,6 +35,9 @@ fn decode(words: &[u64; RECORD_WORDS as usize], experts: u32) -> Error {
             let reason = match abort.code {
                 CODE_TIMEOUT if abort.peer == 0xffff => "its own blocks did not come together in time".to_owned(),
                 CODE_TIMEOUT => format!("it waited too long for rank {}", abort.peer),
+                code::OUTPUTS_TOO_FEW => {
+                    "fewer expert outputs were handed over there than rows were received".to_owned()
+                }
                 other => format!("fault {other}, which names rank {}", abort.peer),
             };
             Error::PeerAborted { rank, origin: abort.origin, kernel, epoch, phase, reason }
@@ -45,6 +48,7 @@ fn decode(words: &[u64; RECORD_WORDS as usize], experts: u32) -> Error {
         code::INDEX_REPEATED => Error::IndexRepeated { rank, source_rank: peer, token, position, index, epoch },
         code::OUT_OF_STEP => Error::OutOfStep { rank, peer, kernel, peer_kernel: kernel_name(low(seen)), epoch },
         code::CONFIGURATION => Error::DeviceConfigMismatch { rank, peer, kernel, epoch, expected, seen },
+        code::OUTPUTS_TOO_FEW => Error::TooFewExpertOutputs { rank, rows: seen, received: expected, epoch },
         CODE_TIMEOUT => Error::PeerTimeout { rank, peer, kernel, epoch, phase, block, expected, seen, elapsed_ms },
         unknown => Error::UnknownFault { rank, code: unknown, kernel, epoch },
     }

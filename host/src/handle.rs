@@ -83,7 +83,9 @@ pub struct RecvView {
     pub sources: u64,
     /// u32 `[1 + ranks + local experts]`: rows received in all, by source rank, by local expert.
     pub counts: u64,
-    /// BF16 `[max_rows, hidden]`: where expert outputs go, row by row, to be combined in place.
+    /// BF16 `[max_rows, hidden]`: where expert outputs go, row by row, to be combined in place. Every received row must be written:
+    /// nobody can see that one was not, but [`Config::with_poisoned_expert_outputs`](crate::Config::with_poisoned_expert_outputs)
+    /// makes its sums NaN.
     pub expert_outputs: u64,
     /// Most rows.
     pub max_rows: u64,
@@ -126,6 +128,7 @@ impl ElasticBuffer {
         let ranks = self.comm.size() as usize;
         let (_, experts) = self.local_experts();
         let words: Vec<u32> = read(&self.comm, view.counts, 1 + ranks as u64 + u64::from(experts))?;
+        self.received_rows = Some(words[0].into());
         Ok(RecvCounts { rows: words[0], by_source: words[1..=ranks].to_vec(), by_expert: words[1 + ranks..].to_vec() })
     }
 

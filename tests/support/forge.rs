@@ -42,8 +42,8 @@ impl<'a> Window<'a> {
         self.machine.read(address, words).expect("device memory")
     }
 
-    /// The operations to which the words of a region belong.
-    pub fn epochs(&self, region: &str) -> Vec<u32> {
+    /// The low halves of the words of a region: the numbers of the operations to which they belong.
+    pub fn numbers(&self, region: &str) -> Vec<u32> {
         self.read(region).into_iter().map(|word| word as u32).collect()
     }
 
@@ -54,14 +54,16 @@ impl<'a> Window<'a> {
         unsafe { self.machine.write(at, &[word]) }.expect("inside the window");
     }
 
-    /// Makes rank 1's words in `region` say in operation `epoch` what they said in the one before it of the same parity. The region
-    /// has a slot for each parity, with as many words for rank 0 as for rank 1.
-    pub fn post(&self, region: &str, epoch: u64) {
+    /// Makes rank 1's words in `region` say in operation `to` what they said in operation `from`. The region has a slot for each parity,
+    /// with as many words for rank 0 as for rank 1. Operations have the numbers that the words carry: of all, or of dispatches.
+    pub fn post(&self, region: &str, from: u64, to: u64) {
         let words = self.read(region);
         let of_rank = words.len() / 4;
-        let first = (epoch % 2) as usize * 2 * of_rank + of_rank;
-        for (index, word) in (first..).zip(&words[first..first + of_rank]) {
-            self.write(region, index as u64, word >> 32 << 32 | epoch);
+        let first = |number: u64| (number % 2) as usize * 2 * of_rank + of_rank;
+        let said = (first(to)..).zip(&words[first(from)..][..of_rank]).filter(|(_, word)| **word as u32 == from as u32);
+        assert_ne!(said.clone().count(), 0, "no word of `{region}` is of {from}");
+        for (index, word) in said {
+            self.write(region, index as u64, word >> 32 << 32 | to);
         }
     }
 }

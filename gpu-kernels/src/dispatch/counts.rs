@@ -1,7 +1,7 @@
 //! Counting: what this rank sends to each rank and expert, told to every peer, and where its rows go.
 use epoxide_dsl::prelude::*;
 
-use super::{Chunk, DispatchArgs, THREADS};
+use super::{Chunk, DispatchArgs, Now, THREADS};
 use crate::protocol::{STATUS_OK, STATUS_OUT_OF_RANGE, STATUS_REPEATED, Stamped, kind};
 
 /// No selection's key is this large.
@@ -75,7 +75,7 @@ pub(super) fn count(a: &DispatchArgs, chunk: Chunk) {
 /// Gives this rank's row of the count matrix to every peer: each block a slice of it, block 0 the entry word.
 #[inline(always)]
 #[track_caller]
-pub(super) fn publish(a: &DispatchArgs, epoch: u64) {
+pub(super) fn publish(a: &DispatchArgs, now: Now) {
     let blocks = thread::grid_blocks();
     let mut word = thread::block_index() * THREADS + thread::index();
     while word < a.counters() {
@@ -84,7 +84,7 @@ pub(super) fn publish(a: &DispatchArgs, epoch: u64) {
         while peer < a.ranks() {
             a.op.window()
                 .of_rank(peer, a.counts)
-                .store_relaxed::<System>(a.count_index(epoch, a.me(), word), Stamped::new(total, epoch).to_word());
+                .store_relaxed::<System>(a.count_index(now, a.me(), word), Stamped::new(total, now.dispatch).to_word());
             peer += 1;
         }
         word += blocks * THREADS;
@@ -100,12 +100,12 @@ pub(super) fn publish(a: &DispatchArgs, epoch: u64) {
             let details = [token, position, index as u32, (index >> 32) as u32];
             let row = a.op.window().of_rank(peer, a.counts);
             unroll!(I in 4 => {
-                let at = a.count_index(epoch, a.me(), a.counters() + I as u32);
-                row.store_relaxed::<System>(at, Stamped::new(details[I], epoch).to_word());
+                let at = a.count_index(now, a.me(), a.counters() + I as u32);
+                row.store_relaxed::<System>(at, Stamped::new(details[I], now.dispatch).to_word());
             });
         }
         // Released after the details, so that who acquires a bad status finds them.
-        a.op.post_entry(peer, epoch, kind::DISPATCH, status);
+        a.op.post_entry(peer, now.epoch, kind::DISPATCH, status);
     }
 }
 
@@ -152,11 +152,11 @@ pub(super) fn place_within_block(a: &DispatchArgs, chunk: Chunk) {
 /// Where this rank's rows begin at each destination: after those of all lower ranks.
 #[inline(always)]
 #[track_caller]
-pub(super) fn base_rows(a: &DispatchArgs, epoch: u64) {
+pub(super) fn base_rows(a: &DispatchArgs, now: Now) {
     let bases = Shared::<u32>::dynamic(a.shared.bases);
     let rank = thread::index();
     if rank < a.ranks() {
-        bases.store_weak(rank, sum(a.me(), |source| a.own_count(epoch, source, rank)));
+        bases.store_weak(rank, sum(a.me(), |source| a.own_count(now, source, rank)));
     }
     block::sync();
 }

@@ -2,20 +2,22 @@
 //!
 //! # Protocol
 //!
-//! Operation `e` (its *epoch*, read from device memory by every block). All words below lie in the *reader's* memory and
-//! carry `e`, so nothing is ever zeroed; those marked ² alternate with the parity of `e`: a rank can be one operation ahead
-//! of a peer, never two, because every operation waits for a word from every peer.
+//! Operation `e` (its *epoch*), which is the buffer's `d`-th dispatch (both are read from device memory by every block). All words
+//! below lie in the *reader's* memory and carry `e` or `d`, so nothing is ever zeroed; those marked ² alternate with the parity of
+//! what they carry: a rank can be one operation ahead of a peer, never two, because every operation waits for a word from every
+//! peer. Words of dispatches alone carry `d`: each of them is written by every dispatch of its parity, so none is ever left from so
+//! long ago that its stamp comes again ([`Stamped`]).
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
-//! | `counts`² `[s][..]` at every rank | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, the bad selection if any | the tokens per rank by all blocks, before the first row is written; the selections by the last block, after the `landed` words, which publish them too |
-//! | `entry`² `[s]` at every rank | block 0 of `s`, release | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch; its selections are valid or not | all blocks, acquire, before the first row is written |
-//! | `landed`² `[s]` at rank d | the last block of `s` out, release, with the token of `wait_group 0` from every block | all rows of `s` for d are **there** | the last block of d out, acquire; d's consumers are stream-ordered after |
+//! | `counts`² `[s][..]` at every rank, of `d` | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, the bad selection if any | the tokens per rank by all blocks, before the first row is written; the selections by the last block, after the `landed` words, which publish them too |
+//! | `entry`² `[s]` at every rank, of `e` | block 0 of `s`, release | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch; its selections are valid or not | all blocks, acquire, before the first row is written |
+//! | `landed`² `[s]` at rank r, the number `d` | the last block of `s` out, release, with the token of `wait_group 0` from every block | all rows of `s` for r are **there** | the last block of r out, acquire; r's consumers are stream-ordered after |
 //!
-//! When a dispatch completes, d may also write its expert outputs again: every peer's `entry` word of `e` was posted after
+//! When a dispatch completes, a rank may also write its expert outputs again: every peer's `entry` word of `e` was posted after
 //! that peer's combine before was over, reads and all. (Who wants to write them earlier asks [`crate::lend`].)
 //!
-//! Why a row cannot be overwritten: rank s writes into d only after `entry[d]` of `e`, which d posts after its consumers of
+//! Why a row cannot be overwritten: rank s writes into r only after `entry[r]` of `e`, which r posts after its consumers of
 //! the same regions; no two sources share a row, because the count matrix gives every (source, destination) its own range; no two
 //! tokens of one source share a row, because a row's place in that range is the number of the source's earlier tokens
 //! for the same destination.
@@ -56,6 +58,8 @@ pub struct DispatchArgs {
     pub op: Operation,
     /// Where rows land at every rank.
     pub recv: RecvRegions,
+    /// `[1]`: how many dispatches there were. Advanced by the last block out.
+    pub dispatches: Global<u64>,
     /// Landed words, `[2 parities][ranks]`.
     pub landed: Region<u64>,
     /// The count matrix, `[2 parities][ranks][count_words]`.
@@ -98,8 +102,8 @@ pub struct DispatchArgs {
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch(args: DispatchArgs) {
     let a = &args;
-    let epoch = a.op.epoch.load_weak(0) + 1;
-    let watch = wait::Watch::begin(a.op.fault, epoch);
+    let now = Now { epoch: a.op.epoch.load_weak(0) + 1, dispatch: a.dispatches.load_weak(0) + 1 };
+    let watch = wait::Watch::begin(a.op.fault, now.epoch);
     let chunk = Chunk::of_block(a.tokens);
 
     // The answer is not needed before something is published, and counting touches nothing that a peer sees.
@@ -108,11 +112,11 @@ pub fn dispatch(args: DispatchArgs) {
     let counted = matches!(a.op.grid.sync(&watch, phase::COUNTED), wait::Outcome::Ready(_));
     let mut ready = counted && !watch.found(look, phase::COUNTED);
     if ready {
-        counts::publish(a, epoch);
+        counts::publish(a, now);
         counts::place_within_block(a, chunk);
-        ready = match agree(a, &watch, epoch) {
+        ready = match agree(a, &watch, now) {
             Some(acquired) => {
-                counts::base_rows(a, epoch);
+                counts::base_rows(a, now);
                 // The free edges order the owners' reads with this block's bulk stores.
                 send::send(a, chunk, &acquired.for_bulk_copies());
                 true
@@ -121,8 +125,17 @@ pub fn dispatch(args: DispatchArgs) {
         };
     }
     if let Some(grid) = a.op.grid.last_out(bulk::land()) {
-        finish::finish(a, &watch, epoch, ready, &grid);
+        finish::finish(a, &watch, now, ready, &grid);
     }
+}
+
+/// Which operation this is.
+#[derive(Clone, Copy)]
+struct Now {
+    /// Its number among the buffer's operations.
+    epoch: u64,
+    /// Its number among the buffer's dispatches.
+    dispatch: u64,
 }
 
 /// The contiguous tokens of one block.
@@ -157,17 +170,17 @@ impl DispatchArgs {
     fn counters(&self) -> u32 {
         self.ranks() + self.placement.experts
     }
-    /// Index of word `word` in row `source` of the count matrix of `epoch`.
+    /// Index of word `word` in row `source` of the count matrix.
     #[inline(always)]
-    fn count_index(&self, epoch: u64, source: u32, word: u32) -> u64 {
+    fn count_index(&self, now: Now, source: u32, word: u32) -> u64 {
         let words = u64::from(self.counters() + protocol::DETAIL_WORDS);
-        self.op.alternating(epoch, source) * words + u64::from(word)
+        self.op.alternating(now.dispatch, source) * words + u64::from(word)
     }
     #[inline(always)]
     #[track_caller]
-    fn own_count(&self, epoch: u64, source: u32, word: u32) -> u32 {
+    fn own_count(&self, now: Now, source: u32, word: u32) -> u32 {
         let own = self.op.window().own(self.counts);
-        Stamped::from_word(own.load_relaxed::<System>(self.count_index(epoch, source, word))).payload
+        Stamped::from_word(own.load_relaxed::<System>(self.count_index(now, source, word))).payload
     }
     /// Selection `position` of `token` as an i64, whatever its type.
     #[inline(always)]
@@ -192,9 +205,9 @@ impl DispatchArgs {
 /// Waits until every rank has entered and told its counts; `None` if there is nothing to send because of a fault.
 #[inline(always)]
 #[track_caller]
-fn agree(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> Option<wait::Acquired> {
-    let met = a.op.meet(watch, epoch, kind::DISPATCH)?;
-    if bad_selection(a, watch, epoch, met.status) {
+fn agree(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Option<wait::Acquired> {
+    let met = a.op.meet(watch, now.epoch, kind::DISPATCH)?;
+    if bad_selection(a, watch, now, met.status) {
         return None;
     }
     // The tokens of every rank for every rank.
@@ -203,12 +216,12 @@ fn agree(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> Option<wait::Acqu
     let outcome = watch.wait_until(phase::COUNTS, ranks * ranks, |flag| {
         let source = quotient(flag, ranks);
         // Relaxed: the word is all that it publishes.
-        let seen = own.load_relaxed::<System>(a.count_index(epoch, source, flag - source * ranks));
+        let seen = own.load_relaxed::<System>(a.count_index(now, source, flag - source * ranks));
         wait::Poll {
             peer: source,
-            expected: Stamped::new(0, epoch).to_word(),
+            expected: Stamped::new(0, now.dispatch).to_word(),
             seen,
-            ready: Stamped::from_word(seen).is_of(epoch),
+            ready: Stamped::from_word(seen).is_of(now.dispatch),
         }
     });
     if let wait::Outcome::Ready(_) = outcome { Some(met.acquired) } else { None }
@@ -218,7 +231,7 @@ fn agree(a: &DispatchArgs, watch: &wait::Watch, epoch: u64) -> Option<wait::Acqu
 /// Block-collective, uniform.
 #[inline(always)]
 #[track_caller]
-fn bad_selection(a: &DispatchArgs, watch: &wait::Watch, epoch: u64, status: u32) -> bool {
+fn bad_selection(a: &DispatchArgs, watch: &wait::Watch, now: Now, status: u32) -> bool {
     if !block::any(status != STATUS_OK) {
         return false;
     }
@@ -226,11 +239,11 @@ fn bad_selection(a: &DispatchArgs, watch: &wait::Watch, epoch: u64, status: u32)
         let mut found = false;
         let mut rank = 0;
         while rank < a.ranks() && !found {
-            let status = a.op.entry_of(rank, epoch).status;
+            let status = a.op.entry_of(rank, now.epoch).status;
             if status != STATUS_OK {
                 found = true;
                 let code = if status == STATUS_REPEATED { code::INDEX_REPEATED } else { code::INDEX_OUT_OF_RANGE };
-                let word = |i| u64::from(a.own_count(epoch, rank, a.counters() + i));
+                let word = |i| u64::from(a.own_count(now, rank, a.counters() + i));
                 let fault = fault::Fault {
                     detail: [word(0), word(1), word(2) | word(3) << 32],
                     ..watch.fault(code, phase::ENTRY, rank)

@@ -1,0 +1,109 @@
+//! Words that carry half of a number: none is taken for one from 2^32 operations before, nor for one before its first use.
+mod support;
+
+use epoxide::{Comm, ElasticBuffer, IndexType, Mode, Result, WireFormat};
+use support::exchange::{Tensors, check_received, check_round};
+use support::reference::{Wire, World};
+use support::routing::{Case, Choice, Random};
+use support::{Checked, Device, replay};
+
+/// What a buffer does: a dispatch whose rows are never combined, a dispatch and its combine, or a jump in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Dispatch,
+    Round,
+    /// As if there had been so many operations, and dispatches among them.
+    CountFrom(u64, u64),
+}
+use Step::{CountFrom, Dispatch, Round};
+
+const WRAP: u64 = 1 << 32;
+
+/// Histories that a buffer can have, from its making on; what a jump leaves out wrote every word of its kind again and again, so
+/// a buffer that has really come so far has younger words than the test's.
+const HISTORIES: [&[Step]; 6] = [
+    // The first use of the words of even dispatches, where the epoch's half is 0.
+    &[CountFrom(WRAP - 2, WRAP / 2 - 1), Dispatch, Dispatch, Round],
+    // The same where the dispatch's half is 0, on either parity of the epoch.
+    &[CountFrom(2 * WRAP - 4, WRAP - 2), Dispatch, Dispatch, Round],
+    &[CountFrom(2 * WRAP - 3, WRAP - 2), Dispatch, Dispatch, Round],
+    // Dispatches of even epochs, none for 2^32 operations, and one again.
+    &[Dispatch, Dispatch, CountFrom(WRAP, WRAP / 2), Dispatch, Dispatch, Round],
+    // Whole rounds across the wrap.
+    &[Round, CountFrom(WRAP - 3, WRAP / 2 - 2), Dispatch, Round, Round, Round],
+    &[Round, CountFrom(2 * WRAP - 4, WRAP - 2), Round, Round, Round],
+];
+
+/// A rank's part in a history of dispatches with these worlds.
+fn run_rank(comm: &Comm, steps: &[Step], case: &Case, worlds: &[World]) -> Result<Checked> {
+    let mut buffer = ElasticBuffer::new(comm, case.config())?;
+    let wires: Vec<Vec<Wire>> =
+        worlds.iter().map(|world| (0..case.ranks).map(|rank| world.wire(rank)).collect()).collect();
+    let mut tensors = Vec::new();
+    for world in worlds {
+        let tokens = world.inputs[comm.rank() as usize].tokens;
+        let mut mine = Tensors::empty(comm, tokens, case.hidden, case.top_k, case.index)?;
+        mine.fill(world, comm.rank())?;
+        tensors.push(mine);
+    }
+    comm.barrier()?;
+    let (mut checked, mut next) = (Ok(()), 0);
+    for step in steps {
+        if let CountFrom(operations, dispatches) = *step {
+            buffer.synchronize()?;
+            comm.barrier()?;
+            // SAFETY: all ranks are here, and none is in an operation.
+            unsafe { buffer.test_count_from(operations, dispatches)? };
+            comm.barrier()?;
+            continue;
+        }
+        let (world, wires, tensors) = (&worlds[next], &wires[next], &mut tensors[next]);
+        let right = if *step == Round {
+            check_round(comm, &mut buffer, tensors, world, wires)?
+        } else {
+            let handle = tensors.dispatch(&mut buffer, world.inputs[comm.rank() as usize].tokens)?;
+            let received = buffer.received(&handle)?;
+            check_received(world, wires, &world.arrivals(comm.rank()), &received)
+        };
+        checked = checked.and(right.map_err(|e| format!("dispatch {next} of {steps:?}: {e}")));
+        next += 1;
+    }
+    buffer.close()?;
+    Ok(checked)
+}
+
+fn run(device: Device, steps: &[Step], seed: u64, mode: Mode) -> Checked {
+    let mut random = Random::new(seed);
+    let case = Case {
+        ranks: 3,
+        experts: 5,
+        top_k: 3,
+        hidden: 64,
+        format: if seed.is_multiple_of(2) { WireFormat::Bf16 } else { WireFormat::Fp8 },
+        num_sms: 1 + random.below(2),
+        tokens: (0..3).map(|_| 1 + random.below(12)).collect(),
+        index: IndexType::I64,
+        choice: Choice::Uniform,
+        holes: random.below(3),
+        data: 0,
+        mode,
+    };
+    let dispatches = steps.iter().filter(|step| !matches!(step, CountFrom(..))).count();
+    let worlds: Vec<World> = (0..dispatches).map(|_| Case { data: random.draw(), ..case.clone() }.world()).collect();
+    device.check(case.ranks, mode, |comm| run_rank(&comm, steps, &case, &worlds))
+}
+
+#[test]
+fn numbers_pass_two_to_the_thirty_second() {
+    let device = Device::from_env();
+    for seed in replay::seeds(8) {
+        for mode in device.schedules([seed]) {
+            for steps in HISTORIES {
+                if let Err(why) = run(device, steps, seed, mode) {
+                    let line = replay::line(module_path!(), "numbers_pass_two_to_the_thirty_second", seed);
+                    panic!("{why}\nreplay: {line}");
+                }
+            }
+        }
+    }
+}
