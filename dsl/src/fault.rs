@@ -1,11 +1,13 @@
 //! Faults: what a kernel says when something only the device can see went wrong.
 //!
-//! A rank that faults files one record in memory that the host can read, and posts an *abort word*: to every rank, or to itself alone where
+//! A thread that finds one says so to its block ([`Fault::settle`]), which stops, goes on to the kernel's end, and files it there
+//! ([`Stopped::file`]): one record in memory that the host can read, and an *abort word*: to every rank, or to this one alone where
 //! every rank finds out by itself. A wait whose flag is missing polls its own abort word, so that nobody waits for a rank that gave up. The
 //! first record stays as long as its memory.
-use crate::KernelArg;
 use crate::memory::{Global, Gpu, Symmetric, System};
-use crate::window::{Region, Window};
+use crate::wait::Watch;
+use crate::window::{Peer, Region, Window};
+use crate::{KernelArg, block, thread};
 
 /// Words of 8 bytes in a fault record.
 pub const RECORD_WORDS: u64 = 16;
@@ -43,25 +45,30 @@ pub struct FaultChannel {
     pub reserved: u32,
 }
 
-/// What a fault record says.
+/// What a thread found that stops its block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// [`CODE_TIMEOUT`], [`CODE_ABORTED`] or a kernel's own.
+    /// [`CODE_TIMEOUT`], [`CODE_ABORTED`] or a kernel's own; 0 is no fault.
     pub code: u32,
     /// The kernel's number for the phase.
     pub phase: u32,
     /// The peer it is about, or `u32::MAX`.
     pub peer: u32,
-    /// The operation.
-    pub epoch: u64,
-    /// The word that would have been right.
+    /// Whom it is told.
+    pub told: Told,
+    /// The word that would have been right, or a number of the kernel's own.
     pub expected: u64,
-    /// The word that was there.
+    /// The word that was there, or a number of the kernel's own.
     pub seen: u64,
-    /// Nanoseconds since the operation's entry.
-    pub elapsed_ns: u64,
-    /// More numbers of the kernel's own.
-    pub detail: [u64; 3],
+}
+
+/// Who hears of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Every rank, at once.
+    All,
+    /// This rank alone, for every rank finds it by itself: what is enqueued behind it publishes nothing.
+    Here,
 }
 
 /// The abort word: who gave up, why, and on whom.
@@ -88,6 +95,75 @@ impl Abort {
     }
 }
 
+impl Fault {
+    /// No fault.
+    pub const NONE: Self =
+        Self { code: 0, phase: 0, peer: u32::MAX, told: Told::Here, expected: 0, seen: 0 };
+
+    /// Whether this is one.
+    #[inline(always)]
+    pub const fn is_some(&self) -> bool {
+        self.code != 0
+    }
+
+    /// Lets the block stop if any of its threads found a fault; this thread's own goes with it. Block-collective, uniform.
+    ///
+    /// # Errors
+    ///
+    /// That the block stops. Only [`Stopped::file`] is left to do with it, once, at the kernel's end.
+    #[inline(always)]
+    #[track_caller]
+    pub fn settle(self) -> Result<(), Stopped> {
+        if block::any(self.is_some()).get() { Err(Stopped { found: self }) } else { Ok(()) }
+    }
+}
+
+/// A block stops for a fault: this thread's, or another one's. The same in all threads of the block.
+///
+/// It is filed in one place of a kernel, its end: on its way a fault is some numbers, and the code that files one is cold and
+/// long.
+#[derive(Debug)]
+#[must_use]
+pub struct Stopped {
+    found: Fault,
+}
+
+impl Stopped {
+    /// Files what was found unless the record is taken, and tells whom it concerns. Block-collective, at the end of the kernel.
+    ///
+    /// A rank that was told tells on what it was told: when its stream goes on behind the fault every rank knows, whoever gave
+    /// up and however far it has come with telling. Otherwise a third rank could take for whole what it read here meanwhile.
+    #[inline(always)]
+    #[track_caller]
+    pub fn file(self, watch: &Watch) {
+        let Self { found } = self;
+        let channel = watch.channel();
+        let (own, me) = (channel.own_abort(), channel.window.me.0);
+        let mut tells = false;
+        if found.is_some() {
+            let mut found = found;
+            if found.code == CODE_ABORTED {
+                // Whoever set the word may have filed the cause here before: the acquire load is what makes this thread find the
+                // record taken then.
+                found.seen = own.load_acquire::<System>(0);
+                found.expected = 0;
+                found.peer = Abort::from_word(found.seen).origin;
+                tells = found.peer != me;
+            } else {
+                tells = matches!(found.told, Told::All);
+            }
+            channel.record(watch, &found);
+            let word = Abort { code: found.code, origin: me, peer: found.peer }.to_word();
+            own.compare_exchange_acq_rel::<System>(0, 0, word);
+        }
+        // A thread for each peer posts what this rank's word says. There are no more peers than threads.
+        if block::any(tells).get() && thread::index() < channel.window.peers {
+            let word = own.load_relaxed::<System>(0);
+            channel.window.of(Peer(thread::index()), channel.abort).compare_exchange_acq_rel::<System>(0, 0, word);
+        }
+    }
+}
+
 impl FaultChannel {
     /// This rank's own abort word.
     #[inline(always)]
@@ -96,63 +172,22 @@ impl FaultChannel {
         self.window.own(self.abort)
     }
 
-    /// Files `fault` unless the record is taken, and tells every rank. Per thread.
-    ///
-    /// A rank that was told tells on what it was told: when its stream goes on behind the fault every rank knows, whoever gave
-    /// up and however far it has come with telling. Otherwise a third rank could take for whole what it read here meanwhile.
+    /// Writes the record unless it is taken.
     #[inline(always)]
     #[track_caller]
-    pub fn file(&self, block: u32, fault: Fault) {
-        let first = self.record(block, fault);
-        if fault.code != CODE_ABORTED {
-            self.tell(Abort { code: fault.code, origin: self.window.rank, peer: fault.peer }.to_word());
-        } else if first && Abort::from_word(fault.seen).origin != self.window.rank {
-            // One thread is enough, and the kernel does not end before it has told.
-            self.tell(fault.seen);
+    fn record(&self, watch: &Watch, fault: &Fault) {
+        if self.claim.compare_exchange_acq_rel::<Gpu>(0, 0, 1) != 0 {
+            return;
         }
-    }
-
-    /// Posts an abort word at every rank that has none.
-    #[inline(always)]
-    #[track_caller]
-    fn tell(&self, word: u64) {
-        let mut rank = 0;
-        while rank < self.window.ranks {
-            self.window.of_rank(rank, self.abort).compare_exchange_acq_rel::<System>(0, 0, word);
-            rank += 1;
-        }
-    }
-
-    /// Files `fault` unless the record is taken, and posts the abort word at this rank alone: for what every rank finds out by
-    /// itself. What is enqueued behind it publishes nothing. Per thread.
-    #[inline(always)]
-    #[track_caller]
-    pub fn file_here(&self, block: u32, fault: Fault) {
-        self.record(block, fault);
-        let word = Abort { code: fault.code, origin: self.window.rank, peer: fault.peer }.to_word();
-        self.own_abort().compare_exchange_acq_rel::<System>(0, 0, word);
-    }
-
-    /// Writes the record unless it is taken; whether it did.
-    #[inline(always)]
-    #[track_caller]
-    fn record(&self, block: u32, fault: Fault) -> bool {
         let r = self.record;
-        let first = self.claim.compare_exchange_acq_rel::<Gpu>(0, 0, 1) == 0;
-        if first {
-            r.store_relaxed::<System>(1, u64::from(fault.code));
-            r.store_relaxed::<System>(2, u64::from(self.kernel) << 32 | u64::from(fault.phase));
-            r.store_relaxed::<System>(3, u64::from(self.window.rank) << 32 | u64::from(fault.peer));
-            r.store_relaxed::<System>(4, u64::from(block));
-            r.store_relaxed::<System>(5, fault.epoch);
-            r.store_relaxed::<System>(6, fault.expected);
-            r.store_relaxed::<System>(7, fault.seen);
-            r.store_relaxed::<System>(8, fault.elapsed_ns);
-            r.store_relaxed::<System>(9, fault.detail[0]);
-            r.store_relaxed::<System>(10, fault.detail[1]);
-            r.store_relaxed::<System>(11, fault.detail[2]);
-            r.store_release::<System>(0, STATE_FILED);
-        }
-        first
+        r.store_relaxed::<System>(1, u64::from(fault.code));
+        r.store_relaxed::<System>(2, u64::from(self.kernel) << 32 | u64::from(fault.phase));
+        r.store_relaxed::<System>(3, u64::from(self.window.me.0) << 32 | u64::from(fault.peer));
+        r.store_relaxed::<System>(4, u64::from(thread::block_index()));
+        r.store_relaxed::<System>(5, watch.epoch());
+        r.store_relaxed::<System>(6, fault.expected);
+        r.store_relaxed::<System>(7, fault.seen);
+        r.store_relaxed::<System>(8, watch.elapsed_ns());
+        r.store_release::<System>(0, STATE_FILED);
     }
 }

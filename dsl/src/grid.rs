@@ -5,32 +5,50 @@ use crate::memory::{Global, Gpu, Symmetric, System};
 use crate::wait::{Outcome, Poll, Watch};
 use crate::{block, thread};
 
-/// Two counters in device memory that only ever grow; a launch uses them with the same number of blocks every time.
+/// Two counters in device memory: of blocks that came to the barrier, and of blocks that are done.
+///
+/// They are 0 between launches: the last block out clears them, when no other block is left to look. So launches on the same
+/// counters, which come one after another, may have different numbers of blocks.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct GridCounters {
-    /// `[2]`, zero before the first launch: arrivals at the barrier, and blocks that are done.
+    /// `[2]`, zero before the first launch: arrivals at the barrier, and blocks that are done, with those that stopped in the upper
+    /// half.
     pub words: Global<u64>,
 }
 
-/// All blocks of the grid have landed their stores: a flag to a peer may follow.
+/// This block is the grid's last.
+#[derive(Debug)]
+pub struct LastOut {
+    landed: Option<GridLanded>,
+}
+
+/// All blocks of the grid have landed their stores, and none has stopped: a flag to a peer may follow.
 #[derive(Debug)]
 pub struct GridLanded(());
+
+impl LastOut {
+    /// The grid's proof, unless one of its blocks has stopped.
+    #[inline(always)]
+    pub fn landed(&self) -> Option<&GridLanded> {
+        self.landed.as_ref()
+    }
+}
 
 impl GridCounters {
     /// Waits for all blocks of the grid, which must be resident together (a cooperative launch). Block-collective.
     ///
-    /// What any thread wrote before is visible to every thread after.
+    /// What any thread wrote before is visible to every thread after. A kernel that calls it ends with [`Self::last_out`].
     #[inline(always)]
     #[track_caller]
     pub fn sync(self, watch: &Watch, phase: u32) -> Outcome {
         block::sync();
-        let blocks = u64::from(thread::grid_blocks());
+        let blocks = thread::grid_blocks();
         let mut target = 0;
         if thread::index() == 0 {
-            // Monotonic, so that no reset can race with a late reader.
+            // Monotonic within a launch, so that no round of it resets what a late reader of the round before still waits for.
             let before = self.words.fetch_add_acq_rel::<Gpu>(0, 1);
-            target = (before / blocks + 1) * blocks;
+            target = u64::from((before as u32 / blocks + 1) * blocks);
         }
         watch.wait_until(phase, 1, |_| {
             let seen = self.words.load_acquire::<Gpu>(0);
@@ -38,17 +56,27 @@ impl GridCounters {
         })
     }
 
-    /// Counts this block out; returns the grid's proof in the block that came last, in all its threads. Block-collective.
+    /// Counts this block out, which has `stopped` or not; says so in the block that came last, in all its threads. Block-collective,
+    /// uniform.
     #[inline(always)]
     #[track_caller]
-    pub fn last_out(self, _landed: Landed) -> Option<GridLanded> {
+    pub fn last_out(self, _landed: Landed, stopped: bool) -> Option<LastOut> {
         let mut last = false;
+        let mut whole = false;
         if thread::index() == 0 {
             // Acquire and release: the last block has seen every other block's stores, and may publish them.
-            let before = self.words.fetch_add_acq_rel::<Gpu>(1, 1);
-            last = (before + 1).is_multiple_of(u64::from(thread::grid_blocks()));
+            let before = self.words.fetch_add_acq_rel::<Gpu>(1, u64::from(stopped) << 32 | 1);
+            last = before as u32 + 1 == thread::grid_blocks();
+            whole = before >> 32 == 0 && !stopped;
+            if last {
+                self.words.store_weak(0, 0);
+                self.words.store_weak(1, 0);
+            }
         }
-        if block::any(last) { Some(GridLanded(())) } else { None }
+        if !block::any(last).get() {
+            return None;
+        }
+        Some(LastOut { landed: if block::any(whole).get() { Some(GridLanded(())) } else { None } })
     }
 }
 

@@ -81,7 +81,7 @@ pub mod prelude {
     #[cfg(not(target_arch = "nvptx64"))]
     pub use crate::Kernel;
     pub use crate::float::{Bf16, E4m3};
-    pub use crate::memory::{Global, Gpu, Shared, Symmetric, System, U32x4};
-    pub use crate::window::{Region, Window};
+    pub use crate::memory::{Global, Gpu, Optional, Rows, Shared, Symmetric, System, U32x4};
+    pub use crate::window::{Peer, Region, Window};
     pub use crate::{KernelArg, block, bulk, clock, fault, grid, kernel, thread, unroll, wait, warp};
 }

@@ -84,6 +84,31 @@ impl AtomicScalar for u32 {}
 impl AtomicScalar for i32 {}
 impl AtomicScalar for u64 {}
 
+/// The number of an element: `u32` or `u64`, and `i32` so that a literal can be one.
+pub trait Index: Copy {
+    /// The number.
+    fn wide(self) -> u64;
+}
+impl Index for u32 {
+    #[inline(always)]
+    fn wide(self) -> u64 {
+        self as u64
+    }
+}
+impl Index for u64 {
+    #[inline(always)]
+    fn wide(self) -> u64 {
+        self
+    }
+}
+impl Index for i32 {
+    #[inline(always)]
+    fn wide(self) -> u64 {
+        debug_assert!(self >= 0);
+        self as u64
+    }
+}
+
 /// Sixteen bytes that move in one instruction (`.v4.u32`); the address is a multiple of 16. Weak accesses only.
 pub type U32x4 = [u32; 4];
 
@@ -126,25 +151,23 @@ macro_rules! address_type {
             pub const unsafe fn from_raw(address: u64) -> Self {
                 Self { address, of: PhantomData }
             }
-            /// The address that no access may use: an absent optional argument.
-            #[inline(always)]
-            pub const fn null() -> Self {
-                Self { address: 0, of: PhantomData }
-            }
             /// The device address.
             #[inline(always)]
             pub const fn address(self) -> u64 {
                 self.address
             }
-            /// Whether this is [`Self::null`].
-            #[inline(always)]
-            pub const fn is_null(self) -> bool {
-                self.address == 0
-            }
             /// The address of element `index`, counted in elements of `T`.
             #[inline(always)]
-            pub const fn at(self, index: u64) -> Self {
-                Self { address: self.address.wrapping_add(index.wrapping_mul(size_of::<T>() as u64)), of: PhantomData }
+            pub fn at(self, index: impl Index) -> Self {
+                Self {
+                    address: self.address.wrapping_add(index.wide().wrapping_mul(size_of::<T>() as u64)),
+                    of: PhantomData,
+                }
+            }
+            /// The rows of a matrix that begins here, `stride` elements from one to the next.
+            #[inline(always)]
+            pub fn rows(self, stride: u32) -> Rows<Self> {
+                Rows { first: self, stride }
             }
             /// The same memory, seen as elements of `U`.
             #[inline(always)]
@@ -157,13 +180,13 @@ macro_rules! address_type {
             /// Loads element `index`, weakly.
             #[inline(always)]
             #[track_caller]
-            pub fn load_weak(self, index: u64) -> T {
+            pub fn load_weak(self, index: impl Index) -> T {
                 T::from_bits(arch::Bits::load_weak(self.at(index).address))
             }
             /// Stores element `index`, weakly.
             #[inline(always)]
             #[track_caller]
-            pub fn store_weak(self, index: u64, value: T) {
+            pub fn store_weak(self, index: impl Index, value: T) {
                 arch::Bits::store_weak(self.at(index).address, value.to_bits());
             }
         }
@@ -172,43 +195,43 @@ macro_rules! address_type {
             /// Loads element `index`, relaxed at scope `S`.
             #[inline(always)]
             #[track_caller]
-            pub fn load_relaxed<S: Scope>(self, index: u64) -> T {
+            pub fn load_relaxed<S: Scope>(self, index: impl Index) -> T {
                 T::from_bits(arch::AtomicBits::load_relaxed::<S>(self.at(index).address))
             }
             /// Loads element `index`, acquiring at scope `S`.
             #[inline(always)]
             #[track_caller]
-            pub fn load_acquire<S: Scope>(self, index: u64) -> T {
+            pub fn load_acquire<S: Scope>(self, index: impl Index) -> T {
                 T::from_bits(arch::AtomicBits::load_acquire::<S>(self.at(index).address))
             }
             /// Stores element `index`, relaxed at scope `S`.
             #[inline(always)]
             #[track_caller]
-            pub fn store_relaxed<S: Scope>(self, index: u64, value: T) {
+            pub fn store_relaxed<S: Scope>(self, index: impl Index, value: T) {
                 arch::AtomicBits::store_relaxed::<S>(self.at(index).address, value.to_bits());
             }
             /// Stores element `index`, releasing at scope `S` everything this thread did or observed before.
             #[inline(always)]
             #[track_caller]
-            pub fn store_release<S: Scope>(self, index: u64, value: T) {
+            pub fn store_release<S: Scope>(self, index: impl Index, value: T) {
                 arch::AtomicBits::store_release::<S>(self.at(index).address, value.to_bits());
             }
             /// Adds to element `index`, acquiring and releasing at scope `S`; returns the value before.
             #[inline(always)]
             #[track_caller]
-            pub fn fetch_add_acq_rel<S: Scope>(self, index: u64, value: T) -> T {
+            pub fn fetch_add_acq_rel<S: Scope>(self, index: impl Index, value: T) -> T {
                 T::from_bits(arch::AtomicBits::fetch_add_acq_rel::<S>(self.at(index).address, value.to_bits()))
             }
             /// Lowers element `index` to `value` if that is smaller (unsigned), relaxed at scope `S`.
             #[inline(always)]
             #[track_caller]
-            pub fn fetch_min_relaxed<S: Scope>(self, index: u64, value: T) -> T {
+            pub fn fetch_min_relaxed<S: Scope>(self, index: impl Index, value: T) -> T {
                 T::from_bits(arch::AtomicBits::fetch_min_relaxed::<S>(self.at(index).address, value.to_bits()))
             }
             /// Replaces element `index` by `new` if it is `expected`, acquiring and releasing at scope `S`; returns the value before.
             #[inline(always)]
             #[track_caller]
-            pub fn compare_exchange_acq_rel<S: Scope>(self, index: u64, expected: T, new: T) -> T {
+            pub fn compare_exchange_acq_rel<S: Scope>(self, index: impl Index, expected: T, new: T) -> T {
                 T::from_bits(arch::AtomicBits::compare_exchange_acq_rel::<S>(
                     self.at(index).address,
                     expected.to_bits(),
@@ -221,23 +244,77 @@ macro_rules! address_type {
             /// Loads 16 bytes at vector `index`, weakly.
             #[inline(always)]
             #[track_caller]
-            pub fn load_weak(self, index: u64) -> U32x4 {
+            pub fn load_weak(self, index: impl Index) -> U32x4 {
                 arch::load_weak_x4(self.at(index).address)
             }
             /// [`Self::load_weak`] of data that will not be read again here: it leaves no copy in the L1 cache.
             #[inline(always)]
             #[track_caller]
-            pub fn load_weak_streaming(self, index: u64) -> U32x4 {
+            pub fn load_weak_streaming(self, index: impl Index) -> U32x4 {
                 arch::load_weak_streaming_x4(self.at(index).address)
             }
             /// Stores 16 bytes at vector `index`, weakly.
             #[inline(always)]
             #[track_caller]
-            pub fn store_weak(self, index: u64, value: U32x4) {
+            pub fn store_weak(self, index: impl Index, value: U32x4) {
                 arch::store_weak_x4(self.at(index).address, value);
             }
         }
     };
+}
+
+/// The rows of a matrix in device memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<A> {
+    first: A,
+    stride: u32,
+}
+
+macro_rules! rows {
+    ($($name:ident),*) => { $(
+        impl<T> Rows<$name<T>> {
+            /// Where row `row` begins.
+            #[inline(always)]
+            pub fn row(self, row: impl Index) -> $name<T> {
+                self.first.at(row.wide().wrapping_mul(self.stride as u64))
+            }
+        }
+    )* };
+}
+rows!(Global, Symmetric);
+
+/// An address or none: what an argument holds that may be absent. Nothing is added to none, and nothing is accessed through it.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct Optional<T> {
+    address: Global<T>,
+}
+impl<T> Clone for Optional<T> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Optional<T> {}
+// SAFETY: a transparent `Global`.
+unsafe impl<T: 'static> KernelArg for Optional<T> {}
+
+impl<T> Optional<T> {
+    /// An address.
+    #[inline(always)]
+    pub const fn some(address: Global<T>) -> Self {
+        Self { address }
+    }
+    /// No address.
+    #[inline(always)]
+    pub const fn none() -> Self {
+        Self { address: Global { address: 0, of: PhantomData } }
+    }
+    /// The address, if there is one.
+    #[inline(always)]
+    pub fn get(self) -> Option<Global<T>> {
+        (self.address.address != 0).then_some(self.address)
+    }
 }
 
 address_type!(Global, "An address in this GPU's global memory.");

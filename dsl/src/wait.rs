@@ -2,8 +2,8 @@
 //!
 //! A [`Watch`] is made once, at an operation's entry. Each wait on another block or rank is one [`Watch::wait_until`]: one
 //! thread per flag polls, and the outcome is made uniform before anyone branches. While the flag is missing it yields on the
-//! simulator, backs off on the GPU and polls the abort word too; at its deadline it files a fault.
-use crate::fault::{Abort, CODE_ABORTED, CODE_TIMEOUT, Fault, FaultChannel};
+//! simulator, backs off on the GPU and polls the abort word too; at its deadline it gives up.
+use crate::fault::{CODE_ABORTED, CODE_TIMEOUT, Fault, FaultChannel, Stopped, Told};
 use crate::memory::{Symmetric, System};
 use crate::{arch, block, clock, thread};
 
@@ -20,18 +20,13 @@ pub struct Poll {
     pub ready: bool,
 }
 
-/// How a wait ended, the same in all threads of the block.
+/// How a wait ended, the same in all threads of the block: all flags are there, or the block stops, which it does by going on to its
+/// end and publishing nothing.
+pub type Outcome = Result<Acquired, Stopped>;
+
+/// The proof that the flags were acquired: what they publish is visible to every thread of the block.
 #[derive(Debug)]
 #[must_use]
-pub enum Outcome {
-    /// All flags are there, and what they publish is visible to every thread of the block.
-    Ready(Acquired),
-    /// A fault was filed, here or by a peer. The block goes on to its end and publishes nothing.
-    Faulted,
-}
-
-/// The proof that the flags were acquired.
-#[derive(Debug)]
 pub struct Acquired(());
 
 impl Acquired {
@@ -56,14 +51,13 @@ pub struct BulkAccess(());
 #[must_use]
 pub struct Look(u64);
 
-/// One operation's deadline and where it files its faults.
+/// One operation's deadline, and where its faults go.
 #[derive(Clone, Copy, Debug)]
 pub struct Watch {
     channel: FaultChannel,
     /// This rank's abort word, looked up once.
     abort: Symmetric<u64>,
     epoch: u64,
-    entered_ns: u64,
     deadline_ns: u64,
 }
 
@@ -72,50 +66,51 @@ impl Watch {
     #[inline(always)]
     #[track_caller]
     pub fn begin(channel: FaultChannel, epoch: u64) -> Self {
-        let entered_ns = clock::global_ns();
-        Self {
-            channel,
-            abort: channel.own_abort(),
-            epoch,
-            entered_ns,
-            deadline_ns: entered_ns.saturating_add(channel.timeout_ns),
-        }
+        let deadline_ns = clock::global_ns().saturating_add(channel.timeout_ns);
+        Self { channel, abort: channel.own_abort(), epoch, deadline_ns }
     }
 
-    /// Waits until `poll` is ready for every flag in `0..flags`. Block-collective; thread `i` polls the flags `i`,
-    /// `i + threads`, and so on, and nobody else calls `poll` for them.
+    /// Waits until `poll` says of each of `flags` flags that it is there. Block-collective; thread `i` polls flag `i`, and every
+    /// so-many-th after it where there are more flags than threads.
+    ///
+    /// `poll` reads with an acquire load if the flag publishes something else than itself.
+    ///
+    /// # Errors
+    ///
+    /// That the block stops: at the deadline, or because some rank has given up.
     #[inline(always)]
     #[track_caller]
     pub fn wait_until(&self, phase: u32, flags: u32, poll: impl Fn(u32) -> Poll) -> Outcome {
-        let mut failed = false;
+        let mut fault = Fault::NONE;
         let mut flag = thread::index();
-        while flag < flags && !failed {
+        while flag < flags && !fault.is_some() {
             let mut look = poll(flag);
-            while !look.ready && !failed {
-                failed = self.gave_up(phase, look);
-                if !failed {
+            while !look.ready && !fault.is_some() {
+                fault = self.gave_up(phase, look);
+                if !fault.is_some() {
                     arch::poll_pause("wait_until", look.peer, look.expected, look.seen, self.deadline_ns);
                     look = poll(flag);
                 }
             }
             flag += thread::block_threads();
         }
-        if block::any(failed) { Outcome::Faulted } else { Outcome::Ready(Acquired(())) }
+        fault.settle()?;
+        Ok(Acquired(()))
     }
 
-    /// Whether waiting for `look` must stop; files the fault if so.
+    /// Why waiting for `look` must stop, if it must.
     #[inline(always)]
     #[track_caller]
-    fn gave_up(&self, phase: u32, look: Poll) -> bool {
-        if self.abort.load_relaxed::<System>(0) != 0 {
-            self.file_abort(phase);
-            return true;
-        }
-        if clock::global_ns() >= self.deadline_ns {
-            self.file(Fault { expected: look.expected, seen: look.seen, ..self.fault(CODE_TIMEOUT, phase, look.peer) });
-            return true;
-        }
-        false
+    fn gave_up(&self, phase: u32, look: Poll) -> Fault {
+        let code = if self.abort.load_relaxed::<System>(0) != 0 {
+            CODE_ABORTED
+        } else if clock::global_ns() >= self.deadline_ns {
+            CODE_TIMEOUT
+        } else {
+            0
+        };
+        let Poll { peer, expected, seen, .. } = look;
+        Fault { code, phase, peer, told: Told::All, expected, seen }
     }
 
     /// Looks whether some rank, this one too, has given up. The answer is for [`Self::found`]: what comes between need not wait
@@ -126,47 +121,43 @@ impl Watch {
         Look(if thread::index() == 0 { self.abort.load_relaxed::<System>(0) } else { 0 })
     }
 
-    /// Whether a look found that some rank has given up; files that this rank stopped for it. Block-collective, uniform.
+    /// What a look found: that some rank has given up, in the thread that looked. Per thread.
     #[inline(always)]
-    #[track_caller]
-    pub fn found(&self, look: Look, phase: u32) -> bool {
+    pub fn found(&self, look: Look, phase: u32) -> Fault {
         let Look(abort) = look;
-        if abort != 0 {
-            self.file_abort(phase);
-        }
-        block::any(abort != 0)
+        let code = if abort == 0 { 0 } else { CODE_ABORTED };
+        Fault { code, phase, told: Told::All, ..Fault::NONE }
     }
 
-    /// Whether some rank, this one too, has given up; files that this rank stopped for it. Block-collective, uniform.
+    /// Stops the block if some rank, this one too, has given up. Block-collective, uniform.
     ///
     /// Waits look for an abort only while their flag is missing. An operation also looks at its entry, before it publishes
     /// anything, and before it tells a peer that it is done.
+    ///
+    /// # Errors
+    ///
+    /// That the block stops.
     #[inline(always)]
     #[track_caller]
-    pub fn aborted(&self, phase: u32) -> bool {
-        self.found(self.look(), phase)
+    pub fn unless_aborted(&self, phase: u32) -> Result<(), Stopped> {
+        self.found(self.look(), phase).settle()
     }
 
-    /// Files that this rank stops for its abort word, which is set. Whoever set it may have filed the cause here before
-    /// ([`FaultChannel::file_here`]): the acquire load is what makes this thread find the record taken then.
+    /// Where its faults go.
     #[inline(always)]
-    #[track_caller]
-    fn file_abort(&self, phase: u32) {
-        let abort = self.abort.load_acquire::<System>(0);
-        self.file(Fault { seen: abort, ..self.fault(CODE_ABORTED, phase, Abort::from_word(abort).origin) });
+    pub fn channel(&self) -> &FaultChannel {
+        &self.channel
     }
 
-    /// A fault of this operation, now, with no words to show.
+    /// The operation.
     #[inline(always)]
-    pub fn fault(&self, code: u32, phase: u32, peer: u32) -> Fault {
-        let elapsed_ns = clock::global_ns().saturating_sub(self.entered_ns);
-        Fault { code, phase, peer, epoch: self.epoch, expected: 0, seen: 0, elapsed_ns, detail: [0; 3] }
+    pub fn epoch(&self) -> u64 {
+        self.epoch
     }
 
-    /// Files a fault. Per thread.
+    /// Nanoseconds since the operation's entry.
     #[inline(always)]
-    #[track_caller]
-    pub fn file(&self, fault: Fault) {
-        self.channel.file(thread::block_index(), fault);
+    pub fn elapsed_ns(&self) -> u64 {
+        clock::global_ns().saturating_sub(self.deadline_ns.saturating_sub(self.channel.timeout_ns))
     }
 }

@@ -1,10 +1,23 @@
-//! Symmetric windows: the same layout at every rank, each rank's at its own address.
+//! Symmetric windows: the same layout at every peer, each one's at its own address.
 use core::marker::PhantomData;
 
-use crate::memory::{Global, Symmetric};
+use crate::memory::{Global, Index, Symmetric};
 use crate::{KernelArg, kernel};
 
-/// A place in every rank's window, at the same offset in each.
+/// A rank of a window's domain: an index into its table. What lies in windows, and who is told something through them, goes by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct Peer(pub u32);
+// SAFETY: a transparent u32.
+unsafe impl kernel::KernelArg for Peer {}
+impl Index for Peer {
+    #[inline(always)]
+    fn wide(self) -> u64 {
+        self.0 as u64
+    }
+}
+
+/// A place in every peer's window, at the same offset in each.
 #[repr(transparent)]
 pub struct Region<T> {
     offset: u64,
@@ -43,28 +56,28 @@ impl<T> Region<T> {
     }
 }
 
-/// All ranks' windows as one rank sees them. Their addresses lie in a table in device memory, so that a kernel never asks
+/// All peers' windows as one of them sees them. Their addresses lie in a table in device memory, so that a kernel never asks
 /// how they came about (one process, an imported handle, NCCL).
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct Window {
-    /// Address of every rank's window, `[ranks]`.
+    /// Address of every peer's window, `[peers]`.
     pub bases: Global<u64>,
-    /// This rank's window: the same as its entry in `bases`, without the load.
+    /// This rank's own window: the same as its entry in `bases`, without the load.
     pub own: Symmetric<u8>,
-    /// This rank.
-    pub rank: u32,
-    /// Ranks with a window.
-    pub ranks: u32,
+    /// This rank's number among the peers.
+    pub me: Peer,
+    /// Peers with a window, this rank included.
+    pub peers: u32,
 }
 
 impl Window {
-    /// The region in the window of `rank`.
+    /// The region in the window of `peer`.
     #[inline(always)]
     #[track_caller]
-    pub fn of_rank<T>(self, rank: u32, region: Region<T>) -> Symmetric<T> {
-        let base = self.bases.load_weak(u64::from(rank));
-        // SAFETY: the launch contract of every kernel that takes a Window: the table holds `ranks` valid window
+    pub fn of<T>(self, peer: Peer, region: Region<T>) -> Symmetric<T> {
+        let base = self.bases.load_weak(peer);
+        // SAFETY: the launch contract of every kernel that takes a Window: the table holds `peers` valid window
         // addresses, and the region lies inside the window.
         unsafe { Symmetric::from_raw(base + region.offset) }
     }

@@ -1,12 +1,12 @@
 //! Bulk copies: a stage's cycle, its seal, and what a flag after the landing promises.
 mod rig;
 
-use bulk::Stage;
+use bulk::{Loads, Ring};
 use epoxide_dsl::fault::FaultChannel;
 use epoxide_dsl::prelude::*;
 use epoxide_sim::{Machine, Mode};
 use rig::*;
-use wait::{Outcome, Poll, Watch};
+use wait::{Poll, Watch};
 
 /// Bytes of a row, which is what a stage holds.
 const ROW: u32 = 512;
@@ -15,9 +15,9 @@ const WORDS: usize = ROW as usize / 8;
 
 /// This warp's stage: the mbarriers lie below the rows.
 #[inline(always)]
-fn stage() -> (Stage, bulk::Free) {
+fn stage() -> Ring<1, Loads> {
     let warp = warp::index();
-    Stage::new(Shared::dynamic(128 + warp * ROW), Shared::dynamic(8 * warp))
+    Ring::with_loads(Shared::dynamic(128 + warp * ROW), ROW, Shared::dynamic(8 * warp))
 }
 
 /// Shared memory of a block of `warps`.
@@ -29,7 +29,7 @@ const fn shared_bytes(warps: u32) -> u32 {
 #[repr(C)]
 struct CopyArgs {
     from: Global<u8>,
-    to: Symmetric<u8>,
+    to: Global<u8>,
     rows: u64,
     /// What a test leaves out to see that it notices: 1 = the recycling between a store and the next fill.
     skip: u64,
@@ -38,16 +38,15 @@ struct CopyArgs {
 /// Every warp loads, stores and recycles its rows.
 #[kernel(threads = 64)]
 fn copy_rows(args: CopyArgs) {
-    let (mut stage, mut free) = stage();
+    let mut stage = stage();
     let mut row = u64::from(thread::block_index() * warp::count() + warp::index());
     while row < args.rows {
         let at = row * u64::from(ROW);
-        let loading = stage.load(free, args.from.at(at), ROW);
-        let source = stage.wait(loading);
+        let source = stage.load(args.from.at(at), ROW).wait();
         if warp::lane() == (row % 32) as u32 {
-            stage.store(&source, 0, args.to.at(at), ROW);
+            source.store_here(0, args.to.at(at), ROW);
         }
-        free = stage.recycle(source);
+        stage = source.send();
         row += u64::from(thread::grid_blocks() * warp::count());
     }
     let _ = bulk::land();
@@ -61,7 +60,7 @@ fn a_stage_cycles_through_loads_and_stores() {
         let data: Vec<u64> = (0..ROWS * WORDS as u64).map(scramble).collect();
         let from = filled(&machine, 0, &data);
         let to = zeros(&machine, 0, data.len() + 1);
-        let args = CopyArgs { from: global(from), to: symmetric(to), rows: ROWS, skip: 0 };
+        let args = CopyArgs { from: global(from), to: global(to), rows: ROWS, skip: 0 };
         run(&machine, [copy_rows.simulated(3, shared_bytes(2), args)]).expect("it ends");
         assert!(machine.read(to, data.len()).expect("in bounds") == data, "{mode:?}");
         assert_eq!(machine.read(to + 8 * data.len() as u64, 1).expect("in bounds"), [0], "{mode:?}: the word after");
@@ -71,25 +70,26 @@ fn a_stage_cycles_through_loads_and_stores() {
 /// Every lane writes its piece of a row by ordinary stores; after the seal every lane stores another lane's piece.
 #[kernel(threads = 64)]
 fn write_rows(args: CopyArgs) {
-    let (stage, mut free) = stage();
-    let data = stage.data().cast::<u64>();
+    let mut stage = Ring::<1>::new(Shared::dynamic(128 + warp::index() * ROW), ROW);
     let lane = warp::lane();
     let mut row = u64::from(warp::index());
     while row < args.rows {
+        let editable = stage.open();
+        let data = editable.data().cast::<u64>();
         data.store_weak(2 * lane, row * 1000 + u64::from(2 * lane));
         data.store_weak(2 * lane + 1, row * 1000 + u64::from(2 * lane + 1));
-        let source = stage.seal(free.edit());
+        let source = editable.seal();
         let piece = 16 * (31 - lane);
         let at = row * u64::from(ROW) + u64::from(piece);
-        stage.store(&source, piece, args.to.at(at), 16);
+        source.store_here(piece, args.to.at(at), 16);
         if args.skip == 1 {
-            // What the tokens keep apart: the next row is written while this one may still be read.
+            // What the states keep apart: the next row is written while this one may still be read.
             let early = row + 2;
             if early < args.rows {
                 data.store_weak(2 * lane, early * 1000 + u64::from(2 * lane));
             }
         }
-        free = stage.recycle(source);
+        stage = source.send();
         row += 2;
     }
     let _ = bulk::land();
@@ -100,7 +100,7 @@ fn writes(mode: Mode, skip: u64) -> bool {
     const ROWS: u64 = 12;
     let machine = machine(1, mode);
     let to = zeros(&machine, 0, ROWS as usize * WORDS);
-    let args = CopyArgs { from: Global::null(), to: symmetric(to), rows: ROWS, skip };
+    let args = CopyArgs { from: global(0), to: global(to), rows: ROWS, skip };
     run(&machine, [write_rows.simulated(1, shared_bytes(2), args)]).expect("it ends");
     let expected: Vec<u64> = (0..ROWS).flat_map(|row| (0..WORDS as u64).map(move |i| row * 1000 + i)).collect();
     machine.read(to, expected.len()).expect("in bounds") == expected
@@ -120,21 +120,21 @@ fn a_stage_that_is_refilled_before_it_is_recycled_sends_wrong_bytes_in_some_sche
     assert!(caught > 10, "only {caught} of 100 seeds overwrote a stage that was still to be read");
 }
 
-/// Every warp writes its rows in turn into the two stages of an outbox; every lane stores another lane's piece.
+/// Every warp writes its rows in turn into the two stages of a ring; every lane stores another lane's piece.
 #[kernel(threads = 64)]
 fn post_rows(args: CopyArgs) {
-    let (mut outbox, mut turn) = bulk::Outbox::new(Shared::dynamic(128 + warp::index() * 2 * ROW), ROW);
+    let mut ring = Ring::<2>::new(Shared::dynamic(128 + warp::index() * 2 * ROW), ROW);
     let lane = warp::lane();
     let mut row = u64::from(warp::index());
     while row < args.rows {
-        let editable = outbox.open(turn);
-        let data = outbox.data().cast::<u64>();
+        let editable = ring.open();
+        let data = editable.data().cast::<u64>();
         data.store_weak(2 * lane, row * 1000 + u64::from(2 * lane));
         data.store_weak(2 * lane + 1, row * 1000 + u64::from(2 * lane + 1));
-        let source = outbox.seal(editable);
+        let source = editable.seal();
         let piece = 16 * (31 - lane);
-        outbox.store(&source, piece, args.to.at(row * u64::from(ROW) + u64::from(piece)), 16);
-        turn = outbox.send(source);
+        source.store_here(piece, args.to.at(row * u64::from(ROW) + u64::from(piece)), 16);
+        ring = source.send();
         if args.skip == 1 {
             // What the turns keep apart: the stage of the turn after the next is written while it may still be read.
             data.store_weak(2 * lane, 0);
@@ -149,21 +149,21 @@ fn posts(mode: Mode, skip: u64) -> bool {
     const ROWS: u64 = 15;
     let machine = machine(1, mode);
     let to = zeros(&machine, 0, ROWS as usize * WORDS);
-    let args = CopyArgs { from: Global::null(), to: symmetric(to), rows: ROWS, skip };
+    let args = CopyArgs { from: global(0), to: global(to), rows: ROWS, skip };
     run(&machine, [post_rows.simulated(1, 128 + 4 * ROW, args)]).expect("it ends");
     let expected: Vec<u64> = (0..ROWS).flat_map(|row| (0..WORDS as u64).map(move |i| row * 1000 + i)).collect();
     machine.read(to, expected.len()).expect("in bounds") == expected
 }
 
 #[test]
-fn an_outbox_sends_what_was_written_in_each_turn() {
+fn a_ring_of_two_sends_what_was_written_in_each_turn() {
     for mode in modes().into_iter().chain((100..140).map(|seed| Mode::Seeded { seed })) {
         assert!(posts(mode, 0), "{mode:?}");
     }
 }
 
 #[test]
-fn a_stage_of_an_outbox_that_is_written_after_it_was_sent_sends_wrong_bytes_in_some_schedule() {
+fn a_stage_of_two_that_is_written_after_it_was_sent_sends_wrong_bytes_in_some_schedule() {
     let caught = (0..100).filter(|&seed| !posts(Mode::Seeded { seed }, 1)).count();
     assert!(caught > 10, "only {caught} of 100 seeds overwrote a stage that was still to be read");
 }
@@ -171,22 +171,21 @@ fn a_stage_of_an_outbox_that_is_written_after_it_was_sent_sends_wrong_bytes_in_s
 /// Every warp loads its rows, adds one to each word where it lies, and stores them.
 #[kernel(threads = 64)]
 fn edit_rows(args: CopyArgs) {
-    let (mut stage, mut free) = stage();
-    let data = stage.data().cast::<u64>();
+    let mut stage = stage();
     let mut row = u64::from(warp::index());
     while row < args.rows {
         let at = row * u64::from(ROW);
-        let loading = stage.load(free, args.from.at(at), ROW);
-        let editable = stage.wait_to_edit(loading);
+        let editable = stage.load(args.from.at(at), ROW).wait_to_edit();
+        let data = editable.data().cast::<u64>();
         unroll!(J in 2 => {
             let i = 32 * J as u32 + warp::lane();
             data.store_weak(i, data.load_weak(i) + 1);
         });
-        let source = stage.seal(editable);
+        let source = editable.seal();
         if warp::lane() == 7 {
-            stage.store(&source, 0, args.to.at(at), ROW);
+            source.store_here(0, args.to.at(at), ROW);
         }
-        free = stage.recycle(source);
+        stage = source.send();
         row += 2;
     }
     let _ = bulk::land();
@@ -199,7 +198,7 @@ fn loaded_bytes_are_edited_where_they_lie_and_sealed_again() {
         let machine = machine(1, mode);
         let data: Vec<u64> = (0..ROWS * WORDS as u64).map(|i| scramble(i) >> 1).collect();
         let [from, to] = [filled(&machine, 0, &data), zeros(&machine, 0, data.len())];
-        let args = CopyArgs { from: global(from), to: symmetric(to), rows: ROWS, skip: 0 };
+        let args = CopyArgs { from: global(from), to: global(to), rows: ROWS, skip: 0 };
         run(&machine, [edit_rows.simulated(1, shared_bytes(2), args)]).expect("it ends");
         let expected: Vec<u64> = data.iter().map(|word| word + 1).collect();
         assert!(machine.read(to, data.len()).expect("in bounds") == expected, "{mode:?}");
@@ -215,7 +214,7 @@ struct SendArgs {
     inbox: Region<u8>,
     /// `[ranks]` of every rank: the epoch of what that rank sent.
     arrived: Region<u64>,
-    out: Symmetric<u8>,
+    out: Global<u8>,
     grid: grid::GridCounters,
     epoch: u64,
     rows: u64,
@@ -225,27 +224,31 @@ struct SendArgs {
 #[kernel(threads = 64)]
 fn send(args: SendArgs) {
     let window = args.channel.window;
-    let next = window.rank + 1;
-    let inbox = window.of_rank(next, args.inbox);
-    let (mut stage, mut free) = stage();
+    let next = Peer(window.me.0 + 1);
+    let inbox = window.of(next, args.inbox);
+    // Nobody has read an inbox yet: there is nothing to wait for.
+    let watch = Watch::begin(args.channel, args.epoch);
+    let Ok(nothing) = watch.wait_until(0, 0, |_| Poll { peer: 0, expected: 0, seen: 0, ready: true }) else { return };
+    let free = nothing.for_bulk_copies();
+    let mut stage = stage();
     let mut row = u64::from(thread::block_index() * warp::count() + warp::index());
     while row < args.rows {
         let at = row * u64::from(ROW);
-        let loading = stage.load(free, args.from.at(at), ROW);
-        let source = stage.wait(loading);
+        let source = stage.load(args.from.at(at), ROW).wait();
         if warp::lane() == 0 {
             // In two copies, of which the second begins inside the stage.
-            stage.store(&source, 0, inbox.at(at), 128);
-            stage.store(&source, 128, inbox.at(at + 128), ROW - 128);
+            source.store(&free, 0, inbox.at(at), 128);
+            source.store(&free, 128, inbox.at(at + 128), ROW - 128);
         }
-        free = stage.recycle(source);
+        stage = source.send();
         row += u64::from(thread::grid_blocks() * warp::count());
     }
     let landed = bulk::land();
-    if let Some(all) = args.grid.last_out(landed)
+    if let Some(last) = args.grid.last_out(landed, false)
+        && let Some(all) = last.landed()
         && thread::index() == 0
     {
-        all.publish(window.of_rank(next, args.arrived).at(u64::from(window.rank)), args.epoch);
+        all.publish(window.of(next, args.arrived).at(window.me), args.epoch);
         // The simulator completes a block's copies at its end. What the flag promises must hold before.
         clock::sleep_until(clock::global_ns() + 100_000);
     }
@@ -255,28 +258,27 @@ fn send(args: SendArgs) {
 #[kernel(threads = 64)]
 fn receive(args: SendArgs) {
     let window = args.channel.window;
-    let before = window.rank - 1;
+    let before = window.me.0 - 1;
     let arrived = window.own(args.arrived);
     let watch = Watch::begin(args.channel, args.epoch);
     let outcome = watch.wait_until(1, 1, |_| {
-        let seen = arrived.load_acquire::<System>(u64::from(before));
+        let seen = arrived.load_acquire::<System>(before);
         Poll { peer: before, expected: args.epoch, seen, ready: seen == args.epoch }
     });
-    let Outcome::Ready(acquired) = outcome else { return };
+    let Ok(acquired) = outcome else { return };
     let _readable = acquired.for_bulk_copies();
     let inbox = window.own(args.inbox).as_global();
-    let (mut stage, mut free) = stage();
+    let mut stage = stage();
     let mut row = u64::from(thread::block_index() * warp::count() + warp::index());
     while row < args.rows {
         let at = row * u64::from(ROW);
-        let loading = stage.load(free, inbox.at(at), ROW);
-        let source = stage.wait(loading);
+        let source = stage.load(inbox.at(at), ROW).wait();
         // The bytes are there for ordinary loads too, in every lane.
-        let first = stage.data().cast::<u64>().load_weak(0);
+        let first = source.data().cast::<u64>().load_weak(0);
         if warp::ballot(warp::ALL, first == 0) == 0 && warp::lane() == 31 {
-            stage.store(&source, 0, args.out.at(at), ROW);
+            source.store_here(0, args.out.at(at), ROW);
         }
-        free = stage.recycle(source);
+        stage = source.send();
         row += u64::from(thread::grid_blocks() * warp::count());
     }
     let _ = bulk::land();
@@ -300,7 +302,7 @@ fn chain(machine: &Machine, rows: u64, mode: Mode) {
             from: global(from[r]),
             inbox: Region::new(FREE),
             arrived: Region::new(flags),
-            out: symmetric(out[r]),
+            out: global(out[r]),
             grid: grid::GridCounters { words: global(counters[r]) },
             epoch: 7,
             rows,

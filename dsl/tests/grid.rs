@@ -5,7 +5,7 @@ use epoxide_dsl::fault::{CODE_TIMEOUT, FaultChannel, STATE_EMPTY, STATE_FILED};
 use epoxide_dsl::prelude::*;
 use grid::GridCounters;
 use rig::*;
-use wait::{Outcome, Watch};
+use wait::Watch;
 
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
@@ -34,17 +34,18 @@ fn rotate(args: GridArgs) {
     while round < args.rounds {
         let next = args.words.load_weak((block + 1) % blocks * 64 + t);
         // Between everyone's reads and everyone's writes, and the other way round.
-        if let Outcome::Faulted = args.counters.sync(&watch, round) {
+        if let Err(stopped) = args.counters.sync(&watch, round) {
             args.out.store_weak(me, 1);
-            return;
+            return stopped.file(&watch);
         }
         args.words.store_weak(me, next + 1);
-        if let Outcome::Faulted = args.counters.sync(&watch, round) {
-            return;
+        if let Err(stopped) = args.counters.sync(&watch, round) {
+            return stopped.file(&watch);
         }
         round += 1;
     }
     args.out.store_weak(me, args.words.load_weak((block + 1) % blocks * 64 + t));
+    let _ = args.counters.last_out(bulk::land(), false);
 }
 
 fn grid_args(machine: &epoxide_sim::Machine, windows: &Windows, blocks: usize, rounds: u32) -> (GridArgs, [u64; 3]) {
@@ -81,7 +82,7 @@ fn a_grid_that_met_sees_what_its_threads_wrote_in_every_launch() {
         assert_eq!(machine.read(words, n as usize).expect("in bounds"), expected, "{mode:?}");
         let expected: Vec<u64> = (0..n).map(|i| after((i + 64) % n)).collect();
         assert_eq!(machine.read(out, n as usize).expect("in bounds"), expected, "{mode:?}");
-        assert_eq!(machine.read(counters, 2).expect("in bounds"), [3 * ROUNDS * 2 * BLOCKS, 0], "{mode:?}");
+        assert_eq!(machine.read(counters, 2).expect("in bounds"), [0, 0], "{mode:?}");
         assert_eq!(windows.record(&machine, 0)[0], STATE_EMPTY, "{mode:?}");
     }
 }
@@ -112,6 +113,8 @@ struct LastArgs {
     seen: Global<u64>,
     flag: Symmetric<u64>,
     value: u64,
+    /// The block that stops, or `u64::MAX`.
+    stops: u64,
 }
 
 #[kernel(threads = 64)]
@@ -120,7 +123,8 @@ fn sum_up(args: LastArgs) {
         args.parts.store_weak(u64::from(thread::block_index()), args.value + u64::from(thread::block_index()));
     }
     let landed = bulk::land();
-    if let Some(all) = args.counters.last_out(landed) {
+    let stops = u64::from(thread::block_index()) == args.stops;
+    if let Some(last) = args.counters.last_out(landed, stops) {
         let mut sum = 0;
         let mut block = 0;
         while block < thread::grid_blocks() {
@@ -128,7 +132,9 @@ fn sum_up(args: LastArgs) {
             block += 1;
         }
         args.seen.fetch_add_acq_rel::<Gpu>(u64::from(thread::index()), 1 << 32 | sum);
-        if thread::index() == 0 {
+        if let Some(all) = last.landed()
+            && thread::index() == 0
+        {
             all.publish(args.flag, args.value);
         }
     }
@@ -143,17 +149,27 @@ fn one_block_of_each_launch_is_the_last_and_sees_all_parts() {
         config.sms_per_rank = 2;
         let machine = epoxide_sim::Machine::new(config).expect("a machine");
         let [counters, parts, seen, flag] = [2, BLOCKS as usize, 64, 1].map(|words| zeros(&machine, 0, words));
-        let args = |value| LastArgs {
+        let args = |value, stops| LastArgs {
             counters: GridCounters { words: global(counters) },
             parts: global(parts),
             seen: global(seen),
             flag: symmetric(flag),
             value,
+            stops,
         };
-        run(&machine, [10, 500, 7000].map(|value| sum_up.simulated(BLOCKS as u32, 0, args(value)))).expect("it ends");
-        let sum = 7510 * BLOCKS + 3 * (0..BLOCKS).sum::<u64>();
+        // Launches need not have the same number of blocks.
+        let launches = [(10, BLOCKS - 2), (500, BLOCKS), (7000, BLOCKS)];
+        let launches = launches.map(|(value, blocks)| sum_up.simulated(blocks as u32, 0, args(value, u64::MAX)));
+        run(&machine, launches).expect("it ends");
+        let sum = 7510 * BLOCKS - 2 * 10 + 3 * (0..BLOCKS).sum::<u64>() - (BLOCKS - 2..BLOCKS).sum::<u64>();
         assert_eq!(machine.read(seen, 64).expect("in bounds"), [3 << 32 | sum; 64], "{mode:?}");
         assert_eq!(machine.read(flag, 1).expect("in bounds"), [7000], "{mode:?}");
-        assert_eq!(machine.read(counters, 2).expect("in bounds"), [0, 3 * BLOCKS], "{mode:?}");
+        assert_eq!(machine.read(counters, 2).expect("in bounds"), [0, 0], "{mode:?}");
+        // One that stops, whichever it is: nothing is published, and the next launch begins anew.
+        for stops in [0, 4, BLOCKS - 1] {
+            run(&machine, [sum_up.simulated(BLOCKS as u32, 0, args(9000, stops))]).expect("it ends");
+            assert_eq!(machine.read(flag, 1).expect("in bounds"), [7000], "{mode:?}");
+            assert_eq!(machine.read(counters, 2).expect("in bounds"), [0, 0], "{mode:?}");
+        }
     }
 }

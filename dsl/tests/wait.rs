@@ -5,7 +5,7 @@ use epoxide_dsl::fault::{Abort, CODE_ABORTED, CODE_TIMEOUT, FaultChannel, STATE_
 use epoxide_dsl::prelude::*;
 use epoxide_sim::{Machine, Mode};
 use rig::*;
-use wait::{Outcome, Poll, Watch};
+use wait::{Poll, Watch};
 
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
@@ -41,9 +41,9 @@ fn exchange(args: WaitArgs) {
     let mut flag = args.post_from + t;
     while flag < args.post_to {
         let mut rank = 0;
-        while rank < window.ranks {
-            window.of_rank(rank, args.data).store_weak(u64::from(flag), u64::from(1000 + flag));
-            window.of_rank(rank, args.flags).store_release::<System>(u64::from(flag), args.epoch);
+        while rank < window.peers {
+            window.of(Peer(rank), args.data).store_weak(flag, u64::from(1000 + flag));
+            window.of(Peer(rank), args.flags).store_release::<System>(flag, args.epoch);
             rank += 1;
         }
         flag += thread::block_threads();
@@ -53,20 +53,23 @@ fn exchange(args: WaitArgs) {
         let seen = own.load_acquire::<System>(u64::from(flag));
         Poll { peer: flag, expected: args.epoch, seen, ready: seen == args.epoch }
     });
-    match outcome {
-        Outcome::Ready(_) => {
-            // Every thread sees what came with every flag, not only with those that it polled.
-            let mut sum = 0;
-            let mut flag = 0;
-            while flag < args.count {
-                sum += window.own(args.data).load_weak(u64::from(flag));
-                flag += 1;
-            }
-            args.sums.store_weak(u64::from(t), sum);
-            let aborted = watch.aborted(PHASE + 1);
-            args.outcomes.store_weak(u64::from(t), if aborted { 3 } else { 1 });
+    let mut ended = outcome.map(|_acquired| ());
+    let mut said = 2;
+    if ended.is_ok() {
+        // Every thread sees what came with every flag, not only with those that it polled.
+        let mut sum = 0;
+        let mut flag = 0;
+        while flag < args.count {
+            sum += window.own(args.data).load_weak(u64::from(flag));
+            flag += 1;
         }
-        Outcome::Faulted => args.outcomes.store_weak(u64::from(t), 2),
+        args.sums.store_weak(u64::from(t), sum);
+        ended = watch.unless_aborted(PHASE + 1);
+        said = if ended.is_err() { 3 } else { 1 };
+    }
+    args.outcomes.store_weak(u64::from(t), said);
+    if let Err(stopped) = ended {
+        stopped.file(&watch);
     }
 }
 

@@ -9,9 +9,9 @@
 //! It is not an operation of the group: it has no epoch and no entry word, and ranks need not call it together.
 use epoxide_dsl::prelude::*;
 
-use crate::protocol::{Operation, SKIP_DONE, phase};
+use crate::words::{Operation, Phase};
 
-/// Arguments of [`lend`].
+/// Arguments of [`lend`](crate::entries::lend).
 ///
 /// Launch contract: `op` describes windows laid out by `WindowLayout`; the rank's last operation was a combine.
 #[derive(Clone, Copy, Debug, KernelArg)]
@@ -22,18 +22,15 @@ pub struct LendArgs {
 }
 
 /// Waits for the done words; one block.
-#[kernel(threads = 64)]
-pub fn lend(args: LendArgs) {
+#[inline(always)]
+#[track_caller]
+pub(crate) fn run(args: &LendArgs) {
     let op = &args.op;
     let epoch = op.lent.load_weak(0);
     let watch = wait::Watch::begin(op.fault, epoch);
-    if op.skip & SKIP_DONE != 0 || watch.aborted(phase::DONE) {
-        return;
+    // Behind a fault, which the host learns of before it trusts what follows, peers may still be reading.
+    let lent = watch.unless_aborted(Phase::Done as u32);
+    if let Err(stopped) = lent.and_then(|()| op.done.wait(op.window(), &watch, Phase::Done, epoch)) {
+        stopped.file(&watch);
     }
-    let done = op.window().own(op.done);
-    // A fault is filed by the wait itself; the host learns of it before it trusts what follows.
-    let _ = watch.wait_until(phase::DONE, op.window().ranks, |peer| {
-        let seen = done.load_acquire::<System>(u64::from(peer));
-        wait::Poll { peer, expected: epoch, seen, ready: seen == epoch }
-    });
 }

@@ -9,15 +9,19 @@
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch))]
 
 pub mod combine;
-pub mod copy;
-pub mod delay;
 pub mod dequantize;
 pub mod dispatch;
+pub mod entries;
+mod fold;
 pub mod layout;
 pub mod lend;
+pub mod measure;
+pub mod order;
 pub mod placement;
-pub mod protocol;
 pub mod quantize;
+pub mod row;
+pub mod shape;
+pub mod words;
 
 /// The kernels as PTX for compute capability 9.0 and newer.
 #[cfg(not(target_arch = "nvptx64"))]

@@ -1,53 +1,34 @@
-//! Bulk asynchronous copies between global and shared memory (TMA, one dimension), with their obligations as tokens.
+//! Bulk asynchronous copies between global and shared memory (TMA, one dimension), with their obligations as types.
 //!
-//! A [`Stage`] is a piece of shared memory that one warp owns. Its life is a cycle, and each arrow is a warp collective,
-//! because a value of one lane proves nothing about the other 31:
-//!
-//! ```text
-//!   Free ──load──▶ Loading ──wait──▶ Source ──(store, by any lane)──▶ recycle ──▶ Free
-//!     │               └─wait_to_edit─┐ ▲
-//!     └───edit───▶ Editable ◀────────┘ │
-//!                      └─────seal──────┘
-//! ```
-//!
-//! An [`Outbox`] is two pieces that a warp fills in turn, so that it writes one row while another is copied out.
+//! A [`Ring`] is one or more pieces of shared memory, *stages*, that one warp owns and fills in turn. Each step of a turn is a warp
+//! collective, because a value of one lane proves nothing about the other 31, and returns the ring in its next state.
 //!
 //! Lengths and addresses are multiples of 16 bytes.
-mod outbox;
-mod stage;
+mod ring;
 
-pub use outbox::{Outbox, Turn};
-pub use stage::Stage;
+pub use ring::{Editable, Loading, Ring, Source};
 
+use core::marker::PhantomData;
+
+use crate::memory::Shared;
 use crate::{arch, block};
 
-/// Nobody reads the stage any more: it may be filled.
+/// A ring that ordinary stores fill.
 #[derive(Debug)]
-pub struct Free(());
-/// This warp's ordinary accesses may read and write the stage, and nothing else does.
+pub struct NoLoads(PhantomData<()>);
+
+/// A ring that bulk loads may fill: a stage's mbarrier says when its load has arrived.
 #[derive(Debug)]
-#[must_use]
-pub struct Editable(());
-/// A bulk load into the stage is on its way.
-#[derive(Debug)]
-#[must_use]
-pub struct Loading(());
-/// The stage's bytes are visible to the async proxy: bulk stores may read them.
-#[derive(Debug)]
-#[must_use]
-pub struct Source(());
+pub struct Loads {
+    mbarriers: Shared<u64>,
+    /// Bit `i`: the parity of the phase that stage `i`'s mbarrier is in.
+    parities: u32,
+}
+
 /// All bulk stores of a *block* are complete and its ordinary stores ordered: a flag that publishes them may follow.
 #[derive(Debug)]
 #[must_use]
 pub struct Landed(());
-
-impl Free {
-    /// Gives the stage to this warp's ordinary accesses.
-    #[inline(always)]
-    pub fn edit(self) -> Editable {
-        Editable(())
-    }
-}
 
 /// Waits until every bulk store of every thread of the block is complete, orders the ordinary ones, and returns the proof that
 /// a flag needs. Block-collective.

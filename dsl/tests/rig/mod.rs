@@ -119,8 +119,8 @@ impl Windows {
         Window {
             bases: global(self.tables[rank as usize]),
             own: symmetric(self.bases[rank as usize]),
-            rank,
-            ranks: self.bases.len() as u32,
+            me: Peer(rank),
+            peers: self.bases.len() as u32,
         }
     }
 

@@ -1,56 +1,64 @@
 //! Finishing: peers are told, theirs are waited for, and the received counts written.
 use epoxide_dsl::prelude::*;
 
-use super::{DispatchArgs, Now, THREADS, counts};
-use crate::protocol::phase;
+use super::{DispatchArgs, Now, THREADS};
+use crate::fold::sum;
+use crate::words::Phase;
 
-/// The last block out: tells every peer that its rows are there, waits for theirs, writes the counts, advances the epoch.
+/// The last block out: tells every peer that its rows are there, waits for theirs, writes the counts, advances the numbers. It says
+/// whether it stopped at that.
 #[inline(always)]
 #[track_caller]
-pub(super) fn finish(a: &DispatchArgs, watch: &wait::Watch, now: Now, ready: bool, grid: &grid::GridLanded) {
-    let (ranks, me) = (a.ranks(), a.me());
-    let local_experts = a.placement.count(me);
-    // Another block of this rank may have faulted where this one did not, or a peer.
-    let whole = ready && !watch.aborted(phase::END);
+pub(super) fn finish(
+    a: &DispatchArgs,
+    watch: &wait::Watch,
+    now: Now,
+    last: &grid::LastOut,
+) -> Result<(), fault::Stopped> {
+    let (window, me) = (a.op.window(), a.op.window().me);
+    let local_experts = a.placement.count(me.0);
+    let mut arrived = Ok(());
     let mut complete = false;
-    if whole {
-        let peer = thread::index();
-        if peer < ranks {
-            let flag = a.op.window().of_rank(peer, a.landed).at(a.op.alternating(now.dispatch, me));
-            grid.publish(flag, now.dispatch);
-        }
-        complete = arrivals(a, watch, now);
+    // No block of this rank has stopped; a peer may have.
+    if let Some(landed) = last.landed() {
+        arrived = exchange(a, watch, now, landed);
+        complete = arrived.is_ok();
     }
     let mut i = thread::index();
-    while i <= ranks + local_experts {
+    while i <= window.peers + local_experts {
+        let count = |source, counter| a.counts.count(window, now.dispatch, Peer(source), counter);
         let mut rows = 0;
         if complete {
             rows = if i == 0 {
-                counts::sum(ranks, |source| a.own_count(now, source, me))
-            } else if i <= ranks {
-                a.own_count(now, i - 1, me)
+                sum(window.peers, |source| count(source, me.0))
+            } else if i <= window.peers {
+                count(i - 1, me.0)
             } else {
-                let word = ranks + a.placement.first(me) + (i - 1 - ranks);
-                counts::sum(ranks, |source| a.own_count(now, source, word))
+                let expert = a.placement.first(me.0) + (i - 1 - window.peers);
+                sum(window.peers, |source| count(source, a.counts.of_expert(expert)))
             };
         }
-        a.recv_counts.store_weak(u64::from(i), rows);
+        a.recv_counts.store_weak(i, rows);
         i += THREADS;
     }
     if thread::index() == 0 {
         a.dispatches.store_weak(0, now.dispatch);
         a.op.epoch.store_weak(0, now.epoch);
     }
+    arrived
 }
 
-/// Waits for every peer's rows. Their counts were stored before, so these are there too.
+/// Tells every peer, and waits for all. Their counts were stored before, so these are there too.
 #[inline(always)]
 #[track_caller]
-fn arrivals(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> bool {
-    let landed = a.op.window().own(a.landed);
-    let outcome = watch.wait_until(phase::LANDED, a.ranks(), |peer| {
-        let seen = landed.load_acquire::<System>(a.op.alternating(now.dispatch, peer));
-        wait::Poll { peer, expected: now.dispatch, seen, ready: seen == now.dispatch }
-    });
-    matches!(outcome, wait::Outcome::Ready(_))
+fn exchange(
+    a: &DispatchArgs,
+    watch: &wait::Watch,
+    now: Now,
+    landed: &grid::GridLanded,
+) -> Result<(), fault::Stopped> {
+    watch.unless_aborted(Phase::End as u32)?;
+    a.landed.post(a.op.window(), now.dispatch, landed);
+    let _here = a.landed.wait(a.op.window(), watch, Phase::Landed, now.dispatch)?;
+    Ok(())
 }

@@ -6,7 +6,7 @@
 //! below lie in the *reader's* memory and carry `e` or `d`, so nothing is ever zeroed; those marked ² alternate with the parity of
 //! what they carry: a rank can be one operation ahead of a peer, never two, because every operation waits for a word from every
 //! peer. Words of dispatches alone carry `d`: each of them is written by every dispatch of its parity, so none is ever left from so
-//! long ago that its stamp comes again ([`Stamped`]).
+//! long ago that its stamp comes again ([`Stamped`](crate::words::Stamped)).
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
@@ -30,27 +30,40 @@
 //! just now some blocks may know and others not, but the last block out does, and posts no `landed` word. When every peer's
 //! have come the operation is whole, whatever happens to others.
 //!
-//! `counts` counts, tells and places; `send` moves rows; `finish` closes the operation.
-mod counts;
+//! `count` counts, tells and places; `send` moves rows; `finish` closes the operation. How a row is made is a [`Row`], and in which order
+//! rows lie an [`Order`]: a kernel is an instance for one of each.
+mod count;
 mod finish;
 mod send;
 
 use epoxide_dsl::prelude::*;
 
 use crate::layout::{DispatchShared, RecvRegions};
-use crate::placement::{Placement, quotient};
-use crate::protocol::{self, Operation, STATUS_OK, STATUS_REPEATED, Stamped, code, kind, phase};
+use crate::order::Order;
+use crate::placement::Placement;
+use crate::row::Row;
+use crate::words::{CountMatrix, Flags, Kind, Operation, Phase, stop_if_bad};
 
 /// Threads of a block.
 pub const THREADS: u32 = 512;
-#[cfg(not(target_arch = "nvptx64"))]
-const _: () = assert!(dispatch.threads() == THREADS);
+/// Warps of a block.
+pub const WARPS: u32 = THREADS / warp::LANES;
 
-/// Arguments of [`dispatch`].
+/// The type of `topk_idx`.
+pub mod index {
+    /// Signed 32-bit.
+    pub const I32: u32 = 0;
+    /// Signed 64-bit.
+    pub const I64: u32 = 1;
+    /// Unsigned 32-bit; `u32::MAX` is "no selection".
+    pub const U32: u32 = 2;
+}
+
+/// Arguments of a dispatch.
 ///
-/// Launch contract: `op` and `recv` describe windows laid out by `WindowLayout` for the same shape at every rank; `x`,
-/// `topk_idx` and `topk_weights` hold `tokens` rows and are not written while the kernel runs; the launch has the block
-/// count and the dynamic shared memory that the layouts were made for, and all blocks are resident together.
+/// Launch contract: `op`, `recv`, `landed` and `counts` describe windows laid out by `WindowLayout` for the same shape at every rank; `x`,
+/// `topk_idx` and `topk_weights` hold `tokens` rows and are not written while the kernel runs; the launch has no more blocks than
+/// the layouts were made for, and their dynamic shared memory, and all blocks are resident together.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct DispatchArgs {
@@ -60,10 +73,10 @@ pub struct DispatchArgs {
     pub recv: RecvRegions,
     /// `[1]`: how many dispatches there were. Advanced by the last block out.
     pub dispatches: Global<u64>,
-    /// Landed words, `[2 parities][ranks]`.
-    pub landed: Region<u64>,
-    /// The count matrix, `[2 parities][ranks][count_words]`.
-    pub counts: Region<u64>,
+    /// Landed words: the number of the dispatch.
+    pub landed: Flags<2>,
+    /// The count matrix.
+    pub counts: CountMatrix,
     /// BF16 `[tokens][hidden]`, a multiple of 16 bytes.
     pub x: Global<u8>,
     /// `[tokens][top_k]` of the type that `index_type` names.
@@ -76,7 +89,7 @@ pub struct DispatchArgs {
     pub block_bad: Global<u64>,
     /// i32 `[tokens][top_k]`: written: the rank that a selection's row went to, at the first selection of that rank; else -1.
     pub send_rank: Global<i32>,
-    /// u32 `[tokens][top_k]`: written: the row there.
+    /// u32 `[tokens][top_k]`: written: the row there. On the way, its place among the rows of this rank that one warp counts.
     pub send_row: Global<u32>,
     /// u32 `[1 + ranks + local experts]`: written: rows received, in all, by source rank, by local expert.
     pub recv_counts: Global<u32>,
@@ -90,43 +103,59 @@ pub struct DispatchArgs {
     pub top_k: u32,
     /// Elements of a row.
     pub hidden: u32,
-    /// f32 from one row's scales to the next's; 0 sends BF16.
+    /// f32 from one row's scales to the next's; 0 where rows bring none.
     pub scale_stride: u32,
-    /// A `protocol::index` type.
+    /// An [`index`] type.
     pub index_type: u32,
     /// Words from one row's selections to the next's at the receiver.
     pub top_k_stride: u32,
 }
 
 /// Moves the rows.
-#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
-pub fn dispatch(args: DispatchArgs) {
-    let a = &args;
-    let now = Now { epoch: a.op.epoch.load_weak(0) + 1, dispatch: a.dispatches.load_weak(0) + 1 };
+#[inline(always)]
+#[track_caller]
+pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
+    let now = Now { epoch: a.op.next_epoch(), dispatch: a.dispatches.load_weak(0) + 1 };
     let watch = wait::Watch::begin(a.op.fault, now.epoch);
-    let chunk = Chunk::of_block(a.tokens);
+    let mut ended = attempt::<R, O>(a, &watch, now);
+    let landed = bulk::land();
+    if let Some(last) = a.op.grid.last_out(landed, ended.is_err()) {
+        let finished = finish::finish(a, &watch, now, &last);
+        ended = ended.and(finished);
+    }
+    if let Err(stopped) = ended {
+        stopped.file(&watch);
+    }
+}
 
+/// A block's part: counts its tokens, agrees with all ranks, and sends.
+#[inline(always)]
+#[track_caller]
+fn attempt<R: Row, O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Result<(), fault::Stopped> {
+    let chunk = Chunk::of_block(a.tokens);
     // The answer is not needed before something is published, and counting touches nothing that a peer sees.
     let look = watch.look();
-    counts::count(a, chunk);
-    let counted = matches!(a.op.grid.sync(&watch, phase::COUNTED), wait::Outcome::Ready(_));
-    let mut ready = counted && !watch.found(look, phase::COUNTED);
-    if ready {
-        counts::publish(a, now);
-        counts::place_within_block(a, chunk);
-        ready = match agree(a, &watch, now) {
-            Some(acquired) => {
-                counts::base_rows(a, now);
-                // The free edges order the owners' reads with this block's bulk stores.
-                send::send(a, chunk, &acquired.for_bulk_copies());
-                true
-            }
-            None => false,
-        };
-    }
-    if let Some(grid) = a.op.grid.last_out(bulk::land()) {
-        finish::finish(a, &watch, now, ready, &grid);
-    }
+    count::count::<O>(a, chunk);
+    let _counted = a.op.grid.sync(watch, Phase::Counted as u32)?;
+    watch.found(look, Phase::Counted as u32).settle()?;
+    count::publish(a, now);
+    count::place_behind_earlier_blocks(a);
+    let acquired = agree(a, watch, now)?;
+    count::base_rows::<O>(a, now);
+    // The free edges order the owners' reads with this block's bulk stores.
+    send::send::<R>(a, chunk, &acquired.for_bulk_copies());
+    Ok(())
+}
+
+/// Waits until every rank has entered and told its counts.
+#[inline(always)]
+#[track_caller]
+fn agree(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Result<wait::Acquired, fault::Stopped> {
+    let window = a.op.window();
+    let met = a.op.entry.meet(window, watch, Kind::Dispatch)?;
+    stop_if_bad(&a.op.entry, &a.counts, window, now.dispatch, watch, met.status)?;
+    let _counts = a.counts.wait(window, watch, now.dispatch)?;
+    Ok(met.acquired)
 }
 
 /// Which operation this is.
@@ -138,7 +167,7 @@ struct Now {
     dispatch: u64,
 }
 
-/// The contiguous tokens of one block.
+/// Contiguous tokens.
 #[derive(Clone, Copy)]
 struct Chunk {
     start: u32,
@@ -146,112 +175,54 @@ struct Chunk {
 }
 
 impl Chunk {
+    /// Those of this block, of `tokens`.
     #[inline(always)]
     fn of_block(tokens: u32) -> Self {
-        let per_block = tokens.div_ceil(thread::grid_blocks());
-        let start = u64::from(per_block) * u64::from(thread::block_index());
-        let start = if start < u64::from(tokens) { start as u32 } else { tokens };
-        let end = if tokens - start < per_block { tokens } else { start + per_block };
-        Self { start, end }
+        Self { start: 0, end: tokens }.part(thread::block_index(), tokens.div_ceil(thread::grid_blocks()))
+    }
+
+    /// Those of this warp, of the block's.
+    #[inline(always)]
+    fn of_warp(self) -> Self {
+        self.part(warp::index(), (self.end - self.start).div_ceil(WARPS))
+    }
+
+    /// Part `number`, where each has so many but the last.
+    #[inline(always)]
+    fn part(self, number: u32, tokens: u32) -> Self {
+        let (count, first) = (self.end - self.start, u64::from(number) * u64::from(tokens));
+        let first = if first < u64::from(count) { first as u32 } else { count };
+        let end = if count - first < tokens { count } else { first + tokens };
+        Self { start: self.start + first, end: self.start + end }
     }
 }
 
 impl DispatchArgs {
     #[inline(always)]
-    fn ranks(&self) -> u32 {
-        self.op.window().ranks
+    fn peers(&self) -> u32 {
+        self.op.window().peers
     }
+    /// The ranks to which `token`'s selections send it.
     #[inline(always)]
-    fn me(&self) -> u32 {
-        self.op.window().rank
+    fn handle_ranks(&self, token: u32) -> Global<i32> {
+        self.send_rank.rows(self.top_k).row(token)
     }
-    /// Counts of a block or a rank: distinct tokens per rank, then selections per expert.
+    /// The rows there.
     #[inline(always)]
-    fn counters(&self) -> u32 {
-        self.ranks() + self.placement.experts
-    }
-    /// Index of word `word` in row `source` of the count matrix.
-    #[inline(always)]
-    fn count_index(&self, now: Now, source: u32, word: u32) -> u64 {
-        let words = u64::from(self.counters() + protocol::DETAIL_WORDS);
-        self.op.alternating(now.dispatch, source) * words + u64::from(word)
-    }
-    #[inline(always)]
-    #[track_caller]
-    fn own_count(&self, now: Now, source: u32, word: u32) -> u32 {
-        let own = self.op.window().own(self.counts);
-        Stamped::from_word(own.load_relaxed::<System>(self.count_index(now, source, word))).payload
+    fn handle_rows(&self, token: u32) -> Global<u32> {
+        self.send_row.rows(self.top_k).row(token)
     }
     /// Selection `position` of `token` as an i64, whatever its type.
     #[inline(always)]
     #[track_caller]
     fn selection(&self, token: u32, position: u32) -> i64 {
-        let i = u64::from(token) * u64::from(self.top_k) + u64::from(position);
         match self.index_type {
-            protocol::index::I64 => self.topk_idx.cast::<i64>().load_weak(i),
+            index::I64 => self.topk_idx.cast::<i64>().rows(self.top_k).row(token).load_weak(position),
             index_type => {
-                let bits = self.topk_idx.cast::<u32>().load_weak(i);
+                let bits = self.topk_idx.cast::<u32>().rows(self.top_k).row(token).load_weak(position);
                 // "No selection" is all ones in every type.
-                if index_type == protocol::index::U32 && bits != u32::MAX {
-                    i64::from(bits)
-                } else {
-                    i64::from(bits as i32)
-                }
+                if index_type == index::U32 && bits != u32::MAX { i64::from(bits) } else { i64::from(bits as i32) }
             }
         }
     }
-}
-
-/// Waits until every rank has entered and told its counts; `None` if there is nothing to send because of a fault.
-#[inline(always)]
-#[track_caller]
-fn agree(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Option<wait::Acquired> {
-    let met = a.op.meet(watch, now.epoch, kind::DISPATCH)?;
-    if bad_selection(a, watch, now, met.status) {
-        return None;
-    }
-    // The tokens of every rank for every rank.
-    let ranks = a.ranks();
-    let own = a.op.window().own(a.counts);
-    let outcome = watch.wait_until(phase::COUNTS, ranks * ranks, |flag| {
-        let source = quotient(flag, ranks);
-        // Relaxed: the word is all that it publishes.
-        let seen = own.load_relaxed::<System>(a.count_index(now, source, flag - source * ranks));
-        wait::Poll {
-            peer: source,
-            expected: Stamped::new(0, now.dispatch).to_word(),
-            seen,
-            ready: Stamped::from_word(seen).is_of(now.dispatch),
-        }
-    });
-    if let wait::Outcome::Ready(_) = outcome { Some(met.acquired) } else { None }
-}
-
-/// Whether some rank has a bad selection; files the fault of the lowest such rank. `status` is that of the thread's rank.
-/// Block-collective, uniform.
-#[inline(always)]
-#[track_caller]
-fn bad_selection(a: &DispatchArgs, watch: &wait::Watch, now: Now, status: u32) -> bool {
-    if !block::any(status != STATUS_OK) {
-        return false;
-    }
-    if thread::index() == 0 {
-        let mut found = false;
-        let mut rank = 0;
-        while rank < a.ranks() && !found {
-            let status = a.op.entry_of(rank, now.epoch).status;
-            if status != STATUS_OK {
-                found = true;
-                let code = if status == STATUS_REPEATED { code::INDEX_REPEATED } else { code::INDEX_OUT_OF_RANGE };
-                let word = |i| u64::from(a.own_count(now, rank, a.counters() + i));
-                let fault = fault::Fault {
-                    detail: [word(0), word(1), word(2) | word(3) << 32],
-                    ..watch.fault(code, phase::ENTRY, rank)
-                };
-                a.op.fault.file_here(thread::block_index(), fault);
-            }
-            rank += 1;
-        }
-    }
-    true
 }

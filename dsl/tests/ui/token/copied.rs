@@ -1,11 +1,11 @@
 //! Tokens are neither copied nor made of nothing.
 use epoxide_dsl::prelude::*;
 
-fn copied(source: &bulk::Source) -> bulk::Source {
+fn copied(source: &bulk::Source<1>) -> bulk::Source<1> {
     source.clone()
 }
 
-fn made_of_nothing() -> bulk::Loading {
+fn made_of_nothing() -> bulk::Loading<1> {
     Default::default()
 }
 

@@ -1,12 +1,24 @@
 //! Nobody makes a token but the collective that earns it.
 use epoxide_dsl::prelude::*;
 
-fn free() -> bulk::Free {
-    bulk::Free(())
+fn source(ring: bulk::Ring<1>) -> bulk::Source<1> {
+    bulk::Source(ring)
 }
 
 fn landed() -> bulk::Landed {
     bulk::Landed(())
+}
+
+fn free() -> wait::BulkAccess {
+    wait::BulkAccess(())
+}
+
+fn stopped() -> fault::Stopped {
+    fault::Stopped { found: fault::Fault::NONE }
+}
+
+fn uniform() -> block::Uniform<bool> {
+    block::Uniform(true)
 }
 
 fn main() {}

@@ -1,0 +1,141 @@
+//! Combine: every rank pulls its tokens' rows from where the experts left them, and writes each sum once.
+//!
+//! # Protocol
+//!
+//! | word | written by | says | read by |
+//! |---|---|---|---|
+//! | `entry`² `[o]` at every rank | block 0 of o, release | o is in combine `e`; the expert outputs of o are **ready**: their writers were stream-ordered before this launch | all blocks, acquire, before the first row is read |
+//! | `done[p]` at rank o | the last block of p out, release, after the loads of all its blocks | p has **read** what it wanted of o | [`crate::lend`] at o: then o's experts may write again. Else they may after o's next dispatch, which has waited for a later word of p |
+//!
+//! A puller writes nothing at a peer but these words; its output is its own. Between the two edges of one combine nobody
+//! writes the expert outputs: the owner's stream is in this combine, then in a lend or the next dispatch.
+//!
+//! Where the caller said how many expert outputs it handed over, they are not fewer than the rows that were received: else block 0
+//! files that and posts no entry word, so nobody sums rows that nobody wrote.
+//!
+//! Sums are in f32, from +0, in ascending position of a rank's first selection in the token, and are rounded once to BF16:
+//! bitwise the same for any number of blocks and any schedule. A token with no selection becomes a row of +0.
+mod parts;
+mod sum;
+
+use epoxide_dsl::fault::{Fault, Told};
+use epoxide_dsl::prelude::*;
+
+use crate::words::{Code, Kind, Operation, Phase, Status};
+use parts::{Parts, warps};
+
+/// Arguments of [`combine`](crate::entries::combine).
+///
+/// Launch contract: `op` and `expert_out` describe windows laid out by `WindowLayout` for the same shape at every rank;
+/// `send_rank` and `send_row` are what the dispatch of the same tokens wrote; all blocks are resident together.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct CombineArgs {
+    /// Flags, counters, faults.
+    pub op: Operation,
+    /// BF16 `[rows][hidden]` at every rank: what its experts made of each row it received.
+    pub expert_out: Region<u8>,
+    /// i32 `[tokens][top_k]`: the handle.
+    pub send_rank: Global<i32>,
+    /// u32 `[tokens][top_k]`: the handle.
+    pub send_row: Global<u32>,
+    /// `[1]`: how many rows the dispatch brought.
+    pub received: Global<u32>,
+    /// BF16 `[tokens][hidden]`: written.
+    pub y: Global<u8>,
+    /// Tokens of this rank.
+    pub tokens: u32,
+    /// Selections of a token.
+    pub top_k: u32,
+    /// Elements of a row, a multiple of 8.
+    pub hidden: u32,
+    /// How many expert outputs were handed over; [`UNKNOWN_OUTPUTS`] where the caller's own work wrote them.
+    pub outputs: u32,
+}
+
+/// Nobody said how many expert outputs there are.
+pub const UNKNOWN_OUTPUTS: u32 = u32::MAX;
+
+/// Sums the rows.
+#[inline(always)]
+#[track_caller]
+pub(crate) fn run(a: &CombineArgs) {
+    let epoch = a.op.next_epoch();
+    let watch = wait::Watch::begin(a.op.fault, epoch);
+    let mut ended = attempt(a, &watch);
+    // Nothing was copied in bulk, but the block's loads must all be over before a done word may say so.
+    if let Some(last) = a.op.grid.last_out(bulk::land_without_copies(), ended.is_err()) {
+        let mut whole = false;
+        if let Some(landed) = last.landed() {
+            // An owner that gave up may have let its experts write while this rank was reading.
+            ended = watch.unless_aborted(Phase::End as u32);
+            whole = ended.is_ok();
+            if whole {
+                a.op.done.post(a.op.window(), epoch, landed);
+            }
+        }
+        if thread::index() == 0 {
+            if whole {
+                a.op.lent.store_weak(0, epoch);
+            }
+            a.op.epoch.store_weak(0, epoch);
+        }
+    }
+    if let Err(stopped) = ended {
+        stopped.file(&watch);
+    }
+}
+
+/// A block's part: meets all ranks, and sums.
+#[inline(always)]
+#[track_caller]
+fn attempt(a: &CombineArgs, watch: &wait::Watch) -> Result<(), fault::Stopped> {
+    let look = watch.look();
+    let received = rows_to_be_covered(a);
+    // The handle is this rank's own: it is on its way while the ranks meet.
+    let parts = Parts::new(a);
+    let first = parts.first(a);
+    // Behind a fault nothing is published.
+    let mut fault = watch.found(look, Phase::Entry as u32);
+    if a.outputs < received {
+        let (code, phase, peer) = (Code::OutputsTooFew as u32, Phase::Entry as u32, a.op.window().me.0);
+        fault = Fault { code, phase, peer, told: Told::All, expected: u64::from(received), seen: u64::from(a.outputs) };
+    }
+    fault.settle()?;
+    let window = a.op.window();
+    if thread::block_index() == 0 && thread::index() < window.peers {
+        a.op.entry.post(window, Peer(thread::index()), watch.epoch(), Kind::Combine, Status::Ok);
+    }
+    let _met = a.op.entry.meet(window, watch, Kind::Combine)?;
+    sum_parts(a, parts, first);
+    Ok(())
+}
+
+/// How many rows were received, where the caller said how many it covers: as thread 0 of block 0 knows it, for whose entry word the others
+/// wait.
+#[inline(always)]
+#[track_caller]
+fn rows_to_be_covered(a: &CombineArgs) -> u32 {
+    let asks = a.outputs != UNKNOWN_OUTPUTS && thread::block_index() == 0 && thread::index() == 0;
+    if asks { a.received.load_weak(0) } else { 0 }
+}
+
+/// A warp per part.
+#[inline(always)]
+#[track_caller]
+fn sum_parts(a: &CombineArgs, parts: Parts, first: parts::Part) {
+    let row_bytes = a.hidden * 2;
+    let mut part = first;
+    while parts.token(part.number) < a.tokens {
+        let mut source = 0;
+        if part.rank >= 0 {
+            let rows = a.op.window().of(Peer(part.rank as u32), a.expert_out).rows(row_bytes);
+            source = rows.row(part.row).address();
+        }
+        let sources = warp::ballot(warp::ALL, source != 0);
+        let y = a.y.rows(row_bytes).row(parts.token(part.number)).cast();
+        sum::sum_rows(parts.vectors(part.number, a.hidden), y, sources, source);
+        // Not earlier: the sums need all registers, and other warps read meanwhile.
+        part = parts.load(a, part.number + warps());
+    }
+}

@@ -1,0 +1,86 @@
+//! Parts: how a combine's tokens are divided among its warps.
+use epoxide_dsl::prelude::*;
+
+use super::CombineArgs;
+use crate::placement::quotient;
+
+/// Vectors of the smallest part of a token: what a warp has in flight of eight rows.
+const SMALLEST_PART: u32 = 2 * warp::LANES;
+
+/// How the tokens are divided among the warps: a part is a token, or a piece of one where there are at least two warps
+/// for each token, so that all warps read.
+#[derive(Clone, Copy)]
+pub(super) struct Parts {
+    /// Parts of a token.
+    of_token: u32,
+    /// Vectors of a part.
+    vectors: u32,
+}
+
+/// A part of a token.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    /// Its number.
+    pub number: u32,
+    /// The rank to which this lane's selection sent the row, or -1.
+    pub rank: i32,
+    /// The row there.
+    pub row: u32,
+}
+
+impl Parts {
+    #[inline(always)]
+    pub(super) fn new(a: &CombineArgs) -> Self {
+        let vectors = a.hidden / 8;
+        let (spare, most) = (quotient(warps(), a.tokens), vectors.div_ceil(SMALLEST_PART));
+        let of_token = if spare < 2 {
+            1
+        } else if spare < most {
+            spare
+        } else {
+            most
+        };
+        Self { of_token, vectors: quotient(vectors + of_token - 1, of_token).next_multiple_of(warp::LANES) }
+    }
+
+    /// The token of a part; none if it is not below their number.
+    #[inline(always)]
+    pub(super) fn token(self, part: u32) -> u32 {
+        // Whole tokens, where there are many, divide nothing.
+        if self.of_token == 1 { part } else { quotient(part, self.of_token) }
+    }
+
+    /// The vectors of a part in its row: the first, and the first that is not.
+    #[inline(always)]
+    pub(super) fn vectors(self, part: u32, hidden: u32) -> [u32; 2] {
+        let first = (part - self.token(part) * self.of_token) * self.vectors;
+        let end = first + self.vectors;
+        [first, if hidden / 8 < end { hidden / 8 } else { end }]
+    }
+
+    /// Loads what each lane knows of a part.
+    #[inline(always)]
+    #[track_caller]
+    pub(super) fn load(self, a: &CombineArgs, number: u32) -> Part {
+        let (token, lane) = (self.token(number), warp::lane());
+        let mut part = Part { number, rank: -1, row: 0 };
+        if token < a.tokens && lane < a.top_k {
+            part.rank = a.send_rank.rows(a.top_k).row(token).load_weak(lane);
+            part.row = a.send_row.rows(a.top_k).row(token).load_weak(lane);
+        }
+        part
+    }
+
+    /// The first part of this warp.
+    #[inline(always)]
+    #[track_caller]
+    pub(super) fn first(self, a: &CombineArgs) -> Part {
+        self.load(a, warp::index() * thread::grid_blocks() + thread::block_index())
+    }
+}
+
+/// Warps of the grid.
+#[inline(always)]
+pub(super) fn warps() -> u32 {
+    thread::grid_blocks() * warp::count()
+}

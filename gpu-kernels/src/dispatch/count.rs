@@ -1,0 +1,186 @@
+//! Counting: what this rank sends to each rank and expert, told to every peer, and where its rows go.
+use epoxide_dsl::prelude::*;
+
+use super::{Chunk, DispatchArgs, Now, THREADS, WARPS};
+use crate::fold::{fold, sum};
+use crate::order::Order;
+use crate::words::{BadSelection, Kind, Status};
+
+/// Where a token's copy goes among those of its rank, while only its warp's are numbered: the warp, and the number there. The handle
+/// holds it until the copy is made.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// The warp that counted the token.
+    pub warp: u32,
+    /// How many of the warp's earlier tokens go there too.
+    pub number: u32,
+}
+
+/// A block has fewer tokens than this.
+const NUMBER_BITS: u32 = 24;
+const _: () = assert!(crate::shape::MAX_TOKENS < 1 << NUMBER_BITS && WARPS <= 1 << (32 - NUMBER_BITS));
+
+impl Place {
+    #[inline(always)]
+    fn to_word(self) -> u32 {
+        self.warp << NUMBER_BITS | self.number
+    }
+    #[inline(always)]
+    pub(super) fn from_word(word: u32) -> Self {
+        Self { warp: word >> NUMBER_BITS, number: word & ((1 << NUMBER_BITS) - 1) }
+    }
+}
+
+/// Counts this block's tokens per rank and expert, finds its first bad selection, and notes where each selection goes. Each warp takes
+/// tokens that lie side by side, so that it can number them by itself.
+#[inline(always)]
+#[track_caller]
+pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
+    let counters = Shared::<u32>::dynamic(a.shared.counters);
+    let places = Shared::<u32>::dynamic(a.shared.places);
+    let bad = Shared::<u64>::dynamic(a.shared.bad);
+    let mut i = thread::index();
+    while i < a.counts.counters() {
+        counters.store_weak(i, 0);
+        i += THREADS;
+    }
+    let mut i = thread::index();
+    while i < a.peers() * WARPS {
+        places.store_weak(i, 0);
+        i += THREADS;
+    }
+    if thread::index() == 0 {
+        bad.store_weak(0, BadSelection::NONE.key());
+    }
+    block::sync();
+
+    // As many lanes for a token as hold its selections, and a power of two, so that a warp takes several tokens at once.
+    let lanes_log2 = 32 - (a.top_k - 1).leading_zeros();
+    let (of_warp, position) = (warp::lane() >> lanes_log2, warp::lane() & ((1 << lanes_log2) - 1));
+    let at_once = warp::LANES >> lanes_log2;
+    let mine = chunk.of_warp();
+    let counted = places.at(warp::index() * a.peers());
+    let load = |token: u32| if token < mine.end && position < a.top_k { a.selection(token, position) } else { -1 };
+    let mut first = mine.start;
+    let mut next = load(first + of_warp);
+    while first < mine.end {
+        let (token, index) = (first + of_warp, next);
+        first += at_once;
+        // The next tokens' selections are on their way while these are counted.
+        next = load(first + of_warp);
+        let selects = index >= 0 && index < i64::from(a.placement.experts);
+        // Tokens are kept apart, and a lane with nothing to match gets a key of its own.
+        let of_token = of_warp << 16;
+        let nobody = 0x8000_0000 | warp::lane();
+        let owner = if selects { a.placement.owner(index as u32) } else { 0 };
+        let same_expert = warp::match_any(warp::ALL, if selects { of_token | index as u32 } else { nobody });
+        let same_rank = warp::match_any(warp::ALL, if selects { of_token | owner } else { nobody });
+        let first_of_rank = selects && same_rank.trailing_zeros() == warp::lane();
+        let repeated = selects && same_expert.trailing_zeros() != warp::lane();
+        let number = O::place(counted, first_of_rank.then_some(Peer(owner)));
+        if token < mine.end && position < a.top_k {
+            let out_of_range = index < -1 || index >= i64::from(a.placement.experts);
+            if out_of_range || repeated {
+                bad.fetch_min_relaxed(0, BadSelection::new(token, position, repeated).key());
+            }
+            if selects {
+                counters.fetch_add_relaxed(a.counts.of_expert(index as u32), 1);
+            }
+            let place = Place { warp: warp::index(), number };
+            a.handle_ranks(token).store_weak(position, if first_of_rank { owner as i32 } else { -1 });
+            a.handle_rows(token).store_weak(position, if first_of_rank { place.to_word() } else { 0 });
+        }
+    }
+    block::sync();
+
+    // Each warp's rows for a rank come after those of the warps before it.
+    let mut peer = thread::index();
+    while peer < a.peers() {
+        let mut before = 0;
+        let mut warp = 0;
+        while warp < WARPS {
+            let at = places.at(warp * a.peers() + peer);
+            let of_warp = at.load_weak(0);
+            at.store_weak(0, before);
+            before += of_warp;
+            warp += 1;
+        }
+        counters.store_weak(peer, before);
+        peer += THREADS;
+    }
+    block::sync();
+
+    let own = a.block_counts.rows(a.counts.counters()).row(thread::block_index());
+    let mut i = thread::index();
+    while i < a.counts.counters() {
+        own.store_weak(i, counters.load_weak(i));
+        i += THREADS;
+    }
+    if thread::index() == 0 {
+        a.block_bad.store_weak(thread::block_index(), bad.load_weak(0));
+    }
+}
+
+/// Gives this rank's row of the count matrix to every peer: each block a slice of it, block 0 the entry word.
+#[inline(always)]
+#[track_caller]
+pub(super) fn publish(a: &DispatchArgs, now: Now) {
+    let blocks = thread::grid_blocks();
+    let (window, counted) = (a.op.window(), a.block_counts.rows(a.counts.counters()));
+    let mut counter = thread::block_index() * THREADS + thread::index();
+    while counter < a.counts.counters() {
+        let total = sum(blocks, |block| counted.row(block).load_weak(counter));
+        a.counts.publish(window, now.dispatch, counter, total);
+        counter += blocks * THREADS;
+    }
+    let peer = Peer(thread::index());
+    if thread::block_index() == 0 && peer.0 < window.peers {
+        let first = fold(blocks, BadSelection::NONE.key(), |block| a.block_bad.load_weak(block), u64::min);
+        let first = BadSelection::from_key(first);
+        let status = first.status();
+        if status != Status::Ok {
+            let index = a.selection(first.token(), first.position()) as u64;
+            let details = [first.token(), first.position(), index as u32, (index >> 32) as u32];
+            a.counts.publish_details(window, now.dispatch, peer, details);
+        }
+        // Released after the details, so that who acquires a bad status finds them.
+        a.op.entry.post(window, peer, now.epoch, Kind::Dispatch, status);
+    }
+}
+
+/// Moves this block's rows behind those of the blocks before it, at every rank.
+#[inline(always)]
+#[track_caller]
+pub(super) fn place_behind_earlier_blocks(a: &DispatchArgs) {
+    let places = Shared::<u32>::dynamic(a.shared.places);
+    let counted = a.block_counts.rows(a.counts.counters());
+    let lane = warp::lane();
+    let mut peer = warp::index();
+    while peer < a.peers() {
+        let mut placed = 0;
+        let mut block = lane;
+        while block < thread::block_index() {
+            placed += counted.row(block).load_weak(peer);
+            block += warp::LANES;
+        }
+        placed = warp::sum(warp::ALL, placed);
+        if lane < WARPS {
+            let at = places.at(lane * a.peers() + peer);
+            at.store_weak(0, at.load_weak(0) + placed);
+        }
+        peer += WARPS;
+    }
+}
+
+/// Finds where this rank's rows begin at each destination.
+#[inline(always)]
+#[track_caller]
+pub(super) fn base_rows<O: Order>(a: &DispatchArgs, now: Now) {
+    let bases = Shared::<u32>::dynamic(a.shared.bases);
+    let peer = thread::index();
+    if peer < a.peers() {
+        bases.store_weak(peer, O::base(&a.counts, a.op.window(), now.dispatch, Peer(peer)));
+    }
+    // The places of all warps are there too.
+    block::sync();
+}

@@ -1,0 +1,37 @@
+//! Every kernel: what the host launches.
+use epoxide_dsl::prelude::*;
+
+use crate::combine::{self, CombineArgs};
+use crate::dispatch::{self, DispatchArgs};
+use crate::lend::{self, LendArgs};
+use crate::order::Compact;
+use crate::row::{Copied, Quantized};
+
+/// Dispatches rows as they are; see [`crate::dispatch`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_copied(args: DispatchArgs) {
+    dispatch::run::<Copied, Compact>(&args);
+}
+
+/// Dispatches rows quantised to e4m3 with a scale for every 128 elements; see [`crate::dispatch`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_quantized(args: DispatchArgs) {
+    dispatch::run::<Quantized, Compact>(&args);
+}
+
+/// Sums the experts' outputs; see [`crate::combine`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn combine(args: CombineArgs) {
+    combine::run(&args);
+}
+
+/// Waits for the region of expert outputs; see [`crate::lend`]. One block.
+#[kernel(threads = 64)]
+pub fn lend(args: LendArgs) {
+    lend::run(&args);
+}
+
+#[cfg(not(target_arch = "nvptx64"))]
+const _: () = assert!(dispatch_copied.threads() == dispatch::THREADS && dispatch_quantized.threads() == dispatch::THREADS);
+#[cfg(not(target_arch = "nvptx64"))]
+const _: () = assert!(lend.threads() >= crate::shape::MAX_RANKS && combine.threads() >= crate::shape::MAX_RANKS);

@@ -1,0 +1,82 @@
+//! A rank's memory that no peer touches.
+use super::Sizes;
+use super::span::{Cursor, Span};
+use crate::shape::Shape;
+
+/// A rank's memory that no peer touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrivateLayout {
+    /// u64 `[ranks]`: the windows' addresses.
+    pub bases: Span,
+    /// u64 `[1]`: the last operation's epoch.
+    pub epoch: Span,
+    /// u64 `[1]`: how many dispatches there were.
+    pub dispatches: Span,
+    /// u64 `[1]`: the epoch of the last combine.
+    pub lent: Span,
+    /// u64 `[2]`: the grid's counters.
+    pub grid: Span,
+    /// u64 `[1]`: the claim of the fault record.
+    pub claim: Span,
+    /// u32 `[blocks][ranks + experts]`: each block's counts.
+    pub block_counts: Span,
+    /// u64 `[blocks]`: each block's first bad selection.
+    pub block_bad: Span,
+    /// i32 `[max_tokens][top_k]`: the handle: destination rank, or -1.
+    pub send_rank: Span,
+    /// u32 `[max_tokens][top_k]`: the handle: row at the destination.
+    pub send_row: Span,
+    /// u32 `[1 + ranks + local experts]`: rows received: in all, by source, by local expert.
+    pub recv_counts: Span,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+impl PrivateLayout {
+    /// Lays out a rank's private memory; `None` if the shape is not valid or the size overflows 64 bits.
+    pub fn new(shape: &Shape) -> Option<Self> {
+        Self::of(&Sizes::new(shape)?)
+    }
+
+    /// Lays out private memory of these sizes; `None` if it overflows 64 bits.
+    pub fn of(sizes: &Sizes) -> Option<Self> {
+        let &Sizes { shape, counters } = sizes;
+        let ranks = u64::from(shape.ranks);
+        let blocks = u64::from(shape.blocks);
+        let selections = u64::from(shape.max_tokens) * u64::from(shape.top_k);
+        let mut at = Cursor::after(0);
+        Some(Self {
+            bases: at.span("window addresses", ranks, 8)?,
+            epoch: at.span("epoch", 1, 8)?,
+            dispatches: at.span("dispatches", 1, 8)?,
+            lent: at.span("epoch of the last combine", 1, 8)?,
+            grid: at.span("grid counters", 2, 8)?,
+            claim: at.span("claim of the fault record", 1, 8)?,
+            block_counts: at.span("block counts", blocks.checked_mul(counters)?, 4)?,
+            block_bad: at.span("block faults", blocks, 8)?,
+            send_rank: at.span("handle: ranks", selections, 4)?,
+            send_row: at.span("handle: rows", selections, 4)?,
+            recv_counts: at.span("received counts", 1 + ranks + u64::from(shape.max_local_experts()), 4)?,
+            bytes: at.bytes()?,
+        })
+    }
+
+    /// All regions, in order.
+    pub fn spans(&self) -> [Span; 11] {
+        let Self {
+            bases,
+            epoch,
+            dispatches,
+            lent,
+            grid,
+            claim,
+            block_counts,
+            block_bad,
+            send_rank,
+            send_row,
+            recv_counts,
+            bytes: _,
+        } = *self;
+        [bases, epoch, dispatches, lent, grid, claim, block_counts, block_bad, send_rank, send_row, recv_counts]
+    }
+}

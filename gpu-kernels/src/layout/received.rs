@@ -1,0 +1,95 @@
+//! What a received row is: the one list of its parts. The window's regions, what kernels take, a row's bytes and its contiguous form all
+//! follow from it.
+use epoxide_dsl::prelude::*;
+
+use super::span::{Cursor, Span};
+use crate::shape::Shape;
+
+macro_rules! received_row {
+    ($($(#[$doc:meta])* $part:ident: $element:ty, $name:literal, |$shape:ident| $bytes:expr;)*) => {
+        /// How many parts a received row has.
+        pub const PARTS: usize = [$($name),*].len();
+
+        /// Where the parts of all rows lie in a window: the regions that dispatch writes at its peers.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct ReceivedSpans { $($(#[$doc])* pub $part: Span,)* }
+
+        /// [`ReceivedSpans`] as a kernel takes them.
+        #[derive(Clone, Copy, Debug, KernelArg)]
+        #[repr(C)]
+        pub struct RecvRegions { $($(#[$doc])* pub $part: Region<$element>,)* }
+
+        impl ReceivedSpans {
+            /// Lays the parts of `rows` rows one after another; `None` if they end beyond 64 bits.
+            pub(super) fn lay(at: &mut Cursor, shape: &Shape) -> Option<Self> {
+                Some(Self { $($part: { let $shape = shape; at.span($name, shape.rows, $bytes)? },)* })
+            }
+            /// All of them, in order.
+            pub const fn all(&self) -> [Span; PARTS] {
+                [$(self.$part),*]
+            }
+            /// As a kernel takes them.
+            pub const fn regions(&self) -> RecvRegions {
+                RecvRegions { $($part: Region::new(self.$part.offset),)* }
+            }
+        }
+
+        impl Shape {
+            /// What a row is made of where it is received, the row itself first: each part's name and bytes.
+            pub const fn received(&self) -> [(&'static str, u64); PARTS] {
+                [$(($name, { let $shape = self; $bytes })),*]
+            }
+        }
+    };
+}
+
+received_row! {
+    /// `[rows]` rows on the wire.
+    x: u8, "received rows", |shape| shape.wire_row_bytes();
+    /// f32 `[rows][scale_stride]`.
+    scales: f32, "received scales", |shape| shape.scale_stride() as u64 * 4;
+    /// i32 `[rows][top_k_stride]`: local expert indices, or -1.
+    topk: i32, "received selections", |shape| shape.top_k_stride() as u64 * 4;
+    /// f32 `[rows][top_k_stride]`: gate weights.
+    weights: f32, "received gate weights", |shape| shape.top_k_stride() as u64 * 4;
+    /// u64 `[rows]`: source rank in the upper half, token in the lower.
+    source: u64, "received sources", |_shape| 8;
+}
+
+impl Shape {
+    /// Bytes of a row with all that it brings to its receiver.
+    pub fn received_bytes(&self) -> u64 {
+        self.received().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// A row as one message: where each part begins, at multiples of 16 bytes, and the bytes of all.
+    pub fn contiguous(&self) -> ([u64; PARTS], u64) {
+        let mut end = 0;
+        let offsets = self.received().map(|(_, bytes)| {
+            let offset = end;
+            end += bytes.next_multiple_of(16);
+            offset
+        });
+        (offsets, end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::WireFormat;
+
+    #[test]
+    fn a_contiguous_row_holds_its_parts_side_by_side() {
+        let (ranks, max_tokens) = (8, 128);
+        let rows = Shape::worst_rows(ranks, max_tokens);
+        let bf16 = Shape { ranks, experts: 256, top_k: 6, hidden: 7168, max_tokens, rows, blocks: 16, format: WireFormat::Bf16 };
+        assert_eq!(bf16.contiguous(), ([0, 14336, 14336, 14368, 14400], 14416));
+        let fp8 = Shape { format: WireFormat::Fp8, ..bf16 };
+        // 56 scales.
+        assert_eq!(fp8.contiguous(), ([0, 7168, 7392, 7424, 7456], 7472));
+        for shape in [bf16, fp8] {
+            assert!((0..16).contains(&(shape.contiguous().1 - shape.received_bytes())));
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The regions of every rank's symmetric window.
+use super::Sizes;
+use super::received::{PARTS, ReceivedSpans};
+use super::span::{Cursor, Span};
+use crate::shape::Shape;
+
+/// The regions of every rank's symmetric window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowLayout {
+    /// u64 `[1]`: the abort word.
+    pub abort: Span,
+    /// u64 `[2][ranks]`: entry words.
+    pub entry: Span,
+    /// u64 `[2][ranks]`: "my rows have landed".
+    pub landed: Span,
+    /// u64 `[ranks]`: "I have read your expert outputs".
+    pub done: Span,
+    /// u64 `[2][ranks][row_words]`: the count matrix.
+    pub counts: Span,
+    /// What a row brings with it, the row first.
+    pub received: ReceivedSpans,
+    /// BF16 `[rows][hidden]`: what the experts made of each row.
+    pub expert_out: Span,
+    /// Bytes of a window.
+    pub bytes: u64,
+}
+
+impl WindowLayout {
+    /// Lays out a window; `None` if the shape is not valid or the size overflows 64 bits.
+    pub fn new(shape: &Shape) -> Option<Self> {
+        Self::of(&Sizes::new(shape)?)
+    }
+
+    /// Lays out a window of these sizes; `None` if it overflows 64 bits.
+    pub fn of(sizes: &Sizes) -> Option<Self> {
+        let shape = &sizes.shape;
+        let ranks = u64::from(shape.ranks);
+        let mut at = Cursor::after(0);
+        Some(Self {
+            abort: at.span("abort word", 1, 8)?,
+            entry: at.span("entry words", 2 * ranks, 8)?,
+            landed: at.span("landed words", 2 * ranks, 8)?,
+            done: at.span("done words", ranks, 8)?,
+            counts: at.span("count matrix", (2 * ranks).checked_mul(sizes.count_words()?)?, 8)?,
+            received: ReceivedSpans::lay(&mut at, shape)?,
+            expert_out: at.span("expert outputs", shape.rows, shape.bf16_row_bytes())?,
+            bytes: at.bytes()?,
+        })
+    }
+
+    /// The flags and counts, which must be zero before the first operation, but for [`Self::unused_even`]: the first so many bytes of
+    /// the window.
+    pub fn zeroed_bytes(&self) -> u64 {
+        self.received.x.offset
+    }
+
+    /// Where stamped words of even numbers lie, whose bytes must be [`UNUSED_EVEN`](crate::words::UNUSED_EVEN) before the first
+    /// operation: offsets and bytes.
+    pub fn unused_even(&self) -> [(u64, u64); 2] {
+        [self.entry, self.counts].map(|words| (words.offset, words.bytes / 2))
+    }
+
+    /// All regions, in order.
+    pub fn spans(&self) -> Vec<Span> {
+        // Every field by its name: a new region that is not listed here does not compile.
+        let Self { abort, entry, landed, done, counts, received, expert_out, bytes: _ } = *self;
+        let mut spans = Vec::with_capacity(6 + PARTS);
+        spans.extend([abort, entry, landed, done, counts]);
+        spans.extend(received.all());
+        spans.push(expert_out);
+        spans
+    }
+}

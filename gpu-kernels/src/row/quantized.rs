@@ -1,0 +1,111 @@
+//! A row quantised on its way: read from memory, written as codes and scales into one of the warp's two stages, and copied from there
+//! to every destination while the next row is quantised into the other.
+use bulk::Ring;
+use epoxide_dsl::prelude::*;
+use epoxide_dsl::wait::BulkAccess;
+
+use super::{Row, RowShape, WarpMemory};
+use crate::quantize::{GROUP, code_word, quantize_vectors, scale_group};
+
+/// e4m3 rows with one f32 scale for every 128 elements, from BF16.
+#[derive(Debug)]
+pub struct Quantized {
+    ring: Ring<2>,
+}
+
+impl Row for Quantized {
+    const SCALES: bool = true;
+
+    #[inline(always)]
+    #[track_caller]
+    fn new(memory: WarpMemory, shape: &RowShape) -> Self {
+        Self { ring: Ring::new(memory.stages, shape.stage_bytes) }
+    }
+
+    #[inline(always)]
+    #[track_caller]
+    fn send(
+        self,
+        shape: &RowShape,
+        x: Global<u8>,
+        copies: u32,
+        to: Option<Symmetric<u8>>,
+        free: &BulkAccess,
+        beside: impl FnOnce(Shared<U32x4>),
+    ) -> Self {
+        // Of a row with few copies most of the time is its load. With many, memory is busy writing, and what is brought
+        // to the L2 early may be gone before it is read.
+        if copies <= 2 && warp::lane() == 0 {
+            x.prefetch(shape.hidden * 2);
+        }
+        let editable = self.ring.open();
+        quantize_row(shape, x.cast(), editable.data());
+        let source = editable.seal();
+        if let Some(to) = to {
+            source.store(free, 0, to, shape.hidden);
+        }
+        // The stage is not written before the turn after the next.
+        let scales = source.data().at(shape.hidden).cast();
+        let ring = source.send();
+        beside(scales);
+        Self { ring }
+    }
+
+    #[inline(always)]
+    fn bytes(shape: &RowShape) -> u32 {
+        shape.hidden
+    }
+}
+
+/// Quantises a token's row from memory into a stage: the codes, then the scales. Warp-collective.
+#[inline(always)]
+#[track_caller]
+fn quantize_row(a: &RowShape, x: Global<U32x4>, stage: Shared<u8>) {
+    let vectors = a.hidden / 8;
+    let mut first = 0;
+    while first + 8 * warp::LANES <= vectors {
+        quantize_piece::<8, true>(a, x, stage, first);
+        first += 8 * warp::LANES;
+    }
+    while first < vectors {
+        quantize_piece::<4, false>(a, x, stage, first);
+        first += 4 * warp::LANES;
+    }
+    // The padding travels too: it is zero, so that a received row is a function of the row sent.
+    let groups = a.hidden.div_ceil(GROUP);
+    if groups + warp::lane() < a.scale_stride {
+        stage.at(a.hidden).cast::<f32>().store_weak(groups + warp::lane(), 0.0);
+    }
+}
+
+/// Quantises `N` vectors of every lane, from vector `first` of the row on; all of them are in the row if it is `WHOLE` there.
+/// Warp-collective.
+#[inline(always)]
+#[track_caller]
+fn quantize_piece<const N: usize, const WHOLE: bool>(
+    a: &RowShape,
+    x: Global<U32x4>,
+    stage: Shared<u8>,
+    first: u32,
+) {
+    let at = first + warp::lane();
+    let inside = |j: usize| WHOLE || at + j as u32 * warp::LANES < a.hidden / 8;
+    let mut loaded = [[0u32; 4]; N];
+    unroll!(J in 8 => {
+        if J < N && inside(J) {
+            loaded[J] = x.load_weak_streaming(at + J as u32 * warp::LANES);
+        }
+    });
+    let (codes, scale) = quantize_vectors(&loaded);
+    unroll!(J in 8 => {
+        if J < N && inside(J) {
+            stage.cast::<u64>().store_weak(at + J as u32 * warp::LANES, code_word(codes[J]));
+        }
+    });
+    if let Some(group) = scale_group::<N>() {
+        let group = first * 8 / GROUP + group;
+        if WHOLE || group < a.hidden.div_ceil(GROUP) {
+            stage.at(a.hidden).cast::<f32>().store_weak(group, scale);
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The numbers that every layout follows from, and the rules that they keep.
+use crate::placement::Placement;
+use crate::quantize::GROUP;
+
+/// Most selections of a token: one lane each.
+pub const MAX_TOP_K: u32 = 32;
+/// Most experts.
+pub const MAX_EXPERTS: u32 = 2048;
+/// Most ranks.
+pub const MAX_RANKS: u32 = 64;
+/// Most elements of a row.
+pub const MAX_HIDDEN: u32 = 1 << 20;
+/// Most tokens that a rank dispatches at once: a bad selection's key has 24 bits and more for the token.
+pub const MAX_TOKENS: u32 = (1 << 24) - 1;
+/// Most blocks of an operation.
+pub const MAX_BLOCKS: u32 = 1024;
+/// How a row travels in dispatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WireFormat {
+    /// BF16, as the caller gave it.
+    Bf16,
+    /// e4m3 with one f32 scale for every 128 elements, quantised by the kernel.
+    Fp8,
+}
+
+/// The numbers that the layout follows from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Ranks in the NVLink domain.
+    pub ranks: u32,
+    /// Experts in all.
+    pub experts: u32,
+    /// Selections of a token.
+    pub top_k: u32,
+    /// Elements of a row.
+    pub hidden: u32,
+    /// Most tokens that a rank dispatches at once.
+    pub max_tokens: u32,
+    /// Most rows that a rank receives; see [`Self::worst_rows`].
+    pub rows: u64,
+    /// Blocks of a dispatch or combine.
+    pub blocks: u32,
+    /// How rows travel in dispatch.
+    pub format: WireFormat,
+}
+
+impl Shape {
+    /// Bytes of a row on the wire, without scales.
+    pub const fn wire_row_bytes(&self) -> u64 {
+        match self.format {
+            WireFormat::Bf16 => self.hidden as u64 * 2,
+            WireFormat::Fp8 => self.hidden as u64,
+        }
+    }
+    /// Bytes of a BF16 row.
+    pub const fn bf16_row_bytes(&self) -> u64 {
+        self.hidden as u64 * 2
+    }
+    /// f32 from one row's scales to the next's: a multiple of 16 bytes; 0 in BF16.
+    pub const fn scale_stride(&self) -> u32 {
+        match self.format {
+            WireFormat::Bf16 => 0,
+            WireFormat::Fp8 => self.hidden.div_ceil(GROUP).next_multiple_of(4),
+        }
+    }
+    /// Words from one row's selections (or gate weights) to the next's: a multiple of 16 bytes.
+    pub const fn top_k_stride(&self) -> u32 {
+        self.top_k.next_multiple_of(4)
+    }
+    /// The rows of the worst case: one for every token of every rank.
+    pub const fn worst_rows(ranks: u32, max_tokens: u32) -> u64 {
+        ranks as u64 * max_tokens as u64
+    }
+    /// Which rank owns which expert.
+    pub const fn placement(&self) -> Placement {
+        Placement::new(self.experts, self.ranks)
+    }
+    /// Most experts of one rank.
+    pub const fn max_local_experts(&self) -> u32 {
+        self.experts.div_ceil(self.ranks)
+    }
+
+    /// Checks that every number is in the range that the kernels can work with; the layouts are for such shapes.
+    ///
+    /// # Errors
+    ///
+    /// The first rule that is broken.
+    pub const fn check(&self) -> Result<(), Broken> {
+        const fn broken(argument: &'static str, value: u32, rule: Rule) -> Result<(), Broken> {
+            Err(Broken { argument, value, rule })
+        }
+        if self.ranks == 0 || self.ranks > MAX_RANKS {
+            return broken("ranks", self.ranks, Rule::Ranks);
+        }
+        if self.experts == 0 || self.experts > MAX_EXPERTS {
+            return broken("experts", self.experts, Rule::Experts);
+        }
+        if self.top_k == 0 || self.top_k > MAX_TOP_K {
+            return broken("top_k", self.top_k, Rule::TopK);
+        }
+        if self.top_k > self.experts {
+            return broken("top_k", self.top_k, Rule::TopKOfExperts { experts: self.experts });
+        }
+        if self.hidden == 0 || self.hidden > MAX_HIDDEN {
+            return broken("hidden", self.hidden, Rule::Hidden);
+        }
+        if !self.bf16_row_bytes().is_multiple_of(16) || !self.wire_row_bytes().is_multiple_of(16) {
+            return broken("hidden", self.hidden, Rule::RowBytes { format: self.format });
+        }
+        if self.max_tokens == 0 || self.max_tokens > MAX_TOKENS {
+            return broken("max_tokens_per_rank", self.max_tokens, Rule::Tokens);
+        }
+        if self.blocks == 0 || self.blocks > MAX_BLOCKS {
+            return broken("num_sms", self.blocks, Rule::Blocks);
+        }
+        Ok(())
+    }
+
+    /// Whether [`Self::check`] finds nothing.
+    pub const fn is_valid(&self) -> bool {
+        self.check().is_ok()
+    }
+}
+
+/// A rule that a shape breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// The argument, by the name that it has where users give it.
+    pub argument: &'static str,
+    /// Its value.
+    pub value: u32,
+    /// The rule; `Display` says it in words.
+    pub rule: Rule,
+}
+
+/// What a shape's numbers must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Rule {
+    /// 1 to [`MAX_RANKS`].
+    Ranks,
+    /// 1 to [`MAX_EXPERTS`].
+    Experts,
+    /// 1 to [`MAX_TOP_K`].
+    TopK,
+    /// At most the experts.
+    TopKOfExperts {
+        /// The experts.
+        experts: u32,
+    },
+    /// 1 to [`MAX_HIDDEN`].
+    Hidden,
+    /// A row is a multiple of 16 bytes, in BF16 and on the wire.
+    RowBytes {
+        /// How rows travel.
+        format: WireFormat,
+    },
+    /// 1 to [`MAX_TOKENS`].
+    Tokens,
+    /// 1 to [`MAX_BLOCKS`].
+    Blocks,
+}
+
+impl core::fmt::Display for Rule {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Ranks => write!(f, "a buffer has 1 to {MAX_RANKS} ranks in one NVLink domain"),
+            Self::Experts => write!(f, "there are 1 to {MAX_EXPERTS} experts"),
+            Self::TopK => write!(f, "a token selects 1 to {MAX_TOP_K} experts"),
+            Self::TopKOfExperts { experts } => write!(f, "a token cannot select more than the {experts} experts"),
+            Self::Hidden => write!(f, "a row has 1 to {MAX_HIDDEN} elements"),
+            Self::RowBytes { format: WireFormat::Bf16 } => {
+                write!(f, "a row is a multiple of 16 bytes: hidden is a multiple of 8")
+            }
+            Self::RowBytes { format: WireFormat::Fp8 } => {
+                write!(f, "a row is a multiple of 16 bytes on the wire: hidden is a multiple of 16 in FP8")
+            }
+            Self::Tokens => write!(f, "1 to {MAX_TOKENS} tokens"),
+            Self::Blocks => write!(f, "an operation has 1 to {MAX_BLOCKS} blocks"),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Entry words: who is in which operation, with which configuration.
+use core::cell::Cell;
+
+use epoxide_dsl::KernelArg;
+use epoxide_dsl::fault::{Fault, Told};
+use epoxide_dsl::prelude::*;
+
+use super::flags::slot;
+use super::{Code, Kind, Phase, Stamped, Status};
+
+/// The payload of an entry word: what the peer is doing, and whether it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// A [`Kind`].
+    pub kind: u32,
+    /// A [`Status`].
+    pub status: u32,
+    /// Low 24 bits of the configuration's hash.
+    pub config: u32,
+}
+
+impl Entry {
+    /// Packs into a payload.
+    #[inline(always)]
+    pub const fn to_payload(self) -> u32 {
+        (self.kind & 0xf) << 28 | (self.status & 0xf) << 24 | self.config & 0xff_ffff
+    }
+    /// Reads a payload.
+    #[inline(always)]
+    pub const fn from_payload(p: u32) -> Self {
+        Self { kind: p >> 28, status: p >> 24 & 0xf, config: p & 0xff_ffff }
+    }
+}
+
+/// Entry words `[2 parities][peers]` in every peer's window, stamped with the epoch.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct EntryWords {
+    words: Region<u64>,
+    /// Low 24 bits of this rank's configuration's hash.
+    config: u32,
+    /// Fills the struct to a multiple of 8 bytes.
+    reserved: u32,
+}
+
+/// All ranks are in the same operation.
+#[derive(Debug)]
+pub struct Met {
+    /// What they released before is visible.
+    pub acquired: wait::Acquired,
+    /// The status of the peer whose number is the thread's; [`Status::Ok`] where there is none.
+    pub status: u32,
+}
+
+impl EntryWords {
+    /// The words at `words`, of a rank whose configuration has this hash.
+    pub const fn new(words: Region<u64>, config: u32) -> Self {
+        Self { words, config, reserved: 0 }
+    }
+
+    /// Posts this rank's entry word at `peer`, releasing what this rank did before. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn post(&self, window: Window, peer: Peer, epoch: u64, kind: Kind, status: Status) {
+        let payload = Entry { kind: kind as u32, status: status as u32, config: self.config }.to_payload();
+        let word = Stamped::new(payload, epoch).to_word();
+        window.of(peer, self.words).store_release::<System>(slot::<2>(window, epoch, window.me), word);
+    }
+
+    /// Waits until every rank is in an operation of this epoch, and checks that all do the same with the same configuration.
+    /// Block-collective, uniform.
+    ///
+    /// Every rank sees the same words, so each finds a disagreement by itself, and no peer is told.
+    ///
+    /// # Errors
+    ///
+    /// That the block stops: a wait failed, or ranks disagree.
+    #[inline(always)]
+    #[track_caller]
+    pub fn meet(&self, window: Window, watch: &wait::Watch, kind: Kind) -> Result<Met, fault::Stopped> {
+        let (own, epoch, kind) = (window.own(self.words), watch.epoch(), kind as u32);
+        let entry = Entry { kind, status: Status::Ok as u32, config: self.config };
+        let expected = Stamped::new(entry.to_payload(), epoch).to_word();
+        // Thread p waits for peer p, and keeps what it saw: there are no more peers than threads.
+        let mine = Cell::new(expected);
+        let acquired = watch.wait_until(Phase::Entry as u32, window.peers, |peer| {
+            let seen = own.load_acquire::<System>(slot::<2>(window, epoch, Peer(peer)));
+            mine.set(seen);
+            wait::Poll { peer, expected, seen, ready: Stamped::from_word(seen).is_of(epoch) }
+        })?;
+        let its = Entry::from_payload(Stamped::from_word(mine.get()).payload);
+        let (code, here, there) = if its.kind != kind {
+            (Code::OutOfStep as u32, kind, its.kind)
+        } else if its.config != self.config {
+            (Code::Configuration as u32, self.config, its.config)
+        } else {
+            (0, 0, 0)
+        };
+        let (phase, peer, expected, seen) = (Phase::Entry as u32, thread::index(), u64::from(here), u64::from(there));
+        Fault { code, phase, peer, told: Told::Here, expected, seen }.settle()?;
+        Ok(Met { acquired, status: its.status })
+    }
+
+    /// Reads `peer`'s entry, which [`Self::meet`] has seen. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn of(&self, window: Window, peer: Peer, epoch: u64) -> Entry {
+        let word = window.own(self.words).load_relaxed::<System>(slot::<2>(window, epoch, peer));
+        Entry::from_payload(Stamped::from_word(word).payload)
+    }
+}

@@ -1,0 +1,50 @@
+//! The words that ranks exchange, and the numbers that name kernels, phases and faults in them.
+mod bad;
+mod counts;
+mod entry;
+mod flags;
+mod names;
+mod stamped;
+
+pub use bad::{BadSelection, DETAIL_WORDS, Status, stop_if_bad};
+pub use counts::CountMatrix;
+pub use entry::{Entry, EntryWords, Met};
+pub use flags::Flags;
+pub use names::{Code, Kind, Phase};
+pub use stamped::{Stamped, UNUSED_EVEN};
+
+use epoxide_dsl::KernelArg;
+use epoxide_dsl::prelude::*;
+
+/// What every operation needs: the ranks, their words, the clock and the counters, all of one slot of the buffer.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct Operation {
+    /// Where faults go; it holds the window.
+    pub fault: fault::FaultChannel,
+    /// Who is in which operation.
+    pub entry: EntryWords,
+    /// The epoch of the last combine whose reads of this rank's expert outputs are over, by peer.
+    pub done: Flags<1>,
+    /// `[1]`: the last operation's epoch. Advanced by the last block out.
+    pub epoch: Global<u64>,
+    /// `[1]`: the epoch of the combine that last read this rank's expert outputs.
+    pub lent: Global<u64>,
+    /// The grid's counters.
+    pub grid: grid::GridCounters,
+}
+
+impl Operation {
+    /// The window of all peers.
+    #[inline(always)]
+    pub fn window(&self) -> Window {
+        self.fault.window
+    }
+
+    /// The epoch of the operation that begins.
+    #[inline(always)]
+    #[track_caller]
+    pub fn next_epoch(&self) -> u64 {
+        self.epoch.load_weak(0) + 1
+    }
+}
