@@ -34,6 +34,11 @@ pub fn collectives_file() -> PathBuf {
     root().join("gpu-kernels/ptx/collectives.txt")
 }
 
+/// The committed table of what each kernel takes: registers, and bytes of machine code.
+pub fn sizes_file() -> PathBuf {
+    root().join("gpu-kernels/ptx/sizes.txt")
+}
+
 /// The builder of the kernels' PTX.
 pub fn builder() -> PtxBuilder {
     let root = root();
