@@ -89,6 +89,11 @@ impl Ptx {
         std::fs::write(path, &self.text).map_err(BuildError::io("write", path))
     }
 
+    /// The text without its stamp.
+    pub(crate) fn unstamped(&self) -> &str {
+        self.text.splitn(3, '\n').nth(2).unwrap_or_default()
+    }
+
     /// Puts the stamp on a finished text.
     pub(crate) fn stamp(text: &str, source_hash: &str) -> Result<Self, BuildError> {
         let text = format!("{SOURCE_HASH}{source_hash}\n{TEXT_HASH}{}\n{text}", sha256(text.as_bytes()));

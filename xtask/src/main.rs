@@ -3,6 +3,7 @@
 
 mod assemble;
 mod ci;
+mod families;
 mod kernels;
 mod ptx;
 

@@ -11,9 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use epoxide_ptx_build::Ptx;
+use epoxide_ptx_build::{Entry, Ptx};
 
-use crate::kernels::{ASSEMBLED, ptx_file, relative, sizes_file};
+use crate::families;
+use crate::kernels::{ASSEMBLED, family_file, relative, sizes_file};
 use ptxas::{Ptxas, Usage};
 use sizes::{Size, Sizes};
 
@@ -47,8 +48,7 @@ pub fn run(args: &Args) -> Result<()> {
         );
     };
     let version = ptxas.version()?;
-    let file = ptx_file();
-    let now = Sizes { ptxas: version, rows: measure(&ptxas, &file)? };
+    let now = Sizes { ptxas: version, rows: measure(&ptxas)? };
     if args.markdown {
         print!("{}", now.markdown());
     } else {
@@ -99,14 +99,18 @@ fn compare(now: &Sizes, table: &Path) -> Result<()> {
     bail!("{} difference(s) from {}; if that is meant to be: {ACCEPT}", wrong.len(), relative(table))
 }
 
-/// Assembles every kernel of a PTX file alone, for every architecture.
-fn measure(ptxas: &Ptxas, file: &Path) -> Result<Vec<Size>> {
-    let ptx = Ptx::read(file)?;
+/// Assembles every kernel alone, for every architecture.
+fn measure(ptxas: &Ptxas) -> Result<Vec<Size>> {
+    let families = families::read()?;
+    let files = families.iter().map(|(name, _)| family_file(name));
+    let texts = files.map(|file| Ok((Ptx::read(&file)?, file))).collect::<Result<Vec<_>>>()?;
     let of_arch = |arch: &'static str| -> Result<Vec<Size>> {
-        ptx.entries.iter().map(|entry| Ok(size(&ptx, arch, &ptxas.assemble(file, arch, &entry.name)?))).collect()
+        let kernels = texts.iter().flat_map(|(ptx, file)| ptx.entries.iter().map(move |entry| (entry, file)));
+        kernels.map(|(entry, file)| Ok(size(entry, arch, &ptxas.assemble(file, arch, &entry.name)?))).collect()
     };
     // The assembler has one thread: the architectures go side by side.
     let rows = std::thread::scope(|scope| {
+        let of_arch = &of_arch;
         let running = ASSEMBLED.map(|arch| scope.spawn(move || of_arch(arch)));
         running.map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked"))))
     });
@@ -116,12 +120,11 @@ fn measure(ptxas: &Ptxas, file: &Path) -> Result<Vec<Size>> {
     Ok(rows)
 }
 
-fn size(ptx: &Ptx, arch: &str, usage: &Usage) -> Size {
-    let entry = ptx.entries.iter().find(|entry| entry.name == usage.entry);
+fn size(entry: &Entry, arch: &str, usage: &Usage) -> Size {
     Size {
-        kernel: usage.entry.clone(),
+        kernel: entry.name.clone(),
         arch: arch.to_owned(),
-        ptx_lines: entry.map_or(0, |entry| entry.lines as u64),
+        ptx_lines: entry.lines as u64,
         cubin_bytes: usage.cubin_bytes,
         registers: usage.registers,
         spilled_bytes: usage.spill_stores + usage.spill_loads,

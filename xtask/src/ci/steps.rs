@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Outcome, Step};
 use crate::kernels::{builder, root};
-use crate::{assemble, ptx};
+use crate::{assemble, families, ptx};
 
 /// Set by `.ci/run`, to the reason, when the device toolchain is missing because rustup's server is out of reach.
 const NO_DEVICE_TOOLCHAIN: &str = "EPOXIDE_CI_NO_DEVICE_TOOLCHAIN";
@@ -97,7 +97,7 @@ fn last_line(text: &str) -> &str {
 /// Rebuilds the PTX where the device toolchain is installed. It is an error where it is not, but for a developer and where
 /// the server that has it is out of reach.
 fn rebuild() -> Result<Outcome> {
-    let error = match builder().check_toolchain() {
+    let error = match builder(&families::read()?).check_toolchain() {
         Ok(()) => return passed(ptx::check_text()),
         Err(error) => error,
     };
