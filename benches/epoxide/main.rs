@@ -117,8 +117,8 @@ fn on_a_gpu(c: &mut Criterion) {
         eprintln!("gpu/ cases are left out: {error}");
         return;
     }
-    // Opening a device loads the PTX; the last group has closed it.
-    c.bench_function("gpu/ptx_load", |b| b.iter(|| on_gpu(1).expect("the device was there a moment ago")));
+    // Opens the device, which the last group has closed, and loads what every rank has.
+    c.bench_function("gpu/open", |b| b.iter(|| on_gpu(1).expect("the device was there a moment ago")));
     for tokens in [128, 4096, 8192] {
         quantize(c, "gpu", on_gpu, tokens, 7168);
     }

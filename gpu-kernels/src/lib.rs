@@ -1,10 +1,13 @@
 //! # The expert-parallel kernels
 //!
-//! One kernel is one module, whose file (`mod.rs` of a folder) begins with its protocol: who writes what, which flag publishes it, and who may read it
-//! after which wait. [`layout`] and [`protocol`] hold what they share with the host.
+//! [`entries`] names every kernel. Each is a few lines over a module that begins with its protocol: who writes what, which word publishes
+//! it, and who may read it after which wait. Compile-time choices are those that change instructions: how a row is made
+//! ([`row`]) and in which order rows lie where they are received ([`order`]). All else is a number or an absent address.
 //!
-//! The PTX that rustc makes of this crate is committed and exported as [`PTX`], so that nothing but cargo is needed to build
-//! what links it, and nothing but the GPU driver to run it.
+//! [`words`] are what ranks exchange, [`layout`] is where everything lies, [`shape`] what it follows from; the host uses these too.
+//!
+//! The PTX that rustc makes of this crate is committed and exported by [family](families), so that nothing but cargo is needed to
+//! build what links it, and nothing but the GPU driver to run it.
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch))]
 
@@ -12,6 +15,8 @@ pub mod combine;
 pub mod dequantize;
 pub mod dispatch;
 pub mod entries;
+#[cfg(not(target_arch = "nvptx64"))]
+pub mod families;
 mod fold;
 pub mod layout;
 pub mod lend;
@@ -22,10 +27,6 @@ pub mod quantize;
 pub mod row;
 pub mod shape;
 pub mod words;
-
-/// The kernels as PTX for compute capability 9.0 and newer.
-#[cfg(not(target_arch = "nvptx64"))]
-pub const PTX: &str = include_str!("../ptx/epoxide_sm_90.ptx");
 
 #[cfg(target_arch = "nvptx64")]
 #[panic_handler]

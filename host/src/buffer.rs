@@ -377,6 +377,10 @@ struct Made {
 }
 
 /// Allocates a rank's memory and loads its kernels; what was allocated is in `estate` if something failed.
+///
+/// The driver may wait for running kernels in both. So this has its place between the first gather of `new` and the last: there
+/// every rank has launched all that it had to, and what runs ends without any host. Before the first, a kernel of another buffer
+/// could wait for a peer that has not launched yet, and now cannot; after the last, one of this buffer.
 fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, estate: &mut Estate) -> Result<Made> {
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use crate::backend::absolute;
 use crate::environment::refuse_nesting;
 use crate::toolchain::{Toolchain, command, install_command};
-use crate::{Backend, BuildError, DEVICE_TOOLCHAIN, Ptx, RECURSION_GUARD, TARGET, finish, lock, source};
+use crate::{Backend, BuildError, DEVICE_TOOLCHAIN, Families, Ptx, RECURSION_GUARD, TARGET, finish, lock, source};
 
 /// The release profile of a device build, whatever the workspace says.
 const PROFILE: [&str; 10] = [
@@ -42,6 +42,7 @@ pub struct PtxBuilder {
     isa: u32,
     toolchain: String,
     backend: Backend,
+    families: Families,
     target_dir: Option<PathBuf>,
     locked: bool,
 }
@@ -57,6 +58,7 @@ impl PtxBuilder {
             isa: 80,
             toolchain: DEVICE_TOOLCHAIN.to_owned(),
             backend: Backend::Rustc,
+            families: Families::default(),
             target_dir: None,
             locked: false,
         }
@@ -102,6 +104,15 @@ impl PtxBuilder {
     #[must_use]
     pub fn backend(mut self, backend: Backend) -> Self {
         self.backend = backend;
+        self
+    }
+
+    /// Names the families of the crate's kernels, each of which is to be a text of its own. The build then checks that every
+    /// kernel is in one, and the source hash covers them; [`Ptx::split`] cuts what was built. Without families there is one
+    /// text.
+    #[must_use]
+    pub fn families(mut self, families: Families) -> Self {
+        self.families = families;
         self
     }
 
@@ -153,6 +164,7 @@ impl PtxBuilder {
         let mut settings =
             vec![self.backend.name().to_owned(), self.toolchain.clone(), self.arch.clone(), format!("ptx{}", self.isa)];
         settings.extend(PROFILE.map(str::to_owned));
+        settings.extend(self.families.settings());
         source::combine(&[crates, resolved, &settings])
     }
 
@@ -174,9 +186,9 @@ impl PtxBuilder {
     ///
     /// # Errors
     ///
-    /// What [`PtxBuilder::check_toolchain`], [`PtxBuilder::source_hash`] and [`finish`] return; [`BuildError::Nested`]
-    /// inside another PTX build; [`BuildError::NoBackend`]; [`BuildError::Compile`] if the compiler refuses the crate;
-    /// [`BuildError::Artifact`] if it leaves no PTX.
+    /// What [`PtxBuilder::check_toolchain`], [`PtxBuilder::source_hash`] and [`finish`] return, and [`Families::check`] if
+    /// there are families; [`BuildError::Nested`] inside another PTX build; [`BuildError::NoBackend`]; [`BuildError::Compile`]
+    /// if the compiler refuses the crate; [`BuildError::Artifact`] if it leaves no PTX.
     pub fn build(&self) -> Result<Ptx, BuildError> {
         let crate_dir = absolute(&self.crate_dir);
         refuse_nesting(&crate_dir)?;
@@ -196,7 +208,11 @@ impl PtxBuilder {
         };
         let raw = std::fs::read_to_string(file).map_err(BuildError::io("read", file))?;
         // Only now there is a lock file for certain: cargo makes what is missing.
-        finish(&raw, &self.stamp(&crates, &self.resolved()?))
+        let ptx = finish(&raw, &self.stamp(&crates, &self.resolved()?))?;
+        if !self.families.is_empty() {
+            self.families.check(&ptx)?;
+        }
+        Ok(ptx)
     }
 
     /// Builds where the device toolchain is installed, and takes the committed PTX where it is not. For build scripts.

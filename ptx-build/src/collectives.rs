@@ -69,6 +69,13 @@ impl Collectives {
         self.0.get(entry).cloned().unwrap_or_default()
     }
 
+    /// The counts of these entries alone.
+    #[must_use]
+    pub fn only<'a>(&self, entries: impl IntoIterator<Item = &'a str>) -> Self {
+        let entries = entries.into_iter().filter_map(|entry| self.0.get_key_value(entry));
+        Self(entries.map(|(entry, kinds)| (entry.clone(), kinds.clone())).collect())
+    }
+
     /// The names of the entries that are counted.
     pub fn entries(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)

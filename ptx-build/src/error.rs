@@ -137,6 +137,24 @@ pub enum BuildError {
         line: usize,
     },
 
+    /// A family of kernels breaks a rule.
+    #[error("the family `{family}`: {rule}")]
+    #[non_exhaustive]
+    Family {
+        /// The family.
+        family: String,
+        /// What is wrong with it.
+        rule: String,
+    },
+
+    /// A kernel is in no family, although the crate's kernels have families.
+    #[error("the kernel `{entry}` is in no family: name it in one, or make one for it")]
+    #[non_exhaustive]
+    NoFamily {
+        /// The kernel.
+        entry: String,
+    },
+
     /// A line of a file of collective counts cannot be read.
     #[error("line {line} of the collective counts, `{text}`, is not `<entry> <kind> <count>`")]
     #[non_exhaustive]

@@ -45,7 +45,7 @@ fn mentions(line: &str, symbol: &str) -> bool {
 }
 
 /// Drops trailing white space and runs of empty lines.
-fn tidy(lines: &[String]) -> String {
+pub(crate) fn tidy(lines: &[String]) -> String {
     let mut text = String::new();
     for line in lines.iter().map(|line| line.trim_end()) {
         if line.is_empty() && (text.is_empty() || text.ends_with("\n\n")) {

@@ -20,6 +20,9 @@
 //! The text depends on the sources, the resolved dependencies and the toolchain alone: paths are remapped, debug information is off, the
 //! environment of the inner cargo is cleaned.
 //!
+//! A crate of many kernels may have several texts, so that a program loads only what it uses: name its [`Families`], and
+//! [`Ptx::split`] cuts the finished module.
+//!
 //! # What is checked
 //!
 //! [`lint`] reads the finished text and reports what must not be in a kernel: local memory, calls, panic paths,
@@ -48,11 +51,13 @@ mod builder;
 mod collectives;
 mod environment;
 mod error;
+mod families;
 mod finish;
 mod lint;
 mod lock;
 mod ptx;
 mod source;
+mod split;
 mod text;
 mod toolchain;
 
@@ -61,6 +66,7 @@ pub use builder::PtxBuilder;
 pub use collectives::Collectives;
 pub use environment::{RECURSION_GUARD, is_nested};
 pub use error::BuildError;
+pub use families::{Families, Family};
 pub use finish::finish;
 pub use lint::{Finding, Rule, lint};
 pub use ptx::{Entry, Ptx};

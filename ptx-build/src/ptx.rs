@@ -34,6 +34,8 @@ pub struct Entry {
     pub threads: u32,
     /// The blocks that must fit on one SM (`.minnctapersm`).
     pub blocks_per_sm: u32,
+    /// The lines it takes in the text, from `.entry` to the closing brace.
+    pub lines: usize,
     /// The number of collective instructions, by kind.
     pub collectives: BTreeMap<String, u32>,
 }
@@ -87,6 +89,11 @@ impl Ptx {
         std::fs::write(path, &self.text).map_err(BuildError::io("write", path))
     }
 
+    /// The text without its stamp.
+    pub(crate) fn unstamped(&self) -> &str {
+        self.text.splitn(3, '\n').nth(2).unwrap_or_default()
+    }
+
     /// Puts the stamp on a finished text.
     pub(crate) fn stamp(text: &str, source_hash: &str) -> Result<Self, BuildError> {
         let text = format!("{SOURCE_HASH}{source_hash}\n{TEXT_HASH}{}\n{text}", sha256(text.as_bytes()));
@@ -104,7 +111,9 @@ fn entries(text: &str) -> Result<Vec<Entry>, BuildError> {
         .map(|function| {
             let Bounds { threads, blocks_per_sm } = Bounds::of_directives(&lines, &function)
                 .ok_or_else(|| BuildError::NoMarker { entry: function.name.clone(), line: function.head + 1 })?;
-            Ok(Entry { collectives: collectives.of_entry(&function.name), name: function.name, threads, blocks_per_sm })
+            let lines = function.body.map_or(0, |(_, close)| close + 1 - function.head);
+            let collectives = collectives.of_entry(&function.name);
+            Ok(Entry { name: function.name, threads, blocks_per_sm, lines, collectives })
         })
         .collect::<Result<Vec<_>, BuildError>>()?;
     if entries.is_empty() { Err(BuildError::NoEntries) } else { Ok(entries) }
@@ -122,7 +131,7 @@ mod tests {
         let ptx = Ptx::stamp(TEXT, "abc").expect("good");
         let entry = &ptx.entries[0];
         assert_eq!((entry.name.as_str(), entry.threads, entry.blocks_per_sm), ("k", 64, 3));
-        assert_eq!(entry.collectives, [("barrier".to_owned(), 1)].into());
+        assert_eq!((entry.lines, &entry.collectives), (6, &[("barrier".to_owned(), 1)].into()));
         let path = Path::new("k.ptx");
         assert_eq!(Ptx::parse(&ptx.text, path).expect("ours"), ptx);
         assert_eq!(Ptx::parse(&ptx.text.replace('\n', "\r\n"), path).expect("ours, from Windows"), ptx);

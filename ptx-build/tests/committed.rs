@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use epoxide_ptx_build::{BuildError, COMPONENTS, DEVICE_TOOLCHAIN, PtxBuilder, finish};
+use epoxide_ptx_build::{BuildError, COMPONENTS, DEVICE_TOOLCHAIN, Families, PtxBuilder, finish};
 
 /// A toolchain that nobody has.
 const MISSING: &str = "nightly-2015-05-16";
@@ -73,6 +73,20 @@ fn edited_or_missing_ptx_is_refused() {
 }
 
 #[test]
+fn the_text_of_a_family_is_fresh_or_stale_by_itself() {
+    let (dir, file) = kernels("families");
+    let builder = builder(&dir).families(Families::parse("all k").expect("good"));
+    let whole = finish(RAW, &builder.source_hash().expect("readable")).expect("good");
+    let [family] = &whole.split(&Families::parse("all k").expect("good")).expect("of this kernel")[..] else {
+        panic!("one family");
+    };
+    family.ptx.write(&file).expect("writable");
+    assert_eq!(builder.committed(&file).expect("fresh"), family.ptx);
+    let other = builder.families(Families::parse("other k").expect("good"));
+    assert!(matches!(other.committed(&file).expect_err("another family"), BuildError::Stale { .. }));
+}
+
+#[test]
 fn the_source_hash_sees_what_matters_and_nothing_else() {
     let (dir, _) = kernels("hash");
     let (twin, _) = kernels("hash-twin");
@@ -89,6 +103,7 @@ fn the_source_hash_sees_what_matters_and_nothing_else() {
         ("ISA", builder(&dir).isa(87)),
         ("toolchain", builder(&dir).toolchain("nightly")),
         ("another crate", builder(&dir).source(&twin)),
+        ("families", builder(&dir).families(Families::parse("all k").expect("good"))),
     ] {
         assert_ne!(base, hash(other), "{what}");
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use epoxide_ptx_build::PtxBuilder;
+use epoxide_ptx_build::{Families, PtxBuilder};
 
 /// The oldest GPU the committed PTX runs on, as the architecture it is compiled for.
 pub const BASE_ARCH: &str = "sm_90";
@@ -24,24 +24,44 @@ pub fn root() -> PathBuf {
     own.parent().map_or_else(|| own.clone(), Path::to_owned)
 }
 
-/// The committed PTX.
-pub fn ptx_file() -> PathBuf {
-    root().join("gpu-kernels/ptx").join(format!("epoxide_{BASE_ARCH}.ptx"))
+/// What is committed of the PTX: the texts, and the files that they are compared with.
+pub fn ptx_dir() -> PathBuf {
+    root().join("gpu-kernels/ptx")
+}
+
+/// The committed PTX of a family.
+pub fn family_file(family: &str) -> PathBuf {
+    ptx_dir().join(format!("{family}_{BASE_ARCH}.ptx"))
+}
+
+/// Which kernel is in which family.
+pub fn families_file() -> PathBuf {
+    ptx_dir().join("families.txt")
+}
+
+/// The families for the kernels' users, in Rust.
+pub fn families_table() -> PathBuf {
+    ptx_dir().join("families.rs")
 }
 
 /// The committed numbers of collectives.
 pub fn collectives_file() -> PathBuf {
-    root().join("gpu-kernels/ptx/collectives.txt")
+    ptx_dir().join("collectives.txt")
+}
+
+/// The committed table of what each kernel takes: registers, and bytes of machine code.
+pub fn sizes_file() -> PathBuf {
+    ptx_dir().join("sizes.txt")
 }
 
 /// The builder of the kernels' PTX.
-pub fn builder() -> PtxBuilder {
+pub fn builder(families: &Families) -> PtxBuilder {
     let root = root();
     let [kernels, others @ ..] = SOURCES.map(|folder| root.join(folder));
     let builder = others.into_iter().fold(PtxBuilder::new(kernels), PtxBuilder::source);
     // In the tests of `dsl` only.
     let builder = builder.host_only("trybuild");
-    builder.arch(BASE_ARCH).isa(ISA).target_dir(root.join("gpu-kernels/target")).locked(true)
+    builder.families(families.clone()).arch(BASE_ARCH).isa(ISA).target_dir(root.join("gpu-kernels/target")).locked(true)
 }
 
 /// A path as a reader at the root of the workspace would write it.

@@ -3,6 +3,7 @@
 
 mod assemble;
 mod ci;
+mod families;
 mod kernels;
 mod ptx;
 
@@ -22,7 +23,7 @@ struct Args {
 enum Task {
     /// Rebuild the committed PTX from the kernels' sources, or check that it is what they build to.
     Ptx(ptx::Args),
-    /// Assemble the committed PTX with ptxas for every supported architecture; fail on spills and stack frames.
+    /// Assemble the committed PTX with ptxas for every supported architecture; fail on spills, stack frames and growth.
     Assemble(assemble::Args),
     /// Run everything that must hold before a change lands.
     Ci(ci::Args),

@@ -9,9 +9,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
-use epoxide_ptx_build::{Collectives, Ptx, TARGET, lint};
+use epoxide_ptx_build::{Collectives, Entry, Families, Family, Ptx, TARGET, lint};
 
-use crate::kernels::{SOURCES, builder, collectives_file, ptx_file, relative, root};
+use crate::families;
+use crate::kernels::{SOURCES, builder, collectives_file, family_file, relative, root};
 
 /// Options of `cargo xtask ptx`.
 #[derive(clap::Args)]
@@ -43,40 +44,51 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Builds the PTX and writes it, so that a finding of the lint can be looked at in the file.
 fn rebuild(accept_collectives: bool) -> Result<()> {
-    let ptx = builder().build()?;
-    let file = ptx_file();
-    ptx.write(&file)?;
-    println!("wrote {} ({} kernels, {} lines)", relative(&file), ptx.entries.len(), ptx.text.lines().count());
-    for entry in &ptx.entries {
-        let kinds: Vec<_> = entry.collectives.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
-        println!(
-            "  {:<32} {:>5} threads, {} blocks per SM; {}",
-            entry.name,
-            entry.threads,
-            entry.blocks_per_sm,
-            if kinds.is_empty() { "no collectives".to_owned() } else { kinds.join(", ") }
-        );
+    let families = families::read()?;
+    let whole = builder(&families).build()?;
+    let parts = whole.split(&families)?;
+    for Family { name, ptx, .. } in &parts {
+        let file = family_file(name);
+        ptx.write(&file)?;
+        println!("wrote {} ({} kernels, {} lines)", relative(&file), ptx.entries.len(), ptx.text.lines().count());
+        ptx.entries.iter().for_each(print_entry);
     }
+    families::write_table(&families)?;
     if accept_collectives {
         let file = collectives_file();
-        fs::write(&file, Collectives::of_ptx(&ptx.text)?.to_string()).context(relative(&file))?;
+        fs::write(&file, Collectives::of_ptx(&whole.text)?.to_string()).context(relative(&file))?;
         println!("wrote {}: read its diff", relative(&file));
     }
-    report(&ptx)
+    report(&parts)
+}
+
+fn print_entry(entry: &Entry) {
+    let kinds: Vec<_> = entry.collectives.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+    println!(
+        "  {:<32} {:>5} threads, {} blocks per SM; {}",
+        entry.name,
+        entry.threads,
+        entry.blocks_per_sm,
+        if kinds.is_empty() { "no collectives".to_owned() } else { kinds.join(", ") }
+    );
 }
 
 /// Checks that the committed PTX was made from the sources at hand, and that the hash by which this is seen covers them.
 pub fn check_hash() -> Result<()> {
-    check_reach()?;
-    let file = ptx_file();
-    let ptx = builder().committed(&file).map_err(|error| anyhow!("{error}; run `cargo xtask ptx`"))?;
-    println!("{}: source hash {} is fresh", relative(&file), &ptx.source_hash[..12]);
+    let families = families::read()?;
+    check_reach(&families)?;
+    families::check_table(&families)?;
+    for (name, _) in families.iter() {
+        let file = family_file(name);
+        let ptx = builder(&families).committed(&file).map_err(|error| anyhow!("{error}; run `cargo xtask ptx`"))?;
+        println!("{}: source hash {} is fresh", relative(&file), &ptx.source_hash[..12]);
+    }
     Ok(())
 }
 
 /// Checks that the source hash covers exactly what cargo says reaches the device: a crate of ours by its sources, any other
 /// by its version in `Cargo.lock`.
-fn check_reach() -> Result<()> {
+fn check_reach(families: &Families) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["tree", "--locked", "-p", "epoxide-kernels", "-e", "normal,build", "--target", TARGET]);
     let out = cargo.args(["--no-dedupe", "--prefix", "none", "--format", "{p}"]).current_dir(root()).output()?;
@@ -96,7 +108,8 @@ fn check_reach() -> Result<()> {
         });
     }
     let mut hashed: BTreeSet<_> = SOURCES.iter().map(|folder| (*folder).to_owned()).collect();
-    hashed.extend(builder().resolved()?.iter().map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")));
+    hashed
+        .extend(builder(families).resolved()?.iter().map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")));
     if hashed != reached {
         bail!(
             "the source hash covers {hashed:?}, and what reaches the device is {reached:?}: see xtask/src/kernels.rs"
@@ -105,13 +118,20 @@ fn check_reach() -> Result<()> {
     Ok(())
 }
 
-/// Checks that the sources build to the committed text.
+/// Checks that the sources build to the committed texts.
 pub fn check_text() -> Result<()> {
-    let file = ptx_file();
-    let committed = Ptx::read(&file)?;
-    let built = builder().build()?;
-    if built == committed {
+    let families = families::read()?;
+    for Family { name, ptx: built, .. } in builder(&families).build()?.split(&families)? {
+        let file = family_file(&name);
+        compare(&file, &Ptx::read(&file)?, &built)?;
         println!("{}: is what its sources build to", relative(&file));
+    }
+    Ok(())
+}
+
+/// Compares a committed text with what was built.
+fn compare(file: &Path, committed: &Ptx, built: &Ptx) -> Result<()> {
+    if built == committed {
         return Ok(());
     }
     let differ = |(_, (old, new)): &(usize, (&str, &str))| old != new;
@@ -120,34 +140,53 @@ pub fn check_text() -> Result<()> {
     match { pairs }.find(differ) {
         Some((at, (old, new))) => bail!(
             "{} is not what its sources build to; line {}:\n  committed: {old}\n  built:     {new}\nrun `cargo xtask ptx`",
-            relative(&file),
+            relative(file),
             at + 1
         ),
-        None => bail!("{} is not what its sources build to: one is longer; run `cargo xtask ptx`", relative(&file)),
+        None => bail!("{} is not what its sources build to: one is longer; run `cargo xtask ptx`", relative(file)),
     }
 }
 
 /// Lints the committed PTX.
 pub fn check_lint() -> Result<()> {
-    report(&Ptx::read(ptx_file())?)
+    let families = families::read()?;
+    let read = |(name, entries): (&str, &[String])| -> Result<Family> {
+        let file = family_file(name);
+        let family = Family::new(name, Ptx::read(&file)?);
+        let have: BTreeSet<_> = family.ptx.entries.iter().map(|entry| &entry.name).collect();
+        if have != entries.iter().collect() {
+            bail!("{} has the kernels {have:?}, and its family {entries:?}: run `cargo xtask ptx`", relative(&file));
+        }
+        Ok(family)
+    };
+    report(&families.iter().map(read).collect::<Result<Vec<_>>>()?)
 }
 
-/// Lints a text against the committed numbers of collectives, and prints every finding.
-fn report(ptx: &Ptx) -> Result<()> {
+/// Lints the texts against the committed numbers of collectives, and prints every finding.
+fn report(families: &[Family]) -> Result<()> {
     let file = collectives_file();
     let committed = fs::read_to_string(&file)
         .with_context(|| format!("{}: `cargo xtask ptx --accept-collectives` makes it", relative(&file)))?;
     let committed = Collectives::parse(&committed).with_context(|| relative(&file))?;
-    let findings = lint(&ptx.text, Some(&committed))?;
-    for finding in &findings {
-        eprintln!("{}: {finding}", relative(&ptx_file()));
+    let mut found = 0;
+    let mut kernels = BTreeSet::new();
+    for Family { name, ptx, .. } in families {
+        let entries: Vec<_> = ptx.entries.iter().map(|entry| entry.name.as_str()).collect();
+        for finding in lint(&ptx.text, Some(&committed.only(entries.iter().copied())))? {
+            eprintln!("{}: {finding}", relative(&family_file(name)));
+            found += 1;
+        }
+        kernels.extend(entries);
     }
-    if !findings.is_empty() {
+    for gone in committed.entries().filter(|entry| !kernels.contains(entry)) {
+        eprintln!("{}: there is no kernel `{gone}`", relative(&file));
+        found += 1;
+    }
+    if found > 0 {
         bail!(
-            "{} finding(s) in the PTX; if only numbers of collectives changed, and rightly: `cargo xtask ptx --accept-collectives`",
-            findings.len()
+            "{found} finding(s) in the PTX; if only numbers of collectives changed, and rightly: `cargo xtask ptx --accept-collectives`"
         );
     }
-    println!("lint: {} kernels, nothing found", ptx.entries.len());
+    println!("lint: {} kernels in {} families, nothing found", kernels.len(), families.len());
     Ok(())
 }

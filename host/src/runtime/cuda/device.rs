@@ -4,11 +4,12 @@ use std::ffi::{CStr, c_char};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cudarc::driver::sys::{self, CUdevice_attribute};
+use epoxide_kernels::families::Family;
 
 use super::budget::{Budget, Claim, SmReservation};
 use super::context::PrimaryContext;
 use super::driver::{Driver, check, check_for};
-use super::module::Module;
+use super::kernels::Kernels;
 use super::staging::Staging;
 use crate::error::{Error, Result};
 
@@ -28,7 +29,7 @@ struct Facts {
     memory_bytes: u64,
 }
 
-/// One GPU with the kernels loaded: shared by the ranks of this process that run on it.
+/// One GPU and the kernels loaded there: shared by the ranks of this process that run on it.
 #[derive(Debug)]
 pub(crate) struct CudaDevice {
     driver_version: String,
@@ -38,7 +39,7 @@ pub(crate) struct CudaDevice {
     /// Staging buffers that no rank uses now: pinned memory is freed with the device, since freeing it waits for every
     /// kernel, a peer's that waits for its own peer too.
     idle_staging: Mutex<Vec<Staging>>,
-    module: Module,
+    kernels: Kernels,
     context: Arc<PrimaryContext>,
 }
 
@@ -52,28 +53,28 @@ impl CudaDevice {
         Ok(Driver::get()?.devices())
     }
 
-    /// Opens GPU `ordinal` and loads the kernels; the same object for every rank that asks while one of them holds it.
+    /// Opens GPU `ordinal`; the same object for every rank that asks while one of them holds it.
     ///
     /// # Errors
     ///
     /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::GpuTooOld`]; [`Error::InvalidArgument`] if there is no such
-    /// GPU; [`Error::Cuda`] if the driver cannot make a context or cannot compile the kernels (then with its log).
+    /// GPU; [`Error::Cuda`] if the driver cannot make a context.
     pub(crate) fn open(ordinal: u32) -> Result<Arc<Self>> {
         /// One entry per ordinal, with its own lock: GPUs are opened side by side, but of several ranks that open one GPU at
-        /// once, one compiles the kernels and the others wait for it.
+        /// once, one does and the others wait for it.
         static OPEN: Mutex<BTreeMap<u32, Arc<Mutex<Weak<CudaDevice>>>>> = Mutex::new(BTreeMap::new());
         let entry = Arc::clone(OPEN.lock().unwrap_or_else(PoisonError::into_inner).entry(ordinal).or_default());
         let mut entry = entry.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(device) = entry.upgrade() {
             return Ok(device);
         }
-        let device = Self::with_kernels(ordinal, epoxide_kernels::PTX)?;
+        let device = Self::with_kernels(ordinal, epoxide_kernels::families::ALL)?;
         *entry = Arc::downgrade(&device);
         Ok(device)
     }
 
-    /// Opens GPU `ordinal` for itself alone, and loads `ptx`.
-    pub(super) fn with_kernels(ordinal: u32, ptx: &str) -> Result<Arc<Self>> {
+    /// Opens GPU `ordinal` for itself alone, with these kernels.
+    pub(super) fn with_kernels(ordinal: u32, families: &'static [Family]) -> Result<Arc<Self>> {
         let driver = Driver::get()?;
         let count = driver.devices();
         let number =
@@ -84,7 +85,7 @@ impl CudaDevice {
         let facts = Facts::ask(device)?;
         check_capability(ordinal, &facts)?;
         let context = PrimaryContext::retain(ordinal, device)?;
-        let module = Module::load(&context, ptx)?;
+        let kernels = Kernels::new(&context, families);
         let connections = std::env::var("CUDA_DEVICE_MAX_CONNECTIONS").ok();
         Ok(Arc::new(Self {
             driver_version: driver.version(),
@@ -92,7 +93,7 @@ impl CudaDevice {
             streams: Budget::streams(ordinal, connections.as_deref()),
             facts,
             idle_staging: Mutex::new(Vec::new()),
-            module,
+            kernels,
             context,
         }))
     }
@@ -154,8 +155,8 @@ impl CudaDevice {
         &self.context
     }
 
-    pub(super) fn module(&self) -> &Module {
-        &self.module
+    pub(super) fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 
     /// A staging buffer: one that a former rank left, or a new one.

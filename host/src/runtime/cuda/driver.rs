@@ -252,7 +252,10 @@ mod tests {
 
     #[test]
     fn the_kernels_ask_for_the_ptx_that_the_needed_driver_reads() {
-        let version = epoxide_kernels::PTX.lines().find_map(|line| line.trim().strip_prefix(".version "));
-        assert_eq!(version.map(str::trim), Some("8.0"), "NEEDED_CUDA and OLDEST_DRIVER follow the PTX's .version");
+        for family in epoxide_kernels::families::ALL {
+            let version = family.ptx.lines().find_map(|line| line.trim().strip_prefix(".version "));
+            let rule = "NEEDED_CUDA and OLDEST_DRIVER follow the PTX's .version";
+            assert_eq!(version.map(str::trim), Some("8.0"), "{rule} ({})", family.name);
+        }
     }
 }

@@ -32,7 +32,7 @@ impl CudaRuntime {
         if kernel.cooperative() && !self.device.cooperative_launch() {
             return Err(Error::argument("kernel", name, "has a grid barrier, and this GPU has no cooperative launch"));
         }
-        let function = self.device.module().prepare(name, shared_bytes).map_err(|error| self.place(error))?;
+        let function = self.device.kernels().prepare(name, shared_bytes).map_err(|error| self.place(error))?;
         let blocks = function.blocks_per_sm(threads, shared_bytes).map_err(|error| self.place(error))?;
         if blocks == 0 {
             let rule =
@@ -62,7 +62,7 @@ impl CudaRuntime {
     ) -> Result<()> {
         let name = kernel.name();
         let (raw, stream) = (stream, self.stream(stream)?);
-        let Some(function) = self.device.module().prepared(name) else {
+        let Some(function) = self.device.kernels().prepared(name) else {
             return Err(Error::argument(
                 "kernel",
                 name,

@@ -7,7 +7,7 @@
 //! **Several ranks on one GPU** wait for each other while their kernels run, so nothing between the first launch and the last
 //! may wait for a peer's kernel by accident:
 //!
-//! * kernels are loaded, and their attributes set, by [`CudaRuntime::prepare`], never by a launch;
+//! * kernels are loaded family by family, and their attributes set, by [`CudaRuntime::prepare`], never by a launch;
 //! * streams are non-blocking, and no more than the GPU has hardware queues ([`budget`]);
 //! * SMs are reserved beforehand, and one stays free ([`CudaDevice::reserve_sms`]);
 //! * copies go through pinned memory and wait for events of their own stream ([`staging`]);
@@ -19,6 +19,7 @@ mod budget;
 mod context;
 mod device;
 mod driver;
+mod kernels;
 mod launch;
 mod memory;
 mod module;

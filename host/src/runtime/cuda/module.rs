@@ -1,8 +1,7 @@
-//! A loaded module: PTX compiled by the driver, and the functions in it that are ready to launch.
-use std::collections::HashMap;
+//! A loaded module: PTX compiled by the driver, and the functions in it.
 use std::ffi::{CStr, CString, c_void};
 use std::ptr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUfunction_attribute, CUjit_option};
 
@@ -24,8 +23,6 @@ pub(super) struct Function {
 #[derive(Debug)]
 pub(super) struct Module {
     handle: Handle<sys::CUmod_st>,
-    /// By name. Shared by the ranks on the GPU: a function's attributes are the module's, not a rank's.
-    functions: Mutex<HashMap<&'static str, Function>>,
     context: Arc<PrimaryContext>,
 }
 
@@ -50,45 +47,15 @@ impl Module {
             sys::cuModuleLoadDataEx(&mut handle, text.as_ptr().cast(), 2, options.as_mut_ptr(), values.as_mut_ptr())
         };
         check_for("cuModuleLoadDataEx", loaded, format_args!("GPU {}; {}", context.ordinal(), log_text(&log)))?;
-        Ok(Self { handle: Handle(handle), functions: Mutex::default(), context: Arc::clone(context) })
+        Ok(Self { handle: Handle(handle), context: Arc::clone(context) })
     }
 
-    /// Loads a function's code and lets it be launched with `shared_bytes` of dynamic shared memory, or with what an earlier
-    /// call asked for if that is more: another rank on the GPU may rely on it.
-    ///
-    /// After this, no launch of the function loads anything. (With lazy loading, the driver's default, the first launch would,
-    /// and would wait for running kernels; CUDA Programming Guide, "Lazy Loading", "Concurrent execution".)
+    /// Loads a function's code. The context must be current.
     ///
     /// # Errors
     ///
     /// [`Error::Cuda`], which names the kernel.
-    pub(super) fn prepare(&self, name: &'static str, shared_bytes: u32) -> Result<Function> {
-        self.context.bind()?;
-        // Held throughout: two ranks may prepare the same kernel with different sizes.
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = functions.get(name).copied();
-        let mut function = match known {
-            Some(function) => function,
-            None => Function { handle: self.look_up(name)?, shared_bytes: 0 },
-        };
-        if known.is_none() || shared_bytes > function.shared_bytes {
-            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let bytes = i32::try_from(shared_bytes).unwrap_or(i32::MAX);
-            // SAFETY: a function of this module, whose context is current.
-            let set = unsafe { sys::cuFuncSetAttribute(function.handle.0, attribute, bytes) };
-            check_for("cuFuncSetAttribute", set, format_args!("kernel {name}, {bytes} bytes of shared memory"))?;
-            function.shared_bytes = shared_bytes;
-        }
-        functions.insert(name, function);
-        Ok(function)
-    }
-
-    /// A function that some rank on this GPU prepared.
-    pub(super) fn prepared(&self, name: &str) -> Option<Function> {
-        self.functions.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
-    }
-
-    fn look_up(&self, name: &'static str) -> Result<Handle<sys::CUfunc_st>> {
+    pub(super) fn function(&self, name: &'static str) -> Result<Function> {
         let symbol = CString::new(name).map_err(|_| Error::argument("kernel", name, "its name must not hold a NUL"))?;
         let mut handle = ptr::null_mut();
         // SAFETY: a loaded module, a NUL-terminated name and a valid place for the answer.
@@ -104,11 +71,26 @@ impl Module {
             };
             check_for("cuFuncGetAttribute", asked, format_args!("kernel {name}"))?;
         }
-        Ok(Handle(handle))
+        Ok(Function { handle: Handle(handle), shared_bytes: 0 })
     }
 }
 
 impl Function {
+    /// Lets the function be launched with this much dynamic shared memory. The context must be current.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`], which names the kernel.
+    pub(super) fn allow_shared(&mut self, name: &'static str, shared_bytes: u32) -> Result<()> {
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let bytes = i32::try_from(shared_bytes).unwrap_or(i32::MAX);
+        // SAFETY: a function of a loaded module, whose context is current.
+        let set = unsafe { sys::cuFuncSetAttribute(self.handle.0, attribute, bytes) };
+        check_for("cuFuncSetAttribute", set, format_args!("kernel {name}, {bytes} bytes of shared memory"))?;
+        self.shared_bytes = shared_bytes;
+        Ok(())
+    }
+
     /// How many blocks of the function fit on one SM.
     ///
     /// # Errors

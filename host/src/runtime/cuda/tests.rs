@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use epoxide_dsl::{Kernel, KernelArg};
+use epoxide_kernels::families::Family;
 
 use half::bf16;
 
@@ -89,8 +90,11 @@ const WAIT_FOR_WORD: Kernel<Args> = Kernel::new("wait_for_word", 128, 1, false, 
 const TOUCH_NULL: Kernel<Args> = Kernel::new("touch_null", 128, 1, false, |_| {});
 const NOWHERE: Kernel<Args> = Kernel::new("nowhere", 128, 1, false, |_| {});
 
+/// One family, which names a kernel that its text has not.
+const KERNELS: &[Family] = &[Family::new("test", &["count_up", "wait_for_word", "touch_null", "nowhere"], PTX)];
+
 fn device() -> Arc<CudaDevice> {
-    CudaDevice::with_kernels(0, PTX).unwrap()
+    CudaDevice::with_kernels(0, KERNELS).unwrap()
 }
 
 fn rank(rank: u32) -> CudaRuntime {
@@ -183,7 +187,10 @@ fn launches_that_cannot_work_are_refused_by_name() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn the_compilers_log_is_in_the_error() {
-    let error = CudaDevice::with_kernels(0, &PTX.replace("mad.lo.u32", "mad.no.u32")).unwrap_err().to_string();
+    let ptx = PTX.replace("mad.lo.u32", "mad.no.u32").leak();
+    let kernels = vec![Family::new("wrong", &["count_up"], ptx)].leak();
+    let runtime = CudaRuntime::new(CudaDevice::with_kernels(0, kernels).unwrap(), 0).unwrap();
+    let error = runtime.prepare(&COUNT_UP, 0).unwrap_err().to_string();
     assert!(error.contains("cuModuleLoadDataEx") && error.contains("the PTX compiler says: "), "{error}");
 }
 
