@@ -9,7 +9,7 @@ use epoxide::{
     Mode, Result, bf16,
 };
 use epoxide_dsl::fault::{Abort, CODE_TIMEOUT};
-use epoxide_kernels::protocol::UNUSED_EVEN;
+use epoxide_kernels::words::UNUSED_EVEN;
 use support::Device;
 use support::errors::{dispatch, small};
 use support::forge::Window;

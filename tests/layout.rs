@@ -2,7 +2,8 @@
 mod support;
 
 use epoxide::{BytesNeeded, Config, DispatchInput, ElasticBuffer, Error, WireFormat, bf16, bytes_needed};
-use epoxide_kernels::layout::{PrivateLayout, Shape, Sizes, WindowLayout};
+use epoxide_kernels::layout::{PrivateLayout, Sizes, WindowLayout};
+use epoxide_kernels::shape::Shape;
 use proptest::prelude::*;
 use support::laws::{regions_lie_well, require};
 use support::{Device, replay};
@@ -157,12 +158,12 @@ fn a_buffer_lies_as_its_layout_says() {
 
 #[test]
 fn sizes_that_do_not_fit_in_64_bits_have_no_layout() {
-    let shape =
-        Shape { ranks: 1, experts: 8, top_k: 2, hidden: 256, max_tokens: 16, blocks: 1, format: WireFormat::Bf16 };
-    let fits = Sizes { shape, rows: 1 << 50, counters: 9 };
+    let (ranks, experts, top_k, hidden, max_tokens, blocks, format) = (1, 8, 2, 256, 16, 1, WireFormat::Bf16);
+    let shape = |rows| Shape { ranks, experts, top_k, hidden, max_tokens, rows, blocks, format };
+    let fits = Sizes { shape: shape(1 << 50), counters: 9 };
     assert!(WindowLayout::of(&fits).is_some() && PrivateLayout::of(&fits).is_some());
     for rows in [1 << 55, u64::MAX / 512, u64::MAX] {
-        assert_eq!(WindowLayout::of(&Sizes { rows, ..fits }), None, "{rows} rows");
+        assert_eq!(WindowLayout::of(&Sizes { shape: shape(rows), ..fits }), None, "{rows} rows");
     }
     for counters in [1 << 62, u64::MAX - 1, u64::MAX] {
         let sizes = Sizes { counters, ..fits };

@@ -37,7 +37,7 @@ pub struct FaultChannel {
     pub window: Window,
     /// Every rank's abort word: 0, or a packed [`Abort`].
     pub abort: Region<u64>,
-    /// How long an operation may take from its entry, in nanoseconds.
+    /// How long an operation may take from its entry, in nanoseconds: far less than 64 bits hold.
     pub timeout_ns: u64,
     /// Names the kernel in records.
     pub kernel: u32,
@@ -97,8 +97,7 @@ impl Abort {
 
 impl Fault {
     /// No fault.
-    pub const NONE: Self =
-        Self { code: 0, phase: 0, peer: u32::MAX, told: Told::Here, expected: 0, seen: 0 };
+    pub const NONE: Self = Self { code: 0, phase: 0, peer: u32::MAX, told: Told::Here, expected: 0, seen: 0 };
 
     /// Whether this is one.
     #[inline(always)]

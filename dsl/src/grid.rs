@@ -50,7 +50,7 @@ impl GridCounters {
             let before = self.words.fetch_add_acq_rel::<Gpu>(0, 1);
             target = u64::from((before as u32 / blocks + 1) * blocks);
         }
-        watch.wait_until(phase, 1, |_| {
+        watch.wait_until_each(phase, 1, |_| {
             let seen = self.words.load_acquire::<Gpu>(0);
             Poll { peer: u32::MAX, expected: target, seen, ready: seen >= target }
         })

@@ -401,14 +401,11 @@ impl Shared<u32> {
     pub fn fetch_add_relaxed(self, index: u32, value: u32) -> u32 {
         arch::shared_add_u32(self.at(index).address, value)
     }
-}
-
-impl Shared<u64> {
-    /// Lowers element `index` to `value` if that is smaller (unsigned), relaxed at block scope.
+    /// Lowers element `index` to `value` if that is smaller, relaxed at block scope; returns the value before.
     #[inline(always)]
     #[track_caller]
-    pub fn fetch_min_relaxed(self, index: u32, value: u64) -> u64 {
-        arch::shared_min_u64(self.at(index).address, value)
+    pub fn fetch_min_relaxed(self, index: u32, value: u32) -> u32 {
+        arch::shared_min_u32(self.at(index).address, value)
     }
 }
 

@@ -66,7 +66,8 @@ impl Watch {
     #[inline(always)]
     #[track_caller]
     pub fn begin(channel: FaultChannel, epoch: u64) -> Self {
-        let deadline_ns = clock::global_ns().saturating_add(channel.timeout_ns);
+        // A timeout is far from what 64 bits of nanoseconds hold.
+        let deadline_ns = clock::global_ns().wrapping_add(channel.timeout_ns);
         Self { channel, abort: channel.own_abort(), epoch, deadline_ns }
     }
 
@@ -84,18 +85,44 @@ impl Watch {
         let mut fault = Fault::NONE;
         let mut flag = thread::index();
         while flag < flags && !fault.is_some() {
-            let mut look = poll(flag);
-            while !look.ready && !fault.is_some() {
-                fault = self.gave_up(phase, look);
-                if !fault.is_some() {
-                    arch::poll_pause("wait_until", look.peer, look.expected, look.seen, self.deadline_ns);
-                    look = poll(flag);
-                }
-            }
+            fault = self.wait_for(phase, flag, &poll);
             flag += thread::block_threads();
         }
         fault.settle()?;
         Ok(Acquired(()))
+    }
+
+    /// [`Self::wait_until`] for no more flags than the block has threads.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::wait_until`].
+    #[inline(always)]
+    #[track_caller]
+    pub fn wait_until_each(&self, phase: u32, flags: u32, poll: impl Fn(u32) -> Poll) -> Outcome {
+        let mut fault = Fault::NONE;
+        if thread::index() < flags {
+            fault = self.wait_for(phase, thread::index(), &poll);
+        }
+        fault.settle()?;
+        Ok(Acquired(()))
+    }
+
+    /// Waits for one flag. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    fn wait_for(&self, phase: u32, flag: u32, poll: &impl Fn(u32) -> Poll) -> Fault {
+        loop {
+            let look = poll(flag);
+            if look.ready {
+                return Fault::NONE;
+            }
+            let fault = self.gave_up(phase, look);
+            if fault.is_some() {
+                return fault;
+            }
+            arch::poll_pause("wait_until", look.peer, look.expected, look.seen, self.deadline_ns);
+        }
     }
 
     /// Why waiting for `look` must stop, if it must.
@@ -158,6 +185,6 @@ impl Watch {
     /// Nanoseconds since the operation's entry.
     #[inline(always)]
     pub fn elapsed_ns(&self) -> u64 {
-        clock::global_ns().saturating_sub(self.deadline_ns.saturating_sub(self.channel.timeout_ns))
+        clock::global_ns().wrapping_sub(self.deadline_ns.wrapping_sub(self.channel.timeout_ns))
     }
 }

@@ -54,6 +54,22 @@ pub fn shuffle_up(mask: u32, value: u32, distance: u32) -> u32 {
     arch::shuffle_up(mask, value, distance)
 }
 
+/// Returns the sum over this lane and all lanes below it.
+#[inline(always)]
+#[track_caller]
+pub fn prefix_sum(value: u32) -> u32 {
+    let mut sum = value;
+    let mut distance = 1;
+    while distance < LANES {
+        let below = arch::shuffle_up(ALL, sum, distance);
+        if lane() >= distance {
+            sum += below;
+        }
+        distance *= 2;
+    }
+    sum
+}
+
 /// Returns the lanes for which `predicate` holds (`vote.sync.ballot`).
 #[inline(always)]
 #[track_caller]

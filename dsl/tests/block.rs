@@ -139,24 +139,24 @@ fn shared_memory_holds_every_type_at_its_own_size() {
 #[kernel(threads = 256)]
 fn shared_atomics(args: OutArgs) {
     let count = Shared::<u32>::dynamic(16);
-    let least = Shared::<u64>::dynamic(32);
+    let least = Shared::<u32>::dynamic(32);
     let t = thread::index();
     if t == 0 {
         // Shared memory begins as anything.
         count.store_weak(0, 0);
         count.store_weak(1, 1000);
         count.store_weak(2, 0);
-        least.store_weak(1, u64::MAX);
+        least.store_weak(1, u32::MAX);
     }
     block::sync();
     let before = count.fetch_add_relaxed(1, 3);
-    let _ = least.fetch_min_relaxed(1, u64::from((t * 77 + 5) % 256) << 33 | 1);
+    let _ = least.fetch_min_relaxed(1, ((t * 77 + 5) % 256) << 24 | 1);
     args.out.store_weak(u64::from((before - 1000) / 3), 1);
     block::sync();
     if t == 0 {
         args.out.store_weak(256, u64::from(count.load_weak(1)));
-        args.out.store_weak(257, least.load_weak(1));
-        args.out.store_weak(258, least.fetch_min_relaxed(1, 0));
+        args.out.store_weak(257, u64::from(least.load_weak(1)));
+        args.out.store_weak(258, u64::from(least.fetch_min_relaxed(1, 0)));
         args.out.store_weak(259, u64::from(count.load_weak(0) + count.load_weak(2)));
     }
 }

@@ -215,7 +215,9 @@ fn addresses_count_in_elements_of_their_type() {
         (x.at(3).address(), x.cast::<U32x4>().at(2).address(), x.cast::<u8>().at(7).address()),
         (0x100c, 0x1020, 0x1007)
     );
-    assert!(!x.is_null() && Global::<u64>::null().is_null() && Symmetric::<Bf16>::null().is_null());
+    assert_eq!(Optional::some(x).get().map(Global::address), Some(0x1000));
+    assert!(Optional::<u64>::none().get().is_none());
+    assert_eq!([0, 2].map(|row| x.rows(5).row(row).at(1).address()), [0x1004, 0x102c]);
     let y: Symmetric<Bf16> = symmetric(0x2000);
     assert_eq!((y.at(5).address(), y.at(5).as_global().address()), (0x200a, 0x200a));
     assert_eq!(format!("{x:?} {y:?} {:?}", Region::<u64>::new(0x40)), "Global(0x1000) Symmetric(0x2000) Region(0x40)");

@@ -1,8 +1,12 @@
 // Written by `cargo xtask ptx` from families.txt, which is the place to change it.
 
-/// `dispatch`.
-pub const DISPATCH: Family =
-    Family::new("dispatch", &["dispatch"], include_str!("dispatch_sm_90.ptx"));
+/// `dispatch_copied`.
+pub const DISPATCH_COPIED: Family =
+    Family::new("dispatch_copied", &["dispatch_copied"], include_str!("dispatch_copied_sm_90.ptx"));
+
+/// `dispatch_quantized`.
+pub const DISPATCH_QUANTIZED: Family =
+    Family::new("dispatch_quantized", &["dispatch_quantized"], include_str!("dispatch_quantized_sm_90.ptx"));
 
 /// `combine`, `lend`.
 pub const COMBINE: Family =
@@ -17,4 +21,4 @@ pub const MEASURE: Family =
     Family::new("measure", &["delay"], include_str!("measure_sm_90.ptx"));
 
 /// Every family.
-pub const ALL: &[Family] = &[DISPATCH, COMBINE, TENSOR, MEASURE];
+pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, COMBINE, TENSOR, MEASURE];

@@ -8,7 +8,8 @@ use crate::order::Compact;
 use crate::row::{Copied, Quantized};
 
 /// Dispatches rows as they are; see [`crate::dispatch`].
-#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+// Registers for two blocks on an SM: it needs no more, and ptxas takes what it is given.
+#[kernel(threads = 512, blocks_per_sm = 2, cooperative)]
 pub fn dispatch_copied(args: DispatchArgs) {
     dispatch::run::<Copied, Compact>(&args);
 }
@@ -32,6 +33,7 @@ pub fn lend(args: LendArgs) {
 }
 
 #[cfg(not(target_arch = "nvptx64"))]
-const _: () = assert!(dispatch_copied.threads() == dispatch::THREADS && dispatch_quantized.threads() == dispatch::THREADS);
+const _: () =
+    assert!(dispatch_copied.threads() == dispatch::THREADS && dispatch_quantized.threads() == dispatch::THREADS);
 #[cfg(not(target_arch = "nvptx64"))]
 const _: () = assert!(lend.threads() >= crate::shape::MAX_RANKS && combine.threads() >= crate::shape::MAX_RANKS);

@@ -17,7 +17,6 @@ pub mod dispatch;
 pub mod entries;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod families;
-mod fold;
 pub mod layout;
 pub mod lend;
 pub mod measure;
@@ -26,6 +25,7 @@ pub mod placement;
 pub mod quantize;
 pub mod row;
 pub mod shape;
+mod sum;
 pub mod words;
 
 #[cfg(target_arch = "nvptx64")]

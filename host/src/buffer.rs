@@ -3,15 +3,16 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::PoisonError;
 
+use epoxide_dsl::Kernel;
 use epoxide_dsl::fault::{FaultChannel, RECORD_WORDS};
 use epoxide_dsl::grid::GridCounters;
 use epoxide_dsl::memory::{Global, Symmetric};
-use epoxide_dsl::window::{Region, Window};
-use epoxide_kernels::combine::combine;
-use epoxide_kernels::dispatch::dispatch;
+use epoxide_dsl::window::{Peer, Region, Window};
+use epoxide_kernels::dispatch::DispatchArgs;
+use epoxide_kernels::entries::{combine, dispatch_copied, dispatch_quantized, lend};
 use epoxide_kernels::layout::{DispatchShared, Span};
-use epoxide_kernels::lend::lend;
-use epoxide_kernels::protocol::{Operation, UNUSED_EVEN};
+use epoxide_kernels::shape::WireFormat;
+use epoxide_kernels::words::{EntryWords, Flags, Kind, Operation, UNUSED_EVEN};
 
 use crate::comm::{Comm, CommInner};
 use crate::config::{BytesNeeded, Config, Layouts, bytes_needed, dispatch_shared};
@@ -46,7 +47,6 @@ pub struct ElasticBuffer {
     /// Expert outputs that were handed over since the last combine; `None` where the caller's own work may write them.
     pub(crate) outputs: Option<u64>,
     fault: Option<Error>,
-    skip: u32,
     /// `close` has freed the memory.
     freed: bool,
     /// One thread at a time: an operation and its checks are not atomic.
@@ -136,7 +136,6 @@ impl ElasticBuffer {
             received_rows: None,
             outputs: None,
             fault: None,
-            skip: 0,
             freed: false,
             not_sync: PhantomData,
         };
@@ -255,16 +254,6 @@ impl ElasticBuffer {
         done.and(met)
     }
 
-    /// For this project's tests: leaves out a part of the protocol, to see that they notice.
-    ///
-    /// # Safety
-    ///
-    /// None of the buffer's promises hold afterwards: only on the simulated GPU, where a wrong access is at worst a wrong result.
-    #[doc(hidden)]
-    pub unsafe fn test_skip(&mut self, skip: u32) {
-        self.skip = skip;
-    }
-
     /// For this project's tests: goes on as if there had been so many operations, and so many dispatches among them.
     ///
     /// # Errors
@@ -277,9 +266,9 @@ impl ElasticBuffer {
     #[doc(hidden)]
     pub unsafe fn test_count_from(&mut self, operations: u64, dispatches: u64) -> Result<()> {
         let inner = self.comm.inner();
-        let words = self.private_span(self.layouts.private.words);
-        inner.runtime.copy_to_device(words, &operations.to_ne_bytes(), inner.stream)?;
-        inner.runtime.copy_to_device(self.dispatches(), &dispatches.to_ne_bytes(), inner.stream)
+        let p = &self.layouts.private;
+        inner.runtime.copy_to_device(self.private_span(p.epoch), &operations.to_ne_bytes(), inner.stream)?;
+        inner.runtime.copy_to_device(self.private_span(p.dispatches), &dispatches.to_ne_bytes(), inner.stream)
     }
 
     /// Checks that `handle` is that of a dispatch whose rows were not combined yet, the current one of this buffer.
@@ -312,41 +301,33 @@ impl ElasticBuffer {
         self.private + span.offset
     }
 
-    /// How many dispatches there were, on the device.
-    pub(crate) fn dispatches(&self) -> u64 {
-        self.private_span(self.layouts.private.words) + 40
-    }
-
     /// What every kernel takes.
-    pub(crate) fn operation(&self, kernel: u32) -> Operation {
-        let words = self.private_span(self.layouts.private.words);
-        let w = &self.layouts.window;
+    pub(crate) fn operation(&self, kind: Kind) -> Operation {
+        let (w, p) = (&self.layouts.window, &self.layouts.private);
         // SAFETY: the addresses are this buffer's own allocations, laid out for its shape, and live as long as the group has
         // work on them (see `transport::local`).
         unsafe {
             let window = Window {
                 bases: Global::from_raw(self.private_span(self.layouts.private.bases)),
                 own: Symmetric::from_raw(self.window),
-                rank: self.comm.rank(),
-                ranks: self.comm.size(),
+                me: Peer(self.comm.rank()),
+                peers: self.comm.size(),
             };
             Operation {
                 fault: FaultChannel {
                     record: Global::from_raw(self.record.device),
-                    claim: Global::from_raw(words + 32),
+                    claim: Global::from_raw(self.private_span(p.claim)),
                     window,
                     abort: Region::new(w.abort.offset),
                     timeout_ns: u64::try_from(self.config.timeout.as_nanos()).unwrap_or(u64::MAX),
-                    kernel,
+                    kernel: kind as u32,
                     reserved: 0,
                 },
-                entry: Region::new(w.entry.offset),
-                done: Region::new(w.done.offset),
-                epoch: Global::from_raw(words),
-                lent: Global::from_raw(words + 8),
-                grid: GridCounters { words: Global::from_raw(words + 16) },
-                config: self.config_hash,
-                skip: self.skip,
+                entry: EntryWords::new(Region::new(w.entry.offset), self.config_hash),
+                done: Flags::new(Region::new(w.done.offset)),
+                epoch: Global::from_raw(self.private_span(p.epoch)),
+                lent: Global::from_raw(self.private_span(p.lent)),
+                grid: GridCounters { words: Global::from_raw(self.private_span(p.grid)) },
             }
         }
     }
@@ -369,6 +350,14 @@ impl Drop for ElasticBuffer {
     }
 }
 
+/// The dispatch of rows of this format.
+pub(crate) fn dispatch_kernel(format: WireFormat) -> &'static Kernel<DispatchArgs> {
+    match format {
+        WireFormat::Bf16 => &dispatch_copied,
+        WireFormat::Fp8 => &dispatch_quantized,
+    }
+}
+
 struct Made {
     shared: DispatchShared,
     window: u64,
@@ -384,7 +373,7 @@ struct Made {
 fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, estate: &mut Estate) -> Result<Made> {
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
-    runtime.prepare(&dispatch, shared.bytes())?;
+    runtime.prepare(dispatch_kernel(layouts.shape.format), shared.bytes())?;
     runtime.prepare(&combine, 0)?;
     runtime.prepare(&lend, 0)?;
     let window = runtime.allocate("the symmetric window", layouts.window.bytes)?;

@@ -1,9 +1,10 @@
 //! Combine: enqueues one, with what the host can see checked before.
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::window::Region;
-use epoxide_kernels::combine::{CombineArgs, UNKNOWN_OUTPUTS, combine};
-use epoxide_kernels::lend::{LendArgs, lend};
-use epoxide_kernels::protocol::kind;
+use epoxide_kernels::combine::{CombineArgs, UNKNOWN_OUTPUTS};
+use epoxide_kernels::entries::{combine, lend};
+use epoxide_kernels::lend::LendArgs;
+use epoxide_kernels::words::Kind;
 use half::bf16;
 
 use crate::buffer::{ElasticBuffer, State};
@@ -69,7 +70,7 @@ impl ElasticBuffer {
             let rule = "the dispatch has lent the region; see RecvView::expert_outputs";
             return Err(Error::WrongOrder { call: "lend_expert_outputs", state: self.state.to_string(), rule });
         }
-        let args = LendArgs { op: self.operation(kind::LEND) };
+        let args = LendArgs { op: self.operation(Kind::Lend) };
         let inner = self.comm.inner();
         // SAFETY: the kernel's launch contract: the buffer's own windows and flags; before the first combine both epochs are 0.
         unsafe { inner.runtime.launch(&lend, 1, 0, &args, inner.stream)? };
@@ -211,7 +212,7 @@ impl ElasticBuffer {
         // SAFETY: the buffer's own memory, laid out for its shape; `y` is the caller's promise.
         let args = unsafe {
             CombineArgs {
-                op: self.operation(kind::COMBINE),
+                op: self.operation(Kind::Combine),
                 expert_out: Region::new(self.layouts.window.expert_out.offset),
                 send_rank: Global::from_raw(self.private_span(p.send_rank)),
                 send_row: Global::from_raw(self.private_span(p.send_row)),
@@ -236,7 +237,7 @@ impl ElasticBuffer {
     /// Checks that `elements` are whole rows that the lent region holds; returns how many.
     fn check_rows(&self, elements: u64) -> Result<u64> {
         let hidden = u64::from(self.config.hidden);
-        let max = self.layouts.shape.max_rows();
+        let max = self.layouts.shape.rows;
         if !elements.is_multiple_of(hidden) || elements / hidden > max {
             let rule = format!("whole rows of {hidden} elements, at most {max} of them");
             return Err(Error::argument("expert outputs", format!("{elements} elements"), rule));

@@ -2,9 +2,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use epoxide_kernels::copy::copy;
-use epoxide_kernels::delay::{DelayArgs, delay};
 use epoxide_kernels::dequantize::dequantize;
+use epoxide_kernels::measure::copy::copy;
+use epoxide_kernels::measure::delay::{DelayArgs, delay};
 use epoxide_kernels::quantize::quantize;
 
 use crate::bootstrap::{Bootstrap, ThreadBootstrap};

@@ -2,12 +2,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use epoxide_kernels::layout::{
-    DispatchShared, MAX_BLOCKS, MAX_EXPERTS, MAX_HIDDEN, MAX_RANKS, MAX_TOKENS, MAX_TOP_K, PrivateLayout, Shape, Span,
-    WindowLayout,
-};
+use epoxide_kernels::layout::{DispatchShared, PrivateLayout, Span, WindowLayout};
+use epoxide_kernels::shape::{Broken, Shape};
 
-pub use epoxide_kernels::layout::WireFormat;
+pub use epoxide_kernels::shape::WireFormat;
 
 use crate::error::{Error, Result};
 
@@ -98,50 +96,11 @@ impl Config {
             top_k: self.top_k,
             hidden: self.hidden,
             max_tokens: self.max_tokens_per_rank,
+            rows: Shape::worst_rows(ranks, self.max_tokens_per_rank),
             blocks,
             format: self.format,
         };
-        if !(1..=MAX_RANKS).contains(&ranks) {
-            return Err(Error::argument(
-                "ranks",
-                ranks,
-                format!("a buffer has 1 to {MAX_RANKS} ranks in one NVLink domain"),
-            ));
-        }
-        if !(1..=MAX_EXPERTS).contains(&self.experts) {
-            return Err(Error::argument("experts", self.experts, format!("there are 1 to {MAX_EXPERTS} experts")));
-        }
-        if !(1..=MAX_TOP_K).contains(&self.top_k) {
-            return Err(Error::argument("top_k", self.top_k, format!("a token selects 1 to {MAX_TOP_K} experts")));
-        }
-        if self.top_k > self.experts {
-            return Err(Error::argument(
-                "top_k",
-                self.top_k,
-                format!("a token cannot select more than the {} experts", self.experts),
-            ));
-        }
-        if !(1..=MAX_HIDDEN).contains(&self.hidden) {
-            return Err(Error::argument("hidden", self.hidden, format!("a row has 1 to {MAX_HIDDEN} elements")));
-        }
-        if !shape.bf16_row_bytes().is_multiple_of(16) || !shape.wire_row_bytes().is_multiple_of(16) {
-            let rule = match self.format {
-                WireFormat::Bf16 => "a row is a multiple of 16 bytes: hidden is a multiple of 8",
-                WireFormat::Fp8 => "a row is a multiple of 16 bytes on the wire: hidden is a multiple of 16 in FP8",
-            };
-            return Err(Error::argument("hidden", self.hidden, rule));
-        }
-        if !(1..=MAX_TOKENS).contains(&self.max_tokens_per_rank) {
-            return Err(Error::argument(
-                "max_tokens_per_rank",
-                self.max_tokens_per_rank,
-                format!("1 to {MAX_TOKENS} tokens"),
-            ));
-        }
-        if !(1..=MAX_BLOCKS).contains(&blocks) {
-            return Err(Error::argument("num_sms", blocks, format!("an operation has 1 to {MAX_BLOCKS} blocks")));
-        }
-        debug_assert!(shape.is_valid());
+        shape.check().map_err(|Broken { argument, value, rule }| Error::argument(argument, value, rule.to_string()))?;
         if self.timeout.is_zero() || self.timeout > LONGEST_TIMEOUT {
             return Err(Error::argument("timeout", format!("{:?}", self.timeout), "more than 0 and at most a day"));
         }
@@ -247,8 +206,7 @@ impl Layouts {
 
 /// Divides the `available` bytes of a block's shared memory among the warps of dispatch.
 pub(crate) fn dispatch_shared(shape: &Shape, available: u32) -> Result<DispatchShared> {
-    let warps = epoxide_kernels::dispatch::THREADS / 32;
-    DispatchShared::new(shape, available, warps).ok_or_else(|| {
+    DispatchShared::new(shape, available).ok_or_else(|| {
         let (row, rows) = DispatchShared::stages(shape).unwrap_or((u32::MAX, 1));
         let what = match rows {
             1 => format!("a row, {row} bytes,"),

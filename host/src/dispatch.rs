@@ -1,12 +1,11 @@
 //! Dispatch: enqueues one, with what the host can see checked before.
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::window::Region;
-use epoxide_kernels::dispatch::{DispatchArgs, dispatch};
-use epoxide_kernels::layout::RecvRegions;
-use epoxide_kernels::protocol::kind;
+use epoxide_kernels::dispatch::DispatchArgs;
+use epoxide_kernels::words::{CountMatrix, Flags, Kind};
 use half::bf16;
 
-use crate::buffer::{ElasticBuffer, State};
+use crate::buffer::{ElasticBuffer, State, dispatch_kernel};
 use crate::error::{Error, Result};
 use crate::handle::Dispatched;
 use crate::tensor::{DeviceTensor, Index, check_len, check_tensor};
@@ -154,11 +153,11 @@ impl ElasticBuffer {
         // SAFETY: the buffer's own memory, laid out for its shape; the inputs are the caller's promise.
         let args = unsafe {
             DispatchArgs {
-                op: self.operation(kind::DISPATCH),
-                recv: RecvRegions::new(w),
-                dispatches: Global::from_raw(self.dispatches()),
-                landed: Region::new(w.landed.offset),
-                counts: Region::new(w.counts.offset),
+                op: self.operation(Kind::Dispatch),
+                recv: w.received.regions(),
+                dispatches: Global::from_raw(self.private_span(p.dispatches)),
+                landed: Flags::new(Region::new(w.landed.offset)),
+                counts: CountMatrix::new(Region::new(w.counts.offset), shape.ranks, shape.experts),
                 x: Global::from_raw(x),
                 topk_idx: Global::from_raw(topk_idx),
                 topk_weights: Global::from_raw(topk_weights),
@@ -180,7 +179,15 @@ impl ElasticBuffer {
         let inner = self.comm.inner();
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape
         // on every rank; the grid and shared memory are those of the layouts.
-        unsafe { inner.runtime.launch(&dispatch, self.blocks, self.shared.bytes(), &args, inner.stream)? };
+        unsafe {
+            inner.runtime.launch(
+                dispatch_kernel(shape.format),
+                self.blocks,
+                self.shared.bytes(),
+                &args,
+                inner.stream,
+            )?
+        };
         if self.config.poison_expert_outputs && !self.lent_early {
             self.poison_expert_outputs()?;
         }

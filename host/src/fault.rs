@@ -2,7 +2,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use epoxide_dsl::fault::{Abort, CODE_ABORTED, CODE_TIMEOUT, RECORD_WORDS, STATE_FILED};
-use epoxide_kernels::protocol::{code, kind, phase};
+use epoxide_kernels::words::{Code, Kind, Phase};
 
 use crate::error::Error;
 use crate::runtime::Mapped;
@@ -28,49 +28,37 @@ fn decode(words: &[u64; RECORD_WORDS as usize], experts: u32) -> Error {
     let peer = if low(words[3]) == u32::MAX { rank } else { low(words[3]) };
     let (block, epoch, expected, seen) = (low(words[4]), words[5], words[6], words[7]);
     let elapsed_ms = words[8] / 1_000_000;
-    let (token, position, index) = (low(words[9]), low(words[10]), words[11] as i64);
-    match fault_code {
-        CODE_ABORTED => {
-            let abort = Abort::from_word(seen);
-            let reason = match abort.code {
-                CODE_TIMEOUT if abort.peer == 0xffff => "its own blocks did not come together in time".to_owned(),
-                CODE_TIMEOUT => format!("it waited too long for rank {}", abort.peer),
-                code::OUTPUTS_TOO_FEW => {
-                    "fewer expert outputs were handed over there than rows were received".to_owned()
-                }
-                other => format!("fault {other}, which names rank {}", abort.peer),
-            };
-            Error::PeerAborted { rank, origin: abort.origin, kernel, epoch, phase, reason }
-        }
-        code::INDEX_OUT_OF_RANGE => {
+    if fault_code == CODE_ABORTED {
+        let abort = Abort::from_word(seen);
+        let reason = match (abort.code, Code::from_number(abort.code)) {
+            (CODE_TIMEOUT, _) if abort.peer == 0xffff => "its own blocks did not come together in time".to_owned(),
+            (CODE_TIMEOUT, _) => format!("it waited too long for rank {}", abort.peer),
+            (_, Some(code)) => code.name().to_owned(),
+            (other, None) => format!("fault {other}, which names rank {}", abort.peer),
+        };
+        return Error::PeerAborted { rank, origin: abort.origin, kernel, epoch, phase, reason };
+    }
+    if fault_code == CODE_TIMEOUT {
+        return Error::PeerTimeout { rank, peer, kernel, epoch, phase, block, expected, seen, elapsed_ms };
+    }
+    // Of a bad selection: where it is, and what.
+    let (token, position, index) = (high(expected), low(expected), seen as i64);
+    match Code::from_number(fault_code) {
+        Some(Code::IndexOutOfRange) => {
             Error::IndexOutOfRange { rank, source_rank: peer, token, position, index, experts, epoch }
         }
-        code::INDEX_REPEATED => Error::IndexRepeated { rank, source_rank: peer, token, position, index, epoch },
-        code::OUT_OF_STEP => Error::OutOfStep { rank, peer, kernel, peer_kernel: kernel_name(low(seen)), epoch },
-        code::CONFIGURATION => Error::DeviceConfigMismatch { rank, peer, kernel, epoch, expected, seen },
-        code::OUTPUTS_TOO_FEW => Error::TooFewExpertOutputs { rank, rows: seen, received: expected, epoch },
-        CODE_TIMEOUT => Error::PeerTimeout { rank, peer, kernel, epoch, phase, block, expected, seen, elapsed_ms },
-        unknown => Error::UnknownFault { rank, code: unknown, kernel, epoch },
+        Some(Code::IndexRepeated) => Error::IndexRepeated { rank, source_rank: peer, token, position, index, epoch },
+        Some(Code::OutOfStep) => Error::OutOfStep { rank, peer, kernel, peer_kernel: kernel_name(low(seen)), epoch },
+        Some(Code::Configuration) => Error::DeviceConfigMismatch { rank, peer, kernel, epoch, expected, seen },
+        Some(Code::OutputsTooFew) => Error::TooFewExpertOutputs { rank, rows: seen, received: expected, epoch },
+        None => Error::UnknownFault { rank, code: fault_code, kernel, epoch },
     }
 }
 
 fn kernel_name(number: u32) -> &'static str {
-    match number {
-        kind::DISPATCH => "dispatch",
-        kind::COMBINE => "combine",
-        kind::LEND => "lend after combine",
-        _ => "an unknown kernel",
-    }
+    Kind::from_number(number).map_or("an unknown kernel", Kind::name)
 }
 
 fn phase_name(number: u32) -> &'static str {
-    match number {
-        phase::COUNTED => "counted (all blocks of the rank have counted their tokens)",
-        phase::ENTRY => "entry (the peer has entered the operation)",
-        phase::COUNTS => "counts (the peer's row of the count matrix)",
-        phase::LANDED => "landed (the peer's rows are here)",
-        phase::DONE => "done (the peer has read the expert outputs of the combine before)",
-        phase::END => "end (the operation's own)",
-        _ => "unknown",
-    }
+    Phase::from_number(number).map_or("unknown", Phase::name)
 }

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-use epoxide_kernels::layout::MAX_RANKS;
+use epoxide_kernels::shape::MAX_RANKS;
 use epoxide_sim::{Machine, MachineConfig, Mode};
 
 use crate::bootstrap::{Bootstrap, ThreadBootstrap};

@@ -102,16 +102,16 @@ impl ElasticBuffer {
         self.check_handle("recv_view", handle)?;
         let w = &self.layouts.window;
         Ok(RecvView {
-            x: self.window_span(w.recv_x),
-            scales: self.window_span(w.recv_scales),
+            x: self.window_span(w.received.x),
+            scales: self.window_span(w.received.scales),
             scale_stride: self.layouts.shape.scale_stride(),
-            topk_idx: self.window_span(w.recv_topk),
-            topk_weights: self.window_span(w.recv_weights),
+            topk_idx: self.window_span(w.received.topk),
+            topk_weights: self.window_span(w.received.weights),
             top_k_stride: self.layouts.shape.top_k_stride(),
-            sources: self.window_span(w.recv_source),
+            sources: self.window_span(w.received.source),
             counts: self.private_span(self.layouts.private.recv_counts),
             expert_outputs: self.window_span(w.expert_out),
-            max_rows: self.layouts.shape.max_rows(),
+            max_rows: self.layouts.shape.rows,
         })
     }
 

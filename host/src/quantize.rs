@@ -1,8 +1,8 @@
 //! Quantisation and the device copy as operations of their own: one rank, no peers.
 use epoxide_dsl::memory::Global;
 use epoxide_kernels::dequantize::{DequantizeArgs, dequantize};
-use epoxide_kernels::layout::MAX_HIDDEN;
 use epoxide_kernels::quantize::{GROUP, PIECE, QuantizeArgs, quantize};
+use epoxide_kernels::shape::MAX_HIDDEN;
 use half::bf16;
 
 use crate::comm::Comm;

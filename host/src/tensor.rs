@@ -33,13 +33,13 @@ pub trait Index: Element + sealed::Sealed {
     const KIND: u32;
 }
 impl Index for i32 {
-    const KIND: u32 = epoxide_kernels::protocol::index::I32;
+    const KIND: u32 = epoxide_kernels::dispatch::index::I32;
 }
 impl Index for i64 {
-    const KIND: u32 = epoxide_kernels::protocol::index::I64;
+    const KIND: u32 = epoxide_kernels::dispatch::index::I64;
 }
 impl Index for u32 {
-    const KIND: u32 = epoxide_kernels::protocol::index::U32;
+    const KIND: u32 = epoxide_kernels::dispatch::index::U32;
 }
 mod sealed {
     pub trait Sealed {}

@@ -183,11 +183,11 @@ pub fn shared_add_u32(address: u32, value: u32) -> u32 {
     old
 }
 #[inline(always)]
-pub fn shared_min_u64(address: u32, value: u64) -> u64 {
-    let old: u64;
-    // SAFETY: as above, on 8 bytes.
+pub fn shared_min_u32(address: u32, value: u32) -> u32 {
+    let old: u32;
+    // SAFETY: one atomic on an aligned word of the block's shared memory.
     unsafe {
-        asm!("atom.relaxed.cta.shared.min.u64 {0}, [{1}], {2};", out(reg64) old, in(reg32) address, in(reg64) value, options(nostack, preserves_flags))
+        asm!("atom.relaxed.cta.shared.min.u32 {0}, [{1}], {2};", out(reg32) old, in(reg32) address, in(reg32) value, options(nostack, preserves_flags))
     };
     old
 }

@@ -125,9 +125,12 @@ pub fn store_shared_x4(address: u32, value: U32x4) {
 }
 #[track_caller]
 pub fn shared_add_u32(address: u32, value: u32) -> u32 {
-    device::rmw(shared(address), Rmw::Add, value, WEAK)
+    device::rmw(shared(address), Rmw::Add, value, RELAXED_IN_BLOCK)
 }
 #[track_caller]
-pub fn shared_min_u64(address: u32, value: u64) -> u64 {
-    device::rmw(shared(address), Rmw::Min, value, WEAK)
+pub fn shared_min_u32(address: u32, value: u32) -> u32 {
+    device::rmw(shared(address), Rmw::Min, value, RELAXED_IN_BLOCK)
 }
+
+/// What an atomic on shared memory is.
+const RELAXED_IN_BLOCK: Strength = Strength { order: Order::Relaxed, scope: device::Scope::Block };

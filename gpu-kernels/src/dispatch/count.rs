@@ -2,8 +2,8 @@
 use epoxide_dsl::prelude::*;
 
 use super::{Chunk, DispatchArgs, Now, THREADS, WARPS};
-use crate::fold::{fold, sum};
 use crate::order::Order;
+use crate::sum::sum;
 use crate::words::{BadSelection, Kind, Status};
 
 /// Where a token's copy goes among those of its rank, while only its warp's are numbered: the warp, and the number there. The handle
@@ -38,7 +38,7 @@ impl Place {
 pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     let counters = Shared::<u32>::dynamic(a.shared.counters);
     let places = Shared::<u32>::dynamic(a.shared.places);
-    let bad = Shared::<u64>::dynamic(a.shared.bad);
+    let bad = Shared::<u32>::dynamic(a.shared.bad);
     let mut i = thread::index();
     while i < a.counts.counters() {
         counters.store_weak(i, 0);
@@ -93,20 +93,22 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     }
     block::sync();
 
-    // Each warp's rows for a rank come after those of the warps before it.
-    let mut peer = thread::index();
+    // Each warp's rows for a rank come after those of the warps before it: a lane for each warp.
+    let mut peer = warp::index();
     while peer < a.peers() {
-        let mut before = 0;
-        let mut warp = 0;
-        while warp < WARPS {
-            let at = places.at(warp * a.peers() + peer);
-            let of_warp = at.load_weak(0);
-            at.store_weak(0, before);
-            before += of_warp;
-            warp += 1;
+        let of_warp = places.at(warp::lane() * a.peers() + peer);
+        let mut counted = 0;
+        if warp::lane() < WARPS {
+            counted = of_warp.load_weak(0);
         }
-        counters.store_weak(peer, before);
-        peer += THREADS;
+        let behind = warp::prefix_sum(counted);
+        if warp::lane() < WARPS {
+            of_warp.store_weak(0, behind - counted);
+        }
+        if warp::lane() == warp::LANES - 1 {
+            counters.store_weak(peer, behind);
+        }
+        peer += WARPS;
     }
     block::sync();
 
@@ -134,9 +136,18 @@ pub(super) fn publish(a: &DispatchArgs, now: Now) {
         counter += blocks * THREADS;
     }
     let peer = Peer(thread::index());
-    if thread::block_index() == 0 && peer.0 < window.peers {
-        let first = fold(blocks, BadSelection::NONE.key(), |block| a.block_bad.load_weak(block), u64::min);
-        let first = BadSelection::from_key(first);
+    // The warps whose threads have a peer, whole.
+    if thread::block_index() == 0 && warp::index() * warp::LANES < window.peers {
+        let mut key = BadSelection::NONE.key();
+        let mut block = warp::lane();
+        while block < blocks {
+            key = key.min(a.block_bad.load_weak(block));
+            block += warp::LANES;
+        }
+        let first = BadSelection::from_key(warp::min(warp::ALL, key));
+        if peer.0 >= window.peers {
+            return;
+        }
         let status = first.status();
         if status != Status::Ok {
             let index = a.selection(first.token(), first.position()) as u64;

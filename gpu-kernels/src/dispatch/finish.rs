@@ -2,7 +2,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::{DispatchArgs, Now, THREADS};
-use crate::fold::sum;
+use crate::sum::sum;
 use crate::words::Phase;
 
 /// The last block out: tells every peer that its rows are there, waits for theirs, writes the counts, advances the numbers. It says
@@ -26,19 +26,16 @@ pub(super) fn finish(
     }
     let mut i = thread::index();
     while i <= window.peers + local_experts {
-        let count = |source, counter| a.counts.count(window, now.dispatch, Peer(source), counter);
-        let mut rows = 0;
-        if complete {
-            rows = if i == 0 {
-                sum(window.peers, |source| count(source, me.0))
-            } else if i <= window.peers {
-                count(i - 1, me.0)
-            } else {
-                let expert = a.placement.first(me.0) + (i - 1 - window.peers);
-                sum(window.peers, |source| count(source, a.counts.of_expert(expert)))
-            };
-        }
-        a.recv_counts.store_weak(i, rows);
+        // In all, by source, by local expert: each is the sum of a counter over some sources.
+        let (first, sources, counter) = if i == 0 {
+            (0, window.peers, me.0)
+        } else if i <= window.peers {
+            (i - 1, 1, me.0)
+        } else {
+            (0, window.peers, a.counts.of_expert(a.placement.first(me.0) + (i - 1 - window.peers)))
+        };
+        let count = |source| a.counts.count(window, now.dispatch, Peer(first + source), counter);
+        a.recv_counts.store_weak(i, if complete { sum(sources, count) } else { 0 });
         i += THREADS;
     }
     if thread::index() == 0 {
@@ -51,12 +48,7 @@ pub(super) fn finish(
 /// Tells every peer, and waits for all. Their counts were stored before, so these are there too.
 #[inline(always)]
 #[track_caller]
-fn exchange(
-    a: &DispatchArgs,
-    watch: &wait::Watch,
-    now: Now,
-    landed: &grid::GridLanded,
-) -> Result<(), fault::Stopped> {
+fn exchange(a: &DispatchArgs, watch: &wait::Watch, now: Now, landed: &grid::GridLanded) -> Result<(), fault::Stopped> {
     watch.unless_aborted(Phase::End as u32)?;
     a.landed.post(a.op.window(), now.dispatch, landed);
     let _here = a.landed.wait(a.op.window(), watch, Phase::Landed, now.dispatch)?;

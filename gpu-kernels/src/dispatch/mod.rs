@@ -85,8 +85,8 @@ pub struct DispatchArgs {
     pub topk_weights: Global<f32>,
     /// u32 `[blocks][ranks + experts]`.
     pub block_counts: Global<u32>,
-    /// u64 `[blocks]`.
-    pub block_bad: Global<u64>,
+    /// u32 `[blocks]`.
+    pub block_bad: Global<u32>,
     /// i32 `[tokens][top_k]`: written: the rank that a selection's row went to, at the first selection of that rank; else -1.
     pub send_rank: Global<i32>,
     /// u32 `[tokens][top_k]`: written: the row there. On the way, its place among the rows of this rank that one warp counts.

@@ -20,7 +20,7 @@ pub struct PrivateLayout {
     pub claim: Span,
     /// u32 `[blocks][ranks + experts]`: each block's counts.
     pub block_counts: Span,
-    /// u64 `[blocks]`: each block's first bad selection.
+    /// u32 `[blocks]`: each block's first bad selection.
     pub block_bad: Span,
     /// i32 `[max_tokens][top_k]`: the handle: destination rank, or -1.
     pub send_rank: Span,
@@ -53,7 +53,7 @@ impl PrivateLayout {
             grid: at.span("grid counters", 2, 8)?,
             claim: at.span("claim of the fault record", 1, 8)?,
             block_counts: at.span("block counts", blocks.checked_mul(counters)?, 4)?,
-            block_bad: at.span("block faults", blocks, 8)?,
+            block_bad: at.span("block faults", blocks, 4)?,
             send_rank: at.span("handle: ranks", selections, 4)?,
             send_row: at.span("handle: rows", selections, 4)?,
             recv_counts: at.span("received counts", 1 + ranks + u64::from(shape.max_local_experts()), 4)?,

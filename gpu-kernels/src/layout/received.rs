@@ -83,7 +83,16 @@ mod tests {
     fn a_contiguous_row_holds_its_parts_side_by_side() {
         let (ranks, max_tokens) = (8, 128);
         let rows = Shape::worst_rows(ranks, max_tokens);
-        let bf16 = Shape { ranks, experts: 256, top_k: 6, hidden: 7168, max_tokens, rows, blocks: 16, format: WireFormat::Bf16 };
+        let bf16 = Shape {
+            ranks,
+            experts: 256,
+            top_k: 6,
+            hidden: 7168,
+            max_tokens,
+            rows,
+            blocks: 16,
+            format: WireFormat::Bf16,
+        };
         assert_eq!(bf16.contiguous(), ([0, 14336, 14336, 14368, 14400], 14416));
         let fp8 = Shape { format: WireFormat::Fp8, ..bf16 };
         // 56 scales.

@@ -14,7 +14,7 @@ pub struct DispatchShared {
     /// Offset of u32 `[warps][ranks]`: how many of this rank's earlier rows for a rank are of tokens that an earlier warp, or an earlier
     /// block, has counted.
     pub places: u32,
-    /// Offset of u64 `[1]`: the first bad selection.
+    /// Offset of u32 `[1]`: the first bad selection.
     pub bad: u32,
     /// Offset of u32 `[ranks + experts]`: counters.
     pub counters: u32,
@@ -35,8 +35,8 @@ impl DispatchShared {
         let bases = WARPS * 8;
         let of_ranks = shape.ranks.checked_mul(4)?;
         let places = bases.checked_add(of_ranks)?;
-        let bad = of_ranks.checked_mul(WARPS)?.checked_add(places)?.checked_next_multiple_of(8)?;
-        let counters = bad.checked_add(8)?;
+        let bad = of_ranks.checked_mul(WARPS)?.checked_add(places)?;
+        let counters = bad.checked_add(4)?;
         let counted = shape.ranks.checked_add(shape.experts)?.checked_mul(4)?;
         let stages = counters.checked_add(counted)?.checked_next_multiple_of(128)?;
         let (stage_bytes, stages_of_warp) = Self::stages(shape)?;

@@ -2,7 +2,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::Order;
-use crate::fold::sum;
+use crate::sum::sum;
 use crate::words::CountMatrix;
 
 /// By source rank, then token.

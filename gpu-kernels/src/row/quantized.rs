@@ -82,12 +82,7 @@ fn quantize_row(a: &RowShape, x: Global<U32x4>, stage: Shared<u8>) {
 /// Warp-collective.
 #[inline(always)]
 #[track_caller]
-fn quantize_piece<const N: usize, const WHOLE: bool>(
-    a: &RowShape,
-    x: Global<U32x4>,
-    stage: Shared<u8>,
-    first: u32,
-) {
+fn quantize_piece<const N: usize, const WHOLE: bool>(a: &RowShape, x: Global<U32x4>, stage: Shared<u8>, first: u32) {
     let at = first + warp::lane();
     let inside = |j: usize| WHOLE || at + j as u32 * warp::LANES < a.hidden / 8;
     let mut loaded = [[0u32; 4]; N];

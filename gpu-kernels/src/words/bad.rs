@@ -3,6 +3,7 @@ use epoxide_dsl::fault::{Fault, Told};
 use epoxide_dsl::prelude::*;
 
 use super::{Code, CountMatrix, EntryWords, Phase};
+use crate::shape::{MAX_TOKENS, MAX_TOP_K};
 
 /// Whether a rank's selections are valid, in its entry word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,37 +24,38 @@ pub const DETAIL_WORDS: u32 = 4;
 /// The place of a bad selection as one number, by which the first is the smallest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadSelection {
-    key: u64,
+    key: u32,
 }
 
 impl BadSelection {
     /// No selection is bad.
-    pub const NONE: Self = Self { key: u64::MAX };
+    pub const NONE: Self = Self { key: u32::MAX };
 
     /// Selection `position` of `token`: a token's expert for the second time, or out of range.
     #[inline(always)]
     pub const fn new(token: u32, position: u32, repeated: bool) -> Self {
-        Self { key: (token as u64) << 8 | (position as u64) << 1 | repeated as u64 }
+        const { assert!(MAX_TOKENS < 1 << 24 && MAX_TOP_K < 1 << 7, "a key has 32 bits, and all ones is no token's") };
+        Self { key: token << 8 | position << 1 | repeated as u32 }
     }
     /// Reads a key.
     #[inline(always)]
-    pub const fn from_key(key: u64) -> Self {
+    pub const fn from_key(key: u32) -> Self {
         Self { key }
     }
     /// The number by which bad selections are compared.
     #[inline(always)]
-    pub const fn key(self) -> u64 {
+    pub const fn key(self) -> u32 {
         self.key
     }
     /// The token.
     #[inline(always)]
     pub const fn token(self) -> u32 {
-        (self.key >> 8) as u32
+        self.key >> 8
     }
     /// The position in the token.
     #[inline(always)]
     pub const fn position(self) -> u32 {
-        (self.key >> 1) as u32 & 0x7f
+        self.key >> 1 & 0x7f
     }
     /// What the entry word says of it.
     #[inline(always)]

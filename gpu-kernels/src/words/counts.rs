@@ -45,10 +45,15 @@ impl CountMatrix {
     #[track_caller]
     pub fn publish(&self, window: Window, number: u64, counter: u32, count: u32) {
         let (at, word) = (self.index(window, number, window.me, counter), Stamped::new(count, number).to_word());
-        let mut peer = 0;
-        while peer < window.peers {
-            window.of(Peer(peer), self.words).store_relaxed::<System>(at, word);
-            peer += 1;
+        let mut first = 0;
+        while first < window.peers {
+            // Some addresses are on their way at a time: one after the other, each store would wait for the memory.
+            unroll!(J in 4 => {
+                if first + (J as u32) < window.peers {
+                    window.of(Peer(first + J as u32), self.words).store_relaxed::<System>(at, word);
+                }
+            });
+            first += 4;
         }
     }
 

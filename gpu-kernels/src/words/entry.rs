@@ -83,7 +83,7 @@ impl EntryWords {
         let expected = Stamped::new(entry.to_payload(), epoch).to_word();
         // Thread p waits for peer p, and keeps what it saw: there are no more peers than threads.
         let mine = Cell::new(expected);
-        let acquired = watch.wait_until(Phase::Entry as u32, window.peers, |peer| {
+        let acquired = watch.wait_until_each(Phase::Entry as u32, window.peers, |peer| {
             let seen = own.load_acquire::<System>(slot::<2>(window, epoch, Peer(peer)));
             mine.set(seen);
             wait::Poll { peer, expected, seen, ready: Stamped::from_word(seen).is_of(epoch) }

@@ -36,7 +36,7 @@ impl<const SLOTS: u32> Flags<SLOTS> {
     #[track_caller]
     pub fn wait(&self, window: Window, watch: &wait::Watch, phase: Phase, number: u64) -> wait::Outcome {
         let own = window.own(self.words);
-        watch.wait_until(phase as u32, window.peers, |peer| {
+        watch.wait_until_each(phase as u32, window.peers, |peer| {
             let seen = own.load_acquire::<System>(slot::<SLOTS>(window, number, Peer(peer)));
             wait::Poll { peer, expected: number, seen, ready: seen == number }
         })

@@ -1,7 +1,8 @@
 //! What a buffer takes, region by region: exact where the library allocates it, a projection where it does not yet.
 use std::fmt;
 
-use epoxide_kernels::layout::{Cursor, MAX_RANKS, PrivateLayout, Shape, Sizes, Span, WindowLayout};
+use epoxide_kernels::layout::{Cursor, PrivateLayout, Sizes, Span, WindowLayout};
+use epoxide_kernels::shape::{MAX_RANKS, Shape};
 
 use super::deepep;
 use super::model::Protocol;
@@ -83,7 +84,8 @@ impl PlannedBytes {
         let domain_experts = placement.first(members.end) - placement.first(members.start);
         // Rows are counted for the ranks and the experts of one domain.
         let counters = u64::from(largest) + u64::from(domain_experts);
-        let sizes = Sizes { shape, rows: most_rows(workload, &shape)?, counters };
+        let shape = Shape { rows: most_rows(workload, &shape)?, ..shape };
+        let sizes = Sizes { shape, counters };
         let (window, private) = (WindowLayout::of(&sizes)?, PrivateLayout::of(&sizes)?);
 
         // The window is as large on every rank, so it has room for the one that forwards for most.
@@ -139,7 +141,7 @@ fn region(span: Span, symmetric: bool) -> Option<RegionBytes> {
 
 /// Most rows that a rank receives.
 fn most_rows(workload: &Workload, shape: &Shape) -> Option<u64> {
-    let copies = shape.max_rows();
+    let copies = shape.rows;
     let local_experts = u64::from(shape.max_local_experts());
     let worst = match workload.layout {
         RowLayout::Compact => copies,

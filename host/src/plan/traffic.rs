@@ -3,7 +3,7 @@
 //! Everything is per rank and expected, and follows from the probability that a token goes to each rank and domain
 //! ([`Expected`]). Rows are counted where they move: a row that one kernel reads from memory and writes into a peer is one SM
 //! read, one SM write, a memory read here, a memory write there, and a pass over NVLink if the peer is another GPU.
-use epoxide_kernels::layout::Shape;
+use epoxide_kernels::shape::Shape;
 
 use super::expectation::Expected;
 use super::topology::Topology;
@@ -166,6 +166,7 @@ pub(crate) fn shape(workload: &Workload, ranks: u32) -> Shape {
         top_k: workload.top_k,
         hidden: workload.hidden,
         max_tokens: workload.tokens,
+        rows: Shape::worst_rows(ranks, workload.tokens),
         blocks: 1,
         format: workload.format,
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::{Kernel, KernelArg};
-use epoxide_kernels::copy::{CopyArgs, copy};
+use epoxide_kernels::measure::copy::{CopyArgs, copy};
 
 use crate::error::{Error, Result};
 
