@@ -5,9 +5,7 @@ mod support;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use epoxide::{
-    Bootstrap, Comm, Config, ElasticBuffer, Error, LocalGroup, Machine, MachineConfig, Mode, ThreadBootstrap, bf16,
-};
+use epoxide::{Comm, Config, ElasticBuffer, Error, LocalGroup, Machine, MachineConfig, Mode, bf16};
 use support::Device;
 use support::errors::{dispatch, run, schedules, small};
 
@@ -132,23 +130,28 @@ fn a_rank_that_panics_is_gone_even_if_its_comm_is_kept() {
     assert!(panicked);
 }
 
+/// A rank's threads take turns, each in a collective call of its own; what they get is of that call.
 #[test]
-fn a_rank_is_in_one_rendezvous_at_a_time() {
-    let ranks = ThreadBootstrap::group(2);
-    std::thread::scope(|scope| {
-        let twice = [b"one", b"two"].map(|payload| scope.spawn(|| ranks[0].all_gather(payload)));
-        // Whoever comes second is refused at once; the first waits for rank 1.
-        while !twice.iter().any(|thread| thread.is_finished()) {
-            std::thread::yield_now();
-        }
-        let met = ranks[1].all_gather(b"x").unwrap();
-        let results = twice.map(|thread| thread.join().unwrap());
-        let [refused] = results.iter().filter_map(|r| r.as_ref().err()).collect::<Vec<_>>()[..] else {
-            panic!("one of the two is refused: {results:?}");
+fn threads_of_one_rank_gather_one_after_another() {
+    let results = run(2, Mode::Fast { workers: 0 }, |comm| {
+        let gather = |thread: u32| {
+            for number in 0..300 {
+                let own = [comm.rank(), thread, number].map(u32::to_le_bytes).concat();
+                let all = comm.all_gather(&own)?;
+                if all[comm.rank() as usize] != own {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
         };
-        assert_error!(refused.clone(), Error::Bootstrap { .. }, "rank 0", "another thread");
-        assert!(results.iter().flatten().all(|all| *all == met), "{results:?}, {met:?}");
+        let both = std::thread::scope(|scope| {
+            [0, 1].map(|thread| scope.spawn(move || gather(thread))).map(|thread| thread.join().unwrap())
+        });
+        both.into_iter().collect::<epoxide::Result<Vec<bool>>>()
     });
+    for result in results {
+        assert_eq!(result.unwrap(), [true, true], "a call got another one's payloads");
+    }
 }
 
 #[test]

@@ -60,6 +60,15 @@ pub enum Error {
         /// Bytes free.
         free: u64,
     },
+    /// The host's memory is used up.
+    #[error("out of host memory: {what} needs {bytes} bytes")]
+    #[non_exhaustive]
+    HostMemory {
+        /// What it is for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: u64,
+    },
     /// A call that the buffer's state does not allow.
     #[error("{call}: {rule} (buffer is {state})")]
     #[non_exhaustive]
@@ -303,11 +312,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// An [`Error::Bootstrap`], for who implements [`Bootstrap`](crate::Bootstrap).
-    pub fn bootstrap(message: impl Into<String>) -> Self {
-        Self::Bootstrap { message: message.into() }
-    }
-
     /// An [`Error::InvalidArgument`].
     pub(crate) fn argument(argument: &'static str, value: impl fmt::Display, rule: impl Into<String>) -> Self {
         Self::InvalidArgument { argument, value: value.to_string(), rule: rule.into() }

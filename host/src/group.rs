@@ -6,9 +6,9 @@ use std::sync::Arc;
 use epoxide_kernels::layout::MAX_RANKS;
 use epoxide_sim::{Machine, MachineConfig, Mode};
 
-use crate::bootstrap::{Bootstrap, ThreadBootstrap};
 use crate::comm::Comm;
 use crate::error::{Error, Result};
+use crate::rendezvous::{Member, Rendezvous};
 use crate::runtime::cuda::{CudaDevice, CudaRuntime};
 use crate::runtime::sim::SimRuntime;
 use crate::runtime::{RawStream, Runtime};
@@ -51,11 +51,19 @@ impl LocalGroup {
     /// [`Error::Simulator`] when a rank of the machine is taken.
     pub fn on_machine(machine: &Machine) -> Result<Self> {
         let ranks = machine.config().ranks;
-        let local = LocalGroupState::new(ranks);
+        let local = LocalGroupState::new();
         let comms = (0..ranks).map(|rank| {
             let runtime = SimRuntime::new(machine.actor(rank)?);
             let stream = runtime.create_stream()?;
-            Comm::new(rank, ranks, Runtime::Sim(runtime), stream, None, Arc::clone(&local), DEFAULT_SIMULATED_SMS)
+            Comm::new(
+                rank,
+                ranks,
+                Runtime::Sim(runtime),
+                stream,
+                Rendezvous::Machine,
+                Arc::clone(&local),
+                DEFAULT_SIMULATED_SMS,
+            )
         });
         Ok(Self { comms: comms.collect::<Result<_>>()? })
     }
@@ -130,12 +138,13 @@ impl LocalGroup {
             (gpu.sms().saturating_sub(1) / sharing).clamp(1, MOST_DEFAULT_SMS)
         });
         let default_num_sms = default_num_sms.min().unwrap_or(1);
-        let local = LocalGroupState::new(ranks);
-        let comms = ThreadBootstrap::group(ranks).into_iter().zip(devices).map(|(bootstrap, device)| {
-            let rank = bootstrap.rank();
+        let local = LocalGroupState::new();
+        let comms = Member::group(ranks).into_iter().zip(devices).map(|(member, device)| {
+            let rank = member.rank();
             let runtime = CudaRuntime::new(Arc::clone(&gpus[device]), rank)?;
             let stream = stream(&runtime)?;
-            Comm::new(rank, ranks, Runtime::Cuda(runtime), stream, Some(bootstrap), Arc::clone(&local), default_num_sms)
+            let (runtime, rendezvous) = (Runtime::Cuda(runtime), Rendezvous::Threads(member));
+            Comm::new(rank, ranks, runtime, stream, rendezvous, Arc::clone(&local), default_num_sms)
         });
         Ok(Self { comms: comms.collect::<Result<_>>()? })
     }
