@@ -5,7 +5,7 @@ mod support;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use epoxide::{Comm, Config, ElasticBuffer, Error, LocalGroup, Machine, MachineConfig, Mode, bf16};
+use epoxide::{Comm, Config, ElasticBuffer, Error, LocalGroup, Machine, MachineConfig, Mode, RanksFailed, bf16};
 use support::Device;
 use support::errors::{dispatch, run, schedules, small};
 
@@ -152,6 +152,83 @@ fn threads_of_one_rank_gather_one_after_another() {
     for result in results {
         assert_eq!(result.unwrap(), [true, true], "a call got another one's payloads");
     }
+}
+
+#[derive(Debug)]
+enum Wrong {
+    Epoxide(Error),
+    Model,
+}
+
+impl From<Error> for Wrong {
+    fn from(error: Error) -> Self {
+        Self::Epoxide(error)
+    }
+}
+
+/// A rank's own error is not lost among those of the ranks that waited for it, whatever their numbers.
+#[test]
+fn the_error_that_came_first_is_in_front_with_its_rank() {
+    for (mode, wrong) in schedules().into_iter().flat_map(|mode| [(mode, 0), (mode, 2)]) {
+        let group = LocalGroup::simulated(3, mode).unwrap();
+        let failed = group.try_run(|comm| {
+            if comm.rank() == wrong {
+                return Err(Wrong::Model);
+            }
+            Ok(comm.barrier()?)
+        });
+        let failures = failed.unwrap_err().into_failures();
+        assert!(matches!(failures[0], (rank, Wrong::Model) if rank == wrong), "{mode:?}: {failures:?}");
+        assert_eq!(failures.len(), 3, "{failures:?}");
+        for (_, error) in &failures[1..] {
+            assert!(matches!(error, Wrong::Epoxide(Error::Bootstrap { .. })), "{error:?}");
+        }
+        // Our errors alone: after it was left alone, rank 0 fails by itself too, but later.
+        let group = LocalGroup::simulated(3, mode).unwrap();
+        let failed = group.run(|comm| match comm.rank() {
+            0 => comm.barrier().or_else(|_| comm.empty::<u64>(u64::MAX).map(|_| ())),
+            1 => comm.barrier(),
+            _ => comm.delay(Duration::from_secs(4000)),
+        });
+        assert_error!(failed.unwrap_err(), Error::InvalidArgument { .. }, "time = 4000s");
+    }
+}
+
+#[test]
+fn the_failures_of_ranks_read_in_the_order_in_which_they_came() {
+    let group = LocalGroup::simulated(2, Mode::Fast { workers: 0 }).unwrap();
+    let failed: Result<Vec<()>, RanksFailed<Error>> =
+        group.try_run(|comm| if comm.rank() == 1 { comm.delay(Duration::from_secs(4000)) } else { comm.barrier() });
+    let text = failed.unwrap_err().to_string();
+    assert!(text.starts_with("rank 1: time = 4000s: at most an hour; then rank 0: bootstrap: "), "{text}");
+}
+
+#[test]
+fn a_fault_names_the_buffer() {
+    for mode in schedules() {
+        let results = run(2, mode, |comm| {
+            let config = Config::new(8, 2, 64, 4).with_num_sms(2).with_timeout(Duration::from_millis(200));
+            let buffers = [(); 3].map(|()| ElasticBuffer::new(&comm, config.clone()));
+            let [_first, second, _third] = buffers;
+            let mut second = second?;
+            if comm.rank() == 1 {
+                // It never comes to the operation.
+                return comm.barrier().map(|()| None);
+            }
+            let handle = dispatch_alone(&mut second, &comm)?;
+            let fault = second.recv_counts(&handle).map(|_| ());
+            comm.barrier()?;
+            Ok(Some(fault))
+        });
+        let fault = results.into_iter().next().unwrap().unwrap().unwrap().unwrap_err();
+        assert_error!(fault, Error::PeerTimeout { buffer: 2, .. }, "dispatch 1 of buffer 2");
+    }
+}
+
+/// [`dispatch`] that does not meet the other ranks first.
+fn dispatch_alone(buffer: &mut ElasticBuffer, comm: &Comm) -> epoxide::Result<epoxide::Dispatched> {
+    let (x, idx, weights) = (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[0i64, 7])?, comm.tensor(&[1.0f32; 2])?);
+    buffer.dispatch(&epoxide::DispatchInput::new(1, &x, &idx, &weights))
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::fault;
 use crate::handle::Dispatched;
 use crate::runtime::Mapped;
-use crate::transport::local::LeftBehind;
+use crate::transport::local::{LeftBehind, number};
 
 /// Expert-parallel dispatch and combine for one rank.
 ///
@@ -205,7 +205,7 @@ impl ElasticBuffer {
         if let Some(cause) = &self.fault {
             return Err(Error::Poisoned { cause: Box::new(cause.clone()) });
         }
-        match fault::read(self.record, self.config.experts) {
+        match fault::read(self.record, number(self.id), self.config.experts) {
             None => Ok(()),
             Some(error) => {
                 self.fault = Some(error.clone());

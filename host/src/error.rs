@@ -93,7 +93,7 @@ pub enum Error {
     },
     /// A wait on a peer reached the operation's deadline.
     #[error(
-        "rank {rank} waited {elapsed_ms} ms for rank {peer} in {kernel} {epoch}, phase {phase}: expected {expected:#x}, seen {seen:#x}"
+        "rank {rank} waited {elapsed_ms} ms for rank {peer} in {kernel} {epoch} of buffer {buffer}, phase {phase}: expected {expected:#x}, seen {seen:#x}"
     )]
     #[non_exhaustive]
     PeerTimeout {
@@ -103,6 +103,8 @@ pub enum Error {
         peer: u32,
         /// The kernel.
         kernel: &'static str,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
         /// What the word says when it arrives.
@@ -117,7 +119,9 @@ pub enum Error {
         elapsed_ms: u64,
     },
     /// A peer gave up an operation, so this rank did too.
-    #[error("rank {rank} stopped {kernel} {epoch} in phase {phase}, because rank {origin} gave up ({reason})")]
+    #[error(
+        "rank {rank} stopped {kernel} {epoch} of buffer {buffer} in phase {phase}, because rank {origin} gave up ({reason})"
+    )]
     #[non_exhaustive]
     PeerAborted {
         /// This rank.
@@ -126,6 +130,8 @@ pub enum Error {
         origin: u32,
         /// The kernel.
         kernel: &'static str,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
         /// Where this rank was.
@@ -135,7 +141,7 @@ pub enum Error {
     },
     /// A selection is not an expert.
     #[error(
-        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: it must be -1 or an expert in 0..{experts} (dispatch {epoch}; seen by rank {rank})"
+        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: it must be -1 or an expert in 0..{experts} (dispatch {epoch} of buffer {buffer}; seen by rank {rank})"
     )]
     #[non_exhaustive]
     IndexOutOfRange {
@@ -151,12 +157,14 @@ pub enum Error {
         index: i64,
         /// The number of experts.
         experts: u32,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
     },
     /// A token selects an expert twice.
     #[error(
-        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: the token selects this expert twice (dispatch {epoch}; seen by rank {rank})"
+        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: the token selects this expert twice (dispatch {epoch} of buffer {buffer}; seen by rank {rank})"
     )]
     #[non_exhaustive]
     IndexRepeated {
@@ -170,11 +178,15 @@ pub enum Error {
         position: u32,
         /// The index.
         index: i64,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
     },
     /// Ranks are in different operations.
-    #[error("ranks out of step: rank {rank} is in {kernel} {epoch}, rank {peer} in {peer_kernel} {epoch}")]
+    #[error(
+        "ranks out of step: rank {rank} is in {kernel} {epoch}, rank {peer} in {peer_kernel} {epoch} of buffer {buffer}"
+    )]
     #[non_exhaustive]
     OutOfStep {
         /// This rank.
@@ -185,12 +197,14 @@ pub enum Error {
         kernel: &'static str,
         /// What the other one does.
         peer_kernel: &'static str,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
     },
     /// The device saw a peer with another configuration.
     #[error(
-        "rank {peer} runs with another configuration than rank {rank} (hash {seen:#08x}, here {expected:#08x}) in {kernel} {epoch}"
+        "rank {peer} runs with another configuration than rank {rank} (hash {seen:#08x}, here {expected:#08x}) in {kernel} {epoch} of buffer {buffer}"
     )]
     #[non_exhaustive]
     DeviceConfigMismatch {
@@ -200,6 +214,8 @@ pub enum Error {
         peer: u32,
         /// The kernel.
         kernel: &'static str,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
         /// This rank's hash.
@@ -208,7 +224,7 @@ pub enum Error {
         seen: u64,
     },
     /// The device filed a fault that this version does not know.
-    #[error("rank {rank} filed the unknown fault {code} in {kernel} {epoch}")]
+    #[error("rank {rank} filed the unknown fault {code} in {kernel} {epoch} of buffer {buffer}")]
     #[non_exhaustive]
     UnknownFault {
         /// The rank.
@@ -217,6 +233,8 @@ pub enum Error {
         code: u32,
         /// The kernel.
         kernel: &'static str,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
     },

@@ -66,7 +66,7 @@ pub use dispatch::{DispatchInput, IndexType, RawDispatchInput};
 pub use epoxide_sim::{Machine, MachineConfig, Mode};
 pub use error::{Error, Result};
 pub use event::Event;
-pub use group::{CudaStream, LocalGroup};
+pub use group::{CudaStream, LocalGroup, RanksFailed};
 pub use half::bf16;
 pub use handle::{Dispatched, Received, RecvCounts, RecvView, WireRows};
 pub use tensor::{DeviceTensor, Element, Index};

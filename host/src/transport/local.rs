@@ -139,6 +139,11 @@ impl LocalGroupState {
     }
 }
 
+/// The number in its group of the buffer with this id.
+pub(crate) fn number(buffer_id: u64) -> u64 {
+    buffer_id & 0xffff_ffff
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
