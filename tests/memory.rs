@@ -1,68 +1,15 @@
-//! What memory things take, and that it comes back: of tensors that are dropped, and of whole groups.
+//! Memory of tensors: when it is lent again, when it goes back, and that a peer which waits never holds that up.
 mod support;
 
 use std::time::{Duration, Instant};
 
-use cudarc::driver::sys;
 use epoxide::{
     Comm, Config, DispatchInput, ElasticBuffer, Error, LocalGroup, Machine, MachineConfig, Mode, Result, bf16,
 };
-use support::replay::{line, seeds};
+use support::gpu::Gpu;
 use support::{Device, gpus};
 
 const MIB: u64 = 1 << 20;
-
-/// Numbers that look random, the same for the same seed.
-struct Sizes(u64);
-
-impl Sizes {
-    /// 1 to 64 MiB, to the byte.
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        MIB + (self.0 >> 33) % (63 * MIB + 1)
-    }
-}
-
-/// The process's resident memory.
-fn resident_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/statm").expect("Linux");
-    let pages: u64 = text.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).expect("a number");
-    pages * 4096
-}
-
-/// A GPU's memory as the driver sees it, and whether its primary context is there.
-struct Gpu(sys::CUdevice);
-
-impl Gpu {
-    fn new(ordinal: u32) -> Self {
-        // The library initialises the driver.
-        LocalGroup::gpus().expect("a driver");
-        let mut device = 0;
-        // SAFETY: a valid place for the answer.
-        assert_eq!(unsafe { sys::cuDeviceGet(&mut device, ordinal as i32) }, sys::CUresult::CUDA_SUCCESS);
-        Self(device)
-    }
-
-    fn free_bytes(&self) -> u64 {
-        let (mut context, mut free, mut total) = (std::ptr::null_mut(), 0, 0);
-        // SAFETY: valid places for the answers; the context is retained while it is current and asked.
-        unsafe {
-            assert_eq!(sys::cuDevicePrimaryCtxRetain(&mut context, self.0), sys::CUresult::CUDA_SUCCESS);
-            assert_eq!(sys::cuCtxSetCurrent(context), sys::CUresult::CUDA_SUCCESS);
-            assert_eq!(sys::cuMemGetInfo_v2(&mut free, &mut total), sys::CUresult::CUDA_SUCCESS);
-            assert_eq!(sys::cuDevicePrimaryCtxRelease_v2(self.0), sys::CUresult::CUDA_SUCCESS);
-        }
-        free as u64
-    }
-
-    fn has_context(&self) -> bool {
-        let (mut flags, mut active) = (0, 0);
-        // SAFETY: valid places for the answers.
-        let asked = unsafe { sys::cuDevicePrimaryCtxGetState(self.0, &mut flags, &mut active) };
-        assert_eq!(asked, sys::CUresult::CUDA_SUCCESS);
-        active != 0
-    }
-}
 
 fn round_trip(comm: &Comm) -> Result<ElasticBuffer> {
     let mut buffer = ElasticBuffer::new(comm, Config::new(8, 1, 64, 4).with_num_sms(1))?;
@@ -71,76 +18,6 @@ fn round_trip(comm: &Comm) -> Result<ElasticBuffer> {
     comm.barrier()?;
     buffer.dispatch(&DispatchInput::new(1, &x, &idx, &weights))?;
     Ok(buffer)
-}
-
-/// 60 groups, one after another, of two ranks a GPU: with nothing but public calls, so that any version runs it. It prints what it
-/// saw (`--nocapture`).
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn groups_that_are_gone_leave_nothing() {
-    let _turn = Device::Cuda.turn();
-    let ordinals = gpus();
-    let watched: Vec<Gpu> = ordinals.iter().map(|gpu| Gpu::new(*gpu)).collect();
-    let ranks: Vec<u32> = ordinals.iter().flat_map(|gpu| [*gpu, *gpu]).collect();
-    let groups = |count: u32| {
-        for _ in 0..count {
-            LocalGroup::on_gpus(&ranks).unwrap().run(|comm| round_trip(&comm)?.close()).unwrap();
-        }
-    };
-    let figures = |when: &str| {
-        let free: Vec<u64> = watched.iter().map(|gpu| gpu.free_bytes() / MIB).collect();
-        let contexts: Vec<bool> = watched.iter().map(Gpu::has_context).collect();
-        let resident = resident_bytes() / MIB;
-        println!(
-            "{when}: {resident} MiB resident, {free:?} MiB free on GPUs {ordinals:?}, contexts there: {contexts:?}"
-        );
-        (resident, free, contexts)
-    };
-    figures("at first");
-    groups(3);
-    let before = figures("after 3 groups");
-    groups(60);
-    let after = figures("after 63 groups");
-    // A rank's pinned memory alone is 16 MiB.
-    assert!(after.0 < before.0 + 60 * 2, "{} MiB resident, then {}", before.0, after.0);
-    for (gpu, (before, after)) in before.1.iter().zip(&after.1).enumerate() {
-        assert!(after + 30 > *before, "{before} MiB free on the test's GPU {gpu}, then {after}");
-    }
-    assert!(after.2.iter().all(|there| !there), "a context that nobody uses is there");
-}
-
-/// Each is dropped before the next is made, and the stream is never waited for: room for three of the largest is enough for all.
-#[test]
-fn tensors_of_many_sizes_take_a_few_times_the_largest() {
-    for seed in seeds(2) {
-        println!("replay: {}", line("memory", "tensors_of_many_sizes_take_a_few_times_the_largest", seed));
-        let make = |comm: &Comm| -> Result<()> {
-            let mut sizes = Sizes(seed);
-            for number in 0..600 {
-                let tensor = comm.empty::<u8>(sizes.next())?;
-                assert_eq!(tensor.address() % 256, 0, "tensor {number}");
-            }
-            // Each longer than all before: nothing that was dropped is long enough by itself.
-            (1..=600).try_for_each(|number| comm.empty::<u8>(MIB + number * (63 * MIB / 600)).map(drop))
-        };
-        match Device::from_env() {
-            Device::Simulated => {
-                let config = MachineConfig::new(1, Mode::Seeded { seed }).with_arena_bytes(3 * 64 * MIB);
-                let comm = LocalGroup::on_machine(&Machine::new(config).unwrap()).unwrap().into_comms().remove(0);
-                make(&comm).unwrap();
-            }
-            Device::Cuda => {
-                let _turn = Device::Cuda.turn();
-                let gpu = Gpu::new(gpus()[0]);
-                let comm = LocalGroup::on_gpus(&gpus()[..1]).unwrap().into_comms().remove(0);
-                let before = gpu.free_bytes();
-                make(&comm).unwrap();
-                let taken = before.saturating_sub(gpu.free_bytes()) / MIB;
-                println!("1200 tensors of 1 to 64 MiB: {taken} MiB taken");
-                assert!(taken <= 3 * 64, "{taken} MiB");
-            }
-        }
-    }
 }
 
 /// A tensor that is dropped while its stream is busy leaves its memory to the next at once, whose writes come after.
@@ -172,7 +49,7 @@ fn unused_memory_of_tensors_is_given_back_before_there_is_none() {
         let tensors = [(); 3].map(|()| comm.empty::<u8>(2 * MIB));
         let [first, second, third] = tensors.map(|tensor| tensor.unwrap());
         drop((first, third));
-        // Three free ranges of 2 MiB, and the stream is idle: nothing of 3 MiB but by giving back.
+        // Three free ranges of 2 MiB, two of them the pool's, and the stream is idle: nothing of 4 MiB but by giving back.
         let large = comm.empty::<u8>(4 * MIB)?;
         drop((large, second));
         // The stream is not waited for here either.

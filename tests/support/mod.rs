@@ -7,6 +7,7 @@
 pub mod errors;
 pub mod exchange;
 pub mod forge;
+pub mod gpu;
 pub mod laws;
 pub mod plans;
 pub mod reference;

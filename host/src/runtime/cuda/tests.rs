@@ -291,7 +291,7 @@ fn a_group_of_several_ranks_closes_its_devices() {
         let group = LocalGroup::on_gpus(gpus).unwrap();
         let devices: Vec<_> = gpus.iter().map(|gpu| CudaDevice::open(*gpu).unwrap()).collect();
         let contexts: Vec<_> = devices.iter().map(|device| Arc::clone(device.context())).collect();
-        let devices: Vec<_> = devices.iter().map(Arc::downgrade).collect();
+        let devices: Vec<_> = devices.into_iter().map(|device| Arc::downgrade(&device)).collect();
         let worked = group.run(|comm| {
             let mut buffer = ElasticBuffer::new(&comm, Config::new(8, 1, 64, 4).with_num_sms(1))?;
             let x = comm.tensor(&[bf16::ONE; 64])?;
