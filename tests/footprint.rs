@@ -3,7 +3,7 @@
 mod support;
 
 use epoxide::{Comm, Config, DispatchInput, ElasticBuffer, LocalGroup, Machine, MachineConfig, Mode, Result, bf16};
-use support::gpu::{Gpu, resident_bytes};
+use support::gpu::{Gpu, address_space, resident_bytes};
 use support::replay::{line, seeds};
 use support::{Device, gpus};
 
@@ -97,4 +97,21 @@ fn tensors_of_many_sizes_take_a_few_times_the_largest() {
             }
         }
     }
+}
+
+/// A machine that halted answers nobody, and is gone with its ranks all the same.
+#[test]
+fn a_halted_machine_is_gone_with_its_group() {
+    let before = address_space();
+    for _ in 0..3 {
+        let config = MachineConfig::new(1, Mode::Fast { workers: 1 }).with_arena_bytes(4 << 40);
+        let comm = LocalGroup::on_machine(&Machine::new(config).unwrap()).unwrap().into_comms().remove(0);
+        let quantizer = epoxide::quantize::Quantizer::new(&comm).unwrap();
+        let tensor = comm.tensor(&[1u32; 64]).unwrap();
+        // SAFETY: the simulated machine finds the address that is none, and halts.
+        unsafe { quantizer.copy_raw(16, tensor.address(), 256) }.unwrap();
+        comm.synchronize().unwrap_err();
+    }
+    let after = address_space();
+    assert!(after < before + (4 << 40), "{} GiB of address space, then {}", before >> 30, after >> 30);
 }

@@ -4,9 +4,18 @@ use epoxide::LocalGroup;
 
 /// The process's resident memory.
 pub fn resident_bytes() -> u64 {
+    4096 * pages(1)
+}
+
+/// The process's address space, used or not.
+pub fn address_space() -> u64 {
+    4096 * pages(0)
+}
+
+/// The field of `/proc/self/statm`.
+fn pages(field: usize) -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").expect("Linux");
-    let pages: u64 = text.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).expect("a number");
-    pages * 4096
+    text.split_whitespace().nth(field).and_then(|pages| pages.parse().ok()).expect("a number")
 }
 
 /// A GPU's memory as the driver sees it, and whether its primary context is there.

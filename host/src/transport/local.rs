@@ -69,6 +69,14 @@ impl LeftBehind {
         }
         drop(self.sms);
     }
+
+    /// Leaves the memory where it is, for as long as its device is there: on a GPU until the process ends. A simulated machine is
+    /// gone with the last who holds it.
+    fn keep(self) {
+        if let Heap::Cuda(_) = self.heap {
+            std::mem::forget(self);
+        }
+    }
 }
 
 /// What the members of a group have left, until the last of them is gone.
@@ -87,14 +95,11 @@ impl<T> Departures<T> {
     }
 }
 
-/// Frees everything once all of it is over. If one is not (a device has failed), all memory stays, and so do all devices: what
-/// still runs on another one may use it.
-fn settle<T>(left: Vec<T>, is_over: impl Fn(&T) -> bool, free: impl Fn(T)) {
-    if left.iter().filter(|one| !is_over(one)).count() == 0 {
-        left.into_iter().for_each(free);
-    } else {
-        std::mem::forget(left);
-    }
+/// Frees everything once all of it is over. If one is not (a device has failed), everything is kept: what still runs on another
+/// device may use it.
+fn settle<T>(left: Vec<T>, is_over: impl Fn(&T) -> bool, free: impl Fn(T), keep: impl Fn(T)) {
+    let all_over = left.iter().filter(|one| !is_over(one)).count() == 0;
+    left.into_iter().for_each(|one| if all_over { free(one) } else { keep(one) });
 }
 
 /// What the ranks of a process share.
@@ -131,7 +136,7 @@ impl LocalGroupState {
     /// Takes over what a rank itself leaves; the rank is gone, and the last one frees everything.
     pub(crate) fn leave(&self, runtime: &Runtime, own: LeftBehind) {
         let left = self.departures().leave(own);
-        settle(left, |one| one.is_over(runtime), LeftBehind::free);
+        settle(left, |one| one.is_over(runtime), LeftBehind::free, LeftBehind::keep);
     }
 
     fn departures(&self) -> MutexGuard<'_, Departures<LeftBehind>> {
@@ -152,12 +157,6 @@ mod tests {
 
     use super::*;
     use crate::runtime::sim::SimRuntime;
-
-    /// Left behind by a rank, with a count of how many there are.
-    struct Left {
-        rank: u32,
-        _count: Arc<()>,
-    }
 
     #[test]
     fn only_the_last_member_gets_what_all_left() {
@@ -193,20 +192,20 @@ mod tests {
             log.borrow_mut().push(format!("wait {rank}"));
             true
         };
-        settle(vec![0, 1], is_over, |rank| log.borrow_mut().push(format!("free {rank}")));
+        let free = |rank| log.borrow_mut().push(format!("free {rank}"));
+        settle(vec![0, 1], is_over, free, |rank| panic!("rank {rank}'s was kept"));
         assert_eq!(*log.borrow(), ["wait 0", "wait 1", "free 0", "free 1"]);
     }
 
     #[test]
     fn behind_a_failure_the_others_are_waited_for_and_all_is_kept() {
-        let (kept, waited) = (Arc::new(()), RefCell::new(Vec::new()));
-        let left: Vec<Left> = (0..3).map(|rank| Left { rank, _count: Arc::clone(&kept) }).collect();
-        let is_over = |left: &Left| {
-            waited.borrow_mut().push(left.rank);
-            left.rank != 1
+        let log = RefCell::new(Vec::new());
+        let is_over = |rank: &u32| {
+            log.borrow_mut().push(format!("wait {rank}"));
+            *rank != 1
         };
-        settle(left, is_over, |left| panic!("rank {}'s was freed", left.rank));
-        assert_eq!(*waited.borrow(), [0, 1, 2]);
-        assert_eq!(Arc::strong_count(&kept), 4, "nothing was dropped, so no device is closed");
+        let keep = |rank| log.borrow_mut().push(format!("keep {rank}"));
+        settle(vec![0, 1, 2], is_over, |rank| panic!("rank {rank}'s was freed"), keep);
+        assert_eq!(*log.borrow(), ["wait 0", "wait 1", "wait 2", "keep 0", "keep 1", "keep 2"]);
     }
 }

@@ -139,11 +139,11 @@ impl pool::Segments for CudaSegments {
         let name = self.place_name();
         self.context.bind()?;
         let Some(range) = &mut self.range else { unreachable!("a segment was mapped in the range") };
-        range.mapped.remove(&(segment.address - range.base));
         // SAFETY: the whole of one mapping of `map`, which nothing uses any more (the pool's promise). Its memory has no other
         // reference, and is free with this.
         let unmapped = unsafe { sys::cuMemUnmap(segment.address, segment.bytes as usize) };
         check_for("cuMemUnmap", unmapped, &name)?;
+        range.mapped.remove(&(segment.address - range.base));
         if range.mapped.is_empty() {
             let Range { base, bytes, .. } = *range;
             self.range = None;
