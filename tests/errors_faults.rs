@@ -126,7 +126,9 @@ fn an_operation_in_which_a_peer_gives_up_is_not_taken_for_whole() {
                     let counts = round.buffer.recv_view(&handle)?.counts;
                     if kernel == "combine" {
                         round.windows[0].post("entry words", 1, 3);
-                        ["count matrix", "landed words"].map(|region| round.windows[0].post(region, 1, 2));
+                        for region in ["count matrix", "landed words"] {
+                            round.windows[0].post(region, 1, 2);
+                        }
                         round.buffer.synchronize()?;
                         comm.barrier()?;
                         round.buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut round.y))?;

@@ -5,9 +5,7 @@ mod support;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use epoxide::{
-    Bootstrap, Comm, Config, ElasticBuffer, Error, LocalGroup, Machine, MachineConfig, Mode, ThreadBootstrap, bf16,
-};
+use epoxide::{Comm, Config, ElasticBuffer, Error, LocalGroup, Machine, MachineConfig, Mode, RanksFailed, bf16};
 use support::Device;
 use support::errors::{dispatch, run, schedules, small};
 
@@ -132,23 +130,105 @@ fn a_rank_that_panics_is_gone_even_if_its_comm_is_kept() {
     assert!(panicked);
 }
 
+/// A rank's threads take turns, each in a collective call of its own; what they get is of that call.
 #[test]
-fn a_rank_is_in_one_rendezvous_at_a_time() {
-    let ranks = ThreadBootstrap::group(2);
-    std::thread::scope(|scope| {
-        let twice = [b"one", b"two"].map(|payload| scope.spawn(|| ranks[0].all_gather(payload)));
-        // Whoever comes second is refused at once; the first waits for rank 1.
-        while !twice.iter().any(|thread| thread.is_finished()) {
-            std::thread::yield_now();
-        }
-        let met = ranks[1].all_gather(b"x").unwrap();
-        let results = twice.map(|thread| thread.join().unwrap());
-        let [refused] = results.iter().filter_map(|r| r.as_ref().err()).collect::<Vec<_>>()[..] else {
-            panic!("one of the two is refused: {results:?}");
+fn threads_of_one_rank_gather_one_after_another() {
+    let results = run(2, Mode::Fast { workers: 0 }, |comm| {
+        let gather = |thread: u32| {
+            for number in 0..300 {
+                let own = [comm.rank(), thread, number].map(u32::to_le_bytes).concat();
+                let all = comm.all_gather(&own)?;
+                if all[comm.rank() as usize] != own {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
         };
-        assert_error!(refused.clone(), Error::Bootstrap { .. }, "rank 0", "another thread");
-        assert!(results.iter().flatten().all(|all| *all == met), "{results:?}, {met:?}");
+        let both = std::thread::scope(|scope| {
+            [0, 1].map(|thread| scope.spawn(move || gather(thread))).map(|thread| thread.join().unwrap())
+        });
+        both.into_iter().collect::<epoxide::Result<Vec<bool>>>()
     });
+    for result in results {
+        assert_eq!(result.unwrap(), [true, true], "a call got another one's payloads");
+    }
+}
+
+#[derive(Debug)]
+enum Wrong {
+    Epoxide(Error),
+    Model,
+}
+
+impl From<Error> for Wrong {
+    fn from(error: Error) -> Self {
+        Self::Epoxide(error)
+    }
+}
+
+/// A rank's own error is not lost among those of the ranks that waited for it, whatever their numbers.
+#[test]
+fn the_error_that_came_first_is_in_front_with_its_rank() {
+    for (mode, wrong) in schedules().into_iter().flat_map(|mode| [(mode, 0), (mode, 2)]) {
+        let group = LocalGroup::simulated(3, mode).unwrap();
+        let failed = group.try_run(|comm| {
+            if comm.rank() == wrong {
+                return Err(Wrong::Model);
+            }
+            Ok(comm.barrier()?)
+        });
+        let failures = failed.unwrap_err().into_failures();
+        assert!(matches!(failures[0], (rank, Wrong::Model) if rank == wrong), "{mode:?}: {failures:?}");
+        assert_eq!(failures.len(), 3, "{failures:?}");
+        for (_, error) in &failures[1..] {
+            assert!(matches!(error, Wrong::Epoxide(Error::Bootstrap { .. })), "{error:?}");
+        }
+        // Our errors alone: after it was left alone, rank 0 fails by itself too, but later.
+        let group = LocalGroup::simulated(3, mode).unwrap();
+        let failed = group.run(|comm| match comm.rank() {
+            0 => comm.barrier().or_else(|_| comm.empty::<u64>(u64::MAX).map(|_| ())),
+            1 => comm.barrier(),
+            _ => comm.delay(Duration::from_secs(4000)),
+        });
+        assert_error!(failed.unwrap_err(), Error::InvalidArgument { .. }, "time = 4000s");
+    }
+}
+
+#[test]
+fn the_failures_of_ranks_read_in_the_order_in_which_they_came() {
+    let group = LocalGroup::simulated(2, Mode::Fast { workers: 0 }).unwrap();
+    let failed: Result<Vec<()>, RanksFailed<Error>> =
+        group.try_run(|comm| if comm.rank() == 1 { comm.delay(Duration::from_secs(4000)) } else { comm.barrier() });
+    let text = failed.unwrap_err().to_string();
+    assert!(text.starts_with("rank 1: time = 4000s: at most an hour; then rank 0: bootstrap: "), "{text}");
+}
+
+#[test]
+fn a_fault_names_the_buffer() {
+    for mode in schedules() {
+        let results = run(2, mode, |comm| {
+            let config = Config::new(8, 2, 64, 4).with_num_sms(2).with_timeout(Duration::from_millis(200));
+            let buffers = [(); 3].map(|()| ElasticBuffer::new(&comm, config.clone()));
+            let [_first, second, _third] = buffers;
+            let mut second = second?;
+            if comm.rank() == 1 {
+                // It never comes to the operation.
+                return comm.barrier().map(|()| None);
+            }
+            let handle = dispatch_alone(&mut second, &comm)?;
+            let fault = second.recv_counts(&handle).map(|_| ());
+            comm.barrier()?;
+            Ok(Some(fault))
+        });
+        let fault = results.into_iter().next().unwrap().unwrap().unwrap().unwrap_err();
+        assert_error!(fault, Error::PeerTimeout { buffer: 2, .. }, "dispatch 1 of buffer 2");
+    }
+}
+
+/// [`dispatch`] that does not meet the other ranks first.
+fn dispatch_alone(buffer: &mut ElasticBuffer, comm: &Comm) -> epoxide::Result<epoxide::Dispatched> {
+    let (x, idx, weights) = (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[0i64, 7])?, comm.tensor(&[1.0f32; 2])?);
+    buffer.dispatch(&epoxide::DispatchInput::new(1, &x, &idx, &weights))
 }
 
 #[test]

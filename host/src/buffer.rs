@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::fault;
 use crate::handle::Dispatched;
 use crate::runtime::Mapped;
-use crate::transport::local::Estate;
+use crate::transport::local::{LeftBehind, number};
 
 /// Expert-parallel dispatch and combine for one rank.
 ///
@@ -97,8 +97,8 @@ impl ElasticBuffer {
             inner.local.buffer_id(*made)
         };
         let layouts = Layouts::new(&config, comm.size(), blocks)?;
-        let mut estate = Estate::of(&inner.runtime);
-        let made = allocate(inner, &layouts, blocks, &mut estate);
+        let mut part = LeftBehind::of(&inner.runtime);
+        let made = allocate(inner, &layouts, blocks, &mut part);
         // Every rank learns whether all could allocate before anyone relies on it.
         let shared = share_windows(inner, made.as_ref().map(|m| m.window));
         let (made, windows) = match (made, shared) {
@@ -109,10 +109,10 @@ impl ElasticBuffer {
                 }
                 match shared {
                     // The ranks did not meet: a peer may be anywhere.
-                    Err(_) => inner.local.bury(estate),
+                    Err(_) => inner.local.take_over(part),
                     // No rank has used any of it, so all free it, and none goes on before all have: freeing waits for the device.
                     Ok(_) => {
-                        estate.free();
+                        part.free();
                         let _ = inner.gather(&tagged("no buffer", &[]));
                     }
                 }
@@ -213,7 +213,7 @@ impl ElasticBuffer {
         if let Some(cause) = &self.fault {
             return Err(Error::Poisoned { cause: Box::new(cause.clone()) });
         }
-        match fault::read(self.record, self.config.experts) {
+        match fault::read(self.record, number(self.id), self.config.experts) {
             None => Ok(()),
             Some(error) => {
                 self.fault = Some(error.clone());
@@ -245,7 +245,8 @@ impl ElasticBuffer {
             // Every rank's stream was idle when it came: nobody uses this window, and no peer can be waiting for this rank
             // while the driver frees.
             let heap = inner.runtime.heap();
-            let freed = [heap.free(self.window), heap.free(self.private), heap.free_mapped(self.record)];
+            let tensors = inner.give_back_unused();
+            let freed = [heap.free(self.window), heap.free(self.private), heap.free_mapped(self.record), tensors];
             inner.release_sms(self.blocks);
             self.freed = true;
             let left = inner.gather(&tagged("closed", &[])).map(|_| ());
@@ -340,13 +341,13 @@ impl Drop for ElasticBuffer {
             return;
         }
         let inner = self.comm.inner();
-        let estate = Estate {
+        let part = LeftBehind {
             after: vec![inner.runtime.mark(inner.stream)],
             memory: vec![self.window, self.private],
             mapped: vec![self.record],
-            ..Estate::of(&inner.runtime)
+            ..LeftBehind::of(&inner.runtime)
         };
-        inner.local.bury(estate);
+        inner.local.take_over(part);
     }
 }
 
@@ -365,23 +366,23 @@ struct Made {
     record: Mapped,
 }
 
-/// Allocates a rank's memory and loads its kernels; what was allocated is in `estate` if something failed.
+/// Allocates a rank's memory and loads its kernels; what was allocated is in `part` if something failed.
 ///
 /// The driver may wait for running kernels in both. So this has its place between the first gather of `new` and the last: there
 /// every rank has launched all that it had to, and what runs ends without any host. Before the first, a kernel of another buffer
 /// could wait for a peer that has not launched yet, and now cannot; after the last, one of this buffer.
-fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, estate: &mut Estate) -> Result<Made> {
+fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBehind) -> Result<Made> {
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
     runtime.prepare(dispatch_kernel(layouts.shape.format), shared.bytes())?;
     runtime.prepare(&combine, 0)?;
     runtime.prepare(&lend, 0)?;
-    let window = runtime.allocate("the symmetric window", layouts.window.bytes)?;
-    estate.memory.push(window);
-    let private = runtime.allocate("the rank's private memory", layouts.private.bytes)?;
-    estate.memory.push(private);
+    let window = inner.allocate("the symmetric window", layouts.window.bytes)?;
+    part.memory.push(window);
+    let private = inner.allocate("the rank's private memory", layouts.private.bytes)?;
+    part.memory.push(private);
     let record = runtime.allocate_mapped(RECORD_WORDS * 8)?;
-    estate.mapped.push(record);
+    part.mapped.push(record);
     // Last: where it is made, the caller gives it back.
     inner.reserve_sms(blocks)?;
     Ok(Made { shared, window, private, record })

@@ -7,11 +7,13 @@ use epoxide_kernels::measure::copy::copy;
 use epoxide_kernels::measure::delay::{DelayArgs, delay};
 use epoxide_kernels::quantize::quantize;
 
-use crate::bootstrap::{Bootstrap, ThreadBootstrap};
 use crate::error::{Error, Result};
-use crate::runtime::{RawEvent, RawStream, Reservation, Runtime};
+use crate::pool::{Block, Pool};
+use crate::rendezvous::Rendezvous;
+use crate::runtime::{RawStream, Runtime, Segments};
+use crate::sms::ReservedSms;
 use crate::tensor::{DeviceTensor, Element};
-use crate::transport::local::{Estate, LocalGroupState};
+use crate::transport::local::{LeftBehind, LocalGroupState};
 
 /// One rank of a group: cheap to clone, and what buffers and tensors are made from.
 ///
@@ -29,36 +31,14 @@ pub(crate) struct CommInner {
     pub local: Arc<LocalGroupState>,
     /// SMs of an operation where the configuration leaves them open: the same on every rank.
     default_num_sms: u32,
-    bootstrap: Option<ThreadBootstrap>,
-    reserved: Mutex<ReservedSms>,
+    rendezvous: Rendezvous,
+    sms: Mutex<ReservedSms>,
     /// Held by the thread of this rank that is in a collective call.
     collective: Mutex<()>,
-    /// Memory of dropped tensors.
-    spare: Mutex<Vec<Spare>>,
+    /// Memory of tensors; taken by `Drop` alone.
+    pool: Mutex<Option<Pool<Segments>>>,
     /// Buffers made so far: the same number on every rank, since making one is collective.
     pub buffers_made: Mutex<u64>,
-}
-
-/// What a rank has reserved of its device's SMs: as many as its largest buffer needs, since its stream runs one operation at a
-/// time.
-#[derive(Default)]
-struct ReservedSms {
-    /// SMs of an operation of each buffer that was neither refused nor closed. One that was dropped may still be at work.
-    buffers: Vec<u32>,
-    /// Nothing on the simulated GPU, where a rank has a device of its own.
-    claim: Option<Reservation>,
-}
-
-impl ReservedSms {
-    fn most(&self) -> u32 {
-        self.buffers.iter().copied().max().unwrap_or(0)
-    }
-}
-
-/// Device memory that a dropped tensor left.
-struct Spare {
-    address: u64,
-    bytes: u64,
 }
 
 impl std::fmt::Debug for Comm {
@@ -73,7 +53,7 @@ impl Comm {
         size: u32,
         runtime: Runtime,
         stream: RawStream,
-        bootstrap: Option<ThreadBootstrap>,
+        rendezvous: Rendezvous,
         local: Arc<LocalGroupState>,
         default_num_sms: u32,
     ) -> Result<Self> {
@@ -81,6 +61,9 @@ impl Comm {
         runtime.prepare(&copy, 0)?;
         runtime.prepare(&quantize, 0)?;
         runtime.prepare(&dequantize, 0)?;
+        // From here on the rank is there, and leaves when it is dropped.
+        local.join();
+        let pool = Mutex::new(Some(Pool::new(runtime.segments())));
         let inner = CommInner {
             rank,
             size,
@@ -88,10 +71,10 @@ impl Comm {
             stream,
             local,
             default_num_sms,
-            bootstrap,
-            reserved: Mutex::default(),
+            rendezvous,
+            sms: Mutex::default(),
             collective: Mutex::default(),
-            spare: Mutex::default(),
+            pool,
             buffers_made: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -103,11 +86,7 @@ impl Comm {
 
     /// Says that this rank's host thread will not come to a collective call any more.
     pub(crate) fn leave(&self) {
-        match (&self.inner.runtime, &self.inner.bootstrap) {
-            (Runtime::Sim(runtime), _) => runtime.leave(),
-            (_, Some(bootstrap)) => bootstrap.leave(),
-            (_, None) => {}
-        }
+        self.inner.rendezvous.leave(&self.inner.runtime);
     }
 
     /// Whether `other` is the same rank of the same group.
@@ -161,39 +140,23 @@ impl Comm {
     ///
     /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     pub fn synchronize(&self) -> Result<()> {
-        // Freeing waits for the whole GPU, where a peer may be waiting for this rank: there memory is kept for the next tensor,
-        // and freed by the last rank of the group.
-        if let Runtime::Cuda(_) = self.inner.runtime {
-            return self.inner.runtime.synchronize(self.inner.stream);
-        }
-        // What was dropped before the wait is out of use after it; what is dropped meanwhile waits for the next.
-        let spare = self.inner.take_spare();
-        let waited = self.inner.runtime.synchronize(self.inner.stream);
-        if waited.is_err() {
-            self.inner.spare.lock().unwrap_or_else(PoisonError::into_inner).extend(spare);
-            return waited;
-        }
-        let heap = self.inner.runtime.heap();
-        spare.into_iter().try_for_each(|s| heap.free(s.address))
+        let inner = &self.inner;
+        inner.runtime.synchronize(inner.stream)?;
+        // On a GPU, giving back may wait for the whole of it, where a peer may be waiting for this rank.
+        if inner.runtime.gives_back_freely() { inner.give_back_unused() } else { Ok(()) }
     }
 
-    /// Allocates device memory for a tensor, if possible what a dropped one of about that size left: its last use and the next
-    /// are on the same stream, so they are in order.
-    pub(crate) fn allocate(&self, bytes: u64) -> Result<(u64, u64)> {
-        let mut spare = self.inner.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(i) = spare.iter().position(|s| s.bytes >= bytes && s.bytes / 2 <= bytes) {
-            let Spare { address, bytes } = spare.swap_remove(i);
-            return Ok((address, bytes));
-        }
-        drop(spare);
-        Ok((self.inner.runtime.allocate("a tensor", bytes)?, bytes))
-    }
-
-    /// Allocates a tensor of `len` elements, with whatever was in the memory.
+    /// Allocates a tensor of `len` elements, with whatever was in the memory: if possible in what dropped tensors of this rank left,
+    /// without a call to the driver.
+    ///
+    /// On a GPU, memory is added to what the rank has without waiting for anything that runs there, so this may be called while a
+    /// peer waits for this rank. What dropped tensors left goes back to the GPU when a buffer is closed, when the group ends, and
+    /// before a buffer is refused for want of memory; for want of a tensor's memory only if no other rank is on the GPU and this
+    /// rank's stream is idle.
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfMemory`].
+    /// [`Error::OutOfMemory`]; [`Error::InvalidArgument`] when the bytes do not fit in 64 bits.
     pub fn empty<T: Element>(&self, len: u64) -> Result<DeviceTensor<T>> {
         DeviceTensor::new(self.clone(), len)
     }
@@ -235,62 +198,76 @@ impl Comm {
             RawStream::Cuda(stream) => Some(stream),
         }
     }
-
-    /// Marks this point of the rank's stream.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
-    pub fn record(&self) -> Result<Event> {
-        Ok(Event { raw: self.inner.runtime.record_event(self.inner.stream)? })
-    }
-
-    /// Lets this rank's stream wait for an event of any rank of the process.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed; [`Error::InvalidArgument`] for another runtime's event.
-    pub fn wait(&self, event: &Event) -> Result<()> {
-        self.inner.runtime.wait_event(self.inner.stream, &event.raw)
-    }
-
-    /// Milliseconds from one event to another of the same device, both reached; wall time on the simulated GPU.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidArgument`] or [`Error::Cuda`] when one is not reached yet, or of another device.
-    pub fn elapsed_ms(&self, from: &Event, to: &Event) -> Result<f64> {
-        self.inner.runtime.elapsed_ms(&from.raw, &to.raw)
-    }
-
-    pub(crate) fn discard(&self, address: u64, bytes: u64) {
-        self.inner.spare.lock().unwrap_or_else(PoisonError::into_inner).push(Spare { address, bytes });
-    }
 }
 
 impl CommInner {
     /// Reserves SMs for a buffer whose operations have `blocks` blocks. What was reserved stays so if this fails.
     pub(crate) fn reserve_sms(&self, blocks: u32) -> Result<()> {
-        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
-        let most = reserved.most().max(blocks);
-        match &mut reserved.claim {
-            Some(claim) => claim.resize(most)?,
-            claim => *claim = self.runtime.reserve_sms(most)?,
-        }
-        reserved.buffers.push(blocks);
-        Ok(())
+        self.sms.lock().unwrap_or_else(PoisonError::into_inner).reserve(&self.runtime, blocks)
     }
 
     /// Gives back what [`Self::reserve_sms`] took for a buffer with no work left.
     pub(crate) fn release_sms(&self, blocks: u32) {
-        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(i) = reserved.buffers.iter().position(|b| *b == blocks) {
-            reserved.buffers.swap_remove(i);
+        self.sms.lock().unwrap_or_else(PoisonError::into_inner).release(blocks);
+    }
+
+    /// Memory for a tensor. It may have been a dropped one's, whose last use is on the same stream.
+    pub(crate) fn take_block(&self, bytes: u64) -> Result<Block> {
+        let mut pool = self.pool();
+        let pool = pool.as_mut().expect("`Drop` alone takes it");
+        if let Some(block) = pool.take(bytes) {
+            return Ok(block);
         }
-        let most = reserved.most();
-        if let Some(claim) = &mut reserved.claim {
-            claim.shrink(most);
+        if self.runtime.gives_back_freely() && self.runtime.is_idle(self.stream) {
+            pool.give_back()?;
         }
+        let grown = match pool.grow(bytes) {
+            Err(Error::OutOfMemory { .. }) if self.runtime.gives_back_alone() && self.runtime.is_idle(self.stream) => {
+                pool.give_back()?;
+                pool.grow(bytes)
+            }
+            grown => grown,
+        };
+        grown.map_err(|error| match error {
+            // The pool asks for no more than it lacks.
+            Error::OutOfMemory { rank, free, .. } => Error::OutOfMemory { rank, what: "a tensor", bytes, free },
+            other => other,
+        })
+    }
+
+    /// Takes a dropped tensor's memory: for the next tensor, at once.
+    pub(crate) fn put_block(&self, block: Block) {
+        if let Some(pool) = self.pool().as_mut() {
+            pool.put(block);
+        }
+    }
+
+    /// Memory for a buffer, within its constructor, in which all ranks are: whatever runs on any of them ends by itself, so
+    /// waiting for it is no deadlock. Before there is too little, what dropped tensors left goes back.
+    pub(crate) fn allocate(&self, what: &'static str, bytes: u64) -> Result<u64> {
+        match self.runtime.allocate(what, bytes) {
+            Err(refused @ Error::OutOfMemory { .. }) => {
+                self.runtime.synchronize(self.stream).and_then(|()| self.give_back_unused()).map_err(|_| refused)?;
+                self.runtime.allocate(what, bytes)
+            }
+            allocated => allocated,
+        }
+    }
+
+    /// Gives the memory that dropped tensors left back to the device, if the rank's stream is still idle. On a GPU only where no
+    /// rank can be waiting for this one.
+    ///
+    /// Under the pool's lock: what another thread of the rank has enqueued before it dropped a tensor keeps the stream busy.
+    pub(crate) fn give_back_unused(&self) -> Result<()> {
+        let mut pool = self.pool();
+        match pool.as_mut() {
+            Some(pool) if self.runtime.is_idle(self.stream) => pool.give_back(),
+            _ => Ok(()),
+        }
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Option<Pool<Segments>>> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A collective call's turn: a rank's threads make them one after another.
@@ -300,40 +277,29 @@ impl CommInner {
 
     /// [`Comm::all_gather`] within a collective call that has its turn.
     pub(crate) fn gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
-        match (&self.runtime, &self.bootstrap) {
-            (Runtime::Sim(runtime), _) => runtime.exchange(payload),
-            (_, Some(bootstrap)) => bootstrap.all_gather(payload),
-            (_, None) => unreachable!("only simulated ranks have no bootstrap"),
-        }
-    }
-
-    fn take_spare(&self) -> Vec<Spare> {
-        std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner))
+        self.rendezvous.all_gather(&self.runtime, payload)
     }
 }
 
 /// The longest [`Comm::delay`].
 const LONGEST_DELAY: Duration = Duration::from_secs(3600);
 
-/// A point in a rank's stream.
-#[derive(Clone, Debug)]
-pub struct Event {
-    raw: RawEvent,
-}
-
 impl Drop for CommInner {
     /// Leaves what is still allocated to the group, whose last rank frees it: the stream may be busy with an operation
     /// that waits for a peer, and a drop never does.
     fn drop(&mut self) {
-        if let Some(bootstrap) = &self.bootstrap {
-            bootstrap.leave();
+        // A simulated rank's actor says so itself.
+        if let Rendezvous::Threads(member) = &self.rendezvous {
+            member.leave();
         }
-        let estate = Estate {
+        let own = LeftBehind {
             after: vec![self.runtime.mark(self.stream)],
-            sms: self.reserved.get_mut().unwrap_or_else(PoisonError::into_inner).claim.take(),
-            memory: self.take_spare().into_iter().map(|s| s.address).collect(),
-            ..Estate::of(&self.runtime)
+            streams: self.runtime.leave_streams(),
+            sms: self.sms.get_mut().unwrap_or_else(PoisonError::into_inner).leave(),
+            // All of it is unused: a tensor holds its rank.
+            tensors: self.pool.get_mut().unwrap_or_else(PoisonError::into_inner).take(),
+            ..LeftBehind::of(&self.runtime)
         };
-        self.local.leave(&self.runtime, estate);
+        self.local.leave(&self.runtime, own);
     }
 }

@@ -60,6 +60,15 @@ pub enum Error {
         /// Bytes free.
         free: u64,
     },
+    /// The host's memory is used up.
+    #[error("out of host memory: {what} needs {bytes} bytes")]
+    #[non_exhaustive]
+    HostMemory {
+        /// What it is for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: u64,
+    },
     /// A call that the buffer's state does not allow.
     #[error("{call}: {rule} (buffer is {state})")]
     #[non_exhaustive]
@@ -84,7 +93,7 @@ pub enum Error {
     },
     /// A wait on a peer reached the operation's deadline.
     #[error(
-        "rank {rank} waited {elapsed_ms} ms for rank {peer} in {kernel} {epoch}, phase {phase}: expected {expected:#x}, seen {seen:#x}"
+        "rank {rank} waited {elapsed_ms} ms for rank {peer} in {kernel} {epoch} of buffer {buffer}, phase {phase}: expected {expected:#x}, seen {seen:#x}"
     )]
     #[non_exhaustive]
     PeerTimeout {
@@ -94,6 +103,8 @@ pub enum Error {
         peer: u32,
         /// The kernel.
         kernel: &'static str,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
         /// What the word says when it arrives.
@@ -108,7 +119,9 @@ pub enum Error {
         elapsed_ms: u64,
     },
     /// A peer gave up an operation, so this rank did too.
-    #[error("rank {rank} stopped {kernel} {epoch} in phase {phase}, because rank {origin} gave up ({reason})")]
+    #[error(
+        "rank {rank} stopped {kernel} {epoch} of buffer {buffer} in phase {phase}, because rank {origin} gave up ({reason})"
+    )]
     #[non_exhaustive]
     PeerAborted {
         /// This rank.
@@ -117,6 +130,8 @@ pub enum Error {
         origin: u32,
         /// The kernel.
         kernel: &'static str,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
         /// Where this rank was.
@@ -126,7 +141,7 @@ pub enum Error {
     },
     /// A selection is not an expert.
     #[error(
-        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: it must be -1 or an expert in 0..{experts} (dispatch {epoch}; seen by rank {rank})"
+        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: it must be -1 or an expert in 0..{experts} (dispatch {epoch} of buffer {buffer}; seen by rank {rank})"
     )]
     #[non_exhaustive]
     IndexOutOfRange {
@@ -142,12 +157,14 @@ pub enum Error {
         index: i64,
         /// The number of experts.
         experts: u32,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
     },
     /// A token selects an expert twice.
     #[error(
-        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: the token selects this expert twice (dispatch {epoch}; seen by rank {rank})"
+        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: the token selects this expert twice (dispatch {epoch} of buffer {buffer}; seen by rank {rank})"
     )]
     #[non_exhaustive]
     IndexRepeated {
@@ -161,12 +178,14 @@ pub enum Error {
         position: u32,
         /// The index.
         index: i64,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
     },
     /// Fewer expert outputs were handed over than the dispatch brought rows; nothing was summed.
     #[error(
-        "rank {rank} was given {rows} rows of expert outputs for the {received} rows that it received (combine {epoch})"
+        "rank {rank} was given {rows} rows of expert outputs for the {received} rows that it received (combine {epoch} of buffer {buffer})"
     )]
     #[non_exhaustive]
     TooFewExpertOutputs {
@@ -176,11 +195,15 @@ pub enum Error {
         rows: u64,
         /// Rows that were received.
         received: u64,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
     },
     /// Ranks are in different operations.
-    #[error("ranks out of step: rank {rank} is in {kernel} {epoch}, rank {peer} in {peer_kernel} {epoch}")]
+    #[error(
+        "ranks out of step: rank {rank} is in {kernel} {epoch}, rank {peer} in {peer_kernel} {epoch} of buffer {buffer}"
+    )]
     #[non_exhaustive]
     OutOfStep {
         /// This rank.
@@ -191,12 +214,14 @@ pub enum Error {
         kernel: &'static str,
         /// What the other one does.
         peer_kernel: &'static str,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
     },
     /// The device saw a peer with another configuration.
     #[error(
-        "rank {peer} runs with another configuration than rank {rank} (hash {seen:#08x}, here {expected:#08x}) in {kernel} {epoch}"
+        "rank {peer} runs with another configuration than rank {rank} (hash {seen:#08x}, here {expected:#08x}) in {kernel} {epoch} of buffer {buffer}"
     )]
     #[non_exhaustive]
     DeviceConfigMismatch {
@@ -206,6 +231,8 @@ pub enum Error {
         peer: u32,
         /// The kernel.
         kernel: &'static str,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
         /// This rank's hash.
@@ -214,7 +241,7 @@ pub enum Error {
         seen: u64,
     },
     /// The device filed a fault that this version does not know.
-    #[error("rank {rank} filed the unknown fault {code} in {kernel} {epoch}")]
+    #[error("rank {rank} filed the unknown fault {code} in {kernel} {epoch} of buffer {buffer}")]
     #[non_exhaustive]
     UnknownFault {
         /// The rank.
@@ -223,6 +250,8 @@ pub enum Error {
         code: u32,
         /// The kernel.
         kernel: &'static str,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
         /// The operation's number.
         epoch: u64,
     },
@@ -318,11 +347,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// An [`Error::Bootstrap`], for who implements [`Bootstrap`](crate::Bootstrap).
-    pub fn bootstrap(message: impl Into<String>) -> Self {
-        Self::Bootstrap { message: message.into() }
-    }
-
     /// An [`Error::InvalidArgument`].
     pub(crate) fn argument(argument: &'static str, value: impl fmt::Display, rule: impl Into<String>) -> Self {
         Self::InvalidArgument { argument, value: value.to_string(), rule: rule.into() }

@@ -7,8 +7,8 @@ use epoxide_kernels::words::{Code, Kind, Phase};
 use crate::error::Error;
 use crate::runtime::Mapped;
 
-/// The fault in `record`, if one was filed.
-pub(crate) fn read(record: Mapped, experts: u32) -> Option<Error> {
+/// The fault in `record`, if one was filed; `buffer` is the number of the buffer whose it is.
+pub(crate) fn read(record: Mapped, buffer: u64, experts: u32) -> Option<Error> {
     // SAFETY: the record is `RECORD_WORDS` aligned words that live as long as the buffer; the device writes them with
     // system-scope atomics, and so every access here is one.
     let word = |i: u64, order| unsafe { AtomicU64::from_ptr(record.host.cast::<u64>().add(i as usize)).load(order) };
@@ -16,10 +16,10 @@ pub(crate) fn read(record: Mapped, experts: u32) -> Option<Error> {
         return None;
     }
     let words: [u64; RECORD_WORDS as usize] = std::array::from_fn(|i| word(i as u64, Ordering::Relaxed));
-    Some(decode(&words, experts))
+    Some(decode(&words, buffer, experts))
 }
 
-fn decode(words: &[u64; RECORD_WORDS as usize], experts: u32) -> Error {
+fn decode(words: &[u64; RECORD_WORDS as usize], buffer: u64, experts: u32) -> Error {
     let (high, low) = (|w: u64| (w >> 32) as u32, |w: u64| w as u32);
     let fault_code = low(words[1]);
     let (kernel, phase) = (kernel_name(high(words[2])), phase_name(low(words[2])));
@@ -36,22 +36,26 @@ fn decode(words: &[u64; RECORD_WORDS as usize], experts: u32) -> Error {
             (_, Some(code)) => code.name().to_owned(),
             (other, None) => format!("fault {other}, which names rank {}", abort.peer),
         };
-        return Error::PeerAborted { rank, origin: abort.origin, kernel, epoch, phase, reason };
+        return Error::PeerAborted { rank, origin: abort.origin, kernel, buffer, epoch, phase, reason };
     }
     if fault_code == CODE_TIMEOUT {
-        return Error::PeerTimeout { rank, peer, kernel, epoch, phase, block, expected, seen, elapsed_ms };
+        return Error::PeerTimeout { rank, peer, kernel, buffer, epoch, phase, block, expected, seen, elapsed_ms };
     }
     // Of a bad selection: where it is, and what.
     let (token, position, index) = (high(expected), low(expected), seen as i64);
     match Code::from_number(fault_code) {
         Some(Code::IndexOutOfRange) => {
-            Error::IndexOutOfRange { rank, source_rank: peer, token, position, index, experts, epoch }
+            Error::IndexOutOfRange { rank, source_rank: peer, token, position, index, experts, buffer, epoch }
         }
-        Some(Code::IndexRepeated) => Error::IndexRepeated { rank, source_rank: peer, token, position, index, epoch },
-        Some(Code::OutOfStep) => Error::OutOfStep { rank, peer, kernel, peer_kernel: kernel_name(low(seen)), epoch },
-        Some(Code::Configuration) => Error::DeviceConfigMismatch { rank, peer, kernel, epoch, expected, seen },
-        Some(Code::OutputsTooFew) => Error::TooFewExpertOutputs { rank, rows: seen, received: expected, epoch },
-        None => Error::UnknownFault { rank, code: fault_code, kernel, epoch },
+        Some(Code::IndexRepeated) => {
+            Error::IndexRepeated { rank, source_rank: peer, token, position, index, buffer, epoch }
+        }
+        Some(Code::OutOfStep) => {
+            Error::OutOfStep { rank, peer, kernel, peer_kernel: kernel_name(low(seen)), buffer, epoch }
+        }
+        Some(Code::Configuration) => Error::DeviceConfigMismatch { rank, peer, kernel, buffer, epoch, expected, seen },
+        Some(Code::OutputsTooFew) => Error::TooFewExpertOutputs { rank, rows: seen, received: expected, buffer, epoch },
+        None => Error::UnknownFault { rank, code: fault_code, kernel, buffer, epoch },
     }
 }
 

@@ -1,14 +1,16 @@
 //! A group of ranks in one process.
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use epoxide_kernels::shape::MAX_RANKS;
 use epoxide_sim::{Machine, MachineConfig, Mode};
 
-use crate::bootstrap::{Bootstrap, ThreadBootstrap};
 use crate::comm::Comm;
 use crate::error::{Error, Result};
+use crate::rendezvous::{Member, Rendezvous};
 use crate::runtime::cuda::{CudaDevice, CudaRuntime};
 use crate::runtime::sim::SimRuntime;
 use crate::runtime::{RawStream, Runtime};
@@ -51,11 +53,19 @@ impl LocalGroup {
     /// [`Error::Simulator`] when a rank of the machine is taken.
     pub fn on_machine(machine: &Machine) -> Result<Self> {
         let ranks = machine.config().ranks;
-        let local = LocalGroupState::new(ranks);
+        let local = LocalGroupState::new();
         let comms = (0..ranks).map(|rank| {
             let runtime = SimRuntime::new(machine.actor(rank)?);
             let stream = runtime.create_stream()?;
-            Comm::new(rank, ranks, Runtime::Sim(runtime), stream, None, Arc::clone(&local), DEFAULT_SIMULATED_SMS)
+            Comm::new(
+                rank,
+                ranks,
+                Runtime::Sim(runtime),
+                stream,
+                Rendezvous::Machine,
+                Arc::clone(&local),
+                DEFAULT_SIMULATED_SMS,
+            )
         });
         Ok(Self { comms: comms.collect::<Result<_>>()? })
     }
@@ -130,12 +140,13 @@ impl LocalGroup {
             (gpu.sms().saturating_sub(1) / sharing).clamp(1, MOST_DEFAULT_SMS)
         });
         let default_num_sms = default_num_sms.min().unwrap_or(1);
-        let local = LocalGroupState::new(ranks);
-        let comms = ThreadBootstrap::group(ranks).into_iter().zip(devices).map(|(bootstrap, device)| {
-            let rank = bootstrap.rank();
+        let local = LocalGroupState::new();
+        let comms = Member::group(ranks).into_iter().zip(devices).map(|(member, device)| {
+            let rank = member.rank();
             let runtime = CudaRuntime::new(Arc::clone(&gpus[device]), rank)?;
             let stream = stream(&runtime)?;
-            Comm::new(rank, ranks, Runtime::Cuda(runtime), stream, Some(bootstrap), Arc::clone(&local), default_num_sms)
+            let (runtime, rendezvous) = (Runtime::Cuda(runtime), Rendezvous::Threads(member));
+            Comm::new(rank, ranks, runtime, stream, rendezvous, Arc::clone(&local), default_num_sms)
         });
         Ok(Self { comms: comms.collect::<Result<_>>()? })
     }
@@ -154,24 +165,71 @@ impl LocalGroup {
         self.comms
     }
 
-    /// Runs `f` for every rank, each in a thread of its own, and returns what they return, in rank order.
+    /// Runs `f` for every rank, each in a thread of its own, and returns what they return, in rank order. [`Self::try_run`] is for an
+    /// `f` with errors of its own, and says which rank failed.
     ///
     /// # Errors
     ///
-    /// The error of the lowest rank that failed by itself, else of one that waited for another in vain.
+    /// Of the ranks that failed by themselves, the error of the one that failed first; else of those that waited for another in
+    /// vain.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::run_all`].
     pub fn run<T: Send>(self, f: impl Fn(Comm) -> Result<T> + Sync) -> Result<Vec<T>> {
-        let mut results = self.run_all(f);
-        // A rank that was left alone says so too, but it is not what went wrong.
-        let rank_of = |consequence: fn(&Error) -> bool| {
-            results.iter().position(|r| r.as_ref().is_err_and(|error| !consequence(error)))
-        };
-        let first =
-            rank_of(|e| matches!(e, Error::Bootstrap { .. } | Error::PeerAborted { .. } | Error::PeerTimeout { .. }))
-                .or_else(|| rank_of(|e| matches!(e, Error::Bootstrap { .. } | Error::PeerAborted { .. })));
-        if let Some(rank) = first {
-            return results.swap_remove(rank).map(|_| Vec::new());
-        }
-        results.into_iter().collect()
+        all_or_failures(self.run_ordered(f)).map_err(|failed| {
+            // A rank that was left alone says so too, but it is not what went wrong; and on the device, who gave up first is not
+            // always who is told first.
+            let consequence = |error: &Error| match error {
+                Error::Bootstrap { .. } | Error::PeerAborted { .. } => 2,
+                Error::PeerTimeout { .. } => 1,
+                _ => 0,
+            };
+            let failures = failed.into_failures();
+            let cause = failures.into_iter().map(|(_, error)| error).min_by_key(consequence);
+            cause.expect("a rank has failed")
+        })
+    }
+
+    /// [`Self::run`] with errors of the caller's own type, into which ours turn by `?`.
+    ///
+    /// ```
+    /// use epoxide::{LocalGroup, Mode};
+    /// #[derive(Debug)]
+    /// enum Wrong {
+    ///     Epoxide(epoxide::Error),
+    ///     Model(String),
+    /// }
+    /// impl From<epoxide::Error> for Wrong {
+    ///     fn from(error: epoxide::Error) -> Self {
+    ///         Self::Epoxide(error)
+    ///     }
+    /// }
+    /// let group = LocalGroup::simulated(2, Mode::Fast { workers: 0 })?;
+    /// let failed = group.try_run(|comm| {
+    ///     if comm.rank() == 1 {
+    ///         return Err(Wrong::Model("no weights for expert 3".to_owned()));
+    ///     }
+    ///     comm.barrier()?; // in vain, and after that
+    ///     Ok(())
+    /// });
+    /// let (rank, cause) = failed.unwrap_err().into_first();
+    /// assert!(rank == 1 && matches!(cause, Wrong::Model(_)));
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// What every rank that failed returned, the one that failed first in front: what its peers say may be but the consequence.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::run_all`].
+    pub fn try_run<T: Send, E: From<Error> + Send>(
+        self,
+        f: impl Fn(Comm) -> Result<T, E> + Sync,
+    ) -> Result<Vec<T>, RanksFailed<E>> {
+        all_or_failures(self.run_ordered(f))
     }
 
     /// [`Self::run`], with every rank's own result. A rank whose `f` has returned is gone: nobody waits for it any more, even if
@@ -181,15 +239,77 @@ impl LocalGroup {
     ///
     /// When `f` panics, once the other ranks have returned.
     pub fn run_all<T: Send>(self, f: impl Fn(Comm) -> Result<T> + Sync) -> Vec<Result<T>> {
+        self.run_ordered(f).into_iter().map(|(_, result)| result).collect()
+    }
+
+    /// Every rank's result, and how many had failed before it if it failed.
+    fn run_ordered<T: Send, E: Send>(self, f: impl Fn(Comm) -> Result<T, E> + Sync) -> Vec<(u32, Result<T, E>)> {
+        let failed = AtomicU32::new(0);
+        let (f, failed) = (&f, &failed);
+        let run = move |comm: Comm| {
+            let leaves = Leaves(comm.clone());
+            let result = f(comm);
+            // Before the rank leaves: what its peers fail by because of that comes after.
+            let before = if result.is_err() { failed.fetch_add(1, Ordering::Relaxed) } else { 0 };
+            drop(leaves);
+            (before, result)
+        };
         std::thread::scope(|scope| {
-            let f = &f;
-            let run = move |comm: Comm| {
-                let _leaves = Leaves(comm.clone());
-                f(comm)
-            };
             let threads: Vec<_> = self.comms.into_iter().map(|comm| scope.spawn(move || run(comm))).collect();
             threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         })
+    }
+}
+
+/// All values, or all errors in the order in which they came.
+fn all_or_failures<T, E>(results: Vec<(u32, Result<T, E>)>) -> Result<Vec<T>, RanksFailed<E>> {
+    let mut failures = BTreeMap::new();
+    let mut values = Vec::with_capacity(results.len());
+    for (rank, (before, result)) in (0..).zip(results) {
+        match result {
+            Ok(value) => values.push(value),
+            Err(error) => drop(failures.insert(before, (rank, error))),
+        }
+    }
+    if failures.is_empty() { Ok(values) } else { Err(RanksFailed { failures: failures.into_values().collect() }) }
+}
+
+/// What the ranks that failed returned ([`LocalGroup::try_run`]), in the order in which they failed. There is at least one.
+#[derive(Clone, Debug)]
+pub struct RanksFailed<E> {
+    failures: Vec<(u32, E)>,
+}
+
+impl<E> RanksFailed<E> {
+    /// The ranks that failed and their errors, first the one that failed first.
+    pub fn failures(&self) -> &[(u32, E)] {
+        &self.failures
+    }
+
+    /// [`Self::failures`], owned.
+    pub fn into_failures(self) -> Vec<(u32, E)> {
+        self.failures
+    }
+
+    /// The rank that failed first, and its error.
+    pub fn into_first(self) -> (u32, E) {
+        self.failures.into_iter().next().expect("made with at least one")
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for RanksFailed<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, (rank, error)) in self.failures.iter().enumerate() {
+            write!(f, "{}rank {rank}: {error}", if number == 0 { "" } else { "; then " })?;
+        }
+        Ok(())
+    }
+}
+
+impl<E: std::error::Error + 'static> std::error::Error for RanksFailed<E> {
+    /// What the first error says is its cause: the error itself is in the text.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.failures.first().and_then(|(_, error)| error.source())
     }
 }
 

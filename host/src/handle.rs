@@ -4,7 +4,7 @@ use half::bf16;
 use crate::buffer::ElasticBuffer;
 use crate::config::WireFormat;
 use crate::error::Result;
-use crate::tensor::{Element, read};
+use crate::tensor::{Element, filled, read};
 
 /// The handle of one dispatch: valid on its buffer until its combine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +136,7 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// The fault of the dispatch; [`Error::StaleHandle`](crate::Error::StaleHandle),
+    /// The fault of the dispatch; [`Error::HostMemory`](crate::Error::HostMemory); [`Error::StaleHandle`](crate::Error::StaleHandle),
     /// [`Error::WrongOrder`](crate::Error::WrongOrder) after its combine.
     pub fn received(&mut self, handle: &Dispatched) -> Result<Received> {
         self.check_handle("received", handle)?;
@@ -156,16 +156,17 @@ impl ElasticBuffer {
         let sources: Vec<u64> = read(&self.comm, view.sources, rows)?;
         Ok(Received {
             x,
-            topk_idx: self.narrow(read(&self.comm, view.topk_idx, words)?),
-            topk_weights: self.narrow(read(&self.comm, view.topk_weights, words)?),
-            sources: sources.into_iter().map(|s| ((s >> 32) as u32, s as u32)).collect(),
+            topk_idx: self.narrow(read(&self.comm, view.topk_idx, words)?)?,
+            topk_weights: self.narrow(read(&self.comm, view.topk_weights, words)?)?,
+            sources: filled("sources", rows, sources.into_iter().map(|s| ((s >> 32) as u32, s as u32)))?,
             counts,
         })
     }
 
     /// Drops the padding of rows of selections.
-    fn narrow<T: Element>(&self, words: Vec<T>) -> Vec<T> {
+    fn narrow<T: Element>(&self, words: Vec<T>) -> Result<Vec<T>> {
         let (top_k, stride) = (self.config.top_k as usize, self.layouts.shape.top_k_stride() as usize);
-        words.chunks_exact(stride).flat_map(|row| &row[..top_k]).copied().collect()
+        let rows = words.chunks_exact(stride);
+        filled("selections", rows.len() as u64 * top_k as u64, rows.flat_map(|row| &row[..top_k]).copied())
     }
 }

@@ -39,31 +39,34 @@
 //!   operations. * [`DeviceTensor`]: memory. * [`Error`]: what can go wrong, on the host and on the device.
 #![warn(missing_debug_implementations)]
 
-mod bootstrap;
 mod buffer;
 mod combine;
 mod comm;
 mod config;
 mod dispatch;
 mod error;
+mod event;
 mod fault;
 mod group;
 mod handle;
 pub mod plan;
+mod pool;
 pub mod quantize;
+mod rendezvous;
 mod runtime;
+mod sms;
 mod tensor;
 mod transport;
 
-pub use bootstrap::{Bootstrap, ThreadBootstrap};
 pub use buffer::ElasticBuffer;
 pub use combine::{CombineInput, ExpertOutputs, RawCombineInput};
-pub use comm::{Comm, Event};
+pub use comm::Comm;
 pub use config::{BytesNeeded, Config, RegionBytes, WireFormat, bytes_needed};
 pub use dispatch::{DispatchInput, IndexType, RawDispatchInput};
 pub use epoxide_sim::{Machine, MachineConfig, Mode};
 pub use error::{Error, Result};
-pub use group::{CudaStream, LocalGroup};
+pub use event::Event;
+pub use group::{CudaStream, LocalGroup, RanksFailed};
 pub use half::bf16;
 pub use handle::{Dispatched, Received, RecvCounts, RecvView, WireRows};
 pub use tensor::{DeviceTensor, Element, Index};

@@ -5,6 +5,7 @@ use half::bf16;
 
 use crate::comm::Comm;
 use crate::error::{Error, Result};
+use crate::pool::Block;
 
 /// A number that a tensor holds.
 ///
@@ -50,15 +51,14 @@ mod sealed {
 
 /// A one-dimensional array in a rank's device memory; rows of a matrix lie one after another.
 ///
-/// Work on the rank's stream may still use a tensor that is dropped: its memory goes to a later tensor of the rank, whose
-/// uses come after on the same stream, or, on a GPU, is freed when the group's last rank is gone: freeing waits for the device.
+/// Work on the rank's stream may still use a tensor that is dropped: its memory goes to later tensors of the rank, whose uses come
+/// after on the same stream. [`Comm::empty`] says when it goes back to the GPU.
 #[derive(Debug)]
 pub struct DeviceTensor<T: Element> {
     comm: Comm,
-    address: u64,
+    /// Its memory, which may be a little more than the elements need.
+    block: Block,
     len: u64,
-    /// Bytes of the allocation, which may be more than the elements need.
-    allocated: u64,
     of: PhantomData<T>,
 }
 
@@ -66,8 +66,8 @@ impl<T: Element> DeviceTensor<T> {
     pub(crate) fn new(comm: Comm, len: u64) -> Result<Self> {
         let bytes = len.checked_mul(size_of::<T>() as u64);
         let bytes = bytes.ok_or_else(|| Error::argument("len", len, "a tensor's bytes must fit in 64 bits"))?;
-        let (address, allocated) = comm.allocate(bytes)?;
-        Ok(Self { comm, address, len, allocated, of: PhantomData })
+        let block = comm.inner().take_block(bytes)?;
+        Ok(Self { comm, block, len, of: PhantomData })
     }
 
     /// Elements.
@@ -82,7 +82,7 @@ impl<T: Element> DeviceTensor<T> {
 
     /// The device address of the first element.
     pub fn address(&self) -> u64 {
-        self.address
+        self.block.address
     }
 
     /// Copies `values` to the start of the tensor, in stream order; returns when `values` may be reused.
@@ -99,30 +99,31 @@ impl<T: Element> DeviceTensor<T> {
             ));
         }
         let comm = self.comm.inner();
-        comm.runtime.copy_to_device(self.address, as_bytes(values), comm.stream)
+        comm.runtime.copy_to_device(self.block.address, as_bytes(values), comm.stream)
     }
 
     /// Copies all elements to the host; waits for the stream.
     ///
     /// # Errors
     ///
-    /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    /// [`Error::HostMemory`] when the host has too little memory; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     pub fn to_vec(&self) -> Result<Vec<T>> {
-        read(&self.comm, self.address, self.len)
+        read(&self.comm, self.block.address, self.len)
     }
 }
 
 impl<T: Element> Drop for DeviceTensor<T> {
     fn drop(&mut self) {
-        self.comm.discard(self.address, self.allocated);
+        self.comm.inner().put_block(std::mem::take(&mut self.block));
     }
 }
 
 /// Copies `len` elements at a device address to the host; waits for the stream.
 pub(crate) fn read<T: Element>(comm: &Comm, address: u64, len: u64) -> Result<Vec<T>> {
-    let len = usize::try_from(len).map_err(|_| Error::argument("len", len, "fits in the host's memory"))?;
-    let mut values: Vec<T> = Vec::with_capacity(len);
     let inner = comm.inner();
+    let mut values: Vec<T> = host_vec("a copy of device memory", len)?;
+    // It fits: that many elements have room.
+    let len = len as usize;
     // SAFETY: `len` elements of capacity, every bit pattern of `Element` is valid, and zeroing initialises them.
     let bytes = unsafe {
         std::ptr::write_bytes(values.as_mut_ptr(), 0, len);
@@ -131,6 +132,20 @@ pub(crate) fn read<T: Element>(comm: &Comm, address: u64, len: u64) -> Result<Ve
     };
     inner.runtime.copy_to_host(bytes, address, inner.stream)?;
     Ok(values)
+}
+
+/// An empty vector with room for `len` elements; an error where the host has not got it, in place of the end of the process.
+pub(crate) fn host_vec<T>(what: &'static str, len: u64) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    let room = usize::try_from(len).is_ok_and(|len| values.try_reserve_exact(len).is_ok());
+    if room { Ok(values) } else { Err(Error::HostMemory { what, bytes: len.saturating_mul(size_of::<T>() as u64) }) }
+}
+
+/// The `len` values, [`host_vec`]'s.
+pub(crate) fn filled<T>(what: &'static str, len: u64, values: impl Iterator<Item = T>) -> Result<Vec<T>> {
+    let mut filled = host_vec(what, len)?;
+    filled.extend(values);
+    Ok(filled)
 }
 
 /// The bytes of plain numbers.

@@ -138,6 +138,18 @@ impl Actor {
         running(&self.until_running(books))
     }
 
+    /// Returns whether everything that was enqueued on the stream is done. It waits for nothing, and leaves this actor as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Actor::host_call`].
+    pub fn is_idle(&self, stream: Stream) -> Result<bool, SimError> {
+        let books = self.core().lock();
+        self.check_stream(&books, stream)?;
+        running(&books)?;
+        Ok(books.streams[self.rank as usize][stream.index as usize].ops.is_empty())
+    }
+
     /// Blocks this host thread until the event is reached.
     ///
     /// On a seeded machine this is the way to wait for one: time stands still while a host thread runs.

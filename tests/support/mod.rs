@@ -7,6 +7,7 @@
 pub mod errors;
 pub mod exchange;
 pub mod forge;
+pub mod gpu;
 pub mod laws;
 pub mod plans;
 pub mod reference;
@@ -86,7 +87,7 @@ impl Device {
 }
 
 /// The GPUs that the environment names; GPU 0 unless it says otherwise.
-fn gpus() -> Vec<u32> {
+pub fn gpus() -> Vec<u32> {
     let text = std::env::var(DEVICE).unwrap_or_default();
     let numbers = match text.as_str() {
         "" | "sim" | "cuda" => "0",

@@ -11,6 +11,7 @@ use epoxide_dsl::{Kernel, KernelArg};
 use epoxide_kernels::measure::copy::{CopyArgs, copy};
 
 use crate::error::{Error, Result};
+use crate::pool;
 
 /// Memory that both the host and the device can access while a kernel runs.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +42,38 @@ pub(crate) enum RawEvent {
 
 /// A rank's share of the SMs of a device that it shares with others; given back on drop.
 pub(crate) type Reservation = cuda::SmReservation;
+
+/// The streams of a rank that is gone; a simulated machine keeps its own.
+pub(crate) type LeftStreams = Option<cuda::LeftStreams>;
+
+/// Where a rank's memory for tensors comes from.
+pub(crate) enum Segments {
+    Sim(sim::SimSegments),
+    Cuda(cuda::CudaSegments),
+}
+
+impl pool::Segments for Segments {
+    fn extend(&mut self, end: u64, bytes: u64) -> Result<Option<pool::Block>> {
+        match self {
+            Self::Sim(segments) => segments.extend(end, bytes),
+            Self::Cuda(segments) => segments.extend(end, bytes),
+        }
+    }
+
+    fn segment(&mut self, bytes: u64) -> Result<pool::Block> {
+        match self {
+            Self::Sim(segments) => segments.segment(bytes),
+            Self::Cuda(segments) => segments.segment(bytes),
+        }
+    }
+
+    fn release(&mut self, segment: pool::Block) -> Result<()> {
+        match self {
+            Self::Sim(segments) => segments.release(segment),
+            Self::Cuda(segments) => segments.release(segment),
+        }
+    }
+}
 
 /// Whose memory it is: frees what a rank allocated, also when the rank is gone.
 pub(crate) enum Heap {
@@ -99,6 +132,12 @@ impl Runtime {
         fn description(&self) -> String;
         /// Allocates device memory, at a multiple of 256 bytes; `what` is for the error.
         fn allocate(&self, what: &'static str, bytes: u64) -> Result<u64>;
+        /// Where the rank's memory for tensors comes from.
+        fn segments(&self) -> Segments;
+        /// Whether everything on the stream is done; false where there is no knowing.
+        fn is_idle(&self, stream: RawStream) -> bool;
+        /// Whether giving memory back waits for no rank that may wait for this one, wherever they are.
+        fn gives_back_alone(&self) -> bool;
         /// Allocates memory that host and device share, zeroed.
         fn allocate_mapped(&self, bytes: u64) -> Result<Mapped>;
         /// What frees both.
@@ -119,6 +158,8 @@ impl Runtime {
         fn wait_event(&self, stream: RawStream, event: &RawEvent) -> Result<()>;
         /// Waits until the event is reached, on whichever rank's stream it is.
         fn synchronize_event(&self, event: &RawEvent) -> Result<()>;
+        /// Takes the rank's streams, for whoever waits for what is left on them. The rank uses none any more.
+        fn leave_streams(&self) -> LeftStreams;
         /// Milliseconds between two events that have both happened.
         fn elapsed_ms(&self, from: &RawEvent, to: &RawEvent) -> Result<f64>;
     }
@@ -142,6 +183,11 @@ impl Runtime {
         let args = unsafe { CopyArgs { from: Global::from_raw(from), to: Global::from_raw(to), vectors } };
         // SAFETY: the launch contract of the kernel, as above.
         unsafe { self.launch(&copy, grid, 0, &args, stream) }
+    }
+
+    /// Whether giving memory back costs nothing, so that it is done before more is taken.
+    pub(crate) fn gives_back_freely(&self) -> bool {
+        matches!(self, Self::Sim(_))
     }
 
     /// Reserves `blocks` whole SMs: ranks on one GPU wait for each other, so all their blocks must be resident at once.

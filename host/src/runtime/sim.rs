@@ -3,10 +3,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use epoxide_dsl::{Kernel, KernelArg};
-use epoxide_sim::Actor;
+use epoxide_sim::{Actor, Machine};
 
-use super::{Heap, Mapped, RawEvent, RawStream};
+use super::{Heap, LeftStreams, Mapped, RawEvent, RawStream, Segments};
 use crate::error::{Error, Result};
+use crate::pool::{self, Block};
 
 /// One rank of a simulated machine.
 pub(crate) struct SimRuntime {
@@ -52,12 +53,22 @@ impl SimRuntime {
 
     pub(crate) fn allocate(&self, what: &'static str, bytes: u64) -> Result<u64> {
         let actor = self.actor();
-        actor.machine().allocate(actor.rank(), bytes.max(1), ALIGN).map_err(|error| match error {
-            epoxide_sim::SimError::OutOfMemory { rank, asked, free, .. } => {
-                Error::OutOfMemory { rank, what, bytes: asked, free }
-            }
-            other => other.into(),
-        })
+        allocate(actor.machine(), actor.rank(), what, bytes)
+    }
+
+    pub(crate) fn segments(&self) -> Segments {
+        let actor = self.actor();
+        Segments::Sim(SimSegments { machine: actor.machine().clone(), rank: actor.rank() })
+    }
+
+    /// A machine that halted says nothing.
+    pub(crate) fn is_idle(&self, stream: RawStream) -> bool {
+        sim_stream(stream).is_ok_and(|stream| self.actor().is_idle(stream).unwrap_or(false))
+    }
+
+    /// Giving back waits for nothing here.
+    pub(crate) fn gives_back_alone(&self) -> bool {
+        true
     }
 
     pub(crate) fn heap(&self) -> Heap {
@@ -115,6 +126,11 @@ impl SimRuntime {
         Ok(self.actor().wait_event(sim_stream(stream)?, sim_event(event)?)?)
     }
 
+    /// The machine keeps its streams.
+    pub(crate) fn leave_streams(&self) -> LeftStreams {
+        None
+    }
+
     /// The wall time between them: what a user of the simulator waits for.
     pub(crate) fn elapsed_ms(&self, from: &RawEvent, to: &RawEvent) -> Result<f64> {
         let elapsed = sim_event(to)?.wall_time().zip(sim_event(from)?.wall_time());
@@ -158,6 +174,37 @@ impl SimRuntime {
         // SAFETY: the caller's promise for the arguments; our kernels keep to the rules of device code, so that their frames
         // hold only values without `Drop`.
         Ok(unsafe { self.actor().launch(sim_stream(stream)?, launch) }?)
+    }
+}
+
+fn allocate(machine: &Machine, rank: u32, what: &'static str, bytes: u64) -> Result<u64> {
+    machine.allocate(rank, bytes.max(1), ALIGN).map_err(|error| match error {
+        epoxide_sim::SimError::OutOfMemory { rank, asked, free, .. } => {
+            Error::OutOfMemory { rank, what, bytes: asked, free }
+        }
+        other => other.into(),
+    })
+}
+
+/// Memory of a rank for tensors: allocations of the machine, each as long as what is asked for, so that it goes back, and is
+/// zeroed, as soon as nobody uses it.
+pub(crate) struct SimSegments {
+    machine: Machine,
+    rank: u32,
+}
+
+impl pool::Segments for SimSegments {
+    fn extend(&mut self, _end: u64, _bytes: u64) -> Result<Option<Block>> {
+        Ok(None)
+    }
+
+    fn segment(&mut self, bytes: u64) -> Result<Block> {
+        Ok(Block { address: allocate(&self.machine, self.rank, "tensors", bytes)?, bytes })
+    }
+
+    fn release(&mut self, segment: Block) -> Result<()> {
+        // SAFETY: the pool gives back what it got from `segment`, once, when nothing uses it any more.
+        Ok(unsafe { self.machine.free(segment.address) }?)
     }
 }
 

@@ -1,38 +1,66 @@
 //! Threads of one process: every rank's device memory is addressable by all, so a window is an address.
 //!
-//! Windows belong to the group. A rank that drops its buffer leaves it here with the event after its last work; the last rank
-//! of the group waits for all those events and frees everything, because until then a peer may still read a window, and on a
-//! GPU freeing waits for the whole device, where a peer may be waiting for this rank.
+//! Windows belong to the group. A rank that drops its buffer leaves it here with the event after its last work, and a rank that goes
+//! leaves its streams and the memory of its tensors. The last rank of the group waits for all those events, then destroys and
+//! frees everything: until then a peer may still read a window, and on a GPU freeing waits for the whole device, where a peer
+//! may be waiting for this rank.
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
-use crate::runtime::{Heap, Mapped, RawEvent, Reservation, Runtime};
+use crate::pool::Pool;
+use crate::runtime::{Heap, LeftStreams, Mapped, RawEvent, Reservation, Runtime, Segments};
 
-/// What a rank leaves behind.
-pub(crate) struct Estate {
+/// What a rank leaves behind: a buffer's part, or its own.
+pub(crate) struct LeftBehind {
     /// What frees it: ranks may be on different devices.
     pub heap: Heap,
     /// The points of the rank's stream after which the rank itself uses nothing of it any more; an error where there is no
     /// knowing.
     pub after: Vec<Result<RawEvent>>,
+    /// The streams themselves, when the rank is gone.
+    pub streams: LeftStreams,
     /// SMs that the rank's work may fill until then.
     pub sms: Option<Reservation>,
-    /// Device memory.
+    /// Its memory for tensors, none of which is there any more.
+    pub tensors: Option<Pool<Segments>>,
+    /// Other device memory.
     pub memory: Vec<u64>,
     /// Memory shared with the host.
     pub mapped: Vec<Mapped>,
 }
 
-impl Estate {
+impl LeftBehind {
     /// Nothing yet.
     pub(crate) fn of(runtime: &Runtime) -> Self {
-        Self { heap: runtime.heap(), after: Vec::new(), sms: None, memory: Vec::new(), mapped: Vec::new() }
+        Self {
+            heap: runtime.heap(),
+            after: Vec::new(),
+            streams: None,
+            sms: None,
+            tensors: None,
+            memory: Vec::new(),
+            mapped: Vec::new(),
+        }
     }
 
-    /// Frees it, as far as the device lets it.
+    /// Waits until the rank uses nothing of it any more; false if there is no knowing.
+    fn is_over(&self, runtime: &Runtime) -> bool {
+        // All are waited for, also behind a failure.
+        let over =
+            |event: &Result<RawEvent>| event.as_ref().is_ok_and(|event| runtime.synchronize_event(event).is_ok());
+        self.after.iter().filter(|event| !over(event)).count() == 0
+    }
+
+    /// Frees it, as far as the device lets it. Nobody uses it any more.
     pub(crate) fn free(self) {
         // Nobody is left to tell of a failure; the memory stays with the device then.
+        if let Some(streams) = self.streams {
+            streams.destroy_idle();
+        }
+        if let Some(mut tensors) = self.tensors {
+            let _ = tensors.give_back();
+        }
         for address in self.memory {
             let _ = self.heap.free(address);
         }
@@ -41,39 +69,52 @@ impl Estate {
         }
         drop(self.sms);
     }
+
+    /// Leaves the memory where it is, for as long as its device is there: on a GPU until the process ends. A simulated machine is
+    /// gone with the last who holds it.
+    fn keep(self) {
+        if let Heap::Cuda(_) = self.heap {
+            std::mem::forget(self);
+        }
+    }
 }
 
-/// Frees everything once every rank's work is over. Where a device has failed, all memory stays, and so do all devices: what
-/// still runs on another one may use it.
-fn settle(runtime: &Runtime, estates: Vec<Estate>) {
-    let over = |event: &Result<RawEvent>| event.as_ref().is_ok_and(|event| runtime.synchronize_event(event).is_ok());
-    let failed = estates.iter().flat_map(|estate| &estate.after).filter(|event| !over(event));
-    // All are waited for, also behind a failure.
-    if failed.count() == 0 {
-        estates.into_iter().for_each(Estate::free);
-    } else {
-        std::mem::forget(estates);
+/// What the members of a group have left, until the last of them is gone.
+struct Departures<T> {
+    /// Members that are not gone.
+    members: u32,
+    left: Vec<T>,
+}
+
+impl<T> Departures<T> {
+    /// A member goes; everything that was left, if it is the last.
+    fn leave(&mut self, own: T) -> Vec<T> {
+        self.left.push(own);
+        self.members = self.members.saturating_sub(1);
+        if self.members == 0 { std::mem::take(&mut self.left) } else { Vec::new() }
     }
+}
+
+/// Frees everything once all of it is over. If one is not (a device has failed), everything is kept: what still runs on another
+/// device may use it.
+fn settle<T>(left: Vec<T>, is_over: impl Fn(&T) -> bool, free: impl Fn(T), keep: impl Fn(T)) {
+    let all_over = left.iter().filter(|one| !is_over(one)).count() == 0;
+    left.into_iter().for_each(|one| if all_over { free(one) } else { keep(one) });
 }
 
 /// What the ranks of a process share.
 pub(crate) struct LocalGroupState {
     /// Unique in the process.
     id: u64,
-    left: Mutex<Left>,
-}
-
-struct Left {
-    /// Ranks that are not gone.
-    ranks: u32,
-    estates: Vec<Estate>,
+    departures: Mutex<Departures<LeftBehind>>,
 }
 
 impl LocalGroupState {
-    pub(crate) fn new(ranks: u32) -> Arc<Self> {
+    /// A group without members.
+    pub(crate) fn new() -> Arc<Self> {
         static GROUPS: AtomicU64 = AtomicU64::new(1);
-        let left = Mutex::new(Left { ranks, estates: Vec::new() });
-        Arc::new(Self { id: GROUPS.fetch_add(1, Ordering::Relaxed), left })
+        let departures = Mutex::new(Departures { members: 0, left: Vec::new() });
+        Arc::new(Self { id: GROUPS.fetch_add(1, Ordering::Relaxed), departures })
     }
 
     /// The id of the group's buffer `number`, unique in the process.
@@ -81,20 +122,90 @@ impl LocalGroupState {
         self.id << 32 | number
     }
 
-    /// Takes over a rank's part of a buffer. Waits for nobody and frees nothing.
-    pub(crate) fn bury(&self, estate: Estate) {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).estates.push(estate);
+    /// Counts a rank in, which will [`leave`](Self::leave). Ranks are counted as they are made: if a later one cannot be, those
+    /// that are there still find out which of them is the last.
+    pub(crate) fn join(&self) {
+        self.departures().members += 1;
     }
 
-    /// Takes over what a rank's tensors left; the rank is gone, and the last one frees everything.
-    pub(crate) fn leave(&self, runtime: &Runtime, estate: Estate) {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        left.estates.push(estate);
-        left.ranks = left.ranks.saturating_sub(1);
-        if left.ranks == 0 {
-            let estates = std::mem::take(&mut left.estates);
-            drop(left);
-            settle(runtime, estates);
+    /// Takes over a rank's part of a buffer. Waits for nobody and frees nothing.
+    pub(crate) fn take_over(&self, part: LeftBehind) {
+        self.departures().left.push(part);
+    }
+
+    /// Takes over what a rank itself leaves; the rank is gone, and the last one frees everything.
+    pub(crate) fn leave(&self, runtime: &Runtime, own: LeftBehind) {
+        let left = self.departures().leave(own);
+        settle(left, |one| one.is_over(runtime), LeftBehind::free, LeftBehind::keep);
+    }
+
+    fn departures(&self) -> MutexGuard<'_, Departures<LeftBehind>> {
+        self.departures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The number in its group of the buffer with this id.
+pub(crate) fn number(buffer_id: u64) -> u64 {
+    buffer_id & 0xffff_ffff
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use epoxide_sim::{Machine, MachineConfig, Mode};
+
+    use super::*;
+    use crate::runtime::sim::SimRuntime;
+
+    #[test]
+    fn only_the_last_member_gets_what_all_left() {
+        let mut group = Departures { members: 3, left: vec!["a buffer of rank 1"] };
+        assert!(group.leave("rank 1").is_empty());
+        group.left.push("a buffer of rank 0");
+        assert!(group.leave("rank 2").is_empty());
+        assert_eq!(group.leave("rank 0"), ["a buffer of rank 1", "rank 1", "a buffer of rank 0", "rank 2", "rank 0"]);
+        assert!(group.left.is_empty());
+    }
+
+    /// Of a group of three, say: the third could not be made.
+    #[test]
+    fn a_group_that_was_made_in_part_has_a_last_rank_too() {
+        let machine = Machine::new(MachineConfig::new(2, Mode::Fast { workers: 1 })).unwrap();
+        let ranks = [0, 1].map(|rank| Runtime::Sim(SimRuntime::new(machine.actor(rank).unwrap())));
+        let memory = ranks.each_ref().map(|rank| rank.allocate("a test", 1000).unwrap());
+        let group = LocalGroupState::new();
+        ranks.iter().for_each(|_| group.join());
+        for (rank, address) in ranks.iter().zip(memory) {
+            group.leave(rank, LeftBehind { memory: vec![address], ..LeftBehind::of(rank) });
         }
+        for address in memory {
+            // SAFETY: nothing uses it.
+            unsafe { machine.free(address) }.expect_err("the last rank has freed it");
+        }
+    }
+
+    #[test]
+    fn everything_is_waited_for_before_anything_is_freed() {
+        let log = RefCell::new(Vec::new());
+        let is_over = |rank: &u32| {
+            log.borrow_mut().push(format!("wait {rank}"));
+            true
+        };
+        let free = |rank| log.borrow_mut().push(format!("free {rank}"));
+        settle(vec![0, 1], is_over, free, |rank| panic!("rank {rank}'s was kept"));
+        assert_eq!(*log.borrow(), ["wait 0", "wait 1", "free 0", "free 1"]);
+    }
+
+    #[test]
+    fn behind_a_failure_the_others_are_waited_for_and_all_is_kept() {
+        let log = RefCell::new(Vec::new());
+        let is_over = |rank: &u32| {
+            log.borrow_mut().push(format!("wait {rank}"));
+            *rank != 1
+        };
+        let keep = |rank| log.borrow_mut().push(format!("keep {rank}"));
+        settle(vec![0, 1, 2], is_over, |rank| panic!("rank {rank}'s was freed"), keep);
+        assert_eq!(*log.borrow(), ["wait 0", "wait 1", "wait 2", "keep 0", "keep 1", "keep 2"]);
     }
 }

@@ -58,6 +58,11 @@ impl Budget {
         Ok(claim)
     }
 
+    /// What is claimed now.
+    pub(super) fn claimed(&self) -> u32 {
+        *self.used()
+    }
+
     fn used(&self) -> MutexGuard<'_, u32> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -39,6 +39,11 @@ impl PrimaryContext {
         self.ordinal
     }
 
+    /// The driver's handle of the GPU.
+    pub(super) fn device(&self) -> sys::CUdevice {
+        self.device
+    }
+
     /// The driver's handle.
     pub(super) fn raw(&self) -> sys::CUcontext {
         self.context.0

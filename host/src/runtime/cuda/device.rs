@@ -1,5 +1,5 @@
 //! One GPU, as all ranks of a process on it share it.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, c_char};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -39,6 +39,8 @@ pub(crate) struct CudaDevice {
     /// Staging buffers that no rank uses now: pinned memory is freed with the device, since freeing it waits for every
     /// kernel, a peer's that waits for its own peer too.
     idle_staging: Mutex<Vec<Staging>>,
+    /// Other GPUs whose kernels access this one's memory.
+    accessors: Mutex<BTreeSet<sys::CUdevice>>,
     kernels: Kernels,
     context: Arc<PrimaryContext>,
 }
@@ -93,6 +95,7 @@ impl CudaDevice {
             streams: Budget::streams(ordinal, connections.as_deref()),
             facts,
             idle_staging: Mutex::new(Vec::new()),
+            accessors: Mutex::default(),
             kernels,
             context,
         }))
@@ -104,7 +107,18 @@ impl CudaDevice {
     ///
     /// [`Error::NoPeerAccess`]; [`Error::Cuda`].
     pub(crate) fn reach(&self, peer: &Self) -> Result<()> {
-        if self.ordinal() == peer.ordinal() { Ok(()) } else { self.context.reach(&peer.context) }
+        if self.ordinal() == peer.ordinal() {
+            return Ok(());
+        }
+        self.context.reach(&peer.context)?;
+        peer.accessors.lock().unwrap_or_else(PoisonError::into_inner).insert(self.context.device());
+        Ok(())
+    }
+
+    /// All GPUs whose kernels access this one's memory: this one, and those that [`reach`](Self::reach) it.
+    pub(super) fn accessors(&self) -> Vec<sys::CUdevice> {
+        let others = self.accessors.lock().unwrap_or_else(PoisonError::into_inner);
+        std::iter::once(self.context.device()).chain(others.iter().copied()).collect()
     }
 
     /// Reserves whole SMs for one rank's kernels, until the reservation is dropped. One SM of the GPU always stays free.
@@ -119,6 +133,11 @@ impl CudaDevice {
     /// Claims a hardware queue for a stream.
     pub(super) fn claim_stream(&self) -> Result<Claim> {
         self.streams.claim(1)
+    }
+
+    /// Streams that ranks have on the GPU.
+    pub(super) fn claimed_streams(&self) -> u32 {
+        self.streams.claimed()
     }
 
     /// The number of the GPU.
@@ -139,6 +158,11 @@ impl CudaDevice {
     /// Whether all blocks of a grid can be made resident together.
     pub(super) fn cooperative_launch(&self) -> bool {
         self.facts.cooperative_launch
+    }
+
+    /// Bytes of device memory in all.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.facts.memory_bytes
     }
 
     /// What the device is, in words.

@@ -9,9 +9,9 @@ use cudarc::driver::sys::{self, CUresult};
 
 use super::driver::check_for;
 use super::staging::Staging;
-use super::{CudaDevice, CudaRuntime};
+use super::{CudaDevice, CudaRuntime, CudaSegments};
 use crate::error::{Error, Result};
-use crate::runtime::{Heap, Mapped, RawStream};
+use crate::runtime::{Heap, Mapped, RawStream, Segments};
 
 /// A size as the driver takes it. What does not fit, it cannot allocate or copy either, and will refuse.
 fn length(bytes: u64) -> usize {
@@ -57,10 +57,21 @@ impl CudaRuntime {
         // Accesses": what the driver allocates is aligned to at least 256 bytes.)
         let allocated = unsafe { sys::cuMemAlloc_v2(&mut address, length(bytes.max(1))) };
         if allocated == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            return Err(Error::OutOfMemory { rank: self.rank, what, bytes, free: self.free_bytes() });
+            return Err(Error::OutOfMemory { rank: self.rank, what, bytes, free: free_bytes() });
         }
         self.check("cuMemAlloc", allocated)?;
         Ok(address)
+    }
+
+    /// Where the rank's memory for tensors comes from.
+    pub(crate) fn segments(&self) -> Segments {
+        let device = &self.device;
+        Segments::Cuda(CudaSegments::new(self.rank, device.context(), device.accessors(), device.memory_bytes()))
+    }
+
+    /// Whether no other rank is on the GPU: giving memory back may wait for everything that runs there.
+    pub(crate) fn gives_back_alone(&self) -> bool {
+        self.device.claimed_streams() == self.streams.count()
     }
 
     /// What frees it.
@@ -141,14 +152,14 @@ impl CudaRuntime {
             None => unreachable!("only `Drop` takes the staging buffer"),
         }
     }
+}
 
-    /// Device memory that is free now; 0 if even that cannot be said.
-    fn free_bytes(&self) -> u64 {
-        let (mut free, mut total) = (0, 0);
-        // SAFETY: the context is current; valid places for both answers.
-        match unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) } {
-            CUresult::CUDA_SUCCESS => free as u64,
-            _ => 0,
-        }
+/// Device memory that is free now, of the current context's GPU; 0 if even that cannot be said.
+pub(super) fn free_bytes() -> u64 {
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: valid places for both answers.
+    match unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) } {
+        CUresult::CUDA_SUCCESS => free as u64,
+        _ => 0,
     }
 }

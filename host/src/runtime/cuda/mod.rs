@@ -11,8 +11,10 @@
 //! * streams are non-blocking, and no more than the GPU has hardware queues ([`budget`]);
 //! * SMs are reserved beforehand, and one stays free ([`CudaDevice::reserve_sms`]);
 //! * copies go through pinned memory and wait for events of their own stream ([`staging`]);
+//! * memory for tensors, which come and go all the time, is mapped, not allocated ([`segments`]);
 //! * what the driver frees only behind every running kernel (memory, pinned memory, modules, the context) is freed explicitly
-//!   by its owner, or with the last rank; and not even then if a rank left a stream busy ([`context`]).
+//!   by its owner, or with the last rank of a group, which waits for what all of them left on their streams; and not even then
+//!   if a stream was left busy that nobody waits for ([`context`]).
 //!
 //! A kernel that faulted is reported by whatever call comes next, with the driver's name for it; such errors are sticky.
 mod budget;
@@ -24,6 +26,7 @@ mod launch;
 mod memory;
 mod module;
 mod pace;
+mod segments;
 mod staging;
 mod stream;
 #[cfg(test)]
@@ -35,7 +38,8 @@ use cudarc::driver::sys::CUresult;
 
 pub(crate) use self::budget::SmReservation;
 pub(crate) use self::device::CudaDevice;
-pub(crate) use self::stream::CudaEvent;
+pub(crate) use self::segments::CudaSegments;
+pub(crate) use self::stream::{CudaEvent, LeftStreams};
 
 use self::pace::Pace;
 use self::staging::Staging;
@@ -44,7 +48,7 @@ use crate::error::{Error, Result};
 
 /// One rank on a GPU.
 ///
-/// Dropping it destroys its streams and waits for nothing. Memory is the caller's to free.
+/// Dropping it destroys the streams that it still has and waits for nothing. Memory is the caller's to free.
 #[derive(Debug)]
 pub(crate) struct CudaRuntime {
     rank: u32,
@@ -92,6 +96,11 @@ impl CudaRuntime {
         self.device.description()
     }
 
+    /// Takes the rank's streams, which may be busy, for whoever waits for their work. The rank uses none any more.
+    pub(crate) fn leave_streams(&self) -> Option<LeftStreams> {
+        Some(self.streams.leave(self.device.context()))
+    }
+
     /// Makes the device's context current on the calling thread.
     fn bind(&self) -> Result<()> {
         self.device.context().bind().map_err(|error| self.place(error))
@@ -115,7 +124,7 @@ impl CudaRuntime {
 
 impl Drop for CudaRuntime {
     fn drop(&mut self) {
-        self.streams.destroy_all(self.device.context());
+        drop(self.leave_streams());
         let staging = self.staging.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(staging) = staging.take() {
             self.device.return_staging(staging);

@@ -13,13 +13,13 @@ use super::driver::{Driver, Handle, check};
 use crate::error::{Error, Result};
 use crate::runtime::{RawEvent, RawStream};
 
-/// The streams of one rank, each with its claim to a hardware queue.
+/// The streams of a rank that is there, each with its claim to a hardware queue.
 #[derive(Debug, Default)]
 pub(super) struct Streams(Mutex<HashMap<u64, Stream>>);
 
 #[derive(Debug)]
 struct Stream {
-    /// Held as long as the rank uses the stream.
+    /// Held as long as the stream may be at work.
     _claim: Claim,
     /// Whether the rank made it, and so destroys it.
     own: bool,
@@ -35,24 +35,62 @@ impl Streams {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream)
     }
 
-    /// Destroys what the rank made and is left, without waiting; says so to the context if any stream of the rank is still busy.
-    pub(super) fn destroy_all(&self, context: &PrimaryContext) {
-        let left = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        if left.is_empty() || context.bind().is_err() {
+    /// How many there are.
+    pub(super) fn count(&self) -> u32 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len() as u32
+    }
+
+    /// Takes them all.
+    pub(super) fn leave(&self, context: &Arc<PrimaryContext>) -> LeftStreams {
+        let streams = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        LeftStreams { streams, context: Arc::clone(context) }
+    }
+}
+
+/// The streams of a rank that is gone. Dropping them destroys what the rank made, without waiting; if one is still busy the
+/// context is told, and frees nothing any more.
+#[derive(Debug)]
+pub(crate) struct LeftStreams {
+    streams: HashMap<u64, Stream>,
+    context: Arc<PrimaryContext>,
+}
+
+impl LeftStreams {
+    /// Destroys what the rank made, all of whose work is known to be over.
+    ///
+    /// It must not be asked: an event that was just recorded keeps a stream busy for a moment, and the caller may have destroyed
+    /// a stream of its own by now.
+    pub(crate) fn destroy_idle(mut self) {
+        let streams = std::mem::take(&mut self.streams);
+        if self.context.bind().is_ok() {
+            streams.into_iter().for_each(|(stream, known)| known.destroy(stream));
+        }
+    }
+}
+
+impl Stream {
+    /// Destroys it if the rank made it; the context is current.
+    fn destroy(self, stream: u64) {
+        if self.own {
+            // SAFETY: made by `create_stream` and taken out of the table, so destroyed once. With work left, the driver returns
+            // at once and releases the stream when that work is done (driver API, `cuStreamDestroy`).
+            let _ = unsafe { sys::cuStreamDestroy_v2(handle(stream)) };
+        }
+    }
+}
+
+impl Drop for LeftStreams {
+    fn drop(&mut self) {
+        if self.streams.is_empty() || self.context.bind().is_err() {
             return;
         }
-        for (stream, Stream { own, .. }) in left {
+        for (stream, known) in self.streams.drain() {
             // SAFETY: made by `create_stream` and still in the table, so not destroyed; or the caller's, who keeps it alive as
-            // long as the rank.
+            // long as the rank, which is just going.
             if unsafe { sys::cuStreamQuery(handle(stream)) } == CUresult::CUDA_ERROR_NOT_READY {
-                context.abandon();
+                self.context.abandon();
             }
-            if !own {
-                continue;
-            }
-            // SAFETY: as above; the table no longer holds it. With work left, the driver returns at once and releases the
-            // stream when that work is done (driver API, `cuStreamDestroy`).
-            let _ = unsafe { sys::cuStreamDestroy_v2(handle(stream)) };
+            known.destroy(stream);
         }
     }
 }
@@ -185,6 +223,13 @@ impl CudaRuntime {
         self.bind()?;
         // SAFETY: a live stream of this context: the caller made it, or was given it as such.
         self.check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream(stream)?) })
+    }
+
+    /// Whether everything on the stream is done; false also when the device failed.
+    pub(crate) fn is_idle(&self, stream: RawStream) -> bool {
+        let Ok(stream) = self.bind().and_then(|()| self.stream(stream)) else { return false };
+        // SAFETY: a live stream of this context: the caller made it, or was given it as such.
+        unsafe { sys::cuStreamQuery(stream) == CUresult::CUDA_SUCCESS }
     }
 
     /// Marks a point in the stream.

@@ -286,6 +286,51 @@ fn dropping_a_busy_rank_does_not_wait() {
     rank.synchronize(stream).unwrap();
 }
 
+/// Whatever a group of several ranks did, and however it ended: its device is closed with it, and nothing that was left on a stream
+/// is taken for work that still runs (the context would free nothing any more).
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_group_of_several_ranks_closes_its_devices() {
+    let both = CudaDevice::count().unwrap() > 1;
+    let groups: &[&[u32]] =
+        if both { &[&[0], &[0, 0], &[0, 0, 0, 0], &[0, 1], &[0, 0, 1, 1]] } else { &[&[0, 0], &[0; 4]] };
+    for (gpus, close) in groups.iter().flat_map(|gpus| [(gpus, true), (gpus, false)]) {
+        let group = LocalGroup::on_gpus(gpus).unwrap();
+        let devices: Vec<_> = gpus.iter().map(|gpu| CudaDevice::open(*gpu).unwrap()).collect();
+        let contexts: Vec<_> = devices.iter().map(|device| Arc::clone(device.context())).collect();
+        let devices: Vec<_> = devices.into_iter().map(|device| Arc::downgrade(&device)).collect();
+        let worked = group.run(|comm| {
+            let mut buffer = ElasticBuffer::new(&comm, Config::new(8, 1, 64, 4).with_num_sms(1))?;
+            let x = comm.tensor(&[bf16::ONE; 64])?;
+            let (idx, weights) = (comm.tensor(&[3i64])?, comm.tensor(&[1.0f32])?);
+            comm.barrier()?;
+            buffer.dispatch(&DispatchInput::new(1, &x, &idx, &weights))?;
+            if close { buffer.close() } else { Ok(()) }
+        });
+        worked.unwrap();
+        for (context, device) in contexts.iter().zip(&devices) {
+            assert_eq!(device.strong_count(), 0, "GPUs {gpus:?}, closed: {close}");
+            assert!(context.may_free(), "GPUs {gpus:?}, closed: {close}: the context was abandoned");
+        }
+    }
+}
+
+/// The ninth rank of a GPU has no hardware queue; those before it go as if they had been the group.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_group_that_cannot_be_made_closes_its_device() {
+    let device = CudaDevice::open(0).unwrap();
+    let (context, left) = (Arc::clone(device.context()), Arc::downgrade(&device));
+    drop(device);
+    // Another object, but of the same GPU.
+    assert!(matches!(LocalGroup::on_gpu(33, 0), Err(Error::DoesNotFit { what: "streams", .. })));
+    assert!(left.upgrade().is_none() && context.may_free());
+    let device = CudaDevice::open(0).unwrap();
+    assert!(matches!(LocalGroup::on_gpu(33, 0), Err(Error::DoesNotFit { what: "streams", .. })));
+    assert!(device.context().may_free(), "the context was abandoned");
+    assert_eq!(Arc::strong_count(&device), 1);
+}
+
 /// The fault ends the process's use of the GPU, so a child has it.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]

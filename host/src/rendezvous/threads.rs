@@ -1,0 +1,215 @@
+//! The rendezvous of ranks that are threads of one process.
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+
+/// How long a rank waits for the others before it says that they did not come.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Everyone's, in rank order.
+type Payloads = Arc<Vec<Vec<u8>>>;
+
+/// One rank among those that meet. There is one of each rank.
+pub(crate) struct Member {
+    rank: u32,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    round: Mutex<Round>,
+    changed: Condvar,
+}
+
+/// The round that is gathered, and the outcome of the one before.
+struct Round {
+    number: u64,
+    ranks: Vec<Place>,
+    last: Payloads,
+}
+
+/// One rank's place in the round.
+#[derive(Clone, Default)]
+struct Place {
+    payload: Option<Vec<u8>>,
+    /// A thread of the rank is in [`Member::all_gather`]. Until it has its outcome no other one may join the next round: that could
+    /// complete, and be taken for its own.
+    taken: bool,
+    gone: bool,
+}
+
+impl Round {
+    fn which(&self, of: impl Fn(&Place) -> bool) -> Vec<usize> {
+        self.ranks.iter().enumerate().filter(|(_, place)| of(place)).map(|(rank, _)| rank).collect()
+    }
+}
+
+impl Member {
+    /// Makes `ranks` members, in rank order.
+    pub(crate) fn group(ranks: u32) -> Vec<Self> {
+        let round = Round { number: 0, ranks: vec![Place::default(); ranks as usize], last: Arc::default() };
+        let shared = Arc::new(Shared { round: Mutex::new(round), changed: Condvar::new() });
+        (0..ranks).map(|rank| Self { rank, shared: Arc::clone(&shared) }).collect()
+    }
+
+    /// This rank.
+    pub(crate) fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    /// Says that this rank will not come to any rendezvous again, so that nobody waits for it.
+    pub(crate) fn leave(&self) {
+        self.round().ranks[self.rank as usize].gone = true;
+        self.shared.changed.notify_all();
+    }
+
+    /// Gives `payload` to every rank and returns everyone's, in rank order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Bootstrap`] when a rank is gone or does not come, or another thread of this rank is here already.
+    pub(crate) fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let mut round = self.round();
+        let place = &mut round.ranks[self.rank as usize];
+        let refused = match place {
+            Place { gone: true, .. } => Some("has left the group"),
+            Place { taken: true, .. } => Some("is in a rendezvous already, in another thread"),
+            _ => None,
+        };
+        if let Some(why) = refused {
+            return Err(self.error(why));
+        }
+        *place = Place { payload: Some(payload.to_vec()), taken: true, gone: false };
+        let (mut round, met) = self.meet(round);
+        let place = &mut round.ranks[self.rank as usize];
+        place.taken = false;
+        if met.is_err() {
+            place.payload = None;
+        }
+        met.map(|all| all.to_vec())
+    }
+
+    /// Completes the round, or waits until another rank has.
+    fn meet<'a>(&'a self, mut round: MutexGuard<'a, Round>) -> (MutexGuard<'a, Round>, Result<Payloads>) {
+        if round.ranks.iter().all(|place| place.payload.is_some()) {
+            let all: Vec<Vec<u8>> = round.ranks.iter_mut().filter_map(|place| place.payload.take()).collect();
+            round.last = Arc::new(all);
+            round.number += 1;
+            self.shared.changed.notify_all();
+            let all = Arc::clone(&round.last);
+            return (round, Ok(all));
+        }
+        let deadline = Instant::now() + PATIENCE;
+        // A later round cannot complete while this rank's place is taken, so `last` is still this round's when it is read.
+        let mine = round.number;
+        while round.number == mine {
+            let gone = round.which(|place| place.gone);
+            if !gone.is_empty() {
+                return (round, Err(self.error(&format!("waits for ranks {gone:?}, which are gone"))));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let missing = round.which(|place| place.payload.is_none());
+                return (round, Err(self.error(&format!("waited {} s for ranks {missing:?}", PATIENCE.as_secs()))));
+            }
+            round = self.shared.changed.wait_timeout(round, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let all = Arc::clone(&round.last);
+        (round, Ok(all))
+    }
+
+    fn round(&self) -> MutexGuard<'_, Round> {
+        self.shared.round.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn error(&self, what: &str) -> Error {
+        Error::Bootstrap { message: format!("rank {} {what}", self.rank) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+    use super::*;
+
+    #[test]
+    fn all_ranks_get_all_payloads_in_rank_order() {
+        let ranks = Member::group(3);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                ranks.iter().map(|rank| scope.spawn(|| rank.all_gather(&[rank.rank() as u8]).unwrap())).collect();
+            threads.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), [[0], [1], [2]]));
+        });
+    }
+
+    #[test]
+    fn a_rank_is_in_one_rendezvous_at_a_time() {
+        let ranks = Member::group(2);
+        std::thread::scope(|scope| {
+            let twice = [b"one", b"two"].map(|payload| scope.spawn(|| ranks[0].all_gather(payload)));
+            // Whoever comes second is refused at once; the first waits for rank 1.
+            while !twice.iter().any(|thread| thread.is_finished()) {
+                std::thread::yield_now();
+            }
+            let met = ranks[1].all_gather(b"x").unwrap();
+            let results = twice.map(|thread| thread.join().unwrap());
+            let [refused] = results.iter().filter_map(|r| r.as_ref().err()).collect::<Vec<_>>()[..] else {
+                panic!("one of the two is refused: {results:?}");
+            };
+            assert_eq!(
+                refused.to_string(),
+                "bootstrap: rank 0 is in a rendezvous already, in another thread",
+                "{results:?}"
+            );
+            assert!(results.iter().flatten().all(|all| *all == met), "{results:?}, {met:?}");
+        });
+    }
+
+    /// Two threads of rank 0 come as fast as they can; each gets the payloads of the round that it was in, or is refused.
+    #[test]
+    fn threads_of_one_rank_never_get_another_rounds_payloads() {
+        let (ranks, next) = (Member::group(2), AtomicU32::new(0));
+        let come = || {
+            for _ in 0..500 {
+                let own = next.fetch_add(1, Relaxed).to_le_bytes();
+                // Refused while the other thread is there, until the very moment when its round is over.
+                let all = loop {
+                    match ranks[0].all_gather(&own) {
+                        Ok(all) => break all,
+                        Err(error) => assert!(error.to_string().contains("another thread"), "{error}"),
+                    }
+                };
+                assert_eq!(all[0], own, "another thread's round");
+            }
+        };
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                let mut last = None;
+                while let Ok(all) = ranks[1].all_gather(b"") {
+                    assert_ne!(last.as_ref(), Some(&all), "a round of its own each time");
+                    last = Some(all);
+                }
+            });
+            let both = [scope.spawn(come), scope.spawn(come)].map(|thread| thread.join());
+            // Also when one has panicked: the other rank would wait.
+            ranks[0].leave();
+            both.into_iter().for_each(|ended| ended.unwrap());
+            other.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn nobody_waits_for_a_rank_that_is_gone() {
+        let ranks = Member::group(2);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| ranks[0].all_gather(b""));
+            ranks[1].leave();
+            let said = waits.join().unwrap().unwrap_err().to_string();
+            assert_eq!(said, "bootstrap: rank 0 waits for ranks [1], which are gone");
+        });
+        let said = ranks[1].all_gather(b"").unwrap_err().to_string();
+        assert_eq!(said, "bootstrap: rank 1 has left the group");
+        ranks[0].all_gather(b"").expect_err("still gone");
+    }
+}
