@@ -27,7 +27,8 @@ const HISTORIES: [&[Step]; 6] = [
     // The same where the dispatch's half is 0, on either parity of the epoch.
     &[CountFrom(2 * WRAP - 4, WRAP - 2), Dispatch, Dispatch, Round],
     &[CountFrom(2 * WRAP - 3, WRAP - 2), Dispatch, Dispatch, Round],
-    // Dispatches of even epochs, none for 2^32 operations, and one again.
+    // Dispatches of even epochs, none for 2^32 operations, and one again. (Entry words of epochs 1 and 2 are taken for those of
+    // 2^32 + 1 and + 2 here, which the operations that were left out would have overwritten; the counts keep the ranks apart.)
     &[Dispatch, Dispatch, CountFrom(WRAP, WRAP / 2), Dispatch, Dispatch, Round],
     // Whole rounds across the wrap.
     &[Round, CountFrom(WRAP - 3, WRAP / 2 - 2), Dispatch, Round, Round, Round],

@@ -22,10 +22,9 @@ fn fewer_or_more_rows_than_were_received_are_refused_from_the_host() {
             let mut buffer = small(&comm)?;
             good_round(&mut buffer, &comm)?;
             let handle = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
-            let refused = [0, 64, 192].map(|n| buffer.write_expert_outputs(&handle, &vec![bf16::ONE; n]));
-            // Nothing of it was done: the round goes on.
+            let refused = [0, 64, 192].map(|n| buffer.write_expert_outputs(&handle, &vec![bf16::from_f32(3.0); n]));
+            // Nothing of it was done: what was there is what is summed.
             let mut y = comm.empty::<bf16>(64)?;
-            buffer.write_expert_outputs(&handle, &[bf16::from_f32(3.0); 128])?;
             buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
             buffer.synchronize()?;
             let y = y.to_vec()?;
@@ -41,7 +40,7 @@ fn fewer_or_more_rows_than_were_received_are_refused_from_the_host() {
                     "exactly the 2 rows", "128 elements"
                 );
             }
-            assert_eq!(y, [bf16::from_f32(6.0); 64]);
+            assert_eq!(y, [bf16::from_f32(2.0); 64]);
         }
     }
 }
@@ -125,6 +124,77 @@ fn rows_that_the_device_alone_can_miss_are_a_fault_on_every_rank() {
             for result in run(2, mode, handed_over_unseen(2, early)) {
                 assert_eq!(result.unwrap().unwrap(), [bf16::from_f32(6.0); 64]);
             }
+        }
+    }
+}
+
+/// The host learns how many rows there are only after a tensor was staged for them, before the dispatch or after it: the combine is
+/// refused, and nothing of it is done.
+#[test]
+fn staged_rows_are_counted_again_when_the_host_knows_more() {
+    for mode in schedules() {
+        for early in [false, true] {
+            let results = run(2, mode, |comm| {
+                let mut buffer = small(&comm)?;
+                let [one, two] = [64, 128].map(|n| comm.tensor(&vec![bf16::from_f32(3.0); n]));
+                let (one, two) = (one?, two?);
+                good_round(&mut buffer, &comm)?;
+                if early {
+                    buffer.lend_expert_outputs()?;
+                    buffer.stage_expert_outputs(&one)?;
+                }
+                let handle = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
+                if !early {
+                    buffer.stage_expert_outputs(&one)?;
+                }
+                assert_eq!(buffer.recv_counts(&handle)?.rows, 2);
+                let mut y = comm.empty::<bf16>(64)?;
+                let refused = buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y));
+                buffer.stage_expert_outputs(&two)?;
+                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+                buffer.synchronize()?;
+                let y = y.to_vec()?;
+                buffer.close()?;
+                Ok((refused, y))
+            });
+            for result in results {
+                let (refused, y) = result.unwrap();
+                assert_error!(
+                    refused.expect_err("a row is missing"),
+                    Error::InvalidArgument { argument: "expert outputs", .. },
+                    "1 rows",
+                    "each of the 2"
+                );
+                assert_eq!(y, [bf16::from_f32(6.0); 64]);
+            }
+        }
+    }
+}
+
+/// What was lent and staged before a dispatch is for that dispatch. Of the next one nothing was handed over: its outputs, which the
+/// caller's own work would write, are poisoned anew, and an old number does not vouch for them.
+#[test]
+fn what_was_handed_over_for_one_dispatch_is_not_for_the_next() {
+    for mode in schedules() {
+        let results = run(2, mode, |comm| {
+            let config = Config::new(8, 2, 64, 4).with_num_sms(2).with_poisoned_expert_outputs();
+            let mut buffer = ElasticBuffer::new(&comm, config)?;
+            let one = comm.tensor(&[bf16::ONE; 64])?;
+            let mut y = comm.empty::<bf16>(64)?;
+            good_round(&mut buffer, &comm)?;
+            buffer.lend_expert_outputs()?;
+            buffer.stage_expert_outputs(&one)?;
+            dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
+            let handle = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
+            buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+            buffer.synchronize()?;
+            let y = y.to_vec()?;
+            buffer.close()?;
+            Ok(y)
+        });
+        for result in results {
+            let y = result.unwrap();
+            assert!(y.iter().all(|y| y.is_nan()), "{y:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Block collectives: every thread of the block must call the same one.
 use crate::arch;
 
-/// Waits for the whole block and orders its memory accesses (`bar.sync`). The warps may come split.
+/// Waits for the whole block and orders its memory accesses (`bar.sync`).
 #[inline(always)]
 #[track_caller]
 pub fn sync() {

@@ -47,6 +47,7 @@ pub struct FaultChannel {
 
 /// What a thread found that stops its block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
 pub struct Fault {
     /// [`CODE_TIMEOUT`], [`CODE_ABORTED`] or a kernel's own; 0 is no fault.
     pub code: u32,
@@ -128,7 +129,8 @@ pub struct Stopped {
 }
 
 impl Stopped {
-    /// Files what was found unless the record is taken, and tells whom it concerns. Block-collective, at the end of the kernel.
+    /// Files what was found unless the record is taken, and tells whom it concerns. Block-collective, at the end of the kernel, of a block
+    /// with at least as many threads as there are peers: each tells one.
     ///
     /// A rank that was told tells on what it was told: when its stream goes on behind the fault every rank knows, whoever gave
     /// up and however far it has come with telling. Otherwise a third rank could take for whole what it read here meanwhile.
@@ -138,6 +140,7 @@ impl Stopped {
         let Self { found } = self;
         let channel = watch.channel();
         let (own, me) = (channel.own_abort(), channel.window.me.0);
+        debug_assert!(channel.window.peers <= thread::block_threads(), "a thread tells one peer");
         let mut tells = false;
         if found.is_some() {
             let mut found = found;
@@ -155,10 +158,13 @@ impl Stopped {
             let word = Abort { code: found.code, origin: me, peer: found.peer }.to_word();
             own.compare_exchange_acq_rel::<System>(0, 0, word);
         }
-        // A thread for each peer posts what this rank's word says. There are no more peers than threads.
-        if block::any(tells).get() && thread::index() < channel.window.peers {
-            let word = own.load_relaxed::<System>(0);
-            channel.window.of(Peer(thread::index()), channel.abort).compare_exchange_acq_rel::<System>(0, 0, word);
+        // A thread for each peer posts what this rank's word says.
+        if block::any(tells).get() {
+            let peer = Peer(thread::index());
+            if peer.0 < channel.window.peers {
+                let word = own.load_relaxed::<System>(0);
+                channel.window.of(peer, channel.abort).compare_exchange_acq_rel::<System>(0, 0, word);
+            }
         }
     }
 }

@@ -37,12 +37,13 @@
 //!
 //! ## Obligations are types
 //!
-//! * A [`bulk::Stage`] can be refilled only with the [`bulk::Free`] token, which its last readers gave back.
-//! * Bytes written by ordinary stores become the source of a bulk copy only through [`bulk::Stage::seal`], which fences
+//! * A [`bulk::Ring`] is the token of its own state: a stage is filled again only once its copies have read it.
+//! * Bytes written by ordinary stores become the source of a bulk copy only through [`bulk::Editable::seal`], which fences
 //!   every writer and then synchronises them.
+//! * A bulk copy to a peer takes [`wait::BulkAccess`], the proof that its owner has said that it may be written.
 //! * A flag that publishes bulk-copied rows takes the [`bulk::Landed`] token of a complete wait, never of a read-wait.
 //! * No bare spin exists: every wait on another block or rank is a [`wait::Watch`], which yields, polls the abort word and has a
-//!   deadline. (A stage's wait is on this GPU's own copy engine.)
+//!   deadline. (A stage's wait is on this GPU's own copy engine.) What stops a block is a [`fault::Stopped`], filed once at the end.
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch, link_llvm_intrinsics))]
 // Collectives must be LLVM intrinsics: see `ptx::warp`.

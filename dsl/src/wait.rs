@@ -4,7 +4,7 @@
 //! thread per flag polls, and the outcome is made uniform before anyone branches. While the flag is missing it yields on the
 //! simulator, backs off on the GPU and polls the abort word too; at its deadline it gives up.
 use crate::fault::{CODE_ABORTED, CODE_TIMEOUT, Fault, FaultChannel, Stopped, Told};
-use crate::memory::{Symmetric, System};
+use crate::memory::System;
 use crate::{arch, block, clock, thread};
 
 /// One look at a flag.
@@ -55,8 +55,6 @@ pub struct Look(u64);
 #[derive(Clone, Copy, Debug)]
 pub struct Watch {
     channel: FaultChannel,
-    /// This rank's abort word, looked up once.
-    abort: Symmetric<u64>,
     epoch: u64,
     deadline_ns: u64,
 }
@@ -68,7 +66,7 @@ impl Watch {
     pub fn begin(channel: FaultChannel, epoch: u64) -> Self {
         // A timeout is far from what 64 bits of nanoseconds hold.
         let deadline_ns = clock::global_ns().wrapping_add(channel.timeout_ns);
-        Self { channel, abort: channel.own_abort(), epoch, deadline_ns }
+        Self { channel, epoch, deadline_ns }
     }
 
     /// Waits until `poll` says of each of `flags` flags that it is there. Block-collective; thread `i` polls flag `i`, and every
@@ -100,6 +98,7 @@ impl Watch {
     #[inline(always)]
     #[track_caller]
     pub fn wait_until_each(&self, phase: u32, flags: u32, poll: impl Fn(u32) -> Poll) -> Outcome {
+        debug_assert!(flags <= thread::block_threads(), "a thread polls one flag");
         let mut fault = Fault::NONE;
         if thread::index() < flags {
             fault = self.wait_for(phase, thread::index(), &poll);
@@ -129,7 +128,7 @@ impl Watch {
     #[inline(always)]
     #[track_caller]
     fn gave_up(&self, phase: u32, look: Poll) -> Fault {
-        let code = if self.abort.load_relaxed::<System>(0) != 0 {
+        let code = if self.channel.own_abort().load_relaxed::<System>(0) != 0 {
             CODE_ABORTED
         } else if clock::global_ns() >= self.deadline_ns {
             CODE_TIMEOUT
@@ -145,7 +144,7 @@ impl Watch {
     #[inline(always)]
     #[track_caller]
     pub fn look(&self) -> Look {
-        Look(if thread::index() == 0 { self.abort.load_relaxed::<System>(0) } else { 0 })
+        Look(if thread::index() == 0 { self.channel.own_abort().load_relaxed::<System>(0) } else { 0 })
     }
 
     /// What a look found: that some rank has given up, in the thread that looked. Per thread.
@@ -182,9 +181,9 @@ impl Watch {
         self.epoch
     }
 
-    /// Nanoseconds since the operation's entry.
+    /// Nanoseconds since the operation's entry, until now.
     #[inline(always)]
     pub fn elapsed_ns(&self) -> u64 {
-        clock::global_ns().wrapping_sub(self.deadline_ns.wrapping_sub(self.channel.timeout_ns))
+        clock::global_ns().saturating_sub(self.deadline_ns.wrapping_sub(self.channel.timeout_ns))
     }
 }

@@ -148,6 +148,8 @@ fn who_files_here_tells_its_own_rank_alone_and_the_first_word_stays() {
         assert_eq!((abort.code, abort.origin, peers), (CODE, 0, 0), "{mode:?}");
         let before = Abort { code: 20, origin: 1, peer: 0 }.to_word();
         assert_eq!(words_after(mode, CODE, 1, before), [before, 0], "{mode:?}");
+        // Who tells all, tells what its own word says.
+        assert_eq!(words_after(mode, CODE, 0, before), [before, before], "{mode:?}");
     }
 }
 

@@ -36,10 +36,12 @@ fn rotate(args: GridArgs) {
         // Between everyone's reads and everyone's writes, and the other way round.
         if let Err(stopped) = args.counters.sync(&watch, round) {
             args.out.store_weak(me, 1);
+            let _ = args.counters.last_out(bulk::land(), true);
             return stopped.file(&watch);
         }
         args.words.store_weak(me, next + 1);
         if let Err(stopped) = args.counters.sync(&watch, round) {
+            let _ = args.counters.last_out(bulk::land(), true);
             return stopped.file(&watch);
         }
         round += 1;

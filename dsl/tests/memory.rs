@@ -236,10 +236,10 @@ struct WindowArgs {
 
 #[kernel(threads = 32)]
 fn greet(args: WindowArgs) {
-    let (peer, me) = (thread::index(), args.window.rank);
-    if peer < args.window.ranks {
-        args.window.of_rank(peer, args.from).store_weak(u64::from(me), u64::from(100 * me + peer));
-    } else if peer == args.window.ranks {
+    let (peer, me) = (thread::index(), args.window.me.0);
+    if peer < args.window.peers {
+        args.window.of(Peer(peer), args.from).store_weak(me, u64::from(100 * me + peer));
+    } else if peer == args.window.peers {
         args.window.own(args.own).store_weak(0, me + 1);
     }
 }

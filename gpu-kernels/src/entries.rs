@@ -1,4 +1,5 @@
-//! Every kernel: what the host launches.
+//! The kernels of the operations: what the host launches. Those on tensors of one rank are in [`crate::quantize`],
+//! [`crate::dequantize`] and [`crate::measure`].
 use epoxide_dsl::prelude::*;
 
 use crate::combine::{self, CombineArgs};
@@ -36,4 +37,8 @@ pub fn lend(args: LendArgs) {
 const _: () =
     assert!(dispatch_copied.threads() == dispatch::THREADS && dispatch_quantized.threads() == dispatch::THREADS);
 #[cfg(not(target_arch = "nvptx64"))]
-const _: () = assert!(lend.threads() >= crate::shape::MAX_RANKS && combine.threads() >= crate::shape::MAX_RANKS);
+const _: () = assert!(
+    lend.threads() >= crate::shape::MAX_RANKS
+        && combine.threads() >= crate::shape::MAX_RANKS
+        && dispatch::THREADS >= crate::shape::MAX_RANKS
+);

@@ -13,7 +13,7 @@ use crate::words::{Operation, Phase};
 
 /// Arguments of [`lend`](crate::entries::lend).
 ///
-/// Launch contract: `op` describes windows laid out by `WindowLayout`; the rank's last operation was a combine.
+/// Launch contract: `op` describes windows laid out by `WindowLayout`; the rank's last operation was a combine, or there was none.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct LendArgs {

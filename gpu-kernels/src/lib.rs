@@ -1,6 +1,6 @@
 //! # The expert-parallel kernels
 //!
-//! [`entries`] names every kernel. Each is a few lines over a module that begins with its protocol: who writes what, which word publishes
+//! [`entries`] has the kernels of the operations. Each is a few lines over a module that begins with its protocol: who writes what, which word publishes
 //! it, and who may read it after which wait. Compile-time choices are those that change instructions: how a row is made
 //! ([`row`]) and in which order rows lie where they are received ([`order`]). All else is a number or an absent address.
 //!

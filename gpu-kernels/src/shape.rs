@@ -10,10 +10,11 @@ pub const MAX_EXPERTS: u32 = 2048;
 pub const MAX_RANKS: u32 = 64;
 /// Most elements of a row.
 pub const MAX_HIDDEN: u32 = 1 << 20;
-/// Most tokens that a rank dispatches at once: a bad selection's key has 24 bits and more for the token.
+/// Most tokens that a rank dispatches at once: a bad selection's key has 24 bits for the token.
 pub const MAX_TOKENS: u32 = (1 << 24) - 1;
 /// Most blocks of an operation.
 pub const MAX_BLOCKS: u32 = 1024;
+
 /// How a row travels in dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WireFormat {
@@ -36,7 +37,7 @@ pub struct Shape {
     pub hidden: u32,
     /// Most tokens that a rank dispatches at once.
     pub max_tokens: u32,
-    /// Most rows that a rank receives; see [`Self::worst_rows`].
+    /// Most rows that a rank receives: those of the worst case, [`Self::worst_rows`], since dispatch does not look whether there is room.
     pub rows: u64,
     /// Blocks of a dispatch or combine.
     pub blocks: u32,
@@ -110,6 +111,9 @@ impl Shape {
         if self.max_tokens == 0 || self.max_tokens > MAX_TOKENS {
             return broken("max_tokens_per_rank", self.max_tokens, Rule::Tokens);
         }
+        if self.rows < Self::worst_rows(self.ranks, self.max_tokens) || self.rows > u32::MAX as u64 {
+            return broken("rows", self.max_tokens, Rule::Rows);
+        }
         if self.blocks == 0 || self.blocks > MAX_BLOCKS {
             return broken("num_sms", self.blocks, Rule::Blocks);
         }
@@ -157,6 +161,8 @@ pub enum Rule {
     },
     /// 1 to [`MAX_TOKENS`].
     Tokens,
+    /// At least those of the worst case, and such as 32 bits count.
+    Rows,
     /// 1 to [`MAX_BLOCKS`].
     Blocks,
 }
@@ -176,6 +182,7 @@ impl core::fmt::Display for Rule {
                 write!(f, "a row is a multiple of 16 bytes on the wire: hidden is a multiple of 16 in FP8")
             }
             Self::Tokens => write!(f, "1 to {MAX_TOKENS} tokens"),
+            Self::Rows => write!(f, "there is room for the rows of the worst case, and 32 bits count them"),
             Self::Blocks => write!(f, "an operation has 1 to {MAX_BLOCKS} blocks"),
         }
     }

@@ -374,7 +374,7 @@ struct Made {
 fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBehind) -> Result<Made> {
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
-    runtime.prepare(dispatch_kernel(layouts.shape.format), shared.bytes())?;
+    runtime.prepare(dispatch_kernel(layouts.shape.format), shared.bytes(&layouts.shape))?;
     runtime.prepare(&combine, 0)?;
     runtime.prepare(&lend, 0)?;
     let window = inner.allocate("the symmetric window", layouts.window.bytes)?;

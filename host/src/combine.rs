@@ -12,12 +12,12 @@ use crate::error::{Error, Result};
 use crate::handle::Dispatched;
 use crate::tensor::{DeviceTensor, as_bytes, check_len, check_tensor};
 
-/// Where the experts' outputs are: one BF16 row for each received row, in the same order. Rows that nobody wrote are summed as
-/// they are: the host does not know how many there must be.
+/// Where the experts' outputs are: one BF16 row for each received row, in the same order.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum ExpertOutputs<'a> {
-    /// In the region that the buffer lends ([`RecvView::expert_outputs`](crate::RecvView::expert_outputs)).
+    /// In the region that the buffer lends ([`RecvView::expert_outputs`](crate::RecvView::expert_outputs)). What the caller's own work
+    /// wrote there cannot be counted: see [`ElasticBuffer::combine`].
     InPlace,
     /// In a tensor of the caller's, BF16 `[rows, hidden]`, which is copied to that region first.
     Tensor(&'a DeviceTensor<bf16>),
@@ -101,11 +101,7 @@ impl ElasticBuffer {
         check_tensor("rows", rows, &self.comm)?;
         let outputs = self.check_rows(rows.len())?;
         if let Some(received) = self.received_rows.filter(|&received| outputs < received) {
-            let rule = format!(
-                "one row for each of the {received} that the dispatch brought, of {} elements",
-                self.config.hidden
-            );
-            return Err(Error::argument("expert outputs", format!("{outputs} rows"), rule));
+            return Err(self.too_few_outputs(outputs, received));
         }
         let inner = self.comm.inner();
         let to = self.window_span(self.layouts.window.expert_out);
@@ -157,9 +153,10 @@ impl ElasticBuffer {
     /// The sum is in f32, from 0, in ascending position of a rank's first selection, rounded once to BF16: bitwise the same
     /// for any number of SMs. Gate weights are the experts' side to apply.
     ///
-    /// Expert outputs of an earlier round are never summed unseen if they come from the host or from a tensor: fewer than the received
-    /// rows are an error here, where the host has read their number, or else [`Error::TooFewExpertOutputs`] of the operation. What the
-    /// caller's own kernels write in place is theirs to complete; see
+    /// Of what [`Self::write_expert_outputs`], [`Self::stage_expert_outputs`] or a tensor handed over for this dispatch, the last one's
+    /// number of rows counts: fewer than the received ones are an error here, where the host has read that number, or else
+    /// [`Error::TooFewExpertOutputs`] of the operation. Where nothing was handed over, the caller's own kernels wrote the outputs in
+    /// place, and they are theirs to complete: a row that nobody wrote is summed as it is. See
     /// [`Config::with_poisoned_expert_outputs`](crate::Config::with_poisoned_expert_outputs).
     ///
     /// # Errors
@@ -207,6 +204,11 @@ impl ElasticBuffer {
     ///
     /// As [`Self::combine_raw`].
     unsafe fn combine_with(&mut self, handle: &Dispatched, y: u64) -> Result<()> {
+        if let (Some(received), Some(outputs)) = (self.received_rows, self.outputs)
+            && outputs < received
+        {
+            return Err(self.too_few_outputs(outputs, received));
+        }
         let inner = self.comm.inner();
         let (p, shape) = (&self.layouts.private, &self.layouts.shape);
         // SAFETY: the buffer's own memory, laid out for its shape; `y` is the caller's promise.
@@ -232,6 +234,12 @@ impl ElasticBuffer {
         self.received_rows = None;
         self.outputs = None;
         Ok(())
+    }
+
+    fn too_few_outputs(&self, outputs: u64, received: u64) -> Error {
+        let hidden = self.config.hidden;
+        let rule = format!("one row for each of the {received} that the dispatch brought, of {hidden} elements");
+        Error::argument("expert outputs", format!("{outputs} rows"), rule)
     }
 
     /// Checks that `elements` are whole rows that the lent region holds; returns how many.

@@ -183,22 +183,23 @@ impl ElasticBuffer {
             inner.runtime.launch(
                 dispatch_kernel(shape.format),
                 self.blocks,
-                self.shared.bytes(),
+                self.shared.bytes(shape),
                 &args,
                 inner.stream,
             )?
         };
-        if self.config.poison_expert_outputs && !self.lent_early {
-            self.poison_expert_outputs()?;
-        }
         let operation = self.operations;
         self.operations += 1;
-        self.received_rows = None;
-        if !self.lent_early {
-            // What was handed over for a dispatch before is not for this one's rows.
-            self.outputs = None;
-        }
         self.state = State::Dispatched { operation };
+        self.received_rows = None;
+        // What was lent before, and handed over then, was for this dispatch; what comes later is for a later one.
+        let early = std::mem::take(&mut self.lent_early);
+        if !early {
+            self.outputs = None;
+            if self.config.poison_expert_outputs {
+                self.poison_expert_outputs()?;
+            }
+        }
         Ok(Dispatched { buffer: self.id(), operation, tokens })
     }
 }

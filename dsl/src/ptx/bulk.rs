@@ -4,7 +4,7 @@ use core::arch::asm;
 
 macro_rules! effect {
     ($text:literal $(, $($operand:tt)*)?) => {
-        // SAFETY: the addresses are valid and multiples of 16 (8 for an mbarrier) by the contract of `bulk::Stage`; the
+        // SAFETY: the addresses are valid and multiples of 16 (8 for an mbarrier) by the contract of `bulk::Ring`; the
         // memory clobber stays.
         unsafe { asm!($text $(, $($operand)*)?, options(nostack, preserves_flags)) }
     };

@@ -65,8 +65,9 @@ impl Parts {
         let (token, lane) = (self.token(number), warp::lane());
         let mut part = Part { number, rank: -1, row: 0 };
         if token < a.tokens && lane < a.top_k {
-            part.rank = a.send_rank.rows(a.top_k).row(token).load_weak(lane);
-            part.row = a.send_row.rows(a.top_k).row(token).load_weak(lane);
+            let at = u64::from(token) * u64::from(a.top_k) + u64::from(lane);
+            part.rank = a.send_rank.load_weak(at);
+            part.row = a.send_row.load_weak(at);
         }
         part
     }

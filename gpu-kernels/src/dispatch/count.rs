@@ -16,7 +16,7 @@ pub(super) struct Place {
     pub number: u32,
 }
 
-/// A block has fewer tokens than this.
+/// Bits of a number: a block has fewer tokens than they count.
 const NUMBER_BITS: u32 = 24;
 const _: () = assert!(crate::shape::MAX_TOKENS < 1 << NUMBER_BITS && WARPS <= 1 << (32 - NUMBER_BITS));
 
@@ -36,7 +36,7 @@ impl Place {
 #[inline(always)]
 #[track_caller]
 pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
-    let counters = Shared::<u32>::dynamic(a.shared.counters);
+    let counters = Shared::<u32>::dynamic(a.shared.stages);
     let places = Shared::<u32>::dynamic(a.shared.places);
     let bad = Shared::<u32>::dynamic(a.shared.bad);
     let mut i = thread::index();
@@ -101,12 +101,12 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
         if warp::lane() < WARPS {
             counted = of_warp.load_weak(0);
         }
-        let behind = warp::prefix_sum(counted);
+        let up_to_here = warp::prefix_sum(counted);
         if warp::lane() < WARPS {
-            of_warp.store_weak(0, behind - counted);
+            of_warp.store_weak(0, up_to_here - counted);
         }
         if warp::lane() == warp::LANES - 1 {
-            counters.store_weak(peer, behind);
+            counters.store_weak(peer, up_to_here);
         }
         peer += WARPS;
     }

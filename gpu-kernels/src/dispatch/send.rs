@@ -26,10 +26,12 @@ impl Selected {
         let lane = warp::lane();
         let mut selected = Self { rank: -1, place: 0, index: -1, weight: 0.0 };
         if token < end && lane < a.top_k {
-            selected.rank = a.handle_ranks(token).load_weak(lane);
-            selected.place = a.handle_rows(token).load_weak(lane);
+            // One index for all: where registers are short, each address of its own costs.
+            let at = u64::from(token) * u64::from(a.top_k) + u64::from(lane);
+            selected.rank = a.send_rank.load_weak(at);
+            selected.place = a.send_row.load_weak(at);
             selected.index = a.selection(token, lane) as i32;
-            selected.weight = a.topk_weights.rows(a.top_k).row(token).load_weak(lane);
+            selected.weight = a.topk_weights.load_weak(at);
         }
         selected
     }

@@ -4,8 +4,8 @@ use epoxide_dsl::prelude::*;
 use crate::dispatch::WARPS;
 use crate::shape::{Shape, WireFormat};
 
-/// A dispatch block's dynamic shared memory: mbarriers, row bases, places, the first bad selection, counters, then for each copying
-/// warp its stages.
+/// A dispatch block's dynamic shared memory: mbarriers, row bases, places, the first bad selection, then for each copying warp its
+/// stages, where the counters lie before the first row comes.
 #[derive(Clone, Copy, Debug, KernelArg, PartialEq, Eq)]
 #[repr(C)]
 pub struct DispatchShared {
@@ -16,9 +16,7 @@ pub struct DispatchShared {
     pub places: u32,
     /// Offset of u32 `[1]`: the first bad selection.
     pub bad: u32,
-    /// Offset of u32 `[ranks + experts]`: counters.
-    pub counters: u32,
-    /// Offset of the stages.
+    /// Offset of the stages, and of u32 `[ranks + experts]`: counters, which are read for the last time before the grid meets.
     pub stages: u32,
     /// Bytes of a stage.
     pub stage_bytes: u32,
@@ -26,6 +24,8 @@ pub struct DispatchShared {
     pub stages_of_warp: u32,
     /// Warps that copy.
     pub copy_warps: u32,
+    /// Fills the struct to a multiple of 8 bytes.
+    pub reserved: u32,
 }
 
 impl DispatchShared {
@@ -36,17 +36,16 @@ impl DispatchShared {
         let of_ranks = shape.ranks.checked_mul(4)?;
         let places = bases.checked_add(of_ranks)?;
         let bad = of_ranks.checked_mul(WARPS)?.checked_add(places)?;
-        let counters = bad.checked_add(4)?;
-        let counted = shape.ranks.checked_add(shape.experts)?.checked_mul(4)?;
-        let stages = counters.checked_add(counted)?.checked_next_multiple_of(128)?;
+        let stages = bad.checked_add(4)?.checked_next_multiple_of(128)?;
+        let counted = Self::counted_bytes(shape)?;
         let (stage_bytes, stages_of_warp) = Self::stages(shape)?;
         let of_warp = stage_bytes.checked_mul(stages_of_warp)?;
-        let fit = available.checked_sub(stages)? / of_warp;
+        let fit = available.checked_sub(stages.checked_add(counted)?).map_or(0, |_| (available - stages) / of_warp);
         let copy_warps = if fit < WARPS { fit } else { WARPS };
         if copy_warps == 0 {
             return None;
         }
-        Some(Self { bases, places, bad, counters, stages, stage_bytes, stages_of_warp, copy_warps })
+        Some(Self { bases, places, bad, stages, stage_bytes, stages_of_warp, copy_warps, reserved: 0 })
     }
 
     /// Bytes of a stage, and stages of a warp: a row in BF16 is loaded into its one stage and copied from there; a row in FP8 is
@@ -61,8 +60,14 @@ impl DispatchShared {
         Some((bytes, stages))
     }
 
-    /// Bytes of the block's dynamic shared memory.
-    pub const fn bytes(&self) -> u32 {
-        self.stages + self.stage_bytes * self.stages_of_warp * self.copy_warps
+    /// Bytes of the counters.
+    fn counted_bytes(shape: &Shape) -> Option<u32> {
+        shape.ranks.checked_add(shape.experts)?.checked_mul(4)
+    }
+
+    /// Bytes of the block's dynamic shared memory, for the shape that it was divided for.
+    pub fn bytes(&self, shape: &Shape) -> u32 {
+        let stages = self.stage_bytes * self.stages_of_warp * self.copy_warps;
+        self.stages + stages.max(Self::counted_bytes(shape).unwrap_or(0))
     }
 }

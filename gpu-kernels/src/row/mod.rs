@@ -28,7 +28,7 @@ pub struct WarpMemory {
     pub mbarrier: Shared<u64>,
 }
 
-/// A way to make rows, with the state of the warp that does. Every method is warp-collective.
+/// A way to make rows, with the state of the warp that does. Making and sending are warp-collective.
 pub trait Row: Sized {
     /// Whether a row brings scales.
     const SCALES: bool;

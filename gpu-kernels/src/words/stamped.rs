@@ -3,7 +3,7 @@
 /// A word that carries the number of the operation it belongs to, so that it needs no second flag and no reset.
 ///
 /// It has half of the number, and so would be taken for one from 2^32 operations before. It is not, because whoever stamps words
-/// with a number writes all of them each time that it counts: of two words that alternate with the number, one is always of the
+/// with a number writes all of them each time that it counts (but for the details of a bad selection, whose stamp nobody looks at): of two words that alternate with the number, one is always of the
 /// number two before. Entry words are of every operation and carry its epoch; counts are of dispatches alone, so they carry the
 /// number of the dispatch. Before its first use a word has a stamp of the other parity ([`UNUSED_EVEN`]). Words with nothing to
 /// say but their number are the whole number ([`Flags`](super::Flags)). Who skips a number skips two.

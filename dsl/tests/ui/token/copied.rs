@@ -13,4 +13,8 @@ fn landed_again(landed: &bulk::Landed) -> bulk::Landed {
     landed.again()
 }
 
+fn stopped() -> fault::Stopped {
+    fault::Stopped { found: fault::Fault::NONE }
+}
+
 fn main() {}

@@ -13,10 +13,6 @@ fn free() -> wait::BulkAccess {
     wait::BulkAccess(())
 }
 
-fn stopped() -> fault::Stopped {
-    fault::Stopped { found: fault::Fault::NONE }
-}
-
 fn uniform() -> block::Uniform<bool> {
     block::Uniform(true)
 }
