@@ -33,6 +33,8 @@ pub enum Rule {
     CollectiveCount,
     /// Every entry has its launch bounds.
     LaunchBounds,
+    /// No arithmetic in f64: a GPU has few units for it, and a literal or a conversion brings it in unseen.
+    DoublePrecision,
     /// No debug information: it holds paths of the machine that compiled.
     DebugInfo,
 }
@@ -50,6 +52,9 @@ impl Rule {
             Self::AsmCollective => "a collective in asm!: declare the LLVM intrinsic instead, asm! is not convergent",
             Self::CollectiveCount => "another number of collectives than was committed: was one copied into a branch?",
             Self::LaunchBounds => "no launch bounds: the entry was not made by #[kernel]",
+            Self::DoublePrecision => {
+                "f64 arithmetic: compute in f32, or say PtxBuilder::allow_f64 if it is meant (an f64 may be loaded and stored)"
+            }
             Self::DebugInfo => "debug information: build with PtxBuilder, which turns it off",
         }
     }
@@ -67,11 +72,36 @@ pub struct Finding {
     pub text: String,
     /// The rule that is broken.
     pub rule: Rule,
+    /// Where in the Rust sources, as `src/kernel.rs:12:5`, if [`PtxBuilder::locate`](crate::PtxBuilder::locate) found out; several
+    /// places for what one line does not make alone: a frame, a number of collectives.
+    pub source: Vec<String>,
+    /// How often the rule is broken there.
+    pub times: u32,
 }
 
-/// `line 12, entry `dispatch`: a call: ...: `call.uni helper;``
+impl Finding {
+    fn new(entry: &str, line: usize, text: impl Into<String>, rule: Rule) -> Self {
+        Self { entry: entry.to_owned(), line, text: text.into(), rule, source: Vec::new(), times: 1 }
+    }
+}
+
+/// `src/kernel.rs:7:9: a call: ...: call.uni helper; (line 12 of the PTX, `dispatch`)`, or without a line of Rust
+/// `line 12, `dispatch`: a call: ...: call.uni helper;`.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 8;
+        if !self.source.is_empty() {
+            let (shown, more) = self.source.split_at(self.source.len().min(SHOWN));
+            write!(f, "{}", shown.join(", "))?;
+            if !more.is_empty() {
+                write!(f, " and {} more", more.len())?;
+            }
+            write!(f, ": {}: {} (line {} of the PTX", self.rule.explanation(), self.text, self.line)?;
+            if !self.entry.is_empty() {
+                write!(f, ", `{}`", self.entry)?;
+            }
+            return if self.times > 1 { write!(f, ", and {} more there)", self.times - 1) } else { write!(f, ")") };
+        }
         match (self.line, self.entry.as_str()) {
             (0, entry) => write!(f, "entry `{entry}`")?,
             (line, "") => write!(f, "line {line}")?,
@@ -99,11 +129,9 @@ pub fn lint(text: &str, committed: Option<&Collectives>) -> Result<Vec<Finding>,
     findings.sort_by_key(|finding| (finding.line, finding.rule));
     if let Some(committed) = committed {
         let differences = Collectives::of_ptx(text)?;
-        findings.extend(differences.differences(committed).into_iter().map(|(entry, kind, found, expected)| Finding {
-            entry: entry.to_owned(),
-            line: functions.iter().find(|f| f.entry && f.name == entry).map_or(0, |f| f.head + 1),
-            text: format!("{kind}: {found}, committed: {expected}"),
-            rule: Rule::CollectiveCount,
+        findings.extend(differences.differences(committed).into_iter().map(|(entry, kind, found, expected)| {
+            let line = functions.iter().find(|f| f.entry && f.name == entry).map_or(0, |f| f.head + 1);
+            Finding::new(entry, line, format!("{kind}: {found}, committed: {expected}"), Rule::CollectiveCount)
         }));
     }
     Ok(findings)
@@ -111,35 +139,36 @@ pub fn lint(text: &str, committed: Option<&Collectives>) -> Result<Vec<Finding>,
 
 /// Reports what breaks a rule inside one function, or by its being there.
 fn lint_function(lines: &[&str], function: &Function, findings: &mut Vec<Finding>) {
-    let mut report = |at: usize, rule: Rule| {
-        findings.push(Finding { entry: function.name.clone(), line: at + 1, text: lines[at].trim().to_owned(), rule });
-    };
+    // One frame makes dozens of lines: the first says it all.
+    let mut local = false;
+    for (at, rule) in breaks(lines, function) {
+        if rule != Rule::LocalMemory || !std::mem::replace(&mut local, true) {
+            findings.push(Finding::new(&function.name, at + 1, lines[at].trim(), rule));
+        }
+    }
+}
+
+/// Every line of a function that breaks a rule, with the rule, in the order of the text.
+pub(crate) fn breaks(lines: &[&str], function: &Function) -> Vec<(usize, Rule)> {
     let external = code(lines[function.head]).split_whitespace().any(|word| matches!(word, ".extern" | ".weak"));
     let Some((open, close)) = function.body else {
         // A declaration without `.extern` announces a function whose body is reported below.
-        if external {
-            report(function.head, Rule::Unresolved);
-        }
-        return;
+        return if external { vec![(function.head, Rule::Unresolved)] } else { Vec::new() };
     };
+    let mut found = Vec::new();
     if !function.entry {
-        let rule = if is_panic(&function.name) { Rule::PanicPath } else { Rule::DeviceFunction };
-        report(function.head, rule);
+        found.push((function.head, if is_panic(&function.name) { Rule::PanicPath } else { Rule::DeviceFunction }));
     } else if Bounds::of_directives(lines, function).is_none() {
-        report(function.head, Rule::LaunchBounds);
+        found.push((function.head, Rule::LaunchBounds));
     }
     let asm = asm_lines(&lines[open..=close]);
-    // One frame makes dozens of lines: the first says it all.
-    let mut local = false;
     for at in open..=close {
         let mut broken = BTreeSet::new();
         for statement in statements(lines[at]) {
             let opcode = opcode(statement);
             let parts: Vec<_> = opcode.split('.').collect();
             if opcode == ".local" || parts[1..].contains(&"local") || statement.contains("__local_depot") {
-                if !std::mem::replace(&mut local, true) {
-                    broken.insert(Rule::LocalMemory);
-                }
+                broken.insert(Rule::LocalMemory);
             } else if parts[0] == "call" {
                 broken.insert(if is_panic(statement) { Rule::PanicPath } else { Rule::Call });
             } else if parts[0] == "trap" || loops_forever(lines, at, statement) {
@@ -148,10 +177,19 @@ fn lint_function(lines: &[&str], function: &Function, findings: &mut Vec<Finding
                 broken.insert(Rule::NonCoherentLoad);
             } else if asm[at - open] && kind(opcode).is_some() {
                 broken.insert(Rule::AsmCollective);
+            } else if computes_f64(&parts) {
+                broken.insert(Rule::DoublePrecision);
             }
         }
-        broken.into_iter().for_each(|rule| report(at, rule));
+        found.extend(broken.into_iter().map(|rule| (at, rule)));
     }
+    found
+}
+
+/// Tells whether an opcode, by its parts, does more with an f64 than to bring it from one place to another.
+fn computes_f64(parts: &[&str]) -> bool {
+    const MOVES: [&str; 6] = ["", "ld", "ldu", "st", "mov", "selp"];
+    parts[1..].iter().any(|part| part.starts_with("f64")) && !MOVES.contains(&parts[0])
 }
 
 /// Reports what breaks a rule outside of functions.
@@ -168,7 +206,7 @@ fn lint_module(lines: &[&str], functions: &[Function], findings: &mut Vec<Findin
         } else {
             continue;
         };
-        findings.push(Finding { entry: String::new(), line: at + 1, text: line.trim().to_owned(), rule });
+        findings.push(Finding::new("", at + 1, line.trim(), rule));
     }
 }
 
