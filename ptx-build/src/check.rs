@@ -5,14 +5,11 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::backend::absolute;
-use crate::builder::directive;
 use crate::compile::Purpose;
-use crate::environment::refuse_nesting;
+use crate::environment::{directive, refuse_nesting};
 use crate::locate::locate;
+use crate::names::ACCEPT;
 use crate::{BuildError, Collectives, Finding, Ptx, PtxBuilder, Rule, lint};
-
-/// The variable that makes [`PtxBuilder::check`] write the numbers of collectives as they are.
-pub(crate) const ACCEPT: &str = "EPOXIDE_PTX_ACCEPT_COLLECTIVES";
 
 impl PtxBuilder {
     /// Lints what was built, or the committed text in its place, and fails with everything that was found.

@@ -6,22 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use crate::backend::absolute;
+use crate::builder::PROFILE;
+use crate::environment::refuse_nesting;
+use crate::names::{RECURSION_GUARD, TARGET};
 use crate::toolchain::{Toolchain, command};
-use crate::{BuildError, PtxBuilder, RECURSION_GUARD, TARGET};
-
-/// The release profile of a device build, whatever the workspace says.
-pub(crate) const PROFILE: [&str; 10] = [
-    "opt-level=3",
-    "lto=\"fat\"",
-    "codegen-units=1",
-    "panic=\"abort\"",
-    "debug=false",
-    "debug-assertions=false",
-    "overflow-checks=false",
-    "incremental=false",
-    "strip=\"none\"",
-    "rpath=false",
-];
+use crate::{BuildError, Ptx, PtxBuilder, finish};
 
 /// What a text is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +22,27 @@ pub(crate) enum Purpose {
 }
 
 impl PtxBuilder {
+    /// Compiles the crate and finishes its PTX. The compiler's messages go to standard error as they come.
+    ///
+    /// # Errors
+    ///
+    /// What [`PtxBuilder::check_toolchain`], [`PtxBuilder::source_hash`] and [`finish`] return, and [`crate::Families::check`] if
+    /// there are families; [`BuildError::Nested`] inside another PTX build; [`BuildError::NoBackend`]; [`BuildError::Compile`]
+    /// if the compiler refuses the crate; [`BuildError::Artifact`] if it leaves no PTX.
+    pub fn build(&self) -> Result<Ptx, BuildError> {
+        let crate_dir = absolute(&self.crate_dir);
+        refuse_nesting(&crate_dir)?;
+        // What is edited during the build makes its PTX stale, never fresh.
+        let crates = self.crate_hashes()?;
+        let raw = self.compile(&crate_dir, Purpose::Ship)?;
+        // Only now there is a lock file for certain: cargo makes what is missing.
+        let ptx = finish(&raw, &self.stamp(&crates, &self.resolved()?))?;
+        if !self.families.is_empty() {
+            self.families.check(&ptx)?;
+        }
+        Ok(ptx)
+    }
+
     /// Compiles the crate and returns what LLVM wrote. What the compiler says goes to standard error, once.
     pub(crate) fn compile(&self, crate_dir: &Path, purpose: Purpose) -> Result<String, BuildError> {
         self.backend.check()?;

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::names::{ACCEPT, MARKER, RECURSION_GUARD, TARGET};
 use crate::{Finding, Rule};
 
 /// An error of this crate.
@@ -65,7 +66,7 @@ pub enum BuildError {
     /// A build script asked for PTX from inside a build of PTX.
     #[error(
         "{} is being built by a PTX build of {outer} (the environment has {}): a kernel crate's own build script must return early when `epoxide_ptx_build::is_nested()`",
-        .inner.display(), crate::RECURSION_GUARD
+        .inner.display(), RECURSION_GUARD
     )]
     #[non_exhaustive]
     Nested {
@@ -76,7 +77,7 @@ pub enum BuildError {
     },
 
     /// The compiler refused the kernel crate.
-    #[error("compiling {} for {} failed ({status}):\n{messages}", .crate_dir.display(), crate::TARGET)]
+    #[error("compiling {} for {} failed ({status}):\n{messages}", .crate_dir.display(), TARGET)]
     #[non_exhaustive]
     Compile {
         /// The kernel crate.
@@ -108,7 +109,7 @@ pub enum BuildError {
     /// A kernel entry has no launch bounds, so it was not made by `#[kernel]`.
     #[error(
         "line {line}: the entry `{entry}` has no `// {} threads=N blocks_per_sm=N` line in its body: declare it with #[kernel]",
-        crate::bounds::MARKER
+        MARKER
     )]
     #[non_exhaustive]
     NoMarker {
@@ -173,7 +174,7 @@ pub enum BuildError {
     /// There is no file of collective counts.
     #[error(
         "there is no {}: {}=1 in the environment writes the numbers of collectives as they are now; read them, and commit the file",
-        .path.display(), crate::check::ACCEPT
+        .path.display(), ACCEPT
     )]
     #[non_exhaustive]
     NoCollectives {
@@ -278,9 +279,9 @@ fn lint_text(crate_dir: &Path, findings: &[Finding], collectives: &Path) -> Stri
     let mut text = format!("{} finding(s) in the PTX of {}:", findings.len(), crate_dir.display());
     findings.iter().for_each(|finding| text += &format!("\n{finding}"));
     if findings.iter().any(|finding| finding.rule == Rule::CollectiveCount) {
-        let (accept, file) = (crate::check::ACCEPT, collectives.display());
+        let file = collectives.display();
         text += &format!(
-            "\nif a number changed because its kernel did, {accept}=1 in the environment writes {file}: read its diff"
+            "\nif a number changed because its kernel did, {ACCEPT}=1 in the environment writes {file}: read its diff"
         );
     }
     text
