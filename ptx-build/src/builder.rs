@@ -26,7 +26,7 @@ pub(crate) const PROFILE: [&str; 10] = [
 /// use epoxide_ptx_build::PtxBuilder;
 ///
 /// let ptx = PtxBuilder::new("gpu-kernels").source("dsl").arch("sm_90").isa(80).build()?;
-/// ptx.write("gpu-kernels/ptx/epoxide_sm_90.ptx")?;
+/// ptx.write("gpu-kernels/ptx/kernels_sm_90.ptx")?;
 /// # Ok::<(), epoxide_ptx_build::BuildError>(())
 /// ```
 #[derive(Clone, Debug)]

@@ -9,10 +9,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
-use epoxide_ptx_build::{Collectives, Entry, Families, Family, Ptx, PtxBuilder, TARGET, lint};
+use epoxide_ptx_build::{BuildError, Collectives, Entry, Families, Family, Ptx, PtxBuilder, TARGET, lint};
 
 use crate::families;
-use crate::kernels::{SOURCES, builder, collectives_file, family_file, ptx_dir, relative, root};
+use crate::kernels::{SOURCES, builder, collectives_file, families_file, family_file, ptx_dir, relative, root};
 
 /// Options of `cargo xtask ptx`.
 #[derive(clap::Args)]
@@ -44,7 +44,10 @@ pub fn run(args: &Args) -> Result<()> {
 /// Builds the PTX and writes it, so that a finding of the lint can be looked at in the file.
 fn rebuild(accept_collectives: bool) -> Result<()> {
     let families = families::read()?;
-    let whole = builder(&families).build()?;
+    let whole = builder(&families).build().map_err(|error| match error {
+        BuildError::Family { .. } | BuildError::NoFamily { .. } => anyhow!("{}: {error}", relative(&families_file())),
+        other => other.into(),
+    })?;
     let parts = whole.split(&families)?;
     for Family { name, ptx, .. } in &parts {
         let file = family_file(name);
