@@ -3,7 +3,7 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use epoxide_ptx_build::{Collectives, PtxBuilder, lint};
+use epoxide_ptx_build::PtxBuilder;
 
 fn main() -> Result<(), Box<dyn Error>> {
     // The manifest in `kernels` fixes the DSL's version, and is part of the hash by which stale PTX is recognised. Who works
@@ -12,14 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let ptx = builder.build_or_committed("kernels/ptx/kernels_sm_90.ptx")?;
 
     // A kernel must have no local memory, call or panic path, and the number of collectives that somebody approved.
-    let approved = "kernels/ptx/collectives.txt";
-    println!("cargo::rerun-if-changed={approved}");
-    let approved = Collectives::parse(&fs::read_to_string(approved)?)?;
-    let findings = lint(&ptx.text, Some(&approved))?;
-    if !findings.is_empty() {
-        let lines: Vec<_> = findings.iter().map(ToString::to_string).collect();
-        return Err(lines.join("\n").into());
-    }
+    builder.check(&ptx, "kernels/ptx/collectives.txt")?;
 
     let out = std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?;
     fs::write(Path::new(&out).join("kernels.ptx"), &ptx.text)?;

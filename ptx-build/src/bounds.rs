@@ -5,10 +5,8 @@
 //! unchanged and cannot be separated from its kernel.
 
 use crate::BuildError;
+use crate::names::MARKER;
 use crate::text::{Function, code, functions};
-
-/// What a marker line starts with, after `// `.
-pub(crate) const MARKER: &str = "epoxide-entry";
 
 /// The launch bounds of one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

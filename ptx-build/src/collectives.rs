@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use crate::BuildError;
 use crate::text::{functions, opcode, statements};
@@ -62,6 +63,19 @@ impl Collectives {
             }
         }
         Ok(Self(counts))
+    }
+
+    /// Writes the committed file, making its folder.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::Io`] if it cannot be written.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<(), BuildError> {
+        let path = path.as_ref();
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(BuildError::io("make the folder", folder))?;
+        }
+        std::fs::write(path, self.to_string()).map_err(BuildError::io("write", path))
     }
 
     /// The counts of one entry, by kind.

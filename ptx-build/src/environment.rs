@@ -9,9 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::BuildError;
-
-/// The variable that is set, to the crate's folder, during a build of PTX.
-pub const RECURSION_GUARD: &str = "EPOXIDE_PTX_BUILD";
+use crate::names::RECURSION_GUARD;
 
 /// Tells whether this process runs inside a build of PTX, as the build script of a kernel crate does.
 ///
@@ -27,6 +25,13 @@ pub(crate) fn refuse_nesting(crate_dir: &Path) -> Result<(), BuildError> {
         Some(outer) => {
             Err(BuildError::Nested { outer: outer.to_string_lossy().into_owned(), inner: crate_dir.to_owned() })
         }
+    }
+}
+
+/// Tells cargo something, if a build script is running.
+pub(crate) fn directive(text: &str) {
+    if std::env::var_os("OUT_DIR").is_some() {
+        println!("cargo::{}", text.replace('\n', " "));
     }
 }
 

@@ -3,10 +3,16 @@
 //! Every variant names the thing it is about and says what to do next: most people who meet these errors have changed
 //! one line of a kernel, and have never read this crate.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::names::{ACCEPT, MARKER, RECURSION_GUARD, TARGET};
+use crate::{Finding, Rule};
 
 /// An error of this crate.
-#[derive(Debug, thiserror::Error)]
+///
+/// It prints the same in both formats: a build script whose `main` returns it shows `{:?}`.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// There is no `rustup`, through which the device toolchain is started.
@@ -60,7 +66,7 @@ pub enum BuildError {
     /// A build script asked for PTX from inside a build of PTX.
     #[error(
         "{} is being built by a PTX build of {outer} (the environment has {}): a kernel crate's own build script must return early when `epoxide_ptx_build::is_nested()`",
-        .inner.display(), crate::RECURSION_GUARD
+        .inner.display(), RECURSION_GUARD
     )]
     #[non_exhaustive]
     Nested {
@@ -71,7 +77,7 @@ pub enum BuildError {
     },
 
     /// The compiler refused the kernel crate.
-    #[error("compiling {} for {} failed ({status}):\n{messages}", .crate_dir.display(), crate::TARGET)]
+    #[error("compiling {} for {} failed ({status}):\n{messages}", .crate_dir.display(), TARGET)]
     #[non_exhaustive]
     Compile {
         /// The kernel crate.
@@ -103,7 +109,7 @@ pub enum BuildError {
     /// A kernel entry has no launch bounds, so it was not made by `#[kernel]`.
     #[error(
         "line {line}: the entry `{entry}` has no `// {} threads=N blocks_per_sm=N` line in its body: declare it with #[kernel]",
-        crate::bounds::MARKER
+        MARKER
     )]
     #[non_exhaustive]
     NoMarker {
@@ -165,6 +171,44 @@ pub enum BuildError {
         text: String,
     },
 
+    /// There is no file of collective counts.
+    #[error(
+        "there is no {}: {}=1 in the environment writes the numbers of collectives as they are now; read them, and commit the file",
+        .path.display(), ACCEPT
+    )]
+    #[non_exhaustive]
+    NoCollectives {
+        /// Where it should be.
+        path: PathBuf,
+    },
+
+    /// The PTX breaks rules.
+    #[error("{}", lint_text(.crate_dir, .findings, .collectives))]
+    #[non_exhaustive]
+    Lint {
+        /// The kernel crate.
+        crate_dir: PathBuf,
+        /// What was found.
+        findings: Vec<Finding>,
+        /// The file of collective counts.
+        collectives: PathBuf,
+    },
+
+    /// There is no committed PTX.
+    #[error(
+        "cannot read {}: {source}: no PTX is committed yet; `EPOXIDE_PTX_REFRESH=1 cargo build` makes it, with the device toolchain ({install})",
+        .path.display()
+    )]
+    #[non_exhaustive]
+    NoCommitted {
+        /// Where it should be.
+        path: PathBuf,
+        /// The command that installs the toolchain.
+        install: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+
     /// The committed PTX was made from other sources than those at hand.
     #[error(
         "{} is stale: it was made from sources with hash {found}, and the sources now hash to {expected}; rebuild it, with the device toolchain ({install})",
@@ -211,6 +255,13 @@ pub enum BuildError {
     },
 }
 
+/// As it displays.
+impl fmt::Debug for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl BuildError {
     /// Tells whether the device toolchain, or a part of it, is what is missing.
     pub fn is_missing_toolchain(&self) -> bool {
@@ -220,5 +271,34 @@ impl BuildError {
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+/// All findings, one per line.
+fn lint_text(crate_dir: &Path, findings: &[Finding], collectives: &Path) -> String {
+    let mut text = format!("{} finding(s) in the PTX of {}:", findings.len(), crate_dir.display());
+    findings.iter().for_each(|finding| text += &format!("\n{finding}"));
+    if findings.iter().any(|finding| finding.rule == Rule::CollectiveCount) {
+        let file = collectives.display();
+        text += &format!(
+            "\nif a number changed because its kernel did, {ACCEPT}=1 in the environment writes {file}: read its diff"
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_scripts_main_shows_what_a_person_can_read() {
+        let error = || -> Result<(), Box<dyn std::error::Error>> {
+            let (family, rule) = ("a".to_owned(), "it has no kernel".to_owned());
+            Err(BuildError::Family { family, rule }.into())
+        };
+        // What the standard library prints of a `main` that returns an error.
+        let shown = format!("Error: {:?}", error().expect_err("it is one"));
+        assert_eq!(shown, "Error: the family `a`: it has no kernel");
     }
 }

@@ -27,7 +27,8 @@
 //!
 //! [`lint`] reads the finished text and reports what must not be in a kernel: local memory, calls, panic paths,
 //! unresolved symbols, non-coherent loads, and collectives that came out of `asm!` or in another number than a person
-//! reviewed ([`Collectives`]). It needs no toolchain either.
+//! reviewed ([`Collectives`]). It needs no toolchain either. [`PtxBuilder::check`] is the lint for build scripts: where the
+//! toolchain is installed it compiles once more, if there is a finding, to tell the line of Rust.
 //!
 //! # In a build script
 //!
@@ -39,7 +40,9 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! // build.rs: compiles with the device toolchain where it is installed, and else takes the committed file,
 //! // having checked that it was made from these very sources.
-//! let ptx = PtxBuilder::new("kernels").build_or_committed("kernels/ptx/kernels_sm_90.ptx")?;
+//! let builder = PtxBuilder::new("kernels");
+//! let ptx = builder.build_or_committed("kernels/ptx/kernels_sm_90.ptx")?;
+//! builder.check(&ptx, "kernels/ptx/collectives.txt")?;
 //! std::fs::write(std::path::Path::new(&std::env::var("OUT_DIR")?).join("kernels.ptx"), &ptx.text)?;
 //! # Ok(())
 //! # }
@@ -48,13 +51,19 @@
 mod backend;
 mod bounds;
 mod builder;
+mod check;
 mod collectives;
+mod committed;
+mod compile;
 mod environment;
 mod error;
 mod families;
+mod finding;
 mod finish;
 mod lint;
+mod locate;
 mod lock;
+mod names;
 mod ptx;
 mod source;
 mod split;
@@ -64,13 +73,12 @@ mod toolchain;
 pub use backend::Backend;
 pub use builder::PtxBuilder;
 pub use collectives::Collectives;
-pub use environment::{RECURSION_GUARD, is_nested};
+pub use environment::is_nested;
 pub use error::BuildError;
 pub use families::{Families, Family};
+pub use finding::{Finding, Rule};
 pub use finish::finish;
-pub use lint::{Finding, Rule, lint};
+pub use lint::lint;
+pub use names::{RECURSION_GUARD, TARGET};
 pub use ptx::{Entry, Ptx};
 pub use toolchain::{COMPONENTS, DEVICE_TOOLCHAIN};
-
-/// The target every backend compiles for.
-pub const TARGET: &str = "nvptx64-nvidia-cuda";

@@ -123,6 +123,22 @@ fn collectives_in_asm_are_reported() {
 }
 
 #[test]
+fn arithmetic_in_f64_is_reported_and_moving_one_is_not() {
+    for statement in [
+        "add.rn.f64 %rd1, %rd2, %rd3;",
+        "cvt.f64.f32 %rd1, %r1;",
+        "cvt.rn.f32.f64 %r1, %rd1;",
+        "setp.lt.f64 %p1, %rd1, %rd2;",
+    ] {
+        breaks(Rule::DoublePrecision, &format!("\t{statement}\n"), statement);
+        let asm = format!("\t// begin inline asm\n\t{statement}\n\t// end inline asm\n");
+        breaks(Rule::DoublePrecision, &asm, statement);
+    }
+    keeps("\t.reg .f64 %fd<3>;\n\tld.global.f64 %fd1, [%rd1];\n\tmov.f64 %fd2, %fd1;\n\tst.global.f64 [%rd1], %fd2;\n");
+    keeps("\tadd.rn.f32 %r1, %r2, %r3;\n\tcvt.rn.f32.u64 %r1, %rd1;\n");
+}
+
+#[test]
 fn launch_bounds_must_be_there() {
     let text = module("", "").replace(".maxntid 32, 1, 1\n", "");
     assert_eq!(findings(&text), [("k".to_owned(), Rule::LaunchBounds, ".visible .entry k(".to_owned())]);

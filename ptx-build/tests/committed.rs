@@ -68,8 +68,56 @@ fn edited_or_missing_ptx_is_refused() {
     let error = builder(&dir).build_or_committed(&file).expect_err("edited");
     assert!(matches!(error, BuildError::Edited { .. }), "{error}");
     std::fs::remove_file(&file).expect("there");
-    let error = builder(&dir).build_or_committed(&file).expect_err("gone").to_string();
+    let error = builder(&dir).build_or_committed(&file).expect_err("gone");
+    assert!(matches!(error, BuildError::NoCommitted { .. }), "{error}");
+    let error = error.to_string();
     assert!(error.starts_with("cannot read") && error.contains("k.ptx"), "{error}");
+    let facts = ["no PTX is committed yet", "EPOXIDE_PTX_REFRESH=1", MISSING];
+    assert!(facts.iter().all(|fact| error.contains(fact)) && !error.contains("stale"), "{error}");
+}
+
+#[test]
+fn a_check_fails_with_every_finding_on_a_line_of_its_own() {
+    let (dir, file) = kernels("findings");
+    let ptx = builder(&dir).committed(&file).expect("fresh");
+    let approved = dir.join("ptx/collectives.txt");
+    let missing = builder(&dir).check(&ptx, &approved).expect_err("no such file").to_string();
+    let facts = ["there is no ", "collectives.txt", "EPOXIDE_PTX_ACCEPT_COLLECTIVES=1"];
+    assert!(facts.iter().all(|fact| missing.contains(fact)), "{missing}");
+    std::fs::write(&approved, "k barrier 2\nk shfl 1\n").expect("writable");
+    let error = builder(&dir).check(&ptx, &approved).expect_err("other numbers");
+    assert!(matches!(error, BuildError::Lint { .. }), "{error}");
+    // As the standard library shows what `main` returns.
+    let shown = format!("Error: {:?}", Box::<dyn std::error::Error>::from(error));
+    let [head, barrier, shuffle, hint] = shown.lines().collect::<Vec<_>>()[..] else { panic!("{shown}") };
+    assert!(head.starts_with("Error: 2 finding(s) in the PTX of ") && head.ends_with("findings:"), "{shown}");
+    assert!(barrier.contains("barrier: 1, committed: 2") && shuffle.contains("shfl: 0, committed: 1"), "{shown}");
+    assert!(hint.contains("EPOXIDE_PTX_ACCEPT_COLLECTIVES=1") && hint.contains("collectives.txt"), "{shown}");
+    std::fs::write(&approved, "k barrier 1\n").expect("writable");
+    builder(&dir).check(&ptx, &approved).expect("the approved number");
+}
+
+/// Run by [`a_variable_in_the_environment_approves_the_numbers`].
+#[test]
+#[ignore = "started by another test"]
+fn approving_check() {
+    let (dir, file) = kernels("approved");
+    let ptx = builder(&dir).committed(&file).expect("fresh");
+    builder(&dir).check(&ptx, dir.join("new folder/collectives.txt")).expect("approved");
+}
+
+#[test]
+fn a_variable_in_the_environment_approves_the_numbers() {
+    let inner = |value: &str| {
+        let mut command = std::process::Command::new(std::env::current_exe().expect("this test"));
+        command.args(["--exact", "approving_check", "--ignored"]).env("EPOXIDE_PTX_ACCEPT_COLLECTIVES", value);
+        command.output().expect("this test again").status.success()
+    };
+    assert!(!inner(""), "there is no file");
+    assert!(inner("1"));
+    let written = Path::new(env!("CARGO_TARGET_TMPDIR")).join("committed/approved/new folder/collectives.txt");
+    let written = std::fs::read_to_string(written).expect("written");
+    assert!(written.contains("\nk barrier 1\n"), "{written}");
 }
 
 #[test]

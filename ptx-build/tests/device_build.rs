@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
 
-use epoxide_ptx_build::{BuildError, Collectives, DEVICE_TOOLCHAIN, Ptx, PtxBuilder, RECURSION_GUARD, Rule, lint};
+use epoxide_ptx_build::{
+    BuildError, Collectives, DEVICE_TOOLCHAIN, Finding, Ptx, PtxBuilder, RECURSION_GUARD, Rule, lint,
+};
 
 /// One build at a time: they share a target folder and, but for one, a crate, so that `core` is compiled only twice.
 static ONE_BUILD: Mutex<()> = Mutex::new(());
@@ -136,6 +138,85 @@ fn what_the_lint_forbids_is_found_in_real_ptx() {
     }
     let helper = |rule| found.iter().any(|f| f.entry.contains("helper") && f.rule == rule);
     assert!(helper(Rule::DeviceFunction) && helper(Rule::AsmCollective), "{found:#?}");
+}
+
+/// Kernels whose findings are each on a line of their own.
+const LINES: &str = r##"
+#[inline(always)]
+fn both(x: *mut u32) -> f64 { unsafe { f64::from(*x) * 1.1 } }
+#[unsafe(no_mangle)]
+pub unsafe extern "ptx-kernel" fn lines(args: Args) {
+    unsafe {
+        asm!("// epoxide-entry threads=32 blocks_per_sm=1");
+        let i = *args.x as usize;
+        *args.x.add(1) = [1, 2, 3][i] as u32; // panics
+        *args.x.add(2) = args.table[(tid() & 7) as usize] as u32; // local
+        *args.x.add(3) = both(args.x) as u32; // double
+        barrier(0); // meets
+        if *args.x.add(4) > 7 { barrier(0); } // meets
+    }
+}
+"##;
+
+#[test]
+fn a_finding_tells_the_line_of_rust_once() {
+    let Some((builder, dir, _guard)) = kernels("first", LINES) else {
+        return;
+    };
+    let ptx = builder.build().expect("it compiles");
+    let approved = Collectives::parse("lines barrier 1").expect("good");
+    let found = builder.lint(&ptx, Some(&approved)).expect("complete");
+    let source = std::fs::read_to_string(dir.join("src/lib.rs")).expect("written");
+    let line_of = |place: &str| -> &str {
+        let (file, line) = place.split_once(".rs:").expect("path.rs:line:column");
+        assert!(file.ends_with("demo-kernels/src/lib"), "{place}");
+        let line: usize = line.split(':').next().and_then(|line| line.parse().ok()).expect("a line");
+        source.lines().nth(line - 1).expect("a line of the file")
+    };
+    for (rule, part) in [
+        (Rule::PanicPath, "// panics"),
+        (Rule::LocalMemory, "// local"),
+        (Rule::DoublePrecision, "f64::from(*x) * 1.1"),
+        (Rule::CollectiveCount, "// meets"),
+    ] {
+        let of_rule: Vec<_> = found.iter().filter(|f| f.entry == "lines" && f.rule == rule).collect();
+        assert!(!of_rule.is_empty(), "{rule:?}: {found:#?}");
+        let is_told = |finding: &&Finding| finding.source.iter().any(|place| line_of(place).contains(part));
+        assert!(of_rule.iter().any(is_told), "{rule:?}: {of_rule:#?}");
+        let places: std::collections::BTreeSet<_> = of_rule.iter().map(|finding| &finding.source).collect();
+        assert_eq!(places.len(), of_rule.len(), "{rule:?}: {of_rule:#?}");
+    }
+    // What ships is as it was: line tables are for reading alone.
+    assert_eq!(builder.build().expect("it compiles"), ptx);
+    let double = |builder: &PtxBuilder| {
+        let found = builder.lint(&ptx, Some(&approved)).expect("complete");
+        found.iter().any(|finding| finding.rule == Rule::DoublePrecision)
+    };
+    assert!(double(&builder) && !double(&builder.clone().allow_f64(true)));
+}
+
+/// Run by [`a_missing_committed_text_is_not_called_stale`].
+#[test]
+#[ignore = "started by another test"]
+fn checking_build() {
+    let Some((builder, dir, _guard)) = kernels("first", GOOD) else {
+        return;
+    };
+    let error = builder.build_or_committed(dir.join("ptx/never.ptx")).expect_err("it is not there");
+    assert!(matches!(error, BuildError::NoCommitted { .. }), "{error}");
+}
+
+#[test]
+fn a_missing_committed_text_is_not_called_stale() {
+    let Some((_, _, _guard)) = kernels("first", GOOD) else {
+        return;
+    };
+    let status = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "checking_build", "--ignored", "--nocapture"])
+        .env("EPOXIDE_PTX_REFRESH", "check")
+        .status()
+        .expect("this test again");
+    assert!(status.success());
 }
 
 #[test]

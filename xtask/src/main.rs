@@ -3,6 +3,7 @@
 
 mod assemble;
 mod ci;
+mod circles;
 mod families;
 mod kernels;
 mod ptx;
@@ -25,6 +26,8 @@ enum Task {
     Ptx(ptx::Args),
     /// Assemble the committed PTX with ptxas for every supported architecture; fail on spills, stack frames and growth.
     Assemble(assemble::Args),
+    /// Find files that use each other, around; fail on a circle that is not in the list of known ones.
+    Circles(circles::Args),
     /// Run everything that must hold before a change lands.
     Ci(ci::Args),
 }
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().task {
         Task::Ptx(args) => ptx::run(&args),
         Task::Assemble(args) => assemble::run(&args),
+        Task::Circles(args) => circles::run(&args),
         Task::Ci(args) => ci::run(&args),
     };
     match result {

@@ -9,10 +9,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
-use epoxide_ptx_build::{Collectives, Entry, Families, Family, Ptx, TARGET, lint};
+use epoxide_ptx_build::{BuildError, Collectives, Entry, Families, Family, Ptx, PtxBuilder, TARGET, lint};
 
 use crate::families;
-use crate::kernels::{SOURCES, builder, collectives_file, family_file, relative, root};
+use crate::kernels::{SOURCES, builder, collectives_file, families_file, family_file, ptx_dir, relative, root};
 
 /// Options of `cargo xtask ptx`.
 #[derive(clap::Args)]
@@ -35,8 +35,7 @@ pub fn run(args: &Args) -> Result<()> {
         check_lint()
     } else if args.check {
         check_hash()?;
-        check_text()?;
-        check_lint()
+        check_text()
     } else {
         rebuild(args.accept_collectives)
     }
@@ -45,7 +44,10 @@ pub fn run(args: &Args) -> Result<()> {
 /// Builds the PTX and writes it, so that a finding of the lint can be looked at in the file.
 fn rebuild(accept_collectives: bool) -> Result<()> {
     let families = families::read()?;
-    let whole = builder(&families).build()?;
+    let whole = builder(&families).build().map_err(|error| match error {
+        BuildError::Family { .. } | BuildError::NoFamily { .. } => anyhow!("{}: {error}", relative(&families_file())),
+        other => other.into(),
+    })?;
     let parts = whole.split(&families)?;
     for Family { name, ptx, .. } in &parts {
         let file = family_file(name);
@@ -59,7 +61,7 @@ fn rebuild(accept_collectives: bool) -> Result<()> {
         fs::write(&file, Collectives::of_ptx(&whole.text)?.to_string()).context(relative(&file))?;
         println!("wrote {}: read its diff", relative(&file));
     }
-    report(&parts)
+    report(&parts, Some(&builder(&families)))
 }
 
 fn print_entry(entry: &Entry) {
@@ -118,15 +120,16 @@ fn check_reach(families: &Families) -> Result<()> {
     Ok(())
 }
 
-/// Checks that the sources build to the committed texts.
+/// Checks that the sources build to the committed texts, and lints them.
 pub fn check_text() -> Result<()> {
     let families = families::read()?;
-    for Family { name, ptx: built, .. } in builder(&families).build()?.split(&families)? {
-        let file = family_file(&name);
-        compare(&file, &Ptx::read(&file)?, &built)?;
+    let built = builder(&families).build()?.split(&families)?;
+    for Family { name, ptx, .. } in &built {
+        let file = family_file(name);
+        compare(&file, &Ptx::read(&file)?, ptx)?;
         println!("{}: is what its sources build to", relative(&file));
     }
-    Ok(())
+    report(&built, Some(&builder(&families)))
 }
 
 /// Compares a committed text with what was built.
@@ -159,24 +162,29 @@ pub fn check_lint() -> Result<()> {
         }
         Ok(family)
     };
-    report(&families.iter().map(read).collect::<Result<Vec<_>>>()?)
+    report(&families.iter().map(read).collect::<Result<Vec<_>>>()?, None)
 }
 
-/// Lints the texts against the committed numbers of collectives, and prints every finding.
-fn report(families: &[Family]) -> Result<()> {
+/// Lints the texts against the committed numbers of collectives, and prints every finding: with its line of Rust, where the
+/// builder may compile once more for that.
+fn report(families: &[Family], explain: Option<&PtxBuilder>) -> Result<()> {
     let file = collectives_file();
     let committed = fs::read_to_string(&file)
         .with_context(|| format!("{}: `cargo xtask ptx --accept-collectives` makes it", relative(&file)))?;
     let committed = Collectives::parse(&committed).with_context(|| relative(&file))?;
-    let mut found = 0;
     let mut kernels = BTreeSet::new();
-    for Family { name, ptx, .. } in families {
+    let mut findings = Vec::new();
+    for Family { ptx, .. } in families {
         let entries: Vec<_> = ptx.entries.iter().map(|entry| entry.name.as_str()).collect();
-        for finding in lint(&ptx.text, Some(&committed.only(entries.iter().copied())))? {
-            eprintln!("{}: {finding}", relative(&family_file(name)));
-            found += 1;
-        }
+        findings.extend(lint(&ptx.text, Some(&committed.only(entries.iter().copied())))?);
         kernels.extend(entries);
+    }
+    let findings = explain.map_or(findings.clone(), |builder| builder.locate(findings));
+    let mut found = findings.len();
+    for finding in findings {
+        let has = |family: &&Family| family.ptx.entries.iter().any(|entry| entry.name == finding.entry);
+        let file = families.iter().find(has).map_or_else(ptx_dir, |family| family_file(&family.name));
+        eprintln!("{}: {finding}", relative(&file));
     }
     for gone in committed.entries().filter(|entry| !kernels.contains(entry)) {
         eprintln!("{}: there is no kernel `{gone}`", relative(&file));

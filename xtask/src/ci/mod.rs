@@ -5,12 +5,14 @@
 //! only where `.ci/run` found that the server that has its toolchain is out of reach. The source hash and the lint are
 //! checked regardless.
 
+mod step;
 mod steps;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use step::{Outcome, Step};
 use steps::STEPS;
 
 /// Options of `cargo xtask ci`.
@@ -25,20 +27,6 @@ pub struct Args {
     /// List the steps and run none.
     #[arg(long)]
     list: bool,
-}
-
-/// One step.
-struct Step {
-    name: &'static str,
-    what: &'static str,
-    run: fn() -> Result<Outcome>,
-}
-
-/// How a step ended, if it did not fail.
-enum Outcome {
-    Passed,
-    /// It, or a part of it, could not run.
-    Skipped(String),
 }
 
 /// Runs `cargo xtask ci`.

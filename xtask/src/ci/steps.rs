@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Outcome, Step};
+use super::step::{Outcome, Step};
 use crate::kernels::{builder, root};
-use crate::{assemble, families, ptx};
+use crate::{assemble, circles, families, ptx};
 
 /// Set by `.ci/run`, to the reason, when the device toolchain is missing because rustup's server is out of reach.
 const NO_DEVICE_TOOLCHAIN: &str = "EPOXIDE_CI_NO_DEVICE_TOOLCHAIN";
@@ -22,6 +22,11 @@ pub const STEPS: &[Step] = &[
         name: "clippy",
         what: "clippy has no warning",
         run: || cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    },
+    Step {
+        name: "circles",
+        what: "no files use each other, around, but those that are known",
+        run: || passed(circles::run(&circles::Args::default())),
     },
     Step { name: "hash", what: "the committed PTX was made from these sources", run: || passed(ptx::check_hash()) },
     Step { name: "lint", what: "the committed PTX keeps the rules", run: || passed(ptx::check_lint()) },
