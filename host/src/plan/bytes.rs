@@ -83,7 +83,7 @@ impl PlannedBytes {
         let domain_experts = placement.first(members.end) - placement.first(members.start);
         // Rows are counted for the ranks and the experts of one domain.
         let counters = u64::from(largest) + u64::from(domain_experts);
-        let sizes = Sizes { shape, rows: most_rows(workload, &shape)?, counters };
+        let sizes = Sizes { shape, rows: most_rows(workload, shape.ranks)?, counters };
         let (window, private) = (WindowLayout::of(&sizes)?, PrivateLayout::of(&sizes)?);
 
         // The window is as large on every rank, so it has room for the one that forwards for most.
@@ -138,19 +138,8 @@ fn region(span: Span, symmetric: bool) -> Option<RegionBytes> {
 }
 
 /// Most rows that a rank receives.
-fn most_rows(workload: &Workload, shape: &Shape) -> Option<u64> {
-    let copies = shape.max_rows();
-    let local_experts = u64::from(shape.max_local_experts());
-    let worst = match workload.layout {
-        RowLayout::Compact => copies,
-        RowLayout::Expand { alignment } => {
-            let a = u64::from(alignment);
-            let selected = copies.checked_mul(u64::from(workload.top_k).min(local_experts))?;
-            selected.checked_add((a - 1).checked_mul(local_experts)?)?.checked_next_multiple_of(a)?
-        }
-        // A sub-slab for every source and expert, each as long as its source has tokens.
-        RowLayout::Slab => copies.checked_mul(local_experts)?,
-    };
+fn most_rows(workload: &Workload, ranks: u32) -> Option<u64> {
+    let worst = workload.worst_case_rows(ranks)?;
     Some(match workload.capacity {
         Capacity::WorstCase => worst,
         Capacity::Rows(rows) => rows.min(worst),
