@@ -3,23 +3,44 @@
 //!
 //! `cargo run --release --example plan_vs_published`. Needs no GPU. DeepEP V2's figures are from our own runs of its kernels on one H200
 //! and from the README of DeepEP at dd758ca; no constant of the model was chosen to fit them.
+#[allow(dead_code, reason = "the other examples tell what the caller gave from what went wrong")]
+#[path = "output.rs"]
+mod output;
+
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
 use epoxide::WireFormat::{self, Bf16, Fp8};
 use epoxide::plan::simulate::{Draw, Scenario, SendOrder, simulate};
 use epoxide::plan::{Hardware, Phase, Plan, PlanOptions, Protocol, Resource, Topology, Workload, plan, plan_with};
 
-fn main() -> Result<()> {
-    of_an_sm()?;
-    ours()?;
-    side_by_side();
-    one_h200()?;
-    latency()?;
-    readme()?;
-    scale()?;
-    bytes()
+/// Prints the tables of docs/planning.md and of docs/performance.md. There is nothing to choose.
+#[derive(Parser)]
+struct Options {}
+
+fn main() -> ExitCode {
+    if let Err(code) = output::options::<Options>(std::env::args_os()) {
+        return code.into();
+    }
+    let mut text = String::new();
+    match tables(&mut text) {
+        Ok(()) => output::end(&text, 0).into(),
+        Err(error) => output::fail(format_args!("{error:#}"), output::FAILED).into(),
+    }
+}
+
+fn tables(out: &mut String) -> Result<()> {
+    of_an_sm(out)?;
+    ours(out)?;
+    side_by_side(out);
+    one_h200(out)?;
+    latency(out)?;
+    readme(out)?;
+    scale(out)?;
+    bytes(out)
 }
 
 /// Our own kernels on one H200 and on two, as `examples/bandwidth` printed them (docs/performance.md): GPUs, ranks, tokens, SMs of a rank;
@@ -58,7 +79,7 @@ const DEEPEP: [(u32, u32, [f64; 3]); 8] = [
 const EPILOGUES: [(u32, [f64; 3]); 2] = [(8, [171.4, 91.3, 103.6]), (2, [64.5, 34.4, 49.7])];
 const OPERATIONS: [&str; 3] = ["dispatch BF16", "dispatch FP8", "combine"];
 
-fn table(title: &str, header: &[&str], rows: Vec<Vec<String>>) {
+fn table(out: &mut String, title: &str, header: &[&str], rows: Vec<Vec<String>>) {
     let mut table = Table::new();
     table.load_preset(presets::ASCII_MARKDOWN).set_header(header.to_vec());
     for row in rows {
@@ -67,7 +88,7 @@ fn table(title: &str, header: &[&str], rows: Vec<Vec<String>>) {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    println!("### {title}\n\n{table}\n");
+    *out += &format!("### {title}\n\n{table}\n\n");
 }
 
 fn error(predicted: f64, published: f64) -> String {
@@ -88,7 +109,7 @@ fn main_us(phase: &Phase) -> f64 {
 }
 
 /// What the planner says of our own kernels.
-fn ours() -> Result<()> {
+fn ours(out: &mut String) -> Result<()> {
     let hardware = Hardware::named("h200", None)?;
     let mut rows = Vec::new();
     for (gpus, ranks, tokens, sms, measured) in OURS {
@@ -114,13 +135,13 @@ fn ours() -> Result<()> {
         }
     }
     let header = ["ours", "GPUs", "ranks", "tokens", "SMs/rank", "binds", "predicted us", "measured us", "error"];
-    table("Our kernels on H200", &header, rows);
+    table(out, "Our kernels on H200", &header, rows);
     Ok(())
 }
 
 /// The model's figures of an SM, from the measured times of [`OURS`] with 4 SMs a rank: bytes over the time that is not latency. Half of
 /// what two GPUs with a rank each move stays where it is, which leaves the rest of the time for the link.
-fn of_an_sm() -> Result<()> {
+fn of_an_sm(out: &mut String) -> Result<()> {
     let hardware = Hardware::named("h200", None)?;
     // Bytes of an SM's loads or stores, and the seconds that they took.
     let of = |gpus: u32, ranks: u32, operation: usize, resource: Resource| -> Result<[f64; 2]> {
@@ -161,12 +182,12 @@ fn of_an_sm() -> Result<()> {
         let gb = |rate: f64| format!("{:.1}", rate / 1e9);
         vec![key.into(), gb(derived), gb(figure.value), from.into()]
     });
-    table("What an SM does, with 4 SMs a rank", &["figure", "derived GB/s", "H200 GB/s", "from"], rows.into());
+    table(out, "What an SM does, with 4 SMs a rank", &["figure", "derived GB/s", "H200 GB/s", "from"], rows.into());
     Ok(())
 }
 
 /// Our kernels beside DeepEP V2's, as measured on one H200 each, not in the same run.
-fn side_by_side() {
+fn side_by_side(out: &mut String) {
     let mut rows = Vec::new();
     for (_, ranks, tokens, sms, ours) in OURS.into_iter().filter(|row| row.0 == 1) {
         let Some((.., main)) = DEEPEP.into_iter().find(|row| tokens == 4096 && (row.0, row.1) == (ranks, sms)) else {
@@ -197,11 +218,11 @@ fn side_by_side() {
         "of main",
         "of all",
     ];
-    table("Our kernels beside DeepEP V2's on one H200", &header, rows);
+    table(out, "Our kernels beside DeepEP V2's on one H200", &header, rows);
 }
 
 /// DeepEP V2 on one H200, several ranks on it: memory binds, not NVLink.
-fn one_h200() -> Result<()> {
+fn one_h200(out: &mut String) -> Result<()> {
     let hardware = Hardware::named("h200", None)?;
     let mut rows = Vec::new();
     for (ranks, sms, measured) in DEEPEP {
@@ -223,7 +244,7 @@ fn one_h200() -> Result<()> {
         }
     }
     let header = ["main kernel", "ranks", "SMs/rank", "binds", "predicted us", "measured us", "error"];
-    table("DeepEP V2, ranks on one H200, 4096 tokens each", &header, rows);
+    table(out, "DeepEP V2, ranks on one H200, 4096 tokens each", &header, rows);
 
     let mut rows = Vec::new();
     for (ranks, measured) in EPILOGUES {
@@ -249,12 +270,12 @@ fn one_h200() -> Result<()> {
         }
     }
     let header = ["epilogue", "ranks", "binds", "predicted us/rank", "measured us/rank", "error"];
-    table("DeepEP V2's epilogues, same runs", &header, rows);
+    table(out, "DeepEP V2's epilogues, same runs", &header, rows);
     Ok(())
 }
 
 /// Small batches of 2 ranks: latency.
-fn latency() -> Result<()> {
+fn latency(out: &mut String) -> Result<()> {
     let hardware = Hardware::named("h200", None)?;
     let topology = Topology::new(2, 2)?.with_ranks_per_gpu(2)?;
     let mut rows = Vec::new();
@@ -278,12 +299,12 @@ fn latency() -> Result<()> {
         }
     }
     let header = ["main and epilogue", "tokens", "predicted us", "measured us", "error"];
-    table("DeepEP V2, 2 ranks on one H200, 16 SMs each", &header, rows);
+    table(out, "DeepEP V2, 2 ranks on one H200, 16 SMs each", &header, rows);
     Ok(())
 }
 
 /// DeepEP V2's README: 8192 tokens, FP8 dispatch, BF16 combine; logical GB/s.
-fn readme() -> Result<()> {
+fn readme(out: &mut String) -> Result<()> {
     let mut rows = Vec::new();
     for (gpu, nic, ranks, sms, published) in [
         ("H100", Some("CX7"), 16, 12, [90.0, 81.0]),
@@ -314,12 +335,12 @@ fn readme() -> Result<()> {
         }
     }
     let header = ["", "SMs", "binds", "predicted GB/s", "published GB/s", "error", "of it physical"];
-    table("DeepEP V2's README, in its own accounting", &header, rows);
+    table(out, "DeepEP V2's README, in its own accounting", &header, rows);
     Ok(())
 }
 
 /// The simulation at scale beside the model of our protocol.
-fn scale() -> Result<()> {
+fn scale(out: &mut String) -> Result<()> {
     let hardware = Hardware::named("h100", Some("cx7"))?;
     let calm = Scenario::new(1);
     let mut rows = Vec::new();
@@ -365,12 +386,12 @@ fn scale() -> Result<()> {
         "busiest",
         "host s",
     ];
-    table("The simulation at scale beside the model, our protocol", &header, rows);
+    table(out, "The simulation at scale beside the model, our protocol", &header, rows);
     Ok(())
 }
 
 /// A buffer of ours beside DeepEP V2's.
-fn bytes() -> Result<()> {
+fn bytes(out: &mut String) -> Result<()> {
     let hardware = Hardware::named("h100", Some("cx7"))?;
     let mut rows = Vec::new();
     for (tokens, format, ranks) in
@@ -390,6 +411,7 @@ fn bytes() -> Result<()> {
         ]);
     }
     table(
+        out,
         "Bytes of a buffer, MiB (DeepEP V2 with its 14 MiB of workspace)",
         &["hidden 7168, top-8, 256 experts", "DeepEP V2", "ours", "ours is"],
         rows,

@@ -206,6 +206,9 @@ fn a_gpu_without_a_driver_is_an_error() {
             assert_error!(LocalGroup::gpus().unwrap_err(), Error::NoDriver { .. }, "no CUDA driver");
         }
         // A driver, but nothing that the kernels run on.
+        Err(error @ Error::DriverFailed { .. }) => {
+            assert_error!(error, Error::DriverFailed { .. }, "driver does not start", "cuInit", "simulated GPU")
+        }
         Err(error @ Error::DriverTooOld { .. }) => assert_error!(error, Error::DriverTooOld { .. }, "driver"),
         Err(error @ Error::GpuTooOld { .. }) => {
             assert_error!(error, Error::GpuTooOld { .. }, "compute capability", "9.0")

@@ -148,6 +148,13 @@ fn fewer_rows_take_fewer_bytes_and_all_rows_take_the_worst_case() {
     };
     assert_eq!(received(&at(Capacity::Rows(10_000))), 10_000 * 2 * 8192);
     assert_eq!(received(&worst), 32 * 1024 * 2 * 8192);
+    // What a capacity can be held against, in every layout.
+    let most = |layout, ranks| workload.clone().with_layout(layout).worst_case_rows(ranks);
+    assert_eq!(most(RowLayout::Compact, 32), Some(32 * 1024));
+    assert_eq!(most(RowLayout::Expand { alignment: 1 }, 32), Some(32 * 1024 * 8));
+    assert_eq!(most(RowLayout::Expand { alignment: 100 }, 3), Some((3 * 1024 * 8 + 99 * 86u64).next_multiple_of(100)));
+    assert_eq!(most(RowLayout::Slab, 32), Some(32 * 1024 * 8));
+    assert_eq!([most(RowLayout::Compact, 0), most(RowLayout::Expand { alignment: 0 }, 1)], [None; 2]);
 }
 
 /// A plan's regions are what `bytes_needed` says, and that is what a buffer allocates.

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use epoxide::{CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, WireFormat, bf16};
 
+/// Operations that are timed before their events are read.
+const EVENTS: usize = 1000;
+
 /// What every rank does.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
@@ -18,7 +21,7 @@ pub struct Work {
 
 /// The threads.
 pub struct Fleet {
-    ranks: Vec<(Sender<u64>, Receiver<f64>)>,
+    ranks: Vec<(Sender<u64>, Receiver<[f64; 2]>)>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -38,13 +41,17 @@ impl Fleet {
         fleet
     }
 
-    /// Runs `iterations` dispatches with their combines; the slowest rank's time.
-    pub fn run(&self, iterations: u64) -> Duration {
+    /// Runs `iterations` dispatches with their combines: the time of all dispatches, and that of all combines, on the rank for which
+    /// they took longest.
+    pub fn run(&self, iterations: u64) -> [Duration; 2] {
         for (command, _) in &self.ranks {
             command.send(iterations).expect("the rank is alive");
         }
-        let times = self.ranks.iter().map(|(_, answer)| answer.recv().expect("the rank is alive"));
-        Duration::from_secs_f64(times.fold(0.0, f64::max) / 1e3)
+        let longest = self.ranks.iter().fold([0.0f64; 2], |longest, (_, answer)| {
+            let times = answer.recv().expect("the rank is alive");
+            [longest[0].max(times[0]), longest[1].max(times[1])]
+        });
+        longest.map(|ms| Duration::from_secs_f64(ms / 1e3))
     }
 }
 
@@ -58,7 +65,7 @@ impl Drop for Fleet {
     }
 }
 
-fn live(comm: &Comm, work: &Work, commands: &Receiver<u64>, answer: &Sender<f64>) -> epoxide::Result<()> {
+fn live(comm: &Comm, work: &Work, commands: &Receiver<u64>, answer: &Sender<[f64; 2]>) -> epoxide::Result<()> {
     let config = Config::new(work.experts, work.top_k, work.hidden, work.tokens).with_format(work.format);
     let mut buffer = ElasticBuffer::new(comm, config)?;
     let elements = u64::from(work.tokens) * u64::from(work.hidden);
@@ -72,14 +79,24 @@ fn live(comm: &Comm, work: &Work, commands: &Receiver<u64>, answer: &Sender<f64>
     let input = DispatchInput::new(work.tokens, &x, &picks, &weights);
     comm.barrier()?;
     while let Ok(iterations) = commands.recv() {
-        let start = comm.record()?;
-        for _ in 0..iterations {
-            let handle = buffer.dispatch(&input)?;
-            buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+        let mut times = [0.0; 2];
+        // Events are kept for a while only: a benchmark may have millions of iterations.
+        for part in (0..iterations).step_by(EVENTS) {
+            let mut events = Vec::new();
+            for _ in part..iterations.min(part + EVENTS as u64) {
+                let start = comm.record()?;
+                let handle = buffer.dispatch(&input)?;
+                let middle = comm.record()?;
+                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+                events.push((start, middle, comm.record()?));
+            }
+            buffer.synchronize()?;
+            for (start, middle, end) in &events {
+                times[0] += comm.elapsed_ms(start, middle)?;
+                times[1] += comm.elapsed_ms(middle, end)?;
+            }
         }
-        let end = comm.record()?;
-        buffer.synchronize()?;
-        if answer.send(comm.elapsed_ms(&start, &end)?).is_err() {
+        if answer.send(times).is_err() {
             break;
         }
     }

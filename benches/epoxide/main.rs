@@ -1,13 +1,16 @@
 //! The benchmarks: layout arithmetic on the host, kernels on the simulated GPU, and the same kernels on a GPU if there is one.
 //!
-//! `cargo bench` runs on any machine; without a GPU the cases named `gpu/` are left out, with a line that says so. Times of
-//! `sim/` cases are the host's: they say how fast the simulator is, not how fast a GPU would be.
+//! `cargo bench --bench epoxide` runs on any machine; without a GPU the cases named `gpu/` are left out, with a line that says so.
+//! `-- sim` or `-- gpu/combine` runs the cases of that name. Times of `sim/` cases are the host's: they say how fast the simulator is,
+//! not how fast a GPU would be.
 mod fleet;
+#[path = "../plots.rs"]
+mod plots;
 
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use epoxide::quantize::{Quantizer, scale_stride};
 use epoxide::{Comm, Config, LocalGroup, Mode, WireFormat, bf16, bytes_needed};
 
@@ -93,22 +96,25 @@ fn quantize(c: &mut Criterion, name: &str, make: MakeGroup, tokens: u64, hidden:
     group.finish();
 }
 
-/// One dispatch and its combine, of all ranks; the time is the slowest rank's.
-fn dispatch_combine(c: &mut Criterion, name: &str, make: MakeGroup, work: Work) {
-    let mut group = c.benchmark_group(format!("{name}/dispatch_combine"));
+/// Dispatch and combine of all ranks, which always follow each other, each timed for itself; the time is the slowest rank's.
+fn dispatch_and_combine(c: &mut Criterion, name: &str, make: MakeGroup, work: Work) {
     let fleet = Fleet::new(make(work.ranks).expect("the device was there a moment ago"), &work);
-    group.throughput(Throughput::Elements(u64::from(work.ranks) * u64::from(work.tokens)));
     let format = if work.format == WireFormat::Bf16 { "bf16" } else { "fp8" };
     let id = format!("{}x{}x{}/{format}", work.ranks, work.tokens, work.hidden);
-    group.bench_function(BenchmarkId::from_parameter(id), |b| b.iter_custom(|iterations| fleet.run(iterations)));
-    group.finish();
+    for (operation, part) in [("dispatch", 0), ("combine", 1)] {
+        let mut group = c.benchmark_group(format!("{name}/{operation}"));
+        group.throughput(Throughput::Elements(u64::from(work.ranks) * u64::from(work.tokens)));
+        let time = |iterations| fleet.run(iterations)[part];
+        group.bench_function(BenchmarkId::from_parameter(&id), |b| b.iter_custom(time));
+        group.finish();
+    }
 }
 
 fn on_the_simulator(c: &mut Criterion) {
     quantize(c, "sim", simulated, 64, 1024);
     for format in [WireFormat::Bf16, WireFormat::Fp8] {
         let work = Work { ranks: 4, tokens: 32, hidden: 512, experts: 32, top_k: 4, format };
-        dispatch_combine(c, "sim", simulated, work);
+        dispatch_and_combine(c, "sim", simulated, work);
     }
 }
 
@@ -125,7 +131,7 @@ fn on_a_gpu(c: &mut Criterion) {
     for format in [WireFormat::Bf16, WireFormat::Fp8] {
         for tokens in [128, 4096] {
             let work = Work { ranks: 8, tokens, hidden: 7168, experts: 256, top_k: 8, format };
-            dispatch_combine(c, "gpu", on_gpu, work);
+            dispatch_and_combine(c, "gpu", on_gpu, work);
         }
     }
 }
@@ -135,4 +141,9 @@ fn short() -> Criterion {
 }
 
 criterion_group! { name = benches; config = short(); targets = layout, on_the_simulator, on_a_gpu }
-criterion_main!(benches);
+
+fn main() {
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+    plots::tell();
+}

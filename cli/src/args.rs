@@ -1,7 +1,9 @@
 //! The command line.
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use epoxide::WireFormat;
 use epoxide::plan::Protocol;
 
@@ -14,6 +16,45 @@ use crate::sweep::Sweep;
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Reads a command line.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, or the help that it asks for.
+    pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let matches = Self::definition().try_get_matches_from(args)?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        if let (Command::Plan(plan), Some((_, matches))) = (&mut cli.command, matches.subcommand()) {
+            plan.given = given(matches);
+        }
+        Ok(cli)
+    }
+
+    /// The definition of all options. Where a number is expected, -5 is one that breaks a rule, and not an option that nobody knows.
+    pub fn definition() -> clap::Command {
+        let names: Vec<String> = Self::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
+        let negative = |command: clap::Command| {
+            command.mut_args(|arg| {
+                let takes_values = arg.get_action().takes_values();
+                arg.allow_negative_numbers(takes_values)
+            })
+        };
+        names.into_iter().fold(Self::command(), |command, name| command.mut_subcommand(name, negative))
+    }
+}
+
+/// The options that the command line has, as it has them: `--per-node`.
+fn given(matches: &ArgMatches) -> Vec<String> {
+    let ids = matches.ids().map(clap::Id::as_str);
+    let typed = ids.filter(|id| {
+        // Groups of options, which have no value of their own, are among them.
+        let source = matches.try_contains_id(id).ok().and_then(|_| matches.value_source(id));
+        source == Some(ValueSource::CommandLine)
+    });
+    typed.map(|id| format!("--{}", id.replace('_', "-"))).collect()
 }
 
 #[derive(Debug, Subcommand)]
@@ -93,10 +134,10 @@ pub(crate) struct PlanArgs {
     /// How received rows lie
     #[arg(long, value_enum, default_value_t = Layout::Compact, help_heading = "Workload")]
     pub layout: Layout,
-    /// Rows to which an expert's rows are padded in the expand layout
+    /// Rows to which an expert's rows are padded, with `--layout expand`
     #[arg(long, default_value_t = 1, help_heading = "Workload")]
     pub alignment: u32,
-    /// Rows that a rank can receive [default: every token of every rank]
+    /// Rows that a rank can receive [default: as many as can be sent, so that none is ever too many]
     #[arg(long, value_name = "ROWS", help_heading = "Workload")]
     pub capacity: Option<u64>,
     /// Groups of experts of which a token uses a few
@@ -117,11 +158,11 @@ pub(crate) struct PlanArgs {
     /// SMs of an operation [default: a quarter more than the fewest that do not bind]
     #[arg(long, help_heading = "Choices")]
     pub num_sms: Option<u32>,
-    /// Queue pairs that may be used
+    /// Queue pairs that may be used between several NVLink domains
     #[arg(long, value_name = "QPS", help_heading = "Choices")]
     pub allocated_qps: Option<u32>,
     /// DeepEP V2 only: at least 64 SMs, as it takes when nothing is to overlap
-    #[arg(long, help_heading = "Choices")]
+    #[arg(long, conflicts_with = "num_sms", help_heading = "Choices")]
     pub many_sms: bool,
     /// Also simulate: queues, and experts drawn as the workload says (`gate`), or `uniform`, `zipf[:EXPONENT]`, `one-hot[:EXPERT]`
     #[arg(long, value_name = "DRAW", num_args = 0..=1, default_missing_value = "gate", help_heading = "Simulation")]
@@ -150,6 +191,9 @@ pub(crate) struct PlanArgs {
     /// Where `--nic auto` looks for /sys
     #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
     pub root: PathBuf,
+    /// The options that were typed, and did not take their default.
+    #[arg(skip)]
+    pub given: Vec<String>,
 }
 
 /// What `epoxide preflight` takes.
@@ -220,6 +264,10 @@ THIS MACHINE (--gpu auto, --nic auto)
   for each GPU (or --ranks-per-gpu), and the GPUs that reach each other over NVLink are a domain, unless --ranks, --per-node or
   --domains says otherwise.
 
+EXIT CODE
+  0 for a plan, or a sweep of which a value can be planned; 1 for a plan that does not fit into the GPU's memory, and where the
+  answer cannot be written (a disk that is full); 2 for options that cannot be.
+
 THE PAGE
   Amounts are those of the rank that uses a resource most; of memory, of all ranks of a GPU. The resource that takes longest binds; the step takes that long and
   the latency that no bandwidth shortens. MB and GB/s are 10^6 and 10^9, MiB and GiB are powers of two.
@@ -232,13 +280,14 @@ JSON (--json)
   hardware                   gpu, nic (or null), figures: [{key, value, unit, source}], machine (null unless something was read):
                              {gpu, nic (each null if named), notes}; gpu: {name, count, domain: how many reach each other,
                              compute_capability, built_in: whose figures the others are}; nic: {name, nics: [names], bandwidth (of one), gpus_per_nic (1 or more)}
-  workload                   tokens, hidden, top_k, experts, format, layout, capacity_rows (null: worst case), routing, imbalance
+  workload                   tokens, hidden, top_k, experts, format, layout, alignment (null: none), capacity_rows (null: worst case), routing, imbalance
   expected                   ranks_per_token, domains_per_token
   num_sms, num_qps, channels
   dispatch, combine          seconds, binding (a resource's name),
                              bandwidth: {scale_up, scale_out (as DeepEP's tables count), nvlink, rdma (physical)},
                              steps: [{name, seconds, latency, resources: [{resource, amount, unit, rate, seconds, binds}]}]
-  bytes                      basis (\"exact\", \"projection\", \"deepep-v2\"), total, window, private,
+  bytes                      basis (\"exact\", \"projection\", \"deepep-v2\"), total, window, private, fits (whether the buffers of
+                             all ranks of a GPU fit into its memory),
                              regions: [{name, offset, bytes, symmetric}]
   simulation                 with --simulate, else null: draw, seed, ranks_per_token, domains_per_token, row_imbalance,
                              dispatch, combine: {seconds, model, busiest, resource, rank, imbalance, queueing, disturbance, events}
@@ -247,7 +296,7 @@ JSON (--json)
 
 const PREFLIGHT_HELP: &str = "\
 EXIT CODE
-  0 if something can run here, be it the simulated GPU; 1 if nothing can.
+  0 if something can run here, be it the simulated GPU; 1 if nothing can; 2 for options that cannot be.
 
 JSON (--json)
   Fields are added, not renamed or removed.
@@ -259,10 +308,8 @@ JSON (--json)
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn the_arguments_are_consistent() {
-        super::Cli::command().debug_assert();
+        super::Cli::definition().debug_assert();
     }
 }

@@ -10,7 +10,7 @@ pub(crate) fn file(machine: &Machine) -> String {
     let mut out =
         "# Figures for `epoxide plan --hardware FILE`. A key that is left out keeps its built-in value.\n".to_owned();
     for line in found.lines().iter().chain(found.notes()) {
-        let _ = writeln!(out, "# {}", line.replace('\n', " "));
+        let _ = writeln!(out, "# {}", line_of(line));
     }
     if *nics_per_gpu > 1 {
         let _ =
@@ -29,9 +29,14 @@ pub(crate) fn file(machine: &Machine) -> String {
         let symbol = if unit.symbol().is_empty() { "" } else { " " };
         // Twelve digits hold every figure and drop what the division by the unit adds.
         let value = format!("{:.11e}", figure.value / unit.factor()).parse::<f64>().unwrap_or(f64::NAN);
-        let _ = write!(out, "\n# {}\n{name} = {value} #{symbol}{}\n", figure.source.replace('\n', " "), unit.symbol());
+        let _ = write!(out, "\n# {}\n{name} = {value} #{symbol}{}\n", line_of(&figure.source), unit.symbol());
     }
     out.replace(" #\n", "\n")
+}
+
+/// A text as a comment: TOML's have no control characters. The name of a file, which is a source, may have.
+fn line_of(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 #[cfg(test)]

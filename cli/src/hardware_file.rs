@@ -16,6 +16,8 @@ use epoxide::plan::Hardware;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+/// Most characters of a name or a source.
+const MOST_CHARACTERS: usize = 200;
 /// The keys that are not figures.
 const SOURCE: &str = "source";
 const NAMES: [&str; 2] = ["gpu.name", "nic.name"];
@@ -30,6 +32,9 @@ pub(crate) fn apply(hardware: &mut Hardware, text: &str, file: &str) -> anyhow::
     let mut values = BTreeMap::new();
     for (key, value) in table.get_ref() {
         match value.get_ref() {
+            DeValue::Table(table) if table.is_empty() => {
+                anyhow::bail!("{}: `{}` is an empty table", at(value.span()).position, key.get_ref())
+            }
             DeValue::Table(table) => {
                 let inner = table.iter().map(|(name, value)| {
                     (value.span().start, (format!("{}.{}", key.get_ref(), name.get_ref()), name.span(), value))
@@ -45,6 +50,7 @@ pub(crate) fn apply(hardware: &mut Hardware, text: &str, file: &str) -> anyhow::
         }
         None => file.to_owned(),
     };
+    anyhow::ensure!(values.values().any(|(key, ..)| key != SOURCE), "{file}: there is no figure in it");
     // In the order of the file, so that the first error is the first that a reader meets.
     for (key, key_span, value) in values.into_values().filter(|(key, ..)| key != SOURCE) {
         let known = known_keys(hardware);
@@ -76,7 +82,12 @@ fn known_keys(hardware: &Hardware) -> Vec<String> {
 
 fn text_of(key: &str, value: &Spanned<DeValue<'_>>) -> Result<String, String> {
     let wrong = || format!("{key} is text, not {}", kind(value.get_ref()));
-    value.get_ref().as_str().map(str::to_owned).ok_or_else(wrong)
+    let text = value.get_ref().as_str().ok_or_else(wrong)?;
+    // It is printed on a page, and in files whose formats have no place for control characters.
+    if text.trim().is_empty() || text.chars().count() > MOST_CHARACTERS || text.chars().any(char::is_control) {
+        return Err(format!("{key} = {text:?}: 1 to {MOST_CHARACTERS} characters, none of them a control character"));
+    }
+    Ok(text.to_owned())
 }
 
 fn number_of(key: &str, value: &Spanned<DeValue<'_>>) -> Result<f64, String> {
@@ -160,6 +171,18 @@ mod tests {
         assert_eq!(error("[gpu]\nsms = 0.5\n"), "f.toml:2:7: gpu.sms = 0.5: a whole number from 1 to 1024");
         assert_eq!(error("[gpu]\nname = 3\n"), "f.toml:2:8: gpu.name is text, not an integer");
         assert!(error("[gpu]\nsms = 99999999999999999999\n").starts_with("f.toml:2:7: gpu.sms is a finite number"));
+        assert_eq!(error("[gpu]\n"), "f.toml:1:1: `gpu` is an empty table");
+        assert_eq!(error("nic = {}\n"), "f.toml:1:7: `nic` is an empty table");
+        assert_eq!(error(""), "f.toml: there is no figure in it");
+        assert_eq!(error("source = 'a lab'\n"), "f.toml: there is no figure in it");
+        for (text, shown) in [("", r#""""#), (" ", r#"" ""#), (r"a\u001bb", r#""a\u{1b}b""#), (r"a\nb", r#""a\nb""#)] {
+            let rule = "1 to 200 characters, none of them a control character";
+            let name = error(&format!("[gpu]\nname = \"{text}\"\n"));
+            assert_eq!(name, format!("f.toml:2:8: gpu.name = {shown}: {rule}"));
+            let source = error(&format!("source = \"{text}\"\n[gpu]\nhbm = 1\n"));
+            assert_eq!(source, format!("f.toml:1:10: source = {shown}: {rule}"));
+        }
+        assert!(error(&format!("[gpu]\nname = '{}'\n", "x".repeat(201))).contains("1 to 200 characters"));
         assert!(error("[nic]\nlatency = nan\n").starts_with("f.toml:2:11: nic.latency is a finite number"));
     }
 

@@ -10,6 +10,9 @@ use crate::simulation::Setting;
 use crate::table::Table;
 use crate::units;
 
+/// Said of a plan whose buffers are larger than the GPU's memory.
+pub(crate) const DOES_NOT_FIT: &str = "DOES NOT FIT into the GPU's memory; dispatch fewer tokens at once";
+
 /// The page.
 pub(crate) fn text(planned: &Planned) -> String {
     let Planned { request, plan, simulation } = planned;
@@ -19,7 +22,7 @@ pub(crate) fn text(planned: &Planned) -> String {
     if let Some((setting, report)) = simulation {
         out += &simulated(setting, report);
     }
-    out += &bytes(request, plan);
+    out += &bytes(planned);
     out
 }
 
@@ -38,7 +41,7 @@ pub(crate) fn machine(request: &Request) -> String {
     format!("{}{nic}, {ranks}{shared}", request.hardware.gpu.name)
 }
 
-/// What was read from this machine, and what to know of it; empty if nothing was.
+/// What was read from this machine, and what to know of it and of a NIC that has no part; empty if there is nothing.
 pub(crate) fn found(request: &Request) -> String {
     let mut out = String::new();
     for line in request.found.lines() {
@@ -46,6 +49,13 @@ pub(crate) fn found(request: &Request) -> String {
     }
     for note in request.found.notes() {
         let _ = writeln!(out, "  note         {note}");
+    }
+    if let (Some(nic), 1) = (&request.hardware.nic, request.topology.domains()) {
+        let each = match request.topology.nics_per_gpu() {
+            1 => String::new(),
+            n => format!(" ({n} for each GPU)"),
+        };
+        let _ = writeln!(out, "  note         {}{each} has no part: one NVLink domain needs no network", nic.name);
     }
     out
 }
@@ -205,8 +215,8 @@ fn simulated_row(name: &str, phase: &PhaseReport) -> [String; 8] {
     ]
 }
 
-fn bytes(request: &Request, plan: &Plan) -> String {
-    let bytes = &plan.bytes;
+fn bytes(planned: &Planned) -> String {
+    let bytes = &planned.plan.bytes;
     let basis = match bytes.basis {
         Basis::Exact => "exactly what a buffer allocates",
         Basis::Projection => "a projection",
@@ -225,14 +235,10 @@ fn bytes(request: &Request, plan: &Plan) -> String {
         table.row([name.into(), kind.into(), units::thousands(total), units::memory(total)]);
     }
     out += &table.lines("  ");
-    let (ranks, memory) = (u64::from(request.topology.ranks_per_gpu()), request.hardware.gpu.memory.value);
-    let on_gpu = bytes.total() as f64 * ranks as f64;
-    let _ = writeln!(
-        out,
-        "  {:.1}% of the GPU's {}{}",
-        100.0 * on_gpu / memory,
-        units::memory(memory as u64),
-        if on_gpu > memory { ": DOES NOT FIT; bound the capacity, or dispatch fewer tokens at once" } else { "" }
-    );
+    let memory = planned.request.hardware.gpu.memory.value;
+    let _ = writeln!(out, "  {:.1}% of the GPU's {}", 100.0 * planned.of_gpu() / memory, units::memory(memory as u64));
+    if !planned.fits() {
+        let _ = writeln!(out, "  {DOES_NOT_FIT}");
+    }
     out
 }

@@ -86,6 +86,7 @@ struct Workload {
     experts: u32,
     format: &'static str,
     layout: &'static str,
+    alignment: Option<u32>,
     capacity_rows: Option<u64>,
     routing: &'static str,
     imbalance: f64,
@@ -161,6 +162,7 @@ struct Bytes {
     total: u64,
     window: u64,
     private: u64,
+    fits: bool,
     regions: Vec<Region>,
 }
 
@@ -213,7 +215,7 @@ impl Planned {
                 dispatch: Simulated::new(&report.dispatch),
                 combine: Simulated::new(&report.combine),
             }),
-            bytes: Bytes::new(&plan.bytes),
+            bytes: Bytes::new(&plan.bytes, planned.fits()),
         }
     }
 }
@@ -286,6 +288,10 @@ impl Workload {
                 RowLayout::Expand { .. } => "expand",
                 _ => "slab",
             },
+            alignment: match w.layout {
+                RowLayout::Expand { alignment } => Some(alignment),
+                _ => None,
+            },
             capacity_rows: match w.capacity {
                 Capacity::Rows(rows) => Some(rows),
                 _ => None,
@@ -343,7 +349,7 @@ impl Simulated {
 }
 
 impl Bytes {
-    fn new(bytes: &plan::PlannedBytes) -> Self {
+    fn new(bytes: &plan::PlannedBytes, fits: bool) -> Self {
         let regions = bytes.regions.iter();
         let regions =
             regions.map(|r| Region { name: r.name, offset: r.offset, bytes: r.bytes, symmetric: r.symmetric });
@@ -356,6 +362,7 @@ impl Bytes {
             total: bytes.total(),
             window: bytes.window,
             private: bytes.private,
+            fits,
             regions: regions.collect(),
         }
     }

@@ -1,4 +1,6 @@
 //! From the command line to what the planner takes.
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context;
@@ -55,7 +57,15 @@ impl Request {
         options.allocated_qps = args.allocated_qps;
         options.many_sms = args.many_sms;
         let (hardware, found) = (machine.hardware.clone(), machine.found.clone());
-        Ok(Self { topology: topology(args, machine)?, hardware, found, workload, options })
+        let topology = topology(args, machine)?;
+        if let (Some(capacity), Some(most)) = (args.capacity, workload.worst_case_rows(topology.ranks())) {
+            // The planner takes it for the worst case, as a library may; from a person it is a mistake.
+            anyhow::ensure!(
+                capacity <= most,
+                "capacity = {capacity}: a rank never receives more than {most} rows (--capacity); without it none is too many"
+            );
+        }
+        Ok(Self { topology, hardware, found, workload, options })
     }
 
     /// Plans, and simulates if asked to.
@@ -69,7 +79,19 @@ impl Request {
     }
 }
 
-fn topology(args: &PlanArgs, machine: &Machine) -> epoxide::Result<Topology> {
+impl Planned {
+    /// Whether the buffers of all ranks of a GPU fit into its memory.
+    pub fn fits(&self) -> bool {
+        self.of_gpu() <= self.request.hardware.gpu.memory.value
+    }
+
+    /// Bytes of the buffers of all ranks of a GPU.
+    pub fn of_gpu(&self) -> f64 {
+        self.plan.bytes.total() as f64 * f64::from(self.request.topology.ranks_per_gpu())
+    }
+}
+
+fn topology(args: &PlanArgs, machine: &Machine) -> anyhow::Result<Topology> {
     // Ranks in all and of a domain, if neither is said; a bad number of ranks of a GPU is refused below.
     let on_gpus = |gpus: u32| gpus.saturating_mul(args.ranks_per_gpu.max(1));
     let (usual, usual_domain) =
@@ -78,16 +100,38 @@ fn topology(args: &PlanArgs, machine: &Machine) -> epoxide::Result<Topology> {
         Some(sizes) => Topology::of_domains(sizes)?,
         None => {
             let ranks = args.ranks.unwrap_or(usual.max(args.per_node.unwrap_or(0)));
-            Topology::new(ranks, args.per_node.unwrap_or(usual_domain.min(ranks.max(1))))?
+            let per_node = args.per_node.unwrap_or(usual_domain.min(ranks.max(1)));
+            Topology::new(ranks, per_node).map_err(|error| match uneven(ranks, per_node) {
+                Some(domains) => anyhow::anyhow!("{error}, as --domains {domains} (--per-node)"),
+                None => error.into(),
+            })?
         }
     };
-    topology.with_ranks_per_gpu(args.ranks_per_gpu)?.with_nics_per_gpu(machine.nics_per_gpu)
+    Ok(topology.with_ranks_per_gpu(args.ranks_per_gpu)?.with_nics_per_gpu(machine.nics_per_gpu)?)
+}
+
+/// The domains, the last one smaller, of ranks that whole domains do not cover; no more of them than one would type.
+fn uneven(ranks: u32, per_node: u32) -> Option<String> {
+    let (whole, left) = (ranks.checked_div(per_node)?, ranks.checked_rem(per_node)?);
+    let sizes = std::iter::repeat_n(per_node, whole as usize).chain([left]);
+    ((1..16).contains(&whole) && left > 0).then(|| sizes.map(|size| size.to_string()).collect::<Vec<_>>().join(","))
 }
 
 fn histogram(path: &Path) -> anyhow::Result<Vec<f64>> {
     let name = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("--histogram {name}"))?;
+    let text = text_of(path).with_context(|| format!("--histogram {name}"))?;
     parse_histogram(&text).map_err(|(line, word)| anyhow::anyhow!("{name}:{line}: `{word}` is not a number"))
+}
+
+/// Most bytes of a file that an option names.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// The text of a file that an option names. It is read up to a limit, since a device has no end.
+pub(crate) fn text_of(path: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
+    anyhow::ensure!(text.len() as u64 <= MOST_BYTES, "more than {MOST_BYTES} bytes");
+    Ok(text)
 }
 
 /// Numbers apart by spaces, commas or lines; the line and the word of the first that is none.
@@ -111,7 +155,13 @@ pub(crate) fn option_of(error: &epoxide::Error) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_histogram;
+    use super::{parse_histogram, uneven};
+
+    #[test]
+    fn uneven_domains_are_spelled_out_where_they_are_few() {
+        assert_eq!(uneven(20, 8).as_deref(), Some("8,8,4"));
+        assert_eq!([uneven(16, 8), uneven(3, 0), uneven(4, 8), uneven(2047, 8)], [const { None }; 4]);
+    }
 
     #[test]
     fn a_histogram_is_numbers_in_any_arrangement() {

@@ -66,6 +66,13 @@ pub(crate) struct Sweep {
     values: Vec<u32>,
 }
 
+impl Sweep {
+    /// What varies.
+    pub fn over(&self) -> Over {
+        self.over
+    }
+}
+
 impl FromStr for Sweep {
     type Err = String;
 
@@ -205,7 +212,7 @@ pub(crate) fn text(sweep: &Points) -> String {
         table.row(row);
     }
     let mut out = title(sweep) + "\n\n";
-    if let Some((_, planned)) = sweep.planned().last() {
+    if let Some((_, planned)) = sweep.planned().max_by_key(|(_, planned)| planned.request.topology.domains()) {
         out += &page::found(&planned.request);
     }
     out += &format!("{}\n", table.lines("  "));
@@ -213,9 +220,16 @@ pub(crate) fn text(sweep: &Points) -> String {
     if sweep.planned().any(|(_, planned)| planned.plan.projection) {
         out += "  several NVLink domains, more than 64 ranks in one, and bounded or expanded buffers are projections: designed, not built yet\n";
     }
+    let name = sweep.over.name();
     for (value, result) in &sweep.points {
-        if let Err(why) = result {
-            let _ = writeln!(out, "  {} = {value}: {why}", sweep.over.name());
+        match result {
+            Ok(planned) if !planned.fits() => {
+                let _ = writeln!(out, "  {name} = {value}: {}", page::DOES_NOT_FIT);
+            }
+            Ok(_) => {}
+            Err(why) => {
+                let _ = writeln!(out, "  {name} = {value}: {why}");
+            }
         }
     }
     out

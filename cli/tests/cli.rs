@@ -243,6 +243,7 @@ fn every_bad_input_has_a_message_that_names_it_and_the_rule() {
         toml("wrong.toml", "[gpu]\nhbm = -1\n"),
         toml("text.toml", "[gpu]\nsms = \"many\"\n"),
     );
+    let (empty, control) = (toml("empty.toml", "[gpu]\n"), toml("control.toml", "[gpu]\nname = \"a\\u0007b\"\n"));
     let short = toml("histogram.txt", "1 2 3\n");
     let odd = toml("odd.txt", "1\n2 x\n");
     let cases: &[(&str, &[&str])] = &[
@@ -276,7 +277,30 @@ fn every_bad_input_has_a_message_that_names_it_and_the_rule() {
         ("--layout expand --alignment 0", &["alignment = 0"]),
         // Numbers that do not fit are refused where they are read.
         ("--tokens 4294967296", &["--tokens", "4294967296", "4294967295"]),
-        ("--ranks -1", &["-1"]),
+        ("--ranks -1", &["invalid value '-1' for '--ranks <RANKS>'"]),
+        ("--imbalance -0.5", &["imbalance = -0.5"]),
+        ("--skew 1e308 --simulate", &["skew = ", "at 0 to 60 s"]),
+        ("--simulate --straggler 1:1e308", &["straggler = ", "at most 1000000"]),
+        (
+            "--capacity 18446744073709551615",
+            &["capacity = 18446744073709551615", "never receives more than 32768 rows"],
+        ),
+        ("--ranks 20 --per-node 8", &["uneven domains are given one by one, as --domains 8,8,4 (--per-node)"]),
+        ("--alignment 4", &["--alignment: only the expanded layout", "--layout expand"]),
+        ("--many-sms", &["--many-sms: a choice of DeepEP V2's", "--protocol deepep-v2"]),
+        ("--allocated-qps 3", &["--allocated-qps: one NVLink domain needs no network"]),
+        ("--nics-per-gpu 2", &["--nics-per-gpu: there is no NIC"]),
+        ("--sweep tokens=1,2 --tokens 5", &["--tokens: the sweep sets it"]),
+        ("--sweep ranks=4,8 --ranks 8", &["--ranks: the sweep sets it"]),
+        ("--figures --tokens 5", &["--tokens: --figures prints the machine"]),
+        (
+            "--hidden 115904",
+            &["hidden = 115904: a row, 231808 bytes, must fit in the 232448 bytes", "768 of them hold places"],
+        ),
+        ("--histogram /dev/zero", &["--histogram /dev/zero: more than 1048576 bytes"]),
+        ("--hardware /dev/zero", &["--hardware /dev/zero: more than 1048576 bytes"]),
+        (&format!("--hardware {empty}"), &["empty.toml:1:1: `gpu` is an empty table"]),
+        (&format!("--hardware {control}"), &["control.toml:2:8: gpu.name = ", "none of them a control character"]),
         ("--histogram nowhere.txt", &["--histogram nowhere.txt", "No such file"]),
         (&format!("--histogram {short}"), &["3 numbers", "256 experts"]),
         (&format!("--histogram {odd}"), &["odd.txt:2: `x` is not a number"]),
@@ -310,14 +334,25 @@ fn the_largest_byte_counts_are_exact_and_larger_ones_are_refused() {
     let (ranks, tokens, hidden) = (2048u128, 16_777_215u128, 28_672u128);
     let args =
         format!("plan --nic cx8 --ranks {ranks} --tokens {tokens} --hidden {hidden} --experts 2048 --top-k 32 --json");
-    let plan = json(&words(&args));
+    // It is a plan, and no GPU has the memory: exit code 1.
+    let output = epoxide(&words(&args));
+    assert_eq!(output.status.code(), Some(1));
+    let plan: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(plan["bytes"]["fits"], false);
     let regions = plan["bytes"]["regions"].as_array().expect("an array");
     let of = |name: &str| regions.iter().find(|r| r["name"] == name).and_then(|r| r["bytes"].as_u64()).map(u128::from);
     assert_eq!(of("received rows"), Some(ranks * tokens * hidden * 2));
     assert_eq!(of("expert outputs"), of("received rows"));
     let sum: u128 = regions.iter().filter_map(|r| r["bytes"].as_u64()).map(u128::from).sum();
     assert!(plan["bytes"]["total"].as_u64().is_some_and(|total| u128::from(total) >= sum));
-    assert!(prints(&words(args.trim_end_matches(" --json"))).contains("DOES NOT FIT"));
+    let output = epoxide(&words(args.trim_end_matches(" --json")));
+    assert_eq!(output.status.code(), Some(1));
+    let page = String::from_utf8(output.stdout).expect("UTF-8");
+    // What would help must be something that is built.
+    assert!(page.contains("DOES NOT FIT") && !page.contains("bound the capacity"), "{page}");
+    let sweep = prints(&words("plan --sweep tokens=1024,1048576"));
+    assert!(sweep.contains("  tokens = 1048576: DOES NOT FIT") && !sweep.contains("tokens = 1024: "), "{sweep}");
+    assert_eq!(json(&words("plan --json"))["bytes"]["fits"], true);
     let error = fails(&words("plan --tokens 16777216"));
     assert!(error.contains("tokens = 16777216: a rank has 1 to 16777215 tokens"), "{error}");
     let error = fails(&words("plan --hidden 1048576"));
@@ -325,6 +360,53 @@ fn the_largest_byte_counts_are_exact_and_larger_ones_are_refused() {
         error.contains("hidden = 1048576: a row, 2097152 bytes, must fit in the 232448 bytes of shared memory"),
         "{error}"
     );
+}
+
+/// `> file` of a full disk, and a reader that has left.
+#[test]
+fn what_cannot_be_written_is_an_error_and_what_nobody_reads_is_none() {
+    for args in ["plan", "plan --json", "plan --help", "bytes", "--version", "plan --figures"] {
+        let run = |stdout: std::process::Stdio| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_epoxide"));
+            command
+                .args(args.split(' '))
+                .stdout(stdout)
+                .stderr(std::process::Stdio::piped())
+                .output()
+                .expect("it was built")
+        };
+        let output = run(std::fs::File::create("/dev/full").expect("Linux has it").into());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args}: {error}");
+        assert!(
+            error.starts_with("error: cannot write to standard output: No space left on device"),
+            "{args}: {error}"
+        );
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = run(writer.into());
+        assert!(output.status.code() == Some(0) && output.stderr.is_empty(), "{args}: {output:?}");
+    }
+    // An error that cannot be said either is in the exit code.
+    for args in [["plan", "--ranks", "0"], ["plan", "--ranks", "many"]] {
+        let full = std::fs::File::create("/dev/full").expect("Linux has it");
+        let status = Command::new(env!("CARGO_BIN_EXE_epoxide")).args(args).stderr(full).status();
+        assert_eq!(status.expect("it was built").code(), Some(2));
+    }
+    // The curves are written where the caller says, and a disk is full for the same reason.
+    let output = epoxide(&words("plan --sweep tokens=16,32 --plot /dev/full"));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}
+
+/// What is drawn is XML, whatever the machine is called.
+#[test]
+fn a_name_of_many_characters_does_not_break_the_drawing() {
+    let toml = file("names.toml", "[gpu]\nname = \"<b> & \\\"quotes\\\" 'x' ]]>\"\n");
+    let svg = file("names.svg", "");
+    let (toml, svg) = (toml.to_str().expect("UTF-8"), svg.to_str().expect("UTF-8"));
+    prints(&["plan", "--hardware", toml, "--sweep", "tokens=16,32", "--plot", svg]);
+    let drawing = std::fs::read_to_string(svg).expect("it was drawn");
+    assert!(drawing.contains("&lt;b&gt; &amp; ") && !drawing.contains("<b>"), "{drawing}");
 }
 
 #[test]
@@ -343,6 +425,10 @@ fn preflight_finds_the_simulator_everywhere_and_the_nics_of_a_fixture() {
         let of = report["checks"].as_array().expect("an array").iter().filter(|check| check["check"] == name).count();
         assert_eq!(of, if name == "nic" { 3 } else { 1 }, "{name}");
     }
+    // "-" is for what is not here; what is here and does not work is a NO.
+    let driver = &report["checks"][0];
+    let missing = driver["finding"].as_str().is_some_and(|finding| finding.starts_with("no CUDA driver: "));
+    assert_eq!(driver["status"] == "absent", missing, "{driver}");
     assert!(text.contains("mlx5_0 port 1: 400 Gb/sec (4X NDR), InfiniBand, ACTIVE"), "{text}");
     assert!(text.contains("2 ranks dispatched and combined"), "{text}");
 }

@@ -7,87 +7,50 @@
 //! the others, and compares it with a plain kernel that does nothing else while all GPUs do the same.
 mod ceiling;
 mod measure;
+mod options;
+#[path = "../output.rs"]
+mod output;
+
+#[cfg(test)]
+#[path = "../../tests/support/command_line.rs"]
+mod command_line;
+#[cfg(test)]
+mod runs;
+
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, ValueEnum};
 use comfy_table::{Cell, CellAlignment, Table, presets};
-use epoxide::WireFormat;
 
 use crate::measure::Operation;
+use crate::options::{Device, Options};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Device {
-    /// The simulated GPU: the times are the host's, and say nothing of a GPU.
-    Sim,
-    /// NVIDIA GPUs.
-    Cuda,
+fn main() -> ExitCode {
+    program(std::env::args_os()).into()
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    Bf16,
-    Fp8,
-}
-
-impl From<Format> for WireFormat {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::Bf16 => Self::Bf16,
-            Format::Fp8 => Self::Fp8,
+/// The program; its exit code.
+fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let options = match output::options::<Options>(args) {
+        Ok(options) => options,
+        Err(code) => return code,
+    };
+    if let Err(error) = options.check() {
+        return output::fail(format_args!("{error:#}"), output::BAD_INPUT);
+    }
+    match run(&options) {
+        Ok(text) => output::end(&text, 0),
+        Err(error) => {
+            let code = error.downcast_ref().map_or(output::FAILED, output::code_of);
+            output::fail(format_args!("{error:#}"), code)
         }
     }
 }
 
-/// Measures dispatch and combine over the number of SMs, beside plain copies in the same run.
-#[derive(Clone, Debug, Parser)]
-struct Options {
-    /// Where to run.
-    #[arg(long, value_enum, default_value_t = Device::Cuda)]
-    device: Device,
-    /// NVIDIA GPUs by number, for `--device cuda`; ranks are dealt out to them in turn, and those of one GPU share it.
-    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [0])]
-    gpus: Vec<u32>,
-    /// Ranks in all.
-    #[arg(long, default_value_t = 8)]
-    ranks: u32,
-    /// Tokens of every rank; a list is a sweep.
-    #[arg(long, value_delimiter = ',', default_values_t = [4096])]
-    tokens: Vec<u32>,
-    /// Elements of a row.
-    #[arg(long, default_value_t = 7168)]
-    hidden: u32,
-    /// Experts in all.
-    #[arg(long, default_value_t = 256)]
-    experts: u32,
-    /// Experts of a token, drawn uniformly without repetition.
-    #[arg(long, default_value_t = 8)]
-    top_k: u32,
-    /// Blocks of an operation on every rank; a list is a sweep.
-    #[arg(long, value_delimiter = ',', default_values_t = [2, 4, 8, 16])]
-    sms: Vec<u32>,
-    /// Formats on the wire; a list is a sweep.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Format::Bf16, Format::Fp8])]
-    format: Vec<Format>,
-    /// Repetitions that are timed, after three that are not.
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    repeat: u32,
-    /// Seed of the routing.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-}
-
-impl Options {
-    /// The GPU of every rank. A simulated rank has one of its own.
-    fn gpu_of_ranks(&self) -> Vec<u32> {
-        match self.device {
-            Device::Sim => (0..self.ranks).collect(),
-            Device::Cuda => self.gpus.iter().copied().cycle().take(self.ranks as usize).collect(),
-        }
-    }
-}
-
-fn main() -> Result<()> {
-    let options = Options::parse();
+/// Measures everything, and says what was found.
+fn run(options: &Options) -> Result<String> {
     let gpus = options.gpu_of_ranks();
     let linked = options.device == Device::Cuda && gpus.iter().any(|gpu| *gpu != gpus[0]);
     let mut table = Table::new();
@@ -96,7 +59,7 @@ fn main() -> Result<()> {
     for &tokens in &options.tokens {
         for &format in &options.format {
             for &sms in &options.sms {
-                let measured = measure::run(&options, tokens, format.into(), sms)?;
+                let measured = measure::run(options, tokens, format.into(), sms)?;
                 let start = [tokens.to_string(), format!("{format:?}").to_lowercase(), sms.to_string()];
                 let cells = start.into_iter().chain(cells(&measured.dispatch, sms, linked));
                 let cells = cells.chain(self::cells(&measured.combine, sms, linked));
@@ -105,25 +68,29 @@ fn main() -> Result<()> {
             }
         }
     }
-    let Some(last) = last else { return Ok(()) };
-    let spread = if linked { format!(" on GPUs {:?}", options.gpus) } else { String::new() };
-    println!(
-        "{}; {} ranks{spread}, hidden {}, top-{} of {}",
-        last.device, options.ranks, options.hidden, options.top_k, options.experts
-    );
-    println!("{table}");
-    println!(
+    let mut out = String::new();
+    let Some(last) = last else { return Ok(out) };
+    let spread = if linked { format!(" on GPUs {:?}", options.gpus()) } else { String::new() };
+    writeln!(
+        out,
+        "{}; {} ranks{spread}, hidden {}, top-{} of {}, routing of seed {}, median of {}",
+        last.device, options.ranks, options.hidden, options.top_k, options.experts, options.seed, options.repeat
+    )?;
+    writeln!(out, "{table}")?;
+    writeln!(
+        out,
         "of copy: time of a copy of the same bytes through one GPU's memory ({:.0} GB/s, read and written) / time of the operation",
         last.copy / 1e9
-    );
+    )?;
     if linked {
-        println!(
+        writeln!(
+            out,
             "link: GB/s into a GPU from the others; of link: that over what a plain kernel moves while all GPUs do so: {:.1} GB/s written to a peer (dispatch), {:.1} GB/s read from one (combine)",
             last.dispatch.link_copy / 1e9,
             last.combine.link_copy / 1e9
-        );
+        )?;
     }
-    Ok(())
+    Ok(out)
 }
 
 fn header(linked: bool) -> Vec<&'static str> {

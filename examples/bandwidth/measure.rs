@@ -1,14 +1,15 @@
 //! One row of the table: all ranks, one shape, one number of SMs.
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use epoxide::quantize::scale_stride;
 use epoxide::{
     CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, Mode, WireFormat, bf16,
 };
 
 use crate::ceiling::{self, Ceilings};
-use crate::{Device, Options};
+use crate::options::{Device, Options};
 
 /// What was measured.
 pub struct Measured {
@@ -55,11 +56,10 @@ pub fn run(options: &Options, tokens: u32, format: WireFormat, sms: u32) -> Resu
         Device::Sim => LocalGroup::simulated(options.ranks, Mode::Fast { workers: 0 })?,
         Device::Cuda => LocalGroup::on_gpus(&gpus)?,
     };
-    let config = Config::new(options.experts, options.top_k, options.hidden, tokens)
-        .with_format(format)
-        .with_num_sms(sms)
-        .with_timeout(Duration::from_secs(20));
-    let outcomes = group.run(|comm| rank(options, tokens, &comm, &config, &gpus))?;
+    let config = options.config(tokens, format, sms).with_timeout(Duration::from_secs(20));
+    // Here, where it is an error if there is no memory for them.
+    let work = (0..options.ranks).map(|rank| Work::new(options, tokens, rank)).collect::<Result<Vec<_>>>()?;
+    let outcomes = group.run(|comm| rank(options, tokens, &work[comm.rank() as usize], &comm, &config, &gpus))?;
 
     let bf16_row = f64::from(options.hidden) * 2.0;
     let wire_row = match format {
@@ -67,8 +67,10 @@ pub fn run(options: &Options, tokens: u32, format: WireFormat, sms: u32) -> Resu
         WireFormat::Fp8 => f64::from(options.hidden) + f64::from(scale_stride(options.hidden)) * 4.0,
     };
     let ranks = f64::from(options.ranks);
-    let used = gpus.iter().filter(|gpu| options.gpus.contains(gpu)).collect::<std::collections::BTreeSet<_>>().len();
-    let used = used.max(1) as f64;
+    let used = match options.device {
+        Device::Sim => 1,
+        Device::Cuda => gpus.iter().collect::<BTreeSet<_>>().len(),
+    } as f64;
     let rows: f64 = outcomes.iter().flat_map(|o| &o.by_source).map(|&rows| f64::from(rows)).sum();
     let crossing = |(rank, o): (usize, &Outcome)| -> f64 {
         let from_others = o.by_source.iter().zip(&gpus).filter(|(_, gpu)| **gpu != gpus[rank]);
@@ -95,30 +97,58 @@ pub fn run(options: &Options, tokens: u32, format: WireFormat, sms: u32) -> Resu
     })
 }
 
-fn rank(options: &Options, tokens: u32, comm: &Comm, config: &Config, gpus: &[u32]) -> epoxide::Result<Outcome> {
+/// What a rank dispatches.
+struct Work {
+    /// BF16 `[tokens, hidden]`.
+    x: Vec<bf16>,
+    /// i32 `[tokens, top_k]`.
+    picks: Vec<i32>,
+}
+
+impl Work {
+    fn new(options: &Options, tokens: u32, rank: u32) -> Result<Self> {
+        // splitmix64 (Steele, Lea, Flood 2014). Seeds and ranks that are neighbours are far apart in its sequence.
+        let mix = |x: u64| {
+            let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            x ^ x >> 31
+        };
+        let mut state = mix(mix(options.seed).wrapping_add(u64::from(rank)));
+        let mut next = move || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            mix(state)
+        };
+        let elements = tokens as usize * options.hidden as usize;
+        let mut x = Vec::new();
+        ensure!(x.try_reserve_exact(elements).is_ok(), "no memory for {tokens} rows of {} elements", options.hidden);
+        x.extend((0..elements).map(|_| bf16::from_f32((next() >> 40) as f32 / 8_388_608.0 - 1.0)));
+        let mut experts: Vec<i32> = (0..options.experts as i32).collect();
+        let mut picks = Vec::new();
+        for _ in 0..tokens {
+            for k in 0..options.top_k as usize {
+                let other = k + (next() >> 33) as usize % (experts.len() - k);
+                experts.swap(k, other);
+                picks.push(experts[k]);
+            }
+        }
+        Ok(Self { x, picks })
+    }
+}
+
+fn rank(
+    options: &Options,
+    tokens: u32,
+    work: &Work,
+    comm: &Comm,
+    config: &Config,
+    gpus: &[u32],
+) -> epoxide::Result<Outcome> {
     let ceilings = ceiling::measure(comm, gpus)?;
     let mut buffer = ElasticBuffer::new(comm, config.clone())?;
-    let mut random = (options.seed ^ u64::from(comm.rank()) << 32) | 1;
-    let mut next = move || {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random
-    };
     let elements = u64::from(tokens) * u64::from(options.hidden);
-    let x: Vec<bf16> = (0..elements).map(|_| bf16::from_f32((next() >> 40) as f32 / 8_388_608.0 - 1.0)).collect();
-    let x = comm.tensor(&x)?;
-    let mut experts: Vec<i32> = (0..options.experts as i32).collect();
-    let mut picks = Vec::new();
-    for _ in 0..tokens {
-        for k in 0..options.top_k as usize {
-            let other = k + (next() >> 33) as usize % (experts.len() - k);
-            experts.swap(k, other);
-            picks.push(experts[k]);
-        }
-    }
-    let weights = comm.tensor(&vec![1.0 / options.top_k as f32; picks.len()])?;
-    let picks = comm.tensor(&picks)?;
+    let x = comm.tensor(&work.x)?;
+    let weights = comm.tensor(&vec![1.0 / options.top_k as f32; work.picks.len()])?;
+    let picks = comm.tensor(&work.picks)?;
     let mut y = comm.empty::<bf16>(elements)?;
     let input = DispatchInput::new(tokens, &x, &picks, &weights);
     // From here on nobody allocates.

@@ -3,10 +3,12 @@
 //! An expert is `down · silu(up · x)`. As on a GPU with BF16 tensor cores, inputs, weights and the activations between the
 //! two products are BF16 and sums are f32. A row's experts on one rank are summed in f32 with their gate weights, and the
 //! sum is rounded once to BF16: that row is what combine gathers.
+use anyhow::Result;
 use epoxide::{WireRows, bf16};
 
 use crate::e4m3;
 use crate::matmul::{Number, linear, round, widen_into, widen_onto};
+use crate::memory::zeroed;
 use crate::parallel;
 use crate::plan::ReceivedPlan;
 use crate::progress::Progress;
@@ -33,10 +35,14 @@ pub struct Experts {
 
 impl Experts {
     /// Makes the weights that `seed` names.
-    pub fn new(experts: usize, hidden: usize, width: usize, seed: u64) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory for them.
+    pub fn new(experts: usize, hidden: usize, width: usize, seed: u64) -> Result<Self> {
         let size = hidden * width;
-        let mut made =
-            Self { hidden, width, up: vec![bf16::ZERO; experts * size], down: vec![bf16::ZERO; experts * size] };
+        let room = || zeroed::<bf16>("the experts' weights", experts * size);
+        let mut made = Self { hidden, width, up: room()?, down: room()? };
         let (up_sigma, down_sigma) = (made.up_sigma(), made.down_sigma());
         let weights = made.up.chunks_exact_mut(size).zip(made.down.chunks_exact_mut(size));
         parallel::for_each(weights.enumerate(), |(expert, (up, down))| {
@@ -45,7 +51,7 @@ impl Experts {
                 sequence.uniform(sigma, size, |i, value| weights[i] = round(value));
             }
         });
-        made
+        Ok(made)
     }
 
     /// Standard deviation of the first matrix' weights: rows of variance 1 become activations of variance 1.

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use epoxide::bf16;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use crate::memory::zeroed;
 use crate::parallel;
 use crate::progress::Progress;
 use crate::seeded::Sequence;
@@ -71,7 +72,7 @@ impl Input {
         ensure!(text.len() >= 3, "the text {} has {} bytes; a token is 3 bytes", path.display(), text.len());
         let trigrams: Vec<&[u8]> = text.windows(3).collect();
 
-        let mut x = zeroed(tokens, hidden)?;
+        let mut x: Vec<bf16> = zeroed("the tokens' rows", tokens * hidden)?;
         parallel::for_each(x.chunks_exact_mut(hidden).enumerate(), |(token, row)| {
             let trigram = trigrams[token % trigrams.len()].iter().fold(0, |id, &byte| id << 8 | u64::from(byte));
             Sequence::new(&[EMBEDDING, trigram]).fill_normal(row);
@@ -96,6 +97,9 @@ impl Input {
     /// When the file cannot be read, is no safetensors file, or a tensor is missing or of another dtype or shape.
     pub fn from_safetensors(path: &Path) -> Result<Self> {
         let name = path.display();
+        let about = std::fs::metadata(path).with_context(|| format!("cannot read {name}"))?;
+        // A device may have no end, and a pipe nobody who writes.
+        ensure!(about.is_file(), "cannot read {name}: it is no regular file");
         let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}"))?;
         let file = SafeTensors::deserialize(&bytes)
             .with_context(|| format!("{name} ({} bytes) is truncated, or not a safetensors file", bytes.len()))?;
@@ -113,23 +117,18 @@ impl Input {
         let logits: Vec<f32> =
             logits.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         // A NaN has no order among the logits and no bits of its own in FP8: nothing could be checked.
-        all_finite(path, "hidden_states", &x, hidden, |v| v.is_finite())?;
-        all_finite(path, "router_logits", &logits, experts, |v| v.is_finite())?;
+        all(path, "hidden_states", &x, hidden, "finite numbers", |v| v.is_finite())?;
+        // -inf is how a router masks an expert: the softmax makes a weight of 0 of it.
+        let legal = |v: &f32| v.is_finite() || *v == f32::NEG_INFINITY;
+        all(path, "router_logits", &logits, experts, "finite numbers, or -inf for an expert that is masked", legal)?;
+        if let Some(token) = logits.chunks_exact(experts).position(|row| row.iter().all(|v| v.is_infinite())) {
+            bail!(
+                "{name}: router_logits[{token}, ..] are all -inf: a token has one expert at least that is not masked"
+            );
+        }
         let source = format!("{name}: hidden_states [{tokens}, {hidden}], router_logits [{tokens}, {experts}]");
         Ok(Self { tokens, hidden, experts, x, logits: Logits::Given(logits), source })
     }
-}
-
-/// Room for `tokens` rows, or an error that says how much was asked for.
-fn zeroed(tokens: usize, hidden: usize) -> Result<Vec<bf16>> {
-    let mut x = Vec::new();
-    let elements = tokens.checked_mul(hidden);
-    let reserved = elements.is_some_and(|elements| x.try_reserve_exact(elements).is_ok());
-    match elements {
-        Some(elements) if reserved => x.resize(elements, bf16::ZERO),
-        _ => bail!("no memory for {tokens} rows of {hidden} BF16 elements"),
-    }
-    Ok(x)
 }
 
 /// A matrix of the file, with at least one row and column.
@@ -149,23 +148,20 @@ fn matrix<'a>(file: &SafeTensors<'a>, path: &Path, tensor: &str, dtype: Dtype, s
     Ok(view)
 }
 
-/// Checks that every number is finite.
-fn all_finite<T: std::fmt::Display>(
+/// Checks that every number is legal.
+fn all<T: std::fmt::Display>(
     path: &Path,
     tensor: &str,
     values: &[T],
     columns: usize,
-    finite: impl Fn(&T) -> bool,
+    rule: &str,
+    legal: impl Fn(&T) -> bool,
 ) -> Result<()> {
-    match values.iter().position(|value| !finite(value)) {
+    match values.iter().position(|value| !legal(value)) {
         None => Ok(()),
-        Some(i) => bail!(
-            "{}: {tensor}[{}, {}] is {}, expected finite numbers",
-            path.display(),
-            i / columns,
-            i % columns,
-            values[i]
-        ),
+        Some(i) => {
+            bail!("{}: {tensor}[{}, {}] is {}, expected {rule}", path.display(), i / columns, i % columns, values[i])
+        }
     }
 }
 
@@ -247,6 +243,33 @@ mod tests {
         }
     }
 
+    /// A file of 3 tokens with these logits of 4 experts for the second one.
+    fn with_logits(row: [f32; 4]) -> Vec<u8> {
+        let logits: Vec<u8> = [[0.0; 4], row, [0.0; 4]].concat().iter().flat_map(|v: &f32| v.to_le_bytes()).collect();
+        let view = |dtype, shape: &[usize], data| TensorView::new(dtype, shape.to_vec(), data).expect("the bytes fit");
+        let states = view(Dtype::BF16, &[3, 16], &[0; 96]);
+        let logits = view(Dtype::F32, &[3, 4], &logits);
+        safetensors::serialize([("hidden_states", states), ("router_logits", logits)], None).expect("valid tensors")
+    }
+
+    #[test]
+    fn a_masked_expert_is_legal_and_what_is_no_logit_is_not() {
+        let (low, high) = (f32::NEG_INFINITY, f32::INFINITY);
+        for (name, row) in [("one-masked", [0.0, low, 1.0, 2.0]), ("three-masked", [low, low, low, -3.0])] {
+            let scratch = Scratch::new(name, &with_logits(row));
+            let input = Input::from_safetensors(&scratch.0).expect("masks are legal");
+            assert!(matches!(input.logits, Logits::Given(logits) if logits[4..8] == row));
+        }
+        for (name, row, fact) in [
+            ("all-masked", [low; 4], "router_logits[1, ..] are all -inf"),
+            ("nan", [0.0, f32::NAN, 1.0, low], "router_logits[1, 1] is NaN"),
+            ("infinite", [low, 0.0, 1.0, high], "router_logits[1, 3] is inf"),
+        ] {
+            let said = refusal(name, &with_logits(row));
+            assert!(said.contains(fact), "{name}: {said}");
+        }
+    }
+
     #[test]
     fn truncated_malformed_and_missing_files_are_errors() {
         let whole = file(&[STATES, LOGITS]);
@@ -257,5 +280,7 @@ mod tests {
         }
         let said = format!("{:#}", Input::from_safetensors(Path::new("/no/such/file")).err().expect("no such file"));
         assert!(said.contains("cannot read /no/such/file"), "{said}");
+        let said = format!("{:#}", Input::from_safetensors(Path::new("/dev/zero")).err().expect("it has no end"));
+        assert!(said.contains("/dev/zero: it is no regular file"), "{said}");
     }
 }

@@ -14,7 +14,10 @@ mod experts;
 mod input;
 mod layer;
 mod matmul;
+mod memory;
 mod options;
+#[path = "../output.rs"]
+mod output;
 mod parallel;
 mod plan;
 mod progress;
@@ -24,10 +27,15 @@ mod router;
 mod seeded;
 mod tolerance;
 
+#[cfg(test)]
+#[path = "../../tests/support/command_line.rs"]
+mod command_line;
+#[cfg(test)]
+mod runs;
+
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use anyhow::Context;
-use clap::Parser;
 use epoxide::{LocalGroup, Mode, bf16};
 
 use crate::experts::Experts;
@@ -38,50 +46,63 @@ use crate::progress::Progress;
 use crate::router::Routing;
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    match run(&options) {
-        Ok(()) => {
-            println!("verified");
-            ExitCode::SUCCESS
-        }
-        Err(Failure::Unverified(found)) => {
-            println!("FAILED: {found}");
-            ExitCode::FAILURE
-        }
-        Err(Failure::Run(error)) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-        Err(Failure::BadInput(error)) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
+    program(std::env::args_os()).into()
+}
+
+/// The program; its exit code.
+fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let options = match output::options(args) {
+        Ok(options) => options,
+        Err(code) => return code,
+    };
+    let mut text = String::new();
+    match run(&options, &mut text) {
+        Ok(()) => output::end(&(text + "verified\n"), 0),
+        Err(Failure::Unverified(found)) => output::end(&format!("{text}FAILED: {found}\n"), output::FAILED),
+        Err(Failure::Run(error)) => output::fail(error, output::FAILED),
+        Err(Failure::BadInput(error)) => output::fail(error, output::BAD_INPUT),
     }
 }
 
 /// How a run ends otherwise.
+#[derive(Debug)]
 enum Failure {
     /// An option or a file that cannot be run with.
-    BadInput(anyhow::Error),
+    BadInput(String),
     /// The device or the library gave up.
-    Run(anyhow::Error),
+    Run(String),
     /// A result is wrong.
     Unverified(String),
 }
 
-fn run(options: &Options) -> Result<(), Failure> {
+impl Failure {
+    fn bad_input(error: anyhow::Error) -> Self {
+        Self::BadInput(format!("{error:#}"))
+    }
+
+    /// What the library says: of an option, where only it knows the rule, or of what went wrong.
+    fn of_library(what: &str, error: &epoxide::Error) -> Self {
+        match output::code_of(error) {
+            output::BAD_INPUT => Self::BadInput(error.to_string()),
+            _ => Self::Run(format!("{what}: {error}")),
+        }
+    }
+}
+
+fn run(options: &Options, out: &mut String) -> Result<(), Failure> {
+    options.check().map_err(Failure::bad_input)?;
     let progress = Progress::new();
     let mut before = Clock::new();
     progress.step("input");
-    let input = options.load(&progress).map_err(Failure::BadInput)?;
-    let config = options.config(input.tokens, input.hidden, input.experts).map_err(Failure::BadInput)?;
+    let input = options.load(&progress).map_err(Failure::bad_input)?;
+    let config = options.config(input.tokens, input.hidden, input.experts).map_err(Failure::bad_input)?;
     before.lap("input");
     // A missing GPU is better known before the work than after it.
     let group = match options.device {
         Device::Sim => LocalGroup::simulated(options.ranks, Mode::Fast { workers: 0 }),
         Device::Cuda => LocalGroup::on_gpus(&options.gpu_of_ranks()),
     };
-    let group = group.context("cannot make the ranks").map_err(Failure::Run)?;
+    let group = group.map_err(|error| Failure::of_library("cannot make the ranks", &error))?;
     before.lap("set up");
 
     progress.step("router");
@@ -89,7 +110,8 @@ fn run(options: &Options) -> Result<(), Failure> {
     before.lap("router");
     let plan = Plan::new(&routing, options.ranks as usize, input.experts);
     before.lap("check, bit for bit");
-    let experts = Experts::new(input.experts, input.hidden, options.expert_width as usize, options.seed);
+    let experts = Experts::new(input.experts, input.hidden, options.expert_width as usize, options.seed)
+        .map_err(Failure::bad_input)?;
     before.lap("expert weights");
     // Tokens are made, routed and compared with the reference, rows checked and computed.
     progress.expect(3 * input.tokens + 2 * plan.rows());
@@ -104,7 +126,8 @@ fn run(options: &Options) -> Result<(), Failure> {
         experts: &experts,
         progress: &progress,
     };
-    let mut outcomes = group.run(|comm| layer.run(comm)).context("the run failed").map_err(Failure::Run)?;
+    let outcomes = group.run(|comm| layer.run(comm));
+    let mut outcomes = outcomes.map_err(|error| Failure::of_library("the run failed", &error))?;
 
     // From here on the ranks and their device memory are gone.
     let mut after = Clock::new();
@@ -119,7 +142,7 @@ fn run(options: &Options) -> Result<(), Failure> {
     // Whatever was combined is what it must be, so it is the layer that overflows.
     if mismatches.is_empty() && y.iter().any(|value| !value.is_finite()) {
         let largest = input.largest();
-        return Err(Failure::BadInput(anyhow::anyhow!(
+        return Err(Failure::BadInput(format!(
             "hidden_states reach {largest:.3e}: the experts' outputs or their sums overflow BF16; the layer must stay finite"
         )));
     }
@@ -131,26 +154,27 @@ fn run(options: &Options) -> Result<(), Failure> {
     after.lap("dense reference");
     drop(progress);
 
-    report::shape(options, &input);
-    report::device(&outcomes);
+    report::shape(out, options, &input);
+    report::device(out, &outcomes);
     let wire_row_bytes = report::wire_row_bytes(options, input.hidden);
-    report::ranks(&plan, routing.top_k, wire_row_bytes);
-    report::times(&before, &outcomes, &after);
-    report::bandwidths(options, &outcomes, &plan, wire_row_bytes, 2 * input.hidden as u64);
-    report::accuracy(&accuracy, fp8);
-    println!();
-    verdict(&mismatches, &accuracy)
+    report::ranks(out, &plan, routing.top_k, wire_row_bytes);
+    report::times(out, &before, &outcomes, &after);
+    report::bandwidths(out, options, &outcomes, &plan, wire_row_bytes, 2 * input.hidden as u64);
+    report::accuracy(out, &accuracy, fp8);
+    out.push('\n');
+    verdict(out, &mismatches, &accuracy)
 }
 
 /// What follows from the checks.
-fn verdict(mismatches: &[String], accuracy: &reference::Accuracy) -> Result<(), Failure> {
+fn verdict(out: &mut String, mismatches: &[String], accuracy: &reference::Accuracy) -> Result<(), Failure> {
     match mismatches {
-        [] => println!(
-            "communicated bit for bit as planned: rows, order, sources, selections, gate weights, counts, sums"
-        ),
+        [] => {
+            *out +=
+                "communicated bit for bit as planned: rows, order, sources, selections, gate weights, counts, sums\n";
+        }
         [only] => return Err(Failure::Unverified(only.clone())),
         [first, others @ ..] => {
-            others.iter().for_each(|found| println!("also wrong: {found}"));
+            others.iter().for_each(|found| *out += &format!("also wrong: {found}\n"));
             return Err(Failure::Unverified(first.clone()));
         }
     }

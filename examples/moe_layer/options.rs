@@ -6,8 +6,11 @@ use clap::{Parser, ValueEnum};
 use epoxide::{Config, WireFormat, bytes_needed};
 
 use crate::input::Input;
+use crate::memory;
 use crate::progress::Progress;
 
+/// Shared memory of a block, of the simulated GPU and of Hopper. What a GPU has less is found when the buffers are made.
+const SHARED_MEMORY: u32 = 232_448;
 /// Tokens of a rank, elements of a row and experts where neither the command line nor a file says.
 const TOKENS: usize = 128;
 const HIDDEN: usize = 1024;
@@ -67,8 +70,8 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Device::Sim)]
     pub device: Device,
     /// NVIDIA GPUs by number; ranks are dealt out to them in turn, and those of one GPU share it [default: 0]
-    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [0], hide_default_value = true)]
-    pub gpus: Vec<u32>,
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    gpus: Option<Vec<u32>>,
     /// Names the weights of the router and of the experts
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
@@ -108,6 +111,23 @@ pub enum Device {
 }
 
 impl Options {
+    /// Checks what the options' own types do not say.
+    ///
+    /// # Errors
+    ///
+    /// For GPUs that no rank would run on.
+    pub fn check(&self) -> Result<()> {
+        let Some(gpus) = &self.gpus else { return Ok(()) };
+        ensure!(self.device == Device::Cuda, "--gpus names NVIDIA GPUs, and --device sim has none (--device cuda)");
+        ensure!(
+            gpus.len() <= self.ranks as usize,
+            "--gpus names {} GPUs for {} ranks: a GPU without a rank does nothing",
+            gpus.len(),
+            self.ranks
+        );
+        Ok(())
+    }
+
     /// Reads or makes the input, with the shape that the options ask for.
     ///
     /// # Errors
@@ -121,6 +141,7 @@ impl Options {
             let experts = given(self.experts, EXPERTS);
             // Before gigabytes are made for a shape that cannot run.
             self.config(tokens * ranks, hidden, experts)?;
+            memory::check(tokens * ranks, hidden, experts, self.expert_width as usize)?;
             let text = self.text.clone().unwrap_or_else(readme);
             progress.expect(tokens * ranks);
             return Input::from_text(&text, tokens * ranks, hidden, experts, progress);
@@ -140,6 +161,7 @@ impl Options {
             );
         }
         self.config(input.tokens, input.hidden, input.experts)?;
+        memory::check(input.tokens, input.hidden, input.experts, self.expert_width as usize)?;
         Ok(input)
     }
 
@@ -162,6 +184,7 @@ impl Options {
         let config = config.with_format(self.wire_format()).with_num_sms(self.num_sms);
         // The rules do not depend on the number of SMs, which only the device knows when it is left open.
         bytes_needed(&config, self.ranks, self.num_sms.max(1))?;
+        config.check_row(self.ranks, SHARED_MEMORY)?;
         Ok(config)
     }
 
@@ -175,7 +198,8 @@ impl Options {
 
     /// The GPU of every rank.
     pub fn gpu_of_ranks(&self) -> Vec<u32> {
-        self.gpus.iter().copied().cycle().take(self.ranks as usize).collect()
+        let gpus = self.gpus.as_deref().unwrap_or(&[0]);
+        gpus.iter().copied().cycle().take(self.ranks as usize).collect()
     }
 
     /// How often to dispatch and combine.

@@ -32,6 +32,8 @@ pub struct Accuracy {
     pub min_tolerance: f64,
     /// Mean tolerance.
     pub mean_tolerance: f64,
+    /// Rows whose tolerance is as large as they are.
+    pub unresolved: usize,
     /// The row whose error is the largest part of its tolerance: token, error, tolerance.
     pub worst: Option<(usize, f64, f64)>,
 }
@@ -50,6 +52,7 @@ impl Accuracy {
             mean_error: error,
             min_tolerance: tolerance,
             mean_tolerance: tolerance,
+            unresolved: usize::from(tolerance >= 1.0),
             worst: Some((token, error, tolerance)),
         };
         *self = std::mem::take(self).with(row);
@@ -69,6 +72,7 @@ impl Accuracy {
             mean_error: mean(self.mean_error, other.mean_error),
             min_tolerance: self.min_tolerance.min(other.min_tolerance),
             mean_tolerance: mean(self.mean_tolerance, other.mean_tolerance),
+            unresolved: self.unresolved + other.unresolved,
             worst: if worse { other.worst } else { self.worst },
         }
     }

@@ -1,5 +1,6 @@
-//! What is printed.
+//! What is printed: lines at the end of a text.
 use std::collections::BTreeSet;
+use std::fmt::{Display, Write};
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -12,35 +13,47 @@ use crate::plan::Plan;
 use crate::reference::Accuracy;
 use crate::tolerance::{SLOPE, TAU};
 
+/// Adds a line.
+fn line(out: &mut String, text: impl Display) {
+    // A String takes everything.
+    let _ = writeln!(out, "{text}");
+}
+
 /// Prints what is about to run.
-pub fn shape(options: &Options, input: &Input) {
+pub fn shape(out: &mut String, options: &Options, input: &Input) {
     let format = match options.format {
         Format::Bf16 => "BF16",
         Format::Fp8 => "FP8 (e4m3, one scale for 128 elements)",
     };
-    println!("input   {}", input.source);
-    println!(
-        "layer   {} tokens on {} ranks, hidden {}, {} experts of width {}, top-{}, {format} on the wire, seed {}",
-        input.tokens, options.ranks, input.hidden, input.experts, options.expert_width, options.top_k, options.seed
+    line(out, format_args!("input   {}", input.source));
+    line(
+        out,
+        format_args!(
+            "layer   {} tokens on {} ranks, hidden {}, {} experts of width {}, top-{}, {format} on the wire, seed {}",
+            input.tokens, options.ranks, input.hidden, input.experts, options.expert_width, options.top_k, options.seed
+        ),
     );
 }
 
 /// Prints where it ran: a line for each device.
-pub fn device(outcomes: &[Outcome]) {
+pub fn device(out: &mut String, outcomes: &[Outcome]) {
     let Some(first) = outcomes.first() else { return };
     let devices: BTreeSet<&str> = outcomes.iter().map(|outcome| outcome.device.as_str()).collect();
     for device in devices {
-        println!("device  {device}");
+        line(out, format_args!("device  {device}"));
     }
-    println!(
-        "        {} SMs for an operation on each rank, buffers of {} a rank",
-        first.num_sms,
-        bytes(first.buffer_bytes as f64)
+    line(
+        out,
+        format_args!(
+            "        {} SMs for an operation on each rank, buffers of {} a rank",
+            first.num_sms,
+            bytes(first.buffer_bytes as f64)
+        ),
     );
 }
 
 /// Prints every rank's share.
-pub fn ranks(plan: &Plan, top_k: usize, row_bytes: u64) {
+pub fn ranks(out: &mut String, plan: &Plan, top_k: usize, row_bytes: u64) {
     let mut table =
         table(&["rank", "tokens", "selections", "rows sent", "rows received", "bytes received", "expert rows"]);
     for (rank, received) in plan.received.iter().enumerate() {
@@ -55,24 +68,30 @@ pub fn ranks(plan: &Plan, top_k: usize, row_bytes: u64) {
             received.selections().to_string(),
         ]);
     }
-    println!("\n{table}");
-    println!(
-        "A row received is {} on the wire; a row a rank sends to itself is counted too. An expert row is one row for one expert.",
-        bytes(row_bytes as f64)
+    line(out, format_args!("\n{table}"));
+    line(
+        out,
+        format_args!(
+            "A row received is {} on the wire; a row a rank sends to itself is counted too. An expert row is one row for one expert.",
+            bytes(row_bytes as f64)
+        ),
     );
     let by_expert: Vec<u64> = plan.received.iter().flat_map(|r| r.by_expert.iter().map(|&n| u64::from(n))).collect();
     let rows: Vec<u64> = plan.received.iter().map(|r| r.rows() as u64).collect();
     let selections: Vec<u64> = plan.received.iter().map(|r| r.selections()).collect();
-    println!(
-        "imbalance, largest / mean: rows of a rank {:.2}, expert rows of a rank {:.2}, of an expert {:.2}",
-        imbalance(&rows),
-        imbalance(&selections),
-        imbalance(&by_expert)
+    line(
+        out,
+        format_args!(
+            "imbalance, largest / mean: rows of a rank {:.2}, expert rows of a rank {:.2}, of an expert {:.2}",
+            imbalance(&rows),
+            imbalance(&selections),
+            imbalance(&by_expert)
+        ),
     );
 }
 
 /// Prints where the time went: what came before the ranks, what the ranks did (the slowest counts), and what came after.
-pub fn times(before: &Clock, outcomes: &[Outcome], after: &Clock) {
+pub fn times(out: &mut String, before: &Clock, outcomes: &[Outcome], after: &Clock) {
     let slowest = outcomes.first().map_or(&[][..], |o| &o.clock.steps).iter().enumerate().map(|(i, (step, _))| {
         let times = outcomes.iter().filter_map(|o| o.clock.steps.get(i)).map(|(_, time)| *time);
         (*step, times.max().unwrap_or_default())
@@ -90,11 +109,18 @@ pub fn times(before: &Clock, outcomes: &[Outcome], after: &Clock) {
         let share = 100.0 * time.as_secs_f64() / total.as_secs_f64().max(f64::MIN_POSITIVE);
         table.add_row([(*step).to_owned(), seconds(*time), format!("{share:.0} %")]);
     }
-    println!("\n{table}");
+    line(out, format_args!("\n{table}"));
 }
 
 /// Prints bandwidths, for a GPU.
-pub fn bandwidths(options: &Options, outcomes: &[Outcome], plan: &Plan, wire_row_bytes: u64, bf16_row_bytes: u64) {
+pub fn bandwidths(
+    out: &mut String,
+    options: &Options,
+    outcomes: &[Outcome],
+    plan: &Plan,
+    wire_row_bytes: u64,
+    bf16_row_bytes: u64,
+) {
     let Some(copy) = outcomes.iter().find_map(|o| o.copy) else { return };
     let gpus = options.gpu_of_ranks().into_iter().collect::<BTreeSet<_>>().len();
     let (ranks, num_sms) = (outcomes.len() as f64, outcomes.first().map_or(1, |o| o.num_sms));
@@ -127,21 +153,30 @@ pub fn bandwidths(options: &Options, outcomes: &[Outcome], plan: &Plan, wire_row
             format!("{:.0} %", 100.0 * memory / copy),
         ]);
     }
-    println!("\n{table}");
-    println!(
-        "bytes: rows received (dispatch) or summed (combine) times a row's bytes; memory: those and each token's own row."
+    line(out, format_args!("\n{table}"));
+    line(
+        out,
+        format_args!(
+            "bytes: rows received (dispatch) or summed (combine) times a row's bytes; memory: those and each token's own row."
+        ),
     );
-    println!("A device copy in this run, on all SMs of one GPU: {:.0} GB/s read and written.", copy / 1e9);
-    println!("times: the slowest rank of a pass, the median of {} passes", passes(outcomes));
+    line(
+        out,
+        format_args!("A device copy in this run, on all SMs of one GPU: {:.0} GB/s read and written.", copy / 1e9),
+    );
+    line(out, format_args!("times: the slowest rank of a pass, the median of {} passes", passes(outcomes)));
     if gpus == 1 {
-        println!(
-            "Several ranks on one GPU measure the efficiency of the kernels and not NVLink, which these rows never crossed."
+        line(
+            out,
+            format_args!(
+                "Several ranks on one GPU measure the efficiency of the kernels and not NVLink, which these rows never crossed."
+            ),
         );
     }
 }
 
 /// Prints how far the outputs are from the reference, and how far they may be.
-pub fn accuracy(accuracy: &Accuracy, fp8: bool) {
+pub fn accuracy(out: &mut String, accuracy: &Accuracy, fp8: bool) {
     let mut table = table(&["|y - reference| / |reference| of a row", "mean", "largest"]);
     let number = |value: f64| format!("{value:.2e}");
     table.add_row(["error".to_owned(), number(accuracy.mean_error), number(accuracy.max_error)]);
@@ -150,18 +185,30 @@ pub fn accuracy(accuracy: &Accuracy, fp8: bool) {
         number(accuracy.mean_tolerance),
         format!("{} (smallest)", number(accuracy.min_tolerance)),
     ]);
-    println!("\n{table}");
+    line(out, format_args!("\n{table}"));
     if let Some((token, error, tolerance)) = accuracy.worst {
-        println!(
-            "{} rows compared; worst: token {token}, error {error:.2e}, {:.0} % of its tolerance {tolerance:.2e}",
-            accuracy.rows,
-            100.0 * accuracy.worst_ratio()
+        line(
+            out,
+            format_args!(
+                "{} rows compared; worst: token {token}, error {error:.2e}, {:.0} % of its tolerance {tolerance:.2e}",
+                accuracy.rows,
+                100.0 * accuracy.worst_ratio()
+            ),
         );
     }
-    let quantised = if fp8 { "(2^-4 + 2^-8) |x| + 2^-10 |scales| + " } else { "" };
-    println!(
+    if accuracy.unresolved > 0 {
+        line(
+            out,
+            format_args!(
+                "{} rows are so small that their tolerance is as large as they are: of these the reference says nothing",
+                accuracy.unresolved
+            ),
+        );
+    }
+    let quantised = if fp8 { "at most (2^-4 + 2^-8) |x| + 2^-10 |scales|, or |x|, + " } else { "" };
+    line(out, format_args!(
         "\
-tolerance of a row = (1 + 4u) (D (L U |dx| + u |h|) + u (sum of g|o| + |y|)) and f32 terms; |.| is the 2-norm of a row
+tolerance of a row = (1 + 4u) (D (L U |dx| + u |h|) + u (sum of g|o| + |y|)) and terms of f32 and of the smallest steps; |.| is the 2-norm of a row
   u = 2^-8    BF16's unit roundoff: the activations h, each rank's row for combine, the result y
   |dx|        {quantised}2H 2^-24 |x|: {}the f32 sums
   U, D        what random weights make of it: sigma_u sqrt(W sum g^2 + 2 sqrt(W s sum g^4) + 2 s max g^2) and
@@ -169,7 +216,7 @@ tolerance of a row = (1 + 4u) (D (L U |dx| + u |h|) + u (sum of g|o| + |y|)) and
   derived in examples/moe_layer/tolerance.rs",
         if fp8 { "e4m3's unit roundoff 2^-4 and BF16's after it, " } else { "" },
         TAU * TAU / 2.0,
-    );
+    ));
 }
 
 /// Bytes of a row in dispatch: its elements, and in FP8 its scales.

@@ -97,7 +97,8 @@ fn select(logits: &[f32], selected: &mut [i32], gates: &mut [f32]) {
     }
     order.truncate(top_k);
     order.sort_unstable_by(larger);
-    // The largest logit is subtracted so that no exponential overflows.
+    // The largest logit is subtracted so that no exponential overflows. It is finite: a token has an expert that is not masked. A
+    // masked one (-inf) that is selected for want of others has a weight of 0.
     let largest = order.first().map_or(0.0, |&expert| logits[expert]);
     for ((&expert, selected), gate) in order.iter().zip(selected).zip(gates.iter_mut()) {
         *selected = expert as i32;
@@ -105,4 +106,23 @@ fn select(logits: &[f32], selected: &mut [i32], gates: &mut [f32]) {
     }
     let sum: f32 = gates.iter().sum();
     gates.iter_mut().for_each(|gate| *gate /= sum);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::select;
+
+    fn selected(logits: &[f32], top_k: usize) -> (Vec<i32>, Vec<f32>) {
+        let (mut experts, mut gates) = (vec![0; top_k], vec![0.0; top_k]);
+        select(logits, &mut experts, &mut gates);
+        (experts, gates)
+    }
+
+    #[test]
+    fn a_masked_expert_is_selected_last_and_weighs_nothing() {
+        let masked = f32::NEG_INFINITY;
+        assert_eq!(selected(&[0.0, masked], 1), (vec![0], vec![1.0]));
+        assert_eq!(selected(&[masked, 0.0], 2), (vec![1, 0], vec![1.0, 0.0]));
+        assert_eq!(selected(&[masked, 3.0, masked, 3.0], 3), (vec![1, 3, 0], vec![0.5, 0.5, 0.0]));
+    }
 }

@@ -88,6 +88,31 @@ impl Config {
         self
     }
 
+    /// Checks that a block with `shared_memory` bytes can hold what dispatch holds of a row, as
+    /// [`ElasticBuffer::new`](crate::ElasticBuffer::new) does with what its device has: the one rule of a configuration that depends
+    /// on the device. Hopper, data-centre Blackwell and the simulated GPU have 232448 bytes ([`Gpu::shared_memory`]).
+    ///
+    /// [`Gpu::shared_memory`]: crate::plan::Gpu::shared_memory
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for a row that does not fit, and for a configuration that breaks a rule anyway.
+    ///
+    /// ```
+    /// use epoxide::Config;
+    /// assert!(Config::new(256, 8, 7168, 4096).check_row(8, 232_448).is_ok());
+    /// let error = Config::new(256, 8, 115_904, 4096).check_row(8, 232_448).unwrap_err();
+    /// assert_eq!(
+    ///     error.to_string(),
+    ///     "hidden = 115904: a row, 231808 bytes, must fit in the 232448 bytes of shared memory that a block can have; \
+    ///      768 of them hold places and barriers"
+    /// );
+    /// ```
+    pub fn check_row(&self, ranks: u32, shared_memory: u32) -> Result<()> {
+        // The number of blocks has no part in it.
+        dispatch_shared(&self.shape(ranks, 1)?, shared_memory).map(|_| ())
+    }
+
     /// Checks the configuration for `ranks` ranks with `blocks` blocks each.
     pub(crate) fn shape(&self, ranks: u32, blocks: u32) -> Result<Shape> {
         let shape = Shape {
@@ -212,7 +237,11 @@ pub(crate) fn dispatch_shared(shape: &Shape, available: u32) -> Result<DispatchS
             1 => format!("a row, {row} bytes,"),
             _ => format!("{rows} rows with their scales, {row} bytes each,"),
         };
-        let rule = format!("{what} must fit in the {available} bytes of shared memory that a block can have");
+        // What lies before the rows depends on no row's size: that of the smallest shows it.
+        let smallest = DispatchShared::new(&Shape { hidden: 16, ..*shape }, available);
+        let others =
+            smallest.map_or(String::new(), |shared| format!("; {} of them hold places and barriers", shared.stages));
+        let rule = format!("{what} must fit in the {available} bytes of shared memory that a block can have{others}");
         Error::argument("hidden", shape.hidden, rule)
     })
 }

@@ -33,7 +33,7 @@ pub enum Error {
         values: String,
     },
     /// A buffer that the caller gave is too small.
-    #[error("{argument} is too small: region {region} ends at byte {needed} of {total}, given {given}")]
+    #[error("{argument} is too small: {}", too_small(argument, region, *needed, *total, *given))]
     #[non_exhaustive]
     BufferTooSmall {
         /// The argument.
@@ -269,6 +269,15 @@ pub enum Error {
         /// What was tried.
         reason: String,
     },
+    /// The CUDA driver is there and does not start.
+    #[error("the CUDA driver does not start: {reason}; {advice}, or run on the simulated GPU")]
+    #[non_exhaustive]
+    DriverFailed {
+        /// What the driver says.
+        reason: String,
+        /// What to do about it.
+        advice: &'static str,
+    },
     /// The CUDA driver is too old for the PTX.
     #[error("the CUDA driver supports CUDA {found}, the kernels' PTX needs {needed} (driver {oldest_driver} or newer)")]
     #[non_exhaustive]
@@ -353,6 +362,15 @@ impl Error {
     }
 }
 
+/// How much is missing. A limit is one of several regions, of which the first that lies beyond it is named; a tensor is one, and has no
+/// others to be counted from.
+fn too_small(argument: &str, region: &str, needed: u64, total: u64, given: u64) -> String {
+    match argument {
+        "max_window_bytes" => format!("region {region} ends at byte {needed} of {total}, given {given}"),
+        _ => format!("its {region} take {needed} bytes, given {given}"),
+    }
+}
+
 impl From<epoxide_sim::SimError> for Error {
     fn from(error: epoxide_sim::SimError) -> Self {
         let message = error.to_string();
@@ -360,5 +378,23 @@ impl From<epoxide_sim::SimError> for Error {
             epoxide_sim::SimError::PeerGone { .. } => Self::Bootstrap { message },
             _ => Self::Simulator { message },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_names_the_first_region_beyond_it_and_a_tensor_what_it_holds() {
+        let error = |argument, region, needed, total| {
+            Error::BufferTooSmall { argument, region, needed, total, given: 2048 }.to_string()
+        };
+        assert_eq!(error("x", "input rows", 2176, 2176), "x is too small: its input rows take 2176 bytes, given 2048");
+        // Also where that region is the last.
+        assert_eq!(
+            error("max_window_bytes", "expert outputs", 4096, 4096),
+            "max_window_bytes is too small: region expert outputs ends at byte 4096 of 4096, given 2048"
+        );
     }
 }

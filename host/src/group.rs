@@ -94,7 +94,7 @@ impl LocalGroup {
     ///
     /// # Errors
     ///
-    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::GpuTooOld`] when the kernels cannot run there,
+    /// [`Error::NoDriver`], [`Error::DriverFailed`], [`Error::DriverTooOld`], [`Error::GpuTooOld`] when the kernels cannot run there,
     /// [`Error::NoPeerAccess`] when two of the GPUs cannot reach each other,
     /// [`Error::DoesNotFit`] when a GPU has fewer hardware queues than ranks, and
     /// [`Error::InvalidArgument`] for no or more than 64 ranks, or for a GPU that is not there.
@@ -155,7 +155,7 @@ impl LocalGroup {
     ///
     /// # Errors
     ///
-    /// [`Error::NoDriver`] or [`Error::DriverTooOld`].
+    /// [`Error::NoDriver`], [`Error::DriverFailed`] or [`Error::DriverTooOld`].
     pub fn gpus() -> Result<u32> {
         CudaDevice::count()
     }

@@ -137,6 +137,7 @@ pub(crate) mod tests {
     pub(crate) fn facts(index: u32, name: &str, compute_capability: (i32, i32)) -> GpuFacts {
         GpuFacts {
             index,
+            uuid: None,
             name: name.into(),
             compute_capability,
             cores: Some(16896),

@@ -7,6 +7,7 @@ mod gpu_figures;
 mod nic;
 pub(crate) mod nvml;
 pub(crate) mod sysfs;
+mod visible;
 
 use anyhow::Context;
 use epoxide::plan::{Gpu, Hardware, Nic, Topology};
@@ -14,10 +15,11 @@ use nvml_wrapper::Nvml;
 
 use crate::args::PlanArgs;
 use crate::hardware_file;
+use crate::request::text_of;
 use gpu::Gpus;
 use nic::Nics;
-use nvml::GpuFacts;
 use sysfs::NicFacts;
+use visible::Visible;
 
 /// The name that stands for what this machine has.
 const AUTO: &str = "auto";
@@ -47,18 +49,22 @@ impl Machine {
     pub fn new(args: &PlanArgs) -> anyhow::Result<Self> {
         let gpus = is_auto(&args.gpu).then(read_gpus).transpose()?;
         let nics = args.nic.as_deref().is_some_and(is_auto).then(|| sysfs::nics(&args.root));
-        let mut machine = Self::of(args, gpus.as_deref(), nics.as_deref())?;
+        let mut machine = Self::of(args, gpus.as_ref(), nics.as_deref())?;
         if let Some(path) = &args.hardware {
-            let text = std::fs::read_to_string(path).with_context(|| format!("--hardware {}", path.display()))?;
+            let text = text_of(path).with_context(|| format!("--hardware {}", path.display()))?;
             hardware_file::apply(&mut machine.hardware, &text, &path.display().to_string())?;
         }
         Ok(machine)
     }
 
     /// The machine of these facts, where there are any.
-    fn of(args: &PlanArgs, gpus: Option<&[GpuFacts]>, nics: Option<&[NicFacts]>) -> anyhow::Result<Self> {
+    fn of(args: &PlanArgs, visible: Option<&Visible>, nics: Option<&[NicFacts]>) -> anyhow::Result<Self> {
         let hint = |e: epoxide::Error| anyhow::anyhow!("{e}, and {AUTO} for what this machine has");
-        let gpus = gpus.map(gpu::choose).transpose()?;
+        let mut gpus = visible.map(|visible| gpu::choose(&visible.gpus)).transpose()?;
+        if let (Some(gpus), Some(visible)) = (&mut gpus, visible) {
+            gpus.all = visible.machine;
+            gpus.notes.extend(visible.notes.iter().cloned());
+        }
         let all = gpus.as_ref().map(|gpus| gpus.all);
         let nics = nics.map(|nics| nic::choose(nics, all, args.nics_per_gpu)).transpose()?;
         let gpu = match &gpus {
@@ -76,14 +82,18 @@ impl Machine {
     }
 }
 
-fn is_auto(name: &str) -> bool {
+/// Whether a name stands for what this machine has.
+pub(crate) fn is_auto(name: &str) -> bool {
     name.eq_ignore_ascii_case(AUTO)
 }
 
-fn read_gpus() -> anyhow::Result<Vec<GpuFacts>> {
+fn read_gpus() -> anyhow::Result<Visible> {
     let nvml =
         Nvml::init().map_err(|error| gpu::no_gpu(format_args!("no GPU can be read, since NVML says: {error}")))?;
-    nvml::gpus(&nvml).map_err(|error| gpu::no_gpu(format_args!("no GPU can be read: {error:#}")))
+    let gpus = nvml::gpus(&nvml).map_err(|error| gpu::no_gpu(format_args!("no GPU can be read: {error:#}")))?;
+    let variable = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    let by_bus = std::env::var("CUDA_DEVICE_ORDER").is_ok_and(|order| order == "PCI_BUS_ID");
+    Visible::new(gpus, variable.as_deref(), by_bus)
 }
 
 impl Found {
@@ -122,6 +132,7 @@ impl Found {
 mod tests {
     use clap::Parser;
 
+    use super::nvml::GpuFacts;
     use super::*;
     use crate::args::{Cli, Command, PLAN_HELP};
     use crate::request::Request;
@@ -131,9 +142,9 @@ mod tests {
     fn on(options: &str, gpus: &[GpuFacts], nics: &[NicFacts]) -> (PlanArgs, Machine) {
         let words = ["epoxide", "plan"].into_iter().chain(options.split_whitespace());
         let Command::Plan(args) = Cli::parse_from(words).command else { unreachable!("a plan was asked for") };
-        let gpus = is_auto(&args.gpu).then_some(gpus);
+        let gpus = is_auto(&args.gpu).then(|| Visible::new(gpus.to_vec(), None, true).expect("all of them"));
         let nics = args.nic.as_deref().is_some_and(is_auto).then_some(nics);
-        let machine = Machine::of(&args, gpus, nics).expect("good options");
+        let machine = Machine::of(&args, gpus.as_ref(), nics).expect("good options");
         (*args, machine)
     }
 

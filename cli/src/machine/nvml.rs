@@ -24,6 +24,8 @@ const LINK_SPEEDS: [u32; 3] =
 pub(crate) struct GpuFacts {
     /// Its number in NVML, which counts in the order of the bus and does not look at `CUDA_VISIBLE_DEVICES`.
     pub index: u32,
+    /// "GPU-" and its UUID.
+    pub uuid: Option<String>,
     /// "NVIDIA H200".
     pub name: String,
     /// (9, 0) of a Hopper.
@@ -98,6 +100,7 @@ fn facts(index: u32, device: &Device<'_>) -> Result<GpuFacts, NvmlError> {
     let capability = device.cuda_compute_capability()?;
     Ok(GpuFacts {
         index,
+        uuid: device.uuid().ok(),
         name: device.name()?.trim().to_owned(),
         compute_capability: (capability.major, capability.minor),
         cores: device.num_cores().ok(),

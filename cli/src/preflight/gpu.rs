@@ -2,7 +2,7 @@
 //!
 //! What the library can use comes from the library; what only the driver's management library knows, from NVML, which is loaded
 //! at run time and may be missing (in containers it often is).
-use epoxide::LocalGroup;
+use epoxide::{Error, LocalGroup};
 use nvml_wrapper::enum_wrappers::device::{P2pCapabilitiesIndex, P2pStatus};
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
@@ -20,7 +20,9 @@ pub(super) fn look() -> (Vec<Check>, Vec<bool>) {
         Ok(0) => Check::new("driver", Status::No, format!("{}; no GPU for this process", driver(&nvml)))
             .advice("pass the GPU into the container, and look at CUDA_VISIBLE_DEVICES"),
         Ok(_) => Check::new("driver", Status::Ok, driver(&nvml)),
-        Err(error) => Check::new("driver", Status::Absent, error.to_string()),
+        // What is not here is no fault; what is here and does not work is one.
+        Err(error @ Error::NoDriver { .. }) => Check::new("driver", Status::Absent, error.to_string()),
+        Err(error) => Check::new("driver", Status::No, error.to_string()),
     }];
     let mut usable = Vec::new();
     for device in 0..gpus.unwrap_or(0) {

@@ -11,21 +11,28 @@ const NEEDED: i32 = 22_800;
 
 /// Loads NCCL and asks for its version.
 pub(super) fn look() -> [Check; 1] {
-    [match version() {
-        Ok(version) => judge(version),
+    // SAFETY: runs the library's initialisers, which are NVIDIA's and may run at any time. The library stays loaded until this
+    // function's end only; nothing of it is kept.
+    let library = match unsafe { Library::new(LIBRARY) } {
+        Ok(library) => library,
         Err(error) => {
             let finding = format!("NCCL cannot be loaded: {:#}", anyhow::Error::from(error));
             let advice = "not needed by this version, whose ranks are threads of one process; several processes will need it. If it is \
                           installed (pip's is in site-packages/nvidia/nccl/lib), put its directory into LD_LIBRARY_PATH";
-            Check::new("nccl", Status::Absent, finding).advice(advice)
+            return [Check::new("nccl", Status::Absent, finding).advice(advice)];
+        }
+    };
+    [match version(&library) {
+        Ok(version) => judge(version),
+        Err(error) => {
+            let finding = format!("{LIBRARY} is here and is no NCCL: {:#}", anyhow::Error::from(error));
+            Check::new("nccl", Status::No, finding)
+                .advice("not needed by this version; several processes will need a whole one")
         }
     }]
 }
 
-fn version() -> Result<i32, libloading::Error> {
-    // SAFETY: runs the library's initialisers, which are NVIDIA's and may run at any time. The library stays loaded until this
-    // function's end only; nothing of it is kept.
-    let library = unsafe { Library::new(LIBRARY) }?;
+fn version(library: &Library) -> Result<i32, libloading::Error> {
     // SAFETY: the type is that of nccl.h's declaration, `ncclResult_t ncclGetVersion(int* version)`.
     let get = unsafe { library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"ncclGetVersion\0") }?;
     let mut version = 0;

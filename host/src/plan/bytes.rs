@@ -84,7 +84,7 @@ impl PlannedBytes {
         let domain_experts = placement.first(members.end) - placement.first(members.start);
         // Rows are counted for the ranks and the experts of one domain.
         let counters = u64::from(largest) + u64::from(domain_experts);
-        let shape = Shape { rows: most_rows(workload, &shape)?, ..shape };
+        let shape = Shape { rows: most_rows(workload, shape.ranks)?, ..shape };
         let sizes = Sizes { shape, counters };
         let (window, private) = (WindowLayout::of(&sizes)?, PrivateLayout::of(&sizes)?);
 
@@ -140,19 +140,8 @@ fn region(span: Span, symmetric: bool) -> Option<RegionBytes> {
 }
 
 /// Most rows that a rank receives.
-fn most_rows(workload: &Workload, shape: &Shape) -> Option<u64> {
-    let copies = shape.rows;
-    let local_experts = u64::from(shape.max_local_experts());
-    let worst = match workload.layout {
-        RowLayout::Compact => copies,
-        RowLayout::Expand { alignment } => {
-            let a = u64::from(alignment);
-            let selected = copies.checked_mul(u64::from(workload.top_k).min(local_experts))?;
-            selected.checked_add((a - 1).checked_mul(local_experts)?)?.checked_next_multiple_of(a)?
-        }
-        // A sub-slab for every source and expert, each as long as its source has tokens.
-        RowLayout::Slab => copies.checked_mul(local_experts)?,
-    };
+fn most_rows(workload: &Workload, ranks: u32) -> Option<u64> {
+    let worst = workload.worst_case_rows(ranks)?;
     Some(match workload.capacity {
         Capacity::WorstCase => worst,
         Capacity::Rows(rows) => rows.min(worst),

@@ -123,6 +123,24 @@ impl Workload {
         Config::new(self.experts, self.top_k, self.hidden, self.tokens).with_format(self.format).with_num_sms(num_sms)
     }
 
+    /// Rows that a rank of `ranks` can receive at most, whatever its peers send: what [`Capacity::WorstCase`] has room for. `None` if
+    /// they are more than 64 bits count, and for no ranks or an alignment of 0.
+    pub fn worst_case_rows(&self, ranks: u32) -> Option<u64> {
+        let copies = u64::from(ranks).checked_mul(self.tokens.into())?;
+        let local_experts =
+            u64::from(self.experts.checked_div(ranks)? + u32::from(!self.experts.is_multiple_of(ranks)));
+        match self.layout {
+            RowLayout::Compact => Some(copies),
+            RowLayout::Expand { alignment } => {
+                let a = u64::from(alignment);
+                let selected = copies.checked_mul(u64::from(self.top_k).min(local_experts))?;
+                selected.checked_add(a.checked_sub(1)?.checked_mul(local_experts)?)?.checked_next_multiple_of(a)
+            }
+            // A sub-slab for every source and expert, each as long as its source has tokens.
+            RowLayout::Slab => copies.checked_mul(local_experts),
+        }
+    }
+
     /// Checks what does not depend on the topology.
     pub(crate) fn check(&self) -> Result<()> {
         if self.tokens == 0 || self.tokens >= 1 << 24 {

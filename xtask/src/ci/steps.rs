@@ -3,8 +3,11 @@
 //! Calls of cargo have `--locked` (but for `candle`, which says why), so that what is checked is what `Cargo.lock` says.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -43,6 +46,11 @@ pub const STEPS: &[Step] = &[
     },
     Step { name: "doc", what: "the documentation builds without a warning", run: doc },
     Step { name: "examples", what: "the main job ends verified, in both formats", run: examples },
+    Step {
+        name: "output",
+        what: "programs end in time, quietly for a reader that leaves, loudly on a full disk",
+        run: outputs,
+    },
     Step { name: "bench", what: "every benchmark runs, once", run: bench },
     Step { name: "custom-kernel", what: "the kernel of a user's own is right, and its PTX fresh", run: custom_kernel },
     Step { name: "candle", what: "the library builds beside candle's cudarc features", run: candle },
@@ -144,6 +152,83 @@ fn examples() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// What a program is run for here: its command line, and how long it may take at most.
+const PROGRAMS: [(&[&str], u64); 4] = [
+    (&["-p", "epoxide-cli", "--", "plan", "--json"], 60),
+    (&["-p", "epoxide-cli", "--", "plan", "--nic", "cx7", "--ranks", "64", "--simulate"], 60),
+    (&["-p", "epoxide", "--example", "moe_layer", "--", "--tokens", "16"], 300),
+    (
+        &[
+            "-p",
+            "epoxide",
+            "--example",
+            "bandwidth",
+            "--",
+            "--device",
+            "sim",
+            "--ranks",
+            "2",
+            "--tokens",
+            "4",
+            "--hidden",
+            "64",
+        ],
+        300,
+    ),
+];
+
+/// Runs programs with a reader that has left (`| true`) and on a full disk (`> /dev/full`). The first is no error; the second is one,
+/// of one line and no panic. Both end in time (`timeout`).
+fn outputs() -> Result<Outcome> {
+    for (args, seconds) in PROGRAMS {
+        let program = || {
+            // cargo becomes the program, so that what ends it ends the program.
+            let mut command = host_cargo();
+            command.args(["run", "--locked", "--release", "--quiet"]).args(args).stderr(Stdio::piped());
+            command
+        };
+        // What has to be built is built outside of the time that counts.
+        let mut build = host_cargo();
+        let target = args.iter().take_while(|arg| **arg != "--");
+        run(build.args(["build", "--locked", "--release", "--quiet"]).args(target))?;
+
+        let (reader, writer) = std::io::pipe().context("a pipe")?;
+        drop(reader);
+        let (code, said) = within(seconds, program().stdout(writer))?;
+        if code != Some(0) || !said.is_empty() {
+            bail!("with a reader that has left: exit code {code:?}, and `{said}`");
+        }
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").context("/dev/full")?;
+        let (code, said) = within(seconds, program().stdout(full))?;
+        if code != Some(1) || !said.starts_with("error: cannot write to standard output: ") || said.lines().count() != 1
+        {
+            bail!("on a full disk: exit code {code:?}, and `{said}`");
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Runs a program that must end within so many seconds: its exit code, and what it wrote to standard error.
+fn within(seconds: u64, command: &mut Command) -> Result<(Option<i32>, String)> {
+    let line = announce(command);
+    let mut child = command.spawn().with_context(|| format!("cannot start `{line}`"))?;
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if start.elapsed() > Duration::from_secs(seconds) {
+            child.kill().and_then(|()| child.wait()).with_context(|| format!("`{line}` cannot be ended"))?;
+            bail!("`{line}` has not ended after {seconds} s");
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    let mut said = String::new();
+    // A few lines at most, which a pipe holds while nobody reads.
+    child.stderr.take().context("standard error is a pipe")?.read_to_string(&mut said)?;
+    Ok((status.code(), said))
+}
+
 /// Runs every case of every benchmark once, which is criterion's `--test`. Tests and programs would not know the flag, so
 /// benchmarks alone are run. They are optimised as the examples are, with what was compiled for those.
 fn bench() -> Result<Outcome> {
@@ -169,7 +254,41 @@ fn custom_kernel() -> Result<Outcome> {
     if !text.lines().any(|line| line.contains(": 0 of ") && line.ends_with(" elements differ")) {
         bail!("custom-kernel does not say that 0 elements differ from plain Rust");
     }
-    Ok(Outcome::Passed)
+    copied_kernel(&dir, &target)
+}
+
+/// Does with a copy of that example what its README says: the paths to Epoxide are in one place, and the committed PTX stays fresh.
+fn copied_kernel(dir: &Path, target: &Path) -> Result<Outcome> {
+    let copy = std::env::temp_dir().join(format!("epoxide-{}-my-kernel", std::process::id()));
+    copy_files(dir, &copy).with_context(|| copy.display().to_string())?;
+    let manifest = copy.join("Cargo.toml");
+    let text = fs::read_to_string(&manifest).with_context(|| manifest.display().to_string())?;
+    let text = text.replace("\"../../", &format!("\"{}/", root().display()));
+    fs::write(&manifest, text).with_context(|| manifest.display().to_string())?;
+    let mut command = host_cargo();
+    command.current_dir(&copy).args(["run", "--locked", "--quiet"]).env("CARGO_TARGET_DIR", target);
+    // As where the device toolchain is not installed: PTX that is not of these sources is an error.
+    let ran = output(command.env("EPOXIDE_PTX_REFRESH", "check"));
+    fs::remove_dir_all(&copy).with_context(|| copy.display().to_string())?;
+    ran.map(|_| Outcome::Passed).context("a copy of custom-kernel outside of the repository")
+}
+
+/// Copies a folder, but for what is hidden and what cargo made.
+fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == "target" || name.to_string_lossy().starts_with('.') {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            copy_files(&entry.path(), &to.join(name))?;
+        } else {
+            fs::copy(entry.path(), to.join(name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Checks the crate that has candle's cudarc features beside ours, with the workspace's versions of everything shared.

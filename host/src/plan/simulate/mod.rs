@@ -145,7 +145,7 @@ pub struct Report {
 ///
 /// # Errors
 ///
-/// [`Error::InvalidArgument`] as in [`plan`](super::plan); also for a negative skew, a straggler that is no rank or not slower, a Zipf
+/// [`Error::InvalidArgument`] as in [`plan`](super::plan); also for a skew below 0 or above a minute, a straggler that is no rank or not slower, a Zipf
 /// exponent below 0, a hot expert that does not exist, and the layouts that have no simulation (expand and slab).
 ///
 /// ```
@@ -209,18 +209,25 @@ pub fn simulate(topology: &Topology, hardware: &Hardware, workload: &Workload, s
     })
 }
 
+/// Seconds after the first at which the last rank may enter. Later is no skew any more, and what is computed stays exact.
+const LATEST_ENTRY: f64 = 60.0;
+/// How many times slower a straggler may be.
+const MOST_SLOWER: f64 = 1e6;
+
 impl Scenario {
     fn check(&self, topology: &Topology, workload: &Workload) -> Result<()> {
-        if !(self.skew.is_finite() && self.skew >= 0.0) {
-            return Err(Error::argument("skew", self.skew, "the latest entry is at 0 s or later"));
+        if !(0.0..=LATEST_ENTRY).contains(&self.skew) {
+            let rule = format!("the latest entry is at 0 to {LATEST_ENTRY} s");
+            return Err(Error::argument("skew", self.skew, rule));
         }
         if let Some((rank, factor)) = self.straggler {
             if rank >= topology.ranks() {
                 let rule = format!("there are {} ranks", topology.ranks());
                 return Err(Error::argument("straggler", rank, rule));
             }
-            if !(factor.is_finite() && factor >= 1.0) {
-                return Err(Error::argument("straggler", factor, "a straggler is at least 1 times slower"));
+            if !(1.0..=MOST_SLOWER).contains(&factor) {
+                let rule = format!("a straggler is at least 1 times slower, and at most {MOST_SLOWER}");
+                return Err(Error::argument("straggler", factor, rule));
             }
         }
         match self.draw {

@@ -50,7 +50,7 @@ impl CudaDevice {
     ///
     /// # Errors
     ///
-    /// [`Error::NoDriver`], [`Error::DriverTooOld`].
+    /// [`Error::NoDriver`], [`Error::DriverFailed`], [`Error::DriverTooOld`].
     pub(crate) fn count() -> Result<u32> {
         Ok(Driver::get()?.devices())
     }
@@ -59,7 +59,7 @@ impl CudaDevice {
     ///
     /// # Errors
     ///
-    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::GpuTooOld`]; [`Error::InvalidArgument`] if there is no such
+    /// [`Error::NoDriver`], [`Error::DriverFailed`], [`Error::DriverTooOld`], [`Error::GpuTooOld`]; [`Error::InvalidArgument`] if there is no such
     /// GPU; [`Error::Cuda`] if the driver cannot make a context.
     pub(crate) fn open(ordinal: u32) -> Result<Arc<Self>> {
         /// One entry per ordinal, with its own lock: GPUs are opened side by side, but of several ranks that open one GPU at

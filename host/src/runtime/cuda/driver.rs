@@ -69,7 +69,7 @@ impl Driver {
     ///
     /// # Errors
     ///
-    /// [`Error::NoDriver`], [`Error::DriverTooOld`]; the first call's answer stands for the process.
+    /// [`Error::NoDriver`], [`Error::DriverFailed`], [`Error::DriverTooOld`]; the first call's answer stands for the process.
     pub(super) fn get() -> Result<Self> {
         static DRIVER: OnceLock<Result<Driver>> = OnceLock::new();
         DRIVER.get_or_init(Self::start).clone()
@@ -82,8 +82,9 @@ impl Driver {
         // SAFETY: the library is there; the only flags allowed are 0.
         let started = unsafe { sys::cuInit(0) };
         if started != CUresult::CUDA_SUCCESS && started != CUresult::CUDA_ERROR_NO_DEVICE {
-            return Err(Error::NoDriver {
-                reason: format!("its library is there, but cuInit failed: {}", text(started)),
+            return Err(Error::DriverFailed {
+                reason: format!("cuInit failed: {}", text(started)),
+                advice: advice(started),
             });
         }
         let mut version = 0;
@@ -194,6 +195,27 @@ pub(super) fn check_for(call: &'static str, result: CUresult, subject: impl fmt:
     }
 }
 
+/// What to do about a driver that is installed and does not start. Its own sentences do not say.
+fn advice(started: CUresult) -> &'static str {
+    match started {
+        CUresult::CUDA_ERROR_STUB_LIBRARY => {
+            "the library that was found is the toolkit's stub: install the NVIDIA driver, and take the stub out of LD_LIBRARY_PATH"
+        }
+        // The GPUs of an NVSwitch machine cannot start before their switches do.
+        CUresult::CUDA_ERROR_SYSTEM_NOT_READY => {
+            "start the fabric manager, of the driver's own version (systemctl start nvidia-fabricmanager)"
+        }
+        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
+            "the driver's libraries and its kernel module are of different versions: load the module anew, or reboot, after an update"
+        }
+        CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE => {
+            "the library that was found is one for forward compatibility, which this GPU does not take: take cuda-compat out of \
+             LD_LIBRARY_PATH, or update the driver"
+        }
+        _ => "`nvidia-smi` and the kernel's log (dmesg) say more",
+    }
+}
+
 /// An error's name and the driver's sentence for it.
 fn text(result: CUresult) -> String {
     type Describe = unsafe fn(CUresult, *mut *const c_char) -> CUresult;
@@ -229,8 +251,29 @@ mod tests {
                 assert!(said.ends_with("; install the NVIDIA driver, or run on the simulated GPU"), "{said}");
                 assert_eq!(said.contains("cannot be loaded"), !there, "{said}");
             }
+            Err(error @ Error::DriverFailed { .. }) => {
+                let said = error.to_string();
+                assert!(there && said.starts_with("the CUDA driver does not start: cuInit failed: "), "{said}");
+                assert!(said.ends_with(", or run on the simulated GPU"), "{said}");
+            }
             Err(error) => assert!(there && matches!(error, Error::DriverTooOld { .. }), "{error}"),
         }
+    }
+
+    /// Only one of these is mended by installing the driver.
+    #[test]
+    fn a_driver_that_does_not_start_comes_with_what_to_do() {
+        let said = |started| Error::DriverFailed { reason: String::new(), advice: advice(started) }.to_string();
+        for (started, wanted) in [
+            (CUresult::CUDA_ERROR_SYSTEM_NOT_READY, "fabric manager"),
+            (CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, "different versions"),
+            (CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE, "cuda-compat"),
+            (CUresult::CUDA_ERROR_UNKNOWN, "nvidia-smi"),
+        ] {
+            let said = said(started);
+            assert!(said.contains(wanted) && !said.contains("install the NVIDIA driver"), "{said}");
+        }
+        assert!(said(CUresult::CUDA_ERROR_STUB_LIBRARY).contains("install the NVIDIA driver"));
     }
 
     #[test]

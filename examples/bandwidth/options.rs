@@ -1,0 +1,128 @@
+//! The command line, and what it may ask for.
+use anyhow::{Result, ensure};
+use clap::{Parser, ValueEnum};
+use epoxide::{Config, WireFormat, bf16, bytes_needed};
+
+/// Shared memory of a block, of the simulated GPU and of Hopper. What a GPU has less is found when the buffers are made.
+const SHARED_MEMORY: u32 = 232_448;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The simulated GPU: the times are the host's, and say nothing of a GPU.
+    Sim,
+    /// NVIDIA GPUs.
+    Cuda,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Format {
+    Bf16,
+    Fp8,
+}
+
+impl From<Format> for WireFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Bf16 => Self::Bf16,
+            Format::Fp8 => Self::Fp8,
+        }
+    }
+}
+
+const AFTER_HELP: &str = "Exit codes: 0 measured, 1 a run that failed, 2 a bad option.";
+
+/// Measures dispatch and combine over the number of SMs, beside plain copies in the same run.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "bandwidth", after_help = AFTER_HELP)]
+pub struct Options {
+    /// Where to run.
+    #[arg(long, value_enum, default_value_t = Device::Cuda)]
+    pub device: Device,
+    /// NVIDIA GPUs by number, for `--device cuda`; ranks are dealt out to them in turn, and those of one GPU share it. [default: 0]
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    gpus: Option<Vec<u32>>,
+    /// Ranks in all, 1 to 64.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub ranks: u32,
+    /// Tokens of every rank; a list is a sweep.
+    #[arg(long, value_delimiter = ',', default_values_t = [4096])]
+    pub tokens: Vec<u32>,
+    /// Elements of a row.
+    #[arg(long, default_value_t = 7168)]
+    pub hidden: u32,
+    /// Experts in all.
+    #[arg(long, default_value_t = 256)]
+    pub experts: u32,
+    /// Experts of a token, drawn uniformly without repetition.
+    #[arg(long, default_value_t = 8)]
+    pub top_k: u32,
+    /// Blocks of an operation on every rank; a list is a sweep.
+    #[arg(long, value_delimiter = ',', default_values_t = [2, 4, 8, 16], value_parser = clap::value_parser!(u32).range(1..))]
+    pub sms: Vec<u32>,
+    /// Formats on the wire; a list is a sweep.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Format::Bf16, Format::Fp8])]
+    pub format: Vec<Format>,
+    /// Repetitions that are timed, after three that are not.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub repeat: u32,
+    /// Seed of the routing.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+impl Options {
+    /// Checks every cell of the sweep before the first is measured.
+    ///
+    /// # Errors
+    ///
+    /// The first rule that is broken.
+    pub fn check(&self) -> Result<()> {
+        if let Some(gpus) = &self.gpus {
+            ensure!(self.device == Device::Cuda, "--gpus names NVIDIA GPUs, and --device sim has none (--device cuda)");
+            ensure!(
+                gpus.len() <= self.ranks as usize,
+                "--gpus names {} GPUs for {} ranks: a GPU without a rank does nothing",
+                gpus.len(),
+                self.ranks
+            );
+        }
+        for &tokens in &self.tokens {
+            for &format in &self.format {
+                for &sms in &self.sms {
+                    let config = self.config(tokens, format.into(), sms);
+                    bytes_needed(&config, self.ranks, sms)?;
+                    config.check_row(self.ranks, SHARED_MEMORY)?;
+                }
+            }
+            // The rows of all ranks are made on the host.
+            let rows = u64::from(self.ranks) * u64::from(tokens);
+            let bytes = u128::from(rows) * u128::from(self.hidden) * size_of::<bf16>() as u128;
+            let fits = usize::try_from(bytes).is_ok_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok());
+            ensure!(
+                fits,
+                "--tokens {tokens}: {rows} rows of {} elements are {:.1} GB, more than the host's memory",
+                self.hidden,
+                bytes as f64 / 1e9
+            );
+        }
+        Ok(())
+    }
+
+    /// The buffers' configuration.
+    pub fn config(&self, tokens: u32, format: WireFormat, sms: u32) -> Config {
+        Config::new(self.experts, self.top_k, self.hidden, tokens).with_format(format).with_num_sms(sms)
+    }
+
+    /// The GPUs.
+    pub fn gpus(&self) -> &[u32] {
+        self.gpus.as_deref().unwrap_or(&[0])
+    }
+
+    /// The GPU of every rank. A simulated rank has one of its own.
+    pub fn gpu_of_ranks(&self) -> Vec<u32> {
+        match self.device {
+            Device::Sim => (0..self.ranks).collect(),
+            Device::Cuda => self.gpus().iter().copied().cycle().take(self.ranks as usize).collect(),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Tests of every way to be told the options.
+use clap::CommandFactory;
+
+use crate::command_line::{self, Program};
+use crate::options::Options;
+
+/// The least that can be measured.
+const SMALL: [&str; 18] = [
+    "--device",
+    "sim",
+    "--ranks",
+    "2",
+    "--tokens",
+    "3",
+    "--hidden",
+    "16",
+    "--experts",
+    "8",
+    "--top-k",
+    "1",
+    "--sms",
+    "1",
+    "--format",
+    "bf16",
+    "--repeat",
+    "1",
+];
+const PLAYS: &str = "runs::the_program_is_played";
+
+/// The program in a process of its own.
+#[test]
+fn the_program_is_played() {
+    command_line::play(crate::program);
+}
+
+fn small(given: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    SMALL.chunks(2).filter(|pair| !given(pair[0])).flatten().copied().collect()
+}
+
+#[test]
+fn the_exit_code_says_who_is_at_fault_and_nothing_is_made_for_a_bad_option() {
+    let program = Program::new(PLAYS, "codes");
+    for (args, said) in [
+        ("--ranks 4294967295", "4294967295 is not in 1..=64"),
+        ("--ranks 0", "0 is not in 1..=64"),
+        ("--sms 0", "0 is not in 1.."),
+        ("--sms 133", "num_sms = 133"),
+        ("--sms -5", "'-5'"),
+        ("--top-k 9", "top_k = 9: a token cannot select more than the 8 experts"),
+        ("--hidden 12", "hidden = 12"),
+        ("--hidden 1048576", "hidden = 1048576: a row, 2097152 bytes, must fit"),
+        ("--tokens 1,0", "max_tokens_per_rank = 0"),
+        ("--tokens 16777215 --hidden 115000", "more than the host's memory"),
+        ("--gpus 0", "--device sim has none"),
+    ] {
+        let line = small(|flag| args.split(' ').any(|word| word == flag));
+        let ended = program.run_well(&line.into_iter().chain(args.split(' ')).collect::<Vec<_>>());
+        assert!(ended.code == Some(2) && ended.stderr.contains(said), "{args}: {ended:?}");
+    }
+}
+
+/// Every option with every kind of value, alone and in company.
+#[test]
+fn no_command_line_makes_it_panic() {
+    let program = Program::new(PLAYS, "options");
+    let command = Options::command();
+    let singles = command_line::singles(command.get_arguments());
+    let mixtures = command_line::mixtures(&singles, 60, 1);
+    let lines: Vec<Vec<String>> = singles
+        .iter()
+        .chain(&mixtures)
+        .map(|line| {
+            let small = small(|flag| line.iter().any(|word| word == flag));
+            small.into_iter().map(str::to_owned).chain(line.iter().cloned()).collect()
+        })
+        .collect();
+    command_line::for_each(&lines, |line| drop(program.run_well(line)));
+}
+
+#[test]
+fn no_option_is_ignored() {
+    let program = Program::new(PLAYS, "effects");
+    let command = Options::command();
+    let effective = |flag: &str| {
+        let value = match flag {
+            "--device" => "cuda",
+            "--gpus" => "0,0",
+            "--ranks" => "1",
+            "--tokens" => "2",
+            "--hidden" => "32",
+            "--experts" => "16",
+            "--top-k" => "2",
+            "--sms" => "2",
+            "--format" => "fp8",
+            "--repeat" => "2",
+            "--seed" => "2",
+            _ => return None,
+        };
+        Some(value.to_owned())
+    };
+    // What was measured is another in every run; what was asked for is not.
+    let output = |text: &str| {
+        let asked = |line: &str| line.split('┆').take(3).map(str::trim).collect::<Vec<_>>().join(" ");
+        let lines = text.lines().filter(|line| !line.starts_with("of copy"));
+        lines.map(asked).collect::<Vec<_>>().join("\n")
+    };
+    // Each option is left out of one of these, and what is not there is added.
+    let bases: Vec<String> = SMALL.chunks(2).map(|pair| small(|flag| flag == pair[0]).join(" ")).collect();
+    let bases: Vec<&str> = bases.iter().map(String::as_str).collect();
+    command_line::nothing_is_ignored(&program, command.get_arguments(), &bases, effective, output);
+}
