@@ -134,8 +134,9 @@ fn sum_parts(a: &CombineArgs, parts: Parts, first: parts::Part) {
         }
         let sources = warp::ballot(warp::ALL, source != 0);
         let y = a.y.rows(row_bytes).row(parts.token(part.number)).cast();
+        // The next part's handle is on its way while this one is summed.
+        let next = parts.load(a, part.number + warps());
         sum::sum_rows(parts.vectors(part.number, a.hidden), y, sources, source);
-        // Not earlier: the sums need all registers, and other warps read meanwhile.
-        part = parts.load(a, part.number + warps());
+        part = next;
     }
 }

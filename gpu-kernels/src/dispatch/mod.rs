@@ -181,10 +181,11 @@ impl Chunk {
         Self { start: 0, end: tokens }.part(thread::block_index(), tokens.div_ceil(thread::grid_blocks()))
     }
 
-    /// Those of this warp, of the block's.
+    /// Those of this warp, of the block's: whole turns of `at_once`, a power of two.
     #[inline(always)]
-    fn of_warp(self) -> Self {
-        self.part(warp::index(), (self.end - self.start).div_ceil(WARPS))
+    fn of_warp(self, at_once: u32) -> Self {
+        let tokens = (self.end - self.start).div_ceil(WARPS);
+        self.part(warp::index(), (tokens + at_once - 1) & !(at_once - 1))
     }
 
     /// Part `number`, where each has so many but the last.

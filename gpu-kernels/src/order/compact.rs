@@ -13,11 +13,8 @@ impl Order for Compact {
     #[inline(always)]
     #[track_caller]
     fn place(counted: Shared<u32>, peer: Option<Peer>) -> u32 {
-        // A lane with nothing to send gets a key of its own.
-        let key = match peer {
-            Some(Peer(peer)) => peer,
-            None => 0x8000_0000 | warp::lane(),
-        };
+        // Nobody asks whom a lane with nothing to send matches.
+        let key = peer.map_or(u32::MAX, |Peer(peer)| peer);
         let same = warp::match_any(warp::ALL, key);
         let mut place = 0;
         if let Some(Peer(peer)) = peer {
