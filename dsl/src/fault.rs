@@ -1,12 +1,11 @@
 //! Faults: what a kernel says when something only the device can see went wrong.
 //!
 //! A thread that finds one says so to its block ([`Fault::settle`]), which stops, goes on to the kernel's end, and files it there
-//! ([`Stopped::file`]): one record in memory that the host can read, and an *abort word*: to every rank, or to this one alone where
+//! ([`Watch::file`](crate::wait::Watch::file)): one record in memory that the host can read, and an *abort word*: to every rank, or to this one alone where
 //! every rank finds out by itself. A wait whose flag is missing polls its own abort word, so that nobody waits for a rank that gave up. The
 //! first record stays as long as its memory.
 use crate::memory::{Global, Gpu, Symmetric, System};
-use crate::wait::Watch;
-use crate::window::{Peer, Region, Window};
+use crate::window::{Region, Window};
 use crate::{KernelArg, block, thread};
 
 /// Words of 8 bytes in a fault record.
@@ -110,7 +109,7 @@ impl Fault {
     ///
     /// # Errors
     ///
-    /// That the block stops. Only [`Stopped::file`] is left to do with it, once, at the kernel's end.
+    /// That the block stops. Only [`Watch::file`](crate::wait::Watch::file) is left to do with it, once, at the kernel's end.
     #[inline(always)]
     #[track_caller]
     pub fn settle(self) -> Result<(), Stopped> {
@@ -129,43 +128,10 @@ pub struct Stopped {
 }
 
 impl Stopped {
-    /// Files what was found unless the record is taken, and tells whom it concerns. Block-collective, at the end of the kernel, of a block
-    /// with at least as many threads as there are peers: each tells one.
-    ///
-    /// A rank that was told tells on what it was told: when its stream goes on behind the fault every rank knows, whoever gave
-    /// up and however far it has come with telling. Otherwise a third rank could take for whole what it read here meanwhile.
+    /// What this thread found, if it was this one.
     #[inline(always)]
-    #[track_caller]
-    pub fn file(self, watch: &Watch) {
-        let Self { found } = self;
-        let channel = watch.channel();
-        let (own, me) = (channel.own_abort(), channel.window.me.0);
-        debug_assert!(channel.window.peers <= thread::block_threads(), "a thread tells one peer");
-        let mut tells = false;
-        if found.is_some() {
-            let mut found = found;
-            if found.code == CODE_ABORTED {
-                // Whoever set the word may have filed the cause here before: the acquire load is what makes this thread find the
-                // record taken then.
-                found.seen = own.load_acquire::<System>(0);
-                found.expected = 0;
-                found.peer = Abort::from_word(found.seen).origin;
-                tells = found.peer != me;
-            } else {
-                tells = matches!(found.told, Told::All);
-            }
-            channel.record(watch, &found);
-            let word = Abort { code: found.code, origin: me, peer: found.peer }.to_word();
-            own.compare_exchange_acq_rel::<System>(0, 0, word);
-        }
-        // A thread for each peer posts what this rank's word says.
-        if block::any(tells).get() {
-            let peer = Peer(thread::index());
-            if peer.0 < channel.window.peers {
-                let word = own.load_relaxed::<System>(0);
-                channel.window.of(peer, channel.abort).compare_exchange_acq_rel::<System>(0, 0, word);
-            }
-        }
+    pub(crate) fn found(self) -> Fault {
+        self.found
     }
 }
 
@@ -177,10 +143,10 @@ impl FaultChannel {
         self.window.own(self.abort)
     }
 
-    /// Writes the record unless it is taken.
+    /// Writes the record of a fault in operation `epoch` unless it is taken.
     #[inline(always)]
     #[track_caller]
-    fn record(&self, watch: &Watch, fault: &Fault) {
+    pub(crate) fn record(&self, fault: &Fault, epoch: u64, elapsed_ns: u64) {
         if self.claim.compare_exchange_acq_rel::<Gpu>(0, 0, 1) != 0 {
             return;
         }
@@ -189,10 +155,10 @@ impl FaultChannel {
         r.store_relaxed::<System>(2, u64::from(self.kernel) << 32 | u64::from(fault.phase));
         r.store_relaxed::<System>(3, u64::from(self.window.me.0) << 32 | u64::from(fault.peer));
         r.store_relaxed::<System>(4, u64::from(thread::block_index()));
-        r.store_relaxed::<System>(5, watch.epoch());
+        r.store_relaxed::<System>(5, epoch);
         r.store_relaxed::<System>(6, fault.expected);
         r.store_relaxed::<System>(7, fault.seen);
-        r.store_relaxed::<System>(8, watch.elapsed_ns());
+        r.store_relaxed::<System>(8, elapsed_ns);
         r.store_release::<System>(0, STATE_FILED);
     }
 }

@@ -3,8 +3,9 @@
 //! A [`Watch`] is made once, at an operation's entry. Each wait on another block or rank is one [`Watch::wait_until`]: one
 //! thread per flag polls, and the outcome is made uniform before anyone branches. While the flag is missing it yields on the
 //! simulator, backs off on the GPU and polls the abort word too; at its deadline it gives up.
-use crate::fault::{CODE_ABORTED, CODE_TIMEOUT, Fault, FaultChannel, Stopped, Told};
+use crate::fault::{Abort, CODE_ABORTED, CODE_TIMEOUT, Fault, FaultChannel, Stopped, Told};
 use crate::memory::System;
+use crate::window::Peer;
 use crate::{arch, block, clock, thread};
 
 /// One look at a flag.
@@ -167,6 +168,43 @@ impl Watch {
     #[track_caller]
     pub fn unless_aborted(&self, phase: u32) -> Result<(), Stopped> {
         self.found(self.look(), phase).settle()
+    }
+
+    /// Files why the block has stopped, unless the record is taken, and tells whom it concerns. Block-collective, at the end of the
+    /// kernel, of a block with at least as many threads as there are peers: each tells one.
+    ///
+    /// A rank that was told tells on what it was told: when its stream goes on behind the fault every rank knows, whoever gave
+    /// up and however far it has come with telling. Otherwise a third rank could take for whole what it read here meanwhile.
+    #[inline(always)]
+    #[track_caller]
+    pub fn file(&self, stopped: Stopped) {
+        let (channel, mut found) = (&self.channel, stopped.found());
+        let (own, me) = (channel.own_abort(), channel.window.me.0);
+        debug_assert!(channel.window.peers <= thread::block_threads(), "a thread tells one peer");
+        let mut tells = false;
+        if found.is_some() {
+            if found.code == CODE_ABORTED {
+                // Whoever set the word may have filed the cause here before: the acquire load is what makes this thread find the
+                // record taken then.
+                found.seen = own.load_acquire::<System>(0);
+                found.expected = 0;
+                found.peer = Abort::from_word(found.seen).origin;
+                tells = found.peer != me;
+            } else {
+                tells = matches!(found.told, Told::All);
+            }
+            channel.record(&found, self.epoch, self.elapsed_ns());
+            let word = Abort { code: found.code, origin: me, peer: found.peer }.to_word();
+            own.compare_exchange_acq_rel::<System>(0, 0, word);
+        }
+        // A thread for each peer posts what this rank's word says.
+        if block::any(tells).get() {
+            let peer = Peer(thread::index());
+            if peer.0 < channel.window.peers {
+                let word = own.load_relaxed::<System>(0);
+                channel.window.of(peer, channel.abort).compare_exchange_acq_rel::<System>(0, 0, word);
+            }
+        }
     }
 
     /// Where its faults go.

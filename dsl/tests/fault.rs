@@ -27,7 +27,7 @@ fn everyone_files(args: FaultArgs) {
     let told = if args.here == 1 { Told::Here } else { Told::All };
     let fault = Fault { code: args.code, phase: 3, peer: me as u32, told, expected: me + 2, seen: me + 3 };
     if let Err(stopped) = fault.settle() {
-        stopped.file(&watch);
+        watch.file(stopped);
     }
 }
 
@@ -111,7 +111,7 @@ fn words_after(mode: epoxide_sim::Mode, code: u32, here: u32, word: u64) -> [u64
 fn everyone_was_told(args: FaultArgs) {
     let watch = Watch::begin(args.channel, 1);
     if let Err(stopped) = watch.unless_aborted(3) {
-        stopped.file(&watch);
+        watch.file(stopped);
     }
 }
 

@@ -37,12 +37,12 @@ fn rotate(args: GridArgs) {
         if let Err(stopped) = args.counters.sync(&watch, round) {
             args.out.store_weak(me, 1);
             let _ = args.counters.last_out(bulk::land(), true);
-            return stopped.file(&watch);
+            return watch.file(stopped);
         }
         args.words.store_weak(me, next + 1);
         if let Err(stopped) = args.counters.sync(&watch, round) {
             let _ = args.counters.last_out(bulk::land(), true);
-            return stopped.file(&watch);
+            return watch.file(stopped);
         }
         round += 1;
     }

@@ -69,7 +69,7 @@ fn exchange(args: WaitArgs) {
     }
     args.outcomes.store_weak(u64::from(t), said);
     if let Err(stopped) = ended {
-        stopped.file(&watch);
+        watch.file(stopped);
     }
 }
 

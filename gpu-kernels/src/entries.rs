@@ -4,6 +4,7 @@ use epoxide_dsl::prelude::*;
 
 use crate::combine::{self, CombineArgs};
 use crate::dispatch::{self, DispatchArgs};
+use crate::layout;
 use crate::lend::{self, LendArgs};
 use crate::order::Compact;
 use crate::row::{Copied, Quantized};
@@ -34,11 +35,10 @@ pub fn lend(args: LendArgs) {
 }
 
 #[cfg(not(target_arch = "nvptx64"))]
-const _: () =
-    assert!(dispatch_copied.threads() == dispatch::THREADS && dispatch_quantized.threads() == dispatch::THREADS);
+const _: () = assert!(dispatch_copied.threads() == layout::THREADS && dispatch_quantized.threads() == layout::THREADS);
 #[cfg(not(target_arch = "nvptx64"))]
 const _: () = assert!(
     lend.threads() >= crate::shape::MAX_RANKS
         && combine.threads() >= crate::shape::MAX_RANKS
-        && dispatch::THREADS >= crate::shape::MAX_RANKS
+        && layout::THREADS >= crate::shape::MAX_RANKS
 );

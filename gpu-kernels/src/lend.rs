@@ -31,6 +31,6 @@ pub(crate) fn run(args: &LendArgs) {
     // Behind a fault, which the host learns of before it trusts what follows, peers may still be reading.
     let lent = watch.unless_aborted(Phase::Done as u32);
     if let Err(stopped) = lent.and_then(|()| op.done.wait(op.window(), &watch, Phase::Done, epoch)) {
-        stopped.file(&watch);
+        watch.file(stopped);
     }
 }

@@ -15,46 +15,17 @@
 //!
 //! Sums are in f32, from +0, in ascending position of a rank's first selection in the token, and are rounded once to BF16:
 //! bitwise the same for any number of blocks and any schedule. A token with no selection becomes a row of +0.
+mod args;
 mod parts;
 mod sum;
+
+pub use args::{CombineArgs, UNKNOWN_OUTPUTS};
 
 use epoxide_dsl::fault::{Fault, Told};
 use epoxide_dsl::prelude::*;
 
-use crate::words::{Code, Kind, Operation, Phase, Status};
+use crate::words::{Code, Kind, Phase, Status};
 use parts::{Parts, warps};
-
-/// Arguments of [`combine`](crate::entries::combine).
-///
-/// Launch contract: `op` and `expert_out` describe windows laid out by `WindowLayout` for the same shape at every rank;
-/// `send_rank` and `send_row` are what the dispatch of the same tokens wrote; all blocks are resident together.
-#[derive(Clone, Copy, Debug, KernelArg)]
-#[repr(C)]
-pub struct CombineArgs {
-    /// Flags, counters, faults.
-    pub op: Operation,
-    /// BF16 `[rows][hidden]` at every rank: what its experts made of each row it received.
-    pub expert_out: Region<u8>,
-    /// i32 `[tokens][top_k]`: the handle.
-    pub send_rank: Global<i32>,
-    /// u32 `[tokens][top_k]`: the handle.
-    pub send_row: Global<u32>,
-    /// `[1]`: how many rows the dispatch brought.
-    pub received: Global<u32>,
-    /// BF16 `[tokens][hidden]`: written.
-    pub y: Global<u8>,
-    /// Tokens of this rank.
-    pub tokens: u32,
-    /// Selections of a token.
-    pub top_k: u32,
-    /// Elements of a row, a multiple of 8.
-    pub hidden: u32,
-    /// How many expert outputs were handed over; [`UNKNOWN_OUTPUTS`] where the caller's own work wrote them.
-    pub outputs: u32,
-}
-
-/// Nobody said how many expert outputs there are.
-pub const UNKNOWN_OUTPUTS: u32 = u32::MAX;
 
 /// Sums the rows.
 #[inline(always)]
@@ -82,7 +53,7 @@ pub(crate) fn run(a: &CombineArgs) {
         }
     }
     if let Err(stopped) = ended {
-        stopped.file(&watch);
+        watch.file(stopped);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Parts: how a combine's tokens are divided among its warps.
 use epoxide_dsl::prelude::*;
 
-use super::CombineArgs;
+use super::args::CombineArgs;
 use crate::placement::quotient;
 
 /// Vectors of the smallest part of a token: what a warp has in flight of eight rows.

@@ -1,7 +1,8 @@
 //! Counting: what this rank sends to each rank and expert, told to every peer, and where its rows go.
 use epoxide_dsl::prelude::*;
 
-use super::{Chunk, DispatchArgs, Now, THREADS, WARPS};
+use super::args::{Chunk, DispatchArgs, Now};
+use crate::layout::{THREADS, WARPS};
 use crate::order::Order;
 use crate::sum::sum;
 use crate::words::{BadSelection, Kind, Status};

@@ -1,7 +1,8 @@
 //! Finishing: peers are told, theirs are waited for, and the received counts written.
 use epoxide_dsl::prelude::*;
 
-use super::{DispatchArgs, Now, THREADS};
+use super::args::{DispatchArgs, Now};
+use crate::layout::THREADS;
 use crate::sum::sum;
 use crate::words::Phase;
 

@@ -2,8 +2,8 @@
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
+use super::args::{Chunk, DispatchArgs};
 use super::count::Place;
-use super::{Chunk, DispatchArgs};
 use crate::row::{Row, RowShape, WarpMemory};
 
 /// What a lane knows of one selection of a token.

@@ -1,8 +1,12 @@
 //! A dispatch block's dynamic shared memory.
 use epoxide_dsl::prelude::*;
 
-use crate::dispatch::WARPS;
 use crate::shape::{Shape, WireFormat};
+
+/// Threads of a dispatch block.
+pub const THREADS: u32 = 512;
+/// Warps of a dispatch block.
+pub const WARPS: u32 = THREADS / warp::LANES;
 
 /// A dispatch block's dynamic shared memory: mbarriers, row bases, places, the first bad selection, then for each copying warp its
 /// stages, where the counters lie before the first row comes.

@@ -2,24 +2,8 @@
 use epoxide_dsl::fault::{Fault, Told};
 use epoxide_dsl::prelude::*;
 
-use super::{Code, CountMatrix, EntryWords, Phase};
+use super::{Code, CountMatrix, EntryWords, Phase, Status};
 use crate::shape::{MAX_TOKENS, MAX_TOP_K};
-
-/// Whether a rank's selections are valid, in its entry word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Status {
-    /// All are.
-    Ok = 0,
-    /// See [`Code::IndexOutOfRange`].
-    OutOfRange = 1,
-    /// See [`Code::IndexRepeated`].
-    Repeated = 2,
-}
-
-/// Words behind the counts in a row of the count matrix: token, position, and the low and high half of the index of a bad
-/// selection.
-pub const DETAIL_WORDS: u32 = 4;
 
 /// The place of a bad selection as one number, by which the first is the smallest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

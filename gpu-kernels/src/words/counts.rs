@@ -2,8 +2,8 @@
 use epoxide_dsl::KernelArg;
 use epoxide_dsl::prelude::*;
 
-use super::bad::DETAIL_WORDS;
 use super::flags::slot;
+use super::status::DETAIL_WORDS;
 use super::{Phase, Stamped};
 use crate::placement::quotient;
 

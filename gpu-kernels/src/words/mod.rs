@@ -5,13 +5,15 @@ mod entry;
 mod flags;
 mod names;
 mod stamped;
+mod status;
 
-pub use bad::{BadSelection, DETAIL_WORDS, Status, stop_if_bad};
+pub use bad::{BadSelection, stop_if_bad};
 pub use counts::CountMatrix;
 pub use entry::{Entry, EntryWords, Met};
 pub use flags::Flags;
 pub use names::{Code, Kind, Phase};
 pub use stamped::{Stamped, UNUSED_EVEN};
+pub use status::{DETAIL_WORDS, Status};
 
 use epoxide_dsl::KernelArg;
 use epoxide_dsl::prelude::*;

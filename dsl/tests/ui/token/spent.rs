@@ -24,8 +24,8 @@ fn open_twice_in_a_turn(ring: Ring<2>) {
 }
 
 fn file_twice(stopped: fault::Stopped, watch: &wait::Watch) {
-    stopped.file(watch);
-    stopped.file(watch);
+    watch.file(stopped);
+    watch.file(stopped);
 }
 
 fn main() {}

@@ -1,0 +1,36 @@
+//! What a combine takes.
+use epoxide_dsl::prelude::*;
+
+use crate::words::Operation;
+
+/// Arguments of [`combine`](crate::entries::combine).
+///
+/// Launch contract: `op` and `expert_out` describe windows laid out by `WindowLayout` for the same shape at every rank;
+/// `send_rank` and `send_row` are what the dispatch of the same tokens wrote; all blocks are resident together.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct CombineArgs {
+    /// Flags, counters, faults.
+    pub op: Operation,
+    /// BF16 `[rows][hidden]` at every rank: what its experts made of each row it received.
+    pub expert_out: Region<u8>,
+    /// i32 `[tokens][top_k]`: the handle.
+    pub send_rank: Global<i32>,
+    /// u32 `[tokens][top_k]`: the handle.
+    pub send_row: Global<u32>,
+    /// `[1]`: how many rows the dispatch brought.
+    pub received: Global<u32>,
+    /// BF16 `[tokens][hidden]`: written.
+    pub y: Global<u8>,
+    /// Tokens of this rank.
+    pub tokens: u32,
+    /// Selections of a token.
+    pub top_k: u32,
+    /// Elements of a row, a multiple of 8.
+    pub hidden: u32,
+    /// How many expert outputs were handed over; [`UNKNOWN_OUTPUTS`] where the caller's own work wrote them.
+    pub outputs: u32,
+}
+
+/// Nobody said how many expert outputs there are.
+pub const UNKNOWN_OUTPUTS: u32 = u32::MAX;

@@ -1,0 +1,138 @@
+//! What a dispatch takes, and the part of it that is a block's or a warp's.
+use epoxide_dsl::prelude::*;
+
+use crate::layout::{DispatchShared, RecvRegions, WARPS};
+use crate::placement::Placement;
+use crate::words::{CountMatrix, Flags, Operation};
+
+/// The type of `topk_idx`.
+pub mod index {
+    /// Signed 32-bit.
+    pub const I32: u32 = 0;
+    /// Signed 64-bit.
+    pub const I64: u32 = 1;
+    /// Unsigned 32-bit; `u32::MAX` is "no selection".
+    pub const U32: u32 = 2;
+}
+
+/// Arguments of a dispatch.
+///
+/// Launch contract: `op`, `recv`, `landed` and `counts` describe windows laid out by `WindowLayout` for the same shape at every rank; `x`,
+/// `topk_idx` and `topk_weights` hold `tokens` rows and are not written while the kernel runs; the launch has no more blocks than
+/// the layouts were made for, and their dynamic shared memory, and all blocks are resident together.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct DispatchArgs {
+    /// Flags, counters, faults.
+    pub op: Operation,
+    /// Where rows land at every rank.
+    pub recv: RecvRegions,
+    /// `[1]`: how many dispatches there were. Advanced by the last block out.
+    pub dispatches: Global<u64>,
+    /// Landed words: the number of the dispatch.
+    pub landed: Flags<2>,
+    /// The count matrix.
+    pub counts: CountMatrix,
+    /// BF16 `[tokens][hidden]`, a multiple of 16 bytes.
+    pub x: Global<u8>,
+    /// `[tokens][top_k]` of the type that `index_type` names.
+    pub topk_idx: Global<u8>,
+    /// f32 `[tokens][top_k]`.
+    pub topk_weights: Global<f32>,
+    /// u32 `[blocks][ranks + experts]`.
+    pub block_counts: Global<u32>,
+    /// u32 `[blocks]`.
+    pub block_bad: Global<u32>,
+    /// i32 `[tokens][top_k]`: written: the rank that a selection's row went to, at the first selection of that rank; else -1.
+    pub send_rank: Global<i32>,
+    /// u32 `[tokens][top_k]`: written: the row there. On the way, its place among the rows of this rank that one warp counts.
+    pub send_row: Global<u32>,
+    /// u32 `[1 + ranks + local experts]`: written: rows received, in all, by source rank, by local expert.
+    pub recv_counts: Global<u32>,
+    /// Which rank owns which expert.
+    pub placement: Placement,
+    /// The block's shared memory.
+    pub shared: DispatchShared,
+    /// Tokens of this rank.
+    pub tokens: u32,
+    /// Selections of a token.
+    pub top_k: u32,
+    /// Elements of a row.
+    pub hidden: u32,
+    /// f32 from one row's scales to the next's; 0 where rows bring none.
+    pub scale_stride: u32,
+    /// An [`index`] type.
+    pub index_type: u32,
+    /// Words from one row's selections to the next's at the receiver.
+    pub top_k_stride: u32,
+}
+
+/// Which operation this is.
+#[derive(Clone, Copy)]
+pub(super) struct Now {
+    /// Its number among the buffer's operations.
+    pub epoch: u64,
+    /// Its number among the buffer's dispatches.
+    pub dispatch: u64,
+}
+
+/// Contiguous tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Chunk {
+    pub start: u32,
+    pub end: u32,
+}
+
+impl Chunk {
+    /// Those of this block, of `tokens`.
+    #[inline(always)]
+    pub(super) fn of_block(tokens: u32) -> Self {
+        Self { start: 0, end: tokens }.part(thread::block_index(), tokens.div_ceil(thread::grid_blocks()))
+    }
+
+    /// Those of this warp, of the block's: whole turns of `at_once`, a power of two.
+    #[inline(always)]
+    pub(super) fn of_warp(self, at_once: u32) -> Self {
+        let tokens = (self.end - self.start).div_ceil(WARPS);
+        self.part(warp::index(), (tokens + at_once - 1) & !(at_once - 1))
+    }
+
+    /// Part `number`, where each has so many but the last.
+    #[inline(always)]
+    fn part(self, number: u32, tokens: u32) -> Self {
+        let (count, first) = (self.end - self.start, u64::from(number) * u64::from(tokens));
+        let first = if first < u64::from(count) { first as u32 } else { count };
+        let end = if count - first < tokens { count } else { first + tokens };
+        Self { start: self.start + first, end: self.start + end }
+    }
+}
+
+impl DispatchArgs {
+    #[inline(always)]
+    pub(super) fn peers(&self) -> u32 {
+        self.op.window().peers
+    }
+    /// The ranks to which `token`'s selections send it.
+    #[inline(always)]
+    pub(super) fn handle_ranks(&self, token: u32) -> Global<i32> {
+        self.send_rank.rows(self.top_k).row(token)
+    }
+    /// The rows there.
+    #[inline(always)]
+    pub(super) fn handle_rows(&self, token: u32) -> Global<u32> {
+        self.send_row.rows(self.top_k).row(token)
+    }
+    /// Selection `position` of `token` as an i64, whatever its type.
+    #[inline(always)]
+    #[track_caller]
+    pub(super) fn selection(&self, token: u32, position: u32) -> i64 {
+        match self.index_type {
+            index::I64 => self.topk_idx.cast::<i64>().rows(self.top_k).row(token).load_weak(position),
+            index_type => {
+                let bits = self.topk_idx.cast::<u32>().rows(self.top_k).row(token).load_weak(position);
+                // "No selection" is all ones in every type.
+                if index_type == index::U32 && bits != u32::MAX { i64::from(bits) } else { i64::from(bits as i32) }
+            }
+        }
+    }
+}
