@@ -121,7 +121,8 @@ macro_rules! address_type {
             /// # Safety
             ///
             /// Every access made through the result is in bounds, aligned, and not in conflict with another one that no
-            /// flag or barrier orders against it.
+            /// flag or barrier orders against it. Strong accesses to the same bytes are in no conflict; where they differ in
+            /// size, they are.
             #[inline(always)]
             pub const unsafe fn from_raw(address: u64) -> Self {
                 Self { address, of: PhantomData }
@@ -141,9 +142,17 @@ macro_rules! address_type {
             pub const fn is_null(self) -> bool {
                 self.address == 0
             }
-            /// The address of element `index`, counted in elements of `T`.
+            /// The address of element `index`, counted in elements of `T`. [`Self::null`] has no elements: on the simulator, and
+            /// in host code, this panics there.
             #[inline(always)]
+            #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
             pub const fn at(self, index: u64) -> Self {
+                // Whoever calculates from no address has made one without `from_raw`. PTX has no panics.
+                #[cfg(not(target_arch = "nvptx64"))]
+                assert!(
+                    !self.is_null(),
+                    concat!(stringify!($name), "::null() has no elements: an address is calculated from an absent one")
+                );
                 Self { address: self.address.wrapping_add(index.wrapping_mul(size_of::<T>() as u64)), of: PhantomData }
             }
             /// The same memory, seen as elements of `U`.

@@ -222,6 +222,68 @@ fn addresses_count_in_elements_of_their_type() {
     assert_eq!(Region::<u64>::new(0x40).offset(), 0x40);
 }
 
+/// A calculation with addresses, and what it gives as a number.
+type Calculation = Box<dyn FnOnce() -> u64 + std::panic::UnwindSafe>;
+
+/// The message of the panic in which `f` must end.
+fn panic_of(f: Calculation) -> String {
+    let payload = std::panic::catch_unwind(f).expect_err("it panics");
+    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).expect("a text")
+}
+
+/// No address is made without `from_raw`: from none, none can be calculated.
+#[test]
+fn nothing_is_calculated_from_an_absent_address() {
+    let (global, symmetric) = (Global::<u64>::null(), Symmetric::<u64>::null());
+    let own = Window { bases: Global::null(), own: Symmetric::null(), rank: 0, ranks: 1 };
+    let calculations: [(&str, Calculation); 9] = [
+        ("Global", Box::new(move || global.at(1).address())),
+        ("Global", Box::new(move || global.at(0).address())),
+        ("Global", Box::new(move || global.cast::<u8>().at(0x7000_0000_0000).address())),
+        ("Global", Box::new(move || symmetric.as_global().at(7).address())),
+        ("Global", Box::new(move || global.load_weak(3))),
+        ("Symmetric", Box::new(move || symmetric.at(1).address())),
+        ("Symmetric", Box::new(move || symmetric.cast::<Bf16>().at(1).address())),
+        ("Symmetric", Box::new(move || symmetric.load_acquire::<System>(0))),
+        ("Symmetric", Box::new(move || own.own(Region::<u64>::new(64)).address())),
+    ];
+    for (index, (name, calculate)) in calculations.into_iter().enumerate() {
+        let message = panic_of(calculate);
+        assert!(message.starts_with(&format!("{name}::null() has no elements")), "{index}: {message}");
+    }
+    // It goes on being what it is for: it can be carried, seen as another type, and asked.
+    assert!(global.cast::<u8>().is_null() && symmetric.as_global().is_null() && symmetric.cast::<u8>().address() == 0);
+}
+
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+struct OptionalArgs {
+    /// `[1]`, or absent.
+    out: Global<u64>,
+}
+
+#[kernel(threads = 32)]
+fn forgets_that_it_is_optional(args: OptionalArgs) {
+    if thread::index() == 7 {
+        args.out.store_weak(0, 1);
+    }
+}
+
+#[test]
+fn a_kernel_that_takes_an_absent_argument_for_there_is_named_with_its_line() {
+    let line = line!() - 6;
+    for mode in modes() {
+        let machine = machine(1, mode);
+        let launch = forgets_that_it_is_optional.simulated(1, 0, OptionalArgs { out: Global::null() });
+        let message = run(&machine, [launch]).expect_err("it is absent").to_string();
+        let at = format!("memory.rs:{line}:");
+        for part in ["forgets_that_it_is_optional", "warp 0, lane 7", &at, "Global::null() has no elements"] {
+            assert!(message.contains(part), "{mode:?}: no {part:?} in {message}");
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 struct WindowArgs {
