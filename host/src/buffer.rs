@@ -205,7 +205,7 @@ impl ElasticBuffer {
         if let Some(cause) = &self.fault {
             return Err(Error::Poisoned { cause: Box::new(cause.clone()) });
         }
-        match fault::read(self.record, self.config.experts) {
+        match fault::read(self.record, self.config.experts, self.comm.inner().runtime.has_virtual_time()) {
             None => Ok(()),
             Some(error) => {
                 self.fault = Some(error.clone());

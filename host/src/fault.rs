@@ -7,8 +7,8 @@ use epoxide_kernels::protocol::{code, kind, phase};
 use crate::error::Error;
 use crate::runtime::Mapped;
 
-/// The fault in `record`, if one was filed.
-pub(crate) fn read(record: Mapped, experts: u32) -> Option<Error> {
+/// The fault in `record`, if one was filed, of a device whose clock is virtual or not.
+pub(crate) fn read(record: Mapped, experts: u32, virtual_time: bool) -> Option<Error> {
     // SAFETY: the record is `RECORD_WORDS` aligned words that live as long as the buffer; the device writes them with
     // system-scope atomics, and so every access here is one.
     let word = |i: u64, order| unsafe { AtomicU64::from_ptr(record.host.cast::<u64>().add(i as usize)).load(order) };
@@ -16,10 +16,10 @@ pub(crate) fn read(record: Mapped, experts: u32) -> Option<Error> {
         return None;
     }
     let words: [u64; RECORD_WORDS as usize] = std::array::from_fn(|i| word(i as u64, Ordering::Relaxed));
-    Some(decode(&words, experts))
+    Some(decode(&words, experts, virtual_time))
 }
 
-fn decode(words: &[u64; RECORD_WORDS as usize], experts: u32) -> Error {
+fn decode(words: &[u64; RECORD_WORDS as usize], experts: u32, virtual_time: bool) -> Error {
     let (high, low) = (|w: u64| (w >> 32) as u32, |w: u64| w as u32);
     let fault_code = low(words[1]);
     let (kernel, phase) = (kernel_name(high(words[2])), phase_name(low(words[2])));
@@ -45,7 +45,9 @@ fn decode(words: &[u64; RECORD_WORDS as usize], experts: u32) -> Error {
         code::INDEX_REPEATED => Error::IndexRepeated { rank, source_rank: peer, token, position, index, epoch },
         code::OUT_OF_STEP => Error::OutOfStep { rank, peer, kernel, peer_kernel: kernel_name(low(seen)), epoch },
         code::CONFIGURATION => Error::DeviceConfigMismatch { rank, peer, kernel, epoch, expected, seen },
-        CODE_TIMEOUT => Error::PeerTimeout { rank, peer, kernel, epoch, phase, block, expected, seen, elapsed_ms },
+        CODE_TIMEOUT => {
+            Error::PeerTimeout { rank, peer, kernel, epoch, phase, block, expected, seen, elapsed_ms, virtual_time }
+        }
         unknown => Error::UnknownFault { rank, code: unknown, kernel, epoch },
     }
 }

@@ -123,6 +123,11 @@ impl Runtime {
         fn elapsed_ms(&self, from: &RawEvent, to: &RawEvent) -> Result<f64>;
     }
 
+    /// Whether the device's clock is virtual: its times are no wall time.
+    pub(crate) fn has_virtual_time(&self) -> bool {
+        matches!(self, Self::Sim(_))
+    }
+
     /// Copies `bytes`, a multiple of 16, within the device, enqueued. Both addresses are multiples of 16.
     ///
     /// With a kernel on a GPU: a copy engine's queue is shared by streams, and a copy that waits there for its stream could
