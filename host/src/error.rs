@@ -321,7 +321,9 @@ impl From<epoxide_sim::SimError> for Error {
     fn from(error: epoxide_sim::SimError) -> Self {
         let message = error.to_string();
         match error {
-            epoxide_sim::SimError::PeerGone { .. } => Self::Bootstrap { message },
+            epoxide_sim::SimError::PeerGone { .. } | epoxide_sim::SimError::PeerSilent { .. } => {
+                Self::Bootstrap { message }
+            }
             _ => Self::Simulator { message },
         }
     }
