@@ -57,6 +57,14 @@ fn miss(comm: &Comm, missed: Missed, num_sms: u32, timeout: Duration) -> Result<
     Ok([fault, check, next])
 }
 
+/// How long a wait says that it took.
+fn elapsed_of(fault: &Error) -> u64 {
+    match fault {
+        Error::PeerTimeout { elapsed_ms, .. } => *elapsed_ms,
+        other => panic!("no timeout: {other}"),
+    }
+}
+
 fn a_missing_peer_is_named(missed: Missed) {
     let (timeout, name, operation) = match (Device::from_env(), missed) {
         // Virtual time: nobody waits half a minute.
@@ -80,13 +88,19 @@ fn a_missing_peer_is_named(missed: Missed) {
                 let least = timeout.as_millis() as u64;
                 assert_error!(
                     &fault,
-                    Error::PeerTimeout { rank, peer: 2, kernel, epoch, phase, block: 0 | 1, expected, seen, elapsed_ms, .. }
-                        if *rank == here && *kernel == name && *epoch == operation && phase.starts_with("entry")
+                    Error::PeerTimeout {
+                        rank, peer: 2, kernel, epoch, phase, block: 0 | 1, expected, seen, elapsed_ms, virtual_time, ..
+                    }
+                        if *rank == here && *virtual_time == (Device::from_env() == Device::Simulated) && *kernel == name && *epoch == operation && phase.starts_with("entry")
                             && *expected as u32 == operation as u32 && *seen as u32 != operation as u32
                             && (least..least * 2 + 1000).contains(elapsed_ms),
                     format!("rank {here} waited"), "for rank 2", format!("{name} {operation}"), "phase entry",
                     "expected 0x", "seen 0x", " ms"
                 );
+                // Half a minute that nobody waited would be a riddle.
+                let says_so =
+                    fault.to_string().contains(&format!("{} ms of virtual time for rank 2", elapsed_of(&fault)));
+                assert_eq!(says_so, Device::from_env() == Device::Simulated, "{fault}");
             } else {
                 assert_error!(
                     &fault,

@@ -7,11 +7,15 @@ mod support;
 
 use std::time::Duration;
 
-use epoxide::{CombineInput, Comm, ElasticBuffer, ExpertOutputs, IndexType, Mode, Result, WireFormat, bf16};
+use epoxide::{
+    CombineInput, Comm, ElasticBuffer, ExpertOutputs, IndexType, LocalGroup, Machine, MachineConfig, Mode, Result,
+    WireFormat, bf16,
+};
+use epoxide_sim::Mutation;
 use support::exchange::{Tensors, check_received, expert_outputs};
 use support::reference::{Wire, World, same};
 use support::routing::{Case, Choice, Random};
-use support::{Checked, Device, replay};
+use support::{Checked, Device, complaints, replay};
 
 /// A skew test.
 #[derive(Clone, Copy, Debug)]
@@ -26,8 +30,8 @@ struct Skew {
     num_sms: u32,
     seed: u64,
     mode: Mode,
-    /// What the protocol leaves out on purpose: 0, or a `SKIP_*` word of the kernels.
-    skip: u32,
+    /// What the kernels leave out on purpose.
+    mutation: Option<Mutation>,
 }
 
 /// How a round's expert outputs come to the region that is lent.
@@ -103,7 +107,12 @@ impl Skew {
     /// Runs it: the first thing that was not as it must be.
     fn run(&self, device: Device) -> Checked {
         let rounds = self.rounds();
-        device.check(self.ranks, self.mode, |comm| self.run_rank(&comm, &rounds))
+        let Some(mutation) = self.mutation else {
+            return device.check(self.ranks, self.mode, |comm| self.run_rank(&comm, &rounds));
+        };
+        let machine = MachineConfig::new(self.ranks, self.mode).with_mutation(mutation);
+        let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
+        complaints(group.run_all(|comm| self.run_rank(&comm, &rounds)))
     }
 
     fn run_rank(&self, comm: &Comm, rounds: &[Round]) -> Result<Checked> {
@@ -167,7 +176,7 @@ impl Skew {
 /// The skew test at a size that the device runs in seconds.
 fn two_hundred(device: Device, seed: u64, mode: Mode) -> Skew {
     let format = if seed.is_multiple_of(2) { WireFormat::Bf16 } else { WireFormat::Fp8 };
-    let small = Skew { ranks: 4, experts: 10, top_k: 4, max_tokens: 12, rounds: 200, format, mode, ..few(seed, 0) };
+    let small = Skew { ranks: 4, experts: 10, top_k: 4, max_tokens: 12, rounds: 200, format, mode, ..few(seed, None) };
     match device {
         Device::Simulated => small,
         Device::Cuda => Skew { ranks: 8, experts: 64, top_k: 8, hidden: 1024, max_tokens: 192, num_sms: 4, ..small },
@@ -193,7 +202,7 @@ fn two_hundred_uneven_rounds() {
 }
 
 /// A small skew test, for many seeds.
-fn few(seed: u64, skip: u32) -> Skew {
+fn few(seed: u64, mutation: Option<Mutation>) -> Skew {
     Skew {
         ranks: 3,
         experts: 5,
@@ -205,14 +214,14 @@ fn few(seed: u64, skip: u32) -> Skew {
         num_sms: 1,
         seed,
         mode: Mode::Seeded { seed },
-        skip,
+        mutation,
     }
 }
 
 #[test]
 fn a_few_uneven_rounds_on_many_schedules() {
     for seed in replay::seeds(16) {
-        let skew = few(seed, 0);
+        let skew = few(seed, None);
         if let Err(why) = skew.run(Device::Simulated) {
             let line = replay::line(module_path!(), "a_few_uneven_rounds_on_many_schedules", seed);
             panic!("{skew:?}\n{why}\nreplay: {line}");
@@ -224,9 +233,12 @@ fn a_few_uneven_rounds_on_many_schedules() {
 /// wrong without the words that say that a peer has read.
 #[test]
 fn without_the_done_word_the_skew_test_fails() {
-    let wrong = |skip| (0..8).filter_map(|seed| few(seed, skip).run(Device::Simulated).err()).collect::<Vec<_>>();
-    assert_eq!(wrong(0), Vec::<String>::new());
-    let wrong = wrong(1);
+    let wrong =
+        |mutation| (0..8).filter_map(|seed| few(seed, mutation).run(Device::Simulated).err()).collect::<Vec<_>>();
+    assert_eq!(wrong(None), Vec::<String>::new());
+    let source = include_str!("../gpu-kernels/src/lend.rs");
+    let wait = Mutation::of("gpu-kernels/src/lend.rs", source, "op.done.wait(").expect("lend waits for the done words");
+    let wrong = wrong(Some(wait));
     assert!(!wrong.is_empty(), "no seed noticed");
     // What is wrong is what was to be protected: sums of outputs that were overwritten.
     for why in wrong {

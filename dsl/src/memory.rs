@@ -146,7 +146,8 @@ macro_rules! address_type {
             /// # Safety
             ///
             /// Every access made through the result is in bounds, aligned, and not in conflict with another one that no
-            /// flag or barrier orders against it.
+            /// flag or barrier orders against it. Strong accesses to the same bytes are in no conflict; where they differ in
+            /// size, they are.
             #[inline(always)]
             pub const unsafe fn from_raw(address: u64) -> Self {
                 Self { address, of: PhantomData }

@@ -84,6 +84,7 @@ impl Window {
 
     /// The region in this rank's own window.
     #[inline(always)]
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     pub fn own<T>(self, region: Region<T>) -> Symmetric<T> {
         self.own.at(region.offset).cast()
     }

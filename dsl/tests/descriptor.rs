@@ -49,8 +49,8 @@ fn the_entry_runs_the_body_with_the_argument() {
 fn an_access_out_of_bounds_is_reported_with_kernel_thread_and_line() {
     for mode in modes() {
         let machine = machine(1, mode);
-        let args = FillArgs { out: global(0), n: 1, value: 0 };
-        let message = run(&machine, [fill.simulated(1, 0, args)]).expect_err("null").to_string();
+        let args = FillArgs { out: global(0x1000), n: 1, value: 0 };
+        let message = run(&machine, [fill.simulated(1, 0, args)]).expect_err("nothing is there").to_string();
         for part in ["kernel fill", "block 0, warp 0, lane 0", "descriptor.rs:24:", "out of bounds"] {
             assert!(message.contains(part), "{part}: {message}");
         }
@@ -60,5 +60,5 @@ fn an_access_out_of_bounds_is_reported_with_kernel_thread_and_line() {
 #[test]
 #[should_panic(expected = "outside")]
 fn a_kernel_outside_a_machine_panics_with_a_message() {
-    fill.entry()(FillArgs { out: global(0), n: 1, value: 0 });
+    fill.entry()(FillArgs { out: global(0x1000), n: 1, value: 0 });
 }

@@ -226,6 +226,39 @@ fn addresses_count_in_elements_of_their_type() {
 
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
+struct OptionalArgs {
+    /// `[1]`, or absent.
+    out: Optional<u64>,
+    /// `[1]`.
+    there: Global<u64>,
+}
+
+#[kernel(threads = 32)]
+fn writes_if_it_may(args: OptionalArgs) {
+    if thread::index() == 7 {
+        args.there.store_weak(0, 1 + u64::from(args.out.get().is_some()));
+        if let Some(out) = args.out.get() {
+            out.store_weak(0, 9);
+        }
+    }
+}
+
+#[test]
+fn an_optional_argument_is_an_address_or_none() {
+    for mode in modes() {
+        let machine = machine(1, mode);
+        let [out, there] = [0; 2].map(|_| zeros(&machine, 0, 1));
+        for (optional, said, written) in [(Optional::none(), 1, 0), (Optional::some(global(out)), 2, 9)] {
+            let args = OptionalArgs { out: optional, there: global(there) };
+            run(&machine, [writes_if_it_may.simulated(1, 0, args)]).expect("it ends");
+            assert_eq!(machine.read(there, 1).expect("in bounds"), [said], "{mode:?}");
+            assert_eq!(machine.read(out, 1).expect("in bounds"), [written], "{mode:?}");
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
 struct WindowArgs {
     window: Window,
     /// `[ranks]` of every rank: who wrote here.

@@ -3,7 +3,7 @@ mod rig;
 
 use epoxide_dsl::fault::{Abort, CODE_ABORTED, CODE_TIMEOUT, FaultChannel, STATE_EMPTY, STATE_FILED};
 use epoxide_dsl::prelude::*;
-use epoxide_sim::{Machine, Mode};
+use epoxide_sim::{Machine, MachineConfig, Mode, Mutation};
 use rig::*;
 use wait::{Poll, Watch};
 
@@ -77,6 +77,22 @@ fn exchange(args: WaitArgs) {
 const FLAGS: u32 = 100;
 const SECOND: u64 = 1_000_000_000;
 
+/// A step that a mutation names is not made: nobody's flag comes, or nobody waits for it.
+#[test]
+fn a_step_that_is_left_out_is_missed() {
+    let of = |text| Mutation::of("tests/wait.rs", include_str!("wait.rs"), text).expect("it is there");
+    for mode in modes() {
+        for (left_out, outcome) in [(of("store_release::<System>(flag"), 2), (of("watch.wait_until(PHASE"), 1)] {
+            let config = MachineConfig::new(1, mode).with_mutation(left_out);
+            let scene = Scene::on(Machine::new(config).expect("a machine"));
+            // Without the wait it is over although not all flags are posted.
+            let posted = if outcome == 1 { (0, 1) } else { (0, FLAGS) };
+            run(&scene.machine, [exchange.simulated(1, 0, scene.args(0, SECOND, posted))]).expect("it ends");
+            assert_eq!(scene.outcome(0), [outcome; 64], "{mode:?}, {left_out:?}");
+        }
+    }
+}
+
 struct Scene {
     machine: Machine,
     windows: Windows,
@@ -86,7 +102,10 @@ struct Scene {
 
 impl Scene {
     fn new(ranks: u32, mode: Mode) -> Self {
-        let machine = machine(ranks, mode);
+        Self::on(machine(ranks, mode))
+    }
+    fn on(machine: Machine) -> Self {
+        let ranks = machine.config().ranks;
         let windows = Windows::new(&machine, FREE + 16 * u64::from(FLAGS));
         let [outcomes, sums] = [0; 2].map(|_| (0..ranks).map(|rank| zeros(&machine, rank, 64)).collect());
         Self { machine, windows, outcomes, sums }

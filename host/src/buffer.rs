@@ -213,7 +213,8 @@ impl ElasticBuffer {
         if let Some(cause) = &self.fault {
             return Err(Error::Poisoned { cause: Box::new(cause.clone()) });
         }
-        match fault::read(self.record, number(self.id), self.config.experts) {
+        let virtual_time = self.comm.inner().runtime.has_virtual_time();
+        match fault::read(self.record, number(self.id), self.config.experts, virtual_time) {
             None => Ok(()),
             Some(error) => {
                 self.fault = Some(error.clone());

@@ -93,7 +93,8 @@ pub enum Error {
     },
     /// A wait on a peer reached the operation's deadline.
     #[error(
-        "rank {rank} waited {elapsed_ms} ms for rank {peer} in {kernel} {epoch} of buffer {buffer}, phase {phase}: expected {expected:#x}, seen {seen:#x}"
+        "rank {rank} waited {elapsed_ms} ms{} for rank {peer} in {kernel} {epoch} of buffer {buffer}, phase {phase}: expected {expected:#x}, seen {seen:#x}",
+        if *virtual_time { " of virtual time" } else { "" }
     )]
     #[non_exhaustive]
     PeerTimeout {
@@ -115,8 +116,10 @@ pub enum Error {
         expected: u64,
         /// The word that was there.
         seen: u64,
-        /// How long, in milliseconds.
+        /// How long, in milliseconds of the device's clock.
         elapsed_ms: u64,
+        /// Whether that clock is the simulated GPU's, on which a wait that must be in vain ends at once.
+        virtual_time: bool,
     },
     /// A peer gave up an operation, so this rank did too.
     #[error(
@@ -375,7 +378,9 @@ impl From<epoxide_sim::SimError> for Error {
     fn from(error: epoxide_sim::SimError) -> Self {
         let message = error.to_string();
         match error {
-            epoxide_sim::SimError::PeerGone { .. } => Self::Bootstrap { message },
+            epoxide_sim::SimError::PeerGone { .. } | epoxide_sim::SimError::PeerSilent { .. } => {
+                Self::Bootstrap { message }
+            }
             _ => Self::Simulator { message },
         }
     }

@@ -7,8 +7,8 @@ use epoxide_kernels::words::{Code, Kind, Phase};
 use crate::error::Error;
 use crate::runtime::Mapped;
 
-/// The fault in `record`, if one was filed; `buffer` is the number of the buffer whose it is.
-pub(crate) fn read(record: Mapped, buffer: u64, experts: u32) -> Option<Error> {
+/// The fault in `record`, if one was filed; `buffer` is the number of the buffer whose it is, of a device whose clock is virtual or not.
+pub(crate) fn read(record: Mapped, buffer: u64, experts: u32, virtual_time: bool) -> Option<Error> {
     // SAFETY: the record is `RECORD_WORDS` aligned words that live as long as the buffer; the device writes them with
     // system-scope atomics, and so every access here is one.
     let word = |i: u64, order| unsafe { AtomicU64::from_ptr(record.host.cast::<u64>().add(i as usize)).load(order) };
@@ -16,10 +16,10 @@ pub(crate) fn read(record: Mapped, buffer: u64, experts: u32) -> Option<Error> {
         return None;
     }
     let words: [u64; RECORD_WORDS as usize] = std::array::from_fn(|i| word(i as u64, Ordering::Relaxed));
-    Some(decode(&words, buffer, experts))
+    Some(decode(&words, buffer, experts, virtual_time))
 }
 
-fn decode(words: &[u64; RECORD_WORDS as usize], buffer: u64, experts: u32) -> Error {
+fn decode(words: &[u64; RECORD_WORDS as usize], buffer: u64, experts: u32, virtual_time: bool) -> Error {
     let (high, low) = (|w: u64| (w >> 32) as u32, |w: u64| w as u32);
     let fault_code = low(words[1]);
     let (kernel, phase) = (kernel_name(high(words[2])), phase_name(low(words[2])));
@@ -39,7 +39,19 @@ fn decode(words: &[u64; RECORD_WORDS as usize], buffer: u64, experts: u32) -> Er
         return Error::PeerAborted { rank, origin: abort.origin, kernel, buffer, epoch, phase, reason };
     }
     if fault_code == CODE_TIMEOUT {
-        return Error::PeerTimeout { rank, peer, kernel, buffer, epoch, phase, block, expected, seen, elapsed_ms };
+        return Error::PeerTimeout {
+            rank,
+            peer,
+            kernel,
+            buffer,
+            epoch,
+            phase,
+            block,
+            expected,
+            seen,
+            elapsed_ms,
+            virtual_time,
+        };
     }
     // Of a bad selection: where it is, and what.
     let (token, position, index) = (high(expected), low(expected), seen as i64);

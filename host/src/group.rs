@@ -36,7 +36,8 @@ pub struct LocalGroup {
 }
 
 impl LocalGroup {
-    /// Makes `ranks` simulated ranks.
+    /// Makes `ranks` simulated ranks. [`Self::on_machine`] takes a machine with another configuration: its memory, its SMs, how
+    /// long it waits for host threads that are busy elsewhere, and how long a kernel may run.
     ///
     /// # Errors
     ///
@@ -48,11 +49,21 @@ impl LocalGroup {
 
     /// Makes one rank of every rank of a simulated machine.
     ///
+    /// ```
+    /// use std::time::Duration;
+    /// use epoxide::{LocalGroup, Machine, MachineConfig, Mode};
+    /// // A rank whose thread is busy for a minute is no reason to give up.
+    /// let config = MachineConfig::new(2, Mode::Fast { workers: 0 }).with_patience(Duration::from_secs(60));
+    /// let group = LocalGroup::on_machine(&Machine::new(config)?)?;
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
-    /// [`Error::Simulator`] when a rank of the machine is taken.
+    /// [`Error::Simulator`] when a rank of the machine is taken; [`Error::InvalidArgument`] when it has more than 64.
     pub fn on_machine(machine: &Machine) -> Result<Self> {
         let ranks = machine.config().ranks;
+        check_ranks(ranks)?;
         let local = LocalGroupState::new();
         let comms = (0..ranks).map(|rank| {
             let runtime = SimRuntime::new(machine.actor(rank)?);

@@ -6,13 +6,13 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use crate::config::Mode;
 use crate::error::SimError;
 use crate::event::Event;
 use crate::machine::{ActorState, Books, Core, Machine};
-use crate::stall::PATIENCE;
 use crate::stream::{Grid, Launch, Op, Queue, Stream};
 
 /// The host thread of one rank. Dropping it says that this host thread is gone; its queued work still runs.
@@ -56,7 +56,7 @@ impl Actor {
         let mut books = self.enter();
         let streams = &mut books.streams[self.rank as usize];
         streams.push(Queue::default());
-        Stream { rank: self.rank, index: streams.len() as u32 - 1 }
+        Stream { machine: self.core().id, rank: self.rank, index: streams.len() as u32 - 1 }
     }
 
     /// Enqueues a kernel.
@@ -68,13 +68,18 @@ impl Actor {
     /// that a guard or a scope there would be left without its end. And what the kernel takes for its own, by a contract
     /// that its arguments state, is.
     ///
+    /// Where two accesses to device memory meet in a byte, of different blocks, or of a block and of the host, and one of them
+    /// writes, either both are of the same bytes, or something orders them: a word that one side releases and the other
+    /// acquires, a stream, an event. An access of 16 bytes is two of 8, and a bulk copy is accesses of 8 bytes.
+    ///
     /// # Errors
     ///
     /// [`SimError::InvalidArgument`] when the launch breaks a rule or the stream is another rank's; the error that
     /// halted the machine.
     pub unsafe fn launch(&self, stream: Stream, launch: Launch) -> Result<(), SimError> {
         launch.validate(self.machine.config())?;
-        self.enqueue(stream, Op::Kernel(Arc::new(Grid::new(launch, stream))))
+        let number = self.core().launches.fetch_add(1, Ordering::Relaxed);
+        self.enqueue(stream, Op::Kernel(Arc::new(Grid::new(launch, stream, number))))
     }
 
     /// Enqueues host work, such as a copy; a worker of the machine runs it in the stream's order.
@@ -92,7 +97,7 @@ impl Actor {
     ///
     /// As [`Actor::host_call`].
     pub fn record_event(&self, stream: Stream) -> Result<Event, SimError> {
-        let event = Event::new(self.machine_id());
+        let event = Event::new(self.core().id);
         self.enqueue(stream, Op::Record(event.clone()))?;
         Ok(event)
     }
@@ -103,7 +108,7 @@ impl Actor {
     ///
     /// As [`Actor::host_call`].
     pub fn mark(&self, stream: Stream) -> Result<Event, SimError> {
-        let event = Event::new(self.machine_id());
+        let event = Event::new(self.core().id);
         let core = self.core();
         self.push(&mut core.lock(), stream, Op::Record(event.clone()))?;
         // Nobody else says so if this actor had left.
@@ -172,7 +177,8 @@ impl Actor {
     ///
     /// # Errors
     ///
-    /// [`SimError::PeerGone`] when another rank's host thread is gone; the error that halted the machine.
+    /// [`SimError::PeerGone`] when another rank's host thread is gone; [`SimError::PeerSilent`] when one is busy elsewhere for
+    /// longer than [`MachineConfig::patience`](crate::MachineConfig::patience); the error that halted the machine.
     pub fn exchange(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>, SimError> {
         let mut books = self.enter();
         running(&books)?;
@@ -210,6 +216,7 @@ impl Actor {
     /// The books, in which this actor counts as running, even if it had left.
     fn enter(&self) -> MutexGuard<'_, Books> {
         let mut books = self.core().lock();
+        books.hear(self.rank);
         let state = &mut books.actors[self.rank as usize];
         if matches!(state, ActorState::Left) {
             *state = ActorState::Running;
@@ -223,33 +230,24 @@ impl Actor {
         let mut books = core.lock();
         books.actors[self.rank as usize] = state;
         books.payloads[self.rank as usize] = None;
+        books.hear(self.rank);
         let ranks = gone(&books);
-        for rank in 0..books.actors.len() {
-            if matches!(books.actors[rank], ActorState::InExchange) {
-                books.payloads[rank] = None;
-                books.outcomes[rank] = Some(Err(SimError::PeerGone { rank: rank as u32, ranks: ranks.clone() }));
-                books.actors[rank] = ActorState::Running;
-            }
-        }
-        core.changed();
+        core.end_exchange(&mut books, |rank| SimError::PeerGone { rank, ranks: ranks.clone() });
         core.work.notify_all();
-        core.host.notify_all();
-    }
-
-    fn machine_id(&self) -> usize {
-        std::ptr::from_ref(self.core()).addr()
     }
 
     fn check_stream(&self, books: &Books, stream: Stream) -> Result<(), SimError> {
-        if stream.rank == self.rank && (stream.index as usize) < books.streams[self.rank as usize].len() {
+        let own = stream.machine == self.core().id && stream.rank == self.rank;
+        if own && (stream.index as usize) < books.streams[self.rank as usize].len() {
             return Ok(());
         }
-        let value = format!("stream {} of rank {}", stream.index, stream.rank);
+        let other = if stream.machine == self.core().id { "" } else { " of another machine" };
+        let value = format!("stream {} of rank {}{other}", stream.index, stream.rank);
         Err(SimError::invalid("stream", value, format!("made by this actor, that of rank {}", self.rank)))
     }
 
     fn check_event(&self, event: &Event) -> Result<(), SimError> {
-        if event.machine() == self.machine_id() {
+        if event.machine() == self.core().id {
             return Ok(());
         }
         Err(SimError::invalid("event", "an event of another machine", "recorded on this machine"))
@@ -279,16 +277,12 @@ impl Actor {
         self.core().work.notify_all();
     }
 
-    /// Waits until somebody marks this actor as running.
+    /// Waits until somebody marks this actor as running, and looks at the machine now and then.
     fn until_running<'a>(&'a self, mut books: MutexGuard<'a, Books>) -> MutexGuard<'a, Books> {
+        let core = self.core();
         while !matches!(books.actors[self.rank as usize], ActorState::Running) {
-            let core = self.machine.core();
-            let step = core.step();
-            let (guard, waited) = core.host.wait_timeout(books, PATIENCE).unwrap_or_else(PoisonError::into_inner);
-            books = guard;
-            if waited.timed_out()
-                && let Some(complaint) = core.complaint(&mut books, step)
-            {
+            books = core.host.wait_timeout(books, core.tick()).unwrap_or_else(PoisonError::into_inner).0;
+            if let Some(complaint) = core.look(&mut books) {
                 drop(books);
                 eprintln!("{complaint}");
                 books = core.lock();

@@ -1,73 +1,136 @@
 //! Device memory: one anonymous mapping for all ranks, backed page by page as it is touched.
 //!
-//! A device address is a host address, so a simulated load is a host load and "inside device memory" is one compare.
-//! Each rank owns an equal part of the mapping and allocates from it first-fit; parts are apart so that one rank's
-//! addresses do not depend on what the other ranks' host threads do at the same time.
+//! A device address is a host address, so a simulated load is a host load. Each rank owns an equal part of the mapping and
+//! allocates from it first-fit; parts are apart so that one rank's addresses do not depend on what the other ranks' host
+//! threads do at the same time.
+//!
+//! **Guards.** Before and behind every allocation lie bytes that are nobody's, and an access must lie inside one live
+//! allocation: who walks out of his own is found before he is in a neighbour's. Guards are addresses that nobody touches, so
+//! they cost no memory and do not count as used. No two allocations share a granule, so one look at a table finds the
+//! allocation that an address may belong to.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memmap2::{MmapMut, MmapOptions, UncheckedAdvice};
 
-use crate::config::MachineConfig;
+use crate::config::{MachineConfig, PART_ALIGNMENT};
 use crate::copies::fill_bytes;
 use crate::error::SimError;
+use crate::owner::{Extent, GRANULE, Owner, Owners};
 
 /// Every allocation begins on such a boundary, as the CUDA allocator's do.
 const MINIMUM_ALIGNMENT: u64 = 256;
-/// Freed blocks give the pages of this size that lie wholly inside them back to the operating system; the rest is zeroed.
-const PAGE: u64 = 4096;
-
+/// An allocation begins so many times 256 bytes into its first granule, which depends on the granule: were it the same
+/// everywhere, the streams of a kernel would share few sets of the cache, and be aligned better than anyone promised.
+const PLACES: u64 = 15;
+/// Behind an allocation, at least this share of its size is nobody's, up to the most.
+const GUARD_SHARE: u64 = 64;
+const MOST_GUARD: u64 = 64 << 10;
+/// Addresses of a rank's part beyond its device memory: a share of that for large allocations, and some for small ones.
+const SPARE_SHARE: u64 = 8;
+const SPARE: u64 = 64 << 20;
 /// The memory of all ranks.
 pub(crate) struct Arena {
     /// Owns the mapping. It is only ever reached through raw pointers.
     mapping: MmapMut,
     base: u64,
-    part_bytes: u64,
+    /// Owns the table of [`Self::owners`].
+    _table: MmapMut,
+    owners: Owners,
+    /// Addresses of one rank.
+    stride: u64,
+    /// Counts what was freed: who remembers an allocation looks whether this is still the same.
+    freed: AtomicU64,
     parts: Vec<Mutex<Part>>,
 }
 
-/// One rank's books: free and used pieces, by offset from the arena's base.
+/// One rank's books, by offset from the arena's base.
 struct Part {
+    /// Whole granules.
     free: BTreeMap<u64, u64>,
-    used: BTreeMap<u64, u64>,
+    used: BTreeMap<u64, Used>,
+    /// Device memory that is not used.
+    left: u64,
+}
+
+/// An allocation: the granules that it has, and how much of the rank's memory it takes.
+struct Used {
+    first: u64,
+    length: u64,
+    taken: u64,
 }
 
 impl Arena {
     /// Reserves the address space.
     pub(crate) fn new(config: &MachineConfig) -> Result<Self, SimError> {
         let part_bytes = config.part_bytes();
-        let bytes = usize::try_from(part_bytes * u64::from(config.ranks)).map_err(|_| {
-            SimError::invalid("arena_bytes", config.arena_bytes, "it must fit the host's address space")
-        })?;
-        let mut mapping = MmapOptions::new()
-            .len(bytes)
-            .no_reserve_swap()
-            .map_anon()
-            .map_err(|error| SimError::Host { what: "address space for the arena", message: error.to_string() })?;
+        let stride = part_bytes + (part_bytes / SPARE_SHARE).next_multiple_of(PART_ALIGNMENT) + SPARE;
+        let reserve = |bytes: u64| {
+            let bytes = usize::try_from(bytes).map_err(|_| {
+                SimError::invalid("arena_bytes", config.arena_bytes, "it must fit the host's address space")
+            })?;
+            MmapOptions::new()
+                .len(bytes)
+                .no_reserve_swap()
+                .map_anon()
+                .map_err(|error| SimError::Host { what: "address space for the arena", message: error.to_string() })
+        };
+        let bytes = stride * u64::from(config.ranks);
+        let (mut mapping, mut table) = (reserve(bytes)?, reserve(bytes / GRANULE * size_of::<Owner>() as u64)?);
         let base = mapping.as_mut_ptr().expose_provenance() as u64;
-        let parts = (0..u64::from(config.ranks))
-            .map(|rank| {
-                Mutex::new(Part { free: BTreeMap::from([(rank * part_bytes, part_bytes)]), used: BTreeMap::new() })
-            })
-            .collect();
-        Ok(Self { mapping, base, part_bytes, parts })
+        // SAFETY: fresh zeros, a page boundary, as many owners as there are granules, and the arena keeps the mapping.
+        let owners = unsafe { Owners::new(base, bytes / GRANULE, table.as_mut_ptr().cast()) };
+        let part = |rank| {
+            let free = BTreeMap::from([(rank * stride, stride)]);
+            Mutex::new(Part { free, used: BTreeMap::new(), left: part_bytes })
+        };
+        let parts = (0..u64::from(config.ranks)).map(part).collect();
+        Ok(Self { mapping, base, _table: table, owners, stride, freed: AtomicU64::new(0), parts })
     }
 
-    /// The first address.
-    pub(crate) fn base(&self) -> u64 {
-        self.base
+    /// How often something was freed.
+    #[inline]
+    pub(crate) fn freed(&self) -> u64 {
+        self.freed.load(Ordering::Acquire)
     }
 
-    /// The bytes of address space.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.mapping.len() as u64
+    /// Where everyone finds the owners of granules.
+    pub(crate) fn owners(&self) -> Owners {
+        self.owners
     }
 
-    /// Whether `bytes` bytes from `address` lie inside.
-    pub(crate) fn contains(&self, address: u64, bytes: u64) -> bool {
-        let offset = address.wrapping_sub(self.base);
-        bytes <= self.bytes() && offset <= self.bytes() - bytes
+    /// The one live allocation to which `address` may belong: it is inside, or in the granules of its guards.
+    pub(crate) fn near(&self, address: u64) -> Option<Extent> {
+        self.owners.of(address)?.extent()
+    }
+
+    /// The live allocation inside which `bytes` bytes from `address` lie.
+    #[inline]
+    pub(crate) fn extent_of(&self, address: u64, bytes: u64) -> Option<Extent> {
+        self.near(address).filter(|extent| extent.contains(address, bytes))
+    }
+
+    /// Why `bytes` bytes at `address` are no access: where they lie, for a message.
+    pub(crate) fn whereabouts(&self, address: u64, bytes: u64) -> String {
+        match self.near(address) {
+            None => {
+                let (base, end) = (self.base, self.base + self.bytes());
+                format!("no live allocation is there (device memory is {base:#x}..{end:#x})")
+            }
+            Some(extent) => {
+                let (start, end) = (extent.address, extent.address + extent.bytes);
+                let by = if address < start {
+                    format!("{} bytes before", start - address)
+                } else if address >= end {
+                    format!("{} bytes behind", address - end)
+                } else {
+                    format!("{} bytes beyond", (address + bytes).saturating_sub(end))
+                };
+                format!("it is {by} an allocation of {} bytes, {start:#x}..{end:#x}", extent.bytes)
+            }
+        }
     }
 
     /// Takes `bytes` bytes on `rank`.
@@ -80,25 +143,30 @@ impl Arena {
         }
         let align = align.max(MINIMUM_ALIGNMENT);
         let mut part = self.part(rank);
-        let free_in_all = part.free.values().sum();
-        let out_of_memory = SimError::OutOfMemory { rank, asked: bytes, free: free_in_all };
-        let Some(rounded) = bytes.checked_next_multiple_of(MINIMUM_ALIGNMENT) else { return Err(out_of_memory) };
+        let out_of_memory = SimError::OutOfMemory { rank, asked: bytes, free: part.left };
+        let Some(taken) = bytes.checked_next_multiple_of(MINIMUM_ALIGNMENT).filter(|taken| *taken <= part.left) else {
+            return Err(out_of_memory);
+        };
+        let guard = (bytes / GUARD_SHARE).clamp(MINIMUM_ALIGNMENT, MOST_GUARD);
         let found = part.free.iter().find_map(|(&start, &length)| {
+            let earliest = self.base + start + MINIMUM_ALIGNMENT * (1 + start / GRANULE % PLACES);
             // The address is what must be aligned, and the mapping itself is only page-aligned.
-            let at = (self.base + start).next_multiple_of(align) - self.base;
-            let skipped = at - start;
-            (skipped <= length && rounded <= length - skipped).then_some((start, length, at))
+            let at = earliest.next_multiple_of(align) - self.base;
+            let first = (at - MINIMUM_ALIGNMENT) / GRANULE * GRANULE;
+            let end = (at + bytes + guard).next_multiple_of(GRANULE);
+            (end <= start + length).then_some((start, length, at, first, end))
         });
-        let Some((start, length, at)) = found else { return Err(out_of_memory) };
+        let Some((start, length, at, first, end)) = found else { return Err(out_of_memory) };
         part.free.remove(&start);
-        if at > start {
-            part.free.insert(start, at - start);
+        if first > start {
+            part.free.insert(start, first - start);
         }
-        let end = start + length;
-        if at + rounded < end {
-            part.free.insert(at + rounded, end - at - rounded);
+        if end < start + length {
+            part.free.insert(end, start + length - end);
         }
-        part.used.insert(at, rounded);
+        part.left -= taken;
+        part.used.insert(at, Used { first, length: end - first, taken });
+        self.own(first, end, Extent { address: self.base + at, bytes });
         Ok(self.base + at)
     }
 
@@ -109,27 +177,24 @@ impl Arena {
         if offset >= self.bytes() {
             return Err(refused());
         }
-        let mut part = self.part((offset / self.part_bytes) as u32);
-        let Some(length) = part.used.remove(&offset) else { return Err(refused()) };
-        let (first, last) = (offset.next_multiple_of(PAGE), (offset + length) / PAGE * PAGE);
-        let mut whole = offset..offset;
-        if last > first {
-            // SAFETY: the range lies inside the mapping, on page boundaries, and inside an allocation that nobody owns
-            // any more. DONTNEED on private anonymous memory makes its bytes zero; no reference into the mapping exists
-            // (it is reached through raw pointers only), so no reference sees its referent change.
-            let advised = unsafe {
-                self.mapping.unchecked_advise_range(UncheckedAdvice::DontNeed, first as usize, (last - first) as usize)
-            };
-            whole = if advised.is_ok() { first..last } else { offset..offset };
-        }
-        // What the advice left: the edges, or all of it where the host refuses (locked pages, larger pages).
-        for edge in [offset..whole.start, whole.end..offset + length] {
-            let at = (self.base + edge.start) as usize;
+        let mut part = self.part((offset / self.stride) as u32);
+        let Some(Used { first, length, taken }) = part.used.remove(&offset) else { return Err(refused()) };
+        let bytes = self.near(address).map_or(0, |extent| extent.bytes);
+        self.own(first, first + length, Extent { address: 0, bytes: 0 });
+        self.freed.fetch_add(1, Ordering::AcqRel);
+        // SAFETY: the range lies inside the mapping, on granule boundaries, and belongs to an allocation that nobody owns any
+        // more. DONTNEED on private anonymous memory makes its bytes zero; no reference into the mapping exists (it is reached
+        // through raw pointers only), so no reference sees its referent change.
+        let advised =
+            unsafe { self.mapping.unchecked_advise_range(UncheckedAdvice::DontNeed, first as usize, length as usize) };
+        if advised.is_err() {
+            // The host refuses where pages are locked or larger. Nobody could touch the guards.
             // SAFETY: inside the mapping and an allocation that nobody owns any more.
-            unsafe { fill_bytes(at, 0, (edge.end - edge.start) as usize) };
+            unsafe { fill_bytes(address as usize, 0, bytes as usize) };
         }
-        let (mut start, mut end) = (offset, offset + length);
-        if let Some((&before, &bytes)) = part.free.range(..offset).next_back()
+        part.left += taken;
+        let (mut start, mut end) = (first, first + length);
+        if let Some((&before, &bytes)) = part.free.range(..first).next_back()
             && before + bytes == start
         {
             part.free.remove(&before);
@@ -140,6 +205,20 @@ impl Arena {
         }
         part.free.insert(start, end - start);
         Ok(())
+    }
+
+    /// The bytes of address space.
+    fn bytes(&self) -> u64 {
+        self.mapping.len() as u64
+    }
+
+    /// Writes down whose the granules from `first` to `end` are.
+    fn own(&self, first: u64, end: u64, extent: Extent) {
+        for granule in first / GRANULE..end / GRANULE {
+            if let Some(owner) = self.owners.of(self.base + granule * GRANULE) {
+                owner.become_owner(extent);
+            }
+        }
     }
 
     /// A rank's books. Their invariants hold between statements that cannot panic, so a poisoned lock is still good.
@@ -171,7 +250,8 @@ mod tests {
             arena.free(address).expect("live");
         }
         let whole = arena.allocate(1, 4 << 20, 256).expect("the pieces became one again");
-        assert_eq!(whole, arena.base() + (4 << 20), "rank 1 owns the second half");
+        assert!(whole > arena.base + arena.stride, "rank 1 owns the second half");
+        assert_eq!(arena.part(1).free.len(), 1, "one piece is left");
     }
 
     #[test]
@@ -180,6 +260,51 @@ mod tests {
         arena.allocate(0, 1 << 20, 256).expect("fits");
         let error = arena.allocate(0, 4 << 20, 256).expect_err("only 3 MiB are left");
         assert_eq!(error, SimError::OutOfMemory { rank: 0, asked: 4 << 20, free: 3 << 20 });
+    }
+
+    #[test]
+    fn an_address_is_in_one_live_allocation_or_in_none_and_every_allocation_has_guards() {
+        let arena = arena();
+        let mut live: Vec<Extent> = Vec::new();
+        for (bytes, align) in
+            [(8, 1), (256, 256), (1000, 512), (16 << 10, 256), (100_000, 4096), (1, 1), (1 << 20, 256)]
+        {
+            let address = arena.allocate(0, bytes, align).expect("fits");
+            live.push(Extent { address, bytes });
+        }
+        let check = |live: &[Extent]| {
+            for &extent in live {
+                let Extent { address, bytes } = extent;
+                let guard = (bytes / 64).clamp(256, 64 << 10);
+                assert_eq!(arena.extent_of(address, bytes), Some(extent));
+                assert_eq!(arena.extent_of(address + bytes - 1, 1), Some(extent));
+                for outside in [address - 256, address - 1, address + bytes, address + bytes + guard - 1] {
+                    assert_eq!(arena.extent_of(outside, 1), None, "{outside:#x} of {extent:x?}");
+                }
+                assert_eq!(arena.extent_of(address + bytes - 1, 2), None);
+                assert_eq!(arena.extent_of(address - 1, bytes), None);
+                assert_eq!(arena.extent_of(address, u64::MAX), None);
+            }
+        };
+        check(&live);
+        let gone = live.remove(3);
+        arena.free(gone.address).expect("live");
+        assert_eq!(arena.extent_of(gone.address, 1), None);
+        check(&live);
+        // Below, above, and where the sum of address and bytes wraps.
+        for address in [0, 0x1000, arena.base - 1, arena.base + arena.bytes(), u64::MAX - 7] {
+            assert_eq!(arena.extent_of(address, 8), None);
+        }
+    }
+
+    #[test]
+    fn guards_take_none_of_a_ranks_memory() {
+        let arena = arena();
+        let pieces = (4 << 20) / 4096;
+        for piece in 0..pieces {
+            arena.allocate(0, 4096, 256).unwrap_or_else(|error| panic!("piece {piece} of {pieces}: {error}"));
+        }
+        assert!(arena.allocate(0, 1, 1).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::panic::Location;
 
 use crate::block::{Waiting, bits};
-use crate::context::{Context, fail, suspend};
+use crate::context::{Context, fail, notice, suspend};
 
 /// One of a block's hardware barriers.
 pub(crate) struct Barrier {
@@ -42,10 +42,11 @@ impl Barrier {
 /// Arrives at barrier `id` and waits until `threads` threads have (0: the whole block). A vote is or-ed over all.
 #[track_caller]
 pub(crate) fn arrive(context: *mut Context, id: u32, threads: u32, vote: Option<bool>) -> bool {
+    notice(context);
     let location = Location::caller();
     // SAFETY: `context` is the running thread's (it came from `require`); its worker holds no reference to the block
     // while the thread runs, and the reference made here ends before the suspension.
-    let (state, thread) = unsafe { (&mut *(*context).state, (*context).thread) };
+    let (state, thread) = unsafe { (&mut *(*context).state, (*context).reins.thread()) };
     if id >= 16 {
         fail(context, format!("barrier {id} does not exist: a block has barriers 0 to 15"));
     }

@@ -8,7 +8,7 @@ use std::panic::Location;
 use corosensei::Yielder;
 
 use crate::barrier::Barrier;
-use crate::bulk::PendingCopy;
+use crate::bulk::{PendingCopy, Stores};
 use crate::device::PollWait;
 use crate::mbarrier::Mbarrier;
 use crate::warp::{Meet, WarpOp};
@@ -29,6 +29,8 @@ pub(crate) struct BlockState {
     pub mbarrier_warps: u32,
     pub warps: Vec<Warp>,
     pub lanes: Vec<Lane>,
+    /// Of every thread, or of none.
+    tallies: Vec<Tally>,
     pub barriers: [Barrier; 16],
     pub mbarriers: Vec<Mbarrier>,
     /// Bulk copies that were issued and have not happened yet (seeded modes).
@@ -55,8 +57,14 @@ pub(crate) struct Lane {
     /// Where the thread's coroutine suspends; set when it starts.
     pub yielder: *const Yielder<(), ()>,
     pub waiting: Waiting,
-    /// How many bulk groups the thread has committed.
-    pub bulk_groups: u32,
+}
+
+/// What is counted for a thread, in few kernels.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Tally {
+    pub stores: Stores,
+    /// Turns in a row that got somewhere, counted once the kernel is overdue.
+    pub restless: u32,
 }
 
 /// What a suspended thread waits for.
@@ -65,7 +73,9 @@ pub(crate) enum Waiting {
     /// Nothing yet: it has not started.
     Start,
     /// Its next turn, which the schedule took from it.
-    Preempted,
+    Preempted {
+        location: &'static Location<'static>,
+    },
     Warp {
         op: WarpOp,
         mask: u32,
@@ -92,6 +102,21 @@ pub(crate) enum Waiting {
     Exited,
 }
 
+impl Waiting {
+    /// Where the thread waits.
+    pub(crate) fn location(&self) -> Option<&'static Location<'static>> {
+        match self {
+            Self::Start | Self::Exited => None,
+            Self::Preempted { location }
+            | Self::Warp { location, .. }
+            | Self::Barrier { location, .. }
+            | Self::Poll { location, .. }
+            | Self::Sleep { location, .. }
+            | Self::Mbarrier { location, .. } => Some(location),
+        }
+    }
+}
+
 impl BlockState {
     /// A block none of whose threads has started.
     pub(crate) fn new(kernel: &'static str, rank: u32, index: u32, grid: u32, threads: u32) -> Self {
@@ -109,6 +134,7 @@ impl BlockState {
             mbarrier_warps: 0,
             warps: (0..warps).map(|_| Warp::new()).collect(),
             lanes: (0..threads).map(|_| Lane::new()).collect(),
+            tallies: Vec::new(),
             barriers: std::array::from_fn(|_| Barrier::new()),
             mbarriers: Vec::new(),
             copies: Vec::new(),
@@ -161,6 +187,14 @@ impl BlockState {
         }
     }
 
+    /// What is counted for `thread`.
+    pub(crate) fn tally(&mut self, thread: u32) -> &mut Tally {
+        if self.tallies.is_empty() {
+            self.tallies.resize(self.threads as usize, Tally::default());
+        }
+        &mut self.tallies[thread as usize]
+    }
+
     /// Books a thread's return; notes in `broken` when others wait for it.
     pub(crate) fn exit(&mut self, thread: u32) {
         let (warp, bit) = (thread / 32, 1u32 << (thread % 32));
@@ -186,6 +220,22 @@ impl BlockState {
                 );
                 self.broken.get_or_insert((message, barrier.location));
             }
+        }
+        if let Some(location) = self.tallies.get(thread as usize).and_then(|tally| tally.stores.in_flight()) {
+            let message = format!(
+                "thread {thread} returned with a bulk store in flight, whose source in shared memory may still be read: \
+                 bulk_wait(0, ..) comes after the last one"
+            );
+            self.broken.get_or_insert((message, location));
+        }
+        if self.live == 0
+            && let Some((at, location)) = self.mbarriers.iter().find_map(Mbarrier::in_flight)
+        {
+            let message = format!(
+                "the block ended with a bulk load in flight, which may still write its shared memory: nobody waited for \
+                 mbarrier {at:#x} after it"
+            );
+            self.broken.get_or_insert((message, location));
         }
     }
 
@@ -224,7 +274,7 @@ impl Warp {
 
 impl Lane {
     fn new() -> Self {
-        Self { yielder: std::ptr::null(), waiting: Waiting::Start, bulk_groups: 0 }
+        Self { yielder: std::ptr::null(), waiting: Waiting::Start }
     }
 }
 

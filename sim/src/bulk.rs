@@ -4,6 +4,8 @@
 //! at the latest when its mbarrier or its group is waited for and nothing else can run. A store's source is read then,
 //! too, so a kernel that refills its stage without `bulk_wait(.., read_only)` sends the wrong bytes, like on hardware.
 
+use std::panic::Location;
+
 use crate::block::BlockState;
 use crate::context::{Context, fail};
 use crate::copies::{copy_words, read_words, write_words};
@@ -18,6 +20,24 @@ pub(crate) struct PendingCopy {
     kind: Kind,
 }
 
+/// What a thread knows of its bulk stores.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Stores {
+    /// How many groups it has committed.
+    committed: u32,
+    /// How many groups have had their sources read, as far as it has waited.
+    read: u32,
+    /// The group of its last store, and where that was issued.
+    last: Option<(u32, &'static Location<'static>)>,
+}
+
+impl Stores {
+    /// Where the last store was issued, if nobody waited until its source was read.
+    pub(crate) fn in_flight(&self) -> Option<&'static Location<'static>> {
+        self.last.and_then(|(group, location)| (group >= self.read).then_some(location))
+    }
+}
+
 enum Kind {
     /// Into shared memory; delivers its bytes to this mbarrier.
     Load { mbarrier: u32 },
@@ -30,8 +50,8 @@ enum Kind {
 pub(crate) fn load(context: *mut Context, shared_to: u32, global_from: u64, bytes: u32, mbarrier: u32) {
     let (shared, global) = check(context, shared_to, global_from, bytes, "bulk_load");
     // SAFETY: `context` is the running thread's; its worker holds no reference to the block while the thread runs.
-    let (state, late, thread) = unsafe { (&mut *(*context).state, (*context).adversarial, (*context).thread) };
-    mbarrier::find(context, state, mbarrier);
+    let (state, late, thread) = unsafe { (&mut *(*context).state, (*context).adversarial, (*context).reins.thread()) };
+    mbarrier::find(context, state, mbarrier).load(Location::caller());
     if late {
         state.copies.push(PendingCopy { thread, to: shared, from: global, bytes, kind: Kind::Load { mbarrier } });
         return;
@@ -46,9 +66,11 @@ pub(crate) fn load(context: *mut Context, shared_to: u32, global_from: u64, byte
 pub(crate) fn store(context: *mut Context, global_to: u64, shared_from: u32, bytes: u32) {
     let (shared, global) = check(context, shared_from, global_to, bytes, "bulk_store");
     // SAFETY: as in `load`.
-    let (state, late, thread) = unsafe { (&mut *(*context).state, (*context).adversarial, (*context).thread) };
+    let (state, late, thread) = unsafe { (&mut *(*context).state, (*context).adversarial, (*context).reins.thread()) };
+    let stores = &mut state.tally(thread).stores;
+    let group = stores.committed;
+    stores.last = Some((group, Location::caller()));
     if late {
-        let group = state.lanes[thread as usize].bulk_groups;
         let kind = Kind::Store { group, snapshot: None };
         state.copies.push(PendingCopy { thread, to: global, from: shared, bytes, kind });
         return;
@@ -61,8 +83,8 @@ pub(crate) fn store(context: *mut Context, global_to: u64, shared_from: u32, byt
 pub(crate) fn commit(context: *mut Context) {
     // SAFETY: as in `load`.
     unsafe {
-        let thread = (*context).thread as usize;
-        (&mut (*(*context).state).lanes)[thread].bulk_groups += 1;
+        let thread = (*context).reins.thread();
+        (*(*context).state).tally(thread).stores.committed += 1;
     }
 }
 
@@ -70,8 +92,10 @@ pub(crate) fn commit(context: *mut Context) {
 /// read.
 pub(crate) fn wait(context: *mut Context, groups_left: u32, read_only: bool) {
     // SAFETY: as in `load`.
-    let (state, thread) = unsafe { (&mut *(*context).state, (*context).thread) };
-    let committed = state.lanes[thread as usize].bulk_groups;
+    let (state, thread) = unsafe { (&mut *(*context).state, (*context).reins.thread()) };
+    let stores = &mut state.tally(thread).stores;
+    let committed = stores.committed;
+    stores.read = stores.read.max(committed.saturating_sub(groups_left));
     let mut index = 0;
     while index < state.copies.len() {
         let copy = &mut state.copies[index];
@@ -120,8 +144,7 @@ pub(crate) fn complete(state: &mut BlockState, index: usize) {
 #[inline]
 fn check(context: *mut Context, shared: u32, global: u64, bytes: u32, name: &str) -> (*mut u64, *mut u64) {
     // SAFETY: `context` is the running thread's.
-    let (base, arena_bytes, memory, shared_bytes) =
-        unsafe { ((*context).arena_base, (*context).arena_bytes, (*context).shared, (*context).shared_bytes) };
+    let (arena, memory, shared_bytes) = unsafe { (&*(*context).arena, (*context).shared, (*context).shared_bytes) };
     if !(u64::from(shared) | global | u64::from(bytes)).is_multiple_of(16) {
         fail(
             context,
@@ -130,12 +153,9 @@ fn check(context: *mut Context, shared: u32, global: u64, bytes: u32, name: &str
             ),
         );
     }
-    let offset = global.wrapping_sub(base);
-    if offset > arena_bytes || u64::from(bytes) > arena_bytes - offset {
-        fail(
-            context,
-            format!("{name} of {bytes} bytes at device address {global:#x} is out of bounds: {}", arena(context)),
-        );
+    if arena.extent_of(global, u64::from(bytes)).is_none() {
+        let where_it_is = arena.whereabouts(global, u64::from(bytes));
+        fail(context, format!("{name} of {bytes} bytes at device address {global:#x} is out of bounds: {where_it_is}"));
     }
     if u64::from(shared) + u64::from(bytes) > shared_bytes {
         fail(
@@ -148,11 +168,4 @@ fn check(context: *mut Context, shared: u32, global: u64, bytes: u32, name: &str
     // SAFETY: the offset was compared with the size of the block's shared memory.
     let shared = unsafe { memory.add(shared as usize) };
     (shared.cast(), std::ptr::with_exposed_provenance_mut(global as usize))
-}
-
-/// Where device memory lies, for a message.
-pub(crate) fn arena(context: *mut Context) -> String {
-    // SAFETY: `context` is the running thread's.
-    let (base, bytes) = unsafe { ((*context).arena_base, (*context).arena_bytes) };
-    format!("device memory is {base:#x}..{:#x}", base + bytes)
 }

@@ -3,7 +3,10 @@
 //! The defaults are those of one H200 node: 132 SMs a rank and 227 KiB of shared memory a block. The arena is address
 //! space, not memory: pages come from the operating system when a kernel first touches them.
 
+use std::time::Duration;
+
 use crate::error::SimError;
+use crate::mutation::Mutation;
 
 /// Chooses how the machine orders the simulated threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,19 +42,47 @@ pub struct MachineConfig {
     pub sms_per_rank: u32,
     /// The most dynamic shared memory a block may ask for, in bytes.
     pub shared_bytes_per_block: u32,
-    /// Device memory of all ranks together, in bytes of address space; every rank gets an equal part.
+    /// Device memory of all ranks together, in bytes; every rank gets an equal part. It is address space until it is touched.
     pub arena_bytes: u64,
     /// The scheduling mode.
     pub mode: Mode,
+    /// For how long of wall time a machine that stands still waits for host threads that are busy elsewhere.
+    ///
+    /// After that they count as blocked until they call again: in the fast mode deadlines pass, exchanges end with
+    /// [`SimError::PeerSilent`], and a deadlock is one. A seeded machine halts with [`SimError::HostBusy`], because it would no
+    /// longer be one seed, one run.
+    pub patience: Duration,
+    /// For how long of wall time a kernel may run.
+    ///
+    /// After that it fails as if it had broken a rule, with thread and source line. What never calls the simulator cannot be
+    /// ended: it is named on standard error, the machine halts with [`SimError::Endless`], and the host thread that it runs
+    /// on is left to it. A call on a stream that never returns ends the machine the same way. Who drops the machine waits no
+    /// longer for either.
+    pub watchdog: Duration,
+    /// A step that the machine leaves out, for tests of tests.
+    pub mutation: Option<Mutation>,
 }
 
 /// How finely one rank's part of the arena is cut: parts begin and end on these boundaries.
 pub(crate) const PART_ALIGNMENT: u64 = 2 << 20;
 
+/// No host can be told from a busy one in less.
+const SHORTEST: Duration = Duration::from_millis(1);
+
 impl MachineConfig {
-    /// Describes a machine of `ranks` H200-like GPUs with 64 GiB of address space for all of them.
+    /// Describes a machine of `ranks` H200-like GPUs with 64 GiB of device memory for all of them, a patience of 30 seconds and
+    /// a watchdog of 10 minutes.
     pub fn new(ranks: u32, mode: Mode) -> Self {
-        Self { ranks, sms_per_rank: 132, shared_bytes_per_block: 232_448, arena_bytes: 64 << 30, mode }
+        Self {
+            ranks,
+            sms_per_rank: 132,
+            shared_bytes_per_block: 232_448,
+            arena_bytes: 64 << 30,
+            mode,
+            patience: Duration::from_secs(30),
+            watchdog: Duration::from_secs(600),
+            mutation: None,
+        }
     }
 
     /// Sets how many streaming multiprocessors each rank has.
@@ -61,7 +92,7 @@ impl MachineConfig {
         self
     }
 
-    /// Sets the device memory of all ranks together, in bytes of address space.
+    /// Sets the device memory of all ranks together, in bytes.
     #[must_use]
     pub fn with_arena_bytes(mut self, arena_bytes: u64) -> Self {
         self.arena_bytes = arena_bytes;
@@ -72,6 +103,27 @@ impl MachineConfig {
     #[must_use]
     pub fn with_shared_bytes_per_block(mut self, shared_bytes_per_block: u32) -> Self {
         self.shared_bytes_per_block = shared_bytes_per_block;
+        self
+    }
+
+    /// Sets for how long of wall time a machine that stands still waits for host threads that are busy elsewhere.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Sets for how long of wall time a kernel may run.
+    #[must_use]
+    pub fn with_watchdog(mut self, watchdog: Duration) -> Self {
+        self.watchdog = watchdog;
+        self
+    }
+
+    /// Leaves out a step, to see that a test notices.
+    #[must_use]
+    pub fn with_mutation(mut self, mutation: Mutation) -> Self {
+        self.mutation = Some(mutation);
         self
     }
 
@@ -88,6 +140,15 @@ impl MachineConfig {
         }
         if self.part_bytes() == 0 || self.arena_bytes > 1 << 46 {
             return Err(SimError::invalid("arena_bytes", self.arena_bytes, "at least 2 MiB a rank, at most 64 TiB"));
+        }
+        for (argument, time) in [("patience", self.patience), ("watchdog", self.watchdog)] {
+            if time < SHORTEST {
+                return Err(SimError::invalid(
+                    argument,
+                    format_args!("{time:?}"),
+                    format_args!("at least {SHORTEST:?}"),
+                ));
+            }
         }
         match self.mode {
             Mode::Fast { workers } if workers > 1024 => Err(SimError::invalid("workers", workers, "at most 1024")),

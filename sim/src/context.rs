@@ -5,33 +5,44 @@
 //! context a thread finds before a switch is the one it finds after it. All the same the thread-local is read in one
 //! function that is never inlined: its address, kept in a register across a switch, is what miscompiled before.
 
-use std::cell::Cell;
+use std::cell::{Cell, UnsafeCell};
 use std::panic::Location;
 use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use crate::arena::Arena;
 use crate::block::{BlockState, Waiting};
+use crate::mutation::Mutation;
+use crate::owner::Owners;
 use crate::random::Random;
+use crate::reins::{Alarm, Reins};
 
 /// What a worker tells the simulated thread that it resumes.
 pub(crate) struct Context {
-    /// First address of device memory.
-    pub arena_base: u64,
-    /// Bytes of device memory.
-    pub arena_bytes: u64,
+    /// Device memory.
+    pub arena: *const Arena,
+    /// Whose its addresses are.
+    pub owners: Owners,
+    /// How often something had been freed when the allocations touched last were remembered.
+    pub freed: u64,
+    /// Where the worker's threads may reach, and whether they must end. Others see this part, and no other.
+    pub reins: Reins,
+    /// How long a turn may take.
+    pub watchdog: Duration,
     /// The running block's dynamic shared memory.
     pub shared: *mut u8,
     /// Its size in bytes.
     pub shared_bytes: u64,
     /// The running block.
     pub state: *mut BlockState,
-    /// The running thread's index in its block.
-    pub thread: u32,
     /// Whether this resume changed anything that another thread can see.
     pub dirty: bool,
     /// Whether threads lose their turn at random ordered accesses and bulk copies are late (the seeded modes).
     pub adversarial: bool,
+    /// The step that is left out.
+    pub mutation: Option<Mutation>,
     /// The machine's virtual time in ns, without `elapsed`.
     pub clock: *const AtomicU64,
     /// Virtual time that this worker has not yet added to the machine's.
@@ -40,6 +51,49 @@ pub(crate) struct Context {
     pub random: Random,
     /// Why the running thread failed.
     pub failure: Option<Failure>,
+}
+
+/// The place of a worker's context in its machine.
+#[repr(align(128))]
+pub(crate) struct Seat(UnsafeCell<Context>);
+
+// SAFETY: all but the reins, which are atomics, is reached through `Seat::context` only, by the worker alone.
+unsafe impl Send for Seat {}
+// SAFETY: as above.
+unsafe impl Sync for Seat {}
+
+impl Seat {
+    /// The seat of a worker that has not begun.
+    pub(crate) fn new(watchdog: Duration) -> Self {
+        Self(UnsafeCell::new(Context {
+            arena: ptr::null(),
+            owners: Owners::none(),
+            freed: 0,
+            reins: Reins::new(),
+            watchdog,
+            shared: ptr::null_mut(),
+            shared_bytes: 0,
+            state: ptr::null_mut(),
+            dirty: false,
+            adversarial: false,
+            mutation: None,
+            clock: ptr::null(),
+            elapsed: 0,
+            random: Random::new(0),
+            failure: None,
+        }))
+    }
+
+    /// The context, for its worker. No reference to the whole of it is ever made, since others have one to the reins.
+    pub(crate) fn context(&self) -> *mut Context {
+        self.0.get()
+    }
+
+    /// What everyone else may hold of the worker.
+    pub(crate) fn reins(&self) -> &Reins {
+        // SAFETY: the context lives as long as its seat, and nobody ever has a unique reference to its reins.
+        unsafe { &(*self.0.get()).reins }
+    }
 }
 
 /// A broken rule or a panic, before it has a kernel's name.
@@ -67,7 +121,7 @@ pub(crate) fn set_current(context: *mut Context) {
     CURRENT.with(|current| current.set(context));
 }
 
-/// The current context.
+/// The current context. Whoever takes it from here looks for an alarm, by [`notice`] or, in an access, with its bounds.
 ///
 /// # Panics
 ///
@@ -80,6 +134,48 @@ pub(crate) fn require(operation: &'static str) -> *mut Context {
         outside(operation);
     }
     context
+}
+
+/// The current context, of a thread that need not end.
+///
+/// # Panics
+///
+/// As [`require`]; when the thread must end (the kernel fails, or the machine has stopped).
+#[inline(always)]
+#[track_caller]
+pub(crate) fn attend(operation: &'static str) -> *mut Context {
+    let context = require(operation);
+    notice(context);
+    context
+}
+
+/// Looks whether the running thread must end.
+#[inline(always)]
+#[track_caller]
+pub(crate) fn notice(context: *mut Context) {
+    // SAFETY: `context` is the running thread's, and of the reins everyone may make references.
+    if unsafe { (*context).reins.alarmed() } {
+        heed(context);
+    }
+}
+
+/// Ends the running thread if there is an alarm for it.
+#[cold]
+#[inline(never)]
+#[track_caller]
+pub(crate) fn heed(context: *mut Context) {
+    // SAFETY: as in `notice`.
+    let (alarm, watchdog) = unsafe { ((*context).reins.alarm(), (*context).watchdog) };
+    match alarm {
+        None => {}
+        Some(Alarm::Stopped) => fail(context, "the machine stopped".to_string()),
+        Some(Alarm::Overdue) => fail(context, overdue(watchdog)),
+    }
+}
+
+/// Says why a kernel is ended that takes too long.
+pub(crate) fn overdue(watchdog: Duration) -> String {
+    format!("the kernel has not ended after {watchdog:?} of wall time (MachineConfig::watchdog)")
 }
 
 #[cold]
@@ -114,7 +210,7 @@ pub(crate) unsafe fn suspend(context: *mut Context, waiting: Waiting) {
     // SAFETY: the worker that resumed this thread keeps the block alive and holds no reference into it; the yielder is
     // that of this very coroutine, stored when it started.
     unsafe {
-        let thread = (*context).thread as usize;
+        let thread = (*context).reins.thread() as usize;
         let lane = (*(*context).state).lanes.as_mut_ptr().add(thread);
         (*lane).waiting = waiting;
         let yielder = (*lane).yielder;
@@ -128,12 +224,13 @@ pub(crate) unsafe fn suspend(context: *mut Context, waiting: Waiting) {
 ///
 /// As for [`suspend`].
 #[inline(always)]
+#[track_caller]
 pub(crate) unsafe fn preemption_point(context: *mut Context) {
     // SAFETY: as for `suspend`.
     unsafe {
         if (*context).adversarial && (*context).random.one_in(8) {
-            (*(*context).state).make_ready((*context).thread);
-            suspend(context, Waiting::Preempted);
+            (*(*context).state).make_ready((*context).reins.thread());
+            suspend(context, Waiting::Preempted { location: Location::caller() });
         }
     }
 }

@@ -1,15 +1,23 @@
-//! Copies of device memory by the host's hand: each word by one relaxed atomic access, so that none races with a kernel.
+//! Copies of device memory by the host's hand and by bulk copies, in relaxed atomic accesses.
 //!
-//! Bytes are read and written as parts of their 8-byte words, as device memory is only ever accessed so.
+//! Kernels access device memory in words of 1, 2, 4 and 8 bytes. Two atomic accesses of different sizes to the same bytes, of
+//! which one writes, are undefined behaviour unless something orders them, as two plain ones are (`core::sync::atomic`, "Memory
+//! model for atomic accesses"). So each function here says in which words it accesses what, touches nothing beside, and leaves
+//! it to its caller that others do the same or not at the same time.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// Views device memory.
 ///
 /// # Safety
 ///
-/// The words are live device memory, which is only ever accessed atomically while this is used, and 8-byte aligned.
+/// The words are live device memory and 8-byte aligned. While this is used they are only ever accessed atomically, and what
+/// others access at the same time, one of them or this one writing, they access as these words.
 unsafe fn words<'a>(at: *const u64, words: usize) -> &'a [AtomicU64] {
+    if words == 0 {
+        // Wherever that is.
+        return &[];
+    }
     // SAFETY: the caller vouches for the range. `AtomicU64` has the layout of `u64` and allows shared mutation, so a shared
     // slice of it over memory that others access atomically is sound.
     unsafe { std::slice::from_raw_parts(at.cast::<AtomicU64>(), words) }
@@ -19,7 +27,7 @@ unsafe fn words<'a>(at: *const u64, words: usize) -> &'a [AtomicU64] {
 ///
 /// # Safety
 ///
-/// Both ranges are inside live memory that is only ever accessed atomically, and 8-byte aligned.
+/// Both ranges are as [`words`] asks for.
 pub(crate) unsafe fn copy_words(to: *mut u64, from: *const u64, count: usize) {
     // SAFETY: the caller's promise.
     let (to, from) = unsafe { (words(to, count), words(from, count)) };
@@ -32,7 +40,7 @@ pub(crate) unsafe fn copy_words(to: *mut u64, from: *const u64, count: usize) {
 ///
 /// # Safety
 ///
-/// The target is inside live memory that is only ever accessed atomically, and 8-byte aligned.
+/// The target is as [`words`] asks for.
 pub(crate) unsafe fn write_words(to: *mut u64, from: &[u64]) {
     // SAFETY: the caller's promise.
     for (to, from) in unsafe { words(to, from.len()) }.iter().zip(from) {
@@ -44,7 +52,7 @@ pub(crate) unsafe fn write_words(to: *mut u64, from: &[u64]) {
 ///
 /// # Safety
 ///
-/// The source is inside live memory that is only ever accessed atomically, and 8-byte aligned.
+/// The source is as [`words`] asks for.
 pub(crate) unsafe fn read_words(to: &mut [u64], from: *const u64) {
     // SAFETY: the caller's promise.
     for (from, to) in unsafe { words(from, to.len()) }.iter().zip(to) {
@@ -52,68 +60,96 @@ pub(crate) unsafe fn read_words(to: &mut [u64], from: *const u64) {
     }
 }
 
-/// Splits `bytes` bytes at device address `at` into its words: the word's address, the bytes of the word that belong to it, and
-/// where these are in the whole.
-fn parts(at: usize, bytes: usize) -> impl Iterator<Item = (*mut u64, std::ops::Range<usize>, std::ops::Range<usize>)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        if done == bytes {
-            return None;
-        }
-        let first = (at + done) % 8;
-        let count = (8 - first).min(bytes - done);
-        let part = (std::ptr::with_exposed_provenance_mut(at + done - first), first..first + count, done..done + count);
-        done += count;
-        Some(part)
-    })
-}
-
-/// Writes bytes: `fill` is given those of each word, and where they are in the whole. Of a word of which only a part belongs to them, the rest stays as it was.
+/// Views device memory byte by byte.
 ///
 /// # Safety
 ///
-/// The range is inside live device memory, which begins and ends on page boundaries, so that the 8-byte words that it touches
-/// are too; and nothing else writes these at the same time.
-unsafe fn write(at: usize, bytes: usize, fill: impl Fn(&mut [u8], std::ops::Range<usize>)) {
-    for (word, of_word, of_all) in parts(at, bytes) {
-        // SAFETY: the caller's promise, and the address was rounded down to a multiple of 8.
-        let word = unsafe { AtomicU64::from_ptr(word) };
-        let mut value = if of_word.len() == 8 { [0; 8] } else { word.load(Ordering::Relaxed).to_ne_bytes() };
-        fill(&mut value[of_word], of_all);
-        word.store(u64::from_ne_bytes(value), Ordering::Relaxed);
+/// As for [`words`], but for the alignment.
+unsafe fn single<'a>(at: usize, bytes: usize) -> &'a [AtomicU8] {
+    // SAFETY: as in `words`.
+    unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(at), bytes) }
+}
+
+/// How `bytes` bytes at `at` are accessed: so many single bytes up to a multiple of 8, then words, and the rest as bytes.
+fn split(at: usize, bytes: usize) -> (usize, usize) {
+    let head = at.wrapping_neg() % 8;
+    let head = head.min(bytes);
+    (head, (bytes - head) / 8)
+}
+
+/// Writes bytes: `byte` and `word` say which, by where they are in the whole.
+///
+/// # Safety
+///
+/// The range is inside live device memory that is only ever accessed atomically, and what others access of it at the same
+/// time is accessed in the same bytes and words.
+unsafe fn write(at: usize, bytes: usize, byte: impl Fn(usize) -> u8, word: impl Fn(usize) -> u64) {
+    let (head, count) = split(at, bytes);
+    let tail = head + 8 * count;
+    // SAFETY: the caller's promise; the words begin at a multiple of 8.
+    let (first, middle, last) = unsafe {
+        let middle = std::ptr::with_exposed_provenance(at + head);
+        (single(at, head), words(middle, count), single(at + tail, bytes - tail))
+    };
+    for (index, to) in (0..).zip(first) {
+        to.store(byte(index), Ordering::Relaxed);
+    }
+    for (index, to) in middle.iter().enumerate() {
+        to.store(word(head + 8 * index), Ordering::Relaxed);
+    }
+    for (index, to) in (tail..).zip(last) {
+        to.store(byte(index), Ordering::Relaxed);
     }
 }
 
-/// Writes bytes to device memory. Of a word that they do not fill, the rest stays as it was.
+/// Writes bytes to device memory, and touches no other: whole words where they lie on multiples of 8, single bytes else.
 ///
 /// # Safety
 ///
-/// The range is inside live device memory, and nothing else writes the 8-byte words that it touches at the same time.
+/// The range is inside live device memory that is only ever accessed atomically, and what others access of it at the same
+/// time is accessed in the same bytes and words.
 pub(crate) unsafe fn write_bytes(at: usize, from: &[u8]) {
+    let word = |index: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&from[index..index + 8]);
+        u64::from_ne_bytes(word)
+    };
     // SAFETY: the caller's promise.
-    unsafe { write(at, from.len(), |part, range| part.copy_from_slice(&from[range])) };
+    unsafe { write(at, from.len(), |index| from[index], word) };
 }
 
-/// Sets bytes of device memory. Of a word that they do not fill, the rest stays as it was.
+/// Sets bytes of device memory, as [`write_bytes`] does.
 ///
 /// # Safety
 ///
-/// The range is inside live device memory, and nothing else writes the 8-byte words that it touches at the same time.
+/// As for [`write_bytes`].
 pub(crate) unsafe fn fill_bytes(at: usize, byte: u8, bytes: usize) {
     // SAFETY: the caller's promise.
-    unsafe { write(at, bytes, |part, _| part.fill(byte)) };
+    unsafe { write(at, bytes, |_| byte, |_| u64::from_ne_bytes([byte; 8])) };
 }
 
-/// Reads bytes of device memory.
+/// Reads bytes of device memory, and touches no other: whole words where they lie on multiples of 8, single bytes else.
 ///
 /// # Safety
 ///
-/// The range is inside live device memory.
+/// The range is inside live device memory, and what others write of it at the same time is written atomically and in the
+/// same bytes and words.
 pub(crate) unsafe fn read_bytes(to: &mut [u8], at: usize) {
-    for (word, of_word, of_all) in parts(at, to.len()) {
-        // SAFETY: as in `write`.
-        let value = unsafe { AtomicU64::from_ptr(word) }.load(Ordering::Relaxed).to_ne_bytes();
-        to[of_all].copy_from_slice(&value[of_word]);
+    let (head, count) = split(at, to.len());
+    let tail = head + 8 * count;
+    // SAFETY: as in `write`.
+    let (first, middle, last) = unsafe {
+        let middle = std::ptr::with_exposed_provenance(at + head);
+        (single(at, head), words(middle, count), single(at + tail, to.len() - tail))
+    };
+    for (to, from) in to[..head].iter_mut().zip(first) {
+        *to = from.load(Ordering::Relaxed);
+    }
+    for (to, from) in to[head..tail].chunks_exact_mut(8).zip(middle) {
+        to.copy_from_slice(&from.load(Ordering::Relaxed).to_ne_bytes());
+    }
+    for (to, from) in to[tail..].iter_mut().zip(last) {
+        *to = from.load(Ordering::Relaxed);
     }
 }
 

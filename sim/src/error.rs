@@ -3,6 +3,7 @@
 //! An error is cloned to everyone who waits on the machine, so it holds text and numbers only.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 /// Says why the machine refused a call, or why it halted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +76,49 @@ pub enum SimError {
         rank: u32,
         /// The ranks whose actors were dropped.
         ranks: Vec<u32>,
+    },
+    /// An exchange was given up: nothing moved for a while, and some ranks had not come.
+    #[error(
+        "rank {rank} gave up its exchange: the host threads of ranks {ranks:?} did not come, and nothing moved for {patience:?} of wall time (MachineConfig::patience)"
+    )]
+    #[non_exhaustive]
+    PeerSilent {
+        /// The rank that asked.
+        rank: u32,
+        /// The ranks that did not come.
+        ranks: Vec<u32>,
+        /// How long nothing moved.
+        patience: Duration,
+    },
+    /// Host threads were busy elsewhere for too long, and a seeded machine does not go on without them; it halted.
+    #[error(
+        "a seeded machine steps only while every host thread is blocked, and those of ranks {ranks:?} ran, or had not come, for {patience:?} of wall time while others waited (MachineConfig::patience)"
+    )]
+    #[non_exhaustive]
+    HostBusy {
+        /// The ranks whose host threads ran.
+        ranks: Vec<u32>,
+        /// How long they did.
+        patience: Duration,
+    },
+    /// Something runs for ever without a call into the simulator, and cannot be ended; the machine halted, and the host thread
+    /// is left to it.
+    #[error(
+        "{what} has run for {watchdog:?} of wall time (MachineConfig::watchdog) and cannot be ended, since it calls nothing of the simulator"
+    )]
+    #[non_exhaustive]
+    Endless {
+        /// What runs, and where.
+        what: String,
+        /// How long.
+        watchdog: Duration,
+    },
+    /// Device memory cannot be looked at now, because something may be changing it. Nothing happened.
+    #[error("device memory is read while {what}: wait for the streams first")]
+    #[non_exhaustive]
+    Busy {
+        /// Who may be changing it.
+        what: String,
     },
     /// The host operating system, which is Linux, refused something the machine needs.
     #[error("the host (the simulated GPU runs on Linux) refused {what}: {message}")]

@@ -11,17 +11,17 @@ pub struct Event {
 
 #[derive(Debug)]
 struct State {
-    /// Which machine it belongs to, by the address of its core.
-    machine: usize,
+    /// The number of the machine that it belongs to.
+    machine: u64,
     reached: OnceLock<(Instant, u64)>,
 }
 
 impl Event {
-    pub(crate) fn new(machine: usize) -> Self {
+    pub(crate) fn new(machine: u64) -> Self {
         Self { state: Arc::new(State { machine, reached: OnceLock::new() }) }
     }
 
-    pub(crate) fn machine(&self) -> usize {
+    pub(crate) fn machine(&self) -> u64 {
         self.state.machine
     }
 

@@ -20,7 +20,7 @@ const LONGEST_NAP: Duration = Duration::from_millis(1);
 
 /// Runs worker `index` until the machine ends.
 pub(crate) fn work(core: &Core, index: usize) {
-    let mut bench = Bench::new(core, false, Random::new(0));
+    let mut bench = Bench::new(core, index, false, Random::new(0));
     let mut residents: Vec<Resident> = Vec::new();
     let (mut rounds, mut seen, mut nap) = (0, 0, Duration::ZERO);
     loop {
@@ -32,7 +32,7 @@ pub(crate) fn work(core: &Core, index: usize) {
             for ticket in take_mail(core, index, !residents.is_empty()) {
                 match ticket {
                     Ticket::Block { grid, index } => residents.push(Resident::new(grid, index, 0)),
-                    Ticket::HostCall { stream, call } => run_host_call(core, stream, call),
+                    Ticket::HostCall { stream, call } => run_host_call(core, index, stream, call),
                 }
             }
             rounds = 0;
@@ -145,6 +145,7 @@ pub(crate) fn wait_for_end(core: &Core, index: usize) {
     let abandoned = books.abandon();
     drop(books);
     drop(abandoned);
+    core.ended(index);
     let mut books = core.lock();
     while !books.shutdown {
         books = wait(core, books);
@@ -152,8 +153,10 @@ pub(crate) fn wait_for_end(core: &Core, index: usize) {
 }
 
 /// Runs a host call, and moves its stream on.
-pub(crate) fn run_host_call(core: &Core, stream: Stream, call: Box<dyn FnOnce() + Send>) {
+pub(crate) fn run_host_call(core: &Core, worker: usize, stream: Stream, call: Box<dyn FnOnce() + Send>) {
+    core.seats[worker].reins().enter_host_call(stream.rank, stream.index);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+    core.seats[worker].reins().leave();
     core.changed();
     let mut books = core.lock();
     books.host_calls -= 1;

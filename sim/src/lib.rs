@@ -7,7 +7,8 @@
 //!
 //! [`Mode::Fast`] runs on all cores. [`Mode::Seeded`] runs one adversarial schedule that its seed names: a rank, block or
 //! warp runs far ahead or stays far behind, bulk copies are late, and the same seed does the same again. Time is virtual,
-//! a hang is a report ([`SimError::Deadlock`]), and a broken rule names the kernel, the thread and the source line.
+//! a hang is a report ([`SimError::Deadlock`]), a broken rule names the kernel, the thread and the source line, and nothing
+//! runs or waits for ever ([`MachineConfig::watchdog`], [`MachineConfig::patience`]).
 //!
 //! **What a kernel must keep to.** Its frames hold only values without `Drop`: a thread that never ends is abandoned, not
 //! unwound. It spins on nothing but [`device::poll_pause`] and its like: a bare loop on a flag never gives up its turn.
@@ -59,17 +60,24 @@ mod event;
 mod executor;
 mod machine;
 mod mbarrier;
+mod memory;
+mod mutation;
+mod owner;
+mod patience;
 mod random;
+mod reins;
 mod resident;
 mod schedule;
 mod stack;
 mod stall;
 mod stream;
 mod warp;
+mod watchdog;
 
 pub use actor::Actor;
 pub use config::{MachineConfig, Mode};
 pub use error::SimError;
 pub use event::Event;
 pub use machine::Machine;
+pub use mutation::Mutation;
 pub use stream::{Launch, Stream};

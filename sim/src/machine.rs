@@ -12,11 +12,13 @@ use std::time::Instant;
 use crate::actor::Actor;
 use crate::arena::Arena;
 use crate::config::{MachineConfig, Mode};
-use crate::copies::{self, read_words, write_words};
+use crate::context::Seat;
 use crate::error::SimError;
 use crate::event::Event;
+use crate::patience::Stillness;
 use crate::stall::Quiet;
 use crate::stream::{Op, Placing, Queue, SM_PARTS, Ticket};
+use crate::watchdog::{Running, Watched};
 use crate::{context, executor, schedule};
 
 /// A simulated machine of several GPUs. A handle: clones are the same machine.
@@ -32,8 +34,14 @@ struct Handle {
 
 /// What workers and actors share.
 pub(crate) struct Core {
+    /// No other machine of the process has it, also not a later one.
+    pub id: u64,
     pub config: MachineConfig,
     pub arena: Arena,
+    /// One for each worker.
+    pub seats: Vec<Seat>,
+    /// The number of the next launch.
+    pub launches: AtomicU64,
     /// Virtual time in ns.
     pub clock: AtomicU64,
     /// Counts changes that anyone could see. A worker that finds it unchanged over its quiet rounds may sleep; when all
@@ -50,6 +58,8 @@ pub(crate) struct Core {
     pub work: Condvar,
     /// Actors wait here.
     pub host: Condvar,
+    /// Who waits for the end of workers, or of writes, waits here.
+    pub settled: Condvar,
 }
 
 /// The books under the lock.
@@ -68,12 +78,23 @@ pub(crate) struct Books {
     pub outcomes: Vec<Option<Outcome>>,
     pub halt: Option<SimError>,
     pub shutdown: bool,
-    /// When, and at which step, blocked host threads last complained about a running one.
-    pub complaint: Option<(Instant, Step)>,
+    /// Calls of host threads.
+    pub calls: u64,
+    /// Ranks whose host threads run and count as blocked, until they call again.
+    pub overdue: Vec<bool>,
+    pub stillness: Stillness,
+    /// Kernels some of whose blocks have started, by their numbers.
+    pub running: HashMap<u64, Running>,
+    /// What each worker was last seen doing.
+    pub watched: Vec<Watched>,
+    /// When only host threads that run could last move the machine.
+    pub waited: Instant,
+    /// Workers that run nothing of anybody's any more, and those that run what cannot be ended.
+    pub ended: Vec<bool>,
+    pub lost: Vec<bool>,
+    /// Host threads that write device memory, or give it back.
+    pub touching: usize,
 }
-
-/// How far a machine is: equal as long as it makes no step.
-pub(crate) type Step = (u64, u64);
 
 /// What was queued when the machine stopped. Its closures may own anything, the machine included.
 pub(crate) struct Abandoned {
@@ -120,9 +141,13 @@ impl Machine {
     pub fn new(config: MachineConfig) -> Result<Self, SimError> {
         config.validate()?;
         context::install_panic_hook();
+        static MACHINES: AtomicU64 = AtomicU64::new(1);
         let workers = config.worker_count();
         let core = Arc::new(Core {
+            id: MACHINES.fetch_add(1, Ordering::Relaxed),
             arena: Arena::new(&config)?,
+            seats: (0..workers).map(|_| Seat::new(config.watchdog)).collect(),
+            launches: AtomicU64::new(1),
             clock: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             stop: AtomicBool::new(false),
@@ -131,6 +156,7 @@ impl Machine {
             books: Mutex::new(Books::new(&config, workers)),
             work: Condvar::new(),
             host: Condvar::new(),
+            settled: Condvar::new(),
             config,
         });
         // The handle exists before the threads do, so that a refused thread still ends those before it.
@@ -147,6 +173,7 @@ impl Machine {
                     let message = context::panic_text(&*payload);
                     core.halt(&mut core.lock(), SimError::Host { what: "a worker thread, which panicked", message });
                 }
+                core.ended(index);
             };
             let spawned = std::thread::Builder::new().name(format!("sim-worker-{index}")).spawn(body);
             let spawned =
@@ -179,6 +206,7 @@ impl Machine {
             ));
         }
         *state = ActorState::Running;
+        books.hear(rank);
         Ok(Actor::new(self.clone(), rank))
     }
 
@@ -204,111 +232,6 @@ impl Machine {
         Ok(())
     }
 
-    /// Takes `bytes` bytes of device memory on `rank`, aligned to `align` and to 256 at least. Fresh memory is zero.
-    ///
-    /// The address is a host address. Host code must touch the memory only while no kernel does, or with atomics.
-    ///
-    /// # Errors
-    ///
-    /// [`SimError::OutOfMemory`]; [`SimError::InvalidArgument`] for no bytes, an alignment that is no power of two, or a
-    /// rank that does not exist.
-    pub fn allocate(&self, rank: u32, bytes: u64, align: u64) -> Result<u64, SimError> {
-        self.check_rank(rank)?;
-        self.core().arena.allocate(rank, bytes, align)
-    }
-
-    /// Gives an allocation back: its pages return to the operating system, and its bytes are zero for the next who has them.
-    ///
-    /// # Safety
-    ///
-    /// Nothing uses the allocation from here on: no kernel or host call that is queued or runs, and no pointer or
-    /// reference of the host. Its bytes change under whoever does, and the next allocation may have them.
-    ///
-    /// # Errors
-    ///
-    /// [`SimError::InvalidArgument`] when `address` is not the start of a live allocation.
-    pub unsafe fn free(&self, address: u64) -> Result<(), SimError> {
-        self.core().arena.free(address)
-    }
-
-    /// Writes words to device memory, each by one atomic store: kernels may touch them at the same time.
-    ///
-    /// # Safety
-    ///
-    /// The host holds no reference to the words and does not access them at the same time, except atomically; and
-    /// nothing else relies on what they hold, as the owner of an allocation may.
-    ///
-    /// # Errors
-    ///
-    /// [`SimError::InvalidArgument`] when the address is no multiple of 8 or the range is out of bounds.
-    pub unsafe fn write(&self, to: u64, words: &[u64]) -> Result<(), SimError> {
-        let to = self.words("to", to, words.len())?;
-        // SAFETY: the range was just found inside the arena.
-        unsafe { write_words(to, words) };
-        Ok(())
-    }
-
-    /// Writes bytes to device memory, in 8-byte words, each by one atomic store. Of a word that they do not fill, the rest
-    /// stays as it was.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Machine::write`], and of the words that are not filled nothing else writes any part at the same time.
-    ///
-    /// # Errors
-    ///
-    /// [`SimError::InvalidArgument`] when the range is out of bounds.
-    pub unsafe fn write_bytes(&self, to: u64, bytes: &[u8]) -> Result<(), SimError> {
-        let to = self.bytes("to", to, bytes.len() as u64)?;
-        // SAFETY: the range was just found inside the arena; the rest is the caller's promise.
-        unsafe { copies::write_bytes(to, bytes) };
-        Ok(())
-    }
-
-    /// Sets `bytes` bytes of device memory to `byte`, as [`Machine::write_bytes`] does.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Machine::write_bytes`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Machine::write_bytes`].
-    pub unsafe fn fill_bytes(&self, to: u64, byte: u8, bytes: u64) -> Result<(), SimError> {
-        let to = self.bytes("to", to, bytes)?;
-        // SAFETY: as in `write_bytes`.
-        unsafe { copies::fill_bytes(to, byte, bytes as usize) };
-        Ok(())
-    }
-
-    /// Reads words of device memory: safe against kernels that touch them.
-    ///
-    /// # Errors
-    ///
-    /// As [`Machine::write`]; [`SimError::Host`] when the host has no memory for the answer.
-    pub fn read(&self, from: u64, words: usize) -> Result<Vec<u64>, SimError> {
-        let from = self.words("from", from, words)?;
-        let mut out: Vec<u64> = Vec::new();
-        out.try_reserve_exact(words)
-            .map_err(|error| SimError::Host { what: "memory for words that are read", message: error.to_string() })?;
-        out.resize(words, 0);
-        // SAFETY: the range was just found inside the arena.
-        unsafe { read_words(&mut out, from) };
-        Ok(out)
-    }
-
-    /// Reads `out.len()` bytes of device memory: safe against kernels that touch them.
-    ///
-    /// # Errors
-    ///
-    /// As [`Machine::write_bytes`].
-    pub fn read_bytes(&self, from: u64, out: &mut [u8]) -> Result<(), SimError> {
-        let from = self.bytes("from", from, out.len() as u64)?;
-        // SAFETY: the range was just found inside the arena.
-        unsafe { copies::read_bytes(out, from) };
-        Ok(())
-    }
-
     /// Returns virtual time in ns.
     #[must_use]
     pub fn virtual_ns(&self) -> u64 {
@@ -325,30 +248,13 @@ impl Machine {
         &self.handle.core
     }
 
-    fn check_rank(&self, rank: u32) -> Result<(), SimError> {
+    pub(crate) fn check_rank(&self, rank: u32) -> Result<(), SimError> {
         let ranks = self.config().ranks;
         if rank < ranks {
             Ok(())
         } else {
             Err(SimError::invalid("rank", rank, format!("below the machine's {ranks} ranks")))
         }
-    }
-
-    fn words(&self, argument: &'static str, address: u64, words: usize) -> Result<*mut u64, SimError> {
-        let inside = (words as u64).checked_mul(8).is_some_and(|bytes| self.core().arena.contains(address, bytes));
-        if !address.is_multiple_of(8) || !inside {
-            let value = format!("{words} words at {address:#x}");
-            return Err(SimError::invalid(argument, value, "a multiple of 8, and all words inside device memory"));
-        }
-        Ok(std::ptr::with_exposed_provenance_mut(address as usize))
-    }
-
-    fn bytes(&self, argument: &'static str, address: u64, bytes: u64) -> Result<usize, SimError> {
-        if !self.core().arena.contains(address, bytes) {
-            let value = format!("{bytes} bytes at {address:#x}");
-            return Err(SimError::invalid(argument, value, "all bytes inside device memory"));
-        }
-        Ok(address as usize)
     }
 }
 
@@ -368,9 +274,20 @@ impl Drop for Handle {
         drop(books);
         self.core.work.notify_all();
         drop(abandoned);
-        for worker in self.workers.drain(..) {
-            // The last handle may die inside a host call, on a worker. That one ends by itself.
-            if worker.thread().id() != std::thread::current().id() {
+        // The last handle may die inside a host call, on a worker. That one ends by itself.
+        let here = std::thread::current().id();
+        let workers: Vec<(usize, JoinHandle<()>)> =
+            self.workers.drain(..).enumerate().filter(|(_, worker)| worker.thread().id() != here).collect();
+        let mut books = self.core.lock();
+        while workers.iter().any(|&(index, _)| !books.ended[index] && !books.lost[index]) {
+            self.core.watch(&mut books);
+            books = self.core.settled.wait_timeout(books, self.core.tick()).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let ended = books.ended.clone();
+        drop(books);
+        for (index, worker) in workers {
+            // One that is lost keeps what it needs of the machine, and ends by itself if it ever does.
+            if ended[index] {
                 // A worker that panicked has nothing left to end.
                 let _ = worker.join();
             }
@@ -404,6 +321,7 @@ impl Core {
         }
         books.halt = Some(error);
         self.stop.store(true, Ordering::Release);
+        self.seats.iter().for_each(|seat| seat.reins().stop());
         for actor in &mut books.actors {
             if !actor.is_running() && !actor.is_gone() {
                 *actor = ActorState::Running;
@@ -431,7 +349,15 @@ impl Books {
             outcomes: vec![None; ranks],
             halt: None,
             shutdown: false,
-            complaint: None,
+            calls: 0,
+            overdue: vec![false; ranks],
+            stillness: Stillness::new(),
+            running: HashMap::new(),
+            watched: vec![Watched::new(); workers],
+            waited: Instant::now(),
+            ended: vec![false; workers],
+            lost: vec![false; workers],
+            touching: 0,
         }
     }
 
@@ -444,9 +370,9 @@ impl Books {
         }
     }
 
-    /// Whether every host thread is blocked or gone.
+    /// Whether every host thread is blocked or gone, or counts as blocked.
     pub(crate) fn all_blocked(&self) -> bool {
-        !self.actors.iter().any(ActorState::is_running)
+        !self.actors.iter().zip(&self.overdue).any(|(actor, overdue)| actor.is_running() && !overdue)
     }
 
     /// The worker with the fewest resident threads.

@@ -18,6 +18,10 @@ pub(crate) struct Mbarrier {
     bytes: i64,
     /// How many phases are complete.
     phase: u64,
+    /// How many phases somebody has found complete.
+    seen: u64,
+    /// The phase of the last load, and where that was issued.
+    loaded: Option<(u64, &'static Location<'static>)>,
 }
 
 impl Mbarrier {
@@ -28,6 +32,17 @@ impl Mbarrier {
             self.phase += 1;
         }
         due
+    }
+
+    /// Books a load that is issued.
+    pub(crate) fn load(&mut self, location: &'static Location<'static>) {
+        self.loaded = Some((self.phase, location));
+    }
+
+    /// Where the object lies and where its last load was issued, if nobody has waited for it.
+    pub(crate) fn in_flight(&self) -> Option<(u32, &'static Location<'static>)> {
+        let (phase, location) = self.loaded?;
+        (phase >= self.seen).then_some((self.at, location))
     }
 }
 
@@ -48,7 +63,7 @@ pub(crate) fn init(context: *mut Context, at: u32, arrivals: u32) {
         fail(context, format!("mbarrier_init at {at:#x} asks for {arrivals} arrivals, but the rule is: 1 to 1048575"));
     }
     state.mbarriers.retain(|object| object.at != at);
-    state.mbarriers.push(Mbarrier { at, arrivals, pending: arrivals, bytes: 0, phase: 0 });
+    state.mbarriers.push(Mbarrier { at, arrivals, pending: arrivals, bytes: 0, phase: 0, seen: 0, loaded: None });
 }
 
 /// Announces `bytes` and arrives.
@@ -92,7 +107,7 @@ pub(crate) fn try_wait(context: *mut Context, at: u32, parity: u32) -> bool {
     }
     // SAFETY: `context` is the running thread's, and the reference made here ends before the suspension.
     unsafe {
-        let (state, thread) = (&mut *(*context).state, (*context).thread);
+        let (state, thread) = (&mut *(*context).state, (*context).reins.thread());
         state.warps[(thread / 32) as usize].on_mbarrier |= 1 << (thread % 32);
         state.mbarrier_warps |= 1 << (thread / 32);
         suspend(context, Waiting::Mbarrier { at, parity, location });
@@ -104,7 +119,12 @@ pub(crate) fn try_wait(context: *mut Context, at: u32, parity: u32) -> bool {
 fn is_complete(context: *mut Context, at: u32, parity: u32) -> bool {
     // SAFETY: as in `init`.
     let state = unsafe { &mut *(*context).state };
-    find(context, state, at).phase & 1 != u64::from(parity)
+    let object = find(context, state, at);
+    let complete = object.phase & 1 != u64::from(parity);
+    if complete {
+        object.seen = object.phase;
+    }
+    complete
 }
 
 /// The object at `at`; a kernel that made none there fails.

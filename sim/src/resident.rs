@@ -1,16 +1,20 @@
 //! A block on a worker: its coroutines, and how one of them gets a turn.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use corosensei::{Coroutine, CoroutineResult};
 
 use crate::block::{BlockState, Waiting};
 use crate::bulk;
-use crate::context::{Context, Failure, current, guard, now, set_current};
+use crate::context::{Context, Failure, current, guard, now, overdue, set_current};
 use crate::machine::Core;
 use crate::random::Random;
 use crate::stack::{FiberStack, StackPool};
 use crate::stream::Grid;
+
+/// After so many turns in a row that were no poll in vain, a thread is what keeps an overdue kernel from its end.
+const RESTLESS_TURNS: u32 = 16;
 
 type Fiber = Coroutine<(), (), (), FiberStack>;
 
@@ -49,36 +53,26 @@ pub(crate) enum Turn {
 }
 
 impl Bench {
-    /// A worker's bench on `core`. `random` drives preemption in the seeded modes.
-    pub(crate) fn new(core: &Core, adversarial: bool, random: Random) -> Self {
-        let context = Context {
-            arena_base: core.arena.base(),
-            arena_bytes: core.arena.bytes(),
-            shared: std::ptr::null_mut(),
-            shared_bytes: 0,
-            state: std::ptr::null_mut(),
-            thread: 0,
-            dirty: false,
-            adversarial,
-            clock: &raw const core.clock,
-            elapsed: 0,
-            random,
-            failure: None,
-        };
-        Self { context: Box::into_raw(Box::new(context)), stacks: StackPool::default() }
+    /// The bench of `worker` of `core`. `random` drives preemption in the seeded modes.
+    pub(crate) fn new(core: &Core, worker: usize, adversarial: bool, random: Random) -> Self {
+        let context = core.seats[worker].context();
+        // SAFETY: the seat is this worker's, and no simulated thread is running.
+        unsafe {
+            (*context).arena = &raw const core.arena;
+            (*context).owners = core.arena.owners();
+            (*context).freed = core.arena.freed();
+            (*context).adversarial = adversarial;
+            (*context).mutation = core.config.mutation;
+            (*context).clock = &raw const core.clock;
+            (*context).random = random;
+        }
+        Self { context, stacks: StackPool::default() }
     }
 
     /// Virtual time that passed on this worker since the last call.
     pub(crate) fn take_elapsed(&mut self) -> u64 {
         // SAFETY: the context is this bench's own, and no simulated thread is running.
         unsafe { std::mem::take(&mut (*self.context).elapsed) }
-    }
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        // SAFETY: the pointer came from `Box::into_raw` in `new`; no simulated thread runs while its worker is here.
-        drop(unsafe { Box::from_raw(self.context) });
     }
 }
 
@@ -113,17 +107,29 @@ impl Resident {
 
     /// Makes this block the one whose threads the bench resumes.
     pub(crate) fn enter(&mut self, bench: &mut Bench) {
-        // SAFETY: the context is the bench's own, and no simulated thread is running.
-        let context = unsafe { &mut *bench.context };
-        context.shared = self.shared.as_mut_ptr().cast();
-        context.shared_bytes = u64::from(self.grid.launch.shared_bytes);
-        context.state = self.state;
+        let (context, shared_bytes) = (bench.context, u64::from(self.grid.launch.shared_bytes));
+        // SAFETY: the context is the bench's own, and no simulated thread is running; the arena is the machine's, which outlives
+        // its workers.
+        unsafe {
+            (*context).shared = self.shared.as_mut_ptr().cast();
+            (*context).shared_bytes = shared_bytes;
+            (*context).state = self.state;
+            let freed = (*(*context).arena).freed();
+            if freed != (*context).freed {
+                // It may have been what was touched last.
+                (*context).freed = freed;
+                (*context).reins.forget();
+            }
+            (*context).reins.enter(self.grid.number, self.index, shared_bytes);
+        }
         set_current(bench.context);
     }
 
     /// Ends what `enter` began: no simulated thread runs on this worker any more.
-    pub(crate) fn leave(&self) {
+    pub(crate) fn leave(&self, bench: &mut Bench) {
         set_current(std::ptr::null_mut());
+        // SAFETY: as in `enter`.
+        unsafe { (*bench.context).reins.leave() };
     }
 
     /// Gives `thread` a turn. Between `enter` and `leave` only.
@@ -132,8 +138,8 @@ impl Resident {
         let context = bench.context;
         // SAFETY: the context is the bench's own, and no simulated thread is running.
         unsafe {
-            (*context).thread = thread;
             (*context).dirty = false;
+            (*context).reins.take_turn(thread);
         }
         let slot = &mut self.fibers[thread as usize];
         let fiber = match slot {
@@ -150,22 +156,50 @@ impl Resident {
             }
             return self.returned(context, thread);
         }
+        // SAFETY: of the reins everyone may make references.
+        if unsafe { (*context).reins.is_hurried() }
+            && let Some(failure) = self.overdue(context, thread)
+        {
+            return Turn::Failed(failure);
+        }
         // SAFETY: the thread is suspended, so the context and the block are the worker's alone.
         unsafe {
             let dirty = (*context).dirty;
             let waiting = &(&(*self.state).lanes)[thread as usize].waiting;
-            let idle = matches!(waiting, Waiting::Poll { .. } | Waiting::Preempted | Waiting::Mbarrier { .. });
+            let idle = matches!(waiting, Waiting::Poll { .. } | Waiting::Preempted { .. } | Waiting::Mbarrier { .. });
             (*context).elapsed += u64::from(dirty || !idle);
             if dirty { Turn::Changed } else { Turn::Unchanged }
         }
     }
 
+    /// Whether `thread` is what keeps its overdue kernel from its end. One that polls in vain is not: it waits for another.
+    #[cold]
+    fn overdue(&mut self, context: *mut Context, thread: u32) -> Option<Failure> {
+        if !self.grid.overdue.load(Ordering::Relaxed) {
+            return None;
+        }
+        // SAFETY: the thread is suspended, so the context is the worker's alone.
+        let (dirty, watchdog) = unsafe { ((*context).dirty, (*context).watchdog) };
+        let state = self.state();
+        let waiting = state.lanes[thread as usize].waiting;
+        let in_vain = !dirty && matches!(waiting, Waiting::Poll { .. } | Waiting::Mbarrier { .. });
+        let tally = state.tally(thread);
+        tally.restless = if in_vain { 0 } else { tally.restless + 1 };
+        if tally.restless < RESTLESS_TURNS {
+            return None;
+        }
+        let location = waiting.location().map_or_else(String::new, ToString::to_string);
+        Some(Failure { message: overdue(watchdog), location })
+    }
+
     /// Books a thread's return.
     fn returned(&mut self, context: *mut Context, thread: u32) -> Turn {
-        // SAFETY: the thread has returned and no other runs, so the context is the worker's alone.
-        let context = unsafe { &mut *context };
-        context.elapsed += 1;
-        if let Some(failure) = context.failure.take() {
+        // SAFETY: the thread has returned and no other runs, so all but the reins is the worker's alone.
+        let failure = unsafe {
+            (*context).elapsed += 1;
+            (*context).failure.take()
+        };
+        if let Some(failure) = failure {
             return Turn::Failed(failure);
         }
         let state = self.state();
@@ -184,7 +218,7 @@ impl Resident {
     pub(crate) fn run_round(&mut self, bench: &mut Bench) -> Result<bool, (u32, Failure)> {
         self.enter(bench);
         let result = self.run_ready(bench);
-        self.leave();
+        self.leave(bench);
         result
     }
 
@@ -272,7 +306,7 @@ fn start(grid: &Arc<Grid>, stacks: &mut StackPool) -> Result<Fiber, Failure> {
         // SAFETY: `resume` made the context current before this coroutine started, and set its thread; nothing holds a
         // reference to the block while a thread runs. The entry lives in the grid, which the resident block owns.
         let entry = unsafe {
-            (&mut (*(*context).state).lanes)[(*context).thread as usize].yielder = yielder;
+            (&mut (*(*context).state).lanes)[(*context).reins.thread() as usize].yielder = yielder;
             &*entry
         };
         guard(context, entry);

@@ -5,6 +5,7 @@
 //! ahead of the others or stays far behind. Between two draws, short bursts of random lanes.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use crate::bulk;
 use crate::context::Failure;
@@ -39,7 +40,7 @@ pub(crate) fn work(core: &Core, seed: u64) {
     let mut random = Random::new(seed);
     let mut scheduler = Scheduler {
         core,
-        bench: Bench::new(core, true, Random::new(random.draw())),
+        bench: Bench::new(core, 0, true, Random::new(random.draw())),
         residents: Vec::new(),
         rank_priorities: (0..core.config.ranks).map(|_| random.draw()).collect(),
         copy_lag: 1 << random.below(8),
@@ -63,7 +64,7 @@ pub(crate) fn work(core: &Core, seed: u64) {
         for ticket in mail {
             match ticket {
                 Ticket::Block { grid, index } => scheduler.admit(grid, index),
-                Ticket::HostCall { stream, call } => run_host_call(core, stream, call),
+                Ticket::HostCall { stream, call } => run_host_call(core, 0, stream, call),
             }
         }
         // A host call may have let a host thread go on, which may have enqueued work and be blocked again: nothing steps before that
@@ -101,6 +102,8 @@ impl Scheduler<'_> {
                 }
             }
             books = wait(core, books);
+            // No kernel had a turn meanwhile, so none of this counts as its time.
+            books.waited = Instant::now();
         }
     }
 
@@ -198,13 +201,13 @@ impl Scheduler<'_> {
                 Turn::Changed => self.changes += 1,
                 Turn::Unchanged => {}
                 Turn::Failed(failure) => {
-                    resident.leave();
+                    resident.leave(&mut self.bench);
                     self.fail(place, thread, failure);
                     return true;
                 }
             }
         }
-        resident.leave();
+        resident.leave(&mut self.bench);
         let state = resident.state();
         if state.warps[warp as usize].ready == 0 {
             state.ready_warps &= !(1 << warp);

@@ -5,24 +5,17 @@
 //! nothing will. A worker that did change something counts it before it can call itself quiet.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::block::{BlockState, Waiting, bits, ranges};
-use crate::config::Mode;
 use crate::error::SimError;
-use crate::machine::{ActorState, Books, Core, Step};
+use crate::machine::{ActorState, Books, Core};
 use crate::mbarrier;
 use crate::resident::Resident;
 
 /// How many rounds without a change make a worker quiet. More than one, because a thread that looks at several flags in
 /// turn may find another one set each time.
 pub(crate) const QUIET_ROUNDS: u32 = 64;
-
-/// How long a blocked host thread sees no step before it says for whom it waits.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The least time between two such lines of one machine.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The most lines of a worker's part of a report.
 const REPORT_LINES: usize = 64;
@@ -38,6 +31,13 @@ pub(crate) struct Quiet {
     deadline: Option<u64>,
     /// Who waits for what; only if no actor was running.
     report: Vec<String>,
+}
+
+impl Quiet {
+    /// Whether the worker may still change something, given the count of changes.
+    pub(crate) fn is_moving(&self, changes: u64) -> bool {
+        self.has_blocks && self.changes != changes
+    }
 }
 
 impl Core {
@@ -57,41 +57,11 @@ impl Core {
         self.decide(books);
     }
 
-    /// How far the machine is.
-    pub(crate) fn step(&self) -> Step {
-        (self.changes.load(Ordering::Acquire), self.clock.load(Ordering::Relaxed))
-    }
-
-    /// What a host thread says that has been blocked for a while, since `since`, if running host threads are why.
-    pub(crate) fn complaint(&self, books: &mut Books, since: Step) -> Option<String> {
-        let step = self.step();
-        let fast = matches!(self.config.mode, Mode::Fast { .. });
-        let busy = books.host_calls > 0
-            || books.inboxes.iter().any(|inbox| !inbox.is_empty())
-            // A fast worker that is inside a long kernel; a seeded one does nothing while a host thread runs.
-            || fast && books.quiet.iter().any(|quiet| quiet.has_blocks && quiet.changes != step.0);
-        if step != since || busy || books.halt.is_some() || books.all_blocked() {
-            return None;
-        }
-        if let Some((at, told)) = books.complaint
-            && (told == step || at.elapsed() < COMPLAINT_INTERVAL)
-        {
-            return None;
-        }
-        books.complaint = Some((Instant::now(), step));
-        let running = (0u32..).zip(&books.actors).filter(|(_, actor)| actor.is_running()).map(|(rank, _)| rank);
-        let ranks = ranges(running);
-        Some(format!(
-            "simulated GPU: waiting for the host thread of rank(s) [{ranks}], which neither waits nor is gone"
-        ))
-    }
-
     /// If the machine stands still: jumps to what comes next, or declares a deadlock.
     pub(crate) fn decide(&self, books: &mut Books) {
         let changes = self.changes.load(Ordering::Acquire);
-        let moving = |quiet: &Quiet| quiet.has_blocks && quiet.changes != changes;
         let busy = books.host_calls > 0 || books.inboxes.iter().any(|inbox| !inbox.is_empty());
-        if books.halt.is_some() || books.shutdown || busy || books.quiet.iter().any(moving) {
+        if books.halt.is_some() || books.shutdown || busy || books.quiet.iter().any(|quiet| quiet.is_moving(changes)) {
             return;
         }
         let at_work = |quiet: &&Quiet| quiet.has_blocks;
@@ -106,11 +76,20 @@ impl Core {
             self.work.notify_all();
             return;
         }
+        if !all_blocked {
+            self.wait_for_hosts(books);
+            return;
+        }
+        if books.overdue.contains(&true) && (self.end_exchange_without(books) || !books.is_waited_for()) {
+            // Whoever runs may still launch what is missing, as long as nobody waits for it.
+            return;
+        }
         let stuck = books.quiet.iter().any(|quiet| quiet.has_blocks);
         let waited_for = books.actors.iter().any(|actor| !actor.is_gone());
-        if all_blocked && (stuck || waited_for) {
+        if stuck || waited_for {
             let blocks = books.quiet.iter().filter(at_work).flat_map(|quiet| quiet.report.iter().cloned());
-            let report: Vec<String> = blocks.chain(actors(books)).chain(queued(books)).collect();
+            let hosts = actors(books, self.config.patience);
+            let report: Vec<String> = blocks.chain(hosts).chain(queued(books)).collect();
             self.halt(books, SimError::Deadlock { report: report.join("\n") });
         }
     }
@@ -168,7 +147,7 @@ fn describe(state: &BlockState, warp: u32, waiting: &Waiting) -> Option<String> 
     Some(match waiting {
         Waiting::Exited => return None,
         Waiting::Start => "not started".to_string(),
-        Waiting::Preempted => "ready to run".to_string(),
+        Waiting::Preempted { .. } => "ready to run".to_string(),
         Waiting::Warp { op, mask, location } => {
             let meets = &state.warps[warp as usize].meets;
             let arrived = meets.iter().find(|meet| meet.mask == *mask).map_or(0, |meet| meet.arrived);
@@ -185,20 +164,22 @@ fn describe(state: &BlockState, warp: u32, waiting: &Waiting) -> Option<String> 
             wait.peer,
             wait.expected,
             wait.seen,
-            wait.deadline_ns.map_or_else(String::new, |time| format!(", deadline {time} ns"))
+            wait.deadline_ns.map_or_else(String::new, |time| format!(", deadline {time} ns of virtual time"))
         ),
-        Waiting::Sleep { until, location } => format!("asleep until {until} ns at {location}"),
+        Waiting::Sleep { until, location } => format!("asleep until {until} ns of virtual time at {location}"),
         Waiting::Mbarrier { at, parity, location } => {
             format!("waiting for mbarrier {at:#x}, parity {parity}, at {location}: {}", mbarrier::describe(state, *at))
         }
     })
 }
 
-/// One line for each host thread that is blocked.
-fn actors(books: &Books) -> Vec<String> {
+/// One line for each host thread that is blocked, or counts as blocked.
+fn actors(books: &Books, patience: Duration) -> Vec<String> {
     let line = |(rank, actor): (u32, &ActorState)| {
         let what = match actor {
-            ActorState::Absent | ActorState::Running => return None,
+            ActorState::Absent | ActorState::Running if !books.overdue[rank as usize] => return None,
+            ActorState::Absent => format!("has not come for {patience:?} of wall time"),
+            ActorState::Running => format!("runs elsewhere, and nothing moved for {patience:?} of wall time"),
             ActorState::InSynchronize(stream) => format!("synchronizes stream {stream}"),
             ActorState::InEvent(_) => "waits for an event".to_string(),
             ActorState::InExchange => "is in an exchange".to_string(),
@@ -218,43 +199,4 @@ fn queued(books: &Books) -> Vec<String> {
             format!("  kernel {kernel}, rank {rank}: {left} of {grid} blocks wait for a free SM")
         })
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::MachineConfig;
-    use crate::machine::Machine;
-
-    #[test]
-    fn who_waits_for_a_running_host_thread_says_so_once() {
-        for mode in [Mode::Seeded { seed: 0 }, Mode::Fast { workers: 2 }] {
-            let machine = Machine::new(MachineConfig::new(3, mode)).expect("a machine");
-            let _running = machine.actor(1).expect("free");
-            let core = machine.core();
-            let mut books = core.lock();
-            let since = core.step();
-            // Rank 0 waits, rank 1 runs, rank 2 has not come.
-            books.actors[0] = ActorState::InExchange;
-            let complaint = core.complaint(&mut books, since).expect("somebody is to blame");
-            let expected =
-                "simulated GPU: waiting for the host thread of rank(s) [1-2], which neither waits nor is gone";
-            assert_eq!(complaint, expected);
-            assert_eq!(core.complaint(&mut books, since), None, "once is enough");
-            core.changed();
-            assert_eq!(core.complaint(&mut books, since), None, "a step was made");
-            assert_eq!(core.complaint(&mut books, core.step()), None, "once a minute at most");
-            books.complaint = None;
-            books.host_calls = 1;
-            assert_eq!(core.complaint(&mut books, core.step()), None, "a host call is under way");
-            books.host_calls = 0;
-            assert!(core.complaint(&mut books, core.step()).is_some());
-            books.complaint = None;
-            books.actors[1] = ActorState::Left;
-            books.actors[2] = ActorState::Gone;
-            assert_eq!(core.complaint(&mut books, core.step()), None, "nobody runs");
-            books.actors[0] = ActorState::Absent;
-            books.actors[1] = ActorState::Running;
-        }
-    }
 }

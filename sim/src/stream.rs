@@ -5,16 +5,19 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::MachineConfig;
 use crate::error::SimError;
 use crate::event::Event;
 use crate::machine::{ActorState, Books, Core};
+use crate::watchdog::Running;
 
 /// Names a stream of one rank; made by [`Actor::create_stream`](crate::Actor::create_stream).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stream {
+    /// The number of its machine.
+    pub(crate) machine: u64,
     pub(crate) rank: u32,
     pub(crate) index: u32,
 }
@@ -45,6 +48,10 @@ pub struct Launch {
 pub(crate) struct Grid {
     pub launch: Launch,
     pub stream: Stream,
+    /// Names the launch on its machine.
+    pub number: u64,
+    /// Whether it has run for longer than the watchdog lets it.
+    pub overdue: Arc<AtomicBool>,
     /// What one block takes of a rank, in parts of an SM.
     cost: u64,
 }
@@ -108,10 +115,10 @@ impl Launch {
 }
 
 impl Grid {
-    pub(crate) fn new(launch: Launch, stream: Stream) -> Self {
+    pub(crate) fn new(launch: Launch, stream: Stream, number: u64) -> Self {
         // Rounded down, so that sms_per_rank * blocks_per_sm blocks always fit.
         let cost = SM_PARTS / u64::from(launch.blocks_per_sm);
-        Self { launch, stream, cost }
+        Self { launch, stream, number, overdue: Arc::default(), cost }
     }
 }
 
@@ -122,7 +129,7 @@ impl Core {
             let mut moved = false;
             for rank in 0..books.streams.len() {
                 for index in 0..books.streams[rank].len() {
-                    let stream = Stream { rank: rank as u32, index: index as u32 };
+                    let stream = Stream { machine: self.id, rank: rank as u32, index: index as u32 };
                     while self.advance_stream(books, stream) {
                         moved = true;
                     }
@@ -193,6 +200,9 @@ impl Core {
                     break;
                 }
                 books.free_parts[rank] -= grid.cost;
+                if next == 0 {
+                    books.running.insert(grid.number, Running::new(&grid));
+                }
                 if next + 1 == grid.launch.grid {
                     books.placing[rank].pop_front();
                 } else {
@@ -215,13 +225,14 @@ impl Core {
 
     /// Books the end of a block that ran on `worker`.
     pub(crate) fn finish_block(&self, books: &mut Books, worker: usize, grid: &Arc<Grid>) {
-        let Stream { rank, index } = grid.stream;
+        let Stream { rank, index, .. } = grid.stream;
         books.loads[worker] -= u64::from(grid.launch.threads);
         books.free_parts[rank as usize] += grid.cost;
         let finished = books.finished.entry((rank, index)).or_insert(0);
         *finished += 1;
         if *finished == grid.launch.grid {
             books.finished.remove(&(rank, index));
+            books.running.remove(&grid.number);
             self.finish_head(books, grid.stream);
         } else {
             self.place(books);

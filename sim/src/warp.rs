@@ -6,7 +6,7 @@
 use std::panic::Location;
 
 use crate::block::{Waiting, Warp, bits, ranges};
-use crate::context::{Context, fail, suspend};
+use crate::context::{Context, fail, notice, suspend};
 use crate::device::{Reduce, Shuffle};
 
 /// Which collective a lane asks for.
@@ -52,6 +52,7 @@ impl WarpOp {
 /// Meets the other lanes of `mask`, contributes `value` and `operand`, and returns this lane's result.
 #[track_caller]
 pub(crate) fn meet(context: *mut Context, mask: u32, op: WarpOp, value: u32, operand: u32) -> u32 {
+    notice(context);
     let location = Location::caller();
     // SAFETY: `context` is the running thread's (it came from `require`); its worker holds no reference to the block
     // while the thread runs, and the reference made here ends before the suspension.
@@ -108,7 +109,7 @@ pub(crate) fn meet(context: *mut Context, mask: u32, op: WarpOp, value: u32, ope
 /// The running thread's index.
 fn unsafe_thread(context: *mut Context) -> u32 {
     // SAFETY: callers hold the running thread's context.
-    unsafe { (*context).thread }
+    unsafe { (*context).reins.thread() }
 }
 
 /// Fills the results of every lane in `mask`.

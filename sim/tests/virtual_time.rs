@@ -117,9 +117,9 @@ fn a_thread_that_only_polls_makes_no_time_pass() {
             )
             .expect("queued");
         actor.synchronize(stream).expect("the flag comes");
+        actor.synchronize(other).expect("done");
         let passed = machine.read(at, 2).expect("in bounds")[1];
         assert!(passed < 1000, "{mode:?}: {passed} ns of virtual time for one wait");
-        actor.synchronize(other).expect("done");
     }
 }
 

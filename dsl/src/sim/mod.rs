@@ -36,6 +36,11 @@ pub fn poll_pause(what: &'static str, peer: u32, expected: u64, seen: u64, deadl
 }
 
 #[track_caller]
+pub fn is_left_out() -> bool {
+    device::is_left_out()
+}
+
+#[track_caller]
 pub fn block_barrier() {
     device::barrier(0, 0);
 }

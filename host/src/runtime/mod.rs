@@ -142,11 +142,14 @@ impl Runtime {
         fn allocate_mapped(&self, bytes: u64) -> Result<Mapped>;
         /// What frees both.
         fn heap(&self) -> Heap;
-        /// Copies to the device in stream order; returns when `from` may be reused.
+        /// Copies to the device in stream order; returns when `from` may be reused. The bytes are this rank's to write: a tensor's,
+        /// or those of a region that no peer touches until this rank's next operation tells it to.
         fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()>;
-        /// Copies to the host in stream order; returns when `to` is filled.
+        /// Copies to the host in stream order; returns when `to` is filled. The bytes are this rank's to read: a tensor's, or those
+        /// of a region that no peer writes until this rank's next operation tells it to. An operation that failed made no region
+        /// so.
         fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()>;
-        /// Sets bytes, enqueued.
+        /// Sets bytes, enqueued. They are this rank's to write, as in [`Self::copy_to_device`].
         fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()>;
         /// Waits until the stream is idle.
         fn synchronize(&self, stream: RawStream) -> Result<()>;
@@ -162,6 +165,11 @@ impl Runtime {
         fn leave_streams(&self) -> LeftStreams;
         /// Milliseconds between two events that have both happened.
         fn elapsed_ms(&self, from: &RawEvent, to: &RawEvent) -> Result<f64>;
+    }
+
+    /// Whether the device's clock is virtual: its times are no wall time.
+    pub(crate) fn has_virtual_time(&self) -> bool {
+        matches!(self, Self::Sim(_))
     }
 
     /// Copies `bytes`, a multiple of 16, within the device, enqueued. Both addresses are multiples of 16.

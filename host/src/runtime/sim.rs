@@ -88,23 +88,26 @@ impl SimRuntime {
     pub(crate) fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()> {
         let actor = self.actor();
         actor.synchronize(sim_stream(stream)?)?;
-        // The lock is held on: nobody enqueues work meanwhile.
-        // SAFETY: the caller allocated `from.len()` bytes at `to` (the crate's tensors check it), nothing of the host refers to
-        // them, and the stream that uses them is idle.
+        // The lock is held on: nobody enqueues work on this rank meanwhile.
+        // SAFETY: by the caller's promise (`Runtime::copy_to_device`) nothing but this rank's stream, which is idle, and its
+        // host uses these bytes now; the write touches no others, whatever the other ranks' kernels do next to them. Nothing
+        // of the host refers to them.
         Ok(unsafe { actor.machine().write_bytes(to, from) }?)
     }
 
     pub(crate) fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()> {
         let actor = self.actor();
         actor.synchronize(sim_stream(stream)?)?;
-        Ok(actor.machine().read_bytes(from, to)?)
+        // SAFETY: as in `copy_to_device`, with `Runtime::copy_to_host`: the other ranks may be at work, and even write into this
+        // rank's window, but not these bytes, and the read touches no others.
+        Ok(unsafe { actor.machine().peek_bytes(from, to) }?)
     }
 
     pub(crate) fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()> {
         let actor = self.actor();
         let machine = actor.machine().clone();
         let fill = move || {
-            // SAFETY: when it runs, these are `bytes` of device memory by the caller's contract, in stream order.
+            // SAFETY: when it runs, in stream order, these bytes are this rank's alone, as in `copy_to_device`.
             unsafe { machine.fill_bytes(to, byte, bytes) }.expect("device memory, as the caller allocated it");
         };
         Ok(actor.host_call(sim_stream(stream)?, Box::new(fill))?)

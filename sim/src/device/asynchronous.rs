@@ -1,6 +1,6 @@
 //! The asynchronous proxy: mbarriers and bulk copies.
 
-use crate::context::require;
+use crate::context::attend;
 use crate::{bulk, mbarrier};
 
 /// Orders generic accesses with those of the asynchronous proxy (`fence.proxy.async`).
@@ -10,7 +10,7 @@ use crate::{bulk, mbarrier};
 /// Outside a simulated thread.
 #[track_caller]
 pub fn fence_proxy_async() {
-    require("fence_proxy_async");
+    attend("fence_proxy_async");
 }
 
 /// Makes an mbarrier at shared offset `at` whose phases take `arrivals` arrivals.
@@ -21,7 +21,7 @@ pub fn fence_proxy_async() {
 /// kernel fails).
 #[track_caller]
 pub fn mbarrier_init(at: u32, arrivals: u32) {
-    mbarrier::init(require("mbarrier_init"), at, arrivals);
+    mbarrier::init(attend("mbarrier_init"), at, arrivals);
 }
 
 /// Announces `bytes` that copies will deliver, and arrives.
@@ -31,7 +31,7 @@ pub fn mbarrier_init(at: u32, arrivals: u32) {
 /// Outside a simulated thread; when no mbarrier is at `at`, or it has all arrivals of its phase (the kernel fails).
 #[track_caller]
 pub fn mbarrier_arrive_expect_tx(at: u32, bytes: u32) {
-    mbarrier::arrive_expect_tx(require("mbarrier_arrive_expect_tx"), at, bytes);
+    mbarrier::arrive_expect_tx(attend("mbarrier_arrive_expect_tx"), at, bytes);
 }
 
 /// Returns whether the phase of `parity` is complete; when it is not, gives up the turn once and looks again.
@@ -41,7 +41,7 @@ pub fn mbarrier_arrive_expect_tx(at: u32, bytes: u32) {
 /// Outside a simulated thread; when no mbarrier is at `at`, or `parity` is not 0 or 1 (the kernel fails).
 #[track_caller]
 pub fn mbarrier_try_wait(at: u32, parity: u32) -> bool {
-    mbarrier::try_wait(require("mbarrier_try_wait"), at, parity)
+    mbarrier::try_wait(attend("mbarrier_try_wait"), at, parity)
 }
 
 /// Starts a copy of `bytes` from device memory to shared memory; its bytes count towards `mbarrier`.
@@ -52,7 +52,7 @@ pub fn mbarrier_try_wait(at: u32, parity: u32) -> bool {
 /// such mbarrier (the kernel fails).
 #[track_caller]
 pub fn bulk_load(shared_to: u32, global_from: u64, bytes: u32, mbarrier: u32) {
-    let context = require("bulk_load");
+    let context = attend("bulk_load");
     bulk::load(context, shared_to, global_from, bytes, mbarrier);
     // SAFETY: the context is the running thread's.
     unsafe { (*context).dirty = true };
@@ -66,7 +66,7 @@ pub fn bulk_load(shared_to: u32, global_from: u64, bytes: u32, mbarrier: u32) {
 /// fails).
 #[track_caller]
 pub fn bulk_store(global_to: u64, shared_from: u32, bytes: u32) {
-    let context = require("bulk_store");
+    let context = attend("bulk_store");
     bulk::store(context, global_to, shared_from, bytes);
     // SAFETY: the context is the running thread's.
     unsafe { (*context).dirty = true };
@@ -79,7 +79,7 @@ pub fn bulk_store(global_to: u64, shared_from: u32, bytes: u32) {
 /// Outside a simulated thread.
 #[track_caller]
 pub fn bulk_commit() {
-    bulk::commit(require("bulk_commit"));
+    bulk::commit(attend("bulk_commit"));
 }
 
 /// Waits until at most the newest `groups_left` of the thread's groups are under way; with `read_only`, until their
@@ -90,5 +90,5 @@ pub fn bulk_commit() {
 /// Outside a simulated thread.
 #[track_caller]
 pub fn bulk_wait(groups_left: u32, read_only: bool) {
-    bulk::wait(require("bulk_wait"), groups_left, read_only);
+    bulk::wait(attend("bulk_wait"), groups_left, read_only);
 }

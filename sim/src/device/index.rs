@@ -1,6 +1,6 @@
 //! Who the calling thread is.
 
-use crate::context::require;
+use crate::context::attend;
 
 macro_rules! indices {
     ($($(#[$doc:meta])* $name:ident = |$context:ident| $value:expr;)*) => {$(
@@ -13,7 +13,7 @@ macro_rules! indices {
         #[track_caller]
         #[must_use]
         pub fn $name() -> u32 {
-            let $context = require(stringify!($name));
+            let $context = attend(stringify!($name));
             // SAFETY: the context is the running thread's, and so is the block it names.
             unsafe { $value }
         }
@@ -22,7 +22,7 @@ macro_rules! indices {
 
 indices! {
     /// Returns the calling thread's index in its block.
-    thread_index = |context| (*context).thread;
+    thread_index = |context| (*context).reins.thread();
     /// Returns how many threads the block has.
     block_threads = |context| (*(*context).state).threads;
     /// Returns the block's index in its grid.

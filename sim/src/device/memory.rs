@@ -1,11 +1,13 @@
 //! Loads, stores, atomics and fences.
 //!
-//! Every access is checked against the bounds of device or shared memory and its natural alignment, and is a host atomic
-//! at least as strong as the host's relaxed order, so that kernels on two workers are never a data race in Rust's sense.
+//! Every access is checked: it lies in one live allocation, or in the block's shared memory, and is naturally aligned. It is a
+//! host atomic at least as strong as the host's relaxed order, one of 16 bytes two of 8. So two of the same size never race in
+//! Rust's sense; that two of different sizes meet only in some order is the launch's contract
+//! ([`Actor::launch`](crate::Actor::launch)).
 
+use super::time::is_left_out;
 use super::word::Word;
-use crate::bulk;
-use crate::context::{Context, fail, preemption_point, require};
+use crate::context::{Context, attend, fail, heed, preemption_point, require};
 
 /// Which memory an address is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,7 +90,7 @@ pub enum Rmw {
 #[track_caller]
 pub fn load<W: Word>(a: Address, s: Strength) -> W {
     let context = require("load");
-    let pointer = resolve(context, a, size_of::<W>(), size_of::<W>());
+    let pointer = resolve::<false>(context, a, size_of::<W>(), size_of::<W>());
     ordered(context, s);
     // SAFETY: `resolve` checked bounds and alignment; all accesses to device and shared memory are atomic.
     unsafe { W::atomic_load(pointer, s.order) }
@@ -103,7 +105,10 @@ pub fn load<W: Word>(a: Address, s: Strength) -> W {
 #[track_caller]
 pub fn store<W: Word>(a: Address, v: W, s: Strength) {
     let context = require("store");
-    let pointer = resolve(context, a, size_of::<W>(), size_of::<W>());
+    let pointer = resolve::<true>(context, a, size_of::<W>(), size_of::<W>());
+    if s.order == Order::Release && is_left_out() {
+        return;
+    }
     ordered(context, s);
     // SAFETY: as in `load`; the context is the running thread's.
     unsafe {
@@ -121,7 +126,7 @@ pub fn store<W: Word>(a: Address, v: W, s: Strength) {
 #[track_caller]
 pub fn load_x4(a: Address, s: Strength) -> [u32; 4] {
     let context = require("load_x4");
-    let pointer = resolve(context, a, 16, 16);
+    let pointer = resolve::<false>(context, a, 16, 16);
     ordered(context, s);
     // SAFETY: as in `load`, for both halves of the 16 bytes.
     let (low, high) = unsafe { (u64::atomic_load(pointer, s.order), u64::atomic_load(pointer.add(8), s.order)) };
@@ -137,7 +142,7 @@ pub fn load_x4(a: Address, s: Strength) -> [u32; 4] {
 #[track_caller]
 pub fn store_x4(a: Address, v: [u32; 4], s: Strength) {
     let context = require("store_x4");
-    let pointer = resolve(context, a, 16, 16);
+    let pointer = resolve::<true>(context, a, 16, 16);
     ordered(context, s);
     // SAFETY: as in `load`, for both halves of the 16 bytes; the context is the running thread's.
     unsafe {
@@ -156,7 +161,7 @@ pub fn store_x4(a: Address, v: [u32; 4], s: Strength) {
 #[track_caller]
 pub fn rmw<W: Word>(a: Address, op: Rmw, v: W, s: Strength) -> W {
     let context = require("rmw");
-    let pointer = resolve(context, a, size_of::<W>(), size_of::<W>());
+    let pointer = resolve::<true>(context, a, size_of::<W>(), size_of::<W>());
     ordered(context, s);
     // SAFETY: as in `load`; the context is the running thread's.
     unsafe {
@@ -176,7 +181,7 @@ pub fn rmw<W: Word>(a: Address, op: Rmw, v: W, s: Strength) -> W {
 #[track_caller]
 pub fn compare_exchange<W: Word>(a: Address, expected: W, new: W, s: Strength) -> W {
     let context = require("compare_exchange");
-    let pointer = resolve(context, a, size_of::<W>(), size_of::<W>());
+    let pointer = resolve::<true>(context, a, size_of::<W>(), size_of::<W>());
     ordered(context, s);
     // SAFETY: as in `load`; the context is the running thread's.
     unsafe {
@@ -195,7 +200,7 @@ pub fn compare_exchange<W: Word>(a: Address, expected: W, new: W, s: Strength) -
 #[track_caller]
 pub fn fence(s: Strength) {
     use std::sync::atomic::{Ordering, fence};
-    let context = require("fence");
+    let context = attend("fence");
     ordered(context, s);
     match s.order {
         Order::Weak | Order::Relaxed => {}
@@ -207,6 +212,7 @@ pub fn fence(s: Strength) {
 
 /// An access with an order is where a thread of a seeded machine may lose its turn.
 #[inline(always)]
+#[track_caller]
 fn ordered(context: *mut Context, s: Strength) {
     if s.order != Order::Weak {
         // SAFETY: `context` is the running thread's, and callers hold no reference to it or the block.
@@ -217,42 +223,63 @@ fn ordered(context: *mut Context, s: Strength) {
 /// Turns an address into a host pointer after checking it.
 #[inline(always)]
 #[track_caller]
-fn resolve(context: *mut Context, a: Address, bytes: usize, align: usize) -> *mut u8 {
+fn resolve<const WRITES: bool>(context: *mut Context, a: Address, bytes: usize, align: usize) -> *mut u8 {
     let (bytes, misaligned) = (bytes as u64, a.at & (align as u64 - 1) != 0);
-    // SAFETY: `context` is the running thread's.
-    let (base, length, memory, shared_bytes) =
-        unsafe { ((*context).arena_base, (*context).arena_bytes, (*context).shared, (*context).shared_bytes) };
+    // SAFETY: `context` is the running thread's, and of the reins everyone may make references.
+    let reins = unsafe { &(*context).reins };
+    if misaligned {
+        refuse(context, a, bytes);
+    }
     match a.space {
         Space::Global => {
-            // The arena is never smaller than a word, so this one compare also refuses addresses below it.
-            if a.at.wrapping_sub(base) > length - bytes || misaligned {
-                refuse(context, a, bytes);
+            let last = if WRITES { &reins.written } else { &reins.read };
+            if !last.holds(a.at, bytes) {
+                // SAFETY: as above.
+                match unsafe { (*context).owners.of(a.at) } {
+                    Some(owner) if !reins.alarmed() && owner.holds(a.at, bytes) => last.become_like(owner),
+                    _ => stumble(context, a, bytes),
+                }
             }
             std::ptr::with_exposed_provenance_mut(a.at as usize)
         }
         Space::Shared => {
-            if a.at >= shared_bytes || bytes > shared_bytes - a.at || misaligned {
-                refuse(context, a, bytes);
+            if !reins.reaches_shared(a.at, bytes) {
+                stumble(context, a, bytes);
             }
             // SAFETY: the offset was just compared with the size of the block's shared memory.
-            unsafe { memory.add(a.at as usize) }
+            unsafe { (*context).shared.add(a.at as usize) }
         }
     }
+}
+
+/// An access out of bounds, or one that an alarm stopped. Returns if that was for another turn.
+#[cold]
+#[inline(never)]
+#[track_caller]
+fn stumble(context: *mut Context, a: Address, bytes: u64) {
+    // SAFETY: as in `resolve`; the arena is the machine's.
+    let (reins, arena, shared_bytes) = unsafe { (&(*context).reins, &*(*context).arena, (*context).shared_bytes) };
+    heed(context);
+    let inside = match a.space {
+        Space::Global => arena.extent_of(a.at, bytes).is_some(),
+        Space::Shared => a.at < shared_bytes && bytes <= shared_bytes - a.at,
+    };
+    if !inside {
+        refuse(context, a, bytes);
+    }
+    // What the alarm took away.
+    reins.share(shared_bytes);
 }
 
 #[cold]
 #[inline(never)]
 #[track_caller]
 fn refuse(context: *mut Context, a: Address, bytes: u64) -> ! {
-    let what = match a.space {
-        Space::Global => format!("device address {:#x}", a.at),
-        Space::Shared => format!("shared offset {:#x}", a.at),
-    };
-    // SAFETY: `context` is the running thread's.
-    let shared_bytes = unsafe { (*context).shared_bytes };
-    let limits = match a.space {
-        Space::Global => bulk::arena(context),
-        Space::Shared => format!("the block has {shared_bytes} bytes"),
+    // SAFETY: as in `stumble`.
+    let (arena, shared_bytes) = unsafe { (&*(*context).arena, (*context).shared_bytes) };
+    let (what, limits) = match a.space {
+        Space::Global => (format!("device address {:#x}", a.at), arena.whereabouts(a.at, bytes)),
+        Space::Shared => (format!("shared offset {:#x}", a.at), format!("the block has {shared_bytes} bytes")),
     };
     if !a.at.is_multiple_of(bytes) {
         fail(context, format!("an access of {bytes} bytes at {what} is misaligned"));

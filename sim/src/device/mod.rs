@@ -19,5 +19,5 @@ pub use index::{block_index, block_threads, grid_blocks, rank, shared_bytes, thr
 pub use memory::{
     Address, Order, Rmw, Scope, Space, Strength, compare_exchange, fence, load, load_x4, rmw, store, store_x4,
 };
-pub use time::{PollWait, clock_ns, poll_pause, sleep_until};
+pub use time::{PollWait, clock_ns, is_left_out, poll_pause, sleep_until};
 pub use word::Word;

@@ -6,7 +6,7 @@
 use std::panic::Location;
 
 use crate::block::Waiting;
-use crate::context::{now, require, suspend};
+use crate::context::{attend, now, suspend};
 
 /// What a failed poll waits for; a deadlock report quotes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct PollWait {
 #[track_caller]
 #[must_use]
 pub fn clock_ns() -> u64 {
-    let context = require("clock_ns");
+    let context = attend("clock_ns");
     // SAFETY: the context is this worker's.
     unsafe { now(context) }
 }
@@ -45,10 +45,10 @@ pub fn clock_ns() -> u64 {
 #[track_caller]
 pub fn poll_pause(wait: PollWait) {
     let location = Location::caller();
-    let context = require("poll_pause");
+    let context = attend("poll_pause");
     // SAFETY: the context is the running thread's; the reference to the block ends before the suspension.
     unsafe {
-        let (state, thread) = (&mut *(*context).state, (*context).thread);
+        let (state, thread) = (&mut *(*context).state, (*context).reins.thread());
         state.warps[(thread / 32) as usize].polling |= 1 << (thread % 32);
         state.polling_warps |= 1 << (thread / 32);
         suspend(context, Waiting::Poll { wait, location });
@@ -63,15 +63,30 @@ pub fn poll_pause(wait: PollWait) {
 #[track_caller]
 pub fn sleep_until(ns: u64) {
     let location = Location::caller();
-    let context = require("sleep_until");
+    let context = attend("sleep_until");
     // SAFETY: the context is the running thread's; the reference to the block ends before the suspension.
     unsafe {
         if now(context) >= ns {
             return;
         }
-        let (state, thread) = (&mut *(*context).state, (*context).thread);
+        let (state, thread) = (&mut *(*context).state, (*context).reins.thread());
         state.warps[(thread / 32) as usize].sleeping |= 1 << (thread % 32);
         state.sleeping_warps |= 1 << (thread / 32);
         suspend(context, Waiting::Sleep { until: ns, location });
     }
+}
+
+/// Whether the machine leaves out the step that the caller's line asks for ([`Mutation`](crate::Mutation)).
+///
+/// # Panics
+///
+/// Outside a simulated thread.
+#[inline]
+#[track_caller]
+#[must_use]
+pub fn is_left_out() -> bool {
+    let place = Location::caller();
+    let context = attend("is_left_out");
+    // SAFETY: the context is the running thread's.
+    unsafe { (*context).mutation }.is_some_and(|mutation| mutation.names(place))
 }

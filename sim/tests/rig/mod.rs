@@ -105,6 +105,7 @@ pub fn wait_for(flag: Address, expected: u64, peer: u32, deadline_ns: Option<u64
     }
 }
 
+#[track_caller]
 pub fn add(at: Address, value: u64) -> u64 {
     device::rmw(at, Rmw::Add, value, RELAXED)
 }

@@ -1,0 +1,252 @@
+//! Device memory as the host sees it: allocations, and the host's own reads and writes.
+//!
+//! Kernels access device memory with host atomics of 1 to 8 bytes, and two atomic accesses of different sizes may not meet
+//! unordered. So a safe read is one during which nothing else can touch device memory: it holds the machine's books, which
+//! everyone needs who enqueues work, and is refused while there is some. Writes, and reads while kernels run, are unsafe: only
+//! their caller knows who touches what meanwhile.
+
+use std::sync::{MutexGuard, PoisonError};
+
+use crate::copies::{self, read_words, write_words};
+use crate::error::SimError;
+use crate::machine::{Books, Core, Machine};
+
+impl Machine {
+    /// Takes `bytes` bytes of device memory on `rank`, aligned to `align` and to 256 at least. Fresh memory is zero.
+    ///
+    /// The address is a host address. What the host does there by itself, it does as [`Machine::write`] and [`Machine::peek`]
+    /// ask for.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::OutOfMemory`]; [`SimError::InvalidArgument`] for no bytes, an alignment that is no power of two, or a
+    /// rank that does not exist.
+    pub fn allocate(&self, rank: u32, bytes: u64, align: u64) -> Result<u64, SimError> {
+        self.check_rank(rank)?;
+        self.core().arena.allocate(rank, bytes, align)
+    }
+
+    /// Gives an allocation back: its pages return to the operating system, and its bytes are zero for the next who has them.
+    ///
+    /// # Safety
+    ///
+    /// Nothing uses the allocation from here on: no kernel or host call that is queued or runs, and no pointer or
+    /// reference of the host. Its bytes change under whoever does, and the next allocation may have them.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when `address` is not the start of a live allocation.
+    pub unsafe fn free(&self, address: u64) -> Result<(), SimError> {
+        let _touching = Touching::begin(self.core());
+        self.core().arena.free(address)
+    }
+
+    /// Writes words to device memory, each by one atomic store of 8 bytes.
+    ///
+    /// # Safety
+    ///
+    /// The host holds no reference to the words; what else accesses them at the same time, a kernel or a host thread, accesses
+    /// them as whole words of 8 bytes, atomically; and nothing else relies on what they hold, as the owner of an allocation may.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when the address is no multiple of 8 or the words are not inside one live allocation.
+    pub unsafe fn write(&self, to: u64, words: &[u64]) -> Result<(), SimError> {
+        let _touching = Touching::begin(self.core());
+        let to = self.words("to", to, words.len())?;
+        // SAFETY: the range was just found inside a live allocation; the rest is the caller's promise, and safe reads wait.
+        unsafe { write_words(to, words) };
+        Ok(())
+    }
+
+    /// Writes bytes to device memory, each by one atomic store: of 8 bytes from multiples of 8 on, of single bytes before and
+    /// behind these. No other byte is touched.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Machine::write`], but that what else accesses the bytes at the same time does it in these words and bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when the bytes are not inside one live allocation.
+    pub unsafe fn write_bytes(&self, to: u64, bytes: &[u8]) -> Result<(), SimError> {
+        let _touching = Touching::begin(self.core());
+        let to = self.bytes("to", to, bytes.len() as u64)?;
+        // SAFETY: as in `write`.
+        unsafe { copies::write_bytes(to, bytes) };
+        Ok(())
+    }
+
+    /// Sets `bytes` bytes of device memory to `byte`, as [`Machine::write_bytes`] does.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Machine::write_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::write_bytes`].
+    pub unsafe fn fill_bytes(&self, to: u64, byte: u8, bytes: u64) -> Result<(), SimError> {
+        let _touching = Touching::begin(self.core());
+        let to = self.bytes("to", to, bytes)?;
+        // SAFETY: as in `write_bytes`.
+        unsafe { copies::fill_bytes(to, byte, bytes as usize) };
+        Ok(())
+    }
+
+    /// Reads words of device memory, of a machine that has no work.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::Busy`] while a stream of any rank has work; [`SimError::InvalidArgument`] when the address is no multiple of 8
+    /// or the words are not inside one live allocation; [`SimError::Host`] when the host has no memory for the answer.
+    pub fn read(&self, from: u64, words: usize) -> Result<Vec<u64>, SimError> {
+        let mut out = self.room(from, words)?;
+        let books = self.core().at_rest()?;
+        let from = self.words("from", from, words)?;
+        // SAFETY: the range was just found inside a live allocation. No kernel, host call or other write touches device memory
+        // before the books are released, and what they did before is ordered by the books' lock.
+        unsafe { read_words(&mut out, from) };
+        drop(books);
+        Ok(out)
+    }
+
+    /// Reads `out.len()` bytes of device memory, of a machine that has no work.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::Busy`] while a stream of any rank has work; [`SimError::InvalidArgument`] when the bytes are not inside one
+    /// live allocation.
+    pub fn read_bytes(&self, from: u64, out: &mut [u8]) -> Result<(), SimError> {
+        let books = self.core().at_rest()?;
+        let from = self.bytes("from", from, out.len() as u64)?;
+        // SAFETY: as in `read`.
+        unsafe { copies::read_bytes(out, from) };
+        drop(books);
+        Ok(())
+    }
+
+    /// Reads words of device memory while kernels may run, each by one atomic load of 8 bytes.
+    ///
+    /// # Safety
+    ///
+    /// What writes any of the words at the same time, a kernel or a host thread, writes whole words of 8 bytes, atomically.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::read`], but for [`SimError::Busy`].
+    pub unsafe fn peek(&self, from: u64, words: usize) -> Result<Vec<u64>, SimError> {
+        let mut out = self.room(from, words)?;
+        let from = self.words("from", from, words)?;
+        // SAFETY: the range was just found inside a live allocation; the rest is the caller's promise.
+        unsafe { read_words(&mut out, from) };
+        Ok(out)
+    }
+
+    /// Reads `out.len()` bytes of device memory while kernels may run, each by one atomic load: of 8 bytes from multiples of 8
+    /// on, of single bytes before and behind these. No other byte is touched.
+    ///
+    /// # Safety
+    ///
+    /// What writes any of these bytes at the same time, a kernel or a host thread, writes them in these words and bytes,
+    /// atomically.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::read_bytes`], but for [`SimError::Busy`].
+    pub unsafe fn peek_bytes(&self, from: u64, out: &mut [u8]) -> Result<(), SimError> {
+        let from = self.bytes("from", from, out.len() as u64)?;
+        // SAFETY: as in `peek`.
+        unsafe { copies::read_bytes(out, from) };
+        Ok(())
+    }
+
+    /// Room for words that are read from `from`.
+    fn room(&self, from: u64, words: usize) -> Result<Vec<u64>, SimError> {
+        self.words("from", from, words)?;
+        let mut out: Vec<u64> = Vec::new();
+        out.try_reserve_exact(words)
+            .map_err(|error| SimError::Host { what: "memory for words that are read", message: error.to_string() })?;
+        out.resize(words, 0);
+        Ok(out)
+    }
+
+    fn words(&self, argument: &'static str, address: u64, words: usize) -> Result<*mut u64, SimError> {
+        let extent = (words as u64).checked_mul(8).and_then(|bytes| self.core().arena.extent_of(address, bytes));
+        if !address.is_multiple_of(8) || extent.is_none() {
+            let value = format!("{words} words at {address:#x}");
+            return Err(SimError::invalid(
+                argument,
+                value,
+                "a multiple of 8, and all words inside one live allocation",
+            ));
+        }
+        Ok(std::ptr::with_exposed_provenance_mut(address as usize))
+    }
+
+    fn bytes(&self, argument: &'static str, address: u64, bytes: u64) -> Result<usize, SimError> {
+        if self.core().arena.extent_of(address, bytes).is_none() {
+            let value = format!("{bytes} bytes at {address:#x}");
+            return Err(SimError::invalid(argument, value, "all bytes inside one live allocation"));
+        }
+        Ok(address as usize)
+    }
+}
+
+impl Core {
+    /// The books of a machine in which nothing touches device memory as long as they are held.
+    fn at_rest(&self) -> Result<MutexGuard<'_, Books>, SimError> {
+        let mut books = self.lock();
+        loop {
+            if let Some(what) = books.work() {
+                return Err(SimError::Busy { what });
+            }
+            // Workers of a machine that halted may still be inside a turn, and other host threads inside a write.
+            let settled = books.touching == 0 && (books.halt.is_none() || !books.ended.contains(&false));
+            if settled {
+                return Ok(books);
+            }
+            books = self.settled.wait_timeout(books, self.tick()).unwrap_or_else(PoisonError::into_inner).0;
+            self.watch(&mut books);
+        }
+    }
+}
+
+impl Books {
+    /// What may touch device memory without an end that one could wait for here.
+    fn work(&self) -> Option<String> {
+        if self.host_calls > 0 {
+            return Some("a call on a stream runs".to_string());
+        }
+        if self.halt.is_some() {
+            return self.lost.contains(&true).then(|| "something runs that could not be ended".to_string());
+        }
+        let busy = |(rank, streams): (usize, &Vec<_>)| {
+            let index = streams.iter().position(|queue: &crate::stream::Queue| !queue.ops.is_empty())?;
+            Some(format!("stream {index} of rank {rank} has work"))
+        };
+        self.streams.iter().enumerate().find_map(busy)
+    }
+}
+
+/// A host thread that writes device memory, or gives it back: safe reads wait for it.
+struct Touching<'a>(&'a Core);
+
+impl<'a> Touching<'a> {
+    fn begin(core: &'a Core) -> Self {
+        let mut books = core.lock();
+        books.touching += 1;
+        books.calls += 1;
+        Self(core)
+    }
+}
+
+impl Drop for Touching<'_> {
+    fn drop(&mut self) {
+        let mut books = self.0.lock();
+        books.touching -= 1;
+        if books.touching == 0 {
+            self.0.settled.notify_all();
+        }
+    }
+}
