@@ -223,4 +223,9 @@ fn an_unrolled_loop_has_its_index_as_a_constant() {
         counts[J] = TWICE;
     });
     assert_eq!(counts, [0, 2, 4]);
+    // Those for which a condition holds, a constant one or not.
+    const MOST: usize = 5;
+    let (mut sum, one) = (0, 1);
+    unroll!(J in 8 if J < MOST && J != one => { sum += 1 << J; });
+    assert_eq!(sum, 0b11101);
 }

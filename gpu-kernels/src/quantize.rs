@@ -52,12 +52,10 @@ pub fn quantize_vectors<const N: usize>(vectors: &[U32x4; N]) -> ([[u32; 2]; N],
     let inverse = (E4m3::MAX / amax).to_bits();
     let scale = amax / E4m3::MAX;
     let mut codes = [[0; 2]; N];
-    unroll!(J in 8 => {
-        if J < N {
-            // From a lane of the same half that has divided for vector J.
-            let from = (warp::lane() & 16) + J as u32 * lanes_of_vector::<N>();
-            codes[J] = encode(vectors[J], f32::from_bits(warp::shuffle(warp::ALL, inverse, from)));
-        }
+    unroll!(J in 8 if J < N => {
+        // From a lane of the same half that has divided for vector J.
+        let from = (warp::lane() & 16) + J as u32 * lanes_of_vector::<N>();
+        codes[J] = encode(vectors[J], f32::from_bits(warp::shuffle(warp::ALL, inverse, from)));
     });
     (codes, scale)
 }
@@ -84,23 +82,17 @@ const fn lanes_of_vector<const N: usize>() -> u32 {
 fn largest_of_groups<const N: usize>(vectors: &[U32x4; N]) -> f32 {
     const { assert!(N == 4 || N == 8) };
     let mut largest = [0; N];
-    unroll!(J in 8 => {
-        if J < N {
-            let v = vectors[J];
-            let low = Bf16::max_magnitudes(Bf16::magnitudes(v[0]), Bf16::magnitudes(v[1]));
-            let high = Bf16::max_magnitudes(Bf16::magnitudes(v[2]), Bf16::magnitudes(v[3]));
-            largest[J] = Bf16::max_magnitudes(low, high);
-        }
+    unroll!(J in 8 if J < N => {
+        let v = vectors[J];
+        let low = Bf16::max_magnitudes(Bf16::magnitudes(v[0]), Bf16::magnitudes(v[1]));
+        let high = Bf16::max_magnitudes(Bf16::magnitudes(v[2]), Bf16::magnitudes(v[3]));
+        largest[J] = Bf16::max_magnitudes(low, high);
     });
-    unroll!(J in 4 => {
-        if J < N / 2 {
-            largest[J] = halve::<8>(largest[J], largest[J + N / 2]);
-        }
+    unroll!(J in 4 if J < N / 2 => {
+        largest[J] = halve::<8>(largest[J], largest[J + N / 2]);
     });
-    unroll!(J in 2 => {
-        if J < N / 4 {
-            largest[J] = halve::<4>(largest[J], largest[J + N / 4]);
-        }
+    unroll!(J in 2 if J < N / 4 => {
+        largest[J] = halve::<4>(largest[J], largest[J + N / 4]);
     });
     // Of eight vectors two are left, of four one.
     let of_one = halve::<2>(largest[0], largest[N / 8]);

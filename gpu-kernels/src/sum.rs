@@ -9,10 +9,8 @@ pub(crate) fn sum(count: u32, load: impl Fn(u32) -> u32) -> u32 {
     let mut first = 0;
     while first < count {
         let mut loaded = [0; 8];
-        unroll!(J in 8 => {
-            if first + (J as u32) < count {
-                loaded[J] = load(first + J as u32);
-            }
+        unroll!(J in 8 if first + (J as u32) < count => {
+            loaded[J] = load(first + J as u32);
         });
         unroll!(J in 8 => {
             sum += loaded[J];

@@ -73,15 +73,13 @@ impl<const MOST: usize> Sources<MOST> {
     #[track_caller]
     fn take(mut sources: u32, source: u64) -> (Self, u32) {
         let mut rows = Self { addresses: [0; MOST], count: 0 };
-        unroll!(J in 8 => {
-            if J < MOST && sources != 0 {
-                let from = sources.trailing_zeros();
-                sources &= sources - 1;
-                let low = warp::shuffle(warp::ALL, source as u32, from);
-                let high = warp::shuffle(warp::ALL, (source >> 32) as u32, from);
-                rows.addresses[J] = u64::from(high) << 32 | u64::from(low);
-                rows.count += 1;
-            }
+        unroll!(J in 8 if J < MOST && sources != 0 => {
+            let from = sources.trailing_zeros();
+            sources &= sources - 1;
+            let low = warp::shuffle(warp::ALL, source as u32, from);
+            let high = warp::shuffle(warp::ALL, (source >> 32) as u32, from);
+            rows.addresses[J] = u64::from(high) << 32 | u64::from(low);
+            rows.count += 1;
         });
         (rows, sources)
     }
@@ -94,28 +92,20 @@ impl<const MOST: usize> Sources<MOST> {
         const { assert!(MOST * VECTORS == IN_FLIGHT) };
         let at = first + warp::lane();
         let mut loaded = [[[0u32; 4]; MOST]; VECTORS];
-        unroll!(J in 8 => {
-            if J < MOST && (J as u32) < self.count {
-                // SAFETY: a row of an owner's expert outputs, which its entry word says are ready and which nobody
-                // writes before our done word; all vectors that are loaded are inside the row.
-                let row = unsafe { Symmetric::<U32x4>::from_raw(self.addresses[J]) }.at(at);
-                unroll!(V in 8 => {
-                    if V < VECTORS && (WHOLE || at + V as u32 * warp::LANES < end) {
-                        loaded[V][J] = row.load_weak_streaming(V as u32 * warp::LANES);
-                    }
-                });
-            }
+        unroll!(J in 8 if J < MOST && (J as u32) < self.count => {
+            // SAFETY: a row of an owner's expert outputs, which its entry word says are ready and which nobody
+            // writes before our done word; all vectors that are loaded are inside the row.
+            let row = unsafe { Symmetric::<U32x4>::from_raw(self.addresses[J]) }.at(at);
+            unroll!(V in 8 if V < VECTORS && (WHOLE || at + V as u32 * warp::LANES < end) => {
+                loaded[V][J] = row.load_weak_streaming(V as u32 * warp::LANES);
+            });
         });
-        unroll!(V in 8 => {
-            if V < VECTORS {
-                unroll!(J in 8 => {
-                    if J < MOST {
-                        // A missing row adds +0, which changes no bit of a sum that began at +0.
-                        let x = widen(loaded[V][J]);
-                        unroll!(I in 8 => { sums[V][I] += x[I]; });
-                    }
-                });
-            }
+        unroll!(V in 8 if V < VECTORS => {
+            unroll!(J in 8 if J < MOST => {
+                // A missing row adds +0, which changes no bit of a sum that began at +0.
+                let x = widen(loaded[V][J]);
+                unroll!(I in 8 => { sums[V][I] += x[I]; });
+            });
         });
     }
 }
@@ -126,13 +116,11 @@ impl<const MOST: usize> Sources<MOST> {
 fn store<const VECTORS: usize, const WHOLE: bool>(y: Global<U32x4>, first: u32, end: u32, sums: &[[f32; 8]; VECTORS]) {
     let at = first + warp::lane();
     let y = y.at(at);
-    unroll!(V in 8 => {
-        if V < VECTORS && (WHOLE || at + V as u32 * warp::LANES < end) {
-            let mut out = [0u32; 4];
-            unroll!(I in 4 => {
-                out[I] = Bf16::pair_from_f32(sums[V][2 * I], sums[V][2 * I + 1]);
-            });
-            y.store_weak(V as u32 * warp::LANES, out);
-        }
+    unroll!(V in 8 if V < VECTORS && (WHOLE || at + V as u32 * warp::LANES < end) => {
+        let mut out = [0u32; 4];
+        unroll!(I in 4 => {
+            out[I] = Bf16::pair_from_f32(sums[V][2 * I], sums[V][2 * I + 1]);
+        });
+        y.store_weak(V as u32 * warp::LANES, out);
     });
 }

@@ -86,16 +86,12 @@ fn quantize_piece<const N: usize, const WHOLE: bool>(a: &RowShape, x: Global<U32
     let at = first + warp::lane();
     let inside = |j: usize| WHOLE || at + j as u32 * warp::LANES < a.hidden / 8;
     let mut loaded = [[0u32; 4]; N];
-    unroll!(J in 8 => {
-        if J < N && inside(J) {
-            loaded[J] = x.load_weak_streaming(at + J as u32 * warp::LANES);
-        }
+    unroll!(J in 8 if J < N && inside(J) => {
+        loaded[J] = x.load_weak_streaming(at + J as u32 * warp::LANES);
     });
     let (codes, scale) = quantize_vectors(&loaded);
-    unroll!(J in 8 => {
-        if J < N && inside(J) {
-            stage.cast::<u64>().store_weak(at + J as u32 * warp::LANES, code_word(codes[J]));
-        }
+    unroll!(J in 8 if J < N && inside(J) => {
+        stage.cast::<u64>().store_weak(at + J as u32 * warp::LANES, code_word(codes[J]));
     });
     if let Some(group) = scale_group::<N>() {
         let group = first * 8 / GROUP + group;

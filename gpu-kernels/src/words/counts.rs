@@ -48,10 +48,8 @@ impl CountMatrix {
         let mut first = 0;
         while first < window.peers {
             // Some addresses are on their way at a time: one after the other, each store would wait for the memory.
-            unroll!(J in 4 => {
-                if first + (J as u32) < window.peers {
-                    window.of(Peer(first + J as u32), self.words).store_relaxed::<System>(at, word);
-                }
+            unroll!(J in 4 if first + (J as u32) < window.peers => {
+                window.of(Peer(first + J as u32), self.words).store_relaxed::<System>(at, word);
             });
             first += 4;
         }
