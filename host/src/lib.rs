@@ -18,7 +18,6 @@
 //!     let topk_idx = comm.tensor(&[0i64, 1, 1, 2, -1, -1])?;
 //!     let topk_weights = comm.tensor(&[0.25f32, 0.75, 0.5, 0.5, 0.0, 0.0])?;
 //!     let mut y = comm.empty::<bf16>(u64::from(tokens * hidden))?;
-//!     comm.barrier()?; // nobody allocates while a peer waits for it
 //!     let handle = buffer.dispatch(&DispatchInput::new(tokens, &x, &topk_idx, &topk_weights))?;
 //!
 //!     // Expert e of this example multiplies by e + 1. A row comes once, with all that it selected of this rank's experts.
