@@ -95,7 +95,12 @@ fn error(predicted: f64, published: f64) -> String {
     format!("{:+.0} %", (predicted / published - 1.0) * 100.0)
 }
 
-fn deepep(topology: &Topology, hardware: &Hardware, workload: &Workload, sms: Option<u32>) -> epoxide::Result<Plan> {
+fn deepep(
+    topology: &Topology,
+    hardware: &Hardware,
+    workload: &Workload,
+    sms: Option<u32>,
+) -> epoxide::plan::Result<Plan> {
     let options = PlanOptions::new().with_protocol(Protocol::DeepEpV2);
     let options = match sms {
         Some(sms) => options.with_num_sms(sms),

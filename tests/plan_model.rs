@@ -169,7 +169,7 @@ fn a_buffer_takes_what_its_plan_says() {
         let planned = plan_with(&Topology::new(4, 4).unwrap(), &hardware, &workload, &options).unwrap();
         assert_eq!(planned.bytes.basis, Basis::Exact);
         let checked = device.check(4, mode, |comm| {
-            let buffer = ElasticBuffer::new(&comm, workload.config(planned.num_sms))?;
+            let buffer = ElasticBuffer::new(&comm, Config::for_workload(&workload, planned.num_sms))?;
             let bytes = buffer.bytes()?;
             buffer.close()?;
             Ok(require(bytes.regions == planned.bytes.regions && bytes.total() == planned.bytes.total(), || {
@@ -183,7 +183,7 @@ fn a_buffer_takes_what_its_plan_says() {
         case.workload.layout = RowLayout::Compact;
         case.workload.imbalance = 1.0;
         let planned = case.plan(&PlanOptions::new())?;
-        let config: Config = case.workload.config(planned.num_sms);
+        let config = Config::for_workload(&case.workload, planned.num_sms);
         let needed = bytes_needed(&config, case.topology.ranks(), planned.num_sms).map_err(|e| e.to_string())?;
         require(needed.regions == planned.bytes.regions, || format!("{needed}\ninstead of\n{}", planned.bytes))?;
         require(needed.total() == planned.bytes.total() && !planned.projection, || "totals differ".into())
@@ -282,7 +282,7 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
     ] {
         assert!(got.contains(want), "{got}\ninstead of\n{want}");
     }
-    assert!(matches!(Gpu::named("x"), Err(Error::InvalidArgument { argument: "gpu", .. })));
+    assert!(matches!(Gpu::named("x").map_err(Error::from), Err(Error::InvalidArgument { argument: "gpu", .. })));
     assert!(Nic::named("ConnectX-7").is_ok() && Gpu::named("gb-200").is_ok());
 }
 

@@ -69,7 +69,7 @@ impl Request {
     }
 
     /// Plans, and simulates if asked to.
-    pub fn plan(self, setting: Option<&simulation::Setting>) -> epoxide::Result<Planned> {
+    pub fn plan(self, setting: Option<&simulation::Setting>) -> epoxide::plan::Result<Planned> {
         let plan = plan_with(&self.topology, &self.hardware, &self.workload, &self.options)?;
         let simulation = match setting {
             Some(setting) => Some((setting.clone(), setting.run(&self)?)),
@@ -144,8 +144,8 @@ fn parse_histogram(text: &str) -> Result<Vec<f64>, (usize, &str)> {
 }
 
 /// The option that sets an argument which the library names differently.
-pub(crate) fn option_of(error: &epoxide::Error) -> Option<&'static str> {
-    let epoxide::Error::InvalidArgument { argument, .. } = error else { return None };
+pub(crate) fn option_of(error: &epoxide::plan::Error) -> Option<&'static str> {
+    let epoxide::plan::Error::InvalidArgument { argument, .. } = error else { return None };
     Some(match *argument {
         "per_domain" => "--per-node",
         "max_tokens_per_rank" => "--tokens",

@@ -76,7 +76,7 @@ impl Setting {
     }
 
     /// Simulates a request.
-    pub fn run(&self, request: &Request) -> epoxide::Result<Report> {
+    pub fn run(&self, request: &Request) -> epoxide::plan::Result<Report> {
         simulate(&request.topology, &request.hardware, &request.workload, &self.scenario)
     }
 

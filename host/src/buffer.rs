@@ -96,7 +96,7 @@ impl ElasticBuffer {
             *made += 1;
             inner.local.buffer_id(*made)
         };
-        let layouts = Layouts::new(&config, comm.size(), blocks)?;
+        let layouts = config.layouts(comm.size(), blocks)?;
         let mut part = LeftBehind::of(&inner.runtime);
         let made = allocate(inner, &layouts, blocks, &mut part);
         // Every rank learns whether all could allocate before anyone relies on it.

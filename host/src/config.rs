@@ -2,10 +2,14 @@
 use std::fmt;
 use std::time::Duration;
 
-use epoxide_kernels::layout::{DispatchShared, PrivateLayout, Span, WindowLayout};
-use epoxide_kernels::shape::{Broken, Shape};
+use epoxide_kernels::layout::Span;
+use epoxide_kernels::shape::Shape;
+use epoxide_plan::Workload;
+use epoxide_plan::layouts::checked;
 
 pub use epoxide_kernels::shape::WireFormat;
+pub use epoxide_plan::RegionBytes;
+pub(crate) use epoxide_plan::layouts::{Layouts, dispatch_shared};
 
 use crate::error::{Error, Result};
 
@@ -50,6 +54,23 @@ impl Config {
             max_window_bytes: 0,
             poison_expert_outputs: false,
         }
+    }
+
+    /// The configuration of a buffer for what was planned, with that plan's SMs.
+    ///
+    /// ```
+    /// use epoxide::plan::{Hardware, Topology, Workload, plan};
+    /// use epoxide::{Config, bytes_needed};
+    ///
+    /// let workload = Workload::new(4096, 7168, 8, 256);
+    /// let plan = plan(&Topology::new(8, 8)?, &Hardware::named("h200", None)?, &workload)?;
+    /// let config = Config::for_workload(&workload, plan.num_sms);
+    /// assert_eq!(bytes_needed(&config, 8, plan.num_sms)?.total(), plan.bytes.total());
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    pub fn for_workload(workload: &Workload, num_sms: u32) -> Self {
+        let &Workload { experts, top_k, hidden, tokens, format, .. } = workload;
+        Self::new(experts, top_k, hidden, tokens).with_format(format).with_num_sms(num_sms)
     }
 
     /// Sets how rows travel in dispatch.
@@ -110,7 +131,8 @@ impl Config {
     /// ```
     pub fn check_row(&self, ranks: u32, shared_memory: u32) -> Result<()> {
         // The number of blocks has no part in it.
-        dispatch_shared(&self.shape(ranks, 1)?, shared_memory).map(|_| ())
+        dispatch_shared(&self.shape(ranks, 1)?, shared_memory)?;
+        Ok(())
     }
 
     /// Checks the configuration for `ranks` ranks with `blocks` blocks each.
@@ -125,11 +147,32 @@ impl Config {
             blocks,
             format: self.format,
         };
-        shape.check().map_err(|Broken { argument, value, rule }| Error::argument(argument, value, rule.to_string()))?;
+        let shape = checked(shape)?;
         if self.timeout.is_zero() || self.timeout > LONGEST_TIMEOUT {
             return Err(Error::argument("timeout", format!("{:?}", self.timeout), "more than 0 and at most a day"));
         }
         Ok(shape)
+    }
+
+    /// The layouts for `ranks` ranks with `blocks` blocks each, if they keep the configuration's limit.
+    pub(crate) fn layouts(&self, ranks: u32, blocks: u32) -> Result<Layouts> {
+        let layouts = Layouts::new(self.shape(ranks, blocks)?)?;
+        if self.max_window_bytes != 0 {
+            let window = &layouts.window;
+            let end = Span { name: "the padding at the end", offset: window.bytes, bytes: 0 };
+            let spans = window.spans().into_iter().chain([end]);
+            let over = spans.into_iter().find(|s| s.offset + s.bytes > self.max_window_bytes);
+            if let Some(span) = over {
+                return Err(Error::BufferTooSmall {
+                    argument: "max_window_bytes",
+                    region: span.name,
+                    needed: span.offset + span.bytes,
+                    total: window.bytes,
+                    given: self.max_window_bytes,
+                });
+            }
+        }
+        Ok(layouts)
     }
 
     /// The fields that must agree between ranks, by name.
@@ -144,26 +187,6 @@ impl Config {
             ("timeout", format!("{:?}", self.timeout)),
             ("max_window_bytes", self.max_window_bytes.to_string()),
         ]
-    }
-}
-
-/// A named piece of a rank's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RegionBytes {
-    /// What it holds.
-    pub name: &'static str,
-    /// Bytes from the start of the window or of the private memory.
-    pub offset: u64,
-    /// Its bytes, without the padding to the next region.
-    pub bytes: u64,
-    /// Whether peers write or read it.
-    pub symmetric: bool,
-}
-
-impl RegionBytes {
-    pub(crate) fn new(span: Span, symmetric: bool) -> Self {
-        let Span { name, offset, bytes } = span;
-        Self { name, offset, bytes, symmetric }
     }
 }
 
@@ -195,57 +218,6 @@ impl fmt::Display for BytesNeeded {
     }
 }
 
-/// The layouts of a checked configuration.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Layouts {
-    pub shape: Shape,
-    pub window: WindowLayout,
-    pub private: PrivateLayout,
-}
-
-impl Layouts {
-    pub(crate) fn new(config: &Config, ranks: u32, blocks: u32) -> Result<Self> {
-        let shape = config.shape(ranks, blocks)?;
-        let too_large = || {
-            Error::argument("max_tokens_per_rank", config.max_tokens_per_rank, "the buffer's size must fit in 64 bits")
-        };
-        let window = WindowLayout::new(&shape).ok_or_else(too_large)?;
-        let private = PrivateLayout::new(&shape).ok_or_else(too_large)?;
-        if config.max_window_bytes != 0 {
-            let end = Span { name: "the padding at the end", offset: window.bytes, bytes: 0 };
-            let spans = window.spans().into_iter().chain([end]);
-            let over = spans.into_iter().find(|s| s.offset + s.bytes > config.max_window_bytes);
-            if let Some(span) = over {
-                return Err(Error::BufferTooSmall {
-                    argument: "max_window_bytes",
-                    region: span.name,
-                    needed: span.offset + span.bytes,
-                    total: window.bytes,
-                    given: config.max_window_bytes,
-                });
-            }
-        }
-        Ok(Self { shape, window, private })
-    }
-}
-
-/// Divides the `available` bytes of a block's shared memory among the warps of dispatch.
-pub(crate) fn dispatch_shared(shape: &Shape, available: u32) -> Result<DispatchShared> {
-    DispatchShared::new(shape, available).ok_or_else(|| {
-        let (row, rows) = DispatchShared::stages(shape).unwrap_or((u32::MAX, 1));
-        let what = match rows {
-            1 => format!("a row, {row} bytes,"),
-            _ => format!("{rows} rows with their scales, {row} bytes each,"),
-        };
-        // What lies before the rows depends on no row's size: that of the smallest shows it.
-        let smallest = DispatchShared::new(&Shape { hidden: 16, ..*shape }, available);
-        let others =
-            smallest.map_or(String::new(), |shared| format!("; {} of them hold places and barriers", shared.stages));
-        let rule = format!("{what} must fit in the {available} bytes of shared memory that a block can have{others}");
-        Error::argument("hidden", shape.hidden, rule)
-    })
-}
-
 /// Computes what a buffer of `config` needs on each of `ranks` ranks; `num_sms` is what the device would choose where the
 /// configuration leaves it open. Needs no GPU.
 ///
@@ -264,12 +236,7 @@ pub(crate) fn dispatch_shared(shape: &Shape, available: u32) -> Result<DispatchS
 /// ```
 pub fn bytes_needed(config: &Config, ranks: u32, num_sms: u32) -> Result<BytesNeeded> {
     let blocks = if config.num_sms == 0 { num_sms } else { config.num_sms };
-    let layouts = Layouts::new(config, ranks, blocks)?;
-    let window = layouts.window.spans().into_iter().map(|span| RegionBytes::new(span, true));
-    let private = layouts.private.spans().into_iter().map(|span| RegionBytes::new(span, false));
-    Ok(BytesNeeded {
-        regions: window.chain(private).collect(),
-        window: layouts.window.bytes,
-        private: layouts.private.bytes,
-    })
+    let layouts = config.layouts(ranks, blocks)?;
+    let (window, private) = (layouts.window.bytes, layouts.private.bytes);
+    Ok(BytesNeeded { regions: layouts.regions(), window, private })
 }

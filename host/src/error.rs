@@ -374,6 +374,13 @@ fn too_small(argument: &str, region: &str, needed: u64, total: u64, given: u64) 
     }
 }
 
+impl From<epoxide_plan::Error> for Error {
+    fn from(error: epoxide_plan::Error) -> Self {
+        let (argument, value, rule) = error.into_parts();
+        Self::InvalidArgument { argument, value, rule }
+    }
+}
+
 impl From<epoxide_sim::SimError> for Error {
     fn from(error: epoxide_sim::SimError) -> Self {
         let message = error.to_string();
@@ -389,6 +396,16 @@ impl From<epoxide_sim::SimError> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_planner_refuses_keeps_argument_value_rule_and_text() {
+        let refused = crate::plan::Topology::new(20, 8).unwrap_err();
+        let text = refused.to_string();
+        let Error::InvalidArgument { argument, value, rule } = refused.into() else { panic!("another error") };
+        assert_eq!((argument, value.as_str()), ("per_domain", "8"));
+        assert_eq!(rule, "whole domains must cover the 20 ranks; uneven domains are given one by one");
+        assert_eq!(Error::InvalidArgument { argument, value, rule }.to_string(), text);
+    }
 
     #[test]
     fn a_limit_names_the_first_region_beyond_it_and_a_tensor_what_it_holds() {

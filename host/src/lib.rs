@@ -50,7 +50,7 @@
 //! * The operations: [`ElasticBuffer`].
 //! * Memory: [`DeviceTensor`].
 //! * FP8 rows, as operations of their own: [`quantize`].
-//! * What a configuration will take and what limits it, before anything runs: [`plan`](mod@plan).
+//! * What a configuration will take and what limits it, before anything runs: [`plan`](epoxide_plan).
 //! * What can go wrong, on the host and on the device: [`Error`].
 //!
 //! ## Limits
@@ -75,7 +75,6 @@ mod event;
 mod fault;
 mod group;
 mod handle;
-pub mod plan;
 mod pool;
 pub mod quantize;
 mod rendezvous;
@@ -89,6 +88,7 @@ pub use combine::{CombineInput, ExpertOutputs, RawCombineInput};
 pub use comm::Comm;
 pub use config::{BytesNeeded, Config, RegionBytes, WireFormat, bytes_needed};
 pub use dispatch::{DispatchInput, IndexType, RawDispatchInput};
+pub use epoxide_plan as plan;
 pub use epoxide_sim::{Machine, MachineConfig, Mode};
 pub use error::{Error, Result};
 pub use event::Event;

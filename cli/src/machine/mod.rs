@@ -59,7 +59,7 @@ impl Machine {
 
     /// The machine of these facts, where there are any.
     fn of(args: &PlanArgs, visible: Option<&Visible>, nics: Option<&[NicFacts]>) -> anyhow::Result<Self> {
-        let hint = |e: epoxide::Error| anyhow::anyhow!("{e}, and {AUTO} for what this machine has");
+        let hint = |e: epoxide::plan::Error| anyhow::anyhow!("{e}, and {AUTO} for what this machine has");
         let mut gpus = visible.map(|visible| gpu::choose(&visible.gpus)).transpose()?;
         if let (Some(gpus), Some(visible)) = (&mut gpus, visible) {
             gpus.all = visible.machine;

@@ -185,7 +185,7 @@ impl Card<'_> {
     }
 
     /// The built-in NIC of this model or of this rate, with what was read of this one.
-    fn nic(&self, notes: &mut Vec<String>) -> epoxide::Result<Nic> {
+    fn nic(&self, notes: &mut Vec<String>) -> epoxide::plan::Result<Nic> {
         let bytes = self.gigabits * 1e9 / 8.0;
         let mut nic = match self.built_in() {
             Some(name) => Nic::named(name)?,

@@ -1,6 +1,8 @@
 //! What is moved: tokens, their rows, and how the gate chooses experts.
-use crate::config::{Config, WireFormat};
+use epoxide_kernels::shape::{Shape, WireFormat};
+
 use crate::error::{Error, Result};
+use crate::layouts::checked;
 
 /// The largest sum of a histogram: what is computed with it stays far from what f64 holds.
 const MOST_LOAD: f64 = 1e100;
@@ -118,9 +120,18 @@ impl Workload {
         self
     }
 
-    /// The configuration of a buffer for this workload.
-    pub fn config(&self, num_sms: u32) -> Config {
-        Config::new(self.experts, self.top_k, self.hidden, self.tokens).with_format(self.format).with_num_sms(num_sms)
+    /// The shape of a buffer for this workload on `ranks` ranks with one block, with room for the worst case.
+    pub(crate) fn shape(&self, ranks: u32) -> Shape {
+        Shape {
+            ranks,
+            experts: self.experts,
+            top_k: self.top_k,
+            hidden: self.hidden,
+            max_tokens: self.tokens,
+            rows: Shape::worst_rows(ranks, self.tokens),
+            blocks: 1,
+            format: self.format,
+        }
     }
 
     /// Rows that a rank of `ranks` can receive at most, whatever its peers send: what [`Capacity::WorstCase`] has room for. `None` if
@@ -147,7 +158,7 @@ impl Workload {
             return Err(Error::argument("tokens", self.tokens, "a rank has 1 to 16777215 tokens"));
         }
         // The buffer's own rules for experts, top-k and hidden; they do not depend on the ranks.
-        self.config(1).shape(1, 1)?;
+        checked(self.shape(1))?;
         match self.layout {
             RowLayout::Expand { alignment } if !(1..=4096).contains(&alignment) => {
                 return Err(Error::argument("alignment", alignment, "an expert's rows are padded to 1 to 4096"));

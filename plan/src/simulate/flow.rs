@@ -1,13 +1,15 @@
 //! Rows on their way: chunks through the queues of dispatch and of combine.
 use super::queue::{Event, Events, Queues};
 use super::routing::{Drawn, Random};
-use super::{Scenario, SendOrder};
+use super::scenario::{Scenario, SendOrder};
 use crate::error::Result;
-use crate::plan::hardware::Hardware;
-use crate::plan::model::{Protocol, sm_seconds};
-use crate::plan::topology::Topology;
-use crate::plan::traffic::{self, Resource};
-use crate::plan::workload::Workload;
+use crate::hardware::Hardware;
+use crate::limits::Limits;
+use crate::ours;
+use crate::protocol::PlanOptions;
+use crate::topology::Topology;
+use crate::traffic::Resource;
+use crate::workload::Workload;
 
 /// About how many chunks a phase is cut into, one for each flow at least: pipelines are as fine as this allows.
 const CHUNKS: u64 = 1 << 17;
@@ -81,21 +83,18 @@ impl<'a> Machine<'a> {
         let ranks = topology.ranks() as usize;
         let per_gpu = topology.ranks_per_gpu();
         let (gpu, nic) = (&hardware.gpu, hardware.nic.as_ref());
-        let row = traffic::row_bytes(workload, combine);
+        let row = ours::row_bytes(workload, combine);
         let tokens = f64::from(workload.tokens);
         // What the model makes of the routing that was drawn; its unevenness is in the draw.
         let flows = drawn.flows(topology);
         let even = Workload { imbalance: 1.0, ..workload.clone() };
-        let steps = if combine { traffic::combine } else { traffic::dispatch };
-        let [step] = &steps(topology, &even, &flows, Protocol::Epoxide)[..] else {
-            unreachable!("our phases have one step")
-        };
+        let steps = if combine { ours::combine } else { ours::dispatch };
+        let step = steps(topology, &even, &flows);
+        let limits = Limits::new(topology, hardware, &PlanOptions::new())?;
         // A rank's SMs are divided among its queues as the rows that these move, each in the time that all of it takes.
         let mut paces = [vec![0.0; ranks], vec![0.0; ranks], vec![0.0; ranks]];
         let (mut sm, mut staged, mut read) = (Vec::new(), Vec::new(), Vec::new());
-        for (rank, ([loads, stores], f)) in
-            sm_seconds(topology, hardware, num_sms, step)?.into_iter().zip(&flows).enumerate()
-        {
+        for (rank, ([loads, stores], f)) in limits.sm_seconds(&step, num_sms).into_iter().zip(&flows).enumerate() {
             sm.push(if loads > stores { Resource::SmRead } else { Resource::SmWrite });
             // Dispatch stages a row once for all other domains.
             staged.push(if combine { 0.0 } else { tokens / f.remote_out.max(1.0) });

@@ -3,31 +3,11 @@ use std::ops::Range;
 
 use epoxide_kernels::placement::Placement;
 
-use super::Scenario;
-use crate::plan::expectation::Gate;
-use crate::plan::topology::Topology;
-use crate::plan::traffic::Flows;
-use crate::plan::workload::{Routing, Workload};
-
-/// How a token's experts are drawn; they are distinct always. The model beside the simulation has the workload's routing whatever is drawn.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Draw {
-    /// As the workload's [`routing`](Workload::routing) says.
-    Gate,
-    /// Every expert as likely as any other.
-    Uniform,
-    /// Expert `i` with a probability proportional to `(i + 1)^-exponent`, so that the hottest share a rank.
-    Zipf {
-        /// 0 is uniform; about 1 is a badly balanced gate.
-        exponent: f64,
-    },
-    /// Every token selects this expert, and others uniformly.
-    OneHot {
-        /// The hot expert.
-        expert: u32,
-    },
-}
+use super::scenario::{Draw, Scenario};
+use crate::expectation::Gate;
+use crate::flows::Flows;
+use crate::topology::Topology;
+use crate::workload::{Routing, Workload};
 
 /// splitmix64 (Steele, Lea and Flood, OOPSLA 2014): ample for drawing experts, and the fastest that is.
 #[derive(Clone, Copy)]

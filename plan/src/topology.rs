@@ -27,11 +27,11 @@ impl Topology {
     /// [`Error::InvalidArgument`] for no ranks, for more than [`MAX_PLAN_RANKS`], and when whole domains do not cover the ranks.
     ///
     /// ```
-    /// use epoxide::plan::Topology;
+    /// use epoxide_plan::Topology;
     /// assert_eq!(Topology::new(64, 8)?.domains(), 8);
     /// assert!(Topology::new(20, 8).is_err());
     /// assert_eq!(Topology::of_domains(&[8, 8, 4])?.ranks(), 20);
-    /// # Ok::<(), epoxide::Error>(())
+    /// # Ok::<(), epoxide_plan::Error>(())
     /// ```
     pub fn new(ranks: u32, per_domain: u32) -> Result<Self> {
         check_ranks(u64::from(ranks))?;

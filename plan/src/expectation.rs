@@ -4,8 +4,8 @@
 //! hypergeometric distribution at zero. DeepEP's planner uses the same law for equal groups (as DeepEP at dd758ca computes it).
 use epoxide_kernels::placement::Placement;
 
-use super::topology::Topology;
-use super::workload::{Routing, Workload};
+use crate::topology::Topology;
+use crate::workload::{Routing, Workload};
 
 /// What a token of any rank does, on average.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,7 +42,7 @@ impl Expected {
 /// is as likely: `G (1 - C(E - E/G, K) / C(E, K))`.
 ///
 /// ```
-/// let x = epoxide::plan::distinct_groups(256, 8, 8);
+/// let x = epoxide_plan::distinct_groups(256, 8, 8);
 /// assert!((x - 5.2947).abs() < 1e-4);
 /// ```
 pub fn distinct_groups(experts: u32, top_k: u32, groups: u32) -> f64 {

@@ -1,10 +1,10 @@
-//! # The planner
+//! # Epoxide's planner
 //!
-//! What an operation will take and what will limit it, computed from numbers alone: no GPU, no network, no file.
+//! What expert-parallel dispatch and combine will take and what will limit them, computed from numbers alone: no GPU, no network, no
+//! file. `epoxide` has this crate as `epoxide::plan`.
 //!
 //! ```
-//! use epoxide::plan::{Hardware, Resource, Topology, Workload, plan};
-//! use epoxide::WireFormat;
+//! use epoxide_plan::{Hardware, Resource, Topology, WireFormat, Workload, plan};
 //!
 //! let topology = Topology::new(8, 8)?;
 //! let hardware = Hardware::named("h200", None)?;
@@ -12,7 +12,7 @@
 //! let plan = plan(&topology, &hardware, &workload)?;
 //! assert_eq!(plan.dispatch.binding().resource, Resource::NvlinkOut);
 //! assert!(plan.num_sms < 16 && plan.bytes.total() < 2 << 30);
-//! # Ok::<(), epoxide::Error>(())
+//! # Ok::<(), epoxide_plan::Error>(())
 //! ```
 //!
 //! ## How it reasons
@@ -28,21 +28,48 @@
 //!
 //! [`Protocol::DeepEpV2`] describes DeepEP V2 instead, with its own constants; [`deepep`] has its formulas one by one.
 //!
+//! ## What is where
+//!
+//! * What is asked: [`Topology`], [`Hardware`], [`Workload`], [`PlanOptions`].
+//! * The answer: [`plan()`] and [`plan_with`] give a [`Plan`].
+//! * Inside, from rows to time: how many go which way (`flows`), what each moves (`rows`, [`Traffic`]), and what that takes (`limits`).
+//!   Each protocol answers the questions of one trait (`rules`): ours in `ours`, DeepEP V2's in [`deepep`].
+//! * What `epoxide` allocates by and a plan counts by: `layouts`.
+//! * Real routing through queues: [`simulate`].
+//! * What can go wrong: [`Error`].
+//!
 //! `docs/planning.md` holds predictions against published figures, and where and why they miss.
+#![warn(missing_debug_implementations)]
+
 mod bytes;
 pub mod deepep;
+mod error;
 mod expectation;
+mod flows;
 mod hardware;
+// For `epoxide`, whose buffers are laid out by it: its types are those of the kernels, and no part of the planner's API.
+#[doc(hidden)]
+pub mod layouts;
+mod limits;
 mod model;
+mod ours;
+mod protocol;
+mod rows;
+mod rules;
 pub mod simulate;
 mod topology;
 mod traffic;
 mod workload;
 
 pub use bytes::{Basis, PlannedBytes};
+pub use epoxide_kernels::shape::WireFormat;
+pub use error::{Error, Result};
 pub use expectation::{Expected, distinct_groups};
 pub use hardware::{Figure, Gpu, Hardware, Nic, Unit};
-pub use model::{Bandwidth, Phase, Plan, PlanOptions, Protocol, ResourceTime, Step, plan, plan_with};
+pub use layouts::RegionBytes;
+pub use limits::{ResourceTime, Step};
+pub use model::{Bandwidth, Phase, Plan, plan, plan_with};
+pub use protocol::{PlanOptions, Protocol};
 pub use topology::{MAX_PLAN_RANKS, Topology};
 pub use traffic::{Resource, StepTraffic, Traffic};
 pub use workload::{Capacity, Routing, RowLayout, Workload};

@@ -4,7 +4,9 @@
 //! our own SMs do was measured with our own kernels, with 4 SMs a rank; `examples/plan_vs_published` derives it from these times.
 use std::borrow::Cow;
 
-use super::{Figure, Gpu, Nic};
+use super::figure::Figure;
+use super::parts::{Gpu, Nic};
+use crate::error::{Error, Result};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -131,8 +133,51 @@ fn blackwell(name: &'static str, sms: Figure, memory: Figure) -> Gpu {
 
 const HOPPER_LINKS: Figure = Figure::new(18.0, "NVIDIA Hopper data sheet: NVLink 4, 18 links, 900 GB/s both ways");
 
+impl Gpu {
+    /// The built-in GPU of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`], which lists the known ones.
+    pub fn named(name: &str) -> Result<Self> {
+        let known = gpus();
+        let wanted = normal(name);
+        let unknown = || Error::argument("gpu", name, format!("known GPUs are {}", Self::names().join(", ")));
+        known.into_iter().find(|gpu| normal(&gpu.name) == wanted).ok_or_else(unknown)
+    }
+
+    /// Names of the built-in GPUs.
+    pub fn names() -> Vec<String> {
+        gpus().into_iter().map(|gpu| gpu.name.into_owned()).collect()
+    }
+}
+
+impl Nic {
+    /// The built-in NIC of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`], which lists the known ones.
+    pub fn named(name: &str) -> Result<Self> {
+        let known = nics();
+        let wanted = normal(name).replace("connectx", "cx");
+        let unknown = || Error::argument("nic", name, format!("known NICs are {}", Self::names().join(", ")));
+        known.into_iter().find(|nic| normal(&nic.name) == wanted).ok_or_else(unknown)
+    }
+
+    /// Names of the built-in NICs.
+    pub fn names() -> Vec<String> {
+        nics().into_iter().map(|nic| nic.name.into_owned()).collect()
+    }
+}
+
+/// Lower case, letters and digits only.
+fn normal(name: &str) -> String {
+    name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+}
+
 /// All built-in GPUs.
-pub(super) fn gpus() -> [Gpu; 6] {
+fn gpus() -> [Gpu; 6] {
     const HOPPER_SMS: Figure = Figure::new(132.0, "NVIDIA H100 data sheet, SXM5: 132 SMs");
     [
         hopper(Hopper {
@@ -184,7 +229,7 @@ pub(super) fn gpus() -> [Gpu; 6] {
 }
 
 /// All built-in NICs: what one GPU has of them.
-pub(super) fn nics() -> [Nic; 4] {
+fn nics() -> [Nic; 4] {
     const LATENCY: Figure =
         Figure::new(5e-6, "the upper end of the 1 to 5 us that is quoted for InfiniBand NDR; not measured by us");
     let nic =
