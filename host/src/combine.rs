@@ -7,9 +7,8 @@ use epoxide_kernels::lend::LendArgs;
 use epoxide_kernels::words::Kind;
 use half::bf16;
 
-use crate::buffer::{ElasticBuffer, State};
+use crate::buffer::{Dispatched, ElasticBuffer, State};
 use crate::error::{Error, Result};
-use crate::handle::Dispatched;
 use crate::tensor::{DeviceTensor, as_bytes, check_len, check_tensor};
 
 /// Where the experts' outputs are: one BF16 row for each received row, in the same order.
@@ -175,7 +174,7 @@ impl ElasticBuffer {
         }
         // SAFETY: the tensor is this process's device memory, large enough as just checked, and stays allocated until the
         // stream has passed this operation.
-        unsafe { self.combine_with(handle, y.address()) }
+        unsafe { self.enqueue_combine(handle, &RawCombineInput::new(y.address())) }
     }
 
     /// [`Self::combine`] to a device address, of expert outputs in the lent region.
@@ -188,22 +187,26 @@ impl ElasticBuffer {
     ///
     /// `input.y` is valid for writes of BF16 `[tokens, hidden]`, and nothing else touches it until the operation is done.
     pub unsafe fn combine_raw(&mut self, handle: &Dispatched, input: &RawCombineInput) -> Result<()> {
-        let y = input.y;
         self.check()?;
         self.check_handle("combine", handle)?;
-        if !y.is_multiple_of(16) {
-            return Err(Error::argument("y", format!("{y:#x}"), "the address is a multiple of 16"));
-        }
-        // SAFETY: the caller's promise.
-        unsafe { self.combine_with(handle, y) }
+        // SAFETY: the caller's promise, the same words as `enqueue_combine` has.
+        unsafe { self.enqueue_combine(handle, input) }
     }
 
-    /// Enqueues the kernel for a handle that was checked.
+    /// Enqueues the kernel for a handle that was checked: the one way to it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for an address that is no multiple of 16, and for too few expert outputs.
     ///
     /// # Safety
     ///
     /// As [`Self::combine_raw`].
-    unsafe fn combine_with(&mut self, handle: &Dispatched, y: u64) -> Result<()> {
+    unsafe fn enqueue_combine(&mut self, handle: &Dispatched, input: &RawCombineInput) -> Result<()> {
+        let RawCombineInput { y } = *input;
+        if !y.is_multiple_of(16) {
+            return Err(Error::argument("y", format!("{y:#x}"), "the address is a multiple of 16"));
+        }
         if let (Some(received), Some(outputs)) = (self.received_rows, self.outputs)
             && outputs < received
         {

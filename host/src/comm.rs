@@ -31,14 +31,12 @@ pub(crate) struct CommInner {
     pub local: Arc<LocalGroupState>,
     /// SMs of an operation where the configuration leaves them open: the same on every rank.
     default_num_sms: u32,
-    rendezvous: Rendezvous,
+    pub rendezvous: Rendezvous,
     sms: Mutex<ReservedSms>,
-    /// Held by the thread of this rank that is in a collective call.
-    collective: Mutex<()>,
     /// Memory of tensors; taken by `Drop` alone.
     pool: Mutex<Option<Pool<Segments>>>,
     /// Buffers made so far: the same number on every rank, since making one is collective.
-    pub buffers_made: Mutex<u64>,
+    buffers_made: Mutex<u64>,
 }
 
 impl std::fmt::Debug for Comm {
@@ -73,7 +71,6 @@ impl Comm {
             default_num_sms,
             rendezvous,
             sms: Mutex::default(),
-            collective: Mutex::default(),
             pool,
             buffers_made: Mutex::default(),
         };
@@ -86,7 +83,7 @@ impl Comm {
 
     /// Says that this rank's host thread will not come to a collective call any more.
     pub(crate) fn leave(&self) {
-        self.inner.rendezvous.leave(&self.inner.runtime);
+        self.inner.rendezvous.leave();
     }
 
     /// Whether `other` is the same rank of the same group.
@@ -121,8 +118,7 @@ impl Comm {
     ///
     /// [`Error::Bootstrap`] or [`Error::Simulator`] when another rank is gone.
     pub fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let _turn = self.inner.collective();
-        self.inner.gather(payload)
+        self.inner.rendezvous.turn().all_gather(payload)
     }
 
     /// Waits on the host until every rank is here. Collective.
@@ -201,6 +197,14 @@ impl Comm {
 }
 
 impl CommInner {
+    /// The id of the next buffer, unique in the process and, but for the group's part of it, the same on every rank. Within a
+    /// collective call.
+    pub(crate) fn next_buffer_id(&self) -> u64 {
+        let mut made = self.buffers_made.lock().unwrap_or_else(PoisonError::into_inner);
+        *made += 1;
+        self.local.buffer_id(*made)
+    }
+
     /// Reserves SMs for a buffer whose operations have `blocks` blocks. What was reserved stays so if this fails.
     pub(crate) fn reserve_sms(&self, blocks: u32) -> Result<()> {
         self.sms.lock().unwrap_or_else(PoisonError::into_inner).reserve(&self.runtime, blocks)
@@ -269,16 +273,6 @@ impl CommInner {
     fn pool(&self) -> MutexGuard<'_, Option<Pool<Segments>>> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// A collective call's turn: a rank's threads make them one after another.
-    pub(crate) fn collective(&self) -> MutexGuard<'_, ()> {
-        self.collective.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// [`Comm::all_gather`] within a collective call that has its turn.
-    pub(crate) fn gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.rendezvous.all_gather(&self.runtime, payload)
-    }
 }
 
 /// The longest [`Comm::delay`].
@@ -288,10 +282,7 @@ impl Drop for CommInner {
     /// Leaves what is still allocated to the group, whose last rank frees it: the stream may be busy with an operation
     /// that waits for a peer, and a drop never does.
     fn drop(&mut self) {
-        // A simulated rank's actor says so itself.
-        if let Rendezvous::Threads(member) = &self.rendezvous {
-            member.leave();
-        }
+        self.rendezvous.end();
         let own = LeftBehind {
             after: vec![self.runtime.mark(self.stream)],
             streams: self.runtime.leave_streams(),

@@ -1,5 +1,5 @@
 //! The simulated GPU as a runtime.
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use epoxide_dsl::{Kernel, KernelArg};
@@ -12,7 +12,7 @@ use crate::pool::{self, Block};
 /// One rank of a simulated machine.
 pub(crate) struct SimRuntime {
     /// The rank's host thread; a mutex, because a rank may be driven from more than one thread, one at a time.
-    actor: Mutex<Actor>,
+    actor: Arc<Mutex<Actor>>,
 }
 
 /// Alignment of device memory, as CUDA's allocator gives it.
@@ -20,21 +20,16 @@ const ALIGN: u64 = 256;
 
 impl SimRuntime {
     pub(crate) fn new(actor: Actor) -> Self {
-        Self { actor: Mutex::new(actor) }
+        Self { actor: Arc::new(Mutex::new(actor)) }
     }
 
     fn actor(&self) -> MutexGuard<'_, Actor> {
         self.actor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that the rank's host thread is gone, until it calls again.
-    pub(crate) fn leave(&self) {
-        self.actor().leave();
-    }
-
-    /// Gives `payload` to all ranks and returns theirs.
-    pub(crate) fn exchange(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
-        Ok(self.actor().exchange(payload)?)
+    /// The rank's host thread, for its way to the others: the machine knows by it who waits.
+    pub(crate) fn host_thread(&self) -> Arc<Mutex<Actor>> {
+        Arc::clone(&self.actor)
     }
 
     pub(crate) fn sms(&self) -> u32 {

@@ -1,0 +1,160 @@
+//! Making a buffer: ranks compare what they were given, allocate, give each other their windows, and wait for all.
+use std::marker::PhantomData;
+
+use epoxide_dsl::fault::RECORD_WORDS;
+use epoxide_kernels::entries::{combine, lend};
+use epoxide_kernels::layout::DispatchShared;
+use epoxide_kernels::words::UNUSED_EVEN;
+
+use super::ElasticBuffer;
+use super::state::State;
+use crate::comm::{Comm, CommInner};
+use crate::config::{Config, Layouts, dispatch_shared};
+use crate::dispatch::dispatch_kernel;
+use crate::error::{Error, Result};
+use crate::rendezvous::{Turn, agree, meet};
+use crate::runtime::Mapped;
+use crate::transport::local::LeftBehind;
+
+impl ElasticBuffer {
+    /// Makes a rank's buffer. Collective: every rank of the group calls it, with the same configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConfigMismatch`] when ranks differ, on all of them; [`Error::InvalidArgument`] and
+    /// [`Error::BufferTooSmall`] when the configuration breaks a rule; [`Error::OutOfMemory`]; [`Error::DoesNotFit`] when the
+    /// ranks of one GPU ask for more SMs together than it has.
+    pub fn new(comm: &Comm, config: Config) -> Result<Self> {
+        let blocks = if config.num_sms == 0 { comm.default_num_sms() } else { config.num_sms };
+        let inner = comm.inner();
+        let turn = inner.rendezvous.turn();
+        agree(&turn, &config.fields(blocks))?;
+        // The same on every rank from here on, and so are the numbers of buffers.
+        let id = inner.next_buffer_id();
+        let layouts = Layouts::new(&config, comm.size(), blocks)?;
+        let mut part = LeftBehind::of(&inner.runtime);
+        let made = allocate(inner, &layouts, blocks, &mut part);
+        // Every rank learns whether all could allocate before anyone relies on it.
+        let shared = share_windows(&turn, made.as_ref().map(|m| m.window));
+        let (made, windows) = match (made, shared) {
+            (Ok(made), Ok(Ok(windows))) => (made, windows),
+            (made, shared) => {
+                if made.is_ok() {
+                    inner.release_sms(blocks);
+                }
+                match shared {
+                    // The ranks did not meet: a peer may be anywhere.
+                    Err(_) => inner.local.take_over(part),
+                    // No rank has used any of it, so all free it, and none goes on before all have: freeing waits for the device.
+                    Ok(_) => {
+                        part.free();
+                        let _ = meet(&turn, "no buffer", &[]);
+                    }
+                }
+                return Err(made.err().or(shared.and_then(|windows| windows).err()).expect("one of the two failed"));
+            }
+        };
+        let buffer = Self {
+            comm: comm.clone(),
+            layouts,
+            shared: made.shared,
+            blocks,
+            id,
+            config_hash: hash(&config, blocks),
+            config,
+            window: made.window,
+            private: made.private,
+            record: made.record,
+            operations: 0,
+            state: State::Idle { combined: None },
+            lent_early: false,
+            received_rows: None,
+            outputs: None,
+            fault: None,
+            freed: false,
+            not_sync: PhantomData,
+        };
+        let ready = buffer.initialise(&windows);
+        // A peer writes into this window as soon as it enters an operation, so all wait for all; who failed says so.
+        let all = meet(&turn, "ready", if ready.is_ok() { b"ok" } else { b"failed" })?;
+        ready?;
+        if let Some(rank) = all.iter().position(|said| said != b"ok") {
+            return Err(Error::Bootstrap { message: format!("rank {rank} could not initialise its buffer") });
+        }
+        Ok(buffer)
+    }
+
+    /// Fills the words so that no operation expects them, and writes the table of windows.
+    fn initialise(&self, windows: &[u64]) -> Result<()> {
+        let inner = self.comm.inner();
+        inner.runtime.fill(self.window, 0, self.layouts.window.zeroed_bytes(), inner.stream)?;
+        for (offset, bytes) in self.layouts.window.unused_even() {
+            inner.runtime.fill(self.window + offset, UNUSED_EVEN, bytes, inner.stream)?;
+        }
+        inner.runtime.fill(self.private, 0, self.layouts.private.bytes, inner.stream)?;
+        let table: Vec<u8> = windows.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        inner.runtime.copy_to_device(self.private_span(self.layouts.private.bases), &table, inner.stream)?;
+        inner.runtime.synchronize(inner.stream)
+    }
+}
+
+struct Made {
+    shared: DispatchShared,
+    window: u64,
+    private: u64,
+    record: Mapped,
+}
+
+/// Allocates a rank's memory and loads its kernels; what was allocated is in `part` if something failed.
+///
+/// The driver may wait for running kernels in both. So this has its place between the first gather of `new` and the last: there
+/// every rank has launched all that it had to, and what runs ends without any host. Before the first, a kernel of another buffer
+/// could wait for a peer that has not launched yet, and now cannot; after the last, one of this buffer.
+fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBehind) -> Result<Made> {
+    let runtime = &inner.runtime;
+    let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
+    runtime.prepare(dispatch_kernel(layouts.shape.format), shared.bytes(&layouts.shape))?;
+    runtime.prepare(&combine, 0)?;
+    runtime.prepare(&lend, 0)?;
+    let window = inner.allocate("the symmetric window", layouts.window.bytes)?;
+    part.memory.push(window);
+    let private = inner.allocate("the rank's private memory", layouts.private.bytes)?;
+    part.memory.push(private);
+    let record = runtime.allocate_mapped(RECORD_WORDS * 8)?;
+    part.mapped.push(record);
+    // Last: where it is made, the caller gives it back.
+    inner.reserve_sms(blocks)?;
+    Ok(Made { shared, window, private, record })
+}
+
+/// Gives this rank's window to all and returns theirs, or on every rank the error that one has none; an error of its own if the
+/// ranks did not meet here.
+fn share_windows(turn: &Turn<'_>, window: std::result::Result<u64, &Error>) -> Result<Result<Vec<u64>>> {
+    let payload = match window {
+        Ok(address) => [b"+", address.to_le_bytes().as_slice()].concat(),
+        Err(error) => format!("-{error}").into_bytes(),
+    };
+    let window = |(rank, payload): (usize, &Vec<u8>)| {
+        if let Some(why) = payload.strip_prefix(b"-") {
+            let why = String::from_utf8_lossy(why);
+            return Ok(Err(Error::Bootstrap { message: format!("rank {rank} could not make its buffer: {why}") }));
+        }
+        let address = payload.strip_prefix(b"+").and_then(|address| <[u8; 8]>::try_from(address).ok());
+        let address = address.ok_or_else(|| Error::Bootstrap { message: format!("rank {rank} gave no address") })?;
+        Ok(Ok(u64::from_le_bytes(address)))
+    };
+    let all = meet(turn, "window", &payload)?;
+    Ok(all.iter().enumerate().map(window).collect::<Result<Vec<Result<u64>>>>()?.into_iter().collect())
+}
+
+/// 24 bits of FNV-1a over the configuration: what ranks compare on the device, where a mismatch that the host could not see
+/// (two builds, two groups) would corrupt memory.
+fn hash(config: &Config, blocks: u32) -> u32 {
+    let mut h = 0x811c_9dc5u32;
+    for (name, value) in config.fields(blocks) {
+        for byte in name.bytes().chain(value.bytes()) {
+            h = (h ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+        }
+    }
+    (h >> 24 ^ h) & 0xff_ffff
+}
