@@ -76,6 +76,7 @@ mod event;
 mod fault;
 mod group;
 mod handle;
+mod memory;
 pub mod plan;
 mod pool;
 pub mod quantize;

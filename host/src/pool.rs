@@ -3,7 +3,7 @@
 //! A rank has one stream, so what was dropped may be used again at once: its last use and the next are in order. The pool lends
 //! blocks, best fit; what is left of a split block stays free, and what comes back becomes one with the free memory beside it, so that
 //! no order of sizes makes it grow far beyond what was used at once. It makes no driver call but to grow and to give back.
-//! [`CommInner`](crate::comm::CommInner) says when each may be done: a segment is given back only when nothing runs that may use
+//! [`Memory`](crate::memory::Memory) says when each may be done: a segment is given back only when nothing runs that may use
 //! it.
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -7,7 +7,6 @@ use half::bf16;
 
 use crate::comm::Comm;
 use crate::error::{Error, Result};
-use crate::runtime::Runtime;
 use crate::tensor::{DeviceTensor, Element, check_len, check_tensor};
 
 /// f32 from one row's scales to the next's: one for every 128 elements, rounded up to 16 bytes.
@@ -33,12 +32,7 @@ impl Quantizer {
     /// None today.
     pub fn new(comm: &Comm) -> Result<Self> {
         let runtime = &comm.inner().runtime;
-        // Every simulated thread costs host time; a GPU is filled.
-        let most_blocks = match runtime {
-            Runtime::Sim(_) => 2,
-            Runtime::Cuda(_) => runtime.sms() * quantize.blocks_per_sm() * WAVES,
-        };
-        Ok(Self { comm: comm.clone(), most_blocks })
+        Ok(Self { comm: comm.clone(), most_blocks: runtime.filling_blocks(quantize.blocks_per_sm() * WAVES) })
     }
 
     /// Blocks for `pieces`, each of which a warp takes at once: no more than there is work for.

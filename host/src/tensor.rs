@@ -66,7 +66,7 @@ impl<T: Element> DeviceTensor<T> {
     pub(crate) fn new(comm: Comm, len: u64) -> Result<Self> {
         let bytes = len.checked_mul(size_of::<T>() as u64);
         let bytes = bytes.ok_or_else(|| Error::argument("len", len, "a tensor's bytes must fit in 64 bits"))?;
-        let block = comm.inner().take_block(bytes)?;
+        let block = comm.inner().memory.take_block(bytes)?;
         Ok(Self { comm, block, len, of: PhantomData })
     }
 
@@ -114,7 +114,7 @@ impl<T: Element> DeviceTensor<T> {
 
 impl<T: Element> Drop for DeviceTensor<T> {
     fn drop(&mut self) {
-        self.comm.inner().put_block(std::mem::take(&mut self.block));
+        self.comm.inner().memory.put_block(std::mem::take(&mut self.block));
     }
 }
 

@@ -27,9 +27,12 @@ impl ElasticBuffer {
         if met.is_ok() {
             // Every rank's stream was idle when it came: nobody uses this window, and no peer can be waiting for this rank
             // while the driver frees.
-            let heap = inner.runtime.heap();
-            let tensors = inner.give_back_unused();
-            let freed = [heap.free(self.window), heap.free(self.private), heap.free_mapped(self.record), tensors];
+            let heap = inner.memory.heap();
+            let tensors = inner.memory.give_back_unused();
+            // SAFETY: all ranks have met after their streams were idle, so no operation touches the window; `self` is consumed, and
+            // with `freed` set its `Drop` leaves nothing to the group that would free it again.
+            let window = unsafe { self.windows.free(&heap) };
+            let freed = [window, heap.free(self.private), heap.free_mapped(self.record), tensors];
             inner.release_sms(self.blocks);
             self.freed = true;
             let left = meet(&turn, "closed", &[]).map(|_| ());
@@ -48,7 +51,7 @@ impl Drop for ElasticBuffer {
         let inner = self.comm.inner();
         let part = LeftBehind {
             after: vec![inner.runtime.mark(inner.stream)],
-            memory: vec![self.window, self.private],
+            memory: vec![self.windows.own(), self.private],
             mapped: vec![self.record],
             ..LeftBehind::of(&inner.runtime)
         };

@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::fault;
 use crate::runtime::Mapped;
 use crate::transport::local::number;
+use crate::transport::windows::Windows;
 
 /// Expert-parallel dispatch and combine for one rank.
 ///
@@ -35,7 +36,7 @@ pub struct ElasticBuffer {
     pub(crate) blocks: u32,
     id: u64,
     config_hash: u32,
-    window: u64,
+    windows: Windows,
     private: u64,
     record: Mapped,
     /// Operations enqueued so far: it names handles. The protocol's own epoch lives on the device.
@@ -146,7 +147,7 @@ impl ElasticBuffer {
     }
 
     pub(crate) fn window_span(&self, span: Span) -> u64 {
-        self.window + span.offset
+        self.windows.own() + span.offset
     }
 
     pub(crate) fn private_span(&self, span: Span) -> u64 {
@@ -161,7 +162,7 @@ impl ElasticBuffer {
         unsafe {
             let window = Window {
                 bases: Global::from_raw(self.private_span(self.layouts.private.bases)),
-                own: Symmetric::from_raw(self.window),
+                own: Symmetric::from_raw(self.windows.own()),
                 me: Peer(self.comm.rank()),
                 peers: self.comm.size(),
             };

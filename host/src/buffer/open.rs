@@ -12,9 +12,10 @@ use crate::comm::{Comm, CommInner};
 use crate::config::{Config, Layouts, dispatch_shared};
 use crate::dispatch::dispatch_kernel;
 use crate::error::{Error, Result};
-use crate::rendezvous::{Turn, agree, meet};
+use crate::rendezvous::{agree, meet};
 use crate::runtime::Mapped;
 use crate::transport::local::LeftBehind;
+use crate::transport::windows::{NotShared, Windows};
 
 impl ElasticBuffer {
     /// Makes a rank's buffer. Collective: every rank of the group calls it, with the same configuration.
@@ -35,23 +36,27 @@ impl ElasticBuffer {
         let mut part = LeftBehind::of(&inner.runtime);
         let made = allocate(inner, &layouts, blocks, &mut part);
         // Every rank learns whether all could allocate before anyone relies on it.
-        let shared = share_windows(&turn, made.as_ref().map(|m| m.window));
+        let shared = Windows::share(&turn, made.as_ref().map(|made| made.window));
         let (made, windows) = match (made, shared) {
-            (Ok(made), Ok(Ok(windows))) => (made, windows),
+            (Ok(made), Ok(windows)) => (made, windows),
             (made, shared) => {
                 if made.is_ok() {
                     inner.release_sms(blocks);
                 }
-                match shared {
-                    // The ranks did not meet: a peer may be anywhere.
-                    Err(_) => inner.local.take_over(part),
+                let together = match shared {
+                    Err(NotShared::Apart(error)) => {
+                        inner.local.take_over(part);
+                        error
+                    }
                     // No rank has used any of it, so all free it, and none goes on before all have: freeing waits for the device.
-                    Ok(_) => {
+                    Err(NotShared::Missing(error)) => {
                         part.free();
                         let _ = meet(&turn, "no buffer", &[]);
+                        error
                     }
-                }
-                return Err(made.err().or(shared.and_then(|windows| windows).err()).expect("one of the two failed"));
+                    Ok(_) => unreachable!("a rank that could not make its buffer has said so"),
+                };
+                return Err(made.err().unwrap_or(together));
             }
         };
         let buffer = Self {
@@ -62,7 +67,7 @@ impl ElasticBuffer {
             id,
             config_hash: hash(&config, blocks),
             config,
-            window: made.window,
+            windows,
             private: made.private,
             record: made.record,
             operations: 0,
@@ -74,7 +79,7 @@ impl ElasticBuffer {
             freed: false,
             not_sync: PhantomData,
         };
-        let ready = buffer.initialise(&windows);
+        let ready = buffer.initialise();
         // A peer writes into this window as soon as it enters an operation, so all wait for all; who failed says so.
         let all = meet(&turn, "ready", if ready.is_ok() { b"ok" } else { b"failed" })?;
         ready?;
@@ -85,14 +90,14 @@ impl ElasticBuffer {
     }
 
     /// Fills the words so that no operation expects them, and writes the table of windows.
-    fn initialise(&self, windows: &[u64]) -> Result<()> {
+    fn initialise(&self) -> Result<()> {
         let inner = self.comm.inner();
-        inner.runtime.fill(self.window, 0, self.layouts.window.zeroed_bytes(), inner.stream)?;
+        inner.runtime.fill(self.windows.own(), 0, self.layouts.window.zeroed_bytes(), inner.stream)?;
         for (offset, bytes) in self.layouts.window.unused_even() {
-            inner.runtime.fill(self.window + offset, UNUSED_EVEN, bytes, inner.stream)?;
+            inner.runtime.fill(self.windows.own() + offset, UNUSED_EVEN, bytes, inner.stream)?;
         }
         inner.runtime.fill(self.private, 0, self.layouts.private.bytes, inner.stream)?;
-        let table: Vec<u8> = windows.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        let table: Vec<u8> = self.windows.addresses().iter().flat_map(|address| address.to_ne_bytes()).collect();
         inner.runtime.copy_to_device(self.private_span(self.layouts.private.bases), &table, inner.stream)?;
         inner.runtime.synchronize(inner.stream)
     }
@@ -116,35 +121,15 @@ fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBe
     runtime.prepare(dispatch_kernel(layouts.shape.format), shared.bytes(&layouts.shape))?;
     runtime.prepare(&combine, 0)?;
     runtime.prepare(&lend, 0)?;
-    let window = inner.allocate("the symmetric window", layouts.window.bytes)?;
+    let window = Windows::allocate(&inner.memory, "the symmetric window", layouts.window.bytes)?;
     part.memory.push(window);
-    let private = inner.allocate("the rank's private memory", layouts.private.bytes)?;
+    let private = inner.memory.allocate("the rank's private memory", layouts.private.bytes)?;
     part.memory.push(private);
     let record = runtime.allocate_mapped(RECORD_WORDS * 8)?;
     part.mapped.push(record);
     // Last: where it is made, the caller gives it back.
     inner.reserve_sms(blocks)?;
     Ok(Made { shared, window, private, record })
-}
-
-/// Gives this rank's window to all and returns theirs, or on every rank the error that one has none; an error of its own if the
-/// ranks did not meet here.
-fn share_windows(turn: &Turn<'_>, window: std::result::Result<u64, &Error>) -> Result<Result<Vec<u64>>> {
-    let payload = match window {
-        Ok(address) => [b"+", address.to_le_bytes().as_slice()].concat(),
-        Err(error) => format!("-{error}").into_bytes(),
-    };
-    let window = |(rank, payload): (usize, &Vec<u8>)| {
-        if let Some(why) = payload.strip_prefix(b"-") {
-            let why = String::from_utf8_lossy(why);
-            return Ok(Err(Error::Bootstrap { message: format!("rank {rank} could not make its buffer: {why}") }));
-        }
-        let address = payload.strip_prefix(b"+").and_then(|address| <[u8; 8]>::try_from(address).ok());
-        let address = address.ok_or_else(|| Error::Bootstrap { message: format!("rank {rank} gave no address") })?;
-        Ok(Ok(u64::from_le_bytes(address)))
-    };
-    let all = meet(turn, "window", &payload)?;
-    Ok(all.iter().enumerate().map(window).collect::<Result<Vec<Result<u64>>>>()?.into_iter().collect())
 }
 
 /// 24 bits of FNV-1a over the configuration: what ranks compare on the device, where a mismatch that the host could not see

@@ -124,8 +124,6 @@ const MOST_BLOCKS: u32 = i32::MAX as u32;
 
 impl Runtime {
     forward! {
-        /// SMs of the device.
-        fn sms(&self) -> u32;
         /// Largest dynamic shared memory of a block.
         fn shared_bytes_per_block(&self) -> u32;
         /// What the device is, in words.
@@ -183,6 +181,14 @@ impl Runtime {
         let args = unsafe { CopyArgs { from: Global::from_raw(from), to: Global::from_raw(to), vectors } };
         // SAFETY: the launch contract of the kernel, as above.
         unsafe { self.launch(&copy, grid, 0, &args, stream) }
+    }
+
+    /// Blocks of a launch that fills the device with so many on each SM. Every simulated thread costs host time: there they are few.
+    pub(crate) fn filling_blocks(&self, on_each_sm: u32) -> u32 {
+        match self {
+            Self::Sim(_) => 2,
+            Self::Cuda(runtime) => runtime.sms() * on_each_sm,
+        }
     }
 
     /// Whether giving memory back costs nothing, so that it is done before more is taken.
