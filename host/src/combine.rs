@@ -104,7 +104,9 @@ impl ElasticBuffer {
         }
         let inner = self.comm.inner();
         let to = self.window_span(self.layouts.window.expert_out);
-        inner.runtime.copy_on_device(to, rows.address(), rows.len() * 2, inner.stream)?;
+        // SAFETY: whole rows that the region holds, as just checked, from a tensor, which is memory of its own, to the region, which is
+        // lent: until this rank's combine no peer touches it, and that is behind this on the stream.
+        unsafe { inner.runtime.copy_on_device(to, rows.address(), rows.len() * 2, inner.stream)? };
         self.outputs = Some(outputs);
         Ok(())
     }
@@ -133,7 +135,9 @@ impl ElasticBuffer {
         }
         let inner = self.comm.inner();
         let to = self.window_span(self.layouts.window.expert_out);
-        inner.runtime.copy_to_device(to, as_bytes(rows), inner.stream)?;
+        // SAFETY: whole rows that the region holds, as just checked; the handle's dispatch has lent it, so until this rank's combine no
+        // peer touches it.
+        unsafe { inner.runtime.copy_to_device(to, as_bytes(rows), inner.stream)? };
         self.outputs = Some(outputs);
         Ok(())
     }
@@ -143,7 +147,9 @@ impl ElasticBuffer {
         let inner = self.comm.inner();
         let region = self.layouts.window.expert_out;
         // BF16 of all ones is a NaN.
-        inner.runtime.fill(self.window_span(region), 0xff, region.bytes, inner.stream)
+        // SAFETY: the whole of a region of this rank's window. The callers have just enqueued the operation that lends it, behind
+        // which no peer touches it until this rank's combine.
+        unsafe { inner.runtime.fill(self.window_span(region), 0xff, region.bytes, inner.stream) }
     }
 
     /// Sums, for every token that `handle` dispatched, the rows that its experts' ranks made of it. Collective; returns once
@@ -229,7 +235,8 @@ impl ElasticBuffer {
                 outputs: self.outputs.and_then(|rows| rows.try_into().ok()).unwrap_or(UNKNOWN_OUTPUTS),
             }
         };
-        // SAFETY: the kernel's launch contract, as in dispatch; the handle is the one whose routing the private memory holds.
+        // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape on every
+        // rank; the grid is that of the layouts, and the handle is the one whose routing the private memory holds.
         unsafe { inner.runtime.launch(&combine, self.blocks, 0, &args, inner.stream)? };
         self.operations += 1;
         self.state = State::Idle { combined: Some(handle.operation) };

@@ -29,11 +29,13 @@ impl Memory {
             return Ok(block);
         }
         if self.runtime.gives_back_freely() && self.runtime.is_idle(self.stream) {
-            pool.give_back()?;
+            // SAFETY: the stream, which alone used what was lent, is idle, and under the lock nobody puts back what is used later.
+            unsafe { pool.give_back() }?;
         }
         let grown = match pool.grow(bytes) {
             Err(Error::OutOfMemory { .. }) if self.runtime.gives_back_alone() && self.runtime.is_idle(self.stream) => {
-                pool.give_back()?;
+                // SAFETY: the stream, which alone used what was lent, is idle, and under the lock nobody puts back what is used later.
+                unsafe { pool.give_back() }?;
                 pool.grow(bytes)
             }
             grown => grown,
@@ -71,7 +73,8 @@ impl Memory {
     pub(crate) fn give_back_unused(&self) -> Result<()> {
         let mut pool = self.pool();
         match pool.as_mut() {
-            Some(pool) if self.runtime.is_idle(self.stream) => pool.give_back(),
+            // SAFETY: the stream, which alone used what was lent, is idle, and under the lock nobody puts back what is used later.
+            Some(pool) if self.runtime.is_idle(self.stream) => unsafe { pool.give_back() },
             _ => Ok(()),
         }
     }

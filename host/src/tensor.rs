@@ -99,7 +99,8 @@ impl<T: Element> DeviceTensor<T> {
             ));
         }
         let comm = self.comm.inner();
-        comm.runtime.copy_to_device(self.block.address, as_bytes(values), comm.stream)
+        // SAFETY: the tensor's own memory has room for the values, as just checked; only the rank's stream uses it.
+        unsafe { comm.runtime.copy_to_device(self.block.address, as_bytes(values), comm.stream) }
     }
 
     /// Copies all elements to the host; waits for the stream.
@@ -130,7 +131,8 @@ pub(crate) fn read<T: Element>(comm: &Comm, address: u64, len: u64) -> Result<Ve
         values.set_len(len);
         std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), len * size_of::<T>())
     };
-    inner.runtime.copy_to_host(bytes, address, inner.stream)?;
+    // SAFETY: the callers are this crate's, and name a tensor's or a buffer's own memory, with at least `len` elements there.
+    unsafe { inner.runtime.copy_to_host(bytes, address, inner.stream)? };
     Ok(values)
 }
 

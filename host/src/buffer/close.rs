@@ -29,10 +29,10 @@ impl ElasticBuffer {
             // while the driver frees.
             let heap = inner.memory.heap();
             let tensors = inner.memory.give_back_unused();
-            // SAFETY: all ranks have met after their streams were idle, so no operation touches the window; `self` is consumed, and
+            // SAFETY: all ranks have met after their streams were idle, so no operation touches the three; `self` is consumed, and
             // with `freed` set its `Drop` leaves nothing to the group that would free it again.
-            let window = unsafe { self.windows.free(&heap) };
-            let freed = [window, heap.free(self.private), heap.free_mapped(self.record), tensors];
+            let freed =
+                unsafe { [self.windows.free(&heap), heap.free(self.private), heap.free_mapped(self.record), tensors] };
             inner.release_sms(self.blocks);
             self.freed = true;
             let left = meet(&turn, "closed", &[]).map(|_| ());

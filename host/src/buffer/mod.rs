@@ -133,8 +133,11 @@ impl ElasticBuffer {
     pub unsafe fn test_count_from(&mut self, operations: u64, dispatches: u64) -> Result<()> {
         let inner = self.comm.inner();
         let p = &self.layouts.private;
-        inner.runtime.copy_to_device(self.private_span(p.epoch), &operations.to_ne_bytes(), inner.stream)?;
-        inner.runtime.copy_to_device(self.private_span(p.dispatches), &dispatches.to_ne_bytes(), inner.stream)
+        for (count, value) in [(p.epoch, operations), (p.dispatches, dispatches)] {
+            // SAFETY: a word of the private memory, which only this rank's operations touch, on this stream.
+            unsafe { inner.runtime.copy_to_device(self.private_span(count), &value.to_ne_bytes(), inner.stream)? };
+        }
+        Ok(())
     }
 
     /// Checks that `handle` is that of a dispatch whose rows were not combined yet, the current one of this buffer.

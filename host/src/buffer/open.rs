@@ -50,7 +50,8 @@ impl ElasticBuffer {
                     }
                     // No rank has used any of it, so all free it, and none goes on before all have: freeing waits for the device.
                     Err(NotShared::Missing(error)) => {
-                        part.free();
+                        // SAFETY: all ranks met, and none got another's address; nothing was enqueued on this rank's part.
+                        unsafe { part.free() };
                         let _ = meet(&turn, "no buffer", &[]);
                         error
                     }
@@ -92,13 +93,18 @@ impl ElasticBuffer {
     /// Fills the words so that no operation expects them, and writes the table of windows.
     fn initialise(&self) -> Result<()> {
         let inner = self.comm.inner();
-        inner.runtime.fill(self.windows.own(), 0, self.layouts.window.zeroed_bytes(), inner.stream)?;
-        for (offset, bytes) in self.layouts.window.unused_even() {
-            inner.runtime.fill(self.windows.own() + offset, UNUSED_EVEN, bytes, inner.stream)?;
+        let (window, private) = (&self.layouts.window, &self.layouts.private);
+        let own = self.windows.own();
+        let unused = window.unused_even().into_iter().map(|(offset, bytes)| (own + offset, UNUSED_EVEN, bytes));
+        let zeroed = [(own, 0, window.zeroed_bytes())];
+        for (to, byte, bytes) in zeroed.into_iter().chain(unused).chain([(self.private, 0, private.bytes)]) {
+            // SAFETY: spans of the layouts within this rank's own window and private memory, which no peer writes before all ranks
+            // have met again.
+            unsafe { inner.runtime.fill(to, byte, bytes, inner.stream)? };
         }
-        inner.runtime.fill(self.private, 0, self.layouts.private.bytes, inner.stream)?;
         let table: Vec<u8> = self.windows.addresses().iter().flat_map(|address| address.to_ne_bytes()).collect();
-        inner.runtime.copy_to_device(self.private_span(self.layouts.private.bases), &table, inner.stream)?;
+        // SAFETY: the layout has a word for every rank there, in memory that is this rank's alone.
+        unsafe { inner.runtime.copy_to_device(self.private_span(private.bases), &table, inner.stream)? };
         inner.runtime.synchronize(inner.stream)
     }
 }

@@ -80,26 +80,36 @@ impl SimRuntime {
         Ok(RawStream::Sim(self.actor().create_stream()))
     }
 
-    pub(crate) fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()> {
+    /// # Safety
+    ///
+    /// As for [`Runtime::copy_to_device`](super::Runtime::copy_to_device).
+    pub(crate) unsafe fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()> {
         let actor = self.actor();
         actor.synchronize(sim_stream(stream)?)?;
         // The lock is held on: nobody enqueues work meanwhile.
-        // SAFETY: the caller allocated `from.len()` bytes at `to` (the crate's tensors check it), nothing of the host refers to
-        // them, and the stream that uses them is idle.
+        // SAFETY: the caller promises `from.len()` bytes at `to` that nothing of the host refers to and that only this stream's
+        // work touches; the stream is idle.
         Ok(unsafe { actor.machine().write_bytes(to, from) }?)
     }
 
-    pub(crate) fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()> {
+    /// # Safety
+    ///
+    /// As for [`Runtime::copy_to_host`](super::Runtime::copy_to_host), though the machine checks the range itself.
+    pub(crate) unsafe fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()> {
         let actor = self.actor();
         actor.synchronize(sim_stream(stream)?)?;
         Ok(actor.machine().read_bytes(from, to)?)
     }
 
-    pub(crate) fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()> {
+    /// # Safety
+    ///
+    /// As for [`Runtime::fill`](super::Runtime::fill).
+    pub(crate) unsafe fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()> {
         let actor = self.actor();
         let machine = actor.machine().clone();
         let fill = move || {
-            // SAFETY: when it runs, these are `bytes` of device memory by the caller's contract, in stream order.
+            // SAFETY: it runs in stream order, and until the stream has passed it these are `bytes` of device memory that nothing
+            // else touches: the caller's promise.
             unsafe { machine.fill_bytes(to, byte, bytes) }.expect("device memory, as the caller allocated it");
         };
         Ok(actor.host_call(sim_stream(stream)?, Box::new(fill))?)
@@ -197,8 +207,8 @@ impl pool::Segments for SimSegments {
         Ok(Block { address: allocate(&self.machine, self.rank, "tensors", bytes)?, bytes })
     }
 
-    fn release(&mut self, segment: Block) -> Result<()> {
-        // SAFETY: the pool gives back what it got from `segment`, once, when nothing uses it any more.
+    unsafe fn release(&mut self, segment: Block) -> Result<()> {
+        // SAFETY: `segment` allocated it, and the caller promises that nothing uses it any more and that this is its one end.
         Ok(unsafe { self.machine.free(segment.address) }?)
     }
 }
