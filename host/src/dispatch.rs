@@ -63,6 +63,7 @@ impl RawDispatchInput {
 
 /// The type of `topk_idx`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum IndexType {
     /// Signed 32-bit.
     I32,

@@ -8,6 +8,7 @@ use crate::tensor::{Element, filled, read};
 
 /// Rows that a dispatch brought to this rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RecvCounts {
     /// In all.
     pub rows: u32,
