@@ -164,10 +164,7 @@ impl Comm {
     /// that no other rank on the GPU can launch what this one waits for. Epoxide's own calls keep at most 112 entries ahead of the
     /// stream: with more than about seven launches of the caller's for each of them, [`Self::synchronize`] from time to time.
     pub fn cuda_stream(&self) -> Option<u64> {
-        match self.inner.stream {
-            RawStream::Sim(_) => None,
-            RawStream::Cuda(stream) => Some(stream),
-        }
+        self.inner.stream.cuda()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Runtimes: memory, streams, events and launches, on the simulated GPU or through the CUDA driver.
 //!
-//! Both have the same methods; [`Runtime`] is the only place that asks which one it is.
+//! Both have the same methods; this file is the only place that asks which one it is. A group makes the one or the other, and nothing
+//! else of this crate knows.
 pub(crate) mod cuda;
 pub(crate) mod sim;
 
@@ -31,6 +32,16 @@ pub(crate) enum RawStream {
     Sim(epoxide_sim::Stream),
     /// A `CUstream`.
     Cuda(u64),
+}
+
+impl RawStream {
+    /// The `CUstream`; none on the simulated GPU.
+    pub(crate) fn cuda(self) -> Option<u64> {
+        match self {
+            Self::Sim(_) => None,
+            Self::Cuda(stream) => Some(stream),
+        }
+    }
 }
 
 /// A point in a stream.
@@ -84,6 +95,11 @@ pub(crate) enum Heap {
 }
 
 impl Heap {
+    /// Whether what is not freed stays until the process ends, whoever is gone; a simulated machine goes with the last who holds it.
+    pub(crate) fn outlives_its_ranks(&self) -> bool {
+        matches!(self, Self::Cuda(_))
+    }
+
     /// Frees device memory. On a GPU it may wait for everything that runs there.
     ///
     /// # Safety

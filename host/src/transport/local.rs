@@ -80,7 +80,7 @@ impl LeftBehind {
     /// Leaves the memory where it is, for as long as its device is there: on a GPU until the process ends. A simulated machine is
     /// gone with the last who holds it.
     fn keep(self) {
-        if let Heap::Cuda(_) = self.heap {
+        if self.heap.outlives_its_ranks() {
             std::mem::forget(self);
         }
     }

@@ -375,10 +375,7 @@ fn a_callers_streams_are_used_and_left_alone() {
     let streams: Vec<RawStream> = (0..2).map(|_| callers.create_stream().unwrap()).collect();
     let given: Vec<CudaStream> = streams
         .iter()
-        .map(|stream| match stream {
-            RawStream::Cuda(stream) => CudaStream { device: 0, stream: *stream },
-            RawStream::Sim(_) => unreachable!("a CUDA runtime made it"),
-        })
+        .map(|stream| CudaStream { device: 0, stream: stream.cuda().expect("a CUDA runtime made it") })
         .collect();
     // SAFETY: live streams, one for each rank, destroyed below when the group is gone.
     let group = unsafe { LocalGroup::on_streams(&given) }.unwrap();
