@@ -1,4 +1,5 @@
 //! The command `epoxide`: answers about a configuration and about a machine, with or without a GPU.
+mod answer;
 mod args;
 mod bytes;
 mod figures;
@@ -27,18 +28,13 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
+use answer::{Answer, Unwritten};
 use args::{Cli, Command};
 
 /// The exit code of what went wrong, and of an answer that is not a good one.
 const FAILED: u8 = 1;
 /// The exit code of what the caller gave and cannot be.
 const BAD_INPUT: u8 = 2;
-
-/// What a command prints, and whether its answer is a good one.
-struct Answer {
-    text: String,
-    success: bool,
-}
 
 fn main() -> ExitCode {
     program(std::env::args_os()).into()
@@ -64,18 +60,6 @@ fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
         Err(error) => fail(format_args!("{error:#}"), BAD_INPUT),
     }
 }
-
-/// A file that could not be written.
-#[derive(Debug)]
-struct Unwritten(String);
-
-impl Display for Unwritten {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Unwritten {}
 
 /// Says what is wrong. (`eprintln!` panics where standard error is full.)
 fn fail(error: impl Display, code: u8) -> u8 {

@@ -2,11 +2,12 @@
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
+use crate::answer::{Answer, Unwritten};
 use crate::args::PlanArgs;
 use crate::machine::Machine;
 use crate::request::{Request, option_of};
 use crate::simulation::Setting;
-use crate::{Answer, Unwritten, figures, given, page, plot, report, sweep};
+use crate::{figures, given, page, plot, report, sweep};
 
 /// Plans what `args` ask for. A plan that does not fit into the GPU's memory is no good answer.
 pub(crate) fn run(args: &PlanArgs) -> anyhow::Result<Answer> {

@@ -7,9 +7,8 @@ use epoxide_kernels::lend::LendArgs;
 use epoxide_kernels::words::Kind;
 use half::bf16;
 
-use crate::buffer::{ElasticBuffer, State};
+use crate::buffer::{Dispatched, ElasticBuffer, State};
 use crate::error::{Error, Result};
-use crate::handle::Dispatched;
 use crate::tensor::{DeviceTensor, as_bytes, check_len, check_tensor};
 
 /// Where the experts' outputs are: one BF16 row for each received row, in the same order.
@@ -105,7 +104,9 @@ impl ElasticBuffer {
         }
         let inner = self.comm.inner();
         let to = self.window_span(self.layouts.window.expert_out);
-        inner.runtime.copy_on_device(to, rows.address(), rows.len() * 2, inner.stream)?;
+        // SAFETY: whole rows that the region holds, as just checked, from a tensor, which is memory of its own, to the region, which is
+        // lent: until this rank's combine no peer touches it, and that is behind this on the stream.
+        unsafe { inner.runtime.copy_on_device(to, rows.address(), rows.len() * 2, inner.stream)? };
         self.outputs = Some(outputs);
         Ok(())
     }
@@ -134,7 +135,9 @@ impl ElasticBuffer {
         }
         let inner = self.comm.inner();
         let to = self.window_span(self.layouts.window.expert_out);
-        inner.runtime.copy_to_device(to, as_bytes(rows), inner.stream)?;
+        // SAFETY: whole rows that the region holds, as just checked; the handle's dispatch has lent it, so until this rank's combine no
+        // peer touches it.
+        unsafe { inner.runtime.copy_to_device(to, as_bytes(rows), inner.stream)? };
         self.outputs = Some(outputs);
         Ok(())
     }
@@ -144,7 +147,9 @@ impl ElasticBuffer {
         let inner = self.comm.inner();
         let region = self.layouts.window.expert_out;
         // BF16 of all ones is a NaN.
-        inner.runtime.fill(self.window_span(region), 0xff, region.bytes, inner.stream)
+        // SAFETY: the whole of a region of this rank's window. The callers have just enqueued the operation that lends it, behind
+        // which no peer touches it until this rank's combine.
+        unsafe { inner.runtime.fill(self.window_span(region), 0xff, region.bytes, inner.stream) }
     }
 
     /// Sums, for every token that `handle` dispatched, the rows that its experts' ranks made of it. Collective; returns once
@@ -175,7 +180,7 @@ impl ElasticBuffer {
         }
         // SAFETY: the tensor is this process's device memory, large enough as just checked, and stays allocated until the
         // stream has passed this operation.
-        unsafe { self.combine_with(handle, y.address()) }
+        unsafe { self.enqueue_combine(handle, &RawCombineInput::new(y.address())) }
     }
 
     /// [`Self::combine`] to a device address, of expert outputs in the lent region.
@@ -188,22 +193,26 @@ impl ElasticBuffer {
     ///
     /// `input.y` is valid for writes of BF16 `[tokens, hidden]`, and nothing else touches it until the operation is done.
     pub unsafe fn combine_raw(&mut self, handle: &Dispatched, input: &RawCombineInput) -> Result<()> {
-        let y = input.y;
         self.check()?;
         self.check_handle("combine", handle)?;
-        if !y.is_multiple_of(16) {
-            return Err(Error::argument("y", format!("{y:#x}"), "the address is a multiple of 16"));
-        }
-        // SAFETY: the caller's promise.
-        unsafe { self.combine_with(handle, y) }
+        // SAFETY: the caller's promise, the same words as `enqueue_combine` has.
+        unsafe { self.enqueue_combine(handle, input) }
     }
 
-    /// Enqueues the kernel for a handle that was checked.
+    /// Enqueues the kernel for a handle that was checked: the one way to it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for an address that is no multiple of 16, and for too few expert outputs.
     ///
     /// # Safety
     ///
     /// As [`Self::combine_raw`].
-    unsafe fn combine_with(&mut self, handle: &Dispatched, y: u64) -> Result<()> {
+    unsafe fn enqueue_combine(&mut self, handle: &Dispatched, input: &RawCombineInput) -> Result<()> {
+        let RawCombineInput { y } = *input;
+        if !y.is_multiple_of(16) {
+            return Err(Error::argument("y", format!("{y:#x}"), "the address is a multiple of 16"));
+        }
         if let (Some(received), Some(outputs)) = (self.received_rows, self.outputs)
             && outputs < received
         {
@@ -226,7 +235,8 @@ impl ElasticBuffer {
                 outputs: self.outputs.and_then(|rows| rows.try_into().ok()).unwrap_or(UNKNOWN_OUTPUTS),
             }
         };
-        // SAFETY: the kernel's launch contract, as in dispatch; the handle is the one whose routing the private memory holds.
+        // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape on every
+        // rank; the grid is that of the layouts, and the handle is the one whose routing the private memory holds.
         unsafe { inner.runtime.launch(&combine, self.blocks, 0, &args, inner.stream)? };
         self.operations += 1;
         self.state = State::Idle { combined: Some(handle.operation) };

@@ -1,13 +1,15 @@
 //! Dispatch: enqueues one, with what the host can see checked before.
+use epoxide_dsl::Kernel;
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::window::Region;
 use epoxide_kernels::dispatch::DispatchArgs;
+use epoxide_kernels::entries::{dispatch_copied, dispatch_quantized};
+use epoxide_kernels::shape::WireFormat;
 use epoxide_kernels::words::{CountMatrix, Flags, Kind};
 use half::bf16;
 
-use crate::buffer::{ElasticBuffer, State, dispatch_kernel};
+use crate::buffer::{Dispatched, ElasticBuffer, State};
 use crate::error::{Error, Result};
-use crate::handle::Dispatched;
 use crate::tensor::{DeviceTensor, Index, check_len, check_tensor};
 
 /// What a rank dispatches.
@@ -61,6 +63,7 @@ impl RawDispatchInput {
 
 /// The type of `topk_idx`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum IndexType {
     /// Signed 32-bit.
     I32,
@@ -71,12 +74,27 @@ pub enum IndexType {
 }
 
 impl IndexType {
+    /// That of a tensor of `I`.
+    fn of<I: Index>() -> Self {
+        let all = [Self::I32, Self::I64, Self::U32];
+        all.into_iter().find(|index| index.kind() == I::KIND).expect("`Index` is sealed: these are all that it has")
+    }
+
+    /// The kernels' number for it.
     fn kind(self) -> u32 {
         match self {
             Self::I32 => i32::KIND,
             Self::I64 => i64::KIND,
             Self::U32 => u32::KIND,
         }
+    }
+}
+
+/// The dispatch of rows of this format.
+pub(crate) fn dispatch_kernel(format: WireFormat) -> &'static Kernel<DispatchArgs> {
+    match format {
+        WireFormat::Bf16 => &dispatch_copied,
+        WireFormat::Fp8 => &dispatch_quantized,
     }
 }
 
@@ -98,17 +116,11 @@ impl ElasticBuffer {
         check_len("x", "input rows", input.x, tokens * u64::from(self.config.hidden))?;
         check_len("topk_idx", "selections", input.topk_idx, selections)?;
         check_len("topk_weights", "gate weights", input.topk_weights, selections)?;
+        let (x, topk_idx, topk_weights) = (input.x.address(), input.topk_idx.address(), input.topk_weights.address());
+        let raw = RawDispatchInput::new(input.tokens, x, topk_idx, IndexType::of::<I>(), topk_weights);
         // SAFETY: the tensors are this process's device memory, large enough as just checked, and stay allocated until the
         // stream has passed this operation (see `DeviceTensor`).
-        unsafe {
-            self.dispatch_with(
-                input.tokens,
-                input.x.address(),
-                input.topk_idx.address(),
-                I::KIND,
-                input.topk_weights.address(),
-            )
-        }
+        unsafe { self.enqueue_dispatch(&raw) }
     }
 
     /// [`Self::dispatch`] from device addresses.
@@ -122,28 +134,24 @@ impl ElasticBuffer {
     /// The addresses are valid for the sizes that [`RawDispatchInput`] states and aligned to their elements (`x` to 16
     /// bytes), and nothing writes them until the operation is done.
     pub unsafe fn dispatch_raw(&mut self, input: &RawDispatchInput) -> Result<Dispatched> {
-        if !input.x.is_multiple_of(16) {
-            return Err(Error::argument("x", format!("{:#x}", input.x), "the address is a multiple of 16"));
-        }
-        // SAFETY: the caller's promise.
-        unsafe {
-            self.dispatch_with(input.tokens, input.x, input.topk_idx, input.index_type.kind(), input.topk_weights)
-        }
+        // SAFETY: the caller's promise, the same words as `enqueue_dispatch` has.
+        unsafe { self.enqueue_dispatch(input) }
     }
 
-    /// Enqueues the kernel.
+    /// Enqueues the kernel: the one way to it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::dispatch`].
     ///
     /// # Safety
     ///
     /// As [`Self::dispatch_raw`].
-    unsafe fn dispatch_with(
-        &mut self,
-        tokens: u32,
-        x: u64,
-        topk_idx: u64,
-        index_type: u32,
-        topk_weights: u64,
-    ) -> Result<Dispatched> {
+    unsafe fn enqueue_dispatch(&mut self, input: &RawDispatchInput) -> Result<Dispatched> {
+        let RawDispatchInput { tokens, x, topk_idx, index_type, topk_weights } = *input;
+        if !x.is_multiple_of(16) {
+            return Err(Error::argument("x", format!("{x:#x}"), "the address is a multiple of 16"));
+        }
         self.check()?;
         if tokens > self.config.max_tokens_per_rank {
             let rule = format!("at most max_tokens_per_rank = {}", self.config.max_tokens_per_rank);
@@ -172,7 +180,7 @@ impl ElasticBuffer {
                 top_k: shape.top_k,
                 hidden: shape.hidden,
                 scale_stride: shape.scale_stride(),
-                index_type,
+                index_type: index_type.kind(),
                 top_k_stride: shape.top_k_stride(),
             }
         };

@@ -10,7 +10,7 @@ use epoxide_sim::{Machine, MachineConfig, Mode};
 
 use crate::comm::Comm;
 use crate::error::{Error, Result};
-use crate::rendezvous::{Member, Rendezvous};
+use crate::rendezvous::{Member, Rendezvous, Simulated, Way};
 use crate::runtime::cuda::{CudaDevice, CudaRuntime};
 use crate::runtime::sim::SimRuntime;
 use crate::runtime::{RawStream, Runtime};
@@ -68,15 +68,9 @@ impl LocalGroup {
         let comms = (0..ranks).map(|rank| {
             let runtime = SimRuntime::new(machine.actor(rank)?);
             let stream = runtime.create_stream()?;
-            Comm::new(
-                rank,
-                ranks,
-                Runtime::Sim(runtime),
-                stream,
-                Rendezvous::Machine,
-                Arc::clone(&local),
-                DEFAULT_SIMULATED_SMS,
-            )
+            let rendezvous = Rendezvous::new(Way::Machine(Simulated::new(runtime.host_thread())));
+            let (runtime, local) = (Runtime::Sim(runtime), Arc::clone(&local));
+            Comm::new(rank, ranks, runtime, stream, rendezvous, local, DEFAULT_SIMULATED_SMS)
         });
         Ok(Self { comms: comms.collect::<Result<_>>()? })
     }
@@ -156,7 +150,7 @@ impl LocalGroup {
             let rank = member.rank();
             let runtime = CudaRuntime::new(Arc::clone(&gpus[device]), rank)?;
             let stream = stream(&runtime)?;
-            let (runtime, rendezvous) = (Runtime::Cuda(runtime), Rendezvous::Threads(member));
+            let (runtime, rendezvous) = (Runtime::Cuda(runtime), Rendezvous::new(Way::Threads(member)));
             Comm::new(rank, ranks, runtime, stream, rendezvous, Arc::clone(&local), default_num_sms)
         });
         Ok(Self { comms: comms.collect::<Result<_>>()? })

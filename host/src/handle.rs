@@ -1,28 +1,14 @@
-//! What a dispatch returns: the handle of its routing, and what arrived.
+//! What a dispatch brought: where it lies on the device, and all of it on the host.
 use half::bf16;
 
-use crate::buffer::ElasticBuffer;
+use crate::buffer::{Dispatched, ElasticBuffer};
 use crate::config::WireFormat;
 use crate::error::Result;
 use crate::tensor::{Element, filled, read};
 
-/// The handle of one dispatch: valid on its buffer until its combine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dispatched {
-    pub(crate) buffer: u64,
-    pub(crate) operation: u64,
-    pub(crate) tokens: u32,
-}
-
-impl Dispatched {
-    /// Tokens that this rank sent.
-    pub fn tokens(&self) -> u32 {
-        self.tokens
-    }
-}
-
 /// Rows that a dispatch brought to this rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RecvCounts {
     /// In all.
     pub rows: u32,

@@ -75,6 +75,7 @@ mod event;
 mod fault;
 mod group;
 mod handle;
+mod memory;
 mod pool;
 pub mod quantize;
 mod rendezvous;
@@ -83,7 +84,7 @@ mod sms;
 mod tensor;
 mod transport;
 
-pub use buffer::ElasticBuffer;
+pub use buffer::{Dispatched, ElasticBuffer};
 pub use combine::{CombineInput, ExpertOutputs, RawCombineInput};
 pub use comm::Comm;
 pub use config::{BytesNeeded, Config, RegionBytes, WireFormat, bytes_needed};
@@ -94,7 +95,7 @@ pub use error::{Error, Result};
 pub use event::Event;
 pub use group::{CudaStream, LocalGroup, RanksFailed};
 pub use half::bf16;
-pub use handle::{Dispatched, Received, RecvCounts, RecvView, WireRows};
+pub use handle::{Received, RecvCounts, RecvView, WireRows};
 pub use tensor::{DeviceTensor, Element, Index};
 
 /// The README's code is a doc test.

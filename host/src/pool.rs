@@ -3,7 +3,7 @@
 //! A rank has one stream, so what was dropped may be used again at once: its last use and the next are in order. The pool lends
 //! blocks, best fit; what is left of a split block stays free, and what comes back becomes one with the free memory beside it, so that
 //! no order of sizes makes it grow far beyond what was used at once. It makes no driver call but to grow and to give back.
-//! [`CommInner`](crate::comm::CommInner) says when each may be done: a segment is given back only when nothing runs that may use
+//! [`Memory`](crate::memory::Memory) says when each may be done: a segment is given back only when nothing runs that may use
 //! it.
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,12 +39,17 @@ pub(crate) trait Segments {
     ///
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     fn segment(&mut self, bytes: u64) -> Result<Block>;
-    /// Takes a segment back that nothing uses any more. On a GPU it may wait for everything that runs there.
+    /// Takes a segment back. On a GPU it may wait for everything that runs there.
     ///
     /// # Errors
     ///
     /// [`Error::Cuda`](crate::Error::Cuda) when the device failed; the segment is lost then.
-    fn release(&mut self, segment: Block) -> Result<()>;
+    ///
+    /// # Safety
+    ///
+    /// [`extend`](Self::extend) or [`segment`](Self::segment) gave it, as a whole; nothing uses any of it any more, and it is given
+    /// back once.
+    unsafe fn release(&mut self, segment: Block) -> Result<()>;
 }
 
 /// A rank's memory for tensors.
@@ -114,12 +119,16 @@ impl<S: Segments> Pool<S> {
         self.insert_free(start, end - start);
     }
 
-    /// Gives every segment of which nothing is lent back to where it came from. Nothing runs that uses what was lent before.
+    /// Gives every segment of which nothing is lent back to where it came from.
     ///
     /// # Errors
     ///
     /// The first of [`Segments::release`]'s; the others are given back all the same.
-    pub(crate) fn give_back(&mut self) -> Result<()> {
+    ///
+    /// # Safety
+    ///
+    /// Nothing runs that uses what was lent and [put](Self::put) back.
+    pub(crate) unsafe fn give_back(&mut self) -> Result<()> {
         let unused = |&(&address, &bytes): &(&u64, &u64)| {
             let around = self.free.range(..=address).next_back();
             around.is_some_and(|(start, length)| start + length >= address + bytes)
@@ -132,7 +141,8 @@ impl<S: Segments> Pool<S> {
             self.remove_free(start, length);
             self.insert_free(start, address - start);
             self.insert_free(address + bytes, start + length - address - bytes);
-            given = given.and(self.source.release(Block { address, bytes }));
+            // SAFETY: a segment of the source's as it gave it, no more in the tables; all of it is free, and nothing runs that uses it.
+            given = given.and(unsafe { self.source.release(Block { address, bytes }) });
         }
         given
     }
@@ -198,7 +208,7 @@ mod tests {
             self.taken += 1;
             Ok(segment)
         }
-        fn release(&mut self, segment: Block) -> Result<()> {
+        unsafe fn release(&mut self, segment: Block) -> Result<()> {
             let known = self.out.iter().position(|out| *out == segment).expect("a segment, once");
             self.out.swap_remove(known);
             Ok(())
@@ -293,7 +303,8 @@ mod tests {
                     }
                     Step::Free(_) => {}
                     Step::GiveBack => {
-                        pool.give_back().unwrap();
+                        // SAFETY: these are numbers, and no memory.
+                        unsafe { pool.give_back() }.unwrap();
                         known.retain(|&(address, bytes)| {
                             let segment = Block { address, bytes };
                             let kept = pool.source.out.contains(&segment);
@@ -312,7 +323,8 @@ mod tests {
                 prop_assert_eq!(&pool.by_size, &by_size);
             }
             lent.into_iter().for_each(|block| pool.put(block));
-            pool.give_back().unwrap();
+            // SAFETY: these are numbers, and no memory.
+            unsafe { pool.give_back() }.unwrap();
             prop_assert!(pool.source.out.is_empty() && pool.free.is_empty() && pool.by_size.is_empty() && pool.segments.is_empty());
         }
     }

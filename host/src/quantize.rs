@@ -7,7 +7,6 @@ use half::bf16;
 
 use crate::comm::Comm;
 use crate::error::{Error, Result};
-use crate::runtime::Runtime;
 use crate::tensor::{DeviceTensor, Element, check_len, check_tensor};
 
 /// f32 from one row's scales to the next's: one for every 128 elements, rounded up to 16 bytes.
@@ -33,12 +32,7 @@ impl Quantizer {
     /// None today.
     pub fn new(comm: &Comm) -> Result<Self> {
         let runtime = &comm.inner().runtime;
-        // Every simulated thread costs host time; a GPU is filled.
-        let most_blocks = match runtime {
-            Runtime::Sim(_) => 2,
-            Runtime::Cuda(_) => runtime.sms() * quantize.blocks_per_sm() * WAVES,
-        };
-        Ok(Self { comm: comm.clone(), most_blocks })
+        Ok(Self { comm: comm.clone(), most_blocks: runtime.filling_blocks(quantize.blocks_per_sm() * WAVES) })
     }
 
     /// Blocks for `pieces`, each of which a warp takes at once: no more than there is work for.
@@ -77,7 +71,8 @@ impl Quantizer {
         };
         let pieces = rows * u64::from(hidden.div_ceil(PIECE));
         let inner = self.comm.inner();
-        // SAFETY: the launch contract of the kernel, as above.
+        // SAFETY: the kernel's launch contract is the three arrays of `rows` rows, large enough as just checked, which only this rank's
+        // stream uses; any grid covers all pieces.
         unsafe { inner.runtime.launch(&quantize, self.grid(pieces), 0, &args, inner.stream) }
     }
 
@@ -109,7 +104,8 @@ impl Quantizer {
         // A warp takes 32 vectors of 8 elements.
         let pieces = (rows * u64::from(hidden)).div_ceil(256);
         let inner = self.comm.inner();
-        // SAFETY: the launch contract of the kernel, as above.
+        // SAFETY: the kernel's launch contract is the three arrays of `rows` rows, large enough as just checked, which only this rank's
+        // stream uses; any grid covers all pieces.
         unsafe { inner.runtime.launch(&dequantize, self.grid(pieces), 0, &args, inner.stream) }
     }
 
@@ -127,7 +123,8 @@ impl Quantizer {
             return Err(Error::argument("from", format!("{bytes} bytes"), "a multiple of 16 bytes"));
         }
         let inner = self.comm.inner();
-        inner.runtime.copy_on_device(to.address(), from.address(), bytes, inner.stream)
+        // SAFETY: two tensors, so apart, of at least `bytes` as just checked; only this rank's stream uses them.
+        unsafe { inner.runtime.copy_on_device(to.address(), from.address(), bytes, inner.stream) }
     }
 
     /// [`Self::copy`] between device addresses, of which one may be a peer's: the ceiling of a link. Enqueued.
@@ -147,7 +144,8 @@ impl Quantizer {
             }
         }
         let inner = self.comm.inner();
-        inner.runtime.copy_on_device(to, from, bytes, inner.stream)
+        // SAFETY: both addresses are aligned, as just checked; all else is the caller's promise, in the same words.
+        unsafe { inner.runtime.copy_on_device(to, from, bytes, inner.stream) }
     }
 }
 

@@ -66,7 +66,7 @@ impl<T: Element> DeviceTensor<T> {
     pub(crate) fn new(comm: Comm, len: u64) -> Result<Self> {
         let bytes = len.checked_mul(size_of::<T>() as u64);
         let bytes = bytes.ok_or_else(|| Error::argument("len", len, "a tensor's bytes must fit in 64 bits"))?;
-        let block = comm.inner().take_block(bytes)?;
+        let block = comm.inner().memory.take_block(bytes)?;
         Ok(Self { comm, block, len, of: PhantomData })
     }
 
@@ -99,7 +99,8 @@ impl<T: Element> DeviceTensor<T> {
             ));
         }
         let comm = self.comm.inner();
-        comm.runtime.copy_to_device(self.block.address, as_bytes(values), comm.stream)
+        // SAFETY: the tensor's own memory has room for the values, as just checked; only the rank's stream uses it.
+        unsafe { comm.runtime.copy_to_device(self.block.address, as_bytes(values), comm.stream) }
     }
 
     /// Copies all elements to the host; waits for the stream.
@@ -114,7 +115,7 @@ impl<T: Element> DeviceTensor<T> {
 
 impl<T: Element> Drop for DeviceTensor<T> {
     fn drop(&mut self) {
-        self.comm.inner().put_block(std::mem::take(&mut self.block));
+        self.comm.inner().memory.put_block(std::mem::take(&mut self.block));
     }
 }
 
@@ -130,7 +131,8 @@ pub(crate) fn read<T: Element>(comm: &Comm, address: u64, len: u64) -> Result<Ve
         values.set_len(len);
         std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), len * size_of::<T>())
     };
-    inner.runtime.copy_to_host(bytes, address, inner.stream)?;
+    // SAFETY: the callers are this crate's, and name a tensor's or a buffer's own memory, with at least `len` elements there.
+    unsafe { inner.runtime.copy_to_host(bytes, address, inner.stream)? };
     Ok(values)
 }
 

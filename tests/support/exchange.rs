@@ -29,6 +29,7 @@ impl Tensors {
             IndexType::I32 => Indices::I32(comm.empty(selections)?),
             IndexType::I64 => Indices::I64(comm.empty(selections)?),
             IndexType::U32 => Indices::U32(comm.empty(selections)?),
+            _ => unreachable!("the tests know no other type of selections"),
         };
         let y = comm.empty(elements)?;
         Ok(Self { x: comm.empty(elements)?, topk_idx, topk_weights: comm.empty(selections)?, y })

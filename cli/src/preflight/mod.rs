@@ -11,7 +11,7 @@ mod proof;
 use epoxide::{LocalGroup, Mode};
 use serde::Serialize;
 
-use crate::Answer;
+use crate::answer::Answer;
 use crate::args::PreflightArgs;
 
 /// How a piece does.

@@ -2,43 +2,93 @@
 //!
 //! It is used when a buffer is made and closed, and by [`Comm::all_gather`](crate::Comm::all_gather) and
 //! [`Comm::barrier`](crate::Comm::barrier), never by an operation.
+mod agreement;
+mod simulated;
 mod threads;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub(crate) use self::agreement::{agree, meet};
+pub(crate) use self::simulated::Simulated;
 pub(crate) use self::threads::Member;
 
 use crate::error::Result;
-use crate::runtime::Runtime;
 
 /// One rank's way to the others.
-pub(crate) enum Rendezvous {
-    /// Through the simulated machine, which must know whose host thread waits.
-    Machine,
+pub(crate) struct Rendezvous {
+    way: Way,
+    /// Held by the thread of this rank that is in a collective call.
+    turn: Mutex<()>,
+}
+
+/// Through what a rank's payload goes.
+pub(crate) enum Way {
+    /// Through the simulated machine.
+    Machine(Simulated),
     /// Through memory that the threads of one process share.
     Threads(Member),
 }
 
 impl Rendezvous {
-    /// Gives `payload` to every rank and returns everyone's, in rank order. All ranks call it, in the same order, and of one rank one
-    /// thread at a time.
+    /// A rank that meets the others this way.
+    pub(crate) fn new(way: Way) -> Self {
+        Self { way, turn: Mutex::default() }
+    }
+
+    /// A collective call's turn: a rank's threads make them one after another.
+    pub(crate) fn turn(&self) -> Turn<'_> {
+        Turn { way: &self.way, _held: self.turn.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    /// Says that this rank's host thread will not come any more, so that nobody waits for it.
+    pub(crate) fn leave(&self) {
+        match &self.way {
+            Way::Machine(simulated) => simulated.leave(),
+            Way::Threads(member) => member.leave(),
+        }
+    }
+
+    /// [`Self::leave`] with the end of the rank, when its device may still be at work.
+    pub(crate) fn end(&self) {
+        match &self.way {
+            // Its host thread is there as long as it drives the device; then it says so itself.
+            Way::Machine(_) => {}
+            Way::Threads(member) => member.leave(),
+        }
+    }
+}
+
+/// The right to gather: no other thread of the rank is in a collective call meanwhile.
+pub(crate) struct Turn<'a> {
+    way: &'a Way,
+    _held: MutexGuard<'a, ()>,
+}
+
+impl Turn<'_> {
+    /// Gives `payload` to every rank and returns everyone's, in rank order. All ranks call it, in the same order.
     ///
     /// # Errors
     ///
     /// [`Error::Bootstrap`](crate::Error::Bootstrap) when some rank is gone or does not come;
     /// [`Error::Simulator`](crate::Error::Simulator) when the machine stopped.
-    pub(crate) fn all_gather(&self, runtime: &Runtime, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
-        match (self, runtime) {
-            (Self::Threads(member), _) => member.all_gather(payload),
-            (Self::Machine, Runtime::Sim(runtime)) => runtime.exchange(payload),
-            (Self::Machine, Runtime::Cuda(_)) => unreachable!("ranks on GPUs are made with a member"),
+    pub(crate) fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
+        match self.way {
+            Way::Machine(simulated) => simulated.all_gather(payload),
+            Way::Threads(member) => member.all_gather(payload),
         }
     }
+}
 
-    /// Says that this rank's host thread will not come any more, so that nobody waits for it.
-    pub(crate) fn leave(&self, runtime: &Runtime) {
-        match (self, runtime) {
-            (Self::Threads(member), _) => member.leave(),
-            (Self::Machine, Runtime::Sim(runtime)) => runtime.leave(),
-            (Self::Machine, Runtime::Cuda(_)) => {}
-        }
-    }
+/// Runs `f` for each of `ranks` threads of this process, within a collective call, and returns what they return, in rank order.
+#[cfg(test)]
+pub(crate) fn each_rank<T: Send>(ranks: u32, f: impl Fn(u32, &Turn<'_>) -> T + Sync) -> Vec<T> {
+    let f = &f;
+    std::thread::scope(|scope| {
+        let run = |member: Member| {
+            let (rank, rendezvous) = (member.rank(), Rendezvous::new(Way::Threads(member)));
+            f(rank, &rendezvous.turn())
+        };
+        let threads: Vec<_> = Member::group(ranks).into_iter().map(|member| scope.spawn(move || run(member))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
+    })
 }

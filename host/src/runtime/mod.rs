@@ -1,6 +1,7 @@
 //! Runtimes: memory, streams, events and launches, on the simulated GPU or through the CUDA driver.
 //!
-//! Both have the same methods; [`Runtime`] is the only place that asks which one it is.
+//! Both have the same methods; this file is the only place that asks which one it is. A group makes the one or the other, and nothing
+//! else of this crate knows.
 pub(crate) mod cuda;
 pub(crate) mod sim;
 
@@ -31,6 +32,16 @@ pub(crate) enum RawStream {
     Sim(epoxide_sim::Stream),
     /// A `CUstream`.
     Cuda(u64),
+}
+
+impl RawStream {
+    /// The `CUstream`; none on the simulated GPU.
+    pub(crate) fn cuda(self) -> Option<u64> {
+        match self {
+            Self::Sim(_) => None,
+            Self::Cuda(stream) => Some(stream),
+        }
+    }
 }
 
 /// A point in a stream.
@@ -67,10 +78,12 @@ impl pool::Segments for Segments {
         }
     }
 
-    fn release(&mut self, segment: pool::Block) -> Result<()> {
+    unsafe fn release(&mut self, segment: pool::Block) -> Result<()> {
         match self {
-            Self::Sim(segments) => segments.release(segment),
-            Self::Cuda(segments) => segments.release(segment),
+            // SAFETY: a segment of this object's, so of the runtime's that it stands for; unused, by the caller's promise.
+            Self::Sim(segments) => unsafe { segments.release(segment) },
+            // SAFETY: a segment of this object's, so of the runtime's that it stands for; unused, by the caller's promise.
+            Self::Cuda(segments) => unsafe { segments.release(segment) },
         }
     }
 }
@@ -82,21 +95,36 @@ pub(crate) enum Heap {
 }
 
 impl Heap {
-    /// Frees device memory that no stream uses any more. On a GPU it may wait for everything that runs there.
-    pub(crate) fn free(&self, address: u64) -> Result<()> {
+    /// Whether what is not freed stays until the process ends, whoever is gone; a simulated machine goes with the last who holds it.
+    pub(crate) fn outlives_its_ranks(&self) -> bool {
+        matches!(self, Self::Cuda(_))
+    }
+
+    /// Frees device memory. On a GPU it may wait for everything that runs there.
+    ///
+    /// # Safety
+    ///
+    /// A runtime of this device allocated it; no stream and no host code uses it any more, and it is freed once.
+    pub(crate) unsafe fn free(&self, address: u64) -> Result<()> {
         match self {
-            // SAFETY: the callers in this crate free what they allocated, once, when no stream uses it any more (see
-            // `transport::local`, `Comm::synchronize` and `ElasticBuffer::close`).
+            // SAFETY: nothing uses the memory any more, by the caller's promise, which is all that the machine asks.
             Self::Sim(machine) => Ok(unsafe { machine.free(address) }?),
-            Self::Cuda(device) => device.free(address),
+            // SAFETY: `CudaDevice::free` asks of this device's memory what the caller promises.
+            Self::Cuda(device) => unsafe { device.free(address) },
         }
     }
 
     /// Frees memory that host and device shared. On a GPU it may wait for everything that runs there.
-    pub(crate) fn free_mapped(&self, mapped: Mapped) -> Result<()> {
+    ///
+    /// # Safety
+    ///
+    /// A runtime of this device allocated it as mapped memory; neither side uses it any more, and it is freed once.
+    pub(crate) unsafe fn free_mapped(&self, mapped: Mapped) -> Result<()> {
         match self {
-            Self::Sim(_) => self.free(mapped.device),
-            Self::Cuda(device) => device.free_mapped(mapped),
+            // SAFETY: on a machine mapped memory is device memory at the same address, which neither side uses any more.
+            Self::Sim(_) => unsafe { self.free(mapped.device) },
+            // SAFETY: `CudaDevice::free_mapped` asks of mapped memory what the caller promises.
+            Self::Cuda(device) => unsafe { device.free_mapped(mapped) },
         }
     }
 }
@@ -119,13 +147,26 @@ macro_rules! forward {
     )* };
 }
 
+/// [`forward`] for what touches memory at an address: each runtime's method has the `# Safety` that is stated here.
+macro_rules! forward_unsafe {
+    ($($(#[$doc:meta])* unsafe fn $name:ident(&self $(, $arg:ident: $t:ty)*) -> $r:ty;)*) => { $(
+        $(#[$doc])*
+        pub(crate) unsafe fn $name(&self $(, $arg: $t)*) -> $r {
+            match self {
+                // SAFETY: the caller's promise is about the address alone, and is what the simulator's method of this name asks.
+                Self::Sim(runtime) => unsafe { runtime.$name($($arg),*) },
+                // SAFETY: the caller's promise is about the address alone, and is what the driver's method of this name asks.
+                Self::Cuda(runtime) => unsafe { runtime.$name($($arg),*) },
+            }
+        }
+    )* };
+}
+
 /// The most blocks of a launch in one dimension (CUDA Programming Guide, "Compute Capabilities").
 const MOST_BLOCKS: u32 = i32::MAX as u32;
 
 impl Runtime {
     forward! {
-        /// SMs of the device.
-        fn sms(&self) -> u32;
         /// Largest dynamic shared memory of a block.
         fn shared_bytes_per_block(&self) -> u32;
         /// What the device is, in words.
@@ -142,15 +183,6 @@ impl Runtime {
         fn allocate_mapped(&self, bytes: u64) -> Result<Mapped>;
         /// What frees both.
         fn heap(&self) -> Heap;
-        /// Copies to the device in stream order; returns when `from` may be reused. The bytes are this rank's to write: a tensor's,
-        /// or those of a region that no peer touches until this rank's next operation tells it to.
-        fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()>;
-        /// Copies to the host in stream order; returns when `to` is filled. The bytes are this rank's to read: a tensor's, or those
-        /// of a region that no peer writes until this rank's next operation tells it to. An operation that failed made no region
-        /// so.
-        fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()>;
-        /// Sets bytes, enqueued. They are this rank's to write, as in [`Self::copy_to_device`].
-        fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()>;
         /// Waits until the stream is idle.
         fn synchronize(&self, stream: RawStream) -> Result<()>;
         /// Marks a point in the stream.
@@ -172,11 +204,40 @@ impl Runtime {
         matches!(self, Self::Sim(_))
     }
 
+    forward_unsafe! {
+        /// Copies to the device in stream order; returns when `from` may be reused.
+        ///
+        /// # Safety
+        ///
+        /// `to` is the address of `from.len()` bytes of this rank's device memory, which only work that is before or behind this
+        /// on `stream` touches; no reference of the host's lies in them.
+        unsafe fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()>;
+        /// Copies to the host in stream order; returns when `to` is filled.
+        ///
+        /// # Safety
+        ///
+        /// `from` is the address of `to.len()` bytes of device memory that this rank may read, all of them written by work that
+        /// is before this on `stream`, or whatever was there where the caller takes that.
+        unsafe fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()>;
+        /// Sets bytes, enqueued.
+        ///
+        /// # Safety
+        ///
+        /// `to` is the address of `bytes` bytes of this rank's device memory, allocated until the stream has passed this, which
+        /// only work that is before or behind this on `stream` touches; no reference of the host's lies in them.
+        unsafe fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()>;
+    }
+
     /// Copies `bytes`, a multiple of 16, within the device, enqueued. Both addresses are multiples of 16.
     ///
     /// With a kernel on a GPU: a copy engine's queue is shared by streams, and a copy that waits there for its stream could
     /// hold up a rank that this one waits for.
-    pub(crate) fn copy_on_device(&self, to: u64, from: u64, bytes: u64, stream: RawStream) -> Result<()> {
+    ///
+    /// # Safety
+    ///
+    /// Both addresses are of `bytes` bytes of memory that this rank's device reaches, allocated until the stream has passed this.
+    /// The ranges do not overlap, and until then nothing else writes either of them or reads `to`.
+    pub(crate) unsafe fn copy_on_device(&self, to: u64, from: u64, bytes: u64, stream: RawStream) -> Result<()> {
         let vectors = bytes / 16;
         if vectors == 0 {
             return Ok(());
@@ -187,10 +248,19 @@ impl Runtime {
                 u32::try_from(vectors.div_ceil(copy.threads().into())).unwrap_or(u32::MAX).min(MOST_BLOCKS)
             }
         };
-        // SAFETY: the caller's own memory of that size, which nothing else writes in stream order.
+        // SAFETY: memory of that size, which the caller promises.
         let args = unsafe { CopyArgs { from: Global::from_raw(from), to: Global::from_raw(to), vectors } };
-        // SAFETY: the launch contract of the kernel, as above.
+        // SAFETY: the kernel's launch contract is two ranges of `vectors` times 16 bytes, aligned to 16, that do not overlap and that
+        // nothing else writes until it has run: the caller's promise.
         unsafe { self.launch(&copy, grid, 0, &args, stream) }
+    }
+
+    /// Blocks of a launch that fills the device with so many on each SM. Every simulated thread costs host time: there they are few.
+    pub(crate) fn filling_blocks(&self, on_each_sm: u32) -> u32 {
+        match self {
+            Self::Sim(_) => 2,
+            Self::Cuda(runtime) => runtime.sms() * on_each_sm,
+        }
     }
 
     /// Whether giving memory back costs nothing, so that it is done before more is taken.
@@ -233,9 +303,9 @@ impl Runtime {
         stream: RawStream,
     ) -> Result<()> {
         match self {
-            // SAFETY: the caller's promise, passed on.
+            // SAFETY: the arguments keep the kernel's contract, by the caller's promise, which is all that the simulator asks.
             Self::Sim(runtime) => unsafe { runtime.launch(kernel, grid, shared_bytes, args, stream) },
-            // SAFETY: the same.
+            // SAFETY: the arguments keep the kernel's contract, by the caller's promise, which is all that the driver asks.
             Self::Cuda(runtime) => unsafe { runtime.launch(kernel, grid, shared_bytes, args, stream) },
         }
     }

@@ -1,5 +1,5 @@
 //! The simulated GPU as a runtime.
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use epoxide_dsl::{Kernel, KernelArg};
@@ -12,7 +12,7 @@ use crate::pool::{self, Block};
 /// One rank of a simulated machine.
 pub(crate) struct SimRuntime {
     /// The rank's host thread; a mutex, because a rank may be driven from more than one thread, one at a time.
-    actor: Mutex<Actor>,
+    actor: Arc<Mutex<Actor>>,
 }
 
 /// Alignment of device memory, as CUDA's allocator gives it.
@@ -20,21 +20,16 @@ const ALIGN: u64 = 256;
 
 impl SimRuntime {
     pub(crate) fn new(actor: Actor) -> Self {
-        Self { actor: Mutex::new(actor) }
+        Self { actor: Arc::new(Mutex::new(actor)) }
     }
 
     fn actor(&self) -> MutexGuard<'_, Actor> {
         self.actor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that the rank's host thread is gone, until it calls again.
-    pub(crate) fn leave(&self) {
-        self.actor().leave();
-    }
-
-    /// Gives `payload` to all ranks and returns theirs.
-    pub(crate) fn exchange(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
-        Ok(self.actor().exchange(payload)?)
+    /// The rank's host thread, for its way to the others: the machine knows by it who waits.
+    pub(crate) fn host_thread(&self) -> Arc<Mutex<Actor>> {
+        Arc::clone(&self.actor)
     }
 
     pub(crate) fn sms(&self) -> u32 {
@@ -85,7 +80,10 @@ impl SimRuntime {
         Ok(RawStream::Sim(self.actor().create_stream()))
     }
 
-    pub(crate) fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()> {
+    /// # Safety
+    ///
+    /// As for [`Runtime::copy_to_device`](super::Runtime::copy_to_device).
+    pub(crate) unsafe fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()> {
         let actor = self.actor();
         actor.synchronize(sim_stream(stream)?)?;
         // The lock is held on: nobody enqueues work on this rank meanwhile.
@@ -95,7 +93,10 @@ impl SimRuntime {
         Ok(unsafe { actor.machine().write_bytes(to, from) }?)
     }
 
-    pub(crate) fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()> {
+    /// # Safety
+    ///
+    /// As for [`Runtime::copy_to_host`](super::Runtime::copy_to_host), though the machine checks the range itself.
+    pub(crate) unsafe fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()> {
         let actor = self.actor();
         actor.synchronize(sim_stream(stream)?)?;
         // SAFETY: as in `copy_to_device`, with `Runtime::copy_to_host`: the other ranks may be at work, and even write into this
@@ -103,11 +104,15 @@ impl SimRuntime {
         Ok(unsafe { actor.machine().peek_bytes(from, to) }?)
     }
 
-    pub(crate) fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()> {
+    /// # Safety
+    ///
+    /// As for [`Runtime::fill`](super::Runtime::fill).
+    pub(crate) unsafe fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()> {
         let actor = self.actor();
         let machine = actor.machine().clone();
         let fill = move || {
-            // SAFETY: when it runs, in stream order, these bytes are this rank's alone, as in `copy_to_device`.
+            // SAFETY: it runs in stream order, and until the stream has passed it these are `bytes` of device memory that nothing
+            // else touches: the caller's promise.
             unsafe { machine.fill_bytes(to, byte, bytes) }.expect("device memory, as the caller allocated it");
         };
         Ok(actor.host_call(sim_stream(stream)?, Box::new(fill))?)
@@ -205,8 +210,8 @@ impl pool::Segments for SimSegments {
         Ok(Block { address: allocate(&self.machine, self.rank, "tensors", bytes)?, bytes })
     }
 
-    fn release(&mut self, segment: Block) -> Result<()> {
-        // SAFETY: the pool gives back what it got from `segment`, once, when nothing uses it any more.
+    unsafe fn release(&mut self, segment: Block) -> Result<()> {
+        // SAFETY: `segment` allocated it, and the caller promises that nothing uses it any more and that this is its one end.
         Ok(unsafe { self.machine.free(segment.address) }?)
     }
 }

@@ -52,20 +52,27 @@ impl LeftBehind {
         self.after.iter().filter(|event| !over(event)).count() == 0
     }
 
-    /// Frees it, as far as the device lets it. Nobody uses it any more.
-    pub(crate) fn free(self) {
+    /// Frees it, as far as the device lets it.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses any of it any more, on the host or on any stream.
+    pub(crate) unsafe fn free(self) {
         // Nobody is left to tell of a failure; the memory stays with the device then.
         if let Some(streams) = self.streams {
             streams.destroy_idle();
         }
         if let Some(mut tensors) = self.tensors {
-            let _ = tensors.give_back();
+            // SAFETY: nobody uses what the rank's tensors had, by the caller's promise.
+            let _ = unsafe { tensors.give_back() };
         }
         for address in self.memory {
-            let _ = self.heap.free(address);
+            // SAFETY: whoever put it here allocated it on this heap's device and left it to this one free; nobody uses it.
+            let _ = unsafe { self.heap.free(address) };
         }
         for mapped in self.mapped {
-            let _ = self.heap.free_mapped(mapped);
+            // SAFETY: whoever put it here allocated it as mapped memory and left it to this one free; neither side uses it.
+            let _ = unsafe { self.heap.free_mapped(mapped) };
         }
         drop(self.sms);
     }
@@ -73,7 +80,7 @@ impl LeftBehind {
     /// Leaves the memory where it is, for as long as its device is there: on a GPU until the process ends. A simulated machine is
     /// gone with the last who holds it.
     fn keep(self) {
-        if let Heap::Cuda(_) = self.heap {
+        if self.heap.outlives_its_ranks() {
             std::mem::forget(self);
         }
     }
@@ -136,7 +143,9 @@ impl LocalGroupState {
     /// Takes over what a rank itself leaves; the rank is gone, and the last one frees everything.
     pub(crate) fn leave(&self, runtime: &Runtime, own: LeftBehind) {
         let left = self.departures().leave(own);
-        settle(left, |one| one.is_over(runtime), LeftBehind::free, LeftBehind::keep);
+        // SAFETY: the last rank is gone, so no host code holds any of it, and `settle` frees only when all streams have passed
+        // the last use of every rank's.
+        settle(left, |one| one.is_over(runtime), |one| unsafe { one.free() }, LeftBehind::keep);
     }
 
     fn departures(&self) -> MutexGuard<'_, Departures<LeftBehind>> {

@@ -1,2 +1,3 @@
 //! Transports: whose windows a rank sees, and who owns them.
 pub(crate) mod local;
+pub(crate) mod windows;

@@ -52,7 +52,7 @@ impl<T> fmt::Debug for Handle<T> {
 // SAFETY: the pointee is the driver's own and never accessed here; driver API functions are thread-safe, and a handle
 // names the same object on every thread (CUDA Programming Guide, "Driver API": contexts and what they own are per process).
 unsafe impl<T> Send for Handle<T> {}
-// SAFETY: as above.
+// SAFETY: a shared handle gives no access but to driver functions, which are thread-safe, so two threads may hold it at once.
 unsafe impl<T> Sync for Handle<T> {}
 
 /// The loaded and initialised driver.
@@ -98,7 +98,8 @@ impl Driver {
         }
         // SAFETY: the library is there and is never unloaded; the type is that of cuda.h's declaration of `cuFuncLoad`.
         let func_load = unsafe { library.get::<FuncLoad>(c"cuFuncLoad") }.ok().map(|symbol| *symbol);
-        // SAFETY: as above, for `cuEventElapsedTime` (without the `_v2` that cuda.h of CUDA 13 renames it to).
+        // SAFETY: the library is never unloaded; the type is that of cuda.h's declaration of `cuEventElapsedTime` (without the
+        // `_v2` that cuda.h of CUDA 13 renames it to).
         let elapsed = unsafe { library.get::<EventElapsedTime>(c"cuEventElapsedTime") }.ok().map(|symbol| *symbol);
         Ok(Self { version, devices: devices.try_into().unwrap_or(0), func_load, elapsed })
     }

@@ -102,7 +102,9 @@ impl CudaRuntime {
             };
             return self.check_launch(call, launched, name, grid);
         }
-        // SAFETY: as above; no extra options.
+        // SAFETY: a function of a loaded module of the current context, and a stream of it; no extra options. The kernel has one
+        // parameter of type `A` (`#[kernel]` made both it and the descriptor), whose bytes the driver copies before it returns;
+        // what they mean is the caller's promise.
         let launched = unsafe {
             sys::cuLaunchKernel(
                 function,

@@ -1,7 +1,7 @@
 //! Device memory, memory that host and device share, and copies.
 //!
-//! Addresses come from this crate's own allocations, or from arguments whose docs make the caller answer for them. Nothing here
-//! can check them beyond what the driver does: it refuses ranges that it did not allocate.
+//! What takes an address is unsafe: nothing here can check it beyond what the driver does, which refuses ranges that it did not
+//! allocate.
 use std::ptr;
 use std::sync::{Arc, PoisonError};
 
@@ -19,14 +19,18 @@ fn length(bytes: u64) -> usize {
 }
 
 impl CudaDevice {
-    /// Frees device memory that no stream uses any more. May wait for everything that runs on the device.
+    /// Frees device memory. May wait for everything that runs on the device.
     ///
     /// # Errors
     ///
     /// [`Error::Cuda`].
-    pub(crate) fn free(&self, address: u64) -> Result<()> {
+    ///
+    /// # Safety
+    ///
+    /// `address` is from [`CudaRuntime::allocate`] on this device; no stream uses the memory any more, and it is freed once.
+    pub(crate) unsafe fn free(&self, address: u64) -> Result<()> {
         self.context().bind()?;
-        // SAFETY: the caller got the address from `allocate` and frees it once; a wrong one is an error.
+        // SAFETY: `cuMemAlloc` gave this address, and the caller promises that nothing uses the memory and that this is its one end.
         check_for("cuMemFree", unsafe { sys::cuMemFree_v2(address) }, format_args!("GPU {}", self.ordinal()))
     }
 
@@ -35,9 +39,13 @@ impl CudaDevice {
     /// # Errors
     ///
     /// [`Error::Cuda`].
-    pub(crate) fn free_mapped(&self, mapped: Mapped) -> Result<()> {
+    ///
+    /// # Safety
+    ///
+    /// `mapped` is from [`CudaRuntime::allocate_mapped`] on this device; neither side uses it any more, and it is freed once.
+    pub(crate) unsafe fn free_mapped(&self, mapped: Mapped) -> Result<()> {
         self.context().bind()?;
-        // SAFETY: the caller got it from `allocate_mapped`, frees it once, and no longer uses it on either side.
+        // SAFETY: `cuMemHostAlloc` gave this address, and the caller promises that neither side uses it and that this is its one end.
         let freed = unsafe { sys::cuMemFreeHost(mapped.host.cast()) };
         check_for("cuMemFreeHost", freed, format_args!("GPU {}", self.ordinal()))
     }
@@ -107,12 +115,17 @@ impl CudaRuntime {
     /// # Errors
     ///
     /// [`Error::Cuda`].
-    pub(crate) fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()> {
+    ///
+    /// # Safety
+    ///
+    /// As for [`Runtime::copy_to_device`](crate::runtime::Runtime::copy_to_device).
+    pub(crate) unsafe fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()> {
         // First the work before it: a copy that waits for its stream in a copy engine's queue, which streams share, could
         // hold up a rank that this one waits for.
         self.synchronize(stream)?;
         let stream = self.stream(stream)?;
-        self.with_staging(|staging| staging.copy_to_device(to, from, stream))
+        // SAFETY: the context is current; the caller may write `from.len()` bytes at `to` in the order of `stream`.
+        self.with_staging(|staging| unsafe { staging.copy_to_device(to, from, stream) })
     }
 
     /// Copies to the host in stream order; returns when `to` is filled.
@@ -120,11 +133,16 @@ impl CudaRuntime {
     /// # Errors
     ///
     /// [`Error::Cuda`].
-    pub(crate) fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()> {
+    ///
+    /// # Safety
+    ///
+    /// As for [`Runtime::copy_to_host`](crate::runtime::Runtime::copy_to_host).
+    pub(crate) unsafe fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()> {
         // As in `copy_to_device`.
         self.synchronize(stream)?;
         let stream = self.stream(stream)?;
-        self.with_staging(|staging| staging.copy_to_host(to, from, stream))
+        // SAFETY: the context is current; the caller may read `to.len()` bytes at `from` in the order of `stream`.
+        self.with_staging(|staging| unsafe { staging.copy_to_host(to, from, stream) })
     }
 
     /// Sets bytes, enqueued.
@@ -132,13 +150,17 @@ impl CudaRuntime {
     /// # Errors
     ///
     /// [`Error::Cuda`].
-    pub(crate) fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()> {
+    ///
+    /// # Safety
+    ///
+    /// As for [`Runtime::fill`](crate::runtime::Runtime::fill).
+    pub(crate) unsafe fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()> {
         let stream = self.stream(stream)?;
         self.bind()?;
         if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: a range of device memory that the caller may write (see the module's docs); a live stream.
+        // SAFETY: `bytes` of device memory that the caller promises to be its to write in the order of this live stream.
         let filled = unsafe { sys::cuMemsetD8Async(to, byte, length(bytes), stream) };
         self.check("cuMemsetD8Async", filled)
     }

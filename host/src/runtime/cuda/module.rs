@@ -65,7 +65,7 @@ impl Module {
         if !unsafe { Driver::get()?.func_load(handle) }? {
             // Before `cuFuncLoad` existed, asking for an attribute that only compiled code has was what loaded it.
             let mut registers = 0;
-            // SAFETY: the same function, and a valid place for the answer.
+            // SAFETY: `cuModuleGetFunction` has just made the handle, the module is loaded, and the place for the answer is valid.
             let asked = unsafe {
                 sys::cuFuncGetAttribute(&mut registers, CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS, handle)
             };

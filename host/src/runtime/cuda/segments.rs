@@ -135,11 +135,11 @@ impl pool::Segments for CudaSegments {
         mapped.ok_or_else(|| Error::OutOfMemory { rank, what: "tensors", bytes, free: free_bytes() })
     }
 
-    fn release(&mut self, segment: Block) -> Result<()> {
+    unsafe fn release(&mut self, segment: Block) -> Result<()> {
         let name = self.place_name();
         self.context.bind()?;
         let Some(range) = &mut self.range else { unreachable!("a segment was mapped in the range") };
-        // SAFETY: the whole of one mapping of `map`, which nothing uses any more (the pool's promise). Its memory has no other
+        // SAFETY: the whole of one mapping of `map`, which nothing uses any more (the caller's promise). Its memory has no other
         // reference, and is free with this.
         let unmapped = unsafe { sys::cuMemUnmap(segment.address, segment.bytes as usize) };
         check_for("cuMemUnmap", unmapped, &name)?;

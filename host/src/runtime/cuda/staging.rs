@@ -122,15 +122,24 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Copies to the device behind what `stream` holds, and waits for it. The context is current.
-    pub(super) fn copy_to_device(&mut self, to: u64, from: &[u8], stream: sys::CUstream) -> Result<()> {
+    /// Copies to the device behind what `stream` holds, and waits for it.
+    ///
+    /// # Safety
+    ///
+    /// The context is current and `stream` is a live one of it; until the copy is done the `from.len()` bytes at `to` are touched by
+    /// nothing else.
+    pub(super) unsafe fn copy_to_device(&mut self, to: u64, from: &[u8], stream: sys::CUstream) -> Result<()> {
         let mut transfers = OnStream { staging: self, device: to, stream, direction: Direction::ToDevice };
         let copied = upload(&mut transfers, from);
         transfers.settle(copied)
     }
 
-    /// Copies to the host behind what `stream` holds, and waits for it. The context is current.
-    pub(super) fn copy_to_host(&mut self, to: &mut [u8], from: u64, stream: sys::CUstream) -> Result<()> {
+    /// Copies to the host behind what `stream` holds, and waits for it.
+    ///
+    /// # Safety
+    ///
+    /// The context is current and `stream` is a live one of it; until the copy is done nothing writes the `to.len()` bytes at `from`.
+    pub(super) unsafe fn copy_to_host(&mut self, to: &mut [u8], from: u64, stream: sys::CUstream) -> Result<()> {
         let mut transfers = OnStream { staging: self, device: from, stream, direction: Direction::ToHost };
         let copied = download(&mut transfers, to);
         transfers.settle(copied)
@@ -165,7 +174,7 @@ enum Direction {
     ToHost,
 }
 
-/// One copy through the slots, on one stream.
+/// One copy through the slots, on one stream: only an unsafe function makes it, whose caller answers for the device's side.
 struct OnStream<'a> {
     staging: &'a mut Staging,
     /// Where the device's side of the copy begins.
@@ -203,14 +212,14 @@ impl Transfers for OnStream<'_> {
         let bytes = chunk.bytes.len();
         match self.direction {
             Direction::ToDevice => {
-                // SAFETY: `bytes <= SLOT_BYTES` of the slot, which nobody writes before `finish`; the device's side is the
-                // caller's to write, and a range that is no device memory is an error.
+                // SAFETY: `bytes <= SLOT_BYTES` of the slot, which nobody writes before `finish`; of the device's side
+                // `copy_to_device` has the caller's promise, and the chunks do not reach beyond it.
                 let started = unsafe { sys::cuMemcpyHtoDAsync_v2(device, host.cast(), bytes, self.stream) };
                 check_for("cuMemcpyHtoDAsync", started, format_args!("{bytes} bytes to {device:#x}"))?;
             }
             Direction::ToHost => {
-                // SAFETY: `bytes <= SLOT_BYTES` of the slot, which nobody touches before `finish`; the device's side is the
-                // caller's to read, and a range that is no device memory is an error.
+                // SAFETY: `bytes <= SLOT_BYTES` of the slot, which nobody touches before `finish`; of the device's side
+                // `copy_to_host` has the caller's promise, and the chunks do not reach beyond it.
                 let started = unsafe { sys::cuMemcpyDtoHAsync_v2(host.cast(), device, bytes, self.stream) };
                 check_for("cuMemcpyDtoHAsync", started, format_args!("{bytes} bytes from {device:#x}"))?;
             }

@@ -188,7 +188,7 @@ impl CudaRuntime {
             return Err(Error::argument("stream", format!("{stream:#x}"), rule));
         }
         let mut flags = 0;
-        // SAFETY: as above.
+        // SAFETY: a live stream, as the caller promises; a valid place for the answer.
         self.check("cuStreamGetFlags", unsafe { sys::cuStreamGetFlags(handle(stream), &mut flags) })?;
         if flags & sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32 == 0 {
             let rule =

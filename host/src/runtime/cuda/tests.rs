@@ -126,15 +126,19 @@ fn copies_keep_every_byte_across_chunks() {
         let sent: Vec<u8> = (0..count).map(|i| (i * 31 + i / 4093) as u8).collect();
         let there = runtime.allocate("a copy", count as u64).unwrap();
         assert_eq!(there % 256, 0);
-        runtime.fill(there, 0xAB, count as u64, stream).unwrap();
-        runtime.copy_to_device(there, &sent[..count / 2], stream).unwrap();
         let mut got = vec![0; count];
-        runtime.copy_to_host(&mut got, there, stream).unwrap();
+        // SAFETY: `count` bytes that were just allocated, used on this stream alone.
+        unsafe {
+            runtime.fill(there, 0xAB, count as u64, stream).unwrap();
+            runtime.copy_to_device(there, &sent[..count / 2], stream).unwrap();
+            runtime.copy_to_host(&mut got, there, stream).unwrap();
+        }
         assert!(
             got[..count / 2] == sent[..count / 2] && got[count / 2..].iter().all(|&byte| byte == 0xAB),
             "{count} bytes"
         );
-        runtime.device().free(there).unwrap();
+        // SAFETY: allocated above, and the copy to the host was the last use.
+        unsafe { runtime.device().free(there) }.unwrap();
     }
 }
 
@@ -152,13 +156,15 @@ fn kernels_run_with_the_arguments_given() {
         launch(&runtime, &kernel, blocks, 0, Args { out, first, unused: 0 }, stream).unwrap();
         let to = runtime.record_event(stream).unwrap();
         let mut got = vec![0; bytes as usize];
-        runtime.copy_to_host(&mut got, out, stream).unwrap();
+        // SAFETY: `bytes` bytes that were allocated above, used on this stream alone.
+        unsafe { runtime.copy_to_host(&mut got, out, stream) }.unwrap();
         assert_eq!(words(&got), (first..first + blocks * 128).collect::<Vec<_>>());
         runtime.synchronize_event(&to).unwrap();
         let elapsed = runtime.elapsed_ms(&from, &to).unwrap();
         assert!(elapsed > 0.0 && elapsed < 1000.0, "{elapsed} ms");
     }
-    runtime.device().free(out).unwrap();
+    // SAFETY: allocated above, and the copy to the host was the last use.
+    unsafe { runtime.device().free(out) }.unwrap();
 }
 
 #[test]
@@ -242,11 +248,15 @@ fn a_rank_is_not_held_up_by_a_kernel_that_waits() {
     let after = waiting.record_event(stream).unwrap();
 
     let mut got = vec![0; 512];
-    other.fill(out, 0, 512, others).unwrap();
+    // SAFETY: 512 bytes that were allocated above, used on this stream alone.
+    unsafe { other.fill(out, 0, 512, others) }.unwrap();
     other.wait_event(others, &before).unwrap();
     launch(&other, &COUNT_UP, 1, 0, Args { out, first: 3, unused: 0 }, others).unwrap();
-    other.copy_to_host(&mut got, out, others).unwrap();
-    other.copy_to_device(out, &got, others).unwrap();
+    // SAFETY: 512 bytes that were allocated above, used on this stream alone.
+    unsafe {
+        other.copy_to_host(&mut got, out, others).unwrap();
+        other.copy_to_device(out, &got, others).unwrap();
+    }
     other.synchronize(others).unwrap();
     other.destroy_stream(others).unwrap();
     drop(other);
@@ -258,8 +268,11 @@ fn a_rank_is_not_held_up_by_a_kernel_that_waits() {
     flag.store(1, std::sync::atomic::Ordering::Release);
     waiting.synchronize_event(&after).unwrap();
     assert!(waiting.elapsed_ms(&before, &after).unwrap() > 0.0);
-    waiting.device().free_mapped(word).unwrap();
-    waiting.device().free(out).unwrap();
+    // SAFETY: allocated above; the kernel that read the word has ended, as has the other rank's stream, and `flag` is not used again.
+    unsafe {
+        waiting.device().free_mapped(word).unwrap();
+        waiting.device().free(out).unwrap();
+    }
 }
 
 /// A rank dropped while its kernel waits: nothing is freed, and nothing waits.
@@ -270,7 +283,7 @@ fn dropping_a_busy_rank_does_not_wait() {
     let stream = waiting.create_stream().unwrap();
     waiting.prepare(&WAIT_FOR_WORD, 0).unwrap();
     let word = waiting.allocate_mapped(4).unwrap();
-    // SAFETY: as above; it is never freed.
+    // SAFETY: four mapped bytes, zeroed, aligned to a page, and never freed; the device reads them as one word.
     let flag = unsafe { std::sync::atomic::AtomicU32::from_ptr(word.host.cast()) };
     let start = Instant::now();
     launch(&waiting, &WAIT_FOR_WORD, 1, 0, Args { out: word.device, first: 0, unused: 0 }, stream).unwrap();
@@ -362,10 +375,7 @@ fn a_callers_streams_are_used_and_left_alone() {
     let streams: Vec<RawStream> = (0..2).map(|_| callers.create_stream().unwrap()).collect();
     let given: Vec<CudaStream> = streams
         .iter()
-        .map(|stream| match stream {
-            RawStream::Cuda(stream) => CudaStream { device: 0, stream: *stream },
-            RawStream::Sim(_) => unreachable!("a CUDA runtime made it"),
-        })
+        .map(|stream| CudaStream { device: 0, stream: stream.cuda().expect("a CUDA runtime made it") })
         .collect();
     // SAFETY: live streams, one for each rank, destroyed below when the group is gone.
     let group = unsafe { LocalGroup::on_streams(&given) }.unwrap();

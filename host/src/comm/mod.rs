@@ -1,5 +1,7 @@
 //! A rank: its device, its stream, and its way to the other ranks.
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod tensors;
+
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use epoxide_kernels::dequantize::dequantize;
@@ -8,11 +10,10 @@ use epoxide_kernels::measure::delay::{DelayArgs, delay};
 use epoxide_kernels::quantize::quantize;
 
 use crate::error::{Error, Result};
-use crate::pool::{Block, Pool};
+use crate::memory::Memory;
 use crate::rendezvous::Rendezvous;
-use crate::runtime::{RawStream, Runtime, Segments};
+use crate::runtime::{RawStream, Runtime};
 use crate::sms::ReservedSms;
-use crate::tensor::{DeviceTensor, Element};
 use crate::transport::local::{LeftBehind, LocalGroupState};
 
 /// One rank of a group: cheap to clone, and what buffers and tensors are made from.
@@ -26,19 +27,16 @@ pub struct Comm {
 pub(crate) struct CommInner {
     pub rank: u32,
     pub size: u32,
-    pub runtime: Runtime,
+    pub runtime: Arc<Runtime>,
     pub stream: RawStream,
     pub local: Arc<LocalGroupState>,
     /// SMs of an operation where the configuration leaves them open: the same on every rank.
     default_num_sms: u32,
-    rendezvous: Rendezvous,
+    pub rendezvous: Rendezvous,
     sms: Mutex<ReservedSms>,
-    /// Held by the thread of this rank that is in a collective call.
-    collective: Mutex<()>,
-    /// Memory of tensors; taken by `Drop` alone.
-    pool: Mutex<Option<Pool<Segments>>>,
+    pub memory: Memory,
     /// Buffers made so far: the same number on every rank, since making one is collective.
-    pub buffers_made: Mutex<u64>,
+    buffers_made: Mutex<u64>,
 }
 
 impl std::fmt::Debug for Comm {
@@ -63,7 +61,8 @@ impl Comm {
         runtime.prepare(&dequantize, 0)?;
         // From here on the rank is there, and leaves when it is dropped.
         local.join();
-        let pool = Mutex::new(Some(Pool::new(runtime.segments())));
+        let runtime = Arc::new(runtime);
+        let memory = Memory::new(Arc::clone(&runtime), stream);
         let inner = CommInner {
             rank,
             size,
@@ -73,8 +72,7 @@ impl Comm {
             default_num_sms,
             rendezvous,
             sms: Mutex::default(),
-            collective: Mutex::default(),
-            pool,
+            memory,
             buffers_made: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -86,7 +84,7 @@ impl Comm {
 
     /// Says that this rank's host thread will not come to a collective call any more.
     pub(crate) fn leave(&self) {
-        self.inner.rendezvous.leave(&self.inner.runtime);
+        self.inner.rendezvous.leave();
     }
 
     /// Whether `other` is the same rank of the same group.
@@ -121,8 +119,7 @@ impl Comm {
     ///
     /// [`Error::Bootstrap`] or [`Error::Simulator`] when another rank is gone.
     pub fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let _turn = self.inner.collective();
-        self.inner.gather(payload)
+        self.inner.rendezvous.turn().all_gather(payload)
     }
 
     /// Waits on the host until every rank is here. Collective.
@@ -143,33 +140,7 @@ impl Comm {
         let inner = &self.inner;
         inner.runtime.synchronize(inner.stream)?;
         // On a GPU, giving back may wait for the whole of it, where a peer may be waiting for this rank.
-        if inner.runtime.gives_back_freely() { inner.give_back_unused() } else { Ok(()) }
-    }
-
-    /// Allocates a tensor of `len` elements, with whatever was in the memory: if possible in what dropped tensors of this rank left,
-    /// without a call to the driver.
-    ///
-    /// On a GPU, memory is added to what the rank has without waiting for anything that runs there, so this may be called while a
-    /// peer waits for this rank. What dropped tensors left goes back to the GPU when a buffer is closed, when the group ends, and
-    /// before a buffer is refused for want of memory; for want of a tensor's memory only if no other rank is on the GPU and this
-    /// rank's stream is idle.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfMemory`]; [`Error::InvalidArgument`] when the bytes do not fit in 64 bits.
-    pub fn empty<T: Element>(&self, len: u64) -> Result<DeviceTensor<T>> {
-        DeviceTensor::new(self.clone(), len)
-    }
-
-    /// Allocates a tensor and copies `values` into it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfMemory`].
-    pub fn tensor<T: Element>(&self, values: &[T]) -> Result<DeviceTensor<T>> {
-        let mut tensor = self.empty(values.len() as u64)?;
-        tensor.copy_from_host(values)?;
-        Ok(tensor)
+        if inner.runtime.gives_back_freely() { inner.memory.give_back_unused() } else { Ok(()) }
     }
 
     /// Holds this rank's stream for a while (of virtual time on the simulated GPU): for tests of uneven ranks.
@@ -193,14 +164,19 @@ impl Comm {
     /// that no other rank on the GPU can launch what this one waits for. Epoxide's own calls keep at most 112 entries ahead of the
     /// stream: with more than about seven launches of the caller's for each of them, [`Self::synchronize`] from time to time.
     pub fn cuda_stream(&self) -> Option<u64> {
-        match self.inner.stream {
-            RawStream::Sim(_) => None,
-            RawStream::Cuda(stream) => Some(stream),
-        }
+        self.inner.stream.cuda()
     }
 }
 
 impl CommInner {
+    /// The id of the next buffer, unique in the process and, but for the group's part of it, the same on every rank. Within a
+    /// collective call.
+    pub(crate) fn next_buffer_id(&self) -> u64 {
+        let mut made = self.buffers_made.lock().unwrap_or_else(PoisonError::into_inner);
+        *made += 1;
+        self.local.buffer_id(*made)
+    }
+
     /// Reserves SMs for a buffer whose operations have `blocks` blocks. What was reserved stays so if this fails.
     pub(crate) fn reserve_sms(&self, blocks: u32) -> Result<()> {
         self.sms.lock().unwrap_or_else(PoisonError::into_inner).reserve(&self.runtime, blocks)
@@ -209,75 +185,6 @@ impl CommInner {
     /// Gives back what [`Self::reserve_sms`] took for a buffer with no work left.
     pub(crate) fn release_sms(&self, blocks: u32) {
         self.sms.lock().unwrap_or_else(PoisonError::into_inner).release(blocks);
-    }
-
-    /// Memory for a tensor. It may have been a dropped one's, whose last use is on the same stream.
-    pub(crate) fn take_block(&self, bytes: u64) -> Result<Block> {
-        let mut pool = self.pool();
-        let pool = pool.as_mut().expect("`Drop` alone takes it");
-        if let Some(block) = pool.take(bytes) {
-            return Ok(block);
-        }
-        if self.runtime.gives_back_freely() && self.runtime.is_idle(self.stream) {
-            pool.give_back()?;
-        }
-        let grown = match pool.grow(bytes) {
-            Err(Error::OutOfMemory { .. }) if self.runtime.gives_back_alone() && self.runtime.is_idle(self.stream) => {
-                pool.give_back()?;
-                pool.grow(bytes)
-            }
-            grown => grown,
-        };
-        grown.map_err(|error| match error {
-            // The pool asks for no more than it lacks.
-            Error::OutOfMemory { rank, free, .. } => Error::OutOfMemory { rank, what: "a tensor", bytes, free },
-            other => other,
-        })
-    }
-
-    /// Takes a dropped tensor's memory: for the next tensor, at once.
-    pub(crate) fn put_block(&self, block: Block) {
-        if let Some(pool) = self.pool().as_mut() {
-            pool.put(block);
-        }
-    }
-
-    /// Memory for a buffer, within its constructor, in which all ranks are: whatever runs on any of them ends by itself, so
-    /// waiting for it is no deadlock. Before there is too little, what dropped tensors left goes back.
-    pub(crate) fn allocate(&self, what: &'static str, bytes: u64) -> Result<u64> {
-        match self.runtime.allocate(what, bytes) {
-            Err(refused @ Error::OutOfMemory { .. }) => {
-                self.runtime.synchronize(self.stream).and_then(|()| self.give_back_unused()).map_err(|_| refused)?;
-                self.runtime.allocate(what, bytes)
-            }
-            allocated => allocated,
-        }
-    }
-
-    /// Gives the memory that dropped tensors left back to the device, if the rank's stream is still idle. On a GPU only where no
-    /// rank can be waiting for this one.
-    ///
-    /// Under the pool's lock: what another thread of the rank has enqueued before it dropped a tensor keeps the stream busy.
-    pub(crate) fn give_back_unused(&self) -> Result<()> {
-        let mut pool = self.pool();
-        match pool.as_mut() {
-            Some(pool) if self.runtime.is_idle(self.stream) => pool.give_back(),
-            _ => Ok(()),
-        }
-    }
-
-    fn pool(&self) -> MutexGuard<'_, Option<Pool<Segments>>> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A collective call's turn: a rank's threads make them one after another.
-    pub(crate) fn collective(&self) -> MutexGuard<'_, ()> {
-        self.collective.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// [`Comm::all_gather`] within a collective call that has its turn.
-    pub(crate) fn gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.rendezvous.all_gather(&self.runtime, payload)
     }
 }
 
@@ -288,16 +195,13 @@ impl Drop for CommInner {
     /// Leaves what is still allocated to the group, whose last rank frees it: the stream may be busy with an operation
     /// that waits for a peer, and a drop never does.
     fn drop(&mut self) {
-        // A simulated rank's actor says so itself.
-        if let Rendezvous::Threads(member) = &self.rendezvous {
-            member.leave();
-        }
+        self.rendezvous.end();
         let own = LeftBehind {
             after: vec![self.runtime.mark(self.stream)],
             streams: self.runtime.leave_streams(),
             sms: self.sms.get_mut().unwrap_or_else(PoisonError::into_inner).leave(),
             // All of it is unused: a tensor holds its rank.
-            tensors: self.pool.get_mut().unwrap_or_else(PoisonError::into_inner).take(),
+            tensors: self.memory.leave(),
             ..LeftBehind::of(&self.runtime)
         };
         self.local.leave(&self.runtime, own);

@@ -1,0 +1,60 @@
+//! The end of a buffer: closed by all ranks together, or dropped, which leaves its memory to the group.
+use super::ElasticBuffer;
+use crate::error::{Error, Result};
+use crate::rendezvous::meet;
+use crate::transport::local::LeftBehind;
+
+impl ElasticBuffer {
+    /// Waits for this rank's operations, then for every rank, and frees the memory. Collective; a buffer that is dropped instead
+    /// leaves its memory to the group, until the last rank's [`Comm`] is gone.
+    ///
+    /// # Errors
+    ///
+    /// The fault of an operation, or [`Error::Bootstrap`] when another rank is gone.
+    pub fn close(mut self) -> Result<()> {
+        let done = self.synchronize();
+        let inner = self.comm.inner();
+        let turn = inner.rendezvous.turn();
+        // Also after a fault: the other ranks are coming here too.
+        let met = meet(&turn, "close", &self.id.to_le_bytes()).and_then(|all| {
+            match all.iter().position(|id| *id != self.id.to_le_bytes()) {
+                None => Ok(()),
+                Some(rank) => Err(Error::Bootstrap {
+                    message: format!("rank {rank} closes another buffer than rank {}", inner.rank),
+                }),
+            }
+        });
+        if met.is_ok() {
+            // Every rank's stream was idle when it came: nobody uses this window, and no peer can be waiting for this rank
+            // while the driver frees.
+            let heap = inner.memory.heap();
+            let tensors = inner.memory.give_back_unused();
+            // SAFETY: all ranks have met after their streams were idle, so no operation touches the three; `self` is consumed, and
+            // with `freed` set its `Drop` leaves nothing to the group that would free it again.
+            let freed =
+                unsafe { [self.windows.free(&heap), heap.free(self.private), heap.free_mapped(self.record), tensors] };
+            inner.release_sms(self.blocks);
+            self.freed = true;
+            let left = meet(&turn, "closed", &[]).map(|_| ());
+            return freed.into_iter().fold(done, Result::and).and(left);
+        }
+        done.and(met)
+    }
+}
+
+impl Drop for ElasticBuffer {
+    /// Leaves the memory to the group: a peer may still read it. Never waits for a peer.
+    fn drop(&mut self) {
+        if self.freed {
+            return;
+        }
+        let inner = self.comm.inner();
+        let part = LeftBehind {
+            after: vec![inner.runtime.mark(inner.stream)],
+            memory: vec![self.windows.own(), self.private],
+            mapped: vec![self.record],
+            ..LeftBehind::of(&inner.runtime)
+        };
+        inner.local.take_over(part);
+    }
+}

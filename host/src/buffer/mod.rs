@@ -1,0 +1,191 @@
+//! The buffer: a rank's window, what it knows of its peers' windows, and the state of its operations.
+mod close;
+mod open;
+mod state;
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+
+use epoxide_dsl::fault::FaultChannel;
+use epoxide_dsl::grid::GridCounters;
+use epoxide_dsl::memory::{Global, Symmetric};
+use epoxide_dsl::window::{Peer, Region, Window};
+use epoxide_kernels::layout::{DispatchShared, Span};
+use epoxide_kernels::words::{EntryWords, Flags, Kind, Operation};
+
+pub use self::state::Dispatched;
+pub(crate) use self::state::State;
+
+use crate::comm::Comm;
+use crate::config::{BytesNeeded, Config, Layouts, bytes_needed};
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::runtime::Mapped;
+use crate::transport::local::number;
+use crate::transport::windows::Windows;
+
+/// Expert-parallel dispatch and combine for one rank.
+///
+/// Made by all ranks of a group together; then every rank calls the same operations in the same order. A call returns once
+/// its work is enqueued on the rank's stream: [`ElasticBuffer::synchronize`] waits for it and returns its fault, if any.
+pub struct ElasticBuffer {
+    pub(crate) comm: Comm,
+    pub(crate) config: Config,
+    pub(crate) layouts: Layouts,
+    pub(crate) shared: DispatchShared,
+    pub(crate) blocks: u32,
+    id: u64,
+    config_hash: u32,
+    windows: Windows,
+    private: u64,
+    record: Mapped,
+    /// Operations enqueued so far: it names handles. The protocol's own epoch lives on the device.
+    pub(crate) operations: u64,
+    pub(crate) state: State,
+    /// The expert output region was lent back after the last combine.
+    pub(crate) lent_early: bool,
+    /// Rows that the current dispatch brought, once the host has read their number.
+    pub(crate) received_rows: Option<u64>,
+    /// Expert outputs that were handed over since the last combine; `None` where the caller's own work may write them.
+    pub(crate) outputs: Option<u64>,
+    fault: Option<Error>,
+    /// `close` has freed the memory.
+    freed: bool,
+    /// One thread at a time: an operation and its checks are not atomic.
+    not_sync: PhantomData<Cell<()>>,
+}
+
+impl std::fmt::Debug for ElasticBuffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ElasticBuffer({:#x} on {:?}, {}, {:?})", self.id, self.comm, self.state, self.config)
+    }
+}
+
+impl ElasticBuffer {
+    /// The group's rank that this buffer belongs to.
+    pub fn comm(&self) -> &Comm {
+        &self.comm
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Blocks of an operation, each on an SM of its own.
+    pub fn num_sms(&self) -> u32 {
+        self.blocks
+    }
+
+    /// What the buffer takes on this rank, by region.
+    ///
+    /// # Errors
+    ///
+    /// None that [`Self::new`] would not have returned.
+    pub fn bytes(&self) -> Result<BytesNeeded> {
+        bytes_needed(&self.config, self.comm.size(), self.blocks)
+    }
+
+    /// First expert of this rank, and how many it has.
+    pub fn local_experts(&self) -> (u32, u32) {
+        let placement = self.layouts.shape.placement();
+        (placement.first(self.comm.rank()), placement.count(self.comm.rank()))
+    }
+
+    /// Waits until all operations of this rank are done, and returns the fault of the one that failed.
+    ///
+    /// # Errors
+    ///
+    /// The fault, as [`Self::check`] does; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    pub fn synchronize(&mut self) -> Result<()> {
+        self.comm.synchronize()?;
+        self.check()
+    }
+
+    /// Returns the fault that the device has filed, if any, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// The fault the first time, [`Error::Poisoned`] with the fault as its cause from then on.
+    pub fn check(&mut self) -> Result<()> {
+        if let Some(cause) = &self.fault {
+            return Err(Error::Poisoned { cause: Box::new(cause.clone()) });
+        }
+        let virtual_time = self.comm.inner().runtime.has_virtual_time();
+        match fault::read(self.record, number(self.id), self.config.experts, virtual_time) {
+            None => Ok(()),
+            Some(error) => {
+                self.fault = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// For this project's tests: goes on as if there had been so many operations, and so many dispatches among them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    ///
+    /// # Safety
+    ///
+    /// All ranks do it, with the same numbers, while none is in an operation and no dispatch waits for its combine.
+    #[doc(hidden)]
+    pub unsafe fn test_count_from(&mut self, operations: u64, dispatches: u64) -> Result<()> {
+        let inner = self.comm.inner();
+        let p = &self.layouts.private;
+        for (count, value) in [(p.epoch, operations), (p.dispatches, dispatches)] {
+            // SAFETY: a word of the private memory, which only this rank's operations touch, on this stream.
+            unsafe { inner.runtime.copy_to_device(self.private_span(count), &value.to_ne_bytes(), inner.stream)? };
+        }
+        Ok(())
+    }
+
+    /// Checks that `handle` is that of a dispatch whose rows were not combined yet, the current one of this buffer.
+    pub(crate) fn check_handle(&self, call: &'static str, handle: &Dispatched) -> Result<()> {
+        self.state.check(self.id, call, handle)
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn window_span(&self, span: Span) -> u64 {
+        self.windows.own() + span.offset
+    }
+
+    pub(crate) fn private_span(&self, span: Span) -> u64 {
+        self.private + span.offset
+    }
+
+    /// What every kernel takes.
+    pub(crate) fn operation(&self, kind: Kind) -> Operation {
+        let (w, p) = (&self.layouts.window, &self.layouts.private);
+        // SAFETY: the addresses are this buffer's own allocations, laid out for its shape, and live as long as the group has
+        // work on them (see `transport::local`).
+        unsafe {
+            let window = Window {
+                bases: Global::from_raw(self.private_span(self.layouts.private.bases)),
+                own: Symmetric::from_raw(self.windows.own()),
+                me: Peer(self.comm.rank()),
+                peers: self.comm.size(),
+            };
+            Operation {
+                fault: FaultChannel {
+                    record: Global::from_raw(self.record.device),
+                    claim: Global::from_raw(self.private_span(p.claim)),
+                    window,
+                    abort: Region::new(w.abort.offset),
+                    timeout_ns: u64::try_from(self.config.timeout.as_nanos()).unwrap_or(u64::MAX),
+                    kernel: kind as u32,
+                    reserved: 0,
+                },
+                entry: EntryWords::new(Region::new(w.entry.offset), self.config_hash),
+                done: Flags::new(Region::new(w.done.offset)),
+                epoch: Global::from_raw(self.private_span(p.epoch)),
+                lent: Global::from_raw(self.private_span(p.lent)),
+                grid: GridCounters { words: Global::from_raw(self.private_span(p.grid)) },
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Making a buffer: ranks compare what they were given, allocate, give each other their windows, and wait for all.
+use std::marker::PhantomData;
+
+use epoxide_dsl::fault::RECORD_WORDS;
+use epoxide_kernels::entries::{combine, lend};
+use epoxide_kernels::layout::DispatchShared;
+use epoxide_kernels::words::UNUSED_EVEN;
+
+use super::ElasticBuffer;
+use super::state::State;
+use crate::comm::{Comm, CommInner};
+use crate::config::{Config, Layouts, dispatch_shared};
+use crate::dispatch::dispatch_kernel;
+use crate::error::{Error, Result};
+use crate::rendezvous::{agree, meet};
+use crate::runtime::Mapped;
+use crate::transport::local::LeftBehind;
+use crate::transport::windows::{NotShared, Windows};
+
+impl ElasticBuffer {
+    /// Makes a rank's buffer. Collective: every rank of the group calls it, with the same configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConfigMismatch`] when ranks differ, on all of them; [`Error::InvalidArgument`] and
+    /// [`Error::BufferTooSmall`] when the configuration breaks a rule; [`Error::OutOfMemory`]; [`Error::DoesNotFit`] when the
+    /// ranks of one GPU ask for more SMs together than it has.
+    pub fn new(comm: &Comm, config: Config) -> Result<Self> {
+        let blocks = if config.num_sms == 0 { comm.default_num_sms() } else { config.num_sms };
+        let inner = comm.inner();
+        let turn = inner.rendezvous.turn();
+        agree(&turn, &config.fields(blocks))?;
+        // The same on every rank from here on, and so are the numbers of buffers.
+        let id = inner.next_buffer_id();
+        let layouts = config.layouts(comm.size(), blocks)?;
+        let mut part = LeftBehind::of(&inner.runtime);
+        let made = allocate(inner, &layouts, blocks, &mut part);
+        // Every rank learns whether all could allocate before anyone relies on it.
+        let shared = Windows::share(&turn, made.as_ref().map(|made| made.window));
+        let (made, windows) = match (made, shared) {
+            (Ok(made), Ok(windows)) => (made, windows),
+            (made, shared) => {
+                if made.is_ok() {
+                    inner.release_sms(blocks);
+                }
+                let together = match shared {
+                    Err(NotShared::Apart(error)) => {
+                        inner.local.take_over(part);
+                        error
+                    }
+                    // No rank has used any of it, so all free it, and none goes on before all have: freeing waits for the device.
+                    Err(NotShared::Missing(error)) => {
+                        // SAFETY: all ranks met, and none got another's address; nothing was enqueued on this rank's part.
+                        unsafe { part.free() };
+                        let _ = meet(&turn, "no buffer", &[]);
+                        error
+                    }
+                    Ok(_) => unreachable!("a rank that could not make its buffer has said so"),
+                };
+                return Err(made.err().unwrap_or(together));
+            }
+        };
+        let buffer = Self {
+            comm: comm.clone(),
+            layouts,
+            shared: made.shared,
+            blocks,
+            id,
+            config_hash: hash(&config, blocks),
+            config,
+            windows,
+            private: made.private,
+            record: made.record,
+            operations: 0,
+            state: State::Idle { combined: None },
+            lent_early: false,
+            received_rows: None,
+            outputs: None,
+            fault: None,
+            freed: false,
+            not_sync: PhantomData,
+        };
+        let ready = buffer.initialise();
+        // A peer writes into this window as soon as it enters an operation, so all wait for all; who failed says so.
+        let all = meet(&turn, "ready", if ready.is_ok() { b"ok" } else { b"failed" })?;
+        ready?;
+        if let Some(rank) = all.iter().position(|said| said != b"ok") {
+            return Err(Error::Bootstrap { message: format!("rank {rank} could not initialise its buffer") });
+        }
+        Ok(buffer)
+    }
+
+    /// Fills the words so that no operation expects them, and writes the table of windows.
+    fn initialise(&self) -> Result<()> {
+        let inner = self.comm.inner();
+        let (window, private) = (&self.layouts.window, &self.layouts.private);
+        let own = self.windows.own();
+        let unused = window.unused_even().into_iter().map(|(offset, bytes)| (own + offset, UNUSED_EVEN, bytes));
+        let zeroed = [(own, 0, window.zeroed_bytes())];
+        for (to, byte, bytes) in zeroed.into_iter().chain(unused).chain([(self.private, 0, private.bytes)]) {
+            // SAFETY: spans of the layouts within this rank's own window and private memory, which no peer writes before all ranks
+            // have met again.
+            unsafe { inner.runtime.fill(to, byte, bytes, inner.stream)? };
+        }
+        let table: Vec<u8> = self.windows.addresses().iter().flat_map(|address| address.to_ne_bytes()).collect();
+        // SAFETY: the layout has a word for every rank there, in memory that is this rank's alone.
+        unsafe { inner.runtime.copy_to_device(self.private_span(private.bases), &table, inner.stream)? };
+        inner.runtime.synchronize(inner.stream)
+    }
+}
+
+struct Made {
+    shared: DispatchShared,
+    window: u64,
+    private: u64,
+    record: Mapped,
+}
+
+/// Allocates a rank's memory and loads its kernels; what was allocated is in `part` if something failed.
+///
+/// The driver may wait for running kernels in both. So this has its place between the first gather of `new` and the last: there
+/// every rank has launched all that it had to, and what runs ends without any host. Before the first, a kernel of another buffer
+/// could wait for a peer that has not launched yet, and now cannot; after the last, one of this buffer.
+fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBehind) -> Result<Made> {
+    let runtime = &inner.runtime;
+    let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
+    runtime.prepare(dispatch_kernel(layouts.shape.format), shared.bytes(&layouts.shape))?;
+    runtime.prepare(&combine, 0)?;
+    runtime.prepare(&lend, 0)?;
+    let window = Windows::allocate(&inner.memory, "the symmetric window", layouts.window.bytes)?;
+    part.memory.push(window);
+    let private = inner.memory.allocate("the rank's private memory", layouts.private.bytes)?;
+    part.memory.push(private);
+    let record = runtime.allocate_mapped(RECORD_WORDS * 8)?;
+    part.mapped.push(record);
+    // Last: where it is made, the caller gives it back.
+    inner.reserve_sms(blocks)?;
+    Ok(Made { shared, window, private, record })
+}
+
+/// 24 bits of FNV-1a over the configuration: what ranks compare on the device, where a mismatch that the host could not see
+/// (two builds, two groups) would corrupt memory.
+fn hash(config: &Config, blocks: u32) -> u32 {
+    let mut h = 0x811c_9dc5u32;
+    for (name, value) in config.fields(blocks) {
+        for byte in name.bytes().chain(value.bytes()) {
+            h = (h ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+        }
+    }
+    (h >> 24 ^ h) & 0xff_ffff
+}

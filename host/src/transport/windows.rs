@@ -1,0 +1,153 @@
+//! Windows: a piece of device memory of every rank's, which all ranks of the group address.
+//!
+//! A window's life has four steps, whoever uses it. Each rank [allocates](Windows::allocate) its own; in a collective call they
+//! [share](Windows::share) them, after which each knows [where every rank's is](Windows::addresses); and when no rank uses them
+//! any more, each [frees](Windows::free) its own, or leaves it to the group
+//! ([`LocalGroupState::take_over`](super::local::LocalGroupState::take_over)). What lies in a window, and when a peer may touch
+//! it, is the user's affair: so is to meet once more between initialising it and the first operation that writes to a peer.
+use crate::error::{Error, Result};
+use crate::memory::Memory;
+use crate::rendezvous::{Turn, meet};
+use crate::runtime::Heap;
+
+/// A rank's own window and the addresses of all.
+#[derive(Clone, Debug)]
+pub(crate) struct Windows {
+    own: u64,
+    all: Vec<u64>,
+}
+
+/// What sharing came to.
+type Shared<T> = std::result::Result<T, NotShared>;
+
+/// Why there are no windows.
+#[derive(Debug)]
+pub(crate) enum NotShared {
+    /// The ranks did not meet: a peer may be anywhere, and may know of this rank's window.
+    Apart(Error),
+    /// All ranks met, and this one or another has no window: no rank uses any.
+    Missing(Error),
+}
+
+impl Windows {
+    /// Allocates a rank's own window, which no other knows of before [`Self::share`]. Within a collective call, in which all ranks
+    /// are (see [`Memory::allocate`]); `what` is for the error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn allocate(memory: &Memory, what: &'static str, bytes: u64) -> Result<u64> {
+        memory.allocate(what, bytes)
+    }
+
+    /// Gives this rank's window to all and gets theirs; an error on every rank if one of them gives the reason why it has none.
+    ///
+    /// # Errors
+    ///
+    /// [`NotShared`] says whether the ranks met.
+    pub(crate) fn share(turn: &Turn<'_>, own: std::result::Result<u64, &Error>) -> Shared<Self> {
+        let payload = match own {
+            Ok(address) => [b"+", address.to_le_bytes().as_slice()].concat(),
+            Err(error) => format!("-{error}").into_bytes(),
+        };
+        let all = meet(turn, "window", &payload).map_err(NotShared::Apart)?;
+        let all = all.iter().enumerate().map(|(rank, payload)| address(rank, payload)).collect::<Shared<Vec<u64>>>()?;
+        let own = own.map_err(|error| NotShared::Missing(error.clone()))?;
+        Ok(Self { own, all })
+    }
+
+    /// The address of this rank's window.
+    pub(crate) fn own(&self) -> u64 {
+        self.own
+    }
+
+    /// The address of every rank's window, in rank order.
+    pub(crate) fn addresses(&self) -> &[u64] {
+        &self.all
+    }
+
+    /// Frees this rank's own window. On a GPU it may wait for everything that runs there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    ///
+    /// # Safety
+    ///
+    /// No rank uses the window any more, on the device or on the host, and it is freed once.
+    pub(crate) unsafe fn free(&self, heap: &Heap) -> Result<()> {
+        // SAFETY: `allocate` made it, and the caller promises that this is its one end.
+        // SAFETY: `allocate` made it, and the caller promises that no rank uses it and that this is its one end.
+        unsafe { heap.free(self.own) }
+    }
+}
+
+/// The address that a rank gave.
+fn address(rank: usize, payload: &[u8]) -> Shared<u64> {
+    let said = |message| Error::Bootstrap { message };
+    if let Some(why) = payload.strip_prefix(b"-") {
+        let why = String::from_utf8_lossy(why);
+        return Err(NotShared::Missing(said(format!("rank {rank} could not make its buffer: {why}"))));
+    }
+    let address = payload.strip_prefix(b"+").and_then(|address| address.try_into().ok());
+    let address = address.ok_or_else(|| NotShared::Apart(said(format!("rank {rank} gave no address"))))?;
+    Ok(u64::from_le_bytes(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use epoxide_sim::{Machine, MachineConfig, Mode};
+
+    use super::*;
+    use crate::rendezvous::each_rank;
+    use crate::runtime::Runtime;
+    use crate::runtime::sim::SimRuntime;
+
+    /// For a user that is no buffer: memory and a rendezvous are all it takes.
+    #[test]
+    fn every_rank_gets_every_ranks_address_and_frees_its_own() {
+        let machine = Machine::new(MachineConfig::new(3, Mode::Fast { workers: 1 })).unwrap();
+        let windows = each_rank(3, |rank, turn| {
+            let runtime = SimRuntime::new(machine.actor(rank).unwrap());
+            let stream = runtime.create_stream().unwrap();
+            let memory = Memory::new(Arc::new(Runtime::Sim(runtime)), stream);
+            let own = Windows::allocate(&memory, "a test's window", 4096).unwrap();
+            let windows = Windows::share(turn, Ok(own)).unwrap();
+            assert_eq!(windows.own(), own);
+            assert_eq!(windows.addresses()[rank as usize], own);
+            meet(turn, "used", &[]).unwrap();
+            // SAFETY: nothing was ever launched on it.
+            unsafe { windows.free(&memory.heap()) }.unwrap();
+            windows
+        });
+        assert!(windows.iter().all(|w| w.addresses() == windows[0].addresses()), "{windows:?}");
+        for address in windows[0].addresses() {
+            // SAFETY: nothing uses it; it is freed already, which the machine says.
+            unsafe { machine.free(*address) }.expect_err("its rank has freed it");
+        }
+    }
+
+    #[test]
+    fn one_rank_without_a_window_is_an_error_on_all() {
+        let refused = Error::HostMemory { what: "a test", bytes: 7 };
+        let said = each_rank(3, |rank, turn| {
+            let own = if rank == 1 { Err(&refused) } else { Ok(u64::from(rank)) };
+            Windows::share(turn, own).unwrap_err()
+        });
+        for result in said {
+            let NotShared::Missing(error) = result else { panic!("all met: {result:?}") };
+            assert_eq!(error.to_string(), format!("bootstrap: rank 1 could not make its buffer: {refused}"));
+        }
+    }
+
+    #[test]
+    fn ranks_that_did_not_meet_are_told_apart() {
+        let said = each_rank(2, |rank, turn| match rank {
+            0 => Windows::share(turn, Ok(1)).unwrap_err(),
+            _ => NotShared::Apart(meet(turn, "close", &[]).unwrap_err()),
+        });
+        assert!(said.iter().all(|result| matches!(result, NotShared::Apart(_))), "{said:?}");
+    }
+}
