@@ -37,7 +37,7 @@ impl<'a, I: Index> DispatchInput<'a, I> {
     }
 }
 
-/// [`DispatchInput`] as device addresses, for callers with memory of their own.
+/// [`DispatchInput`] as device addresses, for callers with memory of their own. The example `raw_pointers` is such a caller.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct RawDispatchInput {
