@@ -30,8 +30,8 @@ fn short_tensors_and_too_many_tokens_are_refused_and_nothing_is_lost() {
             refused.push(buffer.write_expert_outputs(&handle, &[bf16::ONE; 9 * 64]));
             buffer.write_expert_outputs(&handle, &rows)?;
             refused.push(buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut short_y)));
-            refused.push(buffer.combine(&handle, CombineInput::new(ExpertOutputs::Tensor(&ragged), &mut y)));
-            refused.push(buffer.combine(&handle, CombineInput::new(ExpertOutputs::Tensor(&too_many), &mut y)));
+            refused.push(buffer.combine(&handle, CombineInput::new(&ragged, &mut y)));
+            refused.push(buffer.combine(&handle, CombineInput::new(&too_many, &mut y)));
             buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
             buffer.synchronize()?;
             let y = y.to_vec()?;
@@ -112,6 +112,7 @@ fn combining_twice_and_old_handles_are_refused() {
             refused.push(buffer.received(&first).map(|_| ()));
             refused.push(buffer.recv_view(&first).map(|_| ()));
             refused.push(buffer.write_expert_outputs(&first, &[]));
+            refused.push(buffer.stage_expert_outputs(&first, &y));
             buffer.synchronize()?;
             let second = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
             refused.push(buffer.combine(&first, CombineInput::new(ExpertOutputs::InPlace, &mut y)));
@@ -132,7 +133,7 @@ fn combining_twice_and_old_handles_are_refused() {
             let mut refused = result.unwrap().into_iter();
             let mut next = |what: &str| refused.next().unwrap().expect_err(what);
             assert_error!(next("another buffer's"), Error::StaleHandle { .. }, "stale handle", "operation 0", "buffer");
-            for call in ["combine", "received", "recv_view", "write_expert_outputs"] {
+            for call in ["combine", "received", "recv_view", "write_expert_outputs", "stage_expert_outputs"] {
                 assert_error!(next(call), Error::WrongOrder { .. }, "buffer is idle", "combined once");
             }
             assert_error!(
@@ -156,16 +157,18 @@ fn expert_outputs_are_staged_only_while_they_are_lent() {
             let mut buffer = small(&comm)?;
             let (rows, ragged) = (comm.tensor(&[bf16::ONE; 128])?, comm.tensor(&[bf16::ONE; 63])?);
             let mut y = comm.empty::<bf16>(64)?;
-            let mut refused = vec![buffer.stage_expert_outputs(&rows)];
+            let mut refused = vec![buffer.stage_lent_expert_outputs(&rows)];
             let handle = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
             refused.push(buffer.lend_expert_outputs().map(|_| ()));
-            refused.push(buffer.stage_expert_outputs(&ragged));
+            refused.push(buffer.stage_expert_outputs(&handle, &ragged));
+            refused.push(buffer.stage_lent_expert_outputs(&rows));
             let lent = buffer.recv_view(&handle)?.expert_outputs;
-            buffer.stage_expert_outputs(&rows)?;
+            buffer.stage_expert_outputs(&handle, &rows)?;
             buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
-            refused.push(buffer.stage_expert_outputs(&rows));
+            refused.push(buffer.stage_expert_outputs(&handle, &rows));
+            refused.push(buffer.stage_lent_expert_outputs(&rows));
             let again = buffer.lend_expert_outputs()?;
-            buffer.stage_expert_outputs(&rows)?;
+            buffer.stage_lent_expert_outputs(&rows)?;
             buffer.synchronize()?;
             let y = y.to_vec()?;
             buffer.close()?;
@@ -179,7 +182,7 @@ fn expert_outputs_are_staged_only_while_they_are_lent() {
             let mut next = || refused.next().unwrap();
             assert_error!(
                 next(),
-                Error::WrongOrder { call: "stage_expert_outputs", .. },
+                Error::WrongOrder { call: "stage_lent_expert_outputs", .. },
                 "buffer is idle",
                 "comes before"
             );
@@ -196,10 +199,18 @@ fn expert_outputs_are_staged_only_while_they_are_lent() {
             );
             assert_error!(
                 next(),
-                Error::WrongOrder { call: "stage_expert_outputs", .. },
-                "buffer is idle",
-                "comes before"
+                Error::WrongOrder { call: "stage_lent_expert_outputs", .. },
+                "between dispatch 0 and its combine",
+                "takes its handle"
             );
+            for call_made in ["stage_expert_outputs", "stage_lent_expert_outputs"] {
+                assert_error!(
+                    next(),
+                    Error::WrongOrder { call, .. } if *call == call_made,
+                    "buffer is idle",
+                    "comes before"
+                );
+            }
         }
     }
 }

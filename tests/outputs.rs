@@ -56,12 +56,10 @@ fn a_tensor_with_fewer_rows_is_refused_once_the_host_knows_their_number() {
             let handle = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
             assert_eq!(buffer.recv_counts(&handle)?.rows, 2);
             let mut y = comm.empty::<bf16>(64)?;
-            let refused = [
-                buffer.stage_expert_outputs(&none),
-                buffer.combine(&handle, CombineInput::new(ExpertOutputs::Tensor(&one), &mut y)),
-            ];
+            let refused =
+                [buffer.stage_expert_outputs(&handle, &none), buffer.combine(&handle, CombineInput::new(&one, &mut y))];
             // A tensor may be as large as the region.
-            buffer.combine(&handle, CombineInput::new(ExpertOutputs::Tensor(&three), &mut y))?;
+            buffer.combine(&handle, CombineInput::new(&three, &mut y))?;
             buffer.synchronize()?;
             let y = y.to_vec()?;
             buffer.close()?;
@@ -90,11 +88,11 @@ fn handed_over_unseen(rows: usize, early: bool) -> impl Fn(Comm) -> Result<Resul
         good_round(&mut buffer, &comm)?;
         if early {
             buffer.lend_expert_outputs()?;
-            buffer.stage_expert_outputs(&outputs)?;
+            buffer.stage_lent_expert_outputs(&outputs)?;
         }
         let handle = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
         let mut y = comm.tensor(&[bf16::ZERO; 64])?;
-        let from = if early { ExpertOutputs::InPlace } else { ExpertOutputs::Tensor(&outputs) };
+        let from = if early { ExpertOutputs::InPlace } else { (&outputs).into() };
         let combined = buffer.combine(&handle, CombineInput::new(from, &mut y)).and_then(|()| buffer.synchronize());
         let y = y.to_vec()?;
         comm.barrier()?;
@@ -141,16 +139,16 @@ fn staged_rows_are_counted_again_when_the_host_knows_more() {
                 good_round(&mut buffer, &comm)?;
                 if early {
                     buffer.lend_expert_outputs()?;
-                    buffer.stage_expert_outputs(&one)?;
+                    buffer.stage_lent_expert_outputs(&one)?;
                 }
                 let handle = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
                 if !early {
-                    buffer.stage_expert_outputs(&one)?;
+                    buffer.stage_expert_outputs(&handle, &one)?;
                 }
                 assert_eq!(buffer.recv_counts(&handle)?.rows, 2);
                 let mut y = comm.empty::<bf16>(64)?;
                 let refused = buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y));
-                buffer.stage_expert_outputs(&two)?;
+                buffer.stage_expert_outputs(&handle, &two)?;
                 buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
                 buffer.synchronize()?;
                 let y = y.to_vec()?;
@@ -183,7 +181,7 @@ fn what_was_handed_over_for_one_dispatch_is_not_for_the_next() {
             let mut y = comm.empty::<bf16>(64)?;
             good_round(&mut buffer, &comm)?;
             buffer.lend_expert_outputs()?;
-            buffer.stage_expert_outputs(&one)?;
+            buffer.stage_lent_expert_outputs(&one)?;
             dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
             let handle = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
             buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
@@ -211,12 +209,12 @@ fn in_place(comm: &Comm, poisoned: bool, early: bool, write: bool) -> Result<Vec
     if early {
         buffer.lend_expert_outputs()?;
         if write {
-            buffer.stage_expert_outputs(&outputs)?;
+            buffer.stage_lent_expert_outputs(&outputs)?;
         }
     }
     let handle: Dispatched = buffer.dispatch(&DispatchInput::new(2, &x, &idx, &weights))?;
     if write && !early {
-        buffer.stage_expert_outputs(&outputs)?;
+        buffer.stage_expert_outputs(&handle, &outputs)?;
     }
     buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
     buffer.synchronize()?;

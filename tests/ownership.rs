@@ -83,7 +83,7 @@ fn the_region_of_expert_outputs_is_not_written_behind_a_fault() {
             let handle = buffer.dispatch(&epoxide::DispatchInput::new(1, &rows, &idx, &weights))?;
             let written = buffer.write_expert_outputs(&handle, &[bf16::ONE; 64]);
             let again = buffer.write_expert_outputs(&handle, &[bf16::ONE; 64]);
-            Ok(vec![written, again, buffer.stage_expert_outputs(&rows)])
+            Ok(vec![written, again, buffer.stage_expert_outputs(&handle, &rows)])
         });
         let mut outcomes = results.into_iter().next().unwrap().unwrap().into_iter();
         let mut next = || outcomes.next().unwrap().unwrap_err();

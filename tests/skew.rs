@@ -137,7 +137,7 @@ impl Skew {
             if round.way == Outputs::Early {
                 buffer.lend_expert_outputs()?;
                 self.delay(&mut random, comm)?;
-                buffer.stage_expert_outputs(&outputs[number])?;
+                buffer.stage_lent_expert_outputs(&outputs[number])?;
             }
             self.delay(&mut random, comm)?;
             let handle = tensors.dispatch(&mut buffer, round.world.inputs[rank].tokens)?;
@@ -151,7 +151,7 @@ impl Skew {
             }
             self.delay(&mut random, comm)?;
             let from = match round.way {
-                Outputs::Staged => ExpertOutputs::Tensor(&outputs[number]),
+                Outputs::Staged => (&outputs[number]).into(),
                 _ => ExpertOutputs::InPlace,
             };
             buffer.combine(&handle, CombineInput::new(from, &mut tensors.y))?;

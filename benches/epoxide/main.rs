@@ -77,7 +77,7 @@ fn quantize(c: &mut Criterion, name: &str, make: MakeGroup, tokens: u64, hidden:
                 b.iter_custom(|iterations| {
                     timed(&comm, iterations, |i| {
                         let (from, to) = &mut copies[i % sets];
-                        quantizer.copy(from, to)
+                        quantizer.copy(&*from, to)
                     })
                 });
             });
@@ -86,7 +86,7 @@ fn quantize(c: &mut Criterion, name: &str, make: MakeGroup, tokens: u64, hidden:
             b.iter_custom(|iterations| {
                 timed(&comm, iterations, |i| {
                     let (x, codes, scales) = &mut buffers[i % sets];
-                    quantizer.quantize(x, tokens, hidden, codes, scales)
+                    quantizer.quantize(&*x, tokens, hidden, codes, scales)
                 })
             });
         });

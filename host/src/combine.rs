@@ -9,17 +9,48 @@ use half::bf16;
 
 use crate::buffer::{Dispatched, ElasticBuffer, State};
 use crate::error::{Error, Result};
-use crate::tensor::{DeviceTensor, as_bytes, check_len, check_tensor};
+use crate::slice::{DeviceSlice, DeviceSliceMut, check_address, check_len, check_rank};
+use crate::tensor::{DeviceTensor, as_bytes};
 
 /// Where the experts' outputs are: one BF16 row for each received row, in the same order.
+///
+/// They come there in one of four ways:
+///
+/// | way | from | rows | what is checked | cost |
+/// |---|---|---|---|---|
+/// | [`write_expert_outputs`](ElasticBuffer::write_expert_outputs), then [`InPlace`](Self::InPlace) | a host slice | exactly the received ones | by the call | waits for the dispatch and for the copy |
+/// | [`stage_expert_outputs`](ElasticBuffer::stage_expert_outputs), then [`InPlace`](Self::InPlace) | a tensor, or a part of one | at least the received ones: it may be as large as the region, `[max_rows, hidden]` | by the call, and by the combine on the device | a copy on the device, enqueued |
+/// | [`Tensor`](Self::Tensor) | the same | the same | by the combine | the same, within the combine |
+/// | kernels of the caller's own at [`RecvView::expert_outputs`](crate::RecvView::expert_outputs), then [`InPlace`](Self::InPlace) | the kernels | every received one | nothing; [`Config::with_poisoned_expert_outputs`](crate::Config::with_poisoned_expert_outputs) makes a missing row NaN | none |
+///
+/// The first is for experts on the host, the second and third for experts that write memory of their own, the fourth saves the
+/// copy. A host slice's length says how many rows there are; a tensor is often made before that is known, so it may have more, and what is
+/// beyond is not read.
+///
+/// Outputs that do not depend on the dispatch may be there before it: [`lend_expert_outputs`](ElasticBuffer::lend_expert_outputs) gives
+/// the region early, to the caller's own kernels or to
+/// [`stage_lent_expert_outputs`](ElasticBuffer::stage_lent_expert_outputs). The combine is then [`InPlace`](Self::InPlace).
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum ExpertOutputs<'a> {
     /// In the region that the buffer lends ([`RecvView::expert_outputs`](crate::RecvView::expert_outputs)). What the caller's own work
     /// wrote there cannot be counted: see [`ElasticBuffer::combine`].
     InPlace,
-    /// In a tensor of the caller's, BF16 `[rows, hidden]`, which is copied to that region first.
-    Tensor(&'a DeviceTensor<bf16>),
+    /// In a tensor of the caller's or a part of one, BF16 `[rows, hidden]` at an address that is a multiple of 16, which is copied to that
+    /// region first. `(&tensor).into()` makes one.
+    Tensor(DeviceSlice<'a, bf16>),
+}
+
+impl<'a> From<DeviceSlice<'a, bf16>> for ExpertOutputs<'a> {
+    fn from(rows: DeviceSlice<'a, bf16>) -> Self {
+        Self::Tensor(rows)
+    }
+}
+
+impl<'a> From<&'a DeviceTensor<bf16>> for ExpertOutputs<'a> {
+    fn from(rows: &'a DeviceTensor<bf16>) -> Self {
+        Self::Tensor(rows.into())
+    }
 }
 
 /// What a rank combines.
@@ -28,14 +59,14 @@ pub enum ExpertOutputs<'a> {
 pub struct CombineInput<'a> {
     /// Where the experts' outputs are.
     pub outputs: ExpertOutputs<'a>,
-    /// Written: BF16 `[tokens, hidden]`.
-    pub y: &'a mut DeviceTensor<bf16>,
+    /// Written: BF16 `[tokens, hidden]`, at an address that is a multiple of 16.
+    pub y: DeviceSliceMut<'a, bf16>,
 }
 
 impl<'a> CombineInput<'a> {
-    /// Sums `outputs` into `y`.
-    pub fn new(outputs: ExpertOutputs<'a>, y: &'a mut DeviceTensor<bf16>) -> Self {
-        Self { outputs, y }
+    /// Sums `outputs` ([`ExpertOutputs::InPlace`], a tensor or a part of one) into `y`, a tensor (`&mut y`) or a part of one.
+    pub fn new(outputs: impl Into<ExpertOutputs<'a>>, y: impl Into<DeviceSliceMut<'a, bf16>>) -> Self {
+        Self { outputs: outputs.into(), y: y.into() }
     }
 }
 
@@ -81,23 +112,47 @@ impl ElasticBuffer {
         Ok(self.window_span(self.layouts.window.expert_out))
     }
 
-    /// Copies expert outputs from a tensor of the caller's, BF16 `[rows, hidden]`, to the region that a dispatch or
-    /// [`Self::lend_expert_outputs`] has lent. Enqueued.
+    /// Copies expert outputs from a tensor of the caller's or a part of one, BF16 `[rows, hidden]`, to the region that `handle`'s
+    /// dispatch has lent. Enqueued. ([`ExpertOutputs`] compares the ways.)
     ///
     /// There is one for every received row, in their order; rows beyond those are not read. Where the host does not know yet how many
     /// there are, the combine sees on the device that they are too few.
     ///
     /// # Errors
     ///
-    /// [`Error::WrongOrder`] when the region is not lent, [`Error::InvalidArgument`] when they are not whole rows, too many, or fewer than
-    /// the received ones, if the host has read their number; the fault of an earlier operation, or [`Error::Poisoned`].
-    pub fn stage_expert_outputs(&mut self, rows: &DeviceTensor<bf16>) -> Result<()> {
+    /// [`Error::InvalidArgument`] when they are not whole rows at a multiple of 16 bytes, too many, or fewer than the received ones, if the
+    /// host has read their number; [`Error::StaleHandle`], [`Error::WrongOrder`] after the combine; the fault of an earlier operation, or
+    /// [`Error::Poisoned`].
+    pub fn stage_expert_outputs<'a>(
+        &mut self,
+        handle: &Dispatched,
+        rows: impl Into<DeviceSlice<'a, bf16>>,
+    ) -> Result<()> {
         self.check()?;
-        if matches!(self.state, State::Idle { .. }) && !self.lent_early {
-            let rule = "a dispatch or lend_expert_outputs comes before";
-            return Err(Error::WrongOrder { call: "stage_expert_outputs", state: self.state.to_string(), rule });
+        self.check_handle("stage_expert_outputs", handle)?;
+        self.stage(rows.into())
+    }
+
+    /// [`Self::stage_expert_outputs`] for the next dispatch, to the region that [`Self::lend_expert_outputs`] has lent.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WrongOrder`] when it has not; [`Error::InvalidArgument`] when they are not whole rows at a multiple of 16 bytes, or too
+    /// many; the fault of an earlier operation, or [`Error::Poisoned`].
+    pub fn stage_lent_expert_outputs<'a>(&mut self, rows: impl Into<DeviceSlice<'a, bf16>>) -> Result<()> {
+        self.check()?;
+        if !self.lent_early {
+            let rule =
+                "lend_expert_outputs comes before; for a dispatch that was made, stage_expert_outputs takes its handle";
+            return Err(Error::WrongOrder { call: "stage_lent_expert_outputs", state: self.state.to_string(), rule });
         }
-        check_tensor("rows", rows, &self.comm)?;
+        self.stage(rows.into())
+    }
+
+    /// Copies expert outputs to the region, which is lent.
+    fn stage(&mut self, rows: DeviceSlice<'_, bf16>) -> Result<()> {
+        check_rank("expert outputs", rows, &self.comm)?;
+        check_address("expert outputs", rows.address())?;
         let outputs = self.check_rows(rows.len())?;
         if let Some(received) = self.received_rows.filter(|&received| outputs < received) {
             return Err(self.too_few_outputs(outputs, received));
@@ -111,8 +166,8 @@ impl ElasticBuffer {
         Ok(())
     }
 
-    /// Copies expert outputs from the host to the region that a dispatch has lent, one row for every received row; waits for the
-    /// dispatch and for the copy.
+    /// Copies expert outputs from the host, BF16 `[rows, hidden]`, to the region that `handle`'s dispatch has lent: one row for every
+    /// received row, in their order. Waits for the dispatch and for the copy. ([`ExpertOutputs`] compares the ways.)
     ///
     /// # Errors
     ///
@@ -158,7 +213,8 @@ impl ElasticBuffer {
     /// The sum is in f32, from 0, in ascending position of a rank's first selection, rounded once to BF16: bitwise the same
     /// for any number of SMs. Gate weights are the experts' side to apply.
     ///
-    /// Of what [`Self::write_expert_outputs`], [`Self::stage_expert_outputs`] or a tensor handed over for this dispatch, the last one's
+    /// Of what [`Self::write_expert_outputs`], [`Self::stage_expert_outputs`] or a tensor handed over for this dispatch ([`ExpertOutputs`]
+    /// compares them), the last one's
     /// number of rows counts: fewer than the received ones are an error here, where the host has read that number, or else
     /// [`Error::TooFewExpertOutputs`] of the operation. Where nothing was handed over, the caller's own kernels wrote the outputs in
     /// place, and they are theirs to complete: a row that nobody wrote is summed as it is. See
@@ -168,15 +224,16 @@ impl ElasticBuffer {
     ///
     /// [`Error::StaleHandle`] or [`Error::WrongOrder`] for a handle that is not current or already combined,
     /// [`Error::BufferTooSmall`] for a `y` with too few elements, [`Error::InvalidArgument`] for expert outputs that are no whole rows, too
-    /// many or too few, the fault of an earlier operation, or [`Error::Poisoned`].
+    /// many or too few, and for a part of a tensor at an address that is no multiple of 16, the fault of an earlier operation, or [`Error::Poisoned`].
     pub fn combine(&mut self, handle: &Dispatched, input: CombineInput<'_>) -> Result<()> {
         let CombineInput { outputs, y } = input;
-        check_tensor("y", y, &self.comm)?;
-        check_len("y", "output rows", y, u64::from(handle.tokens) * u64::from(self.config.hidden))?;
+        check_rank("y", y.as_slice(), &self.comm)?;
+        check_address("y", y.address())?;
+        check_len("y", "output rows", y.as_slice(), u64::from(handle.tokens) * u64::from(self.config.hidden))?;
         self.check()?;
         self.check_handle("combine", handle)?;
         if let ExpertOutputs::Tensor(rows) = outputs {
-            self.stage_expert_outputs(rows)?;
+            self.stage(rows)?;
         }
         // SAFETY: the tensor is this process's device memory, large enough as just checked, and stays allocated until the
         // stream has passed this operation.

@@ -10,7 +10,8 @@ use half::bf16;
 
 use crate::buffer::{Dispatched, ElasticBuffer, State};
 use crate::error::{Error, Result};
-use crate::tensor::{DeviceTensor, Index, check_len, check_tensor};
+use crate::slice::{DeviceSlice, check_address, check_len, check_rank};
+use crate::tensor::Index;
 
 /// What a rank dispatches.
 #[derive(Debug)]
@@ -18,27 +19,27 @@ use crate::tensor::{DeviceTensor, Index, check_len, check_tensor};
 pub struct DispatchInput<'a, I: Index> {
     /// Tokens of this rank; 0 is allowed.
     pub tokens: u32,
-    /// BF16 `[tokens, hidden]`.
-    pub x: &'a DeviceTensor<bf16>,
+    /// BF16 `[tokens, hidden]`, at an address that is a multiple of 16.
+    pub x: DeviceSlice<'a, bf16>,
     /// Selected experts `[tokens, top_k]`: distinct in a token; -1 (all ones in u32) selects nothing.
-    pub topk_idx: &'a DeviceTensor<I>,
+    pub topk_idx: DeviceSlice<'a, I>,
     /// Gate weights f32 `[tokens, top_k]`.
-    pub topk_weights: &'a DeviceTensor<f32>,
+    pub topk_weights: DeviceSlice<'a, f32>,
 }
 
 impl<'a, I: Index> DispatchInput<'a, I> {
-    /// The rows, selections and gate weights of `tokens` tokens.
+    /// The rows, selections and gate weights of `tokens` tokens: tensors (`&x`) or parts of them.
     pub fn new(
         tokens: u32,
-        x: &'a DeviceTensor<bf16>,
-        topk_idx: &'a DeviceTensor<I>,
-        topk_weights: &'a DeviceTensor<f32>,
+        x: impl Into<DeviceSlice<'a, bf16>>,
+        topk_idx: impl Into<DeviceSlice<'a, I>>,
+        topk_weights: impl Into<DeviceSlice<'a, f32>>,
     ) -> Self {
-        Self { tokens, x, topk_idx, topk_weights }
+        Self { tokens, x: x.into(), topk_idx: topk_idx.into(), topk_weights: topk_weights.into() }
     }
 }
 
-/// [`DispatchInput`] as device addresses, for callers with memory of their own.
+/// [`DispatchInput`] as device addresses, for callers with memory of their own. The example `raw_pointers` is such a caller.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct RawDispatchInput {
@@ -105,14 +106,15 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for too many tokens, [`Error::BufferTooSmall`] for a tensor with too few elements,
+    /// [`Error::InvalidArgument`] for too many tokens or rows at another address, [`Error::BufferTooSmall`] for a tensor with too few elements,
     /// the fault of an earlier operation, or [`Error::Poisoned`].
     pub fn dispatch<I: Index>(&mut self, input: &DispatchInput<'_, I>) -> Result<Dispatched> {
         let tokens = u64::from(input.tokens);
         let selections = tokens * u64::from(self.config.top_k);
-        check_tensor("x", input.x, &self.comm)?;
-        check_tensor("topk_idx", input.topk_idx, &self.comm)?;
-        check_tensor("topk_weights", input.topk_weights, &self.comm)?;
+        check_rank("x", input.x, &self.comm)?;
+        check_rank("topk_idx", input.topk_idx, &self.comm)?;
+        check_rank("topk_weights", input.topk_weights, &self.comm)?;
+        check_address("x", input.x.address())?;
         check_len("x", "input rows", input.x, tokens * u64::from(self.config.hidden))?;
         check_len("topk_idx", "selections", input.topk_idx, selections)?;
         check_len("topk_weights", "gate weights", input.topk_weights, selections)?;

@@ -1,13 +1,10 @@
-//! What a dispatch brought: where it lies on the device, and all of it on the host.
-use half::bf16;
-
+//! What a dispatch brought: where it lies on the device, and how much.
 use crate::buffer::{Dispatched, ElasticBuffer};
-use crate::config::WireFormat;
 use crate::error::Result;
-use crate::tensor::{Element, filled, read};
+use crate::tensor::read;
 
 /// Rows that a dispatch brought to this rank.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecvCounts {
     /// In all.
@@ -16,37 +13,6 @@ pub struct RecvCounts {
     pub by_source: Vec<u32>,
     /// Selections of each local expert, `[local experts]`.
     pub by_expert: Vec<u32>,
-}
-
-/// Received rows as they travelled.
-#[derive(Clone, Debug, PartialEq)]
-pub enum WireRows {
-    /// BF16 `[rows, hidden]`.
-    Bf16(Vec<bf16>),
-    /// e4m3 and scales.
-    Fp8 {
-        /// e4m3 bits `[rows, hidden]`.
-        codes: Vec<u8>,
-        /// f32 `[rows, scale_stride]`, of which `ceil(hidden / 128)` of each row are scales and the rest 0.
-        scales: Vec<f32>,
-        /// f32 from one row's scales to the next's.
-        scale_stride: u32,
-    },
-}
-
-/// Everything a rank received, on the host.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Received {
-    /// How many rows, and whose.
-    pub counts: RecvCounts,
-    /// The rows, ordered by source rank, then token.
-    pub x: WireRows,
-    /// Local expert indices i32 `[rows, top_k]`, -1 where the selection is another rank's.
-    pub topk_idx: Vec<i32>,
-    /// Gate weights f32 `[rows, top_k]`, 0 where the selection is another rank's.
-    pub topk_weights: Vec<f32>,
-    /// Source rank and token of each row.
-    pub sources: Vec<(u32, u32)>,
 }
 
 /// Where the received rows lie in device memory, and in what shape. Valid until the next dispatch.
@@ -116,43 +82,5 @@ impl ElasticBuffer {
         let words: Vec<u32> = read(&self.comm, view.counts, 1 + ranks as u64 + u64::from(experts))?;
         self.received_rows = Some(words[0].into());
         Ok(RecvCounts { rows: words[0], by_source: words[1..=ranks].to_vec(), by_expert: words[1 + ranks..].to_vec() })
-    }
-
-    /// Reads everything that `handle` brought here. Waits for the stream.
-    ///
-    /// # Errors
-    ///
-    /// The fault of the dispatch; [`Error::HostMemory`](crate::Error::HostMemory); [`Error::StaleHandle`](crate::Error::StaleHandle),
-    /// [`Error::WrongOrder`](crate::Error::WrongOrder) after its combine.
-    pub fn received(&mut self, handle: &Dispatched) -> Result<Received> {
-        self.check_handle("received", handle)?;
-        let counts = self.recv_counts(handle)?;
-        let view = self.recv_view(handle)?;
-        let rows = u64::from(counts.rows);
-        let elements = rows * u64::from(self.config.hidden);
-        let x = match self.config.format {
-            WireFormat::Bf16 => WireRows::Bf16(read(&self.comm, view.x, elements)?),
-            WireFormat::Fp8 => WireRows::Fp8 {
-                codes: read(&self.comm, view.x, elements)?,
-                scales: read(&self.comm, view.scales, rows * u64::from(view.scale_stride))?,
-                scale_stride: view.scale_stride,
-            },
-        };
-        let words = rows * u64::from(view.top_k_stride);
-        let sources: Vec<u64> = read(&self.comm, view.sources, rows)?;
-        Ok(Received {
-            x,
-            topk_idx: self.narrow(read(&self.comm, view.topk_idx, words)?)?,
-            topk_weights: self.narrow(read(&self.comm, view.topk_weights, words)?)?,
-            sources: filled("sources", rows, sources.into_iter().map(|s| ((s >> 32) as u32, s as u32)))?,
-            counts,
-        })
-    }
-
-    /// Drops the padding of rows of selections.
-    fn narrow<T: Element>(&self, words: Vec<T>) -> Result<Vec<T>> {
-        let (top_k, stride) = (self.config.top_k as usize, self.layouts.shape.top_k_stride() as usize);
-        let rows = words.chunks_exact(stride);
-        filled("selections", rows.len() as u64 * top_k as u64, rows.flat_map(|row| &row[..top_k]).copied())
     }
 }

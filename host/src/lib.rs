@@ -7,7 +7,7 @@
 //! rustc; the same source runs on a simulated GPU on the CPU, so that everything here runs without a GPU too.
 //!
 //! ```
-//! use epoxide::{Config, DispatchInput, ElasticBuffer, CombineInput, ExpertOutputs, LocalGroup, Mode, WireRows, bf16};
+//! use epoxide::{Config, DispatchInput, ElasticBuffer, CombineInput, ExpertOutputs, LocalGroup, Mode, bf16};
 //!
 //! let (experts, top_k, hidden, tokens) = (4, 2, 64, 3);
 //! let group = LocalGroup::simulated(2, Mode::Fast { workers: 0 })?;
@@ -22,16 +22,17 @@
 //!
 //!     // Expert e of this example multiplies by e + 1. A row comes once, with all that it selected of this rank's experts.
 //!     let received = buffer.received(&handle)?;
-//!     let WireRows::Bf16(rows) = received.x else { unreachable!("the wire format is BF16") };
-//!     let first = (comm.rank() * experts / comm.size()) as i32;
-//!     let mut outputs = Vec::with_capacity(rows.len());
-//!     for (i, row) in rows.chunks(hidden as usize).enumerate() {
-//!         let selected = i * top_k as usize..(i + 1) * top_k as usize;
-//!         let pairs = received.topk_idx[selected.clone()].iter().zip(&received.topk_weights[selected]);
-//!         // -1 is a selection of another rank's.
-//!         let factor: f32 = pairs.filter(|(e, _)| **e >= 0).map(|(e, weight)| weight * (first + e + 1) as f32).sum();
-//!         outputs.extend(row.iter().map(|x| bf16::from_f32(factor * f32::from(*x))));
+//!     let (x, by_expert) = (received.x.to_f32(hidden)?, received.by_expert()?);
+//!     let (first, _) = buffer.local_experts();
+//!     let mut sums = vec![0.0f32; x.len()];
+//!     for expert in 0..by_expert.experts() {
+//!         for (row, weight) in by_expert.rows_of(expert) {
+//!             let row = row * hidden as usize..(row + 1) * hidden as usize;
+//!             let factor = weight * (first as usize + expert + 1) as f32;
+//!             sums[row.clone()].iter_mut().zip(&x[row]).for_each(|(sum, x)| *sum += factor * x);
+//!         }
 //!     }
+//!     let outputs: Vec<bf16> = sums.into_iter().map(bf16::from_f32).collect();
 //!     buffer.write_expert_outputs(&handle, &outputs)?;
 //!     buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
 //!     buffer.synchronize()?;
@@ -48,7 +49,12 @@
 //! * Ranks: [`LocalGroup`] and [`Comm`].
 //! * What a buffer is configured with, and what it takes: [`Config`] and [`bytes_needed`].
 //! * The operations: [`ElasticBuffer`].
-//! * Memory: [`DeviceTensor`].
+//! * Memory: [`DeviceTensor`], and parts of it, [`DeviceSlice`] and [`DeviceSliceMut`].
+//! * From a dispatch to the experts: on the host [`Received`], its rows grouped by expert ([`Received::by_expert`]) and as f32
+//!   ([`WireRows::to_f32`]); for kernels of your own [`RecvView`].
+//! * From the experts to the combine, in four ways: [`ExpertOutputs`] compares them.
+//! * Without any tensor of ours: [`RawDispatchInput`], [`RawCombineInput`] and [`LocalGroup::on_streams`]; the example `raw_pointers`
+//!   shows them together.
 //! * FP8 rows, as operations of their own: [`quantize`].
 //! * What a configuration will take and what limits it, before anything runs: [`plan`](epoxide_plan).
 //! * What can go wrong, on the host and on the device: [`Error`].
@@ -66,6 +72,7 @@
 #![warn(missing_debug_implementations)]
 
 mod buffer;
+mod by_expert;
 mod combine;
 mod comm;
 mod config;
@@ -78,13 +85,16 @@ mod handle;
 mod memory;
 mod pool;
 pub mod quantize;
+mod received;
 mod rendezvous;
 mod runtime;
+mod slice;
 mod sms;
 mod tensor;
 mod transport;
 
 pub use buffer::{Dispatched, ElasticBuffer};
+pub use by_expert::ByExpert;
 pub use combine::{CombineInput, ExpertOutputs, RawCombineInput};
 pub use comm::Comm;
 pub use config::{BytesNeeded, Config, RegionBytes, WireFormat, bytes_needed};
@@ -95,7 +105,9 @@ pub use error::{Error, Result};
 pub use event::Event;
 pub use group::{CudaStream, LocalGroup, RanksFailed};
 pub use half::bf16;
-pub use handle::{Received, RecvCounts, RecvView, WireRows};
+pub use handle::{RecvCounts, RecvView};
+pub use received::{Received, WireRows};
+pub use slice::{DeviceSlice, DeviceSliceMut};
 pub use tensor::{DeviceTensor, Element, Index};
 
 /// The README's code is a doc test.

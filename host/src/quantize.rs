@@ -7,7 +7,8 @@ use half::bf16;
 
 use crate::comm::Comm;
 use crate::error::{Error, Result};
-use crate::tensor::{DeviceTensor, Element, check_len, check_tensor};
+use crate::slice::{DeviceSlice, DeviceSliceMut, check_address, check_len, check_rank};
+use crate::tensor::Element;
 
 /// f32 from one row's scales to the next's: one for every 128 elements, rounded up to 16 bytes.
 pub fn scale_stride(hidden: u32) -> u32 {
@@ -48,16 +49,17 @@ impl Quantizer {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] when `hidden` is not a multiple of 8 or more than 2^20, [`Error::BufferTooSmall`] for a short tensor.
-    pub fn quantize(
+    /// [`Error::InvalidArgument`] when `hidden` is not a multiple of 8 or more than 2^20, or rows or codes begin at no multiple of 16 bytes, [`Error::BufferTooSmall`] for a short tensor.
+    pub fn quantize<'a>(
         &self,
-        x: &DeviceTensor<bf16>,
+        x: impl Into<DeviceSlice<'a, bf16>>,
         rows: u64,
         hidden: u32,
-        codes: &mut DeviceTensor<u8>,
-        scales: &mut DeviceTensor<f32>,
+        codes: impl Into<DeviceSliceMut<'a, u8>>,
+        scales: impl Into<DeviceSliceMut<'a, f32>>,
     ) -> Result<()> {
-        check_shape(&self.comm, x, rows, hidden, codes, scales)?;
+        let (x, codes, scales) = (x.into(), codes.into(), scales.into());
+        check_shape(&self.comm, x, rows, hidden, codes.as_slice(), scales.as_slice())?;
         // SAFETY: the tensors are large enough, as just checked, and alive until the stream has passed this.
         let args = unsafe {
             QuantizeArgs {
@@ -81,15 +83,16 @@ impl Quantizer {
     /// # Errors
     ///
     /// As [`Self::quantize`].
-    pub fn dequantize(
+    pub fn dequantize<'a>(
         &self,
-        codes: &DeviceTensor<u8>,
-        scales: &DeviceTensor<f32>,
+        codes: impl Into<DeviceSlice<'a, u8>>,
+        scales: impl Into<DeviceSlice<'a, f32>>,
         rows: u64,
         hidden: u32,
-        y: &mut DeviceTensor<bf16>,
+        y: impl Into<DeviceSliceMut<'a, bf16>>,
     ) -> Result<()> {
-        check_shape(&self.comm, y, rows, hidden, codes, scales)?;
+        let (codes, scales, y) = (codes.into(), scales.into(), y.into());
+        check_shape(&self.comm, y.as_slice(), rows, hidden, codes, scales)?;
         // SAFETY: the tensors are large enough, as just checked, and alive until the stream has passed this.
         let args = unsafe {
             DequantizeArgs {
@@ -113,11 +116,19 @@ impl Quantizer {
     ///
     /// # Errors
     ///
-    /// [`Error::BufferTooSmall`] when `to` is shorter, [`Error::InvalidArgument`] when it is not a multiple of 16 bytes.
-    pub fn copy<T: Element>(&self, from: &DeviceTensor<T>, to: &mut DeviceTensor<T>) -> Result<()> {
-        check_tensor("from", from, &self.comm)?;
-        check_tensor("to", to, &self.comm)?;
-        check_len("to", "copy", to, from.len())?;
+    /// [`Error::BufferTooSmall`] when `to` is shorter, [`Error::InvalidArgument`] when an address or the length is not a multiple of 16
+    /// bytes.
+    pub fn copy<'a, T: Element>(
+        &self,
+        from: impl Into<DeviceSlice<'a, T>>,
+        to: impl Into<DeviceSliceMut<'a, T>>,
+    ) -> Result<()> {
+        let (from, to) = (from.into(), to.into());
+        check_rank("from", from, &self.comm)?;
+        check_rank("to", to.as_slice(), &self.comm)?;
+        check_address("from", from.address())?;
+        check_address("to", to.address())?;
+        check_len("to", "copy", to.as_slice(), from.len())?;
         let bytes = from.len() * size_of::<T>() as u64;
         if !bytes.is_multiple_of(16) {
             return Err(Error::argument("from", format!("{bytes} bytes"), "a multiple of 16 bytes"));
@@ -151,11 +162,11 @@ impl Quantizer {
 
 fn check_shape(
     comm: &Comm,
-    wide: &DeviceTensor<bf16>,
+    wide: DeviceSlice<'_, bf16>,
     rows: u64,
     hidden: u32,
-    codes: &DeviceTensor<u8>,
-    scales: &DeviceTensor<f32>,
+    codes: DeviceSlice<'_, u8>,
+    scales: DeviceSlice<'_, f32>,
 ) -> Result<()> {
     if !(1..=MAX_HIDDEN).contains(&hidden) || !hidden.is_multiple_of(8) {
         let rule =
@@ -165,9 +176,11 @@ fn check_shape(
     let elements = rows
         .checked_mul(u64::from(hidden))
         .ok_or_else(|| Error::argument("rows", rows, "elements must fit in 64 bits"))?;
-    check_tensor("bf16 rows", wide, comm)?;
-    check_tensor("codes", codes, comm)?;
-    check_tensor("scales", scales, comm)?;
+    check_rank("bf16 rows", wide, comm)?;
+    check_rank("codes", codes, comm)?;
+    check_rank("scales", scales, comm)?;
+    check_address("bf16 rows", wide.address())?;
+    check_address("codes", codes.address())?;
     check_len("bf16 rows", "rows", wide, elements)?;
     check_len("codes", "codes", codes, elements)?;
     check_len("scales", "scales", scales, rows.saturating_mul(scale_stride(hidden).into()))

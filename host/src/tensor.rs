@@ -70,6 +70,11 @@ impl<T: Element> DeviceTensor<T> {
         Ok(Self { comm, block, len, of: PhantomData })
     }
 
+    /// The rank that it belongs to.
+    pub(crate) fn comm(&self) -> &Comm {
+        &self.comm
+    }
+
     /// Elements.
     pub fn len(&self) -> u64 {
         self.len
@@ -91,16 +96,7 @@ impl<T: Element> DeviceTensor<T> {
     ///
     /// [`Error::InvalidArgument`] when there are more values than elements.
     pub fn copy_from_host(&mut self, values: &[T]) -> Result<()> {
-        if values.len() as u64 > self.len {
-            return Err(Error::argument(
-                "values",
-                format!("{} elements", values.len()),
-                format!("the tensor has {}", self.len),
-            ));
-        }
-        let comm = self.comm.inner();
-        // SAFETY: the tensor's own memory has room for the values, as just checked; only the rank's stream uses it.
-        unsafe { comm.runtime.copy_to_device(self.block.address, as_bytes(values), comm.stream) }
+        write(&self.comm, self.block.address, self.len, values)
     }
 
     /// Copies all elements to the host; waits for the stream.
@@ -119,10 +115,30 @@ impl<T: Element> Drop for DeviceTensor<T> {
     }
 }
 
+/// Copies `values` to a device address with room for `len` elements, in stream order.
+pub(crate) fn write<T: Element>(comm: &Comm, address: u64, len: u64, values: &[T]) -> Result<()> {
+    if values.len() as u64 > len {
+        let (value, rule) = (format!("{} elements", values.len()), format!("the tensor has {len}"));
+        return Err(Error::argument("values", value, rule));
+    }
+    let inner = comm.inner();
+    // SAFETY: the callers are this crate's, and name a tensor's own memory, which has room for the values, as just checked; only the
+    // rank's stream uses it.
+    unsafe { inner.runtime.copy_to_device(address, as_bytes(values), inner.stream) }
+}
+
 /// Copies `len` elements at a device address to the host; waits for the stream.
 pub(crate) fn read<T: Element>(comm: &Comm, address: u64, len: u64) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    read_into(comm, address, len, &mut values)?;
+    Ok(values)
+}
+
+/// [`read`] in place of what `values` holds, in its memory if that is enough.
+pub(crate) fn read_into<T: Element>(comm: &Comm, address: u64, len: u64, values: &mut Vec<T>) -> Result<()> {
     let inner = comm.inner();
-    let mut values: Vec<T> = host_vec("a copy of device memory", len)?;
+    values.clear();
+    reserve("a copy of device memory", len, values)?;
     // It fits: that many elements have room.
     let len = len as usize;
     // SAFETY: `len` elements of capacity, every bit pattern of `Element` is valid, and zeroing initialises them.
@@ -132,21 +148,20 @@ pub(crate) fn read<T: Element>(comm: &Comm, address: u64, len: u64) -> Result<Ve
         std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), len * size_of::<T>())
     };
     // SAFETY: the callers are this crate's, and name a tensor's or a buffer's own memory, with at least `len` elements there.
-    unsafe { inner.runtime.copy_to_host(bytes, address, inner.stream)? };
-    Ok(values)
+    unsafe { inner.runtime.copy_to_host(bytes, address, inner.stream) }
 }
 
-/// An empty vector with room for `len` elements; an error where the host has not got it, in place of the end of the process.
-pub(crate) fn host_vec<T>(what: &'static str, len: u64) -> Result<Vec<T>> {
-    let mut values = Vec::new();
+/// Makes room in an empty vector for `len` elements; an error where the host has not got it, in place of the end of the process.
+pub(crate) fn reserve<T>(what: &'static str, len: u64, values: &mut Vec<T>) -> Result<()> {
     let room = usize::try_from(len).is_ok_and(|len| values.try_reserve_exact(len).is_ok());
-    if room { Ok(values) } else { Err(Error::HostMemory { what, bytes: len.saturating_mul(size_of::<T>() as u64) }) }
+    if room { Ok(()) } else { Err(Error::HostMemory { what, bytes: len.saturating_mul(size_of::<T>() as u64) }) }
 }
 
-/// The `len` values, [`host_vec`]'s.
-pub(crate) fn filled<T>(what: &'static str, len: u64, values: impl Iterator<Item = T>) -> Result<Vec<T>> {
-    let mut filled = host_vec(what, len)?;
-    filled.extend(values);
+/// `len` times `value`, with [`reserve`]'s error.
+pub(crate) fn filled<T: Clone>(what: &'static str, len: usize, value: T) -> Result<Vec<T>> {
+    let mut filled = Vec::new();
+    reserve(what, len as u64, &mut filled)?;
+    filled.resize(len, value);
     Ok(filled)
 }
 
@@ -154,28 +169,4 @@ pub(crate) fn filled<T>(what: &'static str, len: u64, values: impl Iterator<Item
 pub(crate) fn as_bytes<T: Element>(values: &[T]) -> &[u8] {
     // SAFETY: `Element` has no padding, so all its bytes are initialised; u8 has no alignment.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
-}
-
-/// Checks that a tensor belongs to the rank that uses it: its memory is on that device, and reused in that rank's order.
-pub(crate) fn check_tensor<T: Element>(argument: &'static str, tensor: &DeviceTensor<T>, comm: &Comm) -> Result<()> {
-    if tensor.comm.is(comm) {
-        return Ok(());
-    }
-    let value = format!("a tensor of rank {} on {}", tensor.comm.rank(), tensor.comm.device());
-    Err(Error::argument(argument, value, "made by the Comm of this buffer's rank, or a clone of it"))
-}
-
-/// Checks that a tensor has at least `needed` elements.
-pub(crate) fn check_len<T: Element>(
-    argument: &'static str,
-    region: &'static str,
-    tensor: &DeviceTensor<T>,
-    needed: u64,
-) -> Result<()> {
-    if tensor.len() >= needed {
-        return Ok(());
-    }
-    let size = size_of::<T>() as u64;
-    let needed = needed.saturating_mul(size);
-    Err(Error::BufferTooSmall { argument, region, needed, total: needed, given: tensor.len() * size })
 }

@@ -139,24 +139,30 @@ fn doc() -> Result<Outcome> {
     run(host_cargo().args(["doc", "--locked", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-/// Runs `moe_layer` in both formats. Its last line is its verdict.
+/// Runs `moe_layer` in both formats, and `raw_pointers`. The last line of each is its verdict.
 fn examples() -> Result<Outcome> {
-    const RUN: [&str; 8] = ["run", "--locked", "--release", "-p", "epoxide", "--example", "moe_layer", "--"];
-    for format in ["bf16", "fp8"] {
-        let text = output(host_cargo().args(RUN).args(["--format", format]))?;
+    const RUN: [&str; 6] = ["run", "--locked", "--release", "-p", "epoxide", "--example"];
+    const RUNS: [&[&str]; 3] = [
+        &["moe_layer", "--", "--format", "bf16"],
+        &["moe_layer", "--", "--format", "fp8"],
+        &["raw_pointers", "--", "--device", "sim", "--ranks", "3"],
+    ];
+    for line in RUNS {
+        let text = output(host_cargo().args(RUN).args(line))?;
         let verdict = last_line(&text);
         if verdict != "verified" {
-            bail!("moe_layer --format {format} ends with `{verdict}`, not with `verified`");
+            bail!("{} ends with `{verdict}`, not with `verified`", line.join(" "));
         }
     }
     Ok(Outcome::Passed)
 }
 
 /// What a program is run for here: its command line, and how long it may take at most.
-const PROGRAMS: [(&[&str], u64); 4] = [
+const PROGRAMS: [(&[&str], u64); 5] = [
     (&["-p", "epoxide-cli", "--", "plan", "--json"], 60),
     (&["-p", "epoxide-cli", "--", "plan", "--nic", "cx7", "--ranks", "64", "--simulate"], 60),
     (&["-p", "epoxide", "--example", "moe_layer", "--", "--tokens", "16"], 300),
+    (&["-p", "epoxide", "--example", "raw_pointers", "--", "--device", "sim"], 300),
     (
         &[
             "-p",

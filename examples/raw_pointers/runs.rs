@@ -1,0 +1,88 @@
+//! Tests of every way to be told the options.
+use clap::CommandFactory;
+use epoxide::LocalGroup;
+
+use crate::command_line::{self, Program};
+use crate::options::Options;
+
+const SMALL: [&str; 6] = ["--device", "sim", "--ranks", "2", "--tokens", "3"];
+const PLAYS: &str = "runs::the_program_is_played";
+
+/// The program in a process of its own.
+#[test]
+fn the_program_is_played() {
+    command_line::play(crate::program);
+}
+
+fn small(given: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    SMALL.chunks(2).filter(|pair| !given(pair[0])).flatten().copied().collect()
+}
+
+#[test]
+fn what_comes_back_is_verified_on_every_number_of_ranks() {
+    let program = Program::new(PLAYS, "verified");
+    for ranks in ["1", "2", "3", "8"] {
+        let ended = program.run_well(&["--device", "sim", "--ranks", ranks, "--tokens", "21"]);
+        assert!(ended.code == Some(0) && ended.stdout.contains("\nverified\n"), "{ended:?}");
+    }
+}
+
+#[test]
+fn the_exit_code_says_who_is_at_fault() {
+    let program = Program::new(PLAYS, "codes");
+    for (args, said) in [
+        ("--ranks 9", "9 is not in 1..=8"),
+        ("--ranks 0", "0 is not in 1..=8"),
+        ("--tokens -5", "'-5'"),
+        ("--tokens 4097", "4097 is not in 1..=4096"),
+        ("--gpus 0", "--device sim has none"),
+        ("--device cuda --gpus 0,0,0", "--gpus names 3 GPUs for 2 ranks"),
+    ] {
+        let line = small(|flag| args.split(' ').any(|word| word == flag));
+        let ended = program.run_well(&line.into_iter().chain(args.split(' ')).collect::<Vec<_>>());
+        assert!(ended.code == Some(2) && ended.stderr.contains(said), "{args}: {ended:?}");
+    }
+    let ended = program.run_well(&["--gpus", "99999"]);
+    let code = if LocalGroup::gpus().is_ok() { 2 } else { 1 };
+    assert_eq!(ended.code, Some(code), "{ended:?}");
+}
+
+/// Every option with every kind of value, alone and in company.
+#[test]
+fn no_command_line_makes_it_panic() {
+    let program = Program::new(PLAYS, "options");
+    let command = Options::command();
+    let singles = command_line::singles(command.get_arguments());
+    let mixtures = command_line::mixtures(&singles, 40, 1);
+    let lines: Vec<Vec<String>> = singles
+        .iter()
+        .chain(&mixtures)
+        .map(|line| {
+            let small = small(|flag| line.iter().any(|word| word == flag));
+            small.into_iter().map(str::to_owned).chain(line.iter().cloned()).collect()
+        })
+        .collect();
+    command_line::for_each(&lines, |line| drop(program.run_well(line)));
+}
+
+#[test]
+fn no_option_is_ignored() {
+    let program = Program::new(PLAYS, "effects");
+    let command = Options::command();
+    // Where it runs unless told.
+    let other = if LocalGroup::gpus().is_ok_and(|gpus| gpus > 0) { "sim" } else { "cuda" };
+    let effective = |flag: &str| {
+        let value = match flag {
+            "--device" => other,
+            "--gpus" => "0,0",
+            "--ranks" => "1",
+            "--tokens" => "2",
+            _ => return None,
+        };
+        Some(value.to_owned())
+    };
+    // Each option is left out of one of these, and what is not there is added.
+    let bases: Vec<String> = SMALL.chunks(2).map(|pair| small(|flag| flag == pair[0]).join(" ")).collect();
+    let bases: Vec<&str> = bases.iter().map(String::as_str).collect();
+    command_line::nothing_is_ignored(&program, command.get_arguments(), &bases, effective, str::to_owned);
+}

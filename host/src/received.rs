@@ -1,0 +1,172 @@
+//! Everything that a dispatch brought, on the host, and FP8 rows as numbers.
+use epoxide_dsl::prelude::E4m3;
+use epoxide_kernels::quantize::GROUP;
+use half::bf16;
+
+use crate::buffer::{Dispatched, ElasticBuffer};
+use crate::config::WireFormat;
+use crate::error::{Error, Result};
+use crate::handle::RecvCounts;
+use crate::tensor::{Element, filled, read_into, reserve};
+
+/// Received rows as they travelled.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WireRows {
+    /// BF16 `[rows, hidden]`.
+    Bf16(Vec<bf16>),
+    /// e4m3 and scales.
+    Fp8 {
+        /// e4m3 bits `[rows, hidden]`.
+        codes: Vec<u8>,
+        /// f32 `[rows, scale_stride]`, of which `ceil(hidden / 128)` of each row are scales and the rest 0.
+        scales: Vec<f32>,
+        /// f32 from one row's scales to the next's.
+        scale_stride: u32,
+    },
+}
+
+impl Default for WireRows {
+    /// No rows.
+    fn default() -> Self {
+        Self::Bf16(Vec::new())
+    }
+}
+
+impl WireRows {
+    /// The rows as f32 `[rows, hidden]`: a BF16 element widened, which is exact; an e4m3 element times its scale, one product in f32.
+    ///
+    /// [`Quantizer::dequantize`](crate::quantize::Quantizer::dequantize) takes one step more and rounds that product to BF16, to nearest,
+    /// ties to even. Who wants bit for bit what it makes rounds what this returns ([`bf16::from_f32`]).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] when these are not whole rows of `hidden` elements; [`Error::HostMemory`].
+    pub fn to_f32(&self, hidden: u32) -> Result<Vec<f32>> {
+        let elements = match self {
+            Self::Bf16(x) => x.len(),
+            Self::Fp8 { codes, .. } => codes.len(),
+        };
+        let row_elements = hidden as usize;
+        if row_elements == 0 || !elements.is_multiple_of(row_elements) {
+            let rule = format!("the {elements} received elements are whole rows of it");
+            return Err(Error::argument("hidden", hidden, rule));
+        }
+        let mut values = filled("rows as f32", elements, 0.0)?;
+        for (row, values) in values.chunks_exact_mut(row_elements).enumerate() {
+            self.row_to_f32(row, values)?;
+        }
+        Ok(values)
+    }
+
+    /// [`Self::to_f32`] of row number `row` into `values`, which has as many elements as a row, `hidden`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] when there is no such row of so many elements.
+    pub fn row_to_f32(&self, row: usize, values: &mut [f32]) -> Result<()> {
+        let hidden = values.len();
+        let missing = || Error::argument("row", row, format!("is one of the received rows of {hidden} elements"));
+        match self {
+            Self::Bf16(x) => {
+                let x = part(x, row, hidden).ok_or_else(missing)?;
+                values.iter_mut().zip(x).for_each(|(value, x)| *value = x.to_f32());
+            }
+            Self::Fp8 { codes, scales, scale_stride } => {
+                let codes = part(codes, row, hidden).ok_or_else(missing)?;
+                let scales = part(scales, row, *scale_stride as usize).ok_or_else(missing)?;
+                let group = GROUP as usize;
+                if scales.len() < hidden.div_ceil(group) {
+                    return Err(missing());
+                }
+                for ((values, codes), scale) in values.chunks_mut(group).zip(codes.chunks(group)).zip(scales) {
+                    values.iter_mut().zip(codes).for_each(|(value, code)| *value = E4m3(*code).to_f32() * scale);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Row number `row` of rows of `width` elements.
+fn part<T>(values: &[T], row: usize, width: usize) -> Option<&[T]> {
+    let start = row.checked_mul(width)?;
+    values.get(start..start.checked_add(width)?)
+}
+
+/// Everything a rank received, on the host. [`Self::by_expert`] groups it by expert. The default is nothing, to be filled by
+/// [`ElasticBuffer::received_into`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Received {
+    /// How many rows, and whose.
+    pub counts: RecvCounts,
+    /// The rows, ordered by source rank, then token.
+    pub x: WireRows,
+    /// Local expert indices i32 `[rows, top_k]`, -1 where the selection is another rank's.
+    pub topk_idx: Vec<i32>,
+    /// Gate weights f32 `[rows, top_k]`, 0 where the selection is another rank's.
+    pub topk_weights: Vec<f32>,
+    /// Source rank and token of each row.
+    pub sources: Vec<(u32, u32)>,
+}
+
+impl ElasticBuffer {
+    /// Reads everything that `handle` brought here. Waits for the stream.
+    ///
+    /// # Errors
+    ///
+    /// The fault of the dispatch; [`Error::HostMemory`]; [`Error::StaleHandle`], [`Error::WrongOrder`] after its combine.
+    pub fn received(&mut self, handle: &Dispatched) -> Result<Received> {
+        let mut received = Received::default();
+        self.received_into(handle, &mut received)?;
+        Ok(received)
+    }
+
+    /// [`Self::received`] in place of what `received` holds, in the memory that its vectors have: once they have had as many rows in the
+    /// same format, nothing is allocated but the counts. After an error, what it holds is of no dispatch.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::received`].
+    pub fn received_into(&mut self, handle: &Dispatched, received: &mut Received) -> Result<()> {
+        self.check_handle("received", handle)?;
+        received.counts = self.recv_counts(handle)?;
+        let view = self.recv_view(handle)?;
+        let rows = u64::from(received.counts.rows);
+        let elements = rows * u64::from(self.config.hidden);
+        let comm = &self.comm;
+        received.x = match (self.config.format, std::mem::take(&mut received.x)) {
+            (WireFormat::Bf16, before) => {
+                let mut x = if let WireRows::Bf16(x) = before { x } else { Vec::new() };
+                read_into(comm, view.x, elements, &mut x)?;
+                WireRows::Bf16(x)
+            }
+            (WireFormat::Fp8, before) => {
+                let (mut codes, mut scales) =
+                    if let WireRows::Fp8 { codes, scales, .. } = before { (codes, scales) } else { Default::default() };
+                read_into(comm, view.x, elements, &mut codes)?;
+                read_into(comm, view.scales, rows * u64::from(view.scale_stride), &mut scales)?;
+                WireRows::Fp8 { codes, scales, scale_stride: view.scale_stride }
+            }
+        };
+        // Sources come first where the selections go after them: their words are fewer than a row's padded selections.
+        read_into(comm, view.sources, 2 * rows, &mut received.topk_idx)?;
+        received.sources.clear();
+        reserve("sources", rows, &mut received.sources)?;
+        // u64 with the rank in the upper half, little-endian as everything on the device.
+        let sources = received.topk_idx.chunks_exact(2).map(|word| (word[1] as u32, word[0] as u32));
+        received.sources.extend(sources);
+        self.read_selections(view.topk_idx, rows, &mut received.topk_idx)?;
+        self.read_selections(view.topk_weights, rows, &mut received.topk_weights)
+    }
+
+    /// Reads `[rows, top_k]`, and drops the padding of every row.
+    fn read_selections<T: Element>(&self, address: u64, rows: u64, values: &mut Vec<T>) -> Result<()> {
+        let (top_k, stride) = (self.config.top_k as usize, self.layouts.shape.top_k_stride() as usize);
+        read_into(&self.comm, address, rows * stride as u64, values)?;
+        let rows = rows as usize;
+        // The first row is where it must be, and no row's place is behind it.
+        (1..rows).for_each(|row| values.copy_within(row * stride..row * stride + top_k, row * top_k));
+        values.truncate(rows * top_k);
+        Ok(())
+    }
+}
