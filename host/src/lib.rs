@@ -51,7 +51,7 @@
 //! * The operations: [`ElasticBuffer`].
 //! * Memory: [`DeviceTensor`].
 //! * FP8 rows, as operations of their own: [`quantize`].
-//! * What a configuration will take and what limits it, before anything runs: [`plan`](epoxide_plan).
+//! * What a configuration will take and what limits it, before anything runs: [`plan`].
 //! * What can go wrong, on the host and on the device: [`Error`].
 //!
 //! ## Limits
