@@ -56,7 +56,7 @@
 //! * Without any tensor of ours: [`RawDispatchInput`], [`RawCombineInput`] and [`LocalGroup::on_streams`]; the example `raw_pointers`
 //!   shows them together.
 //! * FP8 rows, as operations of their own: [`quantize`].
-//! * What a configuration will take and what limits it, before anything runs: [`plan`](epoxide_plan).
+//! * What a configuration will take and what limits it, before anything runs: [`plan`].
 //! * What can go wrong, on the host and on the device: [`Error`].
 //!
 //! ## Limits
