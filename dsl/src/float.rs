@@ -24,6 +24,12 @@ impl Bf16 {
         crate::arch::bf16x2_from_f32(low, high)
     }
 
+    /// Widens the two numbers of a word, the low half first; exact.
+    #[inline(always)]
+    pub fn unpack(pair: u32) -> [f32; 2] {
+        [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)]
+    }
+
     /// Clears the signs of two numbers in a word.
     #[inline(always)]
     pub fn magnitudes(pair: u32) -> u32 {
@@ -59,6 +65,13 @@ impl E4m3 {
     #[inline(always)]
     pub fn four_from_f32(x: [f32; 4]) -> u32 {
         crate::arch::e4m3x4_from_f32(x)
+    }
+
+    /// Widens the four numbers of a word, the lowest byte first; exact.
+    #[inline(always)]
+    pub fn unpack(four: u32) -> [f32; 4] {
+        let [a, b, c, d] = four.to_le_bytes();
+        [Self(a).to_f32(), Self(b).to_f32(), Self(c).to_f32(), Self(d).to_f32()]
     }
 
     /// Widens; exact. `0x7f` and `0xff` are NaN.

@@ -2,7 +2,7 @@
 //!
 //! A kernel is an ordinary Rust function that every GPU thread runs. This crate is what it may call: indices, warp and
 //! block collectives, typed device memory whose every access names its strength, bulk copies whose obligations are
-//! tokens, waits that end, and the conversions of the field's small floats.
+//! tokens, waits that end, the conversions of the field's small floats, and arithmetic that has one result.
 //!
 //! One API stands on two backends with the same functions: `ptx` on `nvptx64` (inline PTX for what one thread does,
 //! LLVM intrinsics for every collective) and `sim` everywhere else (calls into [`epoxide_sim`](https://docs.rs/epoxide-sim)).
@@ -58,6 +58,8 @@ pub mod fault;
 pub mod float;
 pub mod grid;
 mod kernel;
+pub mod layout;
+pub mod math;
 pub mod memory;
 pub mod thread;
 mod unroll;
@@ -82,7 +84,8 @@ pub mod prelude {
     #[cfg(not(target_arch = "nvptx64"))]
     pub use crate::Kernel;
     pub use crate::float::{Bf16, E4m3};
+    pub use crate::layout::{SharedArray, SharedLayout};
     pub use crate::memory::{Global, Gpu, Optional, Rows, Shared, Symmetric, System, U32x4};
     pub use crate::window::{Peer, Region, Window};
-    pub use crate::{KernelArg, block, bulk, clock, fault, grid, kernel, thread, unroll, wait, warp};
+    pub use crate::{KernelArg, block, bulk, clock, fault, grid, kernel, math, thread, unroll, wait, warp};
 }

@@ -56,7 +56,10 @@ pub trait Scalar: Copy + 'static {
 }
 
 /// A [`Scalar`] of 4 or 8 bytes: what flags, counters and counts are made of.
-pub trait AtomicScalar: Scalar<Bits: arch::AtomicBits> {}
+pub trait AtomicScalar: Scalar<Bits: arch::AtomicBits> {
+    /// Whether its bits order as those of a signed integer.
+    const SIGNED: bool;
+}
 
 macro_rules! scalar {
     ($($t:ty => $bits:ty: |$b:ident| $from:expr, |$v:ident| $to:expr;)*) => { $(
@@ -80,9 +83,15 @@ scalar! {
     Bf16 => u16: |b| Bf16(b), |v| v.0;
     E4m3 => u8: |b| E4m3(b), |v| v.0;
 }
-impl AtomicScalar for u32 {}
-impl AtomicScalar for i32 {}
-impl AtomicScalar for u64 {}
+impl AtomicScalar for u32 {
+    const SIGNED: bool = false;
+}
+impl AtomicScalar for i32 {
+    const SIGNED: bool = true;
+}
+impl AtomicScalar for u64 {
+    const SIGNED: bool = false;
+}
 
 /// The number of an element: `u32` or `u64`, and `i32` so that a literal can be one.
 pub trait Index: Copy {
@@ -223,11 +232,27 @@ macro_rules! address_type {
             pub fn fetch_add_acq_rel<S: Scope>(self, index: impl Index, value: T) -> T {
                 T::from_bits(arch::AtomicBits::fetch_add_acq_rel::<S>(self.at(index).address, value.to_bits()))
             }
-            /// Lowers element `index` to `value` if that is smaller (unsigned), relaxed at scope `S`.
+            /// Lowers element `index` to `value` if that is smaller, relaxed at scope `S`; returns the value before.
             #[inline(always)]
             #[track_caller]
             pub fn fetch_min_relaxed<S: Scope>(self, index: impl Index, value: T) -> T {
-                T::from_bits(arch::AtomicBits::fetch_min_relaxed::<S>(self.at(index).address, value.to_bits()))
+                let address = self.at(index).address;
+                T::from_bits(if T::SIGNED {
+                    arch::AtomicBits::fetch_min_signed_relaxed::<S>(address, value.to_bits())
+                } else {
+                    arch::AtomicBits::fetch_min_relaxed::<S>(address, value.to_bits())
+                })
+            }
+            /// Raises element `index` to `value` if that is larger, relaxed at scope `S`; returns the value before.
+            #[inline(always)]
+            #[track_caller]
+            pub fn fetch_max_relaxed<S: Scope>(self, index: impl Index, value: T) -> T {
+                let address = self.at(index).address;
+                T::from_bits(if T::SIGNED {
+                    arch::AtomicBits::fetch_max_signed_relaxed::<S>(address, value.to_bits())
+                } else {
+                    arch::AtomicBits::fetch_max_relaxed::<S>(address, value.to_bits())
+                })
             }
             /// Replaces element `index` by `new` if it is `expected`, acquiring and releasing at scope `S`; returns the value before.
             #[inline(always)]
@@ -238,6 +263,19 @@ macro_rules! address_type {
                     expected.to_bits(),
                     new.to_bits(),
                 ))
+            }
+        }
+
+        impl $name<f32> {
+            /// Adds to element `index`, relaxed at scope `S`; returns the value before.
+            ///
+            /// The additions of several threads come in any order, and a sum of floats depends on its order: the result is not the
+            /// same from run to run. What must be is added up by [`crate::warp::sum_f32`], [`crate::block::sum_f32`], or one thread.
+            /// Subnormal numbers count as 0 and become 0, as the GPU does it (PTX ISA, `atom`).
+            #[inline(always)]
+            #[track_caller]
+            pub fn fetch_add_relaxed<S: Scope>(self, index: impl Index, value: f32) -> f32 {
+                arch::fetch_add_f32_relaxed::<S>(self.at(index).address, value)
             }
         }
 
@@ -407,6 +445,12 @@ impl Shared<u32> {
     #[track_caller]
     pub fn fetch_min_relaxed(self, index: u32, value: u32) -> u32 {
         arch::shared_min_u32(self.at(index).address, value)
+    }
+    /// Raises element `index` to `value` if that is larger, relaxed at block scope; returns the value before.
+    #[inline(always)]
+    #[track_caller]
+    pub fn fetch_max_relaxed(self, index: u32, value: u32) -> u32 {
+        arch::shared_max_u32(self.at(index).address, value)
     }
 }
 

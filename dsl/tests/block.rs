@@ -229,3 +229,92 @@ fn an_unrolled_loop_has_its_index_as_a_constant() {
     unroll!(J in 8 if J < MOST && J != one => { sum += 1 << J; });
     assert_eq!(sum, 0b11101);
 }
+
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+struct ReduceArgs {
+    x: Global<f32>,
+    /// `[4][threads]`.
+    y: Global<f32>,
+    /// `[threads]`.
+    threads: u64,
+}
+
+#[inline(always)]
+#[track_caller]
+fn reduce(args: ReduceArgs) {
+    let mut layout = SharedLayout::new();
+    let _before = layout.array::<u64>(1);
+    let scratch = layout.array::<f32>(block::REDUCTION_WORDS).address();
+    let i = u64::from(thread::index());
+    let x = args.x.load_weak(i);
+    // One after the other on the same words, and a third of the first's result.
+    let sum = block::sum_f32(x, scratch).get();
+    let max = block::max_f32(x, scratch).get();
+    let again = block::sum_f32(x / sum, scratch).get();
+    args.y.store_weak(i, sum);
+    args.y.at(args.threads).store_weak(i, max);
+    args.y.at(2 * args.threads).store_weak(i, again);
+}
+
+#[kernel(threads = 32)]
+fn reduce_32(args: ReduceArgs) {
+    reduce(args);
+}
+#[kernel(threads = 96)]
+fn reduce_96(args: ReduceArgs) {
+    reduce(args);
+}
+#[kernel(threads = 1024)]
+fn reduce_1024(args: ReduceArgs) {
+    reduce(args);
+}
+
+/// Neighbours first, then pairs, and so on.
+fn tree_sum(x: &[f32]) -> f32 {
+    match x {
+        [x] => *x,
+        _ => tree_sum(&x[..x.len() / 2]) + tree_sum(&x[x.len() / 2..]),
+    }
+}
+
+/// Each warp's sum, then the warps', as if there were 32 of them.
+fn block_sum(x: &[f32]) -> f32 {
+    let mut warps: Vec<f32> = x.chunks(32).map(tree_sum).collect();
+    warps.resize(32, -0.0);
+    tree_sum(&warps)
+}
+
+#[test]
+fn floats_of_a_block_are_reduced_in_one_order_in_every_schedule() {
+    for (kernel, threads) in [(reduce_32, 32usize), (reduce_96, 96), (reduce_1024, 1024)] {
+        for mode in modes() {
+            let machine = machine(1, mode);
+            let scaled = |i: u64| (scramble(i) % 2000) as f32 / 7.0 * 2f32.powi((i % 23) as i32 - 11) - 9.0;
+            // The largest is in the last warp.
+            let x: Vec<f32> =
+                (0..threads as u64).map(|i| if i == threads as u64 - 3 { 1e7 } else { scaled(i) }).collect();
+            let bits: Vec<u32> = x.iter().map(|x| x.to_bits()).collect();
+            let y = zeros(&machine, 0, 2 * threads);
+            let x_at = filled(&machine, 0, &pack(&bits));
+            let args = ReduceArgs { x: global(x_at), y: global(y), threads: threads as u64 };
+            run(&machine, [kernel.simulated(1, 8 + 4 * block::REDUCTION_WORDS, args)]).expect("it ends");
+            let sum = block_sum(&x);
+            let shares: Vec<f32> = x.iter().map(|x| x / sum).collect();
+            let found = read_u32(&machine, y, 3 * threads);
+            for (found, expected) in found.chunks(threads).zip([sum, 1e7, block_sum(&shares)]) {
+                assert_eq!(found, vec![expected.to_bits(); threads], "{mode:?}, {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_sum_and_the_largest_of_a_block_of_negative_zeros_are_negative_zero() {
+    let machine = machine(1, modes()[3]);
+    let x = filled(&machine, 0, &[0x8000_0000_8000_0000; 48]);
+    let y = zeros(&machine, 0, 192);
+    let args = ReduceArgs { x: global(x), y: global(y), threads: 96 };
+    run(&machine, [reduce_96.simulated(1, 8 + 128, args)]).expect("it ends");
+    assert_eq!(read_u32(&machine, y, 192), [1 << 31; 192]);
+}

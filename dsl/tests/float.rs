@@ -100,4 +100,13 @@ fn widening_is_exact() {
     for bits in 0..=u16::MAX {
         assert_eq!(Bf16(bits).to_f32().to_bits(), u32::from(bits) << 16);
     }
+    // A word's numbers, the low ones first.
+    for low in 0..=u16::MAX {
+        let high = low.wrapping_mul(40_503);
+        let pair = Bf16::unpack(u32::from(high) << 16 | u32::from(low));
+        assert_eq!(pair.map(f32::to_bits), [low, high].map(|bits| Bf16(bits).to_f32().to_bits()));
+        let codes = [low as u8, (low >> 8) as u8, high as u8, (high >> 8) as u8];
+        let four = E4m3::unpack(u32::from_le_bytes(codes));
+        assert_eq!(four.map(f32::to_bits), codes.map(|code| E4m3(code).to_f32().to_bits()));
+    }
 }

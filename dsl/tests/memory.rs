@@ -140,8 +140,8 @@ fn atomics(args: AtomicArgs) {
     args.own.fetch_add_acq_rel::<Gpu>(0, me);
     args.own.fetch_min_relaxed::<Gpu>(1, me);
     args.own.compare_exchange_acq_rel::<Gpu>(2, 1, me);
-    // Unsigned, whatever the type: -1 is large.
-    args.own.at(3).cast::<i32>().fetch_min_relaxed::<Gpu>(0, -1);
+    // In the order of the type: as a u32, -1 is large.
+    args.own.at(3).cast::<u32>().fetch_min_relaxed::<Gpu>(0, u32::MAX);
     args.own.at(3).cast::<u32>().fetch_min_relaxed::<Gpu>(1, (me % 7 + 3) as u32);
 }
 
@@ -296,4 +296,97 @@ fn a_region_is_at_the_same_offset_in_every_ranks_window() {
             assert_eq!(machine.read(base + FREE, 5).expect("in bounds"), expected, "{mode:?}, rank {rank}");
         }
     }
+}
+
+/// Words that all threads of two ranks raise, lower and add to at once.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+struct ExtremeArgs {
+    /// At rank 0: `[4]`.
+    shared: Symmetric<u64>,
+    /// This rank's: `[4]`.
+    own: Global<u64>,
+    first: u32,
+    reserved: u32,
+}
+
+#[kernel(threads = 64)]
+fn extremes(args: ExtremeArgs) {
+    let me = args.first + thread::block_index() * 64 + thread::index();
+    // From -100 to 155 over both ranks.
+    let signed = me as i32 - 100;
+    args.shared.fetch_max_relaxed::<System>(0, u64::from(me) << 33);
+    args.shared.at(1).cast::<i32>().fetch_max_relaxed::<System>(0, signed);
+    args.shared.at(1).cast::<i32>().fetch_min_relaxed::<System>(1, signed);
+    args.shared.at(2).cast::<u32>().fetch_max_relaxed::<System>(0, signed as u32);
+    args.shared.at(3).cast::<f32>().fetch_add_relaxed::<System>(0, 0.5);
+    args.own.at(1).cast::<i32>().fetch_max_relaxed::<Gpu>(0, -7 - (me % 5) as i32);
+    // Lanes see different values before, each once: the additions are whole.
+    let before = args.own.at(2).cast::<f32>().fetch_add_relaxed::<Gpu>(0, 1.0);
+    args.own.at(4).cast::<u32>().fetch_add_acq_rel::<Gpu>(before as u32, 1);
+    let most = Shared::<u32>::dynamic(0);
+    if thread::index() == 0 {
+        most.store_weak(1, 5);
+    }
+    block::sync();
+    let _ = most.fetch_max_relaxed(1, thread::index() * 7 % 64 + 1);
+    block::sync();
+    args.own.fetch_add_acq_rel::<Gpu>(0, u64::from(most.load_weak(1)));
+}
+
+#[test]
+fn the_largest_and_the_sum_of_all_threads_are_kept() {
+    for mode in modes() {
+        let machine = machine(2, mode);
+        // -1000 below a 1000; both halves of a word are another type's.
+        let both = u64::from(-1000i32 as u32) | 1000 << 32;
+        let shared = filled(&machine, 0, &[5, both, 0, u64::from(2.25f32.to_bits())]);
+        let own = [0, 1].map(|rank| {
+            let words = [0, both, 0, 0].into_iter().chain([0; 64]);
+            filled(&machine, rank, &words.collect::<Vec<u64>>())
+        });
+        run_on_all(&machine, |rank| {
+            let args = ExtremeArgs {
+                shared: symmetric(shared),
+                own: global(own[rank as usize]),
+                first: 128 * rank,
+                reserved: 0,
+            };
+            vec![extremes.simulated(2, 8, args)]
+        });
+        let found = machine.read(shared, 4).expect("in bounds");
+        assert_eq!(found[0], 255 << 33, "{mode:?}");
+        assert_eq!(found[1], 155 | u64::from(-100i32 as u32) << 32, "{mode:?}");
+        assert_eq!(found[2], u64::from(-1i32 as u32), "{mode:?}");
+        assert_eq!(found[3], u64::from((2.25f32 + 128.0).to_bits()), "{mode:?}: halves add up exactly");
+        for own in own {
+            let found = machine.read(own, 3).expect("in bounds");
+            assert_eq!(found[0], 128 * 64, "{mode:?}: the largest in shared memory");
+            assert_eq!(found[1], u64::from(-7i32 as u32) | 1000 << 32, "{mode:?}");
+            assert_eq!(found[2], u64::from(128f32.to_bits()), "{mode:?}");
+            assert_eq!(read_u32(&machine, own + 32, 128), [1; 128], "{mode:?}: each value before was seen once");
+        }
+    }
+}
+
+#[kernel(threads = 32)]
+fn add_least(args: StrongArgs) {
+    if thread::index() < 3 {
+        let to = args.words.at(thread::index()).cast::<f32>();
+        to.fetch_add_relaxed::<Gpu>(0, to.load_weak(1));
+    }
+}
+
+#[test]
+fn an_atomic_addition_flushes_subnormal_numbers_as_the_gpu_does() {
+    let machine = machine(1, modes()[1]);
+    let pair = |to: f32, add: f32| u64::from(to.to_bits()) | u64::from(add.to_bits()) << 32;
+    let least = f32::MIN_POSITIVE;
+    // A subnormal sum; a subnormal term before and after.
+    let words = [pair(1.5 * least, -least), pair(least / 2.0, 2.0 * least), pair(2.0 * least, least / 2.0)];
+    let at = filled(&machine, 0, &words);
+    run(&machine, [add_least.simulated(1, 0, StrongArgs { words: global(at), window: symmetric(at) })])
+        .expect("it ends");
+    let found: Vec<u32> = machine.read(at, 3).expect("in bounds").into_iter().map(|word| word as u32).collect();
+    assert_eq!(found, [0.0, 2.0 * least, 2.0 * least].map(f32::to_bits));
 }

@@ -210,3 +210,84 @@ fn a_lane_that_does_not_come_is_reported_and_not_waited_for() {
         assert!(message.contains("absent_lanes") && message.contains("warp.rs"), "{mode:?}: {message}");
     }
 }
+
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+struct FloatWarpArgs {
+    /// `[threads]`.
+    x: Global<f32>,
+    /// `[6][threads]`.
+    y: Global<f32>,
+}
+
+#[kernel(threads = 64)]
+fn float_operations(args: FloatWarpArgs) {
+    let i = thread::index();
+    let x = args.x.load_weak(i);
+    args.y.store_weak(i, warp::shuffle(warp::ALL, x, 31 - warp::lane()));
+    args.y.at(64).store_weak(i, warp::shuffle_xor(warp::ALL, x, 5));
+    args.y.at(128).store_weak(i, warp::shuffle_up(warp::ALL, x, 3));
+    args.y.at(192).store_weak(i, warp::sum_f32(x));
+    args.y.at(256).store_weak(i, warp::sum_in_group::<8>(x));
+    args.y.at(320).store_weak(i, warp::max_f32(x));
+    // A signed number is moved as it is.
+    let negative = warp::shuffle_xor(warp::ALL, -(i as i32), 1);
+    if negative != -((i ^ 1) as i32) {
+        args.y.store_weak(i, f32::NAN);
+    }
+}
+
+/// Neighbours first, then pairs, and so on.
+fn tree_sum(x: &[f32]) -> f32 {
+    match x {
+        [x] => *x,
+        _ => tree_sum(&x[..x.len() / 2]) + tree_sum(&x[x.len() / 2..]),
+    }
+}
+
+/// The largest in the total order of IEEE 754, and the one NaN that a maximum gives.
+fn total_max(x: &[f32]) -> f32 {
+    let nan = x.iter().any(|x| x.is_nan());
+    if nan { f32::from_bits(0x7fff_ffff) } else { x.iter().copied().max_by(f32::total_cmp).expect("not empty") }
+}
+
+#[test]
+fn floats_are_moved_and_reduced_in_the_order_that_is_documented() {
+    let random = |i: u64| (scramble(i) % 2000) as f32 / 7.0 - 140.0;
+    let wide = |i: u64| random(i) * 2f32.powi((scramble(i + 99) % 40) as i32 - 20);
+    let zeros_of_both_signs = |i: u64| if i == 7 || i > 40 { 0.0 } else { -0.0 };
+    let with_nans = |i: u64| if i == 9 { -f32::NAN } else { random(i) };
+    let with_infinity = |i: u64| if i % 32 == 30 { f32::NEG_INFINITY } else { -random(i).abs() };
+    let inputs: [&dyn Fn(u64) -> f32; 6] =
+        [&random, &wide, &zeros_of_both_signs, &with_nans, &with_infinity, &|_| -0.0];
+    for mode in modes() {
+        for (number, input) in inputs.iter().enumerate() {
+            let machine = machine(1, mode);
+            let x: Vec<f32> = (0..64).map(input).collect();
+            let bits: Vec<u32> = x.iter().map(|x| x.to_bits()).collect();
+            let y = zeros(&machine, 0, 192);
+            let args = FloatWarpArgs { x: global(filled(&machine, 0, &pack(&bits))), y: global(y) };
+            run(&machine, [float_operations.simulated(1, 0, args)]).expect("it ends");
+            let found = read_u32(&machine, y, 384);
+            for i in 0..64 {
+                let (first, lane) = (i / 32 * 32, i % 32);
+                let warp = &x[first..][..32];
+                let expected = [
+                    warp[31 - lane],
+                    warp[lane ^ 5],
+                    warp[if lane < 3 { lane } else { lane - 3 }],
+                    tree_sum(warp),
+                    tree_sum(&warp[lane / 8 * 8..][..8]),
+                    total_max(warp),
+                ];
+                for (what, expected) in expected.into_iter().enumerate() {
+                    let found = f32::from_bits(found[64 * what + i]);
+                    // A sum's NaN is any.
+                    let same = found.to_bits() == expected.to_bits()
+                        || (3..5).contains(&what) && found.is_nan() && expected.is_nan();
+                    assert!(same, "{mode:?}, input {number}, result {what} of {i}: {found:e}, not {expected:e}");
+                }
+            }
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! Conversions and packed arithmetic (PTX ISA, `cvt`, `max`).
+//! Conversions, packed arithmetic, and arithmetic with one result (PTX ISA, `cvt`, `max`, `sqrt`, `rcp`, `fma`).
 use core::arch::asm;
 
 #[inline(always)]
@@ -55,4 +55,22 @@ pub fn max_u16x2(a: u32, b: u32) -> u32 {
             options(pure, nomem, nostack, preserves_flags));
     }
     larger
+}
+
+macro_rules! rounded_once {
+    ($($name:ident($($x:ident),*) = $text:literal;)*) => { $(
+        /// Without `.ftz` and with `.rn`: what IEEE 754 says, subnormal numbers included.
+        #[inline(always)]
+        pub fn $name($($x: f32),*) -> f32 {
+            let result: f32;
+            // SAFETY: pure arithmetic on registers.
+            unsafe { asm!($text, out(reg32) result, $(in(reg32) $x,)* options(pure, nomem, nostack, preserves_flags)) };
+            result
+        }
+    )* };
+}
+rounded_once! {
+    sqrt_rn(x) = "sqrt.rn.f32 {0}, {1};";
+    rcp_rn(x) = "rcp.rn.f32 {0}, {1};";
+    fma_rn(a, b, c) = "fma.rn.f32 {0}, {1}, {2}, {3};";
 }

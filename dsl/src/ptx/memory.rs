@@ -21,6 +21,9 @@ pub trait AtomicBits: Bits {
     fn store_release<S: Scope>(address: u64, value: Self);
     fn fetch_add_acq_rel<S: Scope>(address: u64, value: Self) -> Self;
     fn fetch_min_relaxed<S: Scope>(address: u64, value: Self) -> Self;
+    fn fetch_max_relaxed<S: Scope>(address: u64, value: Self) -> Self;
+    fn fetch_min_signed_relaxed<S: Scope>(address: u64, value: Self) -> Self;
+    fn fetch_max_signed_relaxed<S: Scope>(address: u64, value: Self) -> Self;
     fn compare_exchange_acq_rel<S: Scope>(address: u64, expected: Self, new: Self) -> Self;
 }
 
@@ -108,7 +111,7 @@ impl Bits for u8 {
 }
 
 macro_rules! atomic_bits {
-    ($($t:ty, $reg:ident, $u:literal, $b:literal;)*) => { $(
+    ($($t:ty, $reg:ident, $u:literal, $s:literal, $b:literal;)*) => { $(
         impl AtomicBits for $t {
             #[inline(always)]
             fn load_relaxed<S: Scope>(address: u64) -> Self { scoped!(S, load, "ld.relaxed", concat!(".global", $u), $reg, reg64, address) }
@@ -123,13 +126,25 @@ macro_rules! atomic_bits {
             #[inline(always)]
             fn fetch_min_relaxed<S: Scope>(address: u64, value: Self) -> Self { scoped!(S, exchange1, "atom.relaxed", concat!(".global.min", $u), $reg, address, value) }
             #[inline(always)]
+            fn fetch_max_relaxed<S: Scope>(address: u64, value: Self) -> Self { scoped!(S, exchange1, "atom.relaxed", concat!(".global.max", $u), $reg, address, value) }
+            #[inline(always)]
+            fn fetch_min_signed_relaxed<S: Scope>(address: u64, value: Self) -> Self { scoped!(S, exchange1, "atom.relaxed", concat!(".global.min", $s), $reg, address, value) }
+            #[inline(always)]
+            fn fetch_max_signed_relaxed<S: Scope>(address: u64, value: Self) -> Self { scoped!(S, exchange1, "atom.relaxed", concat!(".global.max", $s), $reg, address, value) }
+            #[inline(always)]
             fn compare_exchange_acq_rel<S: Scope>(address: u64, expected: Self, new: Self) -> Self {
                 scoped!(S, exchange2, "atom.acq_rel", concat!(".global.cas", $b), $reg, address, expected, new)
             }
         }
     )* };
 }
-atomic_bits! { u32, reg32, ".u32", ".b32"; u64, reg64, ".u64", ".b64"; }
+atomic_bits! { u32, reg32, ".u32", ".s32", ".b32"; u64, reg64, ".u64", ".s64", ".b64"; }
+
+#[inline(always)]
+pub fn fetch_add_f32_relaxed<S: Scope>(address: u64, value: f32) -> f32 {
+    let old: f32 = scoped!(S, exchange1, "atom.relaxed", ".global.add.f32", reg32, address, value);
+    old
+}
 
 macro_rules! load_x4 {
     ($op:literal, $areg:ident, $address:ident) => {{
@@ -188,6 +203,15 @@ pub fn shared_min_u32(address: u32, value: u32) -> u32 {
     // SAFETY: one atomic on an aligned word of the block's shared memory.
     unsafe {
         asm!("atom.relaxed.cta.shared.min.u32 {0}, [{1}], {2};", out(reg32) old, in(reg32) address, in(reg32) value, options(nostack, preserves_flags))
+    };
+    old
+}
+#[inline(always)]
+pub fn shared_max_u32(address: u32, value: u32) -> u32 {
+    let old: u32;
+    // SAFETY: one atomic on an aligned word of the block's shared memory.
+    unsafe {
+        asm!("atom.relaxed.cta.shared.max.u32 {0}, [{1}], {2};", out(reg32) old, in(reg32) address, in(reg32) value, options(nostack, preserves_flags))
     };
     old
 }

@@ -31,6 +31,12 @@ pub trait AtomicBits: Bits {
     #[track_caller]
     fn fetch_min_relaxed<S: Scope>(address: u64, value: Self) -> Self;
     #[track_caller]
+    fn fetch_max_relaxed<S: Scope>(address: u64, value: Self) -> Self;
+    #[track_caller]
+    fn fetch_min_signed_relaxed<S: Scope>(address: u64, value: Self) -> Self;
+    #[track_caller]
+    fn fetch_max_signed_relaxed<S: Scope>(address: u64, value: Self) -> Self;
+    #[track_caller]
     fn compare_exchange_acq_rel<S: Scope>(address: u64, expected: Self, new: Self) -> Self;
 }
 
@@ -68,7 +74,7 @@ impl<W: Word> Bits for W {
 }
 
 macro_rules! atomic_bits {
-    ($($t:ty),*) => { $(
+    ($($t:ty as $signed:ty),*) => { $(
         impl AtomicBits for $t {
             #[track_caller]
             fn load_relaxed<S: Scope>(address: u64) -> Self {
@@ -95,13 +101,48 @@ macro_rules! atomic_bits {
                 device::rmw(global(address), Rmw::Min, value, strength::<S>(Order::Relaxed))
             }
             #[track_caller]
+            fn fetch_max_relaxed<S: Scope>(address: u64, value: Self) -> Self {
+                device::rmw(global(address), Rmw::Max, value, strength::<S>(Order::Relaxed))
+            }
+            #[track_caller]
+            fn fetch_min_signed_relaxed<S: Scope>(address: u64, value: Self) -> Self {
+                update_relaxed::<S, Self>(address, |old| (old as $signed).min(value as $signed) as $t)
+            }
+            #[track_caller]
+            fn fetch_max_signed_relaxed<S: Scope>(address: u64, value: Self) -> Self {
+                update_relaxed::<S, Self>(address, |old| (old as $signed).max(value as $signed) as $t)
+            }
+            #[track_caller]
             fn compare_exchange_acq_rel<S: Scope>(address: u64, expected: Self, new: Self) -> Self {
                 device::compare_exchange(global(address), expected, new, strength::<S>(Order::AcquireRelease))
             }
         }
     )* };
 }
-atomic_bits!(u32, u64);
+atomic_bits!(u32 as i32, u64 as i64);
+
+/// Changes a word at once, as the simulator has no atomic for it; returns the word before.
+#[track_caller]
+fn update_relaxed<S: Scope, W: Word>(address: u64, new: impl Fn(W) -> W) -> W {
+    let strength = strength::<S>(Order::Relaxed);
+    let mut old = device::load(global(address), strength);
+    loop {
+        // Another thread has changed the word in between: it got on, so this ends.
+        let seen = device::compare_exchange(global(address), old, new(old), strength);
+        if seen == old {
+            return old;
+        }
+        old = seen;
+    }
+}
+
+#[track_caller]
+pub fn fetch_add_f32_relaxed<S: Scope>(address: u64, value: f32) -> f32 {
+    // As the GPU's atomic on global memory, which has no subnormal numbers (PTX ISA, `atom`).
+    let flush = |x: f32| if x.is_subnormal() { 0f32.copysign(x) } else { x };
+    let new = |old: u32| flush(flush(f32::from_bits(old)) + flush(value)).to_bits();
+    f32::from_bits(update_relaxed::<S, u32>(address, new))
+}
 
 #[track_caller]
 pub fn load_weak_x4(address: u64) -> U32x4 {
@@ -130,6 +171,10 @@ pub fn shared_add_u32(address: u32, value: u32) -> u32 {
 #[track_caller]
 pub fn shared_min_u32(address: u32, value: u32) -> u32 {
     device::rmw(shared(address), Rmw::Min, value, RELAXED_IN_BLOCK)
+}
+#[track_caller]
+pub fn shared_max_u32(address: u32, value: u32) -> u32 {
+    device::rmw(shared(address), Rmw::Max, value, RELAXED_IN_BLOCK)
 }
 
 /// What an atomic on shared memory is.

@@ -102,6 +102,17 @@ pub fn e4m3x2_from_f32(low: f32, high: f32) -> u16 {
     u16::from(crate::float::software_e4m3(low)) | u16::from(crate::float::software_e4m3(high)) << 8
 }
 
+pub fn sqrt_rn(x: f32) -> f32 {
+    x.sqrt()
+}
+pub fn rcp_rn(x: f32) -> f32 {
+    1.0 / x
+}
+/// One rounding, with or without an instruction for it: `mul_add` is that by definition.
+pub fn fma_rn(a: f32, b: f32, c: f32) -> f32 {
+    a.mul_add(b, c)
+}
+
 #[track_caller]
 pub fn mbarrier_init(at: u32, arrivals: u32) {
     device::mbarrier_init(at, arrivals);

@@ -41,7 +41,32 @@ fn zeros_stay_zeros() {
 
 #[test]
 fn the_ptx_has_the_entry_with_its_launch_bounds() {
-    for part in [".target sm_90", ".visible .entry rms_norm", ".maxntid 256, 1, 1", ".minnctapersm 4", "sqrt.rn.f32"] {
+    for part in [".target sm_90", ".visible .entry rms_norm", ".maxntid 256, 1, 1", ".minnctapersm 4"] {
         assert!(PTX.contains(part), "{part}");
+    }
+}
+
+/// The bits agree because the instructions do: IEEE operations, rounded once, that keep subnormal numbers.
+#[test]
+fn the_ptx_computes_as_the_simulator_does() {
+    let entry = |name: &str| PTX.split(".entry ").find(|entry| entry.starts_with(name)).expect("the entry is there");
+    let (norm, loss) = (entry("rms_norm"), entry("cross_entropy"));
+    for (entry, instructions) in [
+        (norm, &["fma.rn.f32", "sqrt.rn.f32", "rcp.rn.f32", "add.rn.f32", "mul.rn.f32", "div.rn.f32"][..]),
+        (loss, &["fma.rn.f32", "add.rn.f32", "sub.rn.f32", "mul.rn.f32", "redux.sync.max.u32"]),
+        (loss, &["atom.relaxed.gpu.global.add.f32", "atom.relaxed.gpu.global.max.u32"]),
+    ] {
+        for instruction in instructions {
+            assert!(entry.contains(instruction), "{instruction}");
+        }
+    }
+    for line in PTX.lines().filter(|line| line.contains(".f32")) {
+        let opcode = line.trim_start().split_whitespace().find(|word| !word.starts_with('@')).unwrap_or_default();
+        assert!(!opcode.contains(".approx") && !opcode.contains(".ftz"), "{line}");
+        // Without a rounding of its own, a product and a sum may be contracted to an fma.
+        let rounds = ["add", "sub", "mul", "div", "fma", "sqrt", "rcp"]
+            .iter()
+            .any(|name| opcode.split('.').next() == Some(name));
+        assert!(!rounds || opcode.contains(".rn"), "{line}");
     }
 }

@@ -1,6 +1,7 @@
 //! The kernels: one file each.
 #![cfg_attr(target_arch = "nvptx64", no_std, feature(abi_ptx, asm_experimental_arch))]
 
+pub mod cross_entropy;
 pub mod rms_norm;
 
 #[cfg(target_arch = "nvptx64")]

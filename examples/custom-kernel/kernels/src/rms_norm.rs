@@ -1,9 +1,11 @@
 //! Root-mean-square normalisation of BF16 rows: `y = x / sqrt(mean(x^2) + epsilon) * weight`, all of it in f32, rounded once.
 //!
-//! There is no protocol: one warp has one row, reads it twice, and writes it.
+//! There is no protocol with other blocks: one block has one row at a time, which it reads once and keeps in shared memory between the
+//! sum of the squares and the scaling.
 use epoxide_dsl::prelude::*;
 
-/// Arguments of [`rms_norm`]. All addresses are multiples of 16; `y` may be `x`, and nothing else overlaps.
+/// Arguments of [`rms_norm`]. All addresses are multiples of 16; `y` may be `x`, and nothing else overlaps. The launch gives each
+/// block [`shared_bytes`] of shared memory.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct RmsNormArgs {
@@ -21,38 +23,63 @@ pub struct RmsNormArgs {
     pub epsilon: f32,
 }
 
+/// What a block keeps in shared memory: described once, for the kernel and for its launch.
+struct Scratch {
+    /// The row, 8 elements to a vector.
+    row: SharedArray<U32x4>,
+    /// What the block's threads add up through.
+    sums: SharedArray<f32>,
+    bytes: u32,
+}
+
+#[inline(always)]
+const fn scratch(hidden: u32) -> Scratch {
+    let mut layout = SharedLayout::new();
+    Scratch { row: layout.array(hidden / 8), sums: layout.array(block::REDUCTION_WORDS), bytes: layout.bytes() }
+}
+
+/// Bytes of shared memory that a block needs for rows of `hidden` elements.
+pub const fn shared_bytes(hidden: u32) -> u32 {
+    scratch(hidden).bytes
+}
+
 /// Normalises `[rows, hidden]`; any grid.
 #[kernel(threads = 256, blocks_per_sm = 4)]
 pub fn rms_norm(args: RmsNormArgs) {
     let (x, weight, y) = (args.x.cast::<U32x4>(), args.weight.cast::<U32x4>(), args.y.cast::<U32x4>());
-    let vectors = u64::from(args.hidden / 8);
-    let lane = u64::from(warp::lane());
-    let warps = u64::from(thread::grid_blocks() * warp::count());
-    let mut row = u64::from(thread::block_index() * warp::count() + warp::index());
-    // Warp-uniform: all 32 lanes take part in the shuffles of every row.
+    let vectors = args.hidden / 8;
+    let (x, y) = (x.rows(vectors), y.rows(vectors));
+    let scratch = scratch(args.hidden);
+    let (kept, sums) = (scratch.row.address(), scratch.sums.address());
+    let mut row = u64::from(thread::block_index());
+    // Uniform in the block: all its threads take part in the sum of every row.
     while row < args.rows {
         let mut sum = 0.0;
-        let mut i = lane;
+        let mut i = thread::index();
         while i < vectors {
-            let values = widen(x.load_weak(row * vectors + i));
-            unroll!(J in 8 => { sum += values[J] * values[J]; });
-            i += 32;
+            let vector = x.row(row).load_weak(i);
+            // Each thread reads again what it wrote itself: nobody waits for it.
+            kept.store_weak(i, vector);
+            let values = widen(vector);
+            unroll!(J in 8 => { sum = math::fma(values[J], values[J], sum); });
+            i += thread::block_threads();
         }
-        let scale = 1.0 / sqrt(sum_of_warp(sum) / args.hidden as f32 + args.epsilon);
-        let mut i = lane;
+        let sum = block::sum_f32(sum, sums).get();
+        let scale = math::rsqrt(sum / args.hidden as f32 + args.epsilon);
+        let mut i = thread::index();
         while i < vectors {
-            let values = widen(x.load_weak(row * vectors + i));
+            let values = widen(kept.load_weak(i));
             let weights = widen(weight.load_weak(i));
             let mut out = [0; 4];
             unroll!(J in 4 => {
-                let low = Bf16::from_f32(values[2 * J] * scale * weights[2 * J]);
-                let high = Bf16::from_f32(values[2 * J + 1] * scale * weights[2 * J + 1]);
-                out[J] = u32::from(low.0) | u32::from(high.0) << 16;
+                let low = values[2 * J] * scale * weights[2 * J];
+                let high = values[2 * J + 1] * scale * weights[2 * J + 1];
+                out[J] = Bf16::pair_from_f32(low, high);
             });
-            y.store_weak(row * vectors + i, out);
-            i += 32;
+            y.row(row).store_weak(i, out);
+            i += thread::block_threads();
         }
-        row += warps;
+        row += u64::from(thread::grid_blocks());
     }
 }
 
@@ -61,37 +88,9 @@ pub fn rms_norm(args: RmsNormArgs) {
 fn widen(v: U32x4) -> [f32; 8] {
     let mut out = [0.0; 8];
     unroll!(J in 4 => {
-        out[2 * J] = f32::from_bits(v[J] << 16);
-        out[2 * J + 1] = f32::from_bits(v[J] & 0xffff_0000);
+        let [low, high] = Bf16::unpack(v[J]);
+        out[2 * J] = low;
+        out[2 * J + 1] = high;
     });
     out
-}
-
-/// The sum over the warp, the same bits in all lanes: neighbours first, then pairs, and so on. Warp-collective.
-#[inline(always)]
-#[track_caller]
-fn sum_of_warp(mut sum: f32) -> f32 {
-    let mut flip = 1;
-    while flip < warp::LANES {
-        sum += f32::from_bits(warp::shuffle_xor(warp::ALL, sum.to_bits(), flip));
-        flip *= 2;
-    }
-    sum
-}
-
-/// An instruction that the DSL does not have: on the GPU one line of PTX (it concerns one thread alone; a collective must
-/// never be inline assembly), and its equal, bit for bit, on the simulator.
-#[inline(always)]
-fn sqrt(x: f32) -> f32 {
-    #[cfg(target_arch = "nvptx64")]
-    {
-        let root: f32;
-        // SAFETY: a computation in registers.
-        unsafe {
-            core::arch::asm!("sqrt.rn.f32 {0}, {1};", out(reg32) root, in(reg32) x, options(pure, nomem, nostack, preserves_flags));
-        }
-        root
-    }
-    #[cfg(not(target_arch = "nvptx64"))]
-    x.sqrt()
 }
