@@ -127,7 +127,8 @@ fn vectors_of_another_format_are_replaced() {
 #[test]
 fn what_no_dispatch_brought_is_not_grouped() {
     let good = || {
-        let counts = epoxide::RecvCounts { rows: 2, by_expert: vec![1, 1], ..Default::default() };
+        let mut counts = epoxide::RecvCounts::default();
+        (counts.rows, counts.by_expert) = (2, vec![1, 1]);
         Received { counts, topk_idx: vec![0, -1, -1, 1], topk_weights: vec![1.0; 4], ..Received::default() }
     };
     good().by_expert().unwrap();

@@ -252,7 +252,7 @@ impl ElasticBuffer {
     pub unsafe fn combine_raw(&mut self, handle: &Dispatched, input: &RawCombineInput) -> Result<()> {
         self.check()?;
         self.check_handle("combine", handle)?;
-        // SAFETY: the caller's promise, the same words as `enqueue_combine` has.
+        // SAFETY: `y` has room for the handle's tokens, and nobody else touches it until the operation is done: the caller's promise.
         unsafe { self.enqueue_combine(handle, input) }
     }
 

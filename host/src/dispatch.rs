@@ -136,7 +136,7 @@ impl ElasticBuffer {
     /// The addresses are valid for the sizes that [`RawDispatchInput`] states and aligned to their elements (`x` to 16
     /// bytes), and nothing writes them until the operation is done.
     pub unsafe fn dispatch_raw(&mut self, input: &RawDispatchInput) -> Result<Dispatched> {
-        // SAFETY: the caller's promise, the same words as `enqueue_dispatch` has.
+        // SAFETY: inputs of the sizes stated, aligned, that nobody writes until the operation is done: all of it the caller's promise.
         unsafe { self.enqueue_dispatch(input) }
     }
 

@@ -69,7 +69,7 @@ impl LocalGroup {
             let runtime = SimRuntime::new(machine.actor(rank)?);
             let stream = runtime.create_stream()?;
             let rendezvous = Rendezvous::new(Way::Machine(Simulated::new(runtime.host_thread())));
-            let (runtime, local) = (Runtime::Sim(runtime), Arc::clone(&local));
+            let (runtime, stream, local) = (Runtime::Sim(runtime), RawStream::Sim(stream), Arc::clone(&local));
             Comm::new(rank, ranks, runtime, stream, rendezvous, local, DEFAULT_SIMULATED_SMS)
         });
         Ok(Self { comms: comms.collect::<Result<_>>()? })
@@ -127,7 +127,7 @@ impl LocalGroup {
         })
     }
 
-    fn on_cuda(devices: &[u32], stream: impl Fn(&CudaRuntime) -> Result<RawStream>) -> Result<Self> {
+    fn on_cuda(devices: &[u32], stream: impl Fn(&CudaRuntime) -> Result<u64>) -> Result<Self> {
         let ranks = u32::try_from(devices.len()).unwrap_or(u32::MAX);
         check_ranks(ranks)?;
         // One object for each GPU, however many ranks it has.
@@ -149,7 +149,7 @@ impl LocalGroup {
         let comms = Member::group(ranks).into_iter().zip(devices).map(|(member, device)| {
             let rank = member.rank();
             let runtime = CudaRuntime::new(Arc::clone(&gpus[device]), rank)?;
-            let stream = stream(&runtime)?;
+            let stream = RawStream::Cuda(stream(&runtime)?);
             let (runtime, rendezvous) = (Runtime::Cuda(runtime), Rendezvous::new(Way::Threads(member)));
             Comm::new(rank, ranks, runtime, stream, rendezvous, Arc::clone(&local), default_num_sms)
         });

@@ -6,7 +6,7 @@ use crate::transport::local::LeftBehind;
 
 impl ElasticBuffer {
     /// Waits for this rank's operations, then for every rank, and frees the memory. Collective; a buffer that is dropped instead
-    /// leaves its memory to the group, until the last rank's [`Comm`] is gone.
+    /// leaves its memory to the group, until the last rank's [`Comm`](crate::Comm) is gone.
     ///
     /// # Errors
     ///

@@ -14,7 +14,7 @@ impl Comm {
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfMemory`]; [`Error::InvalidArgument`] when the bytes do not fit in 64 bits.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory); [`Error::InvalidArgument`](crate::Error::InvalidArgument) when the bytes do not fit in 64 bits.
     pub fn empty<T: Element>(&self, len: u64) -> Result<DeviceTensor<T>> {
         DeviceTensor::new(self.clone(), len)
     }
@@ -23,7 +23,7 @@ impl Comm {
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfMemory`].
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub fn tensor<T: Element>(&self, values: &[T]) -> Result<DeviceTensor<T>> {
         let mut tensor = self.empty(values.len() as u64)?;
         tensor.copy_from_host(values)?;

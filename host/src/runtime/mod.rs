@@ -3,6 +3,7 @@
 //! Both have the same methods; this file is the only place that asks which one it is. A group makes the one or the other, and nothing
 //! else of this crate knows.
 pub(crate) mod cuda;
+mod mapped;
 pub(crate) mod sim;
 
 use std::sync::Arc;
@@ -11,20 +12,10 @@ use epoxide_dsl::memory::Global;
 use epoxide_dsl::{Kernel, KernelArg};
 use epoxide_kernels::measure::copy::{CopyArgs, copy};
 
+pub(crate) use self::mapped::Mapped;
+
 use crate::error::{Error, Result};
 use crate::pool;
-
-/// Memory that both the host and the device can access while a kernel runs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Mapped {
-    /// Where the host sees it.
-    pub host: *mut u8,
-    /// Where the device sees it.
-    pub device: u64,
-}
-
-// SAFETY: an address range; every access to it is made through atomics by its users.
-unsafe impl Send for Mapped {}
 
 /// A queue of work on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,19 +138,35 @@ macro_rules! forward {
     )* };
 }
 
-/// [`forward`] for what touches memory at an address: each runtime's method has the `# Safety` that is stated here.
-macro_rules! forward_unsafe {
-    ($($(#[$doc:meta])* unsafe fn $name:ident(&self $(, $arg:ident: $t:ty)*) -> $r:ty;)*) => { $(
+/// Methods of both runtimes that touch memory at an address, in the order of a stream of their own, the last argument. Each runtime's
+/// has the `# Safety` that is stated here.
+macro_rules! unsafe_on_stream {
+    ($($(#[$doc:meta])* unsafe fn $name:ident(&self $(, $arg:ident: $t:ty)*; stream);)*) => { $(
         $(#[$doc])*
-        pub(crate) unsafe fn $name(&self $(, $arg: $t)*) -> $r {
-            match self {
+        pub(crate) unsafe fn $name(&self $(, $arg: $t)*, stream: RawStream) -> Result<()> {
+            match self.on(stream)? {
                 // SAFETY: the caller's promise is about the address alone, and is what the simulator's method of this name asks.
-                Self::Sim(runtime) => unsafe { runtime.$name($($arg),*) },
+                On::Sim(runtime, stream) => unsafe { runtime.$name($($arg,)* stream) },
                 // SAFETY: the caller's promise is about the address alone, and is what the driver's method of this name asks.
-                Self::Cuda(runtime) => unsafe { runtime.$name($($arg),*) },
+                On::Cuda(runtime, stream) => unsafe { runtime.$name($($arg,)* stream) },
             }
         }
     )* };
+}
+
+/// A runtime and a stream of its own.
+enum On<'a> {
+    Sim(&'a sim::SimRuntime, epoxide_sim::Stream),
+    Cuda(&'a cuda::CudaRuntime, u64),
+}
+
+/// What is said of a stream or an event of another runtime.
+fn of_another(argument: &'static str, runtime: &Runtime, value: impl std::fmt::Display) -> Error {
+    let rule = match runtime {
+        Runtime::Sim(_) => "this rank runs on the simulated GPU".to_owned(),
+        Runtime::Cuda(_) => format!("must be a CUDA {argument} on a CUDA device"),
+    };
+    Error::argument(argument, value, rule)
 }
 
 /// The most blocks of a launch in one dimension (CUDA Programming Guide, "Compute Capabilities").
@@ -173,30 +180,10 @@ impl Runtime {
         fn description(&self) -> String;
         /// Allocates device memory, at a multiple of 256 bytes; `what` is for the error.
         fn allocate(&self, what: &'static str, bytes: u64) -> Result<u64>;
-        /// Where the rank's memory for tensors comes from.
-        fn segments(&self) -> Segments;
-        /// Whether everything on the stream is done; false where there is no knowing.
-        fn is_idle(&self, stream: RawStream) -> bool;
         /// Whether giving memory back waits for no rank that may wait for this one, wherever they are.
         fn gives_back_alone(&self) -> bool;
         /// Allocates memory that host and device share, zeroed.
         fn allocate_mapped(&self, bytes: u64) -> Result<Mapped>;
-        /// What frees both.
-        fn heap(&self) -> Heap;
-        /// Waits until the stream is idle.
-        fn synchronize(&self, stream: RawStream) -> Result<()>;
-        /// Marks a point in the stream.
-        fn record_event(&self, stream: RawStream) -> Result<RawEvent>;
-        /// [`Self::record_event`] that never waits, not even for the rank's own stream: for the end of a buffer's or a rank's life.
-        fn mark(&self, stream: RawStream) -> Result<RawEvent>;
-        /// Lets the stream wait for an event of any stream of the same device.
-        fn wait_event(&self, stream: RawStream, event: &RawEvent) -> Result<()>;
-        /// Waits until the event is reached, on whichever rank's stream it is.
-        fn synchronize_event(&self, event: &RawEvent) -> Result<()>;
-        /// Takes the rank's streams, for whoever waits for what is left on them. The rank uses none any more.
-        fn leave_streams(&self) -> LeftStreams;
-        /// Milliseconds between two events that have both happened.
-        fn elapsed_ms(&self, from: &RawEvent, to: &RawEvent) -> Result<f64>;
     }
 
     /// Whether the device's clock is virtual: its times are no wall time.
@@ -204,28 +191,28 @@ impl Runtime {
         matches!(self, Self::Sim(_))
     }
 
-    forward_unsafe! {
+    unsafe_on_stream! {
         /// Copies to the device in stream order; returns when `from` may be reused.
         ///
         /// # Safety
         ///
         /// `to` is the address of `from.len()` bytes of this rank's device memory, which only work that is before or behind this
         /// on `stream` touches; no reference of the host's lies in them.
-        unsafe fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()>;
+        unsafe fn copy_to_device(&self, to: u64, from: &[u8]; stream);
         /// Copies to the host in stream order; returns when `to` is filled.
         ///
         /// # Safety
         ///
         /// `from` is the address of `to.len()` bytes of device memory that this rank may read, all of them written by work that
         /// is before this on `stream`, or whatever was there where the caller takes that.
-        unsafe fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()>;
+        unsafe fn copy_to_host(&self, to: &mut [u8], from: u64; stream);
         /// Sets bytes, enqueued.
         ///
         /// # Safety
         ///
         /// `to` is the address of `bytes` bytes of this rank's device memory, allocated until the stream has passed this, which
         /// only work that is before or behind this on `stream` touches; no reference of the host's lies in them.
-        unsafe fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()>;
+        unsafe fn fill(&self, to: u64, byte: u8, bytes: u64; stream);
     }
 
     /// Copies `bytes`, a multiple of 16, within the device, enqueued. Both addresses are multiples of 16.
@@ -260,6 +247,110 @@ impl Runtime {
         match self {
             Self::Sim(_) => 2,
             Self::Cuda(runtime) => runtime.sms() * on_each_sm,
+        }
+    }
+
+    /// This runtime with the stream, if it is of the same kind.
+    fn on(&self, stream: RawStream) -> Result<On<'_>> {
+        match (self, stream) {
+            (Self::Sim(runtime), RawStream::Sim(stream)) => Ok(On::Sim(runtime, stream)),
+            (Self::Cuda(runtime), RawStream::Cuda(stream)) => Ok(On::Cuda(runtime, stream)),
+            (Self::Sim(_), RawStream::Cuda(_)) => Err(of_another("stream", self, "a CUDA stream")),
+            (Self::Cuda(_), RawStream::Sim(_)) => Err(of_another("stream", self, format_args!("{stream:?}"))),
+        }
+    }
+
+    /// What is said of an event of the other kind.
+    fn event_of_another(&self, event: &RawEvent) -> Error {
+        match event {
+            RawEvent::Cuda(_) => of_another("event", self, "a CUDA event"),
+            RawEvent::Sim(_) => of_another("event", self, format_args!("{event:?}")),
+        }
+    }
+
+    /// Where the rank's memory for tensors comes from.
+    pub(crate) fn segments(&self) -> Segments {
+        match self {
+            Self::Sim(runtime) => Segments::Sim(runtime.segments()),
+            Self::Cuda(runtime) => Segments::Cuda(runtime.segments()),
+        }
+    }
+
+    /// What frees device memory and memory that host and device share.
+    pub(crate) fn heap(&self) -> Heap {
+        match self {
+            Self::Sim(runtime) => Heap::Sim(runtime.machine()),
+            Self::Cuda(runtime) => Heap::Cuda(Arc::clone(runtime.device())),
+        }
+    }
+
+    /// Whether everything on the stream is done; false where there is no knowing.
+    pub(crate) fn is_idle(&self, stream: RawStream) -> bool {
+        self.on(stream).is_ok_and(|on| match on {
+            On::Sim(runtime, stream) => runtime.is_idle(stream),
+            On::Cuda(runtime, stream) => runtime.is_idle(stream),
+        })
+    }
+
+    /// Waits until the stream is idle.
+    pub(crate) fn synchronize(&self, stream: RawStream) -> Result<()> {
+        match self.on(stream)? {
+            On::Sim(runtime, stream) => runtime.synchronize(stream),
+            On::Cuda(runtime, stream) => runtime.synchronize(stream),
+        }
+    }
+
+    /// Marks a point in the stream.
+    pub(crate) fn record_event(&self, stream: RawStream) -> Result<RawEvent> {
+        match self.on(stream)? {
+            On::Sim(runtime, stream) => runtime.record_event(stream).map(RawEvent::Sim),
+            On::Cuda(runtime, stream) => runtime.record_event(stream).map(RawEvent::Cuda),
+        }
+    }
+
+    /// [`Self::record_event`] that never waits, not even for the rank's own stream: for the end of a buffer's or a rank's life.
+    pub(crate) fn mark(&self, stream: RawStream) -> Result<RawEvent> {
+        match self.on(stream)? {
+            On::Sim(runtime, stream) => runtime.mark(stream).map(RawEvent::Sim),
+            On::Cuda(runtime, stream) => runtime.mark(stream).map(RawEvent::Cuda),
+        }
+    }
+
+    /// Lets the stream wait for an event of any stream of the same device.
+    pub(crate) fn wait_event(&self, stream: RawStream, event: &RawEvent) -> Result<()> {
+        match (self.on(stream)?, event) {
+            (On::Sim(runtime, stream), RawEvent::Sim(event)) => runtime.wait_event(stream, event),
+            (On::Cuda(runtime, stream), RawEvent::Cuda(event)) => runtime.wait_event(stream, event),
+            _ => Err(self.event_of_another(event)),
+        }
+    }
+
+    /// Waits until the event is reached, on whichever rank's stream it is.
+    pub(crate) fn synchronize_event(&self, event: &RawEvent) -> Result<()> {
+        match (self, event) {
+            (Self::Sim(runtime), RawEvent::Sim(event)) => runtime.synchronize_event(event),
+            (Self::Cuda(runtime), RawEvent::Cuda(event)) => runtime.synchronize_event(event),
+            _ => Err(self.event_of_another(event)),
+        }
+    }
+
+    /// Milliseconds between two events that have both happened.
+    pub(crate) fn elapsed_ms(&self, from: &RawEvent, to: &RawEvent) -> Result<f64> {
+        match (self, from, to) {
+            (Self::Sim(runtime), RawEvent::Sim(from), RawEvent::Sim(to)) => runtime.elapsed_ms(from, to),
+            (Self::Cuda(runtime), RawEvent::Cuda(from), RawEvent::Cuda(to)) => runtime.elapsed_ms(from, to),
+            (Self::Sim(_), RawEvent::Sim(_), _) | (Self::Cuda(_), RawEvent::Cuda(_), _) => {
+                Err(self.event_of_another(to))
+            }
+            _ => Err(self.event_of_another(from)),
+        }
+    }
+
+    /// Takes the rank's streams, for whoever waits for what is left on them. The rank uses none any more.
+    pub(crate) fn leave_streams(&self) -> LeftStreams {
+        match self {
+            Self::Sim(_) => None,
+            Self::Cuda(runtime) => Some(runtime.leave_streams()),
         }
     }
 
@@ -302,11 +393,11 @@ impl Runtime {
         args: &A,
         stream: RawStream,
     ) -> Result<()> {
-        match self {
+        match self.on(stream)? {
             // SAFETY: the arguments keep the kernel's contract, by the caller's promise, which is all that the simulator asks.
-            Self::Sim(runtime) => unsafe { runtime.launch(kernel, grid, shared_bytes, args, stream) },
+            On::Sim(runtime, stream) => unsafe { runtime.launch(kernel, grid, shared_bytes, args, stream) },
             // SAFETY: the arguments keep the kernel's contract, by the caller's promise, which is all that the driver asks.
-            Self::Cuda(runtime) => unsafe { runtime.launch(kernel, grid, shared_bytes, args, stream) },
+            On::Cuda(runtime, stream) => unsafe { runtime.launch(kernel, grid, shared_bytes, args, stream) },
         }
     }
 }

@@ -3,9 +3,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use epoxide_dsl::{Kernel, KernelArg};
-use epoxide_sim::{Actor, Machine};
+use epoxide_sim::{Actor, Event, Machine, Stream};
 
-use super::{Heap, LeftStreams, Mapped, RawEvent, RawStream, Segments};
+use super::Mapped;
 use crate::error::{Error, Result};
 use crate::pool::{self, Block};
 
@@ -51,14 +51,14 @@ impl SimRuntime {
         allocate(actor.machine(), actor.rank(), what, bytes)
     }
 
-    pub(crate) fn segments(&self) -> Segments {
+    pub(crate) fn segments(&self) -> SimSegments {
         let actor = self.actor();
-        Segments::Sim(SimSegments { machine: actor.machine().clone(), rank: actor.rank() })
+        SimSegments { machine: actor.machine().clone(), rank: actor.rank() }
     }
 
     /// A machine that halted says nothing.
-    pub(crate) fn is_idle(&self, stream: RawStream) -> bool {
-        sim_stream(stream).is_ok_and(|stream| self.actor().is_idle(stream).unwrap_or(false))
+    pub(crate) fn is_idle(&self, stream: Stream) -> bool {
+        self.actor().is_idle(stream).unwrap_or(false)
     }
 
     /// Giving back waits for nothing here.
@@ -66,8 +66,9 @@ impl SimRuntime {
         true
     }
 
-    pub(crate) fn heap(&self) -> Heap {
-        Heap::Sim(self.actor().machine().clone())
+    /// The machine, which holds all memory.
+    pub(crate) fn machine(&self) -> Machine {
+        self.actor().machine().clone()
     }
 
     pub(crate) fn allocate_mapped(&self, bytes: u64) -> Result<Mapped> {
@@ -76,16 +77,16 @@ impl SimRuntime {
         Ok(Mapped { host: device as *mut u8, device })
     }
 
-    pub(crate) fn create_stream(&self) -> Result<RawStream> {
-        Ok(RawStream::Sim(self.actor().create_stream()))
+    pub(crate) fn create_stream(&self) -> Result<Stream> {
+        Ok(self.actor().create_stream())
     }
 
     /// # Safety
     ///
     /// As for [`Runtime::copy_to_device`](super::Runtime::copy_to_device).
-    pub(crate) unsafe fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()> {
+    pub(crate) unsafe fn copy_to_device(&self, to: u64, from: &[u8], stream: Stream) -> Result<()> {
         let actor = self.actor();
-        actor.synchronize(sim_stream(stream)?)?;
+        actor.synchronize(stream)?;
         // The lock is held on: nobody enqueues work on this rank meanwhile.
         // SAFETY: by the caller's promise (`Runtime::copy_to_device`) nothing but this rank's stream, which is idle, and its
         // host uses these bytes now; the write touches no others, whatever the other ranks' kernels do next to them. Nothing
@@ -96,9 +97,9 @@ impl SimRuntime {
     /// # Safety
     ///
     /// As for [`Runtime::copy_to_host`](super::Runtime::copy_to_host), though the machine checks the range itself.
-    pub(crate) unsafe fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()> {
+    pub(crate) unsafe fn copy_to_host(&self, to: &mut [u8], from: u64, stream: Stream) -> Result<()> {
         let actor = self.actor();
-        actor.synchronize(sim_stream(stream)?)?;
+        actor.synchronize(stream)?;
         // SAFETY: as in `copy_to_device`, with `Runtime::copy_to_host`: the other ranks may be at work, and even write into this
         // rank's window, but not these bytes, and the read touches no others.
         Ok(unsafe { actor.machine().peek_bytes(from, to) }?)
@@ -107,7 +108,7 @@ impl SimRuntime {
     /// # Safety
     ///
     /// As for [`Runtime::fill`](super::Runtime::fill).
-    pub(crate) unsafe fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()> {
+    pub(crate) unsafe fn fill(&self, to: u64, byte: u8, bytes: u64, stream: Stream) -> Result<()> {
         let actor = self.actor();
         let machine = actor.machine().clone();
         let fill = move || {
@@ -115,41 +116,36 @@ impl SimRuntime {
             // else touches: the caller's promise.
             unsafe { machine.fill_bytes(to, byte, bytes) }.expect("device memory, as the caller allocated it");
         };
-        Ok(actor.host_call(sim_stream(stream)?, Box::new(fill))?)
+        Ok(actor.host_call(stream, Box::new(fill))?)
     }
 
-    pub(crate) fn synchronize(&self, stream: RawStream) -> Result<()> {
-        Ok(self.actor().synchronize(sim_stream(stream)?)?)
+    pub(crate) fn synchronize(&self, stream: Stream) -> Result<()> {
+        Ok(self.actor().synchronize(stream)?)
     }
 
-    pub(crate) fn record_event(&self, stream: RawStream) -> Result<RawEvent> {
-        Ok(RawEvent::Sim(self.actor().record_event(sim_stream(stream)?)?))
+    pub(crate) fn record_event(&self, stream: Stream) -> Result<Event> {
+        Ok(self.actor().record_event(stream)?)
     }
 
-    pub(crate) fn mark(&self, stream: RawStream) -> Result<RawEvent> {
-        Ok(RawEvent::Sim(self.actor().mark(sim_stream(stream)?)?))
+    pub(crate) fn mark(&self, stream: Stream) -> Result<Event> {
+        Ok(self.actor().mark(stream)?)
     }
 
-    pub(crate) fn wait_event(&self, stream: RawStream, event: &RawEvent) -> Result<()> {
-        Ok(self.actor().wait_event(sim_stream(stream)?, sim_event(event)?)?)
-    }
-
-    /// The machine keeps its streams.
-    pub(crate) fn leave_streams(&self) -> LeftStreams {
-        None
+    pub(crate) fn wait_event(&self, stream: Stream, event: &Event) -> Result<()> {
+        Ok(self.actor().wait_event(stream, event)?)
     }
 
     /// The wall time between them: what a user of the simulator waits for.
-    pub(crate) fn elapsed_ms(&self, from: &RawEvent, to: &RawEvent) -> Result<f64> {
-        let elapsed = sim_event(to)?.wall_time().zip(sim_event(from)?.wall_time());
+    pub(crate) fn elapsed_ms(&self, from: &Event, to: &Event) -> Result<f64> {
+        let elapsed = to.wall_time().zip(from.wall_time());
         let elapsed = elapsed.map(|(to, from)| to.saturating_duration_since(from));
         let elapsed: Duration = elapsed
             .ok_or_else(|| Error::argument("event", "not reached", "wait for the stream before asking for times"))?;
         Ok(elapsed.as_secs_f64() * 1e3)
     }
 
-    pub(crate) fn synchronize_event(&self, event: &RawEvent) -> Result<()> {
-        Ok(self.actor().synchronize_event(sim_event(event)?)?)
+    pub(crate) fn synchronize_event(&self, event: &Event) -> Result<()> {
+        Ok(self.actor().synchronize_event(event)?)
     }
 
     /// Nothing has to be loaded; the answer is the kernel's own bound.
@@ -176,12 +172,12 @@ impl SimRuntime {
         grid: u32,
         shared_bytes: u32,
         args: &A,
-        stream: RawStream,
+        stream: Stream,
     ) -> Result<()> {
         let launch = kernel.simulated(grid, shared_bytes, *args);
         // SAFETY: the caller's promise for the arguments; our kernels keep to the rules of device code, so that their frames
         // hold only values without `Drop`.
-        Ok(unsafe { self.actor().launch(sim_stream(stream)?, launch) }?)
+        Ok(unsafe { self.actor().launch(stream, launch) }?)
     }
 }
 
@@ -213,19 +209,5 @@ impl pool::Segments for SimSegments {
     unsafe fn release(&mut self, segment: Block) -> Result<()> {
         // SAFETY: `segment` allocated it, and the caller promises that nothing uses it any more and that this is its one end.
         Ok(unsafe { self.machine.free(segment.address) }?)
-    }
-}
-
-fn sim_stream(stream: RawStream) -> Result<epoxide_sim::Stream> {
-    match stream {
-        RawStream::Sim(stream) => Ok(stream),
-        RawStream::Cuda(_) => Err(Error::argument("stream", "a CUDA stream", "this rank runs on the simulated GPU")),
-    }
-}
-
-fn sim_event(event: &RawEvent) -> Result<&epoxide_sim::Event> {
-    match event {
-        RawEvent::Sim(event) => Ok(event),
-        RawEvent::Cuda(_) => Err(Error::argument("event", "a CUDA event", "this rank runs on the simulated GPU")),
     }
 }

@@ -102,8 +102,8 @@ mod tests {
 
     use super::*;
     use crate::rendezvous::each_rank;
-    use crate::runtime::Runtime;
     use crate::runtime::sim::SimRuntime;
+    use crate::runtime::{RawStream, Runtime};
 
     /// For a user that is no buffer: memory and a rendezvous are all it takes.
     #[test]
@@ -111,7 +111,7 @@ mod tests {
         let machine = Machine::new(MachineConfig::new(3, Mode::Fast { workers: 1 })).unwrap();
         let windows = each_rank(3, |rank, turn| {
             let runtime = SimRuntime::new(machine.actor(rank).unwrap());
-            let stream = runtime.create_stream().unwrap();
+            let stream = RawStream::Sim(runtime.create_stream().unwrap());
             let memory = Memory::new(Arc::new(Runtime::Sim(runtime)), stream);
             let own = Windows::allocate(&memory, "a test's window", 4096).unwrap();
             let windows = Windows::share(turn, Ok(own)).unwrap();

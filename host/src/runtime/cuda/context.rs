@@ -117,3 +117,13 @@ impl Drop for PrimaryContext {
         let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
     }
 }
+
+/// Device memory that is free now, of the current context's GPU; 0 if even that cannot be said.
+pub(super) fn free_bytes() -> u64 {
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: valid places for both answers.
+    match unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) } {
+        CUresult::CUDA_SUCCESS => free as u64,
+        _ => 0,
+    }
+}

@@ -6,8 +6,8 @@ use cudarc::driver::sys;
 use epoxide_dsl::{Kernel, KernelArg};
 
 use super::CudaRuntime;
+use super::streams::handle;
 use crate::error::{Error, Result};
-use crate::runtime::RawStream;
 
 impl CudaRuntime {
     /// Loads a kernel and sets its attributes, so that no later launch does (lazy loading synchronises against a peer that
@@ -58,10 +58,9 @@ impl CudaRuntime {
         grid: u32,
         shared_bytes: u32,
         args: &A,
-        stream: RawStream,
+        stream: u64,
     ) -> Result<()> {
         let name = kernel.name();
-        let (raw, stream) = (stream, self.stream(stream)?);
         let Some(function) = self.device.kernels().prepared(name) else {
             return Err(Error::argument(
                 "kernel",
@@ -76,8 +75,9 @@ impl CudaRuntime {
         if grid == 0 {
             return Err(Error::argument("grid", grid, format!("{name} needs at least one block")));
         }
-        self.pace(raw)?;
+        self.pace(stream)?;
         self.bind()?;
+        let stream = handle(stream);
         let (function, threads) = (function.handle.0, kernel.threads());
         let mut params = [ptr::from_ref(args).cast_mut().cast::<c_void>()];
         // Both calls are older than `cuLaunchKernelEx`, and so in every table of cudarc's.

@@ -3,15 +3,17 @@
 //! What takes an address is unsafe: nothing here can check it beyond what the driver does, which refuses ranges that it did not
 //! allocate.
 use std::ptr;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use cudarc::driver::sys::{self, CUresult};
 
+use super::context::free_bytes;
 use super::driver::check_for;
 use super::staging::Staging;
+use super::streams::handle;
 use super::{CudaDevice, CudaRuntime, CudaSegments};
 use crate::error::{Error, Result};
-use crate::runtime::{Heap, Mapped, RawStream, Segments};
+use crate::runtime::Mapped;
 
 /// A size as the driver takes it. What does not fit, it cannot allocate or copy either, and will refuse.
 fn length(bytes: u64) -> usize {
@@ -72,19 +74,14 @@ impl CudaRuntime {
     }
 
     /// Where the rank's memory for tensors comes from.
-    pub(crate) fn segments(&self) -> Segments {
+    pub(crate) fn segments(&self) -> CudaSegments {
         let device = &self.device;
-        Segments::Cuda(CudaSegments::new(self.rank, device.context(), device.accessors(), device.memory_bytes()))
+        CudaSegments::new(self.rank, device.context(), device.accessors(), device.memory_bytes())
     }
 
     /// Whether no other rank is on the GPU: giving memory back may wait for everything that runs there.
     pub(crate) fn gives_back_alone(&self) -> bool {
         self.device.claimed_streams() == self.streams.count()
-    }
-
-    /// What frees it.
-    pub(crate) fn heap(&self) -> Heap {
-        Heap::Cuda(Arc::clone(&self.device))
     }
 
     /// Allocates memory that host and device share, zeroed.
@@ -119,11 +116,11 @@ impl CudaRuntime {
     /// # Safety
     ///
     /// As for [`Runtime::copy_to_device`](crate::runtime::Runtime::copy_to_device).
-    pub(crate) unsafe fn copy_to_device(&self, to: u64, from: &[u8], stream: RawStream) -> Result<()> {
+    pub(crate) unsafe fn copy_to_device(&self, to: u64, from: &[u8], stream: u64) -> Result<()> {
         // First the work before it: a copy that waits for its stream in a copy engine's queue, which streams share, could
         // hold up a rank that this one waits for.
         self.synchronize(stream)?;
-        let stream = self.stream(stream)?;
+        let stream = handle(stream);
         // SAFETY: the context is current; the caller may write `from.len()` bytes at `to` in the order of `stream`.
         self.with_staging(|staging| unsafe { staging.copy_to_device(to, from, stream) })
     }
@@ -137,10 +134,10 @@ impl CudaRuntime {
     /// # Safety
     ///
     /// As for [`Runtime::copy_to_host`](crate::runtime::Runtime::copy_to_host).
-    pub(crate) unsafe fn copy_to_host(&self, to: &mut [u8], from: u64, stream: RawStream) -> Result<()> {
+    pub(crate) unsafe fn copy_to_host(&self, to: &mut [u8], from: u64, stream: u64) -> Result<()> {
         // As in `copy_to_device`.
         self.synchronize(stream)?;
-        let stream = self.stream(stream)?;
+        let stream = handle(stream);
         // SAFETY: the context is current; the caller may read `to.len()` bytes at `from` in the order of `stream`.
         self.with_staging(|staging| unsafe { staging.copy_to_host(to, from, stream) })
     }
@@ -154,8 +151,8 @@ impl CudaRuntime {
     /// # Safety
     ///
     /// As for [`Runtime::fill`](crate::runtime::Runtime::fill).
-    pub(crate) unsafe fn fill(&self, to: u64, byte: u8, bytes: u64, stream: RawStream) -> Result<()> {
-        let stream = self.stream(stream)?;
+    pub(crate) unsafe fn fill(&self, to: u64, byte: u8, bytes: u64, stream: u64) -> Result<()> {
+        let stream = handle(stream);
         self.bind()?;
         if bytes == 0 {
             return Ok(());
@@ -173,15 +170,5 @@ impl CudaRuntime {
             Some(staging) => copy(staging).map_err(|error| self.place(error)),
             None => unreachable!("only `Drop` takes the staging buffer"),
         }
-    }
-}
-
-/// Device memory that is free now, of the current context's GPU; 0 if even that cannot be said.
-pub(super) fn free_bytes() -> u64 {
-    let (mut free, mut total) = (0, 0);
-    // SAFETY: valid places for both answers.
-    match unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) } {
-        CUresult::CUDA_SUCCESS => free as u64,
-        _ => 0,
     }
 }

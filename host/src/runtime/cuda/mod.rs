@@ -21,6 +21,7 @@ mod budget;
 mod context;
 mod device;
 mod driver;
+mod event;
 mod kernels;
 mod launch;
 mod memory;
@@ -29,6 +30,7 @@ mod pace;
 mod segments;
 mod staging;
 mod stream;
+mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -38,12 +40,13 @@ use cudarc::driver::sys::CUresult;
 
 pub(crate) use self::budget::SmReservation;
 pub(crate) use self::device::CudaDevice;
+pub(crate) use self::event::CudaEvent;
 pub(crate) use self::segments::CudaSegments;
-pub(crate) use self::stream::{CudaEvent, LeftStreams};
+pub(crate) use self::streams::LeftStreams;
 
 use self::pace::Pace;
 use self::staging::Staging;
-use self::stream::Streams;
+use self::streams::Streams;
 use crate::error::{Error, Result};
 
 /// One rank on a GPU.
@@ -97,8 +100,8 @@ impl CudaRuntime {
     }
 
     /// Takes the rank's streams, which may be busy, for whoever waits for their work. The rank uses none any more.
-    pub(crate) fn leave_streams(&self) -> Option<LeftStreams> {
-        Some(self.streams.leave(self.device.context()))
+    pub(crate) fn leave_streams(&self) -> LeftStreams {
+        self.streams.leave(self.device.context())
     }
 
     /// Makes the device's context current on the calling thread.

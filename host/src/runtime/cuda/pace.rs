@@ -7,9 +7,8 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
-use super::CudaRuntime;
+use super::event::CudaEvent;
 use crate::error::Result;
-use crate::runtime::{RawEvent, RawStream};
 
 /// Entries (launches, events and waits) between two marks.
 const STRIDE: u32 = 16;
@@ -18,7 +17,7 @@ const MARKS: usize = 6;
 
 /// What a rank has enqueued since its stream was last known to have come by.
 #[derive(Debug, Default)]
-pub(super) struct Pace(Mutex<Ahead<RawEvent>>);
+pub(super) struct Pace(Mutex<Ahead<CudaEvent>>);
 
 #[derive(Debug)]
 struct Ahead<M> {
@@ -49,16 +48,14 @@ impl<M> Ahead<M> {
     }
 }
 
-impl CudaRuntime {
-    /// Counts an entry on `stream`; waits for the oldest mark when too many lie ahead.
+impl Pace {
+    /// Counts an entry; the mark to wait for before it is enqueued, if any. `mark` enqueues one.
     ///
     /// # Errors
     ///
-    /// [`Error::Cuda`](crate::Error::Cuda).
-    pub(super) fn pace(&self, stream: RawStream) -> Result<()> {
-        // Not under the lock: another thread of the rank may count on.
-        let oldest = self.pace.0.lock().unwrap_or_else(PoisonError::into_inner).count(|| self.mark(stream))?;
-        oldest.map_or(Ok(()), |mark| self.synchronize_event(&mark))
+    /// That of `mark`.
+    pub(super) fn count(&self, mark: impl FnOnce() -> Result<CudaEvent>) -> Result<Option<CudaEvent>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).count(mark)
     }
 }
 

@@ -11,9 +11,8 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUresult};
 
-use super::context::PrimaryContext;
+use super::context::{PrimaryContext, free_bytes};
 use super::driver::{check, check_for};
-use super::memory::free_bytes;
 use crate::error::{Error, Result};
 use crate::pool::{self, Block};
 

@@ -12,7 +12,6 @@ use half::bf16;
 
 use super::{CudaDevice, CudaRuntime};
 use crate::error::Error;
-use crate::runtime::RawStream;
 use crate::{Config, CudaStream, DispatchInput, ElasticBuffer, LocalGroup};
 
 /// `out[i] = first + i` for all threads of the grid; and a kernel that waits until a word in mapped memory is no longer zero, or
@@ -111,7 +110,7 @@ fn launch(
     grid: u32,
     shared: u32,
     args: Args,
-    stream: RawStream,
+    stream: u64,
 ) -> crate::Result<()> {
     // SAFETY: the kernels of `PTX` write 512 bytes per block at `out`, or read 4, which every test has allocated there.
     unsafe { runtime.launch(kernel, grid, shared, &args, stream) }
@@ -372,11 +371,8 @@ fn a_faulted_kernel_is_reported_with_the_drivers_words() {
 #[ignore = "needs an NVIDIA GPU"]
 fn a_callers_streams_are_used_and_left_alone() {
     let callers = CudaRuntime::new(CudaDevice::open(0).unwrap(), 0).unwrap();
-    let streams: Vec<RawStream> = (0..2).map(|_| callers.create_stream().unwrap()).collect();
-    let given: Vec<CudaStream> = streams
-        .iter()
-        .map(|stream| CudaStream { device: 0, stream: stream.cuda().expect("a CUDA runtime made it") })
-        .collect();
+    let streams: Vec<u64> = (0..2).map(|_| callers.create_stream().unwrap()).collect();
+    let given: Vec<CudaStream> = streams.iter().map(|stream| CudaStream { device: 0, stream: *stream }).collect();
     // SAFETY: live streams, one for each rank, destroyed below when the group is gone.
     let group = unsafe { LocalGroup::on_streams(&given) }.unwrap();
     let seen = group.run(|comm| {

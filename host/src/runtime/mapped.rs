@@ -1,0 +1,13 @@
+//! Memory that host and device share.
+
+/// Memory that both the host and the device can access while a kernel runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mapped {
+    /// Where the host sees it.
+    pub host: *mut u8,
+    /// Where the device sees it.
+    pub device: u64,
+}
+
+// SAFETY: an address range; every access to it is made through atomics by its users.
+unsafe impl Send for Mapped {}
