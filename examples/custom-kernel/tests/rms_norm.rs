@@ -61,7 +61,7 @@ fn the_ptx_computes_as_the_simulator_does() {
         }
     }
     for line in PTX.lines().filter(|line| line.contains(".f32")) {
-        let opcode = line.trim_start().split_whitespace().find(|word| !word.starts_with('@')).unwrap_or_default();
+        let opcode = line.split_whitespace().find(|word| !word.starts_with('@')).unwrap_or_default();
         assert!(!opcode.contains(".approx") && !opcode.contains(".ftz"), "{line}");
         // Without a rounding of its own, a product and a sum may be contracted to an fma.
         let rounds = ["add", "sub", "mul", "div", "fma", "sqrt", "rcp"]
