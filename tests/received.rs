@@ -133,7 +133,8 @@ fn what_no_dispatch_brought_is_not_grouped() {
     };
     good().by_expert().unwrap();
     assert_eq!(Received::default().by_expert().unwrap().offsets, [0]);
-    let spoils: [(&str, &str, fn(&mut Received)); 5] = [
+    type Spoil = fn(&mut Received);
+    let spoils: [(&str, &str, Spoil); 5] = [
         ("topk_idx", "-1 or one of 2", |r| r.topk_idx[0] = 2),
         ("topk_idx", "-1 or one of 2", |r| r.topk_idx[3] = -2),
         ("topk_idx", "of 3 rows", |r| r.counts.rows = 3),

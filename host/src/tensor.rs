@@ -52,7 +52,8 @@ mod sealed {
 /// A one-dimensional array in a rank's device memory; rows of a matrix lie one after another.
 ///
 /// Work on the rank's stream may still use a tensor that is dropped: its memory goes to later tensors of the rank, whose uses come
-/// after on the same stream. [`Comm::empty`] says when it goes back to the GPU.
+/// after on the same stream. Work elsewhere (on another stream, or another rank's) must be over before the tensor is dropped,
+/// or the rank's stream must wait for it first. [`Comm::empty`] says when it goes back to the GPU.
 #[derive(Debug)]
 pub struct DeviceTensor<T: Element> {
     comm: Comm,

@@ -110,8 +110,10 @@ impl Actor {
     pub fn mark(&self, stream: Stream) -> Result<Event, SimError> {
         let event = Event::new(self.core().id);
         let core = self.core();
-        self.push(&mut core.lock(), stream, Op::Record(event.clone()))?;
-        // Nobody else says so if this actor had left.
+        let mut books = core.lock();
+        self.push(&mut books, stream, Op::Record(event.clone()))?;
+        // Nobody else says so if this actor had left. Under the lock: a seeded machine that finds itself standing still must not see
+        // the half of it.
         core.changed();
         core.work.notify_all();
         Ok(event)

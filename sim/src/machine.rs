@@ -363,6 +363,8 @@ impl Books {
 
     /// Takes out whatever is queued; the caller drops it once it has released the lock.
     pub(crate) fn abandon(&mut self) -> Abandoned {
+        let called = self.inboxes.iter().flatten().filter(|ticket| matches!(ticket, Ticket::HostCall { .. }));
+        self.host_calls -= called.count();
         Abandoned {
             _tickets: self.inboxes.iter_mut().map(std::mem::take).collect(),
             _ops: self.streams.iter_mut().flatten().map(|queue| std::mem::take(&mut queue.ops)).collect(),

@@ -5,7 +5,7 @@
 //! nothing will. A worker that did change something counts it before it can call itself quiet.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::block::{BlockState, Waiting, bits, ranges};
 use crate::error::SimError;
@@ -81,7 +81,8 @@ impl Core {
             return;
         }
         if books.overdue.contains(&true) && (self.end_exchange_without(books) || !books.is_waited_for()) {
-            // Whoever runs may still launch what is missing, as long as nobody waits for it.
+            // Whoever runs may still launch what is missing, as long as nobody waits for it. No kernel is to blame for that time.
+            books.waited = Instant::now();
             return;
         }
         let stuck = books.quiet.iter().any(|quiet| quiet.has_blocks);

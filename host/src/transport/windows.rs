@@ -76,7 +76,6 @@ impl Windows {
     ///
     /// No rank uses the window any more, on the device or on the host, and it is freed once.
     pub(crate) unsafe fn free(&self, heap: &Heap) -> Result<()> {
-        // SAFETY: `allocate` made it, and the caller promises that this is its one end.
         // SAFETY: `allocate` made it, and the caller promises that no rank uses it and that this is its one end.
         unsafe { heap.free(self.own) }
     }

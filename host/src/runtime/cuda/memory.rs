@@ -79,9 +79,10 @@ impl CudaRuntime {
         CudaSegments::new(self.rank, device.context(), device.accessors(), device.memory_bytes())
     }
 
-    /// Whether no other rank is on the GPU: giving memory back may wait for everything that runs there.
+    /// Whether no other rank is on the GPU and no other GPU reaches its memory: giving memory back may wait for everything that
+    /// runs there.
     pub(crate) fn gives_back_alone(&self) -> bool {
-        self.device.claimed_streams() == self.streams.count()
+        self.device.claimed_streams() == self.streams.count() && self.device.accessors().len() == 1
     }
 
     /// Allocates memory that host and device share, zeroed.
