@@ -247,26 +247,30 @@ fn a_call_on_a_stream_that_never_returns_is_named() {
 
 #[test]
 fn a_kernel_that_waits_for_a_host_thread_is_given_its_time() {
-    for mode in some_modes() {
-        within(LIMIT, move || {
-            let machine = watched(1, mode);
-            let at = machine.allocate(0, 8, 256).expect("fits");
-            let (actor, stream) = actor(&machine, 0);
-            let other = actor.create_stream();
-            let waits = launch("waits", 2, 64, move || {
-                wait_for(word(at, 0), 32, 0, None);
-                for _ in 0..100 {
-                    device::barrier(0, 0);
+    // It waits for longer than the watchdog allows, and then runs for so long that the watchdog looks at it more than once.
+    let watchdog = Duration::from_secs(4);
+    within(LIMIT, move || {
+        let config = MachineConfig::new(1, Mode::Fast { workers: 1 }).with_watchdog(watchdog);
+        let machine = Machine::new(config).expect("a machine");
+        let at = machine.allocate(0, 8, 256).expect("fits");
+        let (actor, stream) = actor(&machine, 0);
+        let other = actor.create_stream();
+        let waits = launch("waits", 1, 64, move || {
+            wait_for(word(at, 0), 32, 0, None);
+            for _ in 0..60 {
+                if device::thread_index() == 0 {
+                    std::thread::sleep(watchdog / 160);
                 }
-            });
-            actor.start(stream, waits).expect("a legal launch");
-            std::thread::sleep(3 * WATCHDOG);
-            let raises = launch("raises", 1, 32, move || {
-                add(word(at, 0), 1);
-            });
-            actor.start(other, raises).expect("a legal launch");
-            actor.synchronize(stream).expect("it ends in time");
-            actor.synchronize(other).expect("done");
+                device::barrier(0, 0);
+            }
         });
-    }
+        actor.start(stream, waits).expect("a legal launch");
+        std::thread::sleep(watchdog * 5 / 4);
+        let raises = launch("raises", 1, 32, move || {
+            add(word(at, 0), 1);
+        });
+        actor.start(other, raises).expect("a legal launch");
+        actor.synchronize(stream).expect("it ends in time");
+        actor.synchronize(other).expect("done");
+    });
 }
