@@ -37,7 +37,8 @@ impl Received {
     ///
     /// ```
     /// # use epoxide::{Received, RecvCounts};
-    /// # let counts = RecvCounts { rows: 3, by_expert: vec![2, 0, 2], ..RecvCounts::default() };
+    /// # let mut counts = RecvCounts::default();
+    /// # (counts.rows, counts.by_expert) = (3, vec![2, 0, 2]);
     /// // Three rows, top-2, three local experts: row 1 selected two of them.
     /// let topk_idx = vec![2, -1, 0, 2, -1, 0];
     /// let topk_weights = vec![0.5, 0.0, 0.25, 0.75, 0.0, 1.0];

@@ -42,7 +42,8 @@ pub struct MachineConfig {
     pub sms_per_rank: u32,
     /// The most dynamic shared memory a block may ask for, in bytes.
     pub shared_bytes_per_block: u32,
-    /// Device memory of all ranks together, in bytes; every rank gets an equal part. It is address space until it is touched.
+    /// Device memory of all ranks together, in bytes; every rank gets an equal part. It is address space until it is touched, but
+    /// for a 1024th of each allocation, where the simulator keeps what it knows of it.
     pub arena_bytes: u64,
     /// The scheduling mode.
     pub mode: Mode,
