@@ -42,8 +42,21 @@ pub fn end(text: &str, code: u8) -> u8 {
 /// Says what is wrong, and ends with `code`.
 pub fn fail(error: impl Display, code: u8) -> u8 {
     // Where nothing can be said, the exit code still says it.
-    let _ = writeln!(io::stderr(), "error: {error}");
+    let _ = writeln!(io::stderr(), "error: {}", escaped(&error.to_string()));
     code
+}
+
+/// What the user gave is in an error too: control characters, which would steer the terminal, are spelt out.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() && character != '\n' {
+            out.extend(character.escape_default());
+        } else {
+            out.push(character);
+        }
+    }
+    out
 }
 
 fn ended(written: io::Result<()>, code: u8) -> u8 {

@@ -336,7 +336,7 @@ fn bad_scenarios_name_the_field_the_value_and_the_rule() {
         (fails(&workload, scenario.clone().with_skew(1e302)), "at 0 to 60 s"),
         (fails(&workload, scenario.clone().with_skew(f64::NAN)), "skew = NaN"),
         (fails(&workload, scenario.clone().with_straggler(1, 1e308)), "at most 1000000"),
-        (fails(&workload, scenario.clone().with_straggler(8, 2.0)), "straggler = 8: there are 8 ranks"),
+        (fails(&workload, scenario.clone().with_straggler(8, 2.0)), "straggler = rank 8: there are 8 ranks"),
         (fails(&workload, scenario.clone().with_straggler(1, 0.5)), "straggler = 0.5"),
         (fails(&workload, scenario.clone().with_draw(Draw::Zipf { exponent: -1.0 })), "exponent = -1"),
         (fails(&workload, scenario.clone().with_draw(Draw::OneHot { expert: 16 })), "expert = 16: there are 16"),

@@ -2,6 +2,7 @@
 use std::fmt::Write;
 
 use crate::machine::Machine;
+use crate::visible;
 
 /// The file: a comment with unit and source above every figure.
 pub(crate) fn file(machine: &Machine) -> String {
@@ -36,7 +37,7 @@ pub(crate) fn file(machine: &Machine) -> String {
 
 /// A text as a comment: TOML's have no control characters. The name of a file, which is a source, may have.
 fn line_of(text: &str) -> String {
-    text.replace(char::is_control, " ")
+    text.replace(visible::is_unseen, " ")
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ use epoxide::plan::Hardware;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::visible;
+
 /// Most characters of a name or a source.
 const MOST_CHARACTERS: usize = 200;
 /// The keys that are not figures.
@@ -83,9 +85,11 @@ fn known_keys(hardware: &Hardware) -> Vec<String> {
 fn text_of(key: &str, value: &Spanned<DeValue<'_>>) -> Result<String, String> {
     let wrong = || format!("{key} is text, not {}", kind(value.get_ref()));
     let text = value.get_ref().as_str().ok_or_else(wrong)?;
-    // It is printed on a page, and in files whose formats have no place for control characters.
-    if text.trim().is_empty() || text.chars().count() > MOST_CHARACTERS || text.chars().any(char::is_control) {
-        return Err(format!("{key} = {text:?}: 1 to {MOST_CHARACTERS} characters, none of them a control character"));
+    // It is printed on a page, and in files whose formats have no place for control characters, seen or unseen.
+    if text.trim().is_empty() || text.chars().count() > MOST_CHARACTERS || text.chars().any(visible::is_unseen) {
+        return Err(format!(
+            "{key} = {text:?}: 1 to {MOST_CHARACTERS} characters, none of them a control character or unseen"
+        ));
     }
     Ok(text.to_owned())
 }
@@ -175,8 +179,14 @@ mod tests {
         assert_eq!(error("nic = {}\n"), "f.toml:1:7: `nic` is an empty table");
         assert_eq!(error(""), "f.toml: there is no figure in it");
         assert_eq!(error("source = 'a lab'\n"), "f.toml: there is no figure in it");
-        for (text, shown) in [("", r#""""#), (" ", r#"" ""#), (r"a\u001bb", r#""a\u{1b}b""#), (r"a\nb", r#""a\nb""#)] {
-            let rule = "1 to 200 characters, none of them a control character";
+        for (text, shown) in [
+            ("", r#""""#),
+            (" ", r#"" ""#),
+            (r"a\u001bb", r#""a\u{1b}b""#),
+            (r"a\nb", r#""a\nb""#),
+            (r"\u202ea", r#""\u{202e}a""#),
+        ] {
+            let rule = "1 to 200 characters, none of them a control character or unseen";
             let name = error(&format!("[gpu]\nname = \"{text}\"\n"));
             assert_eq!(name, format!("f.toml:2:8: gpu.name = {shown}: {rule}"));
             let source = error(&format!("source = \"{text}\"\n[gpu]\nhbm = 1\n"));

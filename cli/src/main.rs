@@ -16,6 +16,7 @@ mod simulation;
 mod sweep;
 mod table;
 mod units;
+mod visible;
 
 #[cfg(test)]
 #[path = "../../tests/support/command_line.rs"]
@@ -63,7 +64,7 @@ fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
 
 /// Says what is wrong. (`eprintln!` panics where standard error is full.)
 fn fail(error: impl Display, code: u8) -> u8 {
-    let _ = writeln!(io::stderr(), "error: {error}");
+    let _ = writeln!(io::stderr(), "error: {}", visible::escaped(&error.to_string()));
     code
 }
 

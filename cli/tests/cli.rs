@@ -247,6 +247,7 @@ fn every_bad_input_has_a_message_that_names_it_and_the_rule() {
     let short = toml("histogram.txt", "1 2 3\n");
     let odd = toml("odd.txt", "1\n2 x\n");
     let cases: &[(&str, &[&str])] = &[
+        ("--gpu h2\u{1b}[31m00", &["gpu = h2\\u{1b}[31m00: known GPUs are"]),
         ("--gpu v100", &["gpu = v100", "known GPUs are", "H100", "H800", "H200", "H20", "B200", "GB200", "auto"]),
         ("--nic carrier-pigeon", &["nic = carrier-pigeon", "known NICs are", "CX7", "EFA", "auto"]),
         ("--nic auto --root nowhere", &["--nic auto", "nothing in /sys/class/infiniband", "known NICs are CX6, CX7"]),
@@ -317,7 +318,7 @@ fn every_bad_input_has_a_message_that_names_it_and_the_rule() {
         ("--simulate normal", &["uniform, zipf[:EXPONENT], one-hot[:EXPERT]"]),
         ("--simulate zipf:-1", &["exponent = -1"]),
         ("--simulate one-hot:256", &["expert = 256: there are 256 experts"]),
-        ("--simulate --straggler 8:2", &["straggler = 8: there are 8 ranks"]),
+        ("--simulate --straggler 8:2", &["straggler = rank 8: there are 8 ranks"]),
         ("--simulate --layout slab", &["only the compact layout is simulated"]),
     ];
     for (args, wanted) in cases {

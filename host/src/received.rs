@@ -48,7 +48,7 @@ impl WireRows {
         };
         let row_elements = hidden as usize;
         if row_elements == 0 || !elements.is_multiple_of(row_elements) {
-            let rule = format!("the {elements} received elements are whole rows of it");
+            let rule = format!("the {elements} received elements must be whole rows of it");
             return Err(Error::argument("hidden", hidden, rule));
         }
         let mut values = filled("rows as f32", elements, 0.0)?;

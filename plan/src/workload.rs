@@ -169,7 +169,11 @@ impl Workload {
             return Err(Error::argument("capacity", 0, "a rank can receive at least 1 row"));
         }
         if !(self.imbalance.is_finite() && self.imbalance >= 1.0) {
-            return Err(Error::argument("imbalance", self.imbalance, "the busiest rank over the mean is at least 1"));
+            return Err(Error::argument(
+                "imbalance",
+                self.imbalance,
+                "the busiest rank over the mean is at least 1, and finite",
+            ));
         }
         self.check_routing()
     }

@@ -98,12 +98,12 @@ impl Scenario {
     pub(super) fn check(&self, topology: &Topology, workload: &Workload) -> Result<()> {
         if !(0.0..=LATEST_ENTRY).contains(&self.skew) {
             let rule = format!("the latest entry is at 0 to {LATEST_ENTRY} s");
-            return Err(Error::argument("skew", self.skew, rule));
+            return Err(Error::argument("skew", format!("{} s", self.skew), rule));
         }
         if let Some((rank, factor)) = self.straggler {
             if rank >= topology.ranks() {
                 let rule = format!("there are {} ranks", topology.ranks());
-                return Err(Error::argument("straggler", rank, rule));
+                return Err(Error::argument("straggler", format!("rank {rank}"), rule));
             }
             if !(1.0..=MOST_SLOWER).contains(&factor) {
                 let rule = format!("a straggler is at least 1 times slower, and at most {MOST_SLOWER}");
