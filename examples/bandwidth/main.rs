@@ -16,6 +16,9 @@ mod output;
 mod command_line;
 #[cfg(test)]
 mod runs;
+#[cfg(test)]
+#[path = "../../tests/support/small.rs"]
+mod small;
 
 use std::ffi::OsString;
 use std::fmt::Write;

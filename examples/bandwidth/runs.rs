@@ -3,6 +3,7 @@ use clap::CommandFactory;
 
 use crate::command_line::{self, Program};
 use crate::options::Options;
+use crate::small;
 
 /// The least that can be measured.
 const SMALL: [&str; 18] = [
@@ -33,10 +34,6 @@ fn the_program_is_played() {
     command_line::play(crate::program);
 }
 
-fn small(given: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    SMALL.chunks(2).filter(|pair| !given(pair[0])).flatten().copied().collect()
-}
-
 #[test]
 fn the_exit_code_says_who_is_at_fault_and_nothing_is_made_for_a_bad_option() {
     let program = Program::new(PLAYS, "codes");
@@ -53,8 +50,7 @@ fn the_exit_code_says_who_is_at_fault_and_nothing_is_made_for_a_bad_option() {
         ("--tokens 16777215 --hidden 115000", "more than the host's memory"),
         ("--gpus 0", "--device sim has none"),
     ] {
-        let line = small(|flag| args.split(' ').any(|word| word == flag));
-        let ended = program.run_well(&line.into_iter().chain(args.split(' ')).collect::<Vec<_>>());
+        let ended = program.run_well(&small::with(&SMALL, &args.split(' ').collect::<Vec<_>>()));
         assert!(ended.code == Some(2) && ended.stderr.contains(said), "{args}: {ended:?}");
     }
 }
@@ -63,18 +59,7 @@ fn the_exit_code_says_who_is_at_fault_and_nothing_is_made_for_a_bad_option() {
 #[test]
 fn no_command_line_makes_it_panic() {
     let program = Program::new(PLAYS, "options");
-    let command = Options::command();
-    let singles = command_line::singles(command.get_arguments());
-    let mixtures = command_line::mixtures(&singles, 60, 1);
-    let lines: Vec<Vec<String>> = singles
-        .iter()
-        .chain(&mixtures)
-        .map(|line| {
-            let small = small(|flag| line.iter().any(|word| word == flag));
-            small.into_iter().map(str::to_owned).chain(line.iter().cloned()).collect()
-        })
-        .collect();
-    command_line::for_each(&lines, |line| drop(program.run_well(line)));
+    small::no_command_line_panics(&program, &Options::command(), &SMALL, 60);
 }
 
 #[test]
@@ -105,7 +90,8 @@ fn no_option_is_ignored() {
         lines.map(asked).collect::<Vec<_>>().join("\n")
     };
     // Each option is left out of one of these, and what is not there is added.
-    let bases: Vec<String> = SMALL.chunks(2).map(|pair| small(|flag| flag == pair[0]).join(" ")).collect();
+    let bases: Vec<String> =
+        SMALL.chunks(2).map(|pair| small::without(&SMALL, |flag| flag == pair[0]).join(" ")).collect();
     let bases: Vec<&str> = bases.iter().map(String::as_str).collect();
     command_line::nothing_is_ignored(&program, command.get_arguments(), &bases, effective, output);
 }

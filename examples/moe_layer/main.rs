@@ -32,6 +32,9 @@ mod tolerance;
 mod command_line;
 #[cfg(test)]
 mod runs;
+#[cfg(test)]
+#[path = "../../tests/support/small.rs"]
+mod small;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -9,6 +9,7 @@ use safetensors::tensor::TensorView;
 use crate::Failure;
 use crate::command_line::{self, Program};
 use crate::options::Options;
+use crate::small;
 
 /// The smallest layer that has everything: 2 ranks with an expert each.
 const SMALL: [&str; 12] =
@@ -19,11 +20,6 @@ const PLAYS: &str = "runs::the_program_is_played";
 #[test]
 fn the_program_is_played() {
     command_line::play(crate::program);
-}
-
-/// What makes a layer small, but for the options that are `given`.
-fn small(given: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    SMALL.chunks(2).filter(|pair| !given(pair[0])).flatten().copied().collect()
 }
 
 fn program(name: &str) -> Program {
@@ -116,9 +112,7 @@ fn the_exit_code_says_who_is_at_fault() {
         ("--text /no/such/text", 2, "cannot open the text /no/such/text"),
         ("--help", 0, ""),
     ] {
-        let line = small(|flag| args.split(' ').any(|word| word == flag));
-        let line: Vec<&str> = line.into_iter().chain(args.split(' ')).collect();
-        let ended = program.run_well(&line);
+        let ended = program.run_well(&small::with(&SMALL, &args.split(' ').collect::<Vec<_>>()));
         assert!(ended.code == Some(code) && ended.stderr.contains(said), "{args}: {ended:?}");
     }
     let ended = program.run_well(&[&SMALL[..], &["--corrupt"]].concat());
@@ -142,19 +136,7 @@ fn an_error_that_cannot_be_said_is_no_panic() {
 #[test]
 fn no_command_line_makes_it_panic() {
     let program = program("options");
-    let command = Options::command();
-    let singles = command_line::singles(command.get_arguments());
-    let mixtures = command_line::mixtures(&singles, 100, 1);
-    let lines: Vec<Vec<String>> = singles
-        .iter()
-        .chain(&mixtures)
-        .map(|line| {
-            // What is tried replaces what makes the layer small.
-            let small = small(|flag| line.iter().any(|word| word == flag));
-            small.into_iter().map(str::to_owned).chain(line.iter().cloned()).collect()
-        })
-        .collect();
-    command_line::for_each(&lines, |line| drop(program.run_well(line)));
+    small::no_command_line_panics(&program, &Options::command(), &SMALL, 100);
 }
 
 #[test]

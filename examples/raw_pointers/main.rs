@@ -22,6 +22,9 @@ mod simulated;
 mod command_line;
 #[cfg(test)]
 mod runs;
+#[cfg(test)]
+#[path = "../../tests/support/small.rs"]
+mod small;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -4,6 +4,7 @@ use epoxide::LocalGroup;
 
 use crate::command_line::{self, Program};
 use crate::options::Options;
+use crate::small;
 
 const SMALL: [&str; 6] = ["--device", "sim", "--ranks", "2", "--tokens", "3"];
 const PLAYS: &str = "runs::the_program_is_played";
@@ -12,10 +13,6 @@ const PLAYS: &str = "runs::the_program_is_played";
 #[test]
 fn the_program_is_played() {
     command_line::play(crate::program);
-}
-
-fn small(given: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    SMALL.chunks(2).filter(|pair| !given(pair[0])).flatten().copied().collect()
 }
 
 #[test]
@@ -38,8 +35,7 @@ fn the_exit_code_says_who_is_at_fault() {
         ("--gpus 0", "--device sim has none"),
         ("--device cuda --gpus 0,0,0", "--gpus names 3 GPUs for 2 ranks"),
     ] {
-        let line = small(|flag| args.split(' ').any(|word| word == flag));
-        let ended = program.run_well(&line.into_iter().chain(args.split(' ')).collect::<Vec<_>>());
+        let ended = program.run_well(&small::with(&SMALL, &args.split(' ').collect::<Vec<_>>()));
         assert!(ended.code == Some(2) && ended.stderr.contains(said), "{args}: {ended:?}");
     }
     let ended = program.run_well(&["--gpus", "99999"]);
@@ -51,18 +47,7 @@ fn the_exit_code_says_who_is_at_fault() {
 #[test]
 fn no_command_line_makes_it_panic() {
     let program = Program::new(PLAYS, "options");
-    let command = Options::command();
-    let singles = command_line::singles(command.get_arguments());
-    let mixtures = command_line::mixtures(&singles, 40, 1);
-    let lines: Vec<Vec<String>> = singles
-        .iter()
-        .chain(&mixtures)
-        .map(|line| {
-            let small = small(|flag| line.iter().any(|word| word == flag));
-            small.into_iter().map(str::to_owned).chain(line.iter().cloned()).collect()
-        })
-        .collect();
-    command_line::for_each(&lines, |line| drop(program.run_well(line)));
+    small::no_command_line_panics(&program, &Options::command(), &SMALL, 40);
 }
 
 #[test]
@@ -82,7 +67,8 @@ fn no_option_is_ignored() {
         Some(value.to_owned())
     };
     // Each option is left out of one of these, and what is not there is added.
-    let bases: Vec<String> = SMALL.chunks(2).map(|pair| small(|flag| flag == pair[0]).join(" ")).collect();
+    let bases: Vec<String> =
+        SMALL.chunks(2).map(|pair| small::without(&SMALL, |flag| flag == pair[0]).join(" ")).collect();
     let bases: Vec<&str> = bases.iter().map(String::as_str).collect();
     command_line::nothing_is_ignored(&program, command.get_arguments(), &bases, effective, str::to_owned);
 }

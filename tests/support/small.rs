@@ -1,0 +1,21 @@
+//! Runs of an example that are small but for what is tried: `small` is options that take a value each.
+use clap::Command;
+
+use crate::command_line::{self, Program};
+
+/// `small` but for the options that are `given`.
+pub fn without<'a>(small: &[&'a str], given: impl Fn(&str) -> bool) -> Vec<&'a str> {
+    small.chunks(2).filter(|pair| !given(pair[0])).flatten().copied().collect()
+}
+
+/// `line`, and before it `small` but for the options that are in `line`.
+pub fn with<'a>(small: &[&'a str], line: &[&'a str]) -> Vec<&'a str> {
+    without(small, |flag| line.contains(&flag)).into_iter().chain(line.iter().copied()).collect()
+}
+
+/// Checks that no option with any kind of value makes the program panic, alone and in so many `mixtures`.
+pub fn no_command_line_panics(program: &Program, options: &Command, small: &[&str], mixtures: usize) {
+    let mut lines = command_line::singles(options.get_arguments());
+    lines.extend(command_line::mixtures(&lines, mixtures, 1));
+    command_line::for_each(&lines, |line| drop(program.run_well(&with(small, line))));
+}
