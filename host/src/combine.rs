@@ -267,9 +267,7 @@ impl ElasticBuffer {
     /// As [`Self::combine_raw`].
     unsafe fn enqueue_combine(&mut self, handle: &Dispatched, input: &RawCombineInput) -> Result<()> {
         let RawCombineInput { y } = *input;
-        if !y.is_multiple_of(16) {
-            return Err(Error::argument("y", format!("{y:#x}"), "the address is a multiple of 16"));
-        }
+        check_address("y", y)?;
         if let (Some(received), Some(outputs)) = (self.received_rows, self.outputs)
             && outputs < received
         {

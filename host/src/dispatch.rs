@@ -151,9 +151,7 @@ impl ElasticBuffer {
     /// As [`Self::dispatch_raw`].
     unsafe fn enqueue_dispatch(&mut self, input: &RawDispatchInput) -> Result<Dispatched> {
         let RawDispatchInput { tokens, x, topk_idx, index_type, topk_weights } = *input;
-        if !x.is_multiple_of(16) {
-            return Err(Error::argument("x", format!("{x:#x}"), "the address is a multiple of 16"));
-        }
+        check_address("x", x)?;
         self.check()?;
         if tokens > self.config.max_tokens_per_rank {
             let rule = format!("at most max_tokens_per_rank = {}", self.config.max_tokens_per_rank);

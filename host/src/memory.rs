@@ -28,18 +28,16 @@ impl Memory {
         if let Some(block) = pool.take(bytes) {
             return Ok(block);
         }
-        if self.runtime.gives_back_freely() && self.runtime.is_idle(self.stream) {
-            // SAFETY: the stream, which alone used what was lent, is idle, and under the lock nobody puts back what is used later.
-            unsafe { pool.give_back() }?;
+        if self.runtime.gives_back_freely() {
+            self.give_back_if_idle(pool)?;
         }
-        let grown = match pool.grow(bytes) {
-            Err(Error::OutOfMemory { .. }) if self.runtime.gives_back_alone() && self.runtime.is_idle(self.stream) => {
-                // SAFETY: the stream, which alone used what was lent, is idle, and under the lock nobody puts back what is used later.
-                unsafe { pool.give_back() }?;
-                pool.grow(bytes)
-            }
-            grown => grown,
-        };
+        let mut grown = pool.grow(bytes);
+        if matches!(grown, Err(Error::OutOfMemory { .. }))
+            && self.runtime.gives_back_alone()
+            && self.give_back_if_idle(pool)?
+        {
+            grown = pool.grow(bytes);
+        }
         grown.map_err(|error| match error {
             // The pool asks for no more than it lacks.
             Error::OutOfMemory { rank, free, .. } => Error::OutOfMemory { rank, what: "a tensor", bytes, free },
@@ -68,15 +66,20 @@ impl Memory {
 
     /// Gives the memory that dropped tensors left back to the device, if the rank's stream is still idle. On a GPU only where no
     /// rank can be waiting for this one.
-    ///
-    /// Under the pool's lock: what another thread of the rank has enqueued before it dropped a tensor keeps the stream busy.
     pub(crate) fn give_back_unused(&self) -> Result<()> {
-        let mut pool = self.pool();
-        match pool.as_mut() {
+        self.pool().as_mut().map_or(Ok(()), |pool| self.give_back_if_idle(pool).map(|_| ()))
+    }
+
+    /// [`Self::give_back_unused`] of the pool that the caller has locked; whether the stream was idle.
+    ///
+    /// Under the lock what another thread of the rank has enqueued before it dropped a tensor keeps the stream busy.
+    fn give_back_if_idle(&self, pool: &mut Pool<Segments>) -> Result<bool> {
+        let idle = self.runtime.is_idle(self.stream);
+        if idle {
             // SAFETY: the stream, which alone used what was lent, is idle, and under the lock nobody puts back what is used later.
-            Some(pool) if self.runtime.is_idle(self.stream) => unsafe { pool.give_back() },
-            _ => Ok(()),
+            unsafe { pool.give_back() }?;
         }
+        Ok(idle)
     }
 
     /// What frees what [`Self::allocate`] made.
