@@ -112,3 +112,62 @@ fn some_seed_lets_one_rank_run_far_ahead_and_another_lets_it_stay_behind() {
     assert!(leads.iter().any(|seen| seen[0] < 100), "rank 0 never finished far ahead: {leads:?}");
     assert!(leads.iter().any(|seen| seen[1] < 100), "rank 1 never finished far ahead: {leads:?}");
 }
+
+/// Two ranks that copy in bulk, late, from shared memory that nobody wrote, while a word is polled, a sleeper sleeps and a
+/// deadline passes. Returns the trace, what the copies brought and virtual time.
+fn late_copies(seed: u64) -> (u64, Vec<u64>, u64) {
+    let machine = machine(2, Mode::Seeded { seed });
+    let at = machine.allocate(0, 8 * 1024, 256).expect("fits");
+    on_all_ranks(&machine, |actor, stream| {
+        let rank = u64::from(actor.rank());
+        let own = at + 4096 * rank;
+        let kernel = move || {
+            let thread = device::thread_index();
+            if thread == 0 {
+                device::mbarrier_init(4088, 1);
+                for round in 0..4 {
+                    device::bulk_store(own + 64 * u64::from(round), 64 * round, 64);
+                    device::bulk_commit();
+                }
+                device::bulk_wait(2, true);
+                device::bulk_wait(0, false);
+                device::mbarrier_arrive_expect_tx(4088, 256);
+                device::bulk_load(1024, own, 256, 4088);
+                while !device::mbarrier_try_wait(4088, 0) {}
+                add(word(at, 1000), 1);
+            }
+            if thread == 32 {
+                device::sleep_until(10_000);
+                wait_for(word(at, 1000), 2, 0, None);
+                wait_for(word(at, 1000), 5, 0, Some(20_000));
+            }
+            device::barrier(0, 0);
+        };
+        actor.start(stream, launch("copies", 2, 64, kernel)).expect("a legal launch");
+        actor.synchronize(stream).expect("done");
+    });
+    (machine.trace_hash(), machine.read(at, 1024).expect("in bounds"), machine.virtual_ns())
+}
+
+/// What a seed names is the same run in every version, so that one in a report can be replayed. Who changes the schedule on
+/// purpose changes these numbers, and says so in the changelog.
+#[test]
+fn a_seed_is_the_run_that_it_was() {
+    let digest = |words: &[u64]| words.iter().fold(0u64, |sum, word| sum.rotate_left(7) ^ word);
+    let seen: Vec<[u64; 5]> = (0..6)
+        .map(|seed| {
+            let (trace, tickets) = scenario(seed, false);
+            let (late, words, time) = late_copies(seed);
+            [trace, digest(&tickets), late, digest(&words), time]
+        })
+        .collect();
+    let expected: [[u64; 5]; 6] = [
+        [0xD54C_562E_45D7_4825, 0xF756_547E_611D_0CE5, 0x5DBF_3AD0_45D8_80E4, 0x9FBA_7A43_3510_D0E1, 20256],
+        [0x3BFF_AC83_6E48_5676, 0x369A_39E8_8D39_B40F, 0x5218_A9EB_46EE_2C0B, 0x8990_106F_8990_1067, 20256],
+        [0x6534_DBBA_9CA5_58AD, 0xCB32_77F5_9E94_38B3, 0xD4C4_2694_1C82_FB8F, 0xCC18_EB35_CC18_EB3D, 20256],
+        [0xE948_1B2D_3E54_53B5, 0x7DEC_6768_7BF3_E0EE, 0x9C1A_64FA_E7F8_AA6F, 0x6D8F_E3ED_38DA_B6B0, 20256],
+        [0x6206_7EE7_CB5D_C4F5, 0x8EC8_10E6_2765_1E91, 0x7012_70C5_37BE_57EF, 0x44A6_8E83_EE0C_2421, 20256],
+        [0xB9DD_0868_B449_2182, 0xD7A9_5B6F_7818_9EBD, 0x6FF1_51AB_7904_67F7, 0x5E25_00C7_A1DA_FF30, 20256],
+    ];
+    assert_eq!(seen, expected, "{seen:#x?}");
+}
