@@ -46,38 +46,18 @@ compile_error!(
     "epoxide-sim runs on Linux only: its device memory and the stacks of its threads rely on Linux's mmap and madvise"
 );
 
-mod actor;
-mod arena;
-mod barrier;
-mod block;
-mod bulk;
 mod config;
-mod context;
-mod copies;
 pub mod device;
+mod engine;
 mod error;
-mod event;
-mod executor;
-mod machine;
-mod mbarrier;
+mod host;
 mod memory;
 mod mutation;
-mod owner;
-mod patience;
-mod random;
-mod reins;
-mod resident;
-mod schedule;
-mod stack;
-mod stall;
-mod stream;
-mod warp;
-mod watchdog;
+mod worker;
 
-pub use actor::Actor;
 pub use config::{MachineConfig, Mode};
+pub use engine::event::Event;
+pub use engine::stream::{Launch, Stream};
 pub use error::SimError;
-pub use event::Event;
-pub use machine::Machine;
+pub use host::{Actor, Machine};
 pub use mutation::Mutation;
-pub use stream::{Launch, Stream};

@@ -1,7 +1,7 @@
 //! The asynchronous proxy: mbarriers and bulk copies.
 
-use crate::context::attend;
-use crate::{bulk, mbarrier};
+use crate::engine::thread::context::attend;
+use crate::engine::thread::{bulk, mbarrier};
 
 /// Orders generic accesses with those of the asynchronous proxy (`fence.proxy.async`).
 ///

@@ -3,9 +3,9 @@
 //! Every lane that a mask names must arrive with the same operation and the same mask, and every thread that a barrier
 //! counts must arrive at it; the simulator reports what a GPU would hang on.
 
-use crate::barrier::arrive;
-use crate::context::require;
-use crate::warp::{WarpOp, meet};
+use crate::engine::thread::barrier::arrive;
+use crate::engine::thread::context::require;
+use crate::engine::thread::warp::{WarpOp, meet};
 
 /// Which lane a shuffle reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

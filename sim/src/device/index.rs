@@ -1,6 +1,6 @@
 //! Who the calling thread is.
 
-use crate::context::attend;
+use crate::engine::thread::context::attend;
 
 macro_rules! indices {
     ($($(#[$doc:meta])* $name:ident = |$context:ident| $value:expr;)*) => {$(

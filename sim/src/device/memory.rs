@@ -7,7 +7,7 @@
 
 use super::time::is_left_out;
 use super::word::Word;
-use crate::context::{Context, attend, fail, heed, preemption_point, require};
+use crate::engine::thread::context::{Context, attend, fail, heed, preemption_point, require};
 
 /// Which memory an address is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,8 +5,8 @@
 
 use std::panic::Location;
 
-use crate::block::Waiting;
-use crate::context::{attend, now, suspend};
+use crate::engine::block::Waiting;
+use crate::engine::thread::context::{attend, now, suspend};
 
 /// What a failed poll waits for; a deadlock report quotes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,9 +5,9 @@
 
 use std::panic::Location;
 
-use crate::block::{Waiting, Warp, bits, ranges};
-use crate::context::{Context, fail, notice, suspend};
 use crate::device::{Reduce, Shuffle};
+use crate::engine::block::{Waiting, Warp, bits, ranges};
+use crate::engine::thread::context::{Context, fail, notice, suspend};
 
 /// Which collective a lane asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,9 +7,10 @@
 
 use std::sync::{MutexGuard, PoisonError};
 
-use crate::copies::{self, read_words, write_words};
+use super::machine::Machine;
+use crate::engine::books::{Books, Core};
 use crate::error::SimError;
-use crate::machine::{Books, Core, Machine};
+use crate::memory::copies::{self, read_words, write_words};
 
 impl Machine {
     /// Takes `bytes` bytes of device memory on `rank`, aligned to `align` and to 256 at least. Fresh memory is zero.
@@ -222,7 +223,7 @@ impl Books {
             return self.lost.contains(&true).then(|| "something runs that could not be ended".to_string());
         }
         let busy = |(rank, streams): (usize, &Vec<_>)| {
-            let index = streams.iter().position(|queue: &crate::stream::Queue| !queue.ops.is_empty())?;
+            let index = streams.iter().position(|queue: &crate::engine::stream::Queue| !queue.ops.is_empty())?;
             Some(format!("stream {index} of rank {rank} has work"))
         };
         self.streams.iter().enumerate().find_map(busy)

@@ -7,13 +7,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::context::{Failure, panic_text};
+use crate::engine::books::{Books, Core};
+use crate::engine::chance::Random;
+use crate::engine::stream::{Grid, Stream, Ticket};
+use crate::engine::thread::context::{Failure, panic_text};
+use crate::engine::time::standstill::{QUIET_ROUNDS, Quiet};
 use crate::error::SimError;
-use crate::machine::{Books, Core};
-use crate::random::Random;
-use crate::resident::{Bench, Resident};
-use crate::stall::{QUIET_ROUNDS, Quiet};
-use crate::stream::{Grid, Stream, Ticket};
+use crate::worker::resident::{Bench, Resident};
 
 /// The longest sleep between two looks at memory that a host thread or another worker may change.
 const LONGEST_NAP: Duration = Duration::from_millis(1);

@@ -5,8 +5,8 @@
 
 use std::panic::Location;
 
-use crate::block::{BlockState, Waiting};
-use crate::context::{Context, fail, suspend};
+use crate::engine::block::{BlockState, Waiting};
+use crate::engine::thread::context::{Context, fail, suspend};
 
 /// One object.
 #[derive(Clone, Debug)]

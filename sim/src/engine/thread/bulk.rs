@@ -6,10 +6,10 @@
 
 use std::panic::Location;
 
-use crate::block::BlockState;
-use crate::context::{Context, fail};
-use crate::copies::{copy_words, read_words, write_words};
-use crate::mbarrier;
+use crate::engine::block::BlockState;
+use crate::engine::thread::context::{Context, fail};
+use crate::engine::thread::mbarrier;
+use crate::memory::copies::{copy_words, read_words, write_words};
 
 /// A copy that was issued and has not happened.
 pub(crate) struct PendingCopy {

@@ -16,9 +16,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use memmap2::{MmapMut, MmapOptions, UncheckedAdvice};
 
 use crate::config::{MachineConfig, PART_ALIGNMENT};
-use crate::copies::fill_bytes;
 use crate::error::SimError;
-use crate::owner::{Extent, GRANULE, Owner, Owners};
+use crate::memory::copies::fill_bytes;
+use crate::memory::owner::{Extent, GRANULE, Owner, Owners};
 
 /// Every allocation begins on such a boundary, as the CUDA allocator's do.
 const MINIMUM_ALIGNMENT: u64 = 256;
@@ -319,7 +319,7 @@ mod tests {
             assert_eq!(arena.allocate(0, bytes, 256).expect("fits"), address);
             let mut seen = vec![1; bytes as usize];
             // SAFETY: as above.
-            unsafe { crate::copies::read_bytes(&mut seen, address as usize) };
+            unsafe { crate::memory::copies::read_bytes(&mut seen, address as usize) };
             assert!(seen.iter().all(|byte| *byte == 0), "{bytes} bytes");
         }
     }

@@ -3,7 +3,7 @@
 //! Whoever waits for the machine looks at it now and then. A thread that has not given up its turn for as long as the watchdog
 //! allows is ended at its next call into the simulator. If it makes none, its host thread cannot be had back: the machine halts
 //! without it, and nobody waits for it. A kernel whose threads do give up their turns, and still never end, is ended by its
-//! worker ([`Resident`](crate::resident::Resident)).
+//! worker ([`Resident`](crate::worker::resident::Resident)).
 //!
 //! Only wall time in which the machine did not wait for its host threads counts.
 
@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::engine::books::{Books, Core};
+use crate::engine::stream::Grid;
+use crate::engine::thread::reins::Doing;
 use crate::error::SimError;
-use crate::machine::{Books, Core};
-use crate::reins::Doing;
-use crate::stream::Grid;
 
 /// How long a thread has to come to its next call after it was told to end: a host that is short of cores is slow.
 const GRACE: Duration = Duration::from_secs(2);

@@ -2,8 +2,8 @@
 
 use std::panic::Location;
 
-use crate::block::{Waiting, bits};
-use crate::context::{Context, fail, notice, suspend};
+use crate::engine::block::{Waiting, bits};
+use crate::engine::thread::context::{Context, fail, notice, suspend};
 
 /// One of a block's hardware barriers.
 pub(crate) struct Barrier {

@@ -7,11 +7,11 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::block::{BlockState, Waiting, bits, ranges};
+use crate::engine::block::{BlockState, Waiting, bits, ranges};
+use crate::engine::books::{ActorState, Books, Core};
+use crate::engine::thread::mbarrier;
 use crate::error::SimError;
-use crate::machine::{ActorState, Books, Core};
-use crate::mbarrier;
-use crate::resident::Resident;
+use crate::worker::resident::Resident;
 
 /// How many rounds without a change make a worker quiet. More than one, because a thread that looks at several flags in
 /// turn may find another one set each time.

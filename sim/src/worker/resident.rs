@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering;
 
 use corosensei::{Coroutine, CoroutineResult};
 
-use crate::block::{BlockState, Waiting};
-use crate::bulk;
-use crate::context::{Context, Failure, current, guard, now, overdue, set_current};
-use crate::machine::Core;
-use crate::random::Random;
-use crate::stack::{FiberStack, StackPool};
-use crate::stream::Grid;
+use crate::engine::block::{BlockState, Waiting};
+use crate::engine::books::Core;
+use crate::engine::chance::Random;
+use crate::engine::stream::Grid;
+use crate::engine::thread::bulk;
+use crate::engine::thread::context::{Context, Failure, current, guard, now, overdue, set_current};
+use crate::worker::stack::{FiberStack, StackPool};
 
 /// After so many turns in a row that were no poll in vain, a thread is what keeps an overdue kernel from its end.
 const RESTLESS_TURNS: u32 = 16;

@@ -7,11 +7,11 @@ use std::panic::Location;
 
 use corosensei::Yielder;
 
-use crate::barrier::Barrier;
-use crate::bulk::{PendingCopy, Stores};
 use crate::device::PollWait;
-use crate::mbarrier::Mbarrier;
-use crate::warp::{Meet, WarpOp};
+use crate::engine::thread::barrier::Barrier;
+use crate::engine::thread::bulk::{PendingCopy, Stores};
+use crate::engine::thread::mbarrier::Mbarrier;
+use crate::engine::thread::warp::{Meet, WarpOp};
 
 /// The state of one resident block.
 pub(crate) struct BlockState {

@@ -9,11 +9,12 @@ use std::marker::PhantomData;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
+use super::machine::Machine;
 use crate::config::Mode;
+use crate::engine::books::{ActorState, Books, Core};
+use crate::engine::event::Event;
+use crate::engine::stream::{Grid, Launch, Op, Queue, Stream};
 use crate::error::SimError;
-use crate::event::Event;
-use crate::machine::{ActorState, Books, Core, Machine};
-use crate::stream::{Grid, Launch, Op, Queue, Stream};
 
 /// The host thread of one rank. Dropping it says that this host thread is gone; its queued work still runs.
 pub struct Actor {
@@ -23,12 +24,30 @@ pub struct Actor {
     not_sync: PhantomData<Cell<()>>,
 }
 
-impl Actor {
-    /// The registered actor of `rank`.
-    pub(crate) fn new(machine: Machine, rank: u32) -> Self {
-        Self { machine, rank, not_sync: PhantomData }
+impl Machine {
+    /// Registers the calling thread as the host thread of `rank`.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when there is no such rank, or it has a host thread.
+    pub fn actor(&self, rank: u32) -> Result<Actor, SimError> {
+        self.check_rank(rank)?;
+        let mut books = self.core().lock();
+        let state = &mut books.actors[rank as usize];
+        if !matches!(state, ActorState::Absent | ActorState::Gone) {
+            return Err(SimError::invalid(
+                "rank",
+                rank,
+                "a rank has one host thread at a time, and this one has its own",
+            ));
+        }
+        *state = ActorState::Running;
+        books.hear(rank);
+        Ok(Actor { machine: self.clone(), rank, not_sync: PhantomData })
     }
+}
 
+impl Actor {
     /// Returns the rank.
     #[must_use]
     pub fn rank(&self) -> u32 {

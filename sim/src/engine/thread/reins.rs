@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use crate::owner::Owner;
+use crate::memory::owner::Owner;
 
 /// The alarm of a machine that stopped. Turns are numbered far below it.
 const STOPPED: u64 = u64::MAX;

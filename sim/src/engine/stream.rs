@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::MachineConfig;
+use crate::engine::books::{ActorState, Books, Core};
+use crate::engine::event::Event;
+use crate::engine::time::watchdog::Running;
 use crate::error::SimError;
-use crate::event::Event;
-use crate::machine::{ActorState, Books, Core};
-use crate::watchdog::Running;
 
 /// Names a stream of one rank; made by [`Actor::create_stream`](crate::Actor::create_stream).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -12,12 +12,12 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::arena::Arena;
-use crate::block::{BlockState, Waiting};
+use crate::engine::block::{BlockState, Waiting};
+use crate::engine::chance::Random;
+use crate::engine::thread::reins::{Alarm, Reins};
+use crate::memory::arena::Arena;
+use crate::memory::owner::Owners;
 use crate::mutation::Mutation;
-use crate::owner::Owners;
-use crate::random::Random;
-use crate::reins::{Alarm, Reins};
 
 /// What a worker tells the simulated thread that it resumes.
 pub(crate) struct Context {

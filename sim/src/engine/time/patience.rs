@@ -8,10 +8,10 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::block::ranges;
 use crate::config::Mode;
+use crate::engine::block::ranges;
+use crate::engine::books::{ActorState, Books, Core};
 use crate::error::SimError;
-use crate::machine::{ActorState, Books, Core};
 
 /// How long nothing moves before a blocked host thread says for whom it waits.
 const COMPLAINT: Duration = Duration::from_secs(10);
@@ -175,7 +175,7 @@ impl Books {
 mod tests {
     use super::*;
     use crate::config::MachineConfig;
-    use crate::machine::Machine;
+    use crate::host::Machine;
 
     /// The machine's stillness, as if it had lasted for `time` already.
     fn still(core: &Core, books: &mut Books, time: Duration) -> Duration {

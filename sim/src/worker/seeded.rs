@@ -7,14 +7,14 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::bulk;
-use crate::context::Failure;
-use crate::executor::{kernel_failed, retire_all, run_host_call, wait, wait_for_end};
-use crate::machine::Core;
-use crate::random::{Random, mix};
-use crate::resident::{Bench, Resident, Turn};
-use crate::stall::{QUIET_ROUNDS, Quiet};
-use crate::stream::Ticket;
+use crate::engine::books::Core;
+use crate::engine::chance::{Random, mix};
+use crate::engine::stream::Ticket;
+use crate::engine::thread::bulk;
+use crate::engine::thread::context::Failure;
+use crate::engine::time::standstill::{QUIET_ROUNDS, Quiet};
+use crate::worker::fast::{kernel_failed, retire_all, run_host_call, wait, wait_for_end};
+use crate::worker::resident::{Bench, Resident, Turn};
 
 /// The one worker of a seeded machine.
 struct Scheduler<'a> {
@@ -108,7 +108,7 @@ impl Scheduler<'_> {
     }
 
     /// Takes a block in, with random priorities. Its shared memory holds what nobody wrote.
-    fn admit(&mut self, grid: std::sync::Arc<crate::stream::Grid>, index: u32) {
+    fn admit(&mut self, grid: std::sync::Arc<crate::engine::stream::Grid>, index: u32) {
         let fill = u128::from(self.random.draw()) << 64 | u128::from(self.random.draw());
         let warps = grid.launch.threads / 32;
         let mut resident = Resident::new(grid, index, fill);
@@ -183,7 +183,7 @@ impl Scheduler<'_> {
         resident.enter(&mut self.bench);
         let ready = resident.state().ready_warps;
         let priorities = &resident.warp_priorities;
-        let favoured = crate::block::bits(ready).max_by_key(|&warp| priorities[warp as usize]);
+        let favoured = crate::engine::block::bits(ready).max_by_key(|&warp| priorities[warp as usize]);
         let warp = if self.random.one_in(8) { self.random.bit_of(ready) } else { favoured.unwrap_or(0) };
         let longest = 1 << self.random.below(8);
         let turns = 1 + self.random.below(longest);

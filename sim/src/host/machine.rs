@@ -1,0 +1,149 @@
+//! The handle on a machine that users clone, and the life of its workers: when the last handle goes, an actor's included, the
+//! workers drop what is resident and end.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::config::{MachineConfig, Mode};
+use crate::engine::books::{ActorState, Core};
+use crate::engine::thread::context;
+use crate::error::SimError;
+use crate::worker::{fast, seeded};
+
+/// A simulated machine of several GPUs. A handle: clones are the same machine.
+#[derive(Clone)]
+pub struct Machine {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    core: Arc<Core>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Machine {
+    /// Builds a machine and starts its workers.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] for a configuration out of range; [`SimError::Host`] when the host has no address
+    /// space or thread left.
+    pub fn new(config: MachineConfig) -> Result<Self, SimError> {
+        config.validate()?;
+        context::install_panic_hook();
+        let core = Arc::new(Core::new(config)?);
+        // The handle exists before the threads do, so that a refused thread still ends those before it.
+        let mut handle = Handle { core: Arc::clone(&core), workers: Vec::new() };
+        for index in 0..core.seats.len() {
+            let core = Arc::clone(&core);
+            let body = move || {
+                let run = || match core.config.mode {
+                    Mode::Fast { .. } => fast::work(&core, index),
+                    Mode::Seeded { seed } => seeded::work(&core, seed),
+                };
+                // A defect of the simulator itself must not leave its users waiting.
+                if let Err(payload) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+                    let message = context::panic_text(&*payload);
+                    core.halt(&mut core.lock(), SimError::Host { what: "a worker thread, which panicked", message });
+                }
+                core.ended(index);
+            };
+            let spawned = std::thread::Builder::new().name(format!("sim-worker-{index}")).spawn(body);
+            let spawned =
+                spawned.map_err(|error| SimError::Host { what: "a worker thread", message: error.to_string() })?;
+            handle.workers.push(spawned);
+        }
+        Ok(Self { handle: Arc::new(handle) })
+    }
+
+    /// Returns the machine's configuration.
+    #[must_use]
+    pub fn config(&self) -> &MachineConfig {
+        &self.core().config
+    }
+
+    /// Declares which ranks will have a host thread; the others count as gone, not as not yet there.
+    ///
+    /// Without this call the machine waits for the host threads of all ranks before it draws conclusions.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when a rank does not exist.
+    pub fn expect_actors(&self, ranks: &[u32]) -> Result<(), SimError> {
+        for &rank in ranks {
+            self.check_rank(rank)?;
+        }
+        let mut books = self.core().lock();
+        for (rank, state) in (0u32..).zip(&mut books.actors) {
+            if matches!(state, ActorState::Absent) && !ranks.contains(&rank) {
+                *state = ActorState::Gone;
+            }
+        }
+        self.core().changed();
+        self.core().work.notify_all();
+        Ok(())
+    }
+
+    /// Returns virtual time in ns.
+    #[must_use]
+    pub fn virtual_ns(&self) -> u64 {
+        self.core().clock.load(Ordering::Relaxed)
+    }
+
+    /// Returns a hash over every choice of a seeded schedule so far: one seed, one hash. 0 in the fast mode.
+    #[must_use]
+    pub fn trace_hash(&self) -> u64 {
+        self.core().trace.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.handle.core
+    }
+
+    pub(crate) fn check_rank(&self, rank: u32) -> Result<(), SimError> {
+        let ranks = self.config().ranks;
+        if rank < ranks {
+            Ok(())
+        } else {
+            Err(SimError::invalid("rank", rank, format!("below the machine's {ranks} ranks")))
+        }
+    }
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine").field("config", self.config()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut books = self.core.lock();
+        books.shutdown = true;
+        self.core.stop.store(true, Ordering::Release);
+        // Queued closures may own anything, so they are dropped after the lock is.
+        let abandoned = books.abandon();
+        drop(books);
+        self.core.work.notify_all();
+        drop(abandoned);
+        // The last handle may die inside a host call, on a worker. That one ends by itself.
+        let here = std::thread::current().id();
+        let workers: Vec<(usize, JoinHandle<()>)> =
+            self.workers.drain(..).enumerate().filter(|(_, worker)| worker.thread().id() != here).collect();
+        let mut books = self.core.lock();
+        while workers.iter().any(|&(index, _)| !books.ended[index] && !books.lost[index]) {
+            self.core.watch(&mut books);
+            books = self.core.settled.wait_timeout(books, self.core.tick()).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let ended = books.ended.clone();
+        drop(books);
+        for (index, worker) in workers {
+            // One that is lost keeps what it needs of the machine, and ends by itself if it ever does.
+            if ended[index] {
+                // A worker that panicked has nothing left to end.
+                let _ = worker.join();
+            }
+        }
+    }
+}
