@@ -21,8 +21,6 @@ pub use descriptor::Kernel;
 
 #[cfg(not(target_arch = "nvptx64"))]
 mod descriptor {
-    use std::sync::Arc;
-
     use epoxide_sim::Launch;
 
     use super::KernelArg;
@@ -84,15 +82,10 @@ mod descriptor {
             A: Send + Sync,
         {
             let entry = self.entry;
-            Launch {
-                kernel: self.name,
-                grid,
-                threads: self.threads,
-                shared_bytes,
-                blocks_per_sm: self.blocks_per_sm,
-                cooperative: self.cooperative,
-                entry: Arc::new(move || entry(args)),
-            }
+            Launch::new(self.name, grid, self.threads, move || entry(args))
+                .with_shared_bytes(shared_bytes)
+                .with_blocks_per_sm(self.blocks_per_sm)
+                .with_cooperative(self.cooperative)
         }
     }
 }

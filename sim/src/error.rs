@@ -34,11 +34,13 @@ pub enum SimError {
         free: u64,
     },
     /// A kernel broke a rule or panicked; the machine halted.
-    #[error("kernel {kernel} failed on rank {rank}, block {block}, warp {}, lane {} (thread {thread}), at {location}: {message}", thread / 32, thread % 32)]
+    #[error("kernel {kernel} failed on rank {rank}, block {block}, warp {}, lane {} (thread {thread}), launch {launch} of the rank, at {location}: {message}", thread / 32, thread % 32)]
     #[non_exhaustive]
     KernelFailed {
         /// The kernel's name.
         kernel: &'static str,
+        /// Which launch it was, counting those of its rank from 1.
+        launch: u64,
         /// The rank it ran on.
         rank: u32,
         /// The block's index in the grid.

@@ -19,7 +19,6 @@
 //! The simulator runs on Linux: its memory and its stacks are built on what `mmap` and `madvise` do there.
 //!
 //! ```
-//! use std::sync::Arc;
 //! use epoxide_sim::{Launch, Machine, MachineConfig, Mode, device};
 //! use device::{Address, Order, Scope, Space, Strength};
 //!
@@ -28,12 +27,10 @@
 //! let stream = actor.create_stream();
 //! let out = machine.allocate(0, 8 * 64, 256)?;
 //! let weak = Strength { order: Order::Weak, scope: Scope::Gpu };
-//! let entry = Arc::new(move || {
+//! let launch = Launch::new("squares", 1, 64, move || {
 //!     let lane = u64::from(device::thread_index());
 //!     device::store(Address { space: Space::Global, at: out + 8 * lane }, lane * lane, weak);
 //! });
-//! let launch =
-//!     Launch { kernel: "squares", grid: 1, threads: 64, shared_bytes: 0, blocks_per_sm: 1, cooperative: false, entry };
 //! // SAFETY: the kernel's frames hold numbers only, and it writes its own allocation.
 //! unsafe { actor.launch(stream, launch)? };
 //! actor.synchronize(stream)?;
@@ -56,8 +53,8 @@ mod mutation;
 mod worker;
 
 pub use config::{MachineConfig, Mode};
-pub use engine::event::Event;
-pub use engine::stream::{Launch, Stream};
+pub use engine::launch::Launch;
+pub use engine::stream::{Event, Stream};
 pub use error::SimError;
 pub use host::{Actor, Machine};
 pub use mutation::Mutation;

@@ -126,6 +126,34 @@ fn a_host_call_that_panics_halts_the_machine() {
 }
 
 #[test]
+fn a_report_says_which_launch_of_the_rank_it_was() {
+    for mode in modes() {
+        for (stuck, part) in
+            [(false, "kernel third failed on rank 1"), (true, "kernel third (launch 3), rank 1, block 0")]
+        {
+            let machine = machine(2, mode);
+            machine.expect_actors(&[0, 1]).expect("in range");
+            let (other, _) = actor(&machine, 0);
+            let (actor, stream) = actor(&machine, 1);
+            // The other rank's launches count for themselves.
+            other.start(other.create_stream(), launch("another", 1, 32, || {})).expect("a legal launch");
+            drop(other);
+            for kernel in ["first", "second"] {
+                actor.start(stream, launch(kernel, 1, 32, || {})).expect("a legal launch");
+            }
+            let third = move || {
+                assert!(stuck || device::thread_index() != 7);
+                wait_for(shared(0), u64::MAX, 0, None);
+            };
+            actor.start(stream, launch("third", 1, 32, third)).expect("a legal launch");
+            let error = actor.synchronize(stream).expect_err("it never ends").to_string();
+            assert!(error.contains(part), "{mode:?}: {error}");
+            assert_eq!(error.contains("lane 7 (thread 7), launch 3 of the rank, at"), !stuck, "{mode:?}: {error}");
+        }
+    }
+}
+
+#[test]
 fn mismatched_barriers_are_a_deadlock_with_both_sides() {
     let mismatched = launch("two doors", 2, 128, || {
         device::barrier(if device::thread_index() < 64 { 1 } else { 2 }, 128);

@@ -121,16 +121,16 @@ fn streams_of_a_rank_run_concurrently_and_blocks_wait_for_sms() {
 fn launches_that_break_a_rule_name_argument_value_and_rule() {
     let machine = machine(1, Mode::Fast { workers: 1 });
     let (actor, stream) = actor(&machine, 0);
-    let good = || launch("never runs", 1, 32, || panic!("a refused launch ran"));
+    let of = |grid, threads| launch("never runs", grid, threads, || panic!("a refused launch ran"));
     let cases: [(&str, &str, Launch); 8] = [
-        ("grid", "0", Launch { grid: 0, ..good() }),
-        ("threads", "0", Launch { threads: 0, ..good() }),
-        ("threads", "33", Launch { threads: 33, ..good() }),
-        ("threads", "1056", Launch { threads: 1056, ..good() }),
-        ("shared_bytes", "232449", Launch { shared_bytes: 232_449, ..good() }),
-        ("blocks_per_sm", "0", Launch { blocks_per_sm: 0, ..good() }),
-        ("grid", "133", Launch { grid: 133, cooperative: true, ..good() }),
-        ("grid", "265", Launch { grid: 265, cooperative: true, blocks_per_sm: 2, ..good() }),
+        ("grid", "0", of(0, 32)),
+        ("threads", "0", of(1, 0)),
+        ("threads", "33", of(1, 33)),
+        ("threads", "1056", of(1, 1056)),
+        ("shared_bytes", "232449", of(1, 32).with_shared_bytes(232_449)),
+        ("blocks_per_sm", "0", of(1, 32).with_blocks_per_sm(0)),
+        ("grid", "133", of(133, 32).with_cooperative(true)),
+        ("grid", "265", of(265, 32).with_cooperative(true).with_blocks_per_sm(2)),
     ];
     for (name, number, launch) in cases {
         match actor.start(stream, launch) {
@@ -166,7 +166,7 @@ fn a_cooperative_grid_is_resident_as_a_whole() {
                 wait_for(word(at, 0), 264, 0, None);
             }
         });
-        run(&machine, Launch { cooperative: true, blocks_per_sm: 2, ..grid_barrier }).expect("all arrive");
+        run(&machine, grid_barrier.with_cooperative(true).with_blocks_per_sm(2)).expect("all arrive");
     }
 }
 

@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::event::Event;
-use super::stream::{Op, Placing, Queue, SM_PARTS, Ticket};
+use super::launch::SM_PARTS;
+use super::queue::{Op, Placing, Queue, Ticket};
+use super::stream::Event;
 use super::thread::context::Seat;
-use super::time::patience::Stillness;
-use super::time::standstill::Quiet;
-use super::time::watchdog::{Running, Watched};
+use super::time::progress::{Quiet, Running, Stillness, Watched};
 use crate::config::MachineConfig;
 use crate::error::SimError;
 use crate::memory::arena::Arena;
@@ -23,8 +22,6 @@ pub(crate) struct Core {
     pub arena: Arena,
     /// One for each worker.
     pub seats: Vec<Seat>,
-    /// The number of the next launch.
-    pub launches: AtomicU64,
     /// Virtual time in ns.
     pub clock: AtomicU64,
     /// Counts changes that anyone could see. A worker that finds it unchanged over its quiet rounds may sleep; when all
@@ -49,6 +46,8 @@ pub(crate) struct Core {
 pub(crate) struct Books {
     pub actors: Vec<ActorState>,
     pub streams: Vec<Vec<Queue>>,
+    /// How often each rank has launched.
+    pub launches: Vec<u64>,
     pub placing: Vec<VecDeque<Placing>>,
     pub free_parts: Vec<u64>,
     /// Finished blocks of the kernel at a stream's head.
@@ -66,7 +65,7 @@ pub(crate) struct Books {
     /// Ranks whose host threads run and count as blocked, until they call again.
     pub overdue: Vec<bool>,
     pub stillness: Stillness,
-    /// Kernels some of whose blocks have started, by their numbers.
+    /// Kernels some of whose blocks have started, by their keys.
     pub running: HashMap<u64, Running>,
     /// What each worker was last seen doing.
     pub watched: Vec<Watched>,
@@ -123,7 +122,6 @@ impl Core {
             id: MACHINES.fetch_add(1, Ordering::Relaxed),
             arena: Arena::new(&config)?,
             seats: (0..workers).map(|_| Seat::new(config.watchdog)).collect(),
-            launches: AtomicU64::new(1),
             clock: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             stop: AtomicBool::new(false),
@@ -179,6 +177,7 @@ impl Books {
         Self {
             actors: (0..ranks).map(|_| ActorState::Absent).collect(),
             streams: (0..ranks).map(|_| Vec::new()).collect(),
+            launches: vec![0; ranks],
             placing: (0..ranks).map(|_| VecDeque::new()).collect(),
             free_parts: vec![u64::from(config.sms_per_rank) * SM_PARTS; ranks],
             finished: HashMap::new(),

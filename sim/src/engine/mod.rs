@@ -1,9 +1,11 @@
-//! What both modes share: the machine's books, its streams, its blocks and threads, and its time.
+//! What both modes share: the machine's books, what is queued in them, its blocks and threads, and its time.
 
+pub(crate) mod advance;
 pub(crate) mod block;
 pub(crate) mod books;
 pub(crate) mod chance;
-pub(crate) mod event;
+pub(crate) mod launch;
+pub(crate) mod queue;
 pub(crate) mod stream;
 pub(crate) mod thread;
 pub(crate) mod time;

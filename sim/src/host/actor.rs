@@ -6,14 +6,15 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::machine::Machine;
 use crate::config::Mode;
 use crate::engine::books::{ActorState, Books, Core};
-use crate::engine::event::Event;
-use crate::engine::stream::{Grid, Launch, Op, Queue, Stream};
+use crate::engine::launch::{Grid, Launch};
+use crate::engine::queue::{Op, Queue};
+use crate::engine::stream::Event;
+use crate::engine::stream::Stream;
 use crate::error::SimError;
 
 /// The host thread of one rank. Dropping it says that this host thread is gone; its queued work still runs.
@@ -97,8 +98,11 @@ impl Actor {
     /// halted the machine.
     pub unsafe fn launch(&self, stream: Stream, launch: Launch) -> Result<(), SimError> {
         launch.validate(self.machine.config())?;
-        let number = self.core().launches.fetch_add(1, Ordering::Relaxed);
-        self.enqueue(stream, Op::Kernel(Arc::new(Grid::new(launch, stream, number))))
+        let mut books = self.enter();
+        let launches = &mut books.launches[self.rank as usize];
+        *launches += 1;
+        let grid = Grid::new(launch, stream, *launches);
+        self.push(&mut books, stream, Op::Kernel(Arc::new(grid)))
     }
 
     /// Enqueues host work, such as a copy; a worker of the machine runs it in the stream's order.

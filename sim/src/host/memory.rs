@@ -223,7 +223,7 @@ impl Books {
             return self.lost.contains(&true).then(|| "something runs that could not be ended".to_string());
         }
         let busy = |(rank, streams): (usize, &Vec<_>)| {
-            let index = streams.iter().position(|queue: &crate::engine::stream::Queue| !queue.ops.is_empty())?;
+            let index = streams.iter().position(|queue: &crate::engine::queue::Queue| !queue.ops.is_empty())?;
             Some(format!("stream {index} of rank {rank} has work"))
         };
         self.streams.iter().enumerate().find_map(busy)

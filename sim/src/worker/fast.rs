@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use crate::engine::books::{Books, Core};
 use crate::engine::chance::Random;
-use crate::engine::stream::{Grid, Stream, Ticket};
+use crate::engine::launch::Grid;
+use crate::engine::queue::Ticket;
+use crate::engine::stream::Stream;
 use crate::engine::thread::context::{Failure, panic_text};
-use crate::engine::time::standstill::{QUIET_ROUNDS, Quiet};
+use crate::engine::time::progress::Quiet;
+use crate::engine::time::standstill::QUIET_ROUNDS;
 use crate::error::SimError;
 use crate::worker::resident::{Bench, Resident};
 
@@ -174,6 +177,7 @@ pub(crate) fn run_host_call(core: &Core, worker: usize, stream: Stream, call: Bo
 pub(crate) fn kernel_failed(grid: &Grid, block: u32, thread: u32, failure: Failure) -> SimError {
     SimError::KernelFailed {
         kernel: grid.launch.kernel,
+        launch: grid.number,
         rank: grid.stream.rank,
         block,
         thread,

@@ -8,7 +8,7 @@ use corosensei::{Coroutine, CoroutineResult};
 use crate::engine::block::{BlockState, Waiting};
 use crate::engine::books::Core;
 use crate::engine::chance::Random;
-use crate::engine::stream::Grid;
+use crate::engine::launch::Grid;
 use crate::engine::thread::bulk;
 use crate::engine::thread::context::{Context, Failure, current, guard, now, overdue, set_current};
 use crate::worker::stack::{FiberStack, StackPool};
@@ -80,7 +80,7 @@ impl Resident {
     /// Makes block `index` of `grid` resident. Its shared memory holds `fill`.
     pub(crate) fn new(grid: Arc<Grid>, index: u32, fill: u128) -> Self {
         let launch = &grid.launch;
-        let state = BlockState::new(launch.kernel, grid.stream.rank, index, launch.grid, launch.threads);
+        let state = BlockState::new(&grid, index);
         Self {
             index,
             state: Box::into_raw(Box::new(state)),
@@ -120,7 +120,7 @@ impl Resident {
                 (*context).freed = freed;
                 (*context).reins.forget();
             }
-            (*context).reins.enter(self.grid.number, self.index, shared_bytes);
+            (*context).reins.enter(self.grid.key(), self.index, shared_bytes);
         }
         set_current(bench.context);
     }

@@ -9,10 +9,11 @@ use std::time::Instant;
 
 use crate::engine::books::Core;
 use crate::engine::chance::{Random, mix};
-use crate::engine::stream::Ticket;
+use crate::engine::queue::Ticket;
 use crate::engine::thread::bulk;
 use crate::engine::thread::context::Failure;
-use crate::engine::time::standstill::{QUIET_ROUNDS, Quiet};
+use crate::engine::time::progress::Quiet;
+use crate::engine::time::standstill::QUIET_ROUNDS;
 use crate::worker::fast::{kernel_failed, retire_all, run_host_call, wait, wait_for_end};
 use crate::worker::resident::{Bench, Resident, Turn};
 
@@ -108,7 +109,7 @@ impl Scheduler<'_> {
     }
 
     /// Takes a block in, with random priorities. Its shared memory holds what nobody wrote.
-    fn admit(&mut self, grid: std::sync::Arc<crate::engine::stream::Grid>, index: u32) {
+    fn admit(&mut self, grid: std::sync::Arc<crate::engine::launch::Grid>, index: u32) {
         let fill = u128::from(self.random.draw()) << 64 | u128::from(self.random.draw());
         let warps = grid.launch.threads / 32;
         let mut resident = Resident::new(grid, index, fill);

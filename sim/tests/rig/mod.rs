@@ -2,7 +2,6 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of the rig")]
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use epoxide_sim::device::{self, Address, Order, PollWait, Rmw, Scope, Space, Strength};
@@ -25,7 +24,7 @@ pub fn machine(ranks: u32, mode: Mode) -> Machine {
 }
 
 pub fn launch(kernel: &'static str, grid: u32, threads: u32, entry: impl Fn() + Send + Sync + 'static) -> Launch {
-    Launch { kernel, grid, threads, shared_bytes: 4096, blocks_per_sm: 1, cooperative: false, entry: Arc::new(entry) }
+    Launch::new(kernel, grid, threads, entry).with_shared_bytes(4096)
 }
 
 /// Runs one kernel on rank 0 of a machine whose other ranks have no host threads.

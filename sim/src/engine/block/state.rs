@@ -8,6 +8,7 @@ use std::panic::Location;
 use corosensei::Yielder;
 
 use crate::device::PollWait;
+use crate::engine::launch::Grid;
 use crate::engine::thread::barrier::Barrier;
 use crate::engine::thread::bulk::{PendingCopy, Stores};
 use crate::engine::thread::mbarrier::Mbarrier;
@@ -16,6 +17,8 @@ use crate::engine::thread::warp::{Meet, WarpOp};
 /// The state of one resident block.
 pub(crate) struct BlockState {
     pub kernel: &'static str,
+    /// Counts the launches of its rank.
+    pub launch: u64,
     pub rank: u32,
     pub index: u32,
     pub grid: u32,
@@ -119,13 +122,15 @@ impl Waiting {
 
 impl BlockState {
     /// A block none of whose threads has started.
-    pub(crate) fn new(kernel: &'static str, rank: u32, index: u32, grid: u32, threads: u32) -> Self {
+    pub(crate) fn new(grid: &Grid, index: u32) -> Self {
+        let threads = grid.launch.threads;
         let warps = threads / 32;
         Self {
-            kernel,
-            rank,
+            kernel: grid.launch.kernel,
+            launch: grid.number,
+            rank: grid.stream.rank,
             index,
-            grid,
+            grid: grid.launch.grid,
             threads,
             live: threads,
             ready_warps: u32::MAX >> (32 - warps),

@@ -8,6 +8,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::progress::Standing;
 use crate::config::Mode;
 use crate::engine::block::ranges;
 use crate::engine::books::{ActorState, Books, Core};
@@ -18,29 +19,6 @@ const COMPLAINT: Duration = Duration::from_secs(10);
 
 /// The least time between two such lines of one machine.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How far the machine and its host threads are: equal as long as nobody does anything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Standing {
-    changes: u64,
-    clock: u64,
-    calls: u64,
-    /// A seeded machine's steps, which are no changes.
-    turns: u64,
-}
-
-/// Since when the machine stands where it does, and when, and where, it last complained.
-pub(crate) struct Stillness {
-    standing: Option<Standing>,
-    since: Instant,
-    complaint: Option<(Instant, Standing)>,
-}
-
-impl Stillness {
-    pub(crate) fn new() -> Self {
-        Self { standing: None, since: Instant::now(), complaint: None }
-    }
-}
 
 impl Core {
     /// Whether a worker is at work, or has some to begin.

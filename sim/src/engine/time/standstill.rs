@@ -7,6 +7,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::progress::Quiet;
 use crate::engine::block::{BlockState, Waiting, bits, ranges};
 use crate::engine::books::{ActorState, Books, Core};
 use crate::engine::thread::mbarrier;
@@ -19,26 +20,6 @@ pub(crate) const QUIET_ROUNDS: u32 = 64;
 
 /// The most lines of a worker's part of a report.
 const REPORT_LINES: usize = 64;
-
-/// What a worker knows when it has been quiet.
-#[derive(Default)]
-pub(crate) struct Quiet {
-    /// Whether the worker has resident blocks; one without is always quiet.
-    pub has_blocks: bool,
-    /// The count of changes over its quiet rounds.
-    changes: u64,
-    wake: Option<u64>,
-    deadline: Option<u64>,
-    /// Who waits for what; only if no actor was running.
-    report: Vec<String>,
-}
-
-impl Quiet {
-    /// Whether the worker may still change something, given the count of changes.
-    pub(crate) fn is_moving(&self, changes: u64) -> bool {
-        self.has_blocks && self.changes != changes
-    }
-}
 
 impl Core {
     /// Notes that `worker` was quiet while the count of changes was `changes`, and decides if it was the last.
@@ -112,7 +93,8 @@ fn report(residents: &mut [Resident]) -> Vec<String> {
             break;
         }
         let state = resident.state();
-        let place = format!("  kernel {}, rank {}, block {}", state.kernel, state.rank, state.index);
+        let place =
+            format!("  kernel {} (launch {}), rank {}, block {}", state.kernel, state.launch, state.rank, state.index);
         let more = (REPORT_LINES - lines.len()).max(1);
         lines.extend(waits(state).into_iter().take(more).map(|(warps, lanes, what)| {
             format!("{place}, warp {}, lanes {}: {what}", ranges(warps.into_iter()), ranges(bits(lanes)))
@@ -196,8 +178,10 @@ fn queued(books: &Books) -> Vec<String> {
     let waiting = books.placing.iter().flatten();
     waiting
         .map(|placing| {
-            let (kernel, rank, left, grid) = placing.describe();
-            format!("  kernel {kernel}, rank {rank}: {left} of {grid} blocks wait for a free SM")
+            let (grid, left) = (&placing.grid, placing.left());
+            let (kernel, blocks) = (grid.launch.kernel, grid.launch.grid);
+            let (number, rank) = (grid.number, grid.stream.rank);
+            format!("  kernel {kernel} (launch {number}), rank {rank}: {left} of {blocks} blocks wait for a free SM")
         })
         .collect()
 }

@@ -7,12 +7,11 @@
 //!
 //! Only wall time in which the machine did not wait for its host threads counts.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::progress::Watched;
 use crate::engine::books::{Books, Core};
-use crate::engine::stream::Grid;
 use crate::engine::thread::reins::Doing;
 use crate::error::SimError;
 
@@ -21,35 +20,6 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// The longest time between two looks.
 const LONGEST_TICK: Duration = Duration::from_secs(1);
-
-/// A kernel some of whose blocks have started.
-pub(crate) struct Running {
-    kernel: &'static str,
-    rank: u32,
-    began: Instant,
-    /// Tells its blocks that it must end.
-    overdue: Arc<AtomicBool>,
-}
-
-/// What a worker was in the middle of, and since when.
-#[derive(Clone, Copy)]
-pub(crate) struct Watched {
-    doing: Option<Doing>,
-    since: Instant,
-}
-
-impl Running {
-    pub(crate) fn new(grid: &Grid) -> Self {
-        let overdue = Arc::clone(&grid.overdue);
-        Self { kernel: grid.launch.kernel, rank: grid.stream.rank, began: Instant::now(), overdue }
-    }
-}
-
-impl Watched {
-    pub(crate) fn new() -> Self {
-        Self { doing: None, since: Instant::now() }
-    }
-}
 
 impl Core {
     /// How long whoever waits for the machine sleeps between two looks.
