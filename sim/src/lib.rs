@@ -43,6 +43,7 @@ compile_error!(
     "epoxide-sim runs on Linux only: its device memory and the stacks of its threads rely on Linux's mmap and madvise"
 );
 
+mod check;
 mod config;
 pub mod device;
 mod engine;

@@ -130,3 +130,46 @@ fn events_and_streams_of_a_machine_that_is_gone_belong_to_no_later_one() {
         }
     }
 }
+
+#[test]
+fn an_actor_reads_and_writes_by_itself_and_fills_in_its_streams_order() {
+    for mode in modes() {
+        let machine = machine(2, mode);
+        machine.expect_actors(&[1]).expect("in range");
+        let at = machine.allocate(1, 16, 256).expect("fits");
+        let (actor, stream) = actor(&machine, 1);
+        // SAFETY: no kernel uses it yet.
+        unsafe { actor.write_bytes(at + 3, &[7; 5]) }.expect("live");
+        let kernel = launch("adds", 1, 32, move || {
+            if device::thread_index() == 0 {
+                add(word(at, 0), 1);
+            }
+        });
+        actor.start(stream, kernel.clone()).expect("a legal launch");
+        // SAFETY: in stream order nothing else uses the bytes, and they stay allocated.
+        unsafe { actor.fill_bytes(stream, at + 1, 9, 2) }.expect("live");
+        actor.start(stream, kernel).expect("a legal launch");
+        actor.synchronize(stream).expect("done");
+        let mut seen = [0; 16];
+        // SAFETY: the stream is idle.
+        unsafe { actor.peek_bytes(at, &mut seen) }.expect("live");
+        assert_eq!(seen, [2, 9, 9, 7, 7, 7, 7, 7, 0, 0, 0, 0, 0, 0, 0, 0], "{mode:?}");
+        // SAFETY: all are refused.
+        let refused = unsafe {
+            [
+                actor.write_bytes(at + 12, &[0; 5]),
+                actor.peek_bytes(at + 16, &mut [0]),
+                actor.fill_bytes(stream, at - 1, 0, 1),
+            ]
+        };
+        let said = [
+            ["to is 5 bytes", "for the host thread of rank 1", "1 bytes beyond an allocation of 16 bytes"],
+            ["from is 1 bytes", "for the host thread of rank 1", "0 bytes behind an allocation of 16 bytes"],
+            ["to is 1 bytes", "in stream 0 of rank 1", "1 bytes before an allocation of 16 bytes"],
+        ];
+        for (refused, said) in refused.into_iter().zip(said) {
+            let error = refused.expect_err("out of bounds").to_string();
+            assert!(said.iter().all(|part| error.contains(part)), "{mode:?}: {error}");
+        }
+    }
+}

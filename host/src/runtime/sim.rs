@@ -91,7 +91,7 @@ impl SimRuntime {
         // SAFETY: by the caller's promise (`Runtime::copy_to_device`) nothing but this rank's stream, which is idle, and its
         // host uses these bytes now; the write touches no others, whatever the other ranks' kernels do next to them. Nothing
         // of the host refers to them.
-        Ok(unsafe { actor.machine().write_bytes(to, from) }?)
+        Ok(unsafe { actor.write_bytes(to, from) }?)
     }
 
     /// # Safety
@@ -102,21 +102,16 @@ impl SimRuntime {
         actor.synchronize(stream)?;
         // SAFETY: as in `copy_to_device`, with `Runtime::copy_to_host`: the other ranks may be at work, and even write into this
         // rank's window, but not these bytes, and the read touches no others.
-        Ok(unsafe { actor.machine().peek_bytes(from, to) }?)
+        Ok(unsafe { actor.peek_bytes(from, to) }?)
     }
 
     /// # Safety
     ///
     /// As for [`Runtime::fill`](super::Runtime::fill).
     pub(crate) unsafe fn fill(&self, to: u64, byte: u8, bytes: u64, stream: Stream) -> Result<()> {
-        let actor = self.actor();
-        let machine = actor.machine().clone();
-        let fill = move || {
-            // SAFETY: it runs in stream order, and until the stream has passed it these are `bytes` of device memory that nothing
-            // else touches: the caller's promise.
-            unsafe { machine.fill_bytes(to, byte, bytes) }.expect("device memory, as the caller allocated it");
-        };
-        Ok(actor.host_call(stream, Box::new(fill))?)
+        // SAFETY: it runs in stream order, and until the stream has passed it these are `bytes` of device memory that nothing
+        // else touches: the caller's promise.
+        Ok(unsafe { self.actor().fill_bytes(stream, to, byte, bytes) }?)
     }
 
     pub(crate) fn synchronize(&self, stream: Stream) -> Result<()> {

@@ -3,39 +3,11 @@
 //! Every lane that a mask names must arrive with the same operation and the same mask, and every thread that a barrier
 //! counts must arrive at it; the simulator reports what a GPU would hang on.
 
+use crate::engine::block::warp::WarpOp;
+pub use crate::engine::block::warp::{Reduce, Shuffle};
 use crate::engine::thread::barrier::arrive;
 use crate::engine::thread::context::require;
-use crate::engine::thread::warp::{WarpOp, meet};
-
-/// Which lane a shuffle reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Shuffle {
-    /// The lane `operand`.
-    Index,
-    /// The lane `own ^ operand`.
-    Xor,
-    /// The lane `own - operand`.
-    Up,
-    /// The lane `own + operand`.
-    Down,
-}
-
-/// How a warp combines its values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reduce {
-    /// Wrapping sum.
-    Add,
-    /// Smallest, unsigned.
-    Min,
-    /// Largest, unsigned.
-    Max,
-    /// Bitwise and.
-    And,
-    /// Bitwise or.
-    Or,
-    /// Bitwise exclusive or.
-    Xor,
-}
+use crate::engine::thread::warp::meet;
 
 /// Waits for the lanes of `mask`.
 ///

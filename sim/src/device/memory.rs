@@ -240,7 +240,7 @@ fn resolve<const WRITES: bool>(context: *mut Context, a: Address, bytes: usize, 
                     _ => stumble(context, a, bytes),
                 }
             }
-            std::ptr::with_exposed_provenance_mut(a.at as usize)
+            crate::memory::door::pointer(a.at)
         }
         Space::Shared => {
             if !reins.reaches_shared(a.at, bytes) {

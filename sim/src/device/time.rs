@@ -5,7 +5,7 @@
 
 use std::panic::Location;
 
-use crate::engine::block::Waiting;
+use crate::engine::block::state::Waiting;
 use crate::engine::thread::context::{attend, now, suspend};
 
 /// What a failed poll waits for; a deadlock report quotes it.

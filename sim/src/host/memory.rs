@@ -3,14 +3,17 @@
 //! Kernels access device memory with host atomics of 1 to 8 bytes, and two atomic accesses of different sizes may not meet
 //! unordered. So a safe read is one during which nothing else can touch device memory: it holds the machine's books, which
 //! everyone needs who enqueues work, and is refused while there is some. Writes, and reads while kernels run, are unsafe: only
-//! their caller knows who touches what meanwhile.
+//! their caller knows who touches what meanwhile. All of them go by the [door](crate::memory::door), each as whose it is: of the
+//! machine's, nobody's; of an actor's, its host thread's or its stream's.
 
 use std::sync::{MutexGuard, PoisonError};
 
+use super::actor::Actor;
 use super::machine::Machine;
 use crate::engine::books::{Books, Core};
+use crate::engine::stream::Stream;
 use crate::error::SimError;
-use crate::memory::copies::{self, read_words, write_words};
+use crate::memory::door::By;
 
 impl Machine {
     /// Takes `bytes` bytes of device memory on `rank`, aligned to `align` and to 256 at least. Fresh memory is zero.
@@ -54,10 +57,8 @@ impl Machine {
     /// [`SimError::InvalidArgument`] when the address is no multiple of 8 or the words are not inside one live allocation.
     pub unsafe fn write(&self, to: u64, words: &[u64]) -> Result<(), SimError> {
         let _touching = Touching::begin(self.core());
-        let to = self.words("to", to, words.len())?;
-        // SAFETY: the range was just found inside a live allocation; the rest is the caller's promise, and safe reads wait.
-        unsafe { write_words(to, words) };
-        Ok(())
+        // SAFETY: the caller's promise, and safe reads wait.
+        unsafe { self.core().arena.write_words(By::Anyone, to, words) }
     }
 
     /// Writes bytes to device memory, each by one atomic store: of 8 bytes from multiples of 8 on, of single bytes before and
@@ -72,10 +73,8 @@ impl Machine {
     /// [`SimError::InvalidArgument`] when the bytes are not inside one live allocation.
     pub unsafe fn write_bytes(&self, to: u64, bytes: &[u8]) -> Result<(), SimError> {
         let _touching = Touching::begin(self.core());
-        let to = self.bytes("to", to, bytes.len() as u64)?;
         // SAFETY: as in `write`.
-        unsafe { copies::write_bytes(to, bytes) };
-        Ok(())
+        unsafe { self.core().arena.write(By::Anyone, to, bytes) }
     }
 
     /// Sets `bytes` bytes of device memory to `byte`, as [`Machine::write_bytes`] does.
@@ -89,10 +88,8 @@ impl Machine {
     /// As [`Machine::write_bytes`].
     pub unsafe fn fill_bytes(&self, to: u64, byte: u8, bytes: u64) -> Result<(), SimError> {
         let _touching = Touching::begin(self.core());
-        let to = self.bytes("to", to, bytes)?;
-        // SAFETY: as in `write_bytes`.
-        unsafe { copies::fill_bytes(to, byte, bytes as usize) };
-        Ok(())
+        // SAFETY: as in `write`.
+        unsafe { self.core().arena.fill(By::Anyone, to, byte, bytes) }
     }
 
     /// Reads words of device memory, of a machine that has no work.
@@ -104,12 +101,11 @@ impl Machine {
     pub fn read(&self, from: u64, words: usize) -> Result<Vec<u64>, SimError> {
         let mut out = self.room(from, words)?;
         let books = self.core().at_rest()?;
-        let from = self.words("from", from, words)?;
-        // SAFETY: the range was just found inside a live allocation. No kernel, host call or other write touches device memory
-        // before the books are released, and what they did before is ordered by the books' lock.
-        unsafe { read_words(&mut out, from) };
+        // SAFETY: no kernel, host call or other write touches device memory before the books are released, and what they did
+        // before is ordered by the books' lock.
+        let read = unsafe { self.core().arena.read_words(By::Anyone, from, &mut out) };
         drop(books);
-        Ok(out)
+        read.map(|()| out)
     }
 
     /// Reads `out.len()` bytes of device memory, of a machine that has no work.
@@ -120,11 +116,10 @@ impl Machine {
     /// live allocation.
     pub fn read_bytes(&self, from: u64, out: &mut [u8]) -> Result<(), SimError> {
         let books = self.core().at_rest()?;
-        let from = self.bytes("from", from, out.len() as u64)?;
         // SAFETY: as in `read`.
-        unsafe { copies::read_bytes(out, from) };
+        let read = unsafe { self.core().arena.read(By::Anyone, from, out) };
         drop(books);
-        Ok(())
+        read
     }
 
     /// Reads words of device memory while kernels may run, each by one atomic load of 8 bytes.
@@ -138,9 +133,8 @@ impl Machine {
     /// As [`Machine::read`], but for [`SimError::Busy`].
     pub unsafe fn peek(&self, from: u64, words: usize) -> Result<Vec<u64>, SimError> {
         let mut out = self.room(from, words)?;
-        let from = self.words("from", from, words)?;
-        // SAFETY: the range was just found inside a live allocation; the rest is the caller's promise.
-        unsafe { read_words(&mut out, from) };
+        // SAFETY: the caller's promise.
+        unsafe { self.core().arena.read_words(By::Anyone, from, &mut out)? };
         Ok(out)
     }
 
@@ -156,41 +150,75 @@ impl Machine {
     ///
     /// As [`Machine::read_bytes`], but for [`SimError::Busy`].
     pub unsafe fn peek_bytes(&self, from: u64, out: &mut [u8]) -> Result<(), SimError> {
-        let from = self.bytes("from", from, out.len() as u64)?;
         // SAFETY: as in `peek`.
-        unsafe { copies::read_bytes(out, from) };
-        Ok(())
+        unsafe { self.core().arena.read(By::Anyone, from, out) }
     }
 
     /// Room for words that are read from `from`.
     fn room(&self, from: u64, words: usize) -> Result<Vec<u64>, SimError> {
-        self.words("from", from, words)?;
+        self.core().arena.check_words(By::Anyone, "from", from, words)?;
         let mut out: Vec<u64> = Vec::new();
         out.try_reserve_exact(words)
             .map_err(|error| SimError::Host { what: "memory for words that are read", message: error.to_string() })?;
         out.resize(words, 0);
         Ok(out)
     }
+}
 
-    fn words(&self, argument: &'static str, address: u64, words: usize) -> Result<*mut u64, SimError> {
-        let extent = (words as u64).checked_mul(8).and_then(|bytes| self.core().arena.extent_of(address, bytes));
-        if !address.is_multiple_of(8) || extent.is_none() {
-            let value = format!("{words} words at {address:#x}");
-            return Err(SimError::invalid(
-                argument,
-                value,
-                "a multiple of 8, and all words inside one live allocation",
-            ));
-        }
-        Ok(std::ptr::with_exposed_provenance_mut(address as usize))
+impl Actor {
+    /// [`Machine::write_bytes`] by this rank's host thread: after what it has waited for.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Machine::write_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::write_bytes`].
+    pub unsafe fn write_bytes(&self, to: u64, bytes: &[u8]) -> Result<(), SimError> {
+        let core = self.machine().core();
+        let _touching = Touching::begin(core);
+        // SAFETY: the caller's promise, and safe reads wait.
+        unsafe { core.arena.write(By::Actor { rank: self.rank() }, to, bytes) }
     }
 
-    fn bytes(&self, argument: &'static str, address: u64, bytes: u64) -> Result<usize, SimError> {
-        if self.core().arena.extent_of(address, bytes).is_none() {
-            let value = format!("{bytes} bytes at {address:#x}");
-            return Err(SimError::invalid(argument, value, "all bytes inside one live allocation"));
-        }
-        Ok(address as usize)
+    /// [`Machine::peek_bytes`] by this rank's host thread: after what it has waited for.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Machine::peek_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::peek_bytes`].
+    pub unsafe fn peek_bytes(&self, from: u64, out: &mut [u8]) -> Result<(), SimError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.machine().core().arena.read(By::Actor { rank: self.rank() }, from, out) }
+    }
+
+    /// Enqueues that `bytes` bytes of device memory are set to `byte`, in the accesses of [`Machine::write_bytes`].
+    ///
+    /// # Safety
+    ///
+    /// Until the stream has passed it, the bytes stay inside a live allocation, and what [`Machine::write_bytes`] asks for holds
+    /// when the stream comes to it.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when the bytes are not inside one live allocation now, or the stream is another rank's; the
+    /// error that halted the machine.
+    pub unsafe fn fill_bytes(&self, stream: Stream, to: u64, byte: u8, bytes: u64) -> Result<(), SimError> {
+        let by = By::Stream { rank: stream.rank, stream: stream.index };
+        let machine = self.machine().clone();
+        machine.core().arena.check(by, "to", to, bytes)?;
+        let fill = move || {
+            let _touching = Touching::begin(machine.core());
+            // SAFETY: the caller's promise, and safe reads wait.
+            let filled = unsafe { machine.core().arena.fill(by, to, byte, bytes) };
+            // What a call on a stream panics with is the machine's report; no hook has to print it.
+            filled.unwrap_or_else(|error| std::panic::resume_unwind(Box::new(error.to_string())));
+        };
+        self.host_call(stream, Box::new(fill))
     }
 }
 

@@ -15,9 +15,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memmap2::{MmapMut, MmapOptions, UncheckedAdvice};
 
+use super::raw::fill_bytes;
 use crate::config::{MachineConfig, PART_ALIGNMENT};
 use crate::error::SimError;
-use crate::memory::copies::fill_bytes;
 use crate::memory::owner::{Extent, GRANULE, Owner, Owners};
 
 /// Every allocation begins on such a boundary, as the CUDA allocator's do.
@@ -112,27 +112,6 @@ impl Arena {
         self.near(address).filter(|extent| extent.contains(address, bytes))
     }
 
-    /// Why `bytes` bytes at `address` are no access: where they lie, for a message.
-    pub(crate) fn whereabouts(&self, address: u64, bytes: u64) -> String {
-        match self.near(address) {
-            None => {
-                let (base, end) = (self.base, self.base + self.bytes());
-                format!("no live allocation is there (device memory is {base:#x}..{end:#x})")
-            }
-            Some(extent) => {
-                let (start, end) = (extent.address, extent.address + extent.bytes);
-                let by = if address < start {
-                    format!("{} bytes before", start - address)
-                } else if address >= end {
-                    format!("{} bytes behind", address - end)
-                } else {
-                    format!("{} bytes beyond", (address + bytes).saturating_sub(end))
-                };
-                format!("it is {by} an allocation of {} bytes, {start:#x}..{end:#x}", extent.bytes)
-            }
-        }
-    }
-
     /// Takes `bytes` bytes on `rank`.
     pub(crate) fn allocate(&self, rank: u32, bytes: u64, align: u64) -> Result<u64, SimError> {
         if bytes == 0 {
@@ -205,6 +184,11 @@ impl Arena {
         }
         part.free.insert(start, end - start);
         Ok(())
+    }
+
+    /// The addresses of all ranks.
+    pub(crate) fn addresses(&self) -> std::ops::Range<u64> {
+        self.base..self.base + self.bytes()
     }
 
     /// The bytes of address space.
@@ -319,7 +303,7 @@ mod tests {
             assert_eq!(arena.allocate(0, bytes, 256).expect("fits"), address);
             let mut seen = vec![1; bytes as usize];
             // SAFETY: as above.
-            unsafe { crate::memory::copies::read_bytes(&mut seen, address as usize) };
+            unsafe { crate::memory::raw::read_bytes(&mut seen, address as usize) };
             assert!(seen.iter().all(|byte| *byte == 0), "{bytes} bytes");
         }
     }
@@ -328,7 +312,7 @@ mod tests {
     fn freeing_twice_is_refused_and_freed_pages_are_zero() {
         let arena = arena();
         let address = arena.allocate(0, 1 << 20, 4096).expect("fits");
-        let word = std::ptr::with_exposed_provenance_mut::<u64>(address as usize);
+        let word = crate::memory::door::pointer(address).cast::<u64>();
         // SAFETY: the address is inside a live allocation of this test's own arena.
         unsafe { word.write(7) };
         arena.free(address).expect("live");

@@ -16,7 +16,7 @@ use crate::engine::thread::context::{Failure, panic_text};
 use crate::engine::time::progress::Quiet;
 use crate::engine::time::standstill::QUIET_ROUNDS;
 use crate::error::SimError;
-use crate::worker::resident::{Bench, Resident};
+use crate::worker::resident::{Bench, Resident, states};
 
 /// The longest sleep between two looks at memory that a host thread or another worker may change.
 const LONGEST_NAP: Duration = Duration::from_millis(1);
@@ -58,7 +58,7 @@ pub(crate) fn work(core: &Core, index: usize) {
         let mut books = core.lock();
         // Anything that changed since the quiet rounds began makes them worth nothing.
         if core.changes.load(Ordering::Acquire) == seen && !core.stop.load(Ordering::Acquire) {
-            core.quiet(&mut books, index, seen, &mut residents);
+            core.quiet(&mut books, index, seen, &states(&mut residents));
             if core.changes.load(Ordering::Acquire) == seen && !core.stop.load(Ordering::Acquire) {
                 nap = (nap * 2).clamp(Duration::from_micros(50), LONGEST_NAP);
                 drop(core.work.wait_timeout(books, nap).unwrap_or_else(PoisonError::into_inner));

@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering;
 
 use corosensei::{Coroutine, CoroutineResult};
 
-use crate::engine::block::{BlockState, Waiting};
+use crate::check;
+use crate::engine::block::state::{BlockState, Waiting};
 use crate::engine::books::Core;
 use crate::engine::chance::Random;
 use crate::engine::launch::Grid;
-use crate::engine::thread::bulk;
 use crate::engine::thread::context::{Context, Failure, current, guard, now, overdue, set_current};
 use crate::worker::stack::{FiberStack, StackPool};
 
@@ -204,7 +204,7 @@ impl Resident {
         }
         let state = self.state();
         state.exit(thread);
-        match state.broken.take() {
+        match check::returned::broken_by(state, thread) {
             Some((message, location)) => Turn::Failed(Failure { message, location: location.to_string() }),
             None => Turn::Changed,
         }
@@ -264,13 +264,18 @@ impl Resident {
         if self.is_finished() {
             let state = self.state();
             while !state.copies.is_empty() {
-                bulk::complete(state, 0);
+                state.complete_copy(0);
             }
         }
         for fiber in std::mem::take(&mut self.fibers).into_iter().flatten() {
             bench.stacks.give(abandon(fiber));
         }
     }
+}
+
+/// What the blocks wait for. Only while no thread of theirs runs.
+pub(crate) fn states(residents: &mut [Resident]) -> Vec<&BlockState> {
+    residents.iter_mut().map(|resident| &*resident.state()).collect()
 }
 
 impl Drop for Resident {

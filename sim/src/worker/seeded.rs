@@ -10,12 +10,11 @@ use std::time::Instant;
 use crate::engine::books::Core;
 use crate::engine::chance::{Random, mix};
 use crate::engine::queue::Ticket;
-use crate::engine::thread::bulk;
 use crate::engine::thread::context::Failure;
 use crate::engine::time::progress::Quiet;
 use crate::engine::time::standstill::QUIET_ROUNDS;
 use crate::worker::fast::{kernel_failed, retire_all, run_host_call, wait, wait_for_end};
-use crate::worker::resident::{Bench, Resident, Turn};
+use crate::worker::resident::{Bench, Resident, Turn, states};
 
 /// The one worker of a seeded machine.
 struct Scheduler<'a> {
@@ -184,7 +183,7 @@ impl Scheduler<'_> {
         resident.enter(&mut self.bench);
         let ready = resident.state().ready_warps;
         let priorities = &resident.warp_priorities;
-        let favoured = crate::engine::block::bits(ready).max_by_key(|&warp| priorities[warp as usize]);
+        let favoured = crate::engine::block::warp::bits(ready).max_by_key(|&warp| priorities[warp as usize]);
         let warp = if self.random.one_in(8) { self.random.bit_of(ready) } else { favoured.unwrap_or(0) };
         let longest = 1 << self.random.below(8);
         let turns = 1 + self.random.below(longest);
@@ -254,7 +253,7 @@ impl Scheduler<'_> {
         let mut books = self.core.lock();
         self.core.trace.store(self.trace, Ordering::Relaxed);
         let changes = self.core.changes.load(Ordering::Acquire);
-        self.core.quiet(&mut books, 0, changes, &mut self.residents);
+        self.core.quiet(&mut books, 0, changes, &states(&mut self.residents));
         self.rounds = 0;
         let host_came = std::mem::replace(&mut self.known, self.core.changes.load(Ordering::Acquire)) != changes;
         self.core.stop.load(Ordering::Acquire) || !books.all_blocked() || host_came
@@ -265,7 +264,7 @@ impl Scheduler<'_> {
         let state = self.residents[place].state();
         let count = state.copies.len() as u32;
         if count > 0 {
-            bulk::complete(state, self.random.below(count) as usize);
+            state.complete_copy(self.random.below(count) as usize);
             self.changes += 1;
         }
         count > 0

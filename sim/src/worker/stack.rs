@@ -124,6 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a stack is no simulated memory")]
     fn stacks_are_apart_writable_and_reused() {
         let mut pool = StackPool::default();
         let stacks: Vec<FiberStack> = (0..3 * STACKS_PER_SLAB).map(|_| pool.take().expect("memory")).collect();

@@ -1,5 +1,6 @@
-//! A resident block and what is in it.
+//! A resident block and what is in it. What its threads do to it is in [`thread`](super::thread).
 
-mod state;
-
-pub(crate) use state::{BlockState, Waiting, Warp, bits, ranges};
+pub(crate) mod barriers;
+pub(crate) mod bulk;
+pub(crate) mod state;
+pub(crate) mod warp;

@@ -7,12 +7,11 @@ use std::panic::Location;
 
 use corosensei::Yielder;
 
+use super::barriers::{Barrier, Mbarrier};
+use super::bulk::{Kind, PendingCopy, Stores};
+use super::warp::{Warp, WarpOp, bits};
 use crate::device::PollWait;
 use crate::engine::launch::Grid;
-use crate::engine::thread::barrier::Barrier;
-use crate::engine::thread::bulk::{PendingCopy, Stores};
-use crate::engine::thread::mbarrier::Mbarrier;
-use crate::engine::thread::warp::{Meet, WarpOp};
 
 /// The state of one resident block.
 pub(crate) struct BlockState {
@@ -33,26 +32,11 @@ pub(crate) struct BlockState {
     pub warps: Vec<Warp>,
     pub lanes: Vec<Lane>,
     /// Of every thread, or of none.
-    tallies: Vec<Tally>,
+    pub tallies: Vec<Tally>,
     pub barriers: [Barrier; 16],
     pub mbarriers: Vec<Mbarrier>,
     /// Bulk copies that were issued and have not happened yet (seeded modes).
     pub copies: Vec<PendingCopy>,
-    /// What broke when a thread returned although others wait for it.
-    pub broken: Option<(String, &'static Location<'static>)>,
-}
-
-/// One warp: lane masks and the slots of its collectives.
-pub(crate) struct Warp {
-    pub ready: u32,
-    pub polling: u32,
-    pub sleeping: u32,
-    pub on_mbarrier: u32,
-    pub exited: u32,
-    pub meets: Vec<Meet>,
-    pub values: [u32; 32],
-    pub operands: [u32; 32],
-    pub results: [u32; 32],
 }
 
 /// One thread.
@@ -143,7 +127,6 @@ impl BlockState {
             barriers: std::array::from_fn(|_| Barrier::new()),
             mbarriers: Vec::new(),
             copies: Vec::new(),
-            broken: None,
         }
     }
 
@@ -192,6 +175,37 @@ impl BlockState {
         }
     }
 
+    /// The mbarrier at `at`, if there is one.
+    pub(crate) fn mbarrier(&mut self, at: u32) -> Option<&mut Mbarrier> {
+        self.mbarriers.iter_mut().find(|object| object.at == at)
+    }
+
+    /// Books `bytes` that a copy delivered to the mbarrier at `at`.
+    pub(crate) fn deliver(&mut self, at: u32, bytes: u32) {
+        if let Some(object) = self.mbarrier(at) {
+            object.bytes -= i64::from(bytes);
+            if object.complete_if_due() {
+                self.wake_mbarrier_waiters();
+            }
+        }
+    }
+
+    /// Makes the copy `index` of those that have not happened happen.
+    pub(crate) fn complete_copy(&mut self, index: usize) {
+        let PendingCopy { ends, bytes, kind, .. } = self.copies.swap_remove(index);
+        match kind {
+            Kind::Load { mbarrier } => {
+                // SAFETY: the ends were checked when the copy was issued; device memory and the block's shared memory still live.
+                unsafe { ends.load() };
+                self.deliver(mbarrier, bytes);
+            }
+            // SAFETY: as above.
+            Kind::Store { snapshot: Some(words), .. } => unsafe { ends.store_source(&words) },
+            // SAFETY: as above.
+            Kind::Store { snapshot: None, .. } => unsafe { ends.store() },
+        }
+    }
+
     /// What is counted for `thread`.
     pub(crate) fn tally(&mut self, thread: u32) -> &mut Tally {
         if self.tallies.is_empty() {
@@ -200,48 +214,11 @@ impl BlockState {
         &mut self.tallies[thread as usize]
     }
 
-    /// Books a thread's return; notes in `broken` when others wait for it.
+    /// Books a thread's return.
     pub(crate) fn exit(&mut self, thread: u32) {
-        let (warp, bit) = (thread / 32, 1u32 << (thread % 32));
         self.lanes[thread as usize].waiting = Waiting::Exited;
         self.live -= 1;
-        let slots = &mut self.warps[warp as usize];
-        slots.exited |= bit;
-        if let Some(meet) = slots.meets.iter().find(|meet| meet.mask & bit != 0) {
-            let message = format!(
-                "lane {} of warp {warp} returned, but lanes {} of its warp wait for it in {} with mask {:#010x}",
-                thread % 32,
-                ranges(bits(meet.arrived)),
-                meet.op.name(),
-                meet.mask
-            );
-            self.broken.get_or_insert((message, meet.location));
-        }
-        for (id, barrier) in self.barriers.iter().enumerate() {
-            if barrier.arrived > 0 && barrier.expected > self.live {
-                let message = format!(
-                    "thread {thread} returned, but barrier {id} waits for {} threads: {} have arrived and only {} are left",
-                    barrier.expected, barrier.arrived, self.live
-                );
-                self.broken.get_or_insert((message, barrier.location));
-            }
-        }
-        if let Some(location) = self.tallies.get(thread as usize).and_then(|tally| tally.stores.in_flight()) {
-            let message = format!(
-                "thread {thread} returned with a bulk store in flight, whose source in shared memory may still be read: \
-                 bulk_wait(0, ..) comes after the last one"
-            );
-            self.broken.get_or_insert((message, location));
-        }
-        if self.live == 0
-            && let Some((at, location)) = self.mbarriers.iter().find_map(Mbarrier::in_flight)
-        {
-            let message = format!(
-                "the block ended with a bulk load in flight, which may still write its shared memory: nobody waited for \
-                 mbarrier {at:#x} after it"
-            );
-            self.broken.get_or_insert((message, location));
-        }
+        self.warps[(thread / 32) as usize].exited |= 1 << (thread % 32);
     }
 
     /// The earliest wake-up of a sleeper, and the earliest deadline after `now` of a poll.
@@ -261,47 +238,8 @@ impl BlockState {
     }
 }
 
-impl Warp {
-    fn new() -> Self {
-        Self {
-            ready: u32::MAX,
-            polling: 0,
-            sleeping: 0,
-            on_mbarrier: 0,
-            exited: 0,
-            meets: Vec::new(),
-            values: [0; 32],
-            operands: [0; 32],
-            results: [0; 32],
-        }
-    }
-}
-
 impl Lane {
     fn new() -> Self {
         Self { yielder: std::ptr::null(), waiting: Waiting::Start }
     }
-}
-
-/// The indices of the set bits, lowest first.
-pub(crate) fn bits(mask: u32) -> impl Iterator<Item = u32> {
-    let mut left = mask;
-    std::iter::from_fn(move || {
-        let bit = (left != 0).then(|| left.trailing_zeros())?;
-        left &= left - 1;
-        Some(bit)
-    })
-}
-
-/// Writes ascending numbers as `0-3, 7`.
-pub(crate) fn ranges(numbers: impl Iterator<Item = u32>) -> String {
-    let mut runs: Vec<(u32, u32)> = Vec::new();
-    for number in numbers {
-        match runs.last_mut() {
-            Some((_, last)) if *last + 1 == number => *last = number,
-            _ => runs.push((number, number)),
-        }
-    }
-    let text = |&(first, last): &(u32, u32)| if first == last { first.to_string() } else { format!("{first}-{last}") };
-    runs.iter().map(text).collect::<Vec<_>>().join(", ")
 }

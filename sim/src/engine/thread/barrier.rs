@@ -2,42 +2,9 @@
 
 use std::panic::Location;
 
-use crate::engine::block::{Waiting, bits};
-use crate::engine::thread::context::{Context, fail, notice, suspend};
-
-/// One of a block's hardware barriers.
-pub(crate) struct Barrier {
-    /// How many threads must arrive; meaningful while some have.
-    pub expected: u32,
-    pub arrived: u32,
-    /// Whether this phase carries a vote, and the vote so far.
-    votes: bool,
-    vote: bool,
-    /// The vote of the last complete phase.
-    result: bool,
-    /// Warps with a waiting lane, and the lanes.
-    warps: u32,
-    lanes: [u32; 32],
-    /// Where the first thread of the phase arrived.
-    pub location: &'static Location<'static>,
-}
-
-impl Barrier {
-    /// A barrier at which nobody has arrived.
-    #[track_caller]
-    pub(crate) fn new() -> Self {
-        Self {
-            expected: 0,
-            arrived: 0,
-            votes: false,
-            vote: false,
-            result: false,
-            warps: 0,
-            lanes: [0; 32],
-            location: Location::caller(),
-        }
-    }
-}
+use super::context::{Context, fail, notice, suspend};
+use crate::engine::block::state::Waiting;
+use crate::engine::block::warp::bits;
 
 /// Arrives at barrier `id` and waits until `threads` threads have (0: the whole block). A vote is or-ed over all.
 #[track_caller]

@@ -6,65 +6,31 @@
 
 use std::panic::Location;
 
-use crate::engine::block::BlockState;
-use crate::engine::thread::context::{Context, fail};
-use crate::engine::thread::mbarrier;
-use crate::memory::copies::{copy_words, read_words, write_words};
-
-/// A copy that was issued and has not happened.
-pub(crate) struct PendingCopy {
-    thread: u32,
-    to: *mut u64,
-    from: *const u64,
-    bytes: u32,
-    kind: Kind,
-}
-
-/// What a thread knows of its bulk stores.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Stores {
-    /// How many groups it has committed.
-    committed: u32,
-    /// How many groups have had their sources read, as far as it has waited.
-    read: u32,
-    /// The group of its last store, and where that was issued.
-    last: Option<(u32, &'static Location<'static>)>,
-}
-
-impl Stores {
-    /// Where the last store was issued, if nobody waited until its source was read.
-    pub(crate) fn in_flight(&self) -> Option<&'static Location<'static>> {
-        self.last.and_then(|(group, location)| (group >= self.read).then_some(location))
-    }
-}
-
-enum Kind {
-    /// Into shared memory; delivers its bytes to this mbarrier.
-    Load { mbarrier: u32 },
-    /// Out of shared memory, in the thread's group of this number; the source as it was, once it has been read.
-    Store { group: u32, snapshot: Option<Vec<u64>> },
-}
+use super::context::{Context, fail};
+use super::mbarrier;
+use crate::engine::block::bulk::{Kind, PendingCopy};
+use crate::memory::door::Ends;
 
 /// Copies `bytes` from device memory to shared memory.
 #[track_caller]
 pub(crate) fn load(context: *mut Context, shared_to: u32, global_from: u64, bytes: u32, mbarrier: u32) {
-    let (shared, global) = check(context, shared_to, global_from, bytes, "bulk_load");
+    let ends = check(context, shared_to, global_from, bytes, "bulk_load");
     // SAFETY: `context` is the running thread's; its worker holds no reference to the block while the thread runs.
     let (state, late, thread) = unsafe { (&mut *(*context).state, (*context).adversarial, (*context).reins.thread()) };
     mbarrier::find(context, state, mbarrier).load(Location::caller());
     if late {
-        state.copies.push(PendingCopy { thread, to: shared, from: global, bytes, kind: Kind::Load { mbarrier } });
+        state.copies.push(PendingCopy { thread, ends, bytes, kind: Kind::Load { mbarrier } });
         return;
     }
-    // SAFETY: `check` found both ranges inside live mappings of the right size and alignment.
-    unsafe { copy_words(shared, global, bytes as usize / 8) };
-    mbarrier::deliver(state, mbarrier, bytes);
+    // SAFETY: `check` found both ends in live memory just now.
+    unsafe { ends.load() };
+    state.deliver(mbarrier, bytes);
 }
 
 /// Copies `bytes` from shared memory to device memory, in the thread's open group.
 #[track_caller]
 pub(crate) fn store(context: *mut Context, global_to: u64, shared_from: u32, bytes: u32) {
-    let (shared, global) = check(context, shared_from, global_to, bytes, "bulk_store");
+    let ends = check(context, shared_from, global_to, bytes, "bulk_store");
     // SAFETY: as in `load`.
     let (state, late, thread) = unsafe { (&mut *(*context).state, (*context).adversarial, (*context).reins.thread()) };
     let stores = &mut state.tally(thread).stores;
@@ -72,11 +38,11 @@ pub(crate) fn store(context: *mut Context, global_to: u64, shared_from: u32, byt
     stores.last = Some((group, Location::caller()));
     if late {
         let kind = Kind::Store { group, snapshot: None };
-        state.copies.push(PendingCopy { thread, to: global, from: shared, bytes, kind });
+        state.copies.push(PendingCopy { thread, ends, bytes, kind });
         return;
     }
     // SAFETY: as in `load`.
-    unsafe { copy_words(global, shared, bytes as usize / 8) };
+    unsafe { ends.store() };
 }
 
 /// Closes the thread's open group.
@@ -105,14 +71,12 @@ pub(crate) fn wait(context: *mut Context, groups_left: u32, read_only: bool) {
             {
                 if read_only {
                     if snapshot.is_none() {
-                        let mut words = vec![0; copy.bytes as usize / 8];
                         // SAFETY: `check` passed when the copy was issued, and the block's shared memory still lives.
-                        unsafe { read_words(&mut words, copy.from) };
-                        *snapshot = Some(words);
+                        *snapshot = Some(unsafe { copy.ends.read_source() });
                     }
                     index += 1;
                 } else {
-                    complete(state, index);
+                    state.complete_copy(index);
                     // SAFETY: as in `load`. What the copy wrote, others may be polling.
                     unsafe { (*context).dirty = true };
                 }
@@ -122,27 +86,10 @@ pub(crate) fn wait(context: *mut Context, groups_left: u32, read_only: bool) {
     }
 }
 
-/// Makes the pending copy `index` happen.
-pub(crate) fn complete(state: &mut BlockState, index: usize) {
-    let copy = state.copies.swap_remove(index);
-    let words = copy.bytes as usize / 8;
-    match copy.kind {
-        Kind::Load { mbarrier } => {
-            // SAFETY: `check` passed when the copy was issued; device memory and the block's shared memory still live.
-            unsafe { copy_words(copy.to, copy.from, words) };
-            mbarrier::deliver(state, mbarrier, copy.bytes);
-        }
-        // SAFETY: as above; a snapshot has the copy's length.
-        Kind::Store { snapshot: Some(snapshot), .. } => unsafe { write_words(copy.to, &snapshot) },
-        // SAFETY: as above.
-        Kind::Store { snapshot: None, .. } => unsafe { copy_words(copy.to, copy.from, words) },
-    }
-}
-
-/// Checks a copy against its rules, and returns its shared and its device address.
+/// Checks a copy against its rules, and returns its ends.
 #[track_caller]
 #[inline]
-fn check(context: *mut Context, shared: u32, global: u64, bytes: u32, name: &str) -> (*mut u64, *mut u64) {
+fn check(context: *mut Context, shared: u32, global: u64, bytes: u32, name: &str) -> Ends {
     // SAFETY: `context` is the running thread's.
     let (arena, memory, shared_bytes) = unsafe { (&*(*context).arena, (*context).shared, (*context).shared_bytes) };
     if !(u64::from(shared) | global | u64::from(bytes)).is_multiple_of(16) {
@@ -165,7 +112,6 @@ fn check(context: *mut Context, shared: u32, global: u64, bytes: u32, name: &str
             ),
         );
     }
-    // SAFETY: the offset was compared with the size of the block's shared memory.
-    let shared = unsafe { memory.add(shared as usize) };
-    (shared.cast(), std::ptr::with_exposed_provenance_mut(global as usize))
+    // SAFETY: both ranges were just found inside live memory, on multiples of 16.
+    unsafe { Ends::new(global, memory.add(shared as usize), bytes) }
 }

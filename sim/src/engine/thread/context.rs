@@ -12,7 +12,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::engine::block::{BlockState, Waiting};
+use crate::engine::block::state::{BlockState, Waiting};
 use crate::engine::chance::Random;
 use crate::engine::thread::reins::{Alarm, Reins};
 use crate::memory::arena::Arena;

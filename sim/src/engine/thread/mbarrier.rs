@@ -5,46 +5,9 @@
 
 use std::panic::Location;
 
-use crate::engine::block::{BlockState, Waiting};
-use crate::engine::thread::context::{Context, fail, suspend};
-
-/// One object.
-#[derive(Clone, Debug)]
-pub(crate) struct Mbarrier {
-    at: u32,
-    arrivals: u32,
-    pending: u32,
-    /// Announced minus delivered bytes. A copy may be faster than its announcement, so this may be negative.
-    bytes: i64,
-    /// How many phases are complete.
-    phase: u64,
-    /// How many phases somebody has found complete.
-    seen: u64,
-    /// The phase of the last load, and where that was issued.
-    loaded: Option<(u64, &'static Location<'static>)>,
-}
-
-impl Mbarrier {
-    fn complete_if_due(&mut self) -> bool {
-        let due = self.pending == 0 && self.bytes == 0;
-        if due {
-            self.pending = self.arrivals;
-            self.phase += 1;
-        }
-        due
-    }
-
-    /// Books a load that is issued.
-    pub(crate) fn load(&mut self, location: &'static Location<'static>) {
-        self.loaded = Some((self.phase, location));
-    }
-
-    /// Where the object lies and where its last load was issued, if nobody has waited for it.
-    pub(crate) fn in_flight(&self) -> Option<(u32, &'static Location<'static>)> {
-        let (phase, location) = self.loaded?;
-        (phase >= self.seen).then_some((self.at, location))
-    }
-}
+use super::context::{Context, fail, suspend};
+use crate::engine::block::barriers::Mbarrier;
+use crate::engine::block::state::{BlockState, Waiting};
 
 /// Makes the object at `at`.
 #[track_caller]
@@ -63,7 +26,7 @@ pub(crate) fn init(context: *mut Context, at: u32, arrivals: u32) {
         fail(context, format!("mbarrier_init at {at:#x} asks for {arrivals} arrivals, but the rule is: 1 to 1048575"));
     }
     state.mbarriers.retain(|object| object.at != at);
-    state.mbarriers.push(Mbarrier { at, arrivals, pending: arrivals, bytes: 0, phase: 0, seen: 0, loaded: None });
+    state.mbarriers.push(Mbarrier::new(at, arrivals));
 }
 
 /// Announces `bytes` and arrives.
@@ -82,16 +45,6 @@ pub(crate) fn arrive_expect_tx(context: *mut Context, at: u32, bytes: u32) {
     unsafe { (*context).dirty = true };
     if object.complete_if_due() {
         state.wake_mbarrier_waiters();
-    }
-}
-
-/// Books `bytes` that a copy delivered.
-pub(crate) fn deliver(state: &mut BlockState, at: u32, bytes: u32) {
-    if let Some(object) = state.mbarriers.iter_mut().find(|object| object.at == at) {
-        object.bytes -= i64::from(bytes);
-        if object.complete_if_due() {
-            state.wake_mbarrier_waiters();
-        }
     }
 }
 
@@ -134,11 +87,4 @@ pub(crate) fn find(context: *mut Context, state: &mut BlockState, at: u32) -> &m
         Some(index) => &mut state.mbarriers[index],
         None => fail(context, format!("there is no mbarrier at shared offset {at:#x}: mbarrier_init makes one")),
     }
-}
-
-/// One line about the object for a report.
-pub(crate) fn describe(state: &BlockState, at: u32) -> String {
-    state.mbarriers.iter().find(|object| object.at == at).map_or_else(String::new, |object| {
-        format!("{} of {} arrivals and {} bytes missing", object.pending, object.arrivals, object.bytes)
-    })
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::progress::Standing;
 use crate::config::Mode;
-use crate::engine::block::ranges;
+use crate::engine::block::warp::ranges;
 use crate::engine::books::{ActorState, Books, Core};
 use crate::error::SimError;
 

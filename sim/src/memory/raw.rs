@@ -5,6 +5,8 @@
 //! model for atomic accesses"). So each function here says in which words it accesses what, touches nothing beside, and leaves
 //! it to its caller that others do the same or not at the same time.
 
+#![expect(clippy::disallowed_methods, reason = "this lies behind the door")]
+
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// Views device memory.
@@ -28,7 +30,7 @@ unsafe fn words<'a>(at: *const u64, words: usize) -> &'a [AtomicU64] {
 /// # Safety
 ///
 /// Both ranges are as [`words`] asks for.
-pub(crate) unsafe fn copy_words(to: *mut u64, from: *const u64, count: usize) {
+pub(super) unsafe fn copy_words(to: *mut u64, from: *const u64, count: usize) {
     // SAFETY: the caller's promise.
     let (to, from) = unsafe { (words(to, count), words(from, count)) };
     for (to, from) in to.iter().zip(from) {
@@ -41,7 +43,7 @@ pub(crate) unsafe fn copy_words(to: *mut u64, from: *const u64, count: usize) {
 /// # Safety
 ///
 /// The target is as [`words`] asks for.
-pub(crate) unsafe fn write_words(to: *mut u64, from: &[u64]) {
+pub(super) unsafe fn write_words(to: *mut u64, from: &[u64]) {
     // SAFETY: the caller's promise.
     for (to, from) in unsafe { words(to, from.len()) }.iter().zip(from) {
         to.store(*from, Ordering::Relaxed);
@@ -53,7 +55,7 @@ pub(crate) unsafe fn write_words(to: *mut u64, from: &[u64]) {
 /// # Safety
 ///
 /// The source is as [`words`] asks for.
-pub(crate) unsafe fn read_words(to: &mut [u64], from: *const u64) {
+pub(super) unsafe fn read_words(to: &mut [u64], from: *const u64) {
     // SAFETY: the caller's promise.
     for (from, to) in unsafe { words(from, to.len()) }.iter().zip(to) {
         *to = from.load(Ordering::Relaxed);
@@ -108,7 +110,7 @@ unsafe fn write(at: usize, bytes: usize, byte: impl Fn(usize) -> u8, word: impl 
 ///
 /// The range is inside live device memory that is only ever accessed atomically, and what others access of it at the same
 /// time is accessed in the same bytes and words.
-pub(crate) unsafe fn write_bytes(at: usize, from: &[u8]) {
+pub(super) unsafe fn write_bytes(at: usize, from: &[u8]) {
     let word = |index: usize| {
         let mut word = [0; 8];
         word.copy_from_slice(&from[index..index + 8]);
@@ -123,7 +125,7 @@ pub(crate) unsafe fn write_bytes(at: usize, from: &[u8]) {
 /// # Safety
 ///
 /// As for [`write_bytes`].
-pub(crate) unsafe fn fill_bytes(at: usize, byte: u8, bytes: usize) {
+pub(super) unsafe fn fill_bytes(at: usize, byte: u8, bytes: usize) {
     // SAFETY: the caller's promise.
     unsafe { write(at, bytes, |_| byte, |_| u64::from_ne_bytes([byte; 8])) };
 }
@@ -134,7 +136,7 @@ pub(crate) unsafe fn fill_bytes(at: usize, byte: u8, bytes: usize) {
 ///
 /// The range is inside live device memory, and what others write of it at the same time is written atomically and in the
 /// same bytes and words.
-pub(crate) unsafe fn read_bytes(to: &mut [u8], at: usize) {
+pub(super) unsafe fn read_bytes(to: &mut [u8], at: usize) {
     let (head, count) = split(at, to.len());
     let tail = head + 8 * count;
     // SAFETY: as in `write`.
