@@ -58,4 +58,5 @@ pub use engine::launch::Launch;
 pub use engine::stream::{Event, Stream};
 pub use error::SimError;
 pub use host::{Actor, Machine};
+pub use memory::allocation::{Allocation, MemoryKind, Region};
 pub use mutation::Mutation;

@@ -2,7 +2,7 @@
 
 mod rig;
 
-use epoxide_sim::{Machine, Mode, SimError, device};
+use epoxide_sim::{Allocation, Machine, MemoryKind, Mode, SimError, device};
 use rig::*;
 
 /// Runs a kernel of one thread that must fail in every mode. `kernel` is given a machine and makes its one thread's body.
@@ -258,5 +258,56 @@ fn a_block_that_ends_with_a_bulk_load_in_flight_is_named() {
             }
             other => panic!("{mode:?}: {other:?}"),
         }
+    }
+}
+
+/// A window of two named regions, with memory of nobody's interest around it.
+fn window(machine: &Machine) -> u64 {
+    let window = Allocation::new(0, 4096)
+        .with_kind(MemoryKind::Window)
+        .with_name("the rank's window")
+        .with_region("landed words", 3072, 1000, 8)
+        .with_region("rows", 64, 2048, 16);
+    [&Allocation::new(0, 64), &window, &Allocation::new(0, 64)].map(|what| machine.allocate_as(what).expect("fits"))[1]
+}
+
+#[test]
+fn a_report_names_the_allocation_and_the_region() {
+    let cases: [(i64, u32, &str); 3] = [
+        (-16, 16, "16 bytes before an allocation of 4096 bytes"),
+        (4064, 64, "32 bytes beyond an allocation of 4096 bytes"),
+        (4096, 16, "0 bytes behind an allocation of 4096 bytes"),
+    ];
+    let regions =
+        ["before its region \"rows\"", "in its region \"landed words\"", "behind its region \"landed words\""];
+    for ((at, bytes, whereabouts), region) in cases.into_iter().zip(regions) {
+        fails(
+            |machine| {
+                let at = window(machine).wrapping_add_signed(at);
+                move || device::bulk_store(at, 0, bytes)
+            },
+            &["bulk_store", whereabouts, ": window \"the rank's window\"", region],
+        );
+    }
+    fails(
+        |machine| {
+            let at = window(machine);
+            move || device::store(word(at, 512), 1u64, WEAK)
+        },
+        &["0 bytes behind", ": window \"the rank's window\", behind its region \"landed words\""],
+    );
+}
+
+#[test]
+fn regions_lie_inside_in_whole_elements() {
+    let machine = machine(1, Mode::Fast { workers: 1 });
+    let of = |offset, bytes, element| Allocation::new(0, 64).with_region("words", offset, bytes, element);
+    for (good, what) in [(true, of(0, 64, 8)), (true, of(64, 0, 1)), (false, of(8, 64, 8)), (false, of(u64::MAX, 8, 8))]
+    {
+        assert_eq!(machine.allocate_as(&what).is_ok(), good, "{what:?}");
+    }
+    for what in [of(0, 60, 8), of(0, 8, 0)] {
+        let error = machine.allocate_as(&what).expect_err("no whole elements");
+        assert!(matches!(&error, SimError::InvalidArgument { argument: "region", .. }), "{error}");
     }
 }

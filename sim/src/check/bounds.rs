@@ -19,7 +19,8 @@ impl Arena {
                 } else {
                     format!("{} bytes beyond", (address + bytes).saturating_sub(end))
                 };
-                format!("it is {by} an allocation of {} bytes, {start:#x}..{end:#x}", extent.bytes)
+                let what = self.describe(extent, address);
+                format!("it is {by} an allocation of {} bytes, {start:#x}..{end:#x}{what}", extent.bytes)
             }
         }
     }

@@ -13,6 +13,7 @@ use super::machine::Machine;
 use crate::engine::books::{Books, Core};
 use crate::engine::stream::Stream;
 use crate::error::SimError;
+use crate::memory::allocation::Allocation;
 use crate::memory::door::By;
 
 impl Machine {
@@ -26,8 +27,17 @@ impl Machine {
     /// [`SimError::OutOfMemory`]; [`SimError::InvalidArgument`] for no bytes, an alignment that is no power of two, or a
     /// rank that does not exist.
     pub fn allocate(&self, rank: u32, bytes: u64, align: u64) -> Result<u64, SimError> {
-        self.check_rank(rank)?;
-        self.core().arena.allocate(rank, bytes, align)
+        self.allocate_as(&Allocation::new(rank, bytes).with_align(align))
+    }
+
+    /// [`Machine::allocate`] of memory that has a kind, a name or named regions: reports say them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::allocate`]; [`SimError::InvalidArgument`] for a region that is not inside, or no whole number of elements.
+    pub fn allocate_as(&self, allocation: &Allocation) -> Result<u64, SimError> {
+        self.check_rank(allocation.rank)?;
+        self.core().arena.allocate(allocation)
     }
 
     /// Gives an allocation back: its pages return to the operating system, and its bytes are zero for the next who has them.

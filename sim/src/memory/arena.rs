@@ -15,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memmap2::{MmapMut, MmapOptions, UncheckedAdvice};
 
+use super::allocation::Allocation;
 use super::raw::fill_bytes;
 use crate::config::{MachineConfig, PART_ALIGNMENT};
 use crate::error::SimError;
@@ -55,11 +56,12 @@ struct Part {
     left: u64,
 }
 
-/// An allocation: the granules that it has, and how much of the rank's memory it takes.
+/// An allocation: the granules that it has, how much of the rank's memory it takes, and what it is.
 struct Used {
     first: u64,
     length: u64,
     taken: u64,
+    what: Allocation,
 }
 
 impl Arena {
@@ -112,14 +114,24 @@ impl Arena {
         self.near(address).filter(|extent| extent.contains(address, bytes))
     }
 
-    /// Takes `bytes` bytes on `rank`.
-    pub(crate) fn allocate(&self, rank: u32, bytes: u64, align: u64) -> Result<u64, SimError> {
+    /// What a report says of the live allocation `extent`, where `address`, which may be outside, is of interest.
+    pub(crate) fn describe(&self, extent: Extent, address: u64) -> String {
+        let start = extent.address - self.base;
+        let part = self.part((start / self.stride) as u32);
+        let used = part.used.get(&start);
+        used.map_or_else(String::new, |used| used.what.describe(i128::from(address) - i128::from(extent.address)))
+    }
+
+    /// Takes memory.
+    pub(crate) fn allocate(&self, what: &Allocation) -> Result<u64, SimError> {
+        let Allocation { rank, bytes, align, .. } = *what;
         if bytes == 0 {
             return Err(SimError::invalid("bytes", bytes, "at least 1"));
         }
         if !align.is_power_of_two() || align > 1 << 30 {
             return Err(SimError::invalid("align", align, "a power of two, at most 1 GiB"));
         }
+        what.validate()?;
         let align = align.max(MINIMUM_ALIGNMENT);
         let mut part = self.part(rank);
         let out_of_memory = SimError::OutOfMemory { rank, asked: bytes, free: part.left };
@@ -144,7 +156,7 @@ impl Arena {
             part.free.insert(end, start + length - end);
         }
         part.left -= taken;
-        part.used.insert(at, Used { first, length: end - first, taken });
+        part.used.insert(at, Used { first, length: end - first, taken, what: what.clone() });
         self.own(first, end, Extent { address: self.base + at, bytes });
         Ok(self.base + at)
     }
@@ -157,7 +169,7 @@ impl Arena {
             return Err(refused());
         }
         let mut part = self.part((offset / self.stride) as u32);
-        let Some(Used { first, length, taken }) = part.used.remove(&offset) else { return Err(refused()) };
+        let Some(Used { first, length, taken, .. }) = part.used.remove(&offset) else { return Err(refused()) };
         let bytes = self.near(address).map_or(0, |extent| extent.bytes);
         self.own(first, first + length, Extent { address: 0, bytes: 0 });
         self.freed.fetch_add(1, Ordering::AcqRel);
@@ -222,18 +234,22 @@ mod tests {
         Arena::new(&config).expect("8 MiB of address space")
     }
 
+    fn take(arena: &Arena, rank: u32, bytes: u64, align: u64) -> Result<u64, SimError> {
+        arena.allocate(&Allocation::new(rank, bytes).with_align(align))
+    }
+
     #[test]
     fn allocations_are_aligned_disjoint_and_coalesce_when_freed() {
         let arena = arena();
-        let a = arena.allocate(1, 1000, 16).expect("fits");
-        let b = arena.allocate(1, 5000, 65536).expect("fits");
-        let c = arena.allocate(1, 1, 1).expect("fits");
+        let a = take(&arena, 1, 1000, 16).expect("fits");
+        let b = take(&arena, 1, 5000, 65536).expect("fits");
+        let c = take(&arena, 1, 1, 1).expect("fits");
         assert_eq!((a % 256, b % 65536, c % 256), (0, 0, 0));
         assert!(a + 1000 <= b && (c < b || c >= b + 5000) && a + 1000 <= c);
         for address in [b, a, c] {
             arena.free(address).expect("live");
         }
-        let whole = arena.allocate(1, 4 << 20, 256).expect("the pieces became one again");
+        let whole = take(&arena, 1, 4 << 20, 256).expect("the pieces became one again");
         assert!(whole > arena.base + arena.stride, "rank 1 owns the second half");
         assert_eq!(arena.part(1).free.len(), 1, "one piece is left");
     }
@@ -241,8 +257,8 @@ mod tests {
     #[test]
     fn exhaustion_names_rank_asked_and_free() {
         let arena = arena();
-        arena.allocate(0, 1 << 20, 256).expect("fits");
-        let error = arena.allocate(0, 4 << 20, 256).expect_err("only 3 MiB are left");
+        take(&arena, 0, 1 << 20, 256).expect("fits");
+        let error = take(&arena, 0, 4 << 20, 256).expect_err("only 3 MiB are left");
         assert_eq!(error, SimError::OutOfMemory { rank: 0, asked: 4 << 20, free: 3 << 20 });
     }
 
@@ -253,7 +269,7 @@ mod tests {
         for (bytes, align) in
             [(8, 1), (256, 256), (1000, 512), (16 << 10, 256), (100_000, 4096), (1, 1), (1 << 20, 256)]
         {
-            let address = arena.allocate(0, bytes, align).expect("fits");
+            let address = take(&arena, 0, bytes, align).expect("fits");
             live.push(Extent { address, bytes });
         }
         let check = |live: &[Extent]| {
@@ -286,21 +302,21 @@ mod tests {
         let arena = arena();
         let pieces = (4 << 20) / 4096;
         for piece in 0..pieces {
-            arena.allocate(0, 4096, 256).unwrap_or_else(|error| panic!("piece {piece} of {pieces}: {error}"));
+            take(&arena, 0, 4096, 256).unwrap_or_else(|error| panic!("piece {piece} of {pieces}: {error}"));
         }
-        assert!(arena.allocate(0, 1, 1).is_err());
+        assert!(take(&arena, 0, 1, 1).is_err());
     }
 
     #[test]
     fn freed_memory_is_zero_also_where_it_fills_no_page() {
         let arena = arena();
         for bytes in [256u64, 3840, 4096, 8448] {
-            let _before = arena.allocate(0, 256, 256).expect("fits");
-            let address = arena.allocate(0, bytes, 256).expect("fits");
+            let _before = take(&arena, 0, 256, 256).expect("fits");
+            let address = take(&arena, 0, bytes, 256).expect("fits");
             // SAFETY: inside a live allocation of this test's own arena.
             unsafe { fill_bytes(address as usize, 0xFF, bytes as usize) };
             arena.free(address).expect("live");
-            assert_eq!(arena.allocate(0, bytes, 256).expect("fits"), address);
+            assert_eq!(take(&arena, 0, bytes, 256).expect("fits"), address);
             let mut seen = vec![1; bytes as usize];
             // SAFETY: as above.
             unsafe { crate::memory::raw::read_bytes(&mut seen, address as usize) };
@@ -311,7 +327,7 @@ mod tests {
     #[test]
     fn freeing_twice_is_refused_and_freed_pages_are_zero() {
         let arena = arena();
-        let address = arena.allocate(0, 1 << 20, 4096).expect("fits");
+        let address = take(&arena, 0, 1 << 20, 4096).expect("fits");
         let word = crate::memory::door::pointer(address).cast::<u64>();
         // SAFETY: the address is inside a live allocation of this test's own arena.
         unsafe { word.write(7) };

@@ -1,5 +1,6 @@
 //! Device memory: where it lies, whose it is, and the one door through which it is accessed.
 
+pub(crate) mod allocation;
 pub(crate) mod arena;
 pub(crate) mod door;
 pub(crate) mod owner;
