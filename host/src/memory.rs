@@ -1,6 +1,8 @@
 //! A rank's device memory: lent to tensors by a pool, allocated for buffers, and when the one gives way to the other.
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use epoxide_plan::RegionBytes;
+
 use crate::error::{Error, Result};
 use crate::pool::{Block, Pool};
 use crate::runtime::{Heap, RawStream, Runtime, Segments};
@@ -53,12 +55,12 @@ impl Memory {
     }
 
     /// Memory for a buffer, within its constructor, in which all ranks are: whatever runs on any of them ends by itself, so
-    /// waiting for it is no deadlock. Before there is too little, what dropped tensors left goes back.
-    pub(crate) fn allocate(&self, what: &'static str, bytes: u64) -> Result<u64> {
-        match self.runtime.allocate(what, bytes) {
+    /// waiting for it is no deadlock. `regions` lie in it. Before there is too little, what dropped tensors left goes back.
+    pub(crate) fn allocate(&self, what: &'static str, bytes: u64, regions: &[RegionBytes]) -> Result<u64> {
+        match self.runtime.allocate(what, bytes, regions) {
             Err(refused @ Error::OutOfMemory { .. }) => {
                 self.runtime.synchronize(self.stream).and_then(|()| self.give_back_unused()).map_err(|_| refused)?;
-                self.runtime.allocate(what, bytes)
+                self.runtime.allocate(what, bytes, regions)
             }
             allocated => allocated,
         }

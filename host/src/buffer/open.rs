@@ -127,9 +127,10 @@ fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBe
     runtime.prepare(dispatch_kernel(layouts.shape.format), shared.bytes(&layouts.shape))?;
     runtime.prepare(&combine, 0)?;
     runtime.prepare(&lend, 0)?;
-    let window = Windows::allocate(&inner.memory, "the symmetric window", layouts.window.bytes)?;
+    let (shared_regions, own_regions): (Vec<_>, Vec<_>) = layouts.regions().into_iter().partition(|r| r.symmetric);
+    let window = Windows::allocate(&inner.memory, "the symmetric window", layouts.window.bytes, &shared_regions)?;
     part.memory.push(window);
-    let private = inner.memory.allocate("the rank's private memory", layouts.private.bytes)?;
+    let private = inner.memory.allocate("the rank's private memory", layouts.private.bytes, &own_regions)?;
     part.memory.push(private);
     let record = runtime.allocate_mapped(RECORD_WORDS * 8)?;
     part.mapped.push(record);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::{Kernel, KernelArg};
 use epoxide_kernels::measure::copy::{CopyArgs, copy};
+use epoxide_plan::RegionBytes;
 
 pub(crate) use self::mapped::Mapped;
 
@@ -178,8 +179,9 @@ impl Runtime {
         fn shared_bytes_per_block(&self) -> u32;
         /// What the device is, in words.
         fn description(&self) -> String;
-        /// Allocates device memory, at a multiple of 256 bytes; `what` is for the error.
-        fn allocate(&self, what: &'static str, bytes: u64) -> Result<u64>;
+        /// Allocates device memory, at a multiple of 256 bytes, in which `regions` lie: a window, if peers use them. `what` is for
+        /// the error; a simulated GPU says both in reports.
+        fn allocate(&self, what: &'static str, bytes: u64, regions: &[RegionBytes]) -> Result<u64>;
         /// Whether giving memory back waits for no rank that may wait for this one, wherever they are.
         fn gives_back_alone(&self) -> bool;
         /// Allocates memory that host and device share, zeroed.

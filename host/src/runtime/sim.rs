@@ -3,7 +3,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use epoxide_dsl::{Kernel, KernelArg};
-use epoxide_sim::{Actor, Event, Machine, Stream};
+use epoxide_plan::RegionBytes;
+use epoxide_sim::{Actor, Allocation, Event, Machine, MemoryKind, Stream};
 
 use super::Mapped;
 use crate::error::{Error, Result};
@@ -46,9 +47,13 @@ impl SimRuntime {
         format!("simulated GPU, {} SMs a rank, {:?}", config.sms_per_rank, config.mode)
     }
 
-    pub(crate) fn allocate(&self, what: &'static str, bytes: u64) -> Result<u64> {
+    pub(crate) fn allocate(&self, what: &'static str, bytes: u64, regions: &[RegionBytes]) -> Result<u64> {
         let actor = self.actor();
-        allocate(actor.machine(), actor.rank(), what, bytes)
+        let is_window = regions.iter().any(|region| region.symmetric);
+        let kind = if is_window { MemoryKind::Window } else { MemoryKind::Device };
+        let empty = Allocation::new(actor.rank(), bytes.max(1)).with_kind(kind);
+        let with = |all: Allocation, region: &RegionBytes| all.with_region(region.name, region.offset, region.bytes, 1);
+        allocate(actor.machine(), regions.iter().fold(empty, with), what)
     }
 
     pub(crate) fn segments(&self) -> SimSegments {
@@ -72,7 +77,9 @@ impl SimRuntime {
     }
 
     pub(crate) fn allocate_mapped(&self, bytes: u64) -> Result<Mapped> {
-        let device = self.allocate("memory that host and device share", bytes)?;
+        let actor = self.actor();
+        let shared = Allocation::new(actor.rank(), bytes.max(1)).with_kind(MemoryKind::HostPinned);
+        let device = allocate(actor.machine(), shared, "memory that host and device share")?;
         // A device address is a host address, and fresh memory is zero.
         Ok(Mapped { host: device as *mut u8, device })
     }
@@ -176,8 +183,8 @@ impl SimRuntime {
     }
 }
 
-fn allocate(machine: &Machine, rank: u32, what: &'static str, bytes: u64) -> Result<u64> {
-    machine.allocate(rank, bytes.max(1), ALIGN).map_err(|error| match error {
+fn allocate(machine: &Machine, allocation: Allocation, what: &'static str) -> Result<u64> {
+    machine.allocate_as(&allocation.with_align(ALIGN).with_name(what)).map_err(|error| match error {
         epoxide_sim::SimError::OutOfMemory { rank, asked, free, .. } => {
             Error::OutOfMemory { rank, what, bytes: asked, free }
         }
@@ -198,11 +205,35 @@ impl pool::Segments for SimSegments {
     }
 
     fn segment(&mut self, bytes: u64) -> Result<Block> {
-        Ok(Block { address: allocate(&self.machine, self.rank, "tensors", bytes)?, bytes })
+        Ok(Block { address: allocate(&self.machine, Allocation::new(self.rank, bytes.max(1)), "tensors")?, bytes })
     }
 
     unsafe fn release(&mut self, segment: Block) -> Result<()> {
         // SAFETY: `segment` allocated it, and the caller promises that nothing uses it any more and that this is its one end.
         Ok(unsafe { self.machine.free(segment.address) }?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use epoxide_sim::{MachineConfig, Mode};
+
+    use super::*;
+
+    #[test]
+    fn reports_of_the_machine_name_what_was_allocated_and_the_region() {
+        let machine = Machine::new(MachineConfig::new(1, Mode::Fast { workers: 1 })).expect("a machine");
+        let runtime = SimRuntime::new(machine.actor(0).expect("free"));
+        let region = |name, offset, symmetric| RegionBytes { name, offset, bytes: 64, symmetric };
+        let behind = |address: u64, bytes: u64| machine.read(address + bytes, 1).expect_err("behind it").to_string();
+        let window = [region("rows", 0, true), region("words", 64, true)];
+        let window = runtime.allocate("a test's window", 128, &window).expect("fits");
+        let said = behind(window, 128);
+        assert!(said.ends_with(": window \"a test's window\", behind its region \"words\""), "{said}");
+        let private = runtime.allocate("private memory", 64, &[region("counts", 0, false)]).expect("fits");
+        let said = behind(private, 64);
+        assert!(said.ends_with(": device memory \"private memory\", behind its region \"counts\""), "{said}");
+        let said = behind(runtime.allocate_mapped(8).expect("fits").device, 8);
+        assert!(said.ends_with(": pinned host memory \"memory that host and device share\""), "{said}");
     }
 }

@@ -182,7 +182,7 @@ mod tests {
     fn a_group_that_was_made_in_part_has_a_last_rank_too() {
         let machine = Machine::new(MachineConfig::new(2, Mode::Fast { workers: 1 })).unwrap();
         let ranks = [0, 1].map(|rank| Runtime::Sim(SimRuntime::new(machine.actor(rank).unwrap())));
-        let memory = ranks.each_ref().map(|rank| rank.allocate("a test", 1000).unwrap());
+        let memory = ranks.each_ref().map(|rank| rank.allocate("a test", 1000, &[]).unwrap());
         let group = LocalGroupState::new();
         ranks.iter().for_each(|_| group.join());
         for (rank, address) in ranks.iter().zip(memory) {

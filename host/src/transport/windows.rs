@@ -5,6 +5,8 @@
 //! any more, each [frees](Windows::free) its own, or leaves it to the group
 //! ([`LocalGroupState::take_over`](super::local::LocalGroupState::take_over)). What lies in a window, and when a peer may touch
 //! it, is the user's affair: so is to meet once more between initialising it and the first operation that writes to a peer.
+use epoxide_plan::RegionBytes;
+
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::rendezvous::{Turn, meet};
@@ -36,8 +38,8 @@ impl Windows {
     /// # Errors
     ///
     /// [`Error::OutOfMemory`].
-    pub(crate) fn allocate(memory: &Memory, what: &'static str, bytes: u64) -> Result<u64> {
-        memory.allocate(what, bytes)
+    pub(crate) fn allocate(memory: &Memory, what: &'static str, bytes: u64, regions: &[RegionBytes]) -> Result<u64> {
+        memory.allocate(what, bytes, regions)
     }
 
     /// Gives this rank's window to all and gets theirs; an error on every rank if one of them gives the reason why it has none.
@@ -112,7 +114,7 @@ mod tests {
             let runtime = SimRuntime::new(machine.actor(rank).unwrap());
             let stream = RawStream::Sim(runtime.create_stream().unwrap());
             let memory = Memory::new(Arc::new(Runtime::Sim(runtime)), stream);
-            let own = Windows::allocate(&memory, "a test's window", 4096).unwrap();
+            let own = Windows::allocate(&memory, "a test's window", 4096, &[]).unwrap();
             let windows = Windows::share(turn, Ok(own)).unwrap();
             assert_eq!(windows.own(), own);
             assert_eq!(windows.addresses()[rank as usize], own);

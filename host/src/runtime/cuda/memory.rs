@@ -7,6 +7,8 @@ use std::sync::PoisonError;
 
 use cudarc::driver::sys::{self, CUresult};
 
+use epoxide_plan::RegionBytes;
+
 use super::context::free_bytes;
 use super::driver::check_for;
 use super::staging::Staging;
@@ -60,7 +62,7 @@ impl CudaRuntime {
     /// # Errors
     ///
     /// [`Error::OutOfMemory`], with what is free; [`Error::Cuda`].
-    pub(crate) fn allocate(&self, what: &'static str, bytes: u64) -> Result<u64> {
+    pub(crate) fn allocate(&self, what: &'static str, bytes: u64, _: &[RegionBytes]) -> Result<u64> {
         self.bind()?;
         let mut address = 0;
         // SAFETY: the context is current; a valid place for the answer. (Alignment: CUDA C++ Programming Guide, "Device Memory

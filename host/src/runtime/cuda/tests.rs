@@ -123,7 +123,7 @@ fn copies_keep_every_byte_across_chunks() {
     let stream = runtime.create_stream().unwrap();
     for count in [0_usize, 1, 4096, (8 << 20) - 1, 8 << 20, (24 << 20) + 5] {
         let sent: Vec<u8> = (0..count).map(|i| (i * 31 + i / 4093) as u8).collect();
-        let there = runtime.allocate("a copy", count as u64).unwrap();
+        let there = runtime.allocate("a copy", count as u64, &[]).unwrap();
         assert_eq!(there % 256, 0);
         let mut got = vec![0; count];
         // SAFETY: `count` bytes that were just allocated, used on this stream alone.
@@ -148,7 +148,7 @@ fn kernels_run_with_the_arguments_given() {
     let stream = runtime.create_stream().unwrap();
     let blocks = runtime.sms();
     let bytes = u64::from(blocks) * 512;
-    let out = runtime.allocate("numbers", bytes).unwrap();
+    let out = runtime.allocate("numbers", bytes, &[]).unwrap();
     for (kernel, first) in [(COUNT_UP, 1000), (COUNT_UP_TOGETHER, 70_000)] {
         assert!(runtime.prepare(&kernel, 0).unwrap() >= 1);
         let from = runtime.record_event(stream).unwrap();
@@ -203,7 +203,7 @@ fn the_compilers_log_is_in_the_error() {
 #[ignore = "needs an NVIDIA GPU"]
 fn what_does_not_fit_is_refused() {
     let runtime = rank(2);
-    match runtime.allocate("everything", 1 << 50).unwrap_err() {
+    match runtime.allocate("everything", 1 << 50, &[]).unwrap_err() {
         Error::OutOfMemory { rank: 2, what: "everything", bytes, free } => assert!(bytes == 1 << 50 && free > 0),
         error => panic!("{error}"),
     }
@@ -233,7 +233,7 @@ fn a_rank_is_not_held_up_by_a_kernel_that_waits() {
     let waiting = CudaRuntime::new(Arc::clone(&device), 0).unwrap();
     let other = CudaRuntime::new(Arc::clone(&device), 1).unwrap();
     let (stream, others) = (waiting.create_stream().unwrap(), other.create_stream().unwrap());
-    let out = other.allocate("numbers", 512).unwrap();
+    let out = other.allocate("numbers", 512, &[]).unwrap();
     for runtime in [&waiting, &other] {
         runtime.prepare(&WAIT_FOR_WORD, 0).unwrap();
         runtime.prepare(&COUNT_UP, 0).unwrap();
