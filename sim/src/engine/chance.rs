@@ -1,15 +1,29 @@
-//! The one source of chance: a splitmix64 generator that a seed starts.
+//! The one source of chance: numbers that a seed names.
+//!
+//! All that a seeded machine leaves to chance is drawn here. The schedule, the late copies and what shared memory holds at first
+//! are drawn from the seed's own numbers; what the threads lose their turns by, from those that its first number names
+//! ([`Chance::fork`]). Nothing else of a schedule is by chance: not the host's clock, no address, no order of a map.
 
-/// Splitmix64: small, fast, and the same everywhere.
+/// Numbers after splitmix64: small, fast, and the same everywhere.
 #[derive(Clone, Debug)]
-pub(crate) struct Random {
+pub(crate) struct Chance {
     state: u64,
 }
 
-impl Random {
+impl Chance {
     /// Starts the sequence that `seed` names.
     pub(crate) fn new(seed: u64) -> Self {
         Self { state: mix(seed ^ 0x9E37_79B9_7F4A_7C15) }
+    }
+
+    /// A sequence of its own for another drawer, which this one's next number names.
+    pub(crate) fn fork(&mut self) -> Self {
+        Self::new(self.draw())
+    }
+
+    /// Of who never draws: a machine of the fast mode leaves its order to the host.
+    pub(crate) fn none() -> Self {
+        Self::new(0)
     }
 
     /// The next 64 random bits (splitmix64).
@@ -51,7 +65,7 @@ mod tests {
 
     #[test]
     fn bit_of_reaches_every_set_bit_and_no_other() {
-        let mut random = Random::new(3);
+        let mut random = Chance::new(3);
         let mut seen = 0;
         for _ in 0..1000 {
             seen |= 1u32 << random.bit_of(0x8040_2011);

@@ -1,6 +1,7 @@
 //! The host threads that run simulated threads.
 
+mod duties;
 pub(crate) mod fast;
-pub(crate) mod resident;
+mod resident;
 pub(crate) mod seeded;
-pub(crate) mod stack;
+mod stack;

@@ -8,7 +8,7 @@ use corosensei::{Coroutine, CoroutineResult};
 use crate::check;
 use crate::engine::block::state::{BlockState, Waiting};
 use crate::engine::books::Core;
-use crate::engine::chance::Random;
+use crate::engine::chance::Chance;
 use crate::engine::launch::Grid;
 use crate::engine::thread::context::{Context, Failure, current, guard, now, overdue, set_current};
 use crate::worker::stack::{FiberStack, StackPool};
@@ -54,7 +54,7 @@ pub(crate) enum Turn {
 
 impl Bench {
     /// The bench of `worker` of `core`. `random` drives preemption in the seeded modes.
-    pub(crate) fn new(core: &Core, worker: usize, adversarial: bool, random: Random) -> Self {
+    pub(crate) fn new(core: &Core, worker: usize, adversarial: bool, random: Chance) -> Self {
         let context = core.seats[worker].context();
         // SAFETY: the seat is this worker's, and no simulated thread is running.
         unsafe {

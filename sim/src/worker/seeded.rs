@@ -7,20 +7,20 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::duties::{kernel_failed, retire_all, run_host_call, wait, wait_for_end};
 use crate::engine::books::Core;
-use crate::engine::chance::{Random, mix};
+use crate::engine::chance::{Chance, mix};
 use crate::engine::queue::Ticket;
 use crate::engine::thread::context::Failure;
 use crate::engine::time::progress::Quiet;
 use crate::engine::time::standstill::QUIET_ROUNDS;
-use crate::worker::fast::{kernel_failed, retire_all, run_host_call, wait, wait_for_end};
 use crate::worker::resident::{Bench, Resident, Turn, states};
 
 /// The one worker of a seeded machine.
 struct Scheduler<'a> {
     core: &'a Core,
     bench: Bench,
-    random: Random,
+    random: Chance,
     residents: Vec<Resident>,
     rank_priorities: Vec<u64>,
     /// Bulk copies happen in one of this many bursts.
@@ -37,10 +37,10 @@ struct Scheduler<'a> {
 
 /// Runs the worker until the machine ends.
 pub(crate) fn work(core: &Core, seed: u64) {
-    let mut random = Random::new(seed);
+    let mut random = Chance::new(seed);
     let mut scheduler = Scheduler {
         core,
-        bench: Bench::new(core, 0, true, Random::new(random.draw())),
+        bench: Bench::new(core, 0, true, random.fork()),
         residents: Vec::new(),
         rank_priorities: (0..core.config.ranks).map(|_| random.draw()).collect(),
         copy_lag: 1 << random.below(8),

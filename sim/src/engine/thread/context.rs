@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::engine::block::state::{BlockState, Waiting};
-use crate::engine::chance::Random;
+use crate::engine::chance::Chance;
 use crate::engine::thread::reins::{Alarm, Reins};
 use crate::memory::arena::Arena;
 use crate::memory::owner::Owners;
@@ -48,7 +48,7 @@ pub(crate) struct Context {
     /// Virtual time that this worker has not yet added to the machine's.
     pub elapsed: u64,
     /// The schedule's chance; used in the seeded modes only.
-    pub random: Random,
+    pub random: Chance,
     /// Why the running thread failed.
     pub failure: Option<Failure>,
 }
@@ -79,7 +79,7 @@ impl Seat {
             mutation: None,
             clock: ptr::null(),
             elapsed: 0,
-            random: Random::new(0),
+            random: Chance::none(),
             failure: None,
         }))
     }
