@@ -16,6 +16,10 @@
 //! every thread of the machine polled in vain, time jumps to the next deadline, or the machine halts with the report. What
 //! waits for a while waits with a deadline ([`device::PollWait::deadline_ns`]) or [`device::sleep_until`].
 //!
+//! **Where things are.** [`device`] is what a kernel calls, `host` what a host thread calls. What they mirror is the engine:
+//! `engine` (the machine's books, queues, blocks, threads and time, which both modes share), `worker` (who runs the threads:
+//! `fast`, or `seeded` by its schedule) and `memory`, to which all accesses come through one door. `check` finds broken rules.
+//!
 //! The simulator runs on Linux: its memory and its stacks are built on what `mmap` and `madvise` do there.
 //!
 //! ```

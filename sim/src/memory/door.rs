@@ -4,7 +4,7 @@
 //!   methods of [`Arena`] below, in relaxed atomic accesses.
 //! * **A bulk copy** is done by [`Ends`], which its thread has made after its own check, when it is issued or later.
 //! * **A thread's word** is checked by [`device`](crate::device), at the caller's source line and in a few instructions; the pointer
-//!   to it is made here ([`pointer`]), and used for that one access.
+//!   to it is made here ([`pointer()`]), and used for that one access.
 //! * What the system gives back as zeros, or the arena fills, was freed: nobody has it.
 //!
 //! How words are moved ([`raw`]) is private to this room, and outside of it no address becomes a pointer (`clippy.toml`).

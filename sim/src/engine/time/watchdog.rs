@@ -3,7 +3,7 @@
 //! Whoever waits for the machine looks at it now and then. A thread that has not given up its turn for as long as the watchdog
 //! allows is ended at its next call into the simulator. If it makes none, its host thread cannot be had back: the machine halts
 //! without it, and nobody waits for it. A kernel whose threads do give up their turns, and still never end, is ended by its
-//! worker ([`Resident`](crate::worker::resident::Resident)).
+//! worker (`worker/resident.rs`).
 //!
 //! Only wall time in which the machine did not wait for its host threads counts.
 
