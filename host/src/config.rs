@@ -27,7 +27,8 @@ pub struct Config {
     pub max_tokens_per_rank: u32,
     /// How rows travel in dispatch.
     pub format: WireFormat,
-    /// Blocks of an operation, one on each SM; 0 lets the device decide.
+    /// Blocks of an operation, one on each SM; 0 takes [`Comm::default_num_sms`](crate::Comm::default_num_sms): what the planner says
+    /// for `max_tokens_per_rank` on the group's GPUs.
     pub num_sms: u32,
     /// How long an operation may take, from its entry, before a missing peer is a fault.
     pub timeout: Duration,
@@ -41,7 +42,7 @@ pub struct Config {
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 impl Config {
-    /// A configuration in BF16, with as many SMs as the device suggests and a timeout of 30 s.
+    /// A configuration in BF16, with as many SMs as the planner says and a timeout of 30 s.
     pub fn new(experts: u32, top_k: u32, hidden: u32, max_tokens_per_rank: u32) -> Self {
         Self {
             experts,
@@ -80,7 +81,8 @@ impl Config {
         self
     }
 
-    /// Sets the blocks of an operation.
+    /// Sets the blocks of an operation, one on each SM. (Left open, they are what the planner says: measured on H100 over NVLink, rows
+    /// go slower with 18 to 32 SMs than with 16, and faster again from 40 on.)
     #[must_use]
     pub fn with_num_sms(mut self, num_sms: u32) -> Self {
         self.num_sms = num_sms;

@@ -26,7 +26,7 @@ impl ElasticBuffer {
     /// [`Error::BufferTooSmall`] when the configuration breaks a rule; [`Error::OutOfMemory`]; [`Error::DoesNotFit`] when the
     /// ranks of one GPU ask for more SMs together than it has.
     pub fn new(comm: &Comm, config: Config) -> Result<Self> {
-        let blocks = if config.num_sms == 0 { comm.default_num_sms() } else { config.num_sms };
+        let blocks = if config.num_sms == 0 { comm.default_num_sms(&config) } else { config.num_sms };
         let inner = comm.inner();
         let turn = inner.rendezvous.turn();
         agree(&turn, &config.fields(blocks))?;
