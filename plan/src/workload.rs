@@ -1,5 +1,5 @@
 //! What is moved: tokens, their rows, and how the gate chooses experts.
-use epoxide_kernels::shape::{Shape, WireFormat};
+use epoxide_kernels::shape::{Layout, Shape, WireFormat};
 
 use crate::error::{Error, Result};
 use crate::layouts::checked;
@@ -122,16 +122,21 @@ impl Workload {
 
     /// The shape of a buffer for this workload on `ranks` ranks with one block, with room for the worst case.
     pub(crate) fn shape(&self, ranks: u32) -> Shape {
-        Shape {
+        let shape = Shape {
             ranks,
             experts: self.experts,
             top_k: self.top_k,
             hidden: self.hidden,
             max_tokens: self.tokens,
-            rows: Shape::worst_rows(ranks, self.tokens),
+            rows: 0,
             blocks: 1,
             format: self.format,
-        }
+            layout: match self.layout {
+                RowLayout::Compact | RowLayout::Slab => Layout::Compact,
+                RowLayout::Expand { alignment } => Layout::ExpertContiguous { alignment },
+            },
+        };
+        Shape { rows: shape.worst_rows(), ..shape }
     }
 
     /// Rows that a rank of `ranks` can receive at most, whatever its peers send: what [`Capacity::WorstCase`] has room for. `None` if

@@ -18,6 +18,16 @@ pub(super) fn sum_rows(vectors: [u32; 2], y: Global<U32x4>, sources: u32, source
     }
 }
 
+/// [`sum_rows`] where two to a few are usual, in less code. Warp-collective.
+#[inline(always)]
+#[track_caller]
+pub(super) fn sum_some_rows(vectors: [u32; 2], y: Global<U32x4>, sources: u32, source: u64) {
+    match sources.count_ones() {
+        0..=4 => sum_few::<4, 4>(vectors, y, sources, source),
+        _ => sum_many(vectors, y, sources, source),
+    }
+}
+
 /// Sums at most `ROWS` rows, `VECTORS` vectors at a time. Warp-collective.
 #[inline(always)]
 #[track_caller]

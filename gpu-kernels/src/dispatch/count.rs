@@ -3,17 +3,17 @@ use epoxide_dsl::prelude::*;
 
 use super::args::{Chunk, DispatchArgs, Now};
 use crate::layout::{THREADS, WARPS};
-use crate::order::Order;
+use crate::order::{Counted, Order, number};
 use crate::sum::sum;
 use crate::words::{BadSelection, Kind, Status};
 
-/// Where a token's copy goes among those of its rank, while only its warp's are numbered: the warp, and the number there. The handle
+/// Where a token's copy goes among those of its key, a rank or an expert, while only its warp's are numbered: the warp, and the number there. The handle
 /// holds it until the copy is made.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     /// The warp that counted the token.
     pub warp: u32,
-    /// How many of the warp's earlier tokens go there too.
+    /// How many of the warp's earlier copies have the same key.
     pub number: u32,
 }
 
@@ -45,8 +45,9 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
         counters.store_weak(i, 0);
         i += THREADS;
     }
+    let (keys, first_key) = O::keys(&a.counts);
     let mut i = thread::index();
-    while i < a.peers() * WARPS {
+    while i < keys * WARPS {
         places.store_weak(i, 0);
         i += THREADS;
     }
@@ -60,7 +61,7 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     let (of_warp, position) = (warp::lane() >> lanes_log2, warp::lane() & ((1 << lanes_log2) - 1));
     let at_once = warp::LANES >> lanes_log2;
     let mine = chunk.of_warp(at_once);
-    let counted = places.at(warp::index() * a.peers());
+    let counted = places.at(warp::index() * keys);
     let load = |token: u32| if token < mine.end && position < a.top_k { a.selection(token, position) } else { -1 };
     let mut first = mine.start;
     let mut next = load(first + of_warp);
@@ -78,26 +79,30 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
         let same_rank = warp::match_any(warp::ALL, if selects { of_token | owner } else { nobody });
         let first_of_rank = selects && same_rank.trailing_zeros() == warp::lane();
         let repeated = selects && same_expert.trailing_zeros() != warp::lane();
-        let number = O::place(counted, first_of_rank.then_some(Peer(owner)));
+        let (sends, key) = if O::BY_EXPERT { (selects, index as u32) } else { (first_of_rank, owner) };
+        let number = number(counted, sends.then_some(key));
         if token < mine.end && position < a.top_k {
             let out_of_range = index < -1 || index >= i64::from(a.placement.experts);
             if out_of_range || repeated {
                 bad.fetch_min_relaxed(0, BadSelection::new(token, position, repeated).key());
             }
-            if selects {
+            // The others are counted by their places.
+            if O::BY_EXPERT && first_of_rank {
+                counters.fetch_add_relaxed(owner, 1);
+            } else if !O::BY_EXPERT && selects {
                 counters.fetch_add_relaxed(a.counts.of_expert(index as u32), 1);
             }
             let place = Place { warp: warp::index(), number };
-            a.handle_ranks(token).store_weak(position, if first_of_rank { owner as i32 } else { -1 });
-            a.handle_rows(token).store_weak(position, if first_of_rank { place.to_word() } else { 0 });
+            a.handle_ranks(token).store_weak(position, if sends { owner as i32 } else { -1 });
+            a.handle_rows(token).store_weak(position, if sends { place.to_word() } else { 0 });
         }
     }
     block::sync();
 
-    // Each warp's rows for a rank come after those of the warps before it: a lane for each warp.
-    let mut peer = warp::index();
-    while peer < a.peers() {
-        let of_warp = places.at(warp::lane() * a.peers() + peer);
+    // Each warp's rows for a key come after those of the warps before it: a lane for each warp.
+    let mut key = warp::index();
+    while key < keys {
+        let of_warp = places.at(warp::lane() * keys + key);
         let mut counted = 0;
         if warp::lane() < WARPS {
             counted = of_warp.load_weak(0);
@@ -107,9 +112,9 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
             of_warp.store_weak(0, up_to_here - counted);
         }
         if warp::lane() == warp::LANES - 1 {
-            counters.store_weak(peer, up_to_here);
+            counters.store_weak(first_key + key, up_to_here);
         }
-        peer += WARPS;
+        key += WARPS;
     }
     block::sync();
 
@@ -160,39 +165,36 @@ pub(super) fn publish(a: &DispatchArgs, now: Now) {
     }
 }
 
-/// Moves this block's rows behind those of the blocks before it, at every rank.
+/// Moves this block's rows behind those of the blocks before it, for every key.
 #[inline(always)]
 #[track_caller]
-pub(super) fn place_behind_earlier_blocks(a: &DispatchArgs) {
+pub(super) fn place_behind_earlier_blocks<O: Order>(a: &DispatchArgs) {
     let places = Shared::<u32>::dynamic(a.shared.places);
     let counted = a.block_counts.rows(a.counts.counters());
+    let (keys, first_key) = O::keys(&a.counts);
     let lane = warp::lane();
-    let mut peer = warp::index();
-    while peer < a.peers() {
+    let mut key = warp::index();
+    while key < keys {
         let mut placed = 0;
         let mut block = lane;
         while block < thread::block_index() {
-            placed += counted.row(block).load_weak(peer);
+            placed += counted.row(block).load_weak(first_key + key);
             block += warp::LANES;
         }
         placed = warp::sum(warp::ALL, placed);
         if lane < WARPS {
-            let at = places.at(lane * a.peers() + peer);
+            let at = places.at(lane * keys + key);
             at.store_weak(0, at.load_weak(0) + placed);
         }
-        peer += WARPS;
+        key += WARPS;
     }
 }
 
-/// Finds where this rank's rows begin at each destination.
+/// Finds where this rank's rows begin for each key. The places of all warps are there afterwards too.
 #[inline(always)]
 #[track_caller]
 pub(super) fn base_rows<O: Order>(a: &DispatchArgs, now: Now) {
-    let bases = Shared::<u32>::dynamic(a.shared.bases);
-    let peer = thread::index();
-    if peer < a.peers() {
-        bases.store_weak(peer, O::base(&a.counts, a.op.window(), now.dispatch, Peer(peer)));
-    }
-    // The places of all warps are there too.
-    block::sync();
+    let (window, placement) = (a.op.window(), a.placement);
+    let counted = Counted { counts: a.counts, window, number: now.dispatch, placement, alignment: a.alignment };
+    O::bases(&counted, &a.found());
 }
