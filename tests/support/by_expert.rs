@@ -135,6 +135,21 @@ fn check_row(
     }
 }
 
+/// What `rank`'s experts write for each row that it receives, known before anything runs; nonsense where a row pads.
+pub fn predicted_outputs(world: &World, rank: u32, wires: &[Wire], alignment: u32) -> Vec<bf16> {
+    let hidden = world.hidden as usize;
+    let (slots, _) = slots(world, rank, alignment);
+    let mut outputs = vec![bf16::from_bits(0x7fff); slots.len() * hidden];
+    for (slot, output) in slots.iter().zip(outputs.chunks_exact_mut(hidden)) {
+        if let Some((source, token, k)) = *slot {
+            let selected = world.selections(source, token)[k] as u32;
+            wires[source as usize].dequantized(token, world.hidden, output);
+            output.iter_mut().for_each(|x| *x = expert(selected, *x));
+        }
+    }
+    outputs
+}
+
 /// What a rank's experts make of what it received; nonsense where a row pads.
 pub fn expert_outputs(world: &World, rank: u32, received: &Received) -> Vec<bf16> {
     let first = owned(world.experts, world.ranks)[rank as usize].start;
