@@ -20,18 +20,26 @@ pub trait Scope: sealed::Sealed {
 /// The scopes of the PTX memory model that the kernels use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScopeKind {
+    /// One block (`.cta`).
+    Block,
     /// One GPU (`.gpu`).
     Gpu,
     /// All GPUs and the host (`.sys`).
     System,
 }
 
+/// All threads of one block (`.cta`).
+#[derive(Clone, Copy, Debug)]
+pub struct Block;
 /// All threads of one GPU (`.gpu`).
 #[derive(Clone, Copy, Debug)]
 pub struct Gpu;
 /// All threads of all GPUs, and the host (`.sys`).
 #[derive(Clone, Copy, Debug)]
 pub struct System;
+impl Scope for Block {
+    const KIND: ScopeKind = ScopeKind::Block;
+}
 impl Scope for Gpu {
     const KIND: ScopeKind = ScopeKind::Gpu;
 }
@@ -41,6 +49,7 @@ impl Scope for System {
 
 mod sealed {
     pub trait Sealed {}
+    impl Sealed for super::Block {}
     impl Sealed for super::Gpu {}
     impl Sealed for super::System {}
 }

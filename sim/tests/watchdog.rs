@@ -70,7 +70,7 @@ fn a_loop_of_calls_that_are_no_accesses_is_ended_too() {
     is_ended("asks who it is", |_| {
         let _ = device::thread_index();
     });
-    is_ended("fences", |_| device::fence(RELEASE));
+    is_ended("fences", |_| device::fence(device::Fence::Release, device::Scope::System));
     is_ended("waits for no copies", |_| device::bulk_wait(0, false));
 }
 

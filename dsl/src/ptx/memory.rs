@@ -45,6 +45,7 @@ macro_rules! store {
 macro_rules! scoped {
     ($s:ident, $m:ident, $head:literal, $tail:expr, $($rest:tt)*) => {
         match $s::KIND {
+            ScopeKind::Block => $m!(concat!($head, ".cta", $tail), $($rest)*),
             ScopeKind::Gpu => $m!(concat!($head, ".gpu", $tail), $($rest)*),
             ScopeKind::System => $m!(concat!($head, ".sys", $tail), $($rest)*),
         }

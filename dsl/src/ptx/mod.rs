@@ -1,6 +1,7 @@
 //! The PTX backend: per-thread operations in inline PTX, collectives as LLVM intrinsics.
 mod bulk;
 mod convert;
+mod fence;
 mod memory;
 mod warp;
 
@@ -8,6 +9,7 @@ use core::arch::asm;
 
 pub use bulk::*;
 pub use convert::*;
+pub use fence::*;
 pub use memory::*;
 pub use warp::*;
 

@@ -46,12 +46,15 @@ const fn global(at: u64) -> Address {
 const fn shared(at: u32) -> Address {
     Address { space: Space::Shared, at: at as u64 }
 }
-const fn strength<S: Scope>(order: Order) -> Strength {
-    let scope = match S::KIND {
+pub(super) const fn scope<S: Scope>() -> device::Scope {
+    match S::KIND {
+        ScopeKind::Block => device::Scope::Block,
         ScopeKind::Gpu => device::Scope::Gpu,
         ScopeKind::System => device::Scope::System,
-    };
-    Strength { order, scope }
+    }
+}
+const fn strength<S: Scope>(order: Order) -> Strength {
+    Strength { order, scope: scope::<S>() }
 }
 
 impl<W: Word> Bits for W {

@@ -1,10 +1,12 @@
 //! The simulator backend: every operation is a call into [`epoxide_sim::device`].
 //!
 //! Each function is `#[track_caller]`, so that reports name the kernel's own source line.
+mod fence;
 mod memory;
 
-use epoxide_sim::device::{self, Order, PollWait, Reduce, Shuffle, Strength};
+use epoxide_sim::device::{self, Order, PollWait, ProxySpace, Reduce, Shuffle, Strength};
 
+pub use fence::*;
 pub use memory::*;
 
 pub fn thread_index() -> u32 {
@@ -116,6 +118,8 @@ pub fn fma_rn(a: f32, b: f32, c: f32) -> f32 {
 #[track_caller]
 pub fn mbarrier_init(at: u32, arrivals: u32) {
     device::mbarrier_init(at, arrivals);
+    device::fence_mbarrier_init();
+    device::fence_proxy_async(ProxySpace::Shared);
 }
 #[track_caller]
 pub fn mbarrier_arrive_expect_tx(at: u32, bytes: u32) {
@@ -151,18 +155,5 @@ pub fn bulk_wait_read_but_last() {
 pub fn bulk_wait_complete() {
     device::bulk_wait(0, false);
 }
-#[track_caller]
-pub fn fence_proxy_async_shared() {
-    device::fence_proxy_async();
-}
-#[track_caller]
-pub fn fence_proxy_async_global() {
-    device::fence_proxy_async();
-}
-#[track_caller]
-pub fn fence_proxy_async() {
-    device::fence_proxy_async();
-}
-
 /// A weak access.
 const WEAK: Strength = Strength { order: Order::Weak, scope: device::Scope::Block };

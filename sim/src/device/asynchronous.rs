@@ -3,16 +3,6 @@
 use crate::context::attend;
 use crate::{bulk, mbarrier};
 
-/// Orders generic accesses with those of the asynchronous proxy (`fence.proxy.async`).
-///
-/// # Panics
-///
-/// Outside a simulated thread.
-#[track_caller]
-pub fn fence_proxy_async() {
-    attend("fence_proxy_async");
-}
-
 /// Makes an mbarrier at shared offset `at` whose phases take `arrivals` arrivals.
 ///
 /// # Panics

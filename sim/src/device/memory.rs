@@ -1,4 +1,4 @@
-//! Loads, stores, atomics and fences.
+//! Loads, stores and atomics.
 //!
 //! Every access is checked: it lies in one live allocation, or in the block's shared memory, and is naturally aligned. It is a
 //! host atomic at least as strong as the host's relaxed order, one of 16 bytes two of 8. So two of the same size never race in
@@ -7,7 +7,7 @@
 
 use super::time::is_left_out;
 use super::word::Word;
-use crate::context::{Context, attend, fail, heed, preemption_point, require};
+use crate::context::{Context, fail, heed, preemption_point, require};
 
 /// Which memory an address is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -188,25 +188,6 @@ pub fn compare_exchange<W: Word>(a: Address, expected: W, new: W, s: Strength) -
         let old = W::atomic_compare_exchange(pointer, expected, new);
         (*context).dirty |= old == expected;
         old
-    }
-}
-
-/// Orders the thread's accesses before it with those after it.
-///
-/// # Panics
-///
-/// Outside a simulated thread.
-#[inline]
-#[track_caller]
-pub fn fence(s: Strength) {
-    use std::sync::atomic::{Ordering, fence};
-    let context = attend("fence");
-    ordered(context, s);
-    match s.order {
-        Order::Weak | Order::Relaxed => {}
-        Order::Acquire => fence(Ordering::Acquire),
-        Order::Release => fence(Ordering::Release),
-        Order::AcquireRelease => fence(Ordering::AcqRel),
     }
 }
 

@@ -5,19 +5,18 @@
 
 mod asynchronous;
 mod collective;
+mod fence;
 mod index;
 mod memory;
 mod time;
 mod word;
 
 pub use asynchronous::{
-    bulk_commit, bulk_load, bulk_store, bulk_wait, fence_proxy_async, mbarrier_arrive_expect_tx, mbarrier_init,
-    mbarrier_try_wait,
+    bulk_commit, bulk_load, bulk_store, bulk_wait, mbarrier_arrive_expect_tx, mbarrier_init, mbarrier_try_wait,
 };
 pub use collective::{Reduce, Shuffle, ballot, barrier, barrier_or, elect, match_any, reduce, shuffle, warp_sync};
+pub use fence::{Fence, ProxySpace, fence, fence_mbarrier_init, fence_proxy_async};
 pub use index::{block_index, block_threads, grid_blocks, rank, shared_bytes, thread_index};
-pub use memory::{
-    Address, Order, Rmw, Scope, Space, Strength, compare_exchange, fence, load, load_x4, rmw, store, store_x4,
-};
+pub use memory::{Address, Order, Rmw, Scope, Space, Strength, compare_exchange, load, load_x4, rmw, store, store_x4};
 pub use time::{PollWait, clock_ns, is_left_out, poll_pause, sleep_until};
 pub use word::Word;
