@@ -46,11 +46,11 @@ fn print_costs() {
     let base = at(&machine1);
     let seconds = timed(&machine1, 1, 32, move || {
         for i in 0..5_000_000u64 {
-            let value = device::load_x4(word(base, 2 * (i & 0x7FFF)), WEAK);
-            device::store_x4(word(base, 2 * (i & 0x7FFF)), value, WEAK);
+            let value = device::load_vector::<u32, 4>(word(base, 2 * (i & 0x7FFF)), WEAK);
+            device::store_vector(word(base, 2 * (i & 0x7FFF)), value, WEAK);
         }
     });
-    print("load_x4 + store_x4", seconds, 32.0 * 5e6);
+    print("load_vector + store_vector", seconds, 32.0 * 5e6);
     for threads in [32, 512] {
         let seconds = timed(&one(), 1, threads, || {
             for _ in 0..200_000 {

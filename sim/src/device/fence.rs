@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{self, Ordering};
 
-use super::memory::Scope;
+use super::access::Scope;
 use crate::context::{attend, preemption_point};
 
 /// Which way a fence orders (PTX: `fence.acquire`, `.release`, `.acq_rel`, `.sc`).

@@ -3,6 +3,7 @@
 //! Every function acts for the thread that calls it. Called elsewhere it panics and says so; a broken rule ends the
 //! kernel and halts the machine with an error that names the kernel, the thread and the caller's source line.
 
+mod access;
 mod asynchronous;
 mod collective;
 mod fence;
@@ -11,12 +12,13 @@ mod memory;
 mod time;
 mod word;
 
+pub use access::{Address, Order, Rmw, Scope, Space, Strength};
 pub use asynchronous::{
     bulk_commit, bulk_load, bulk_store, bulk_wait, mbarrier_arrive_expect_tx, mbarrier_init, mbarrier_try_wait,
 };
 pub use collective::{Reduce, Shuffle, ballot, barrier, barrier_or, elect, match_any, reduce, shuffle, warp_sync};
 pub use fence::{Fence, ProxySpace, fence, fence_mbarrier_init, fence_proxy_async};
 pub use index::{block_index, block_threads, grid_blocks, rank, shared_bytes, thread_index};
-pub use memory::{Address, Order, Rmw, Scope, Space, Strength, compare_exchange, load, load_x4, rmw, store, store_x4};
+pub use memory::{compare_exchange, load, load_vector, red, rmw, store, store_vector};
 pub use time::{PollWait, clock_ns, is_left_out, poll_pause, sleep_until};
 pub use word::Word;
