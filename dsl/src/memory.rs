@@ -380,6 +380,7 @@ impl Global<u8> {
     /// Asks for `bytes`, a multiple of 16 as the address is, to be brought into the L2 (`cp.async.bulk.prefetch.L2`). A hint: the
     /// loads that follow may wait less.
     #[inline(always)]
+    #[track_caller]
     pub fn prefetch(self, bytes: u32) {
         arch::bulk_prefetch(self.address, bytes);
     }

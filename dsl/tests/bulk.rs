@@ -333,3 +333,20 @@ fn a_grid_with_nothing_to_send_publishes_too() {
         chain(&machine(2, mode), 0, mode);
     }
 }
+
+/// Asks for more than there is.
+#[kernel(threads = 32)]
+fn prefetches(args: Global<u8>) {
+    args.prefetch(256);
+    args.at(128).prefetch(256);
+}
+
+#[test]
+fn a_prefetch_stays_in_bounds() {
+    for mode in modes() {
+        let machine = machine(1, mode);
+        let error = run(&machine, [prefetches.simulated(1, 0, global(zeros(&machine, 0, 32)))]).expect_err("too far");
+        let text = error.to_string();
+        assert!(text.contains("bulk_prefetch of 256 bytes") && text.contains("tests/bulk.rs"), "{mode:?}: {text}");
+    }
+}

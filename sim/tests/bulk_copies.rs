@@ -2,7 +2,8 @@
 
 mod rig;
 
-use epoxide_sim::{Launch, Mode, SimError, device};
+use epoxide_sim::device::{self, Address, BulkCopy, BulkReduction, Completion, Rmw};
+use epoxide_sim::{Launch, Mode, SimError};
 use rig::*;
 
 const STAGE: u32 = 1024;
@@ -27,9 +28,9 @@ fn copy_kernel(from: u64, to: u64, rows: u64, wait_for_source: bool) -> Launch {
                 device::bulk_wait(1, true);
             }
             device::mbarrier_arrive_expect_tx(barrier, STAGE);
-            device::bulk_load(stage * STAGE, from + row * u64::from(STAGE), STAGE, barrier);
+            bulk_load(stage * STAGE, from + row * u64::from(STAGE), STAGE, barrier);
             while !device::mbarrier_try_wait(barrier, parity) {}
-            device::bulk_store(to + row * u64::from(STAGE), stage * STAGE, STAGE);
+            bulk_store(to + row * u64::from(STAGE), stage * STAGE, STAGE);
             device::bulk_commit();
             uses += 1;
             row += 2;
@@ -75,7 +76,7 @@ fn a_read_only_wait_does_not_make_the_bytes_visible_at_once() {
                 if device::thread_index() == 0 {
                     device::store(shared(0), 7u64, WEAK);
                     device::store(shared(8), 7u64, WEAK);
-                    device::bulk_store(at, 0, 16);
+                    bulk_store(at, 0, 16);
                     device::bulk_commit();
                     device::bulk_wait(0, true);
                     // Its source was read, so this must never show.
@@ -104,7 +105,7 @@ fn a_load_is_late_until_its_mbarrier_says_so() {
             launch("early", 1, 32, move || {
                 if device::thread_index() == 0 {
                     device::mbarrier_init(64, 1);
-                    device::bulk_load(0, at, 16, 64);
+                    bulk_load(0, at, 16, 64);
                     let early = device::load::<u64>(shared(0), WEAK);
                     // The announcement may come after the bytes: the count goes below zero for a while.
                     device::mbarrier_arrive_expect_tx(64, 16);
@@ -166,7 +167,7 @@ fn copies_that_break_a_rule_fail() {
         ] {
             let machine = machine_of(mode);
             let at = machine.allocate(0, 64, 256).expect("fits");
-            let kernel = launch("wild", 1, 32, move || device::bulk_store(at + skew, shared_to, bytes));
+            let kernel = launch("wild", 1, 32, move || bulk_store(at + skew, shared_to, bytes));
             match run(&machine, kernel) {
                 Err(SimError::KernelFailed { message, location, .. }) => {
                     assert!(message.contains(what), "{message}");
@@ -176,4 +177,78 @@ fn copies_that_break_a_rule_fail() {
             }
         }
     }
+}
+
+#[test]
+fn a_reduction_combines_with_what_is_there_once() {
+    for mode in modes() {
+        let machine = machine(1, mode);
+        let at = machine.allocate(0, 64, 256).expect("fits");
+        let sums = launch("sums", 4, 32, move || {
+            if device::thread_index() >= 8 {
+                return;
+            }
+            // A stage of each thread: 16 bytes of a copy for each of the three reductions.
+            let stage = 48 * device::thread_index();
+            for word in 0..6 {
+                device::store(shared(u64::from(stage) + 8 * word), (word + 1) << 32 | (word + 2), WEAK);
+            }
+            let reductions = [(Rmw::Add, 4), (Rmw::Add, 8), (Rmw::Max, 8)];
+            for (i, (op, element)) in (0..).zip(reductions) {
+                device::bulk_copy(BulkCopy {
+                    from: shared(u64::from(stage + 16 * i)),
+                    to: word(at, 2 * u64::from(i)),
+                    bytes: 16,
+                    completion: Completion::Group,
+                    reduction: Some(BulkReduction { op, element }),
+                });
+            }
+            device::bulk_commit();
+            device::bulk_wait(0, true);
+            // The source was read: this reaches nobody.
+            device::store(shared(u64::from(stage)), 77u64, WEAK);
+            device::bulk_wait(0, false);
+        });
+        run(&machine, sums).expect("it ends");
+        let pair = |high: u64, low: u64| high << 32 | low;
+        // 32 threads added each word, or kept the largest.
+        let expected = [pair(32, 64), pair(64, 96), pair(96, 128), pair(128, 160), pair(5, 6), pair(6, 7)];
+        assert_eq!(machine.read(at, 6).expect("at rest"), expected, "{mode:?}");
+    }
+}
+
+/// What a thread asks for, given the address of 64 bytes, and what the refusal says.
+type Ask = (fn(u64), &'static str);
+
+#[test]
+fn what_is_no_bulk_copy_fails_where_it_is_asked_for() {
+    for mode in modes() {
+        let asks: [Ask; 7] = [
+            (|at| copy(word(at, 0), word(at, 2), Completion::Group, None), "the rule is from device to shared"),
+            (|at| copy(word(at, 0), shared(0), Completion::Group, None), "the rule is from device to shared"),
+            (|at| copy(shared(0), word(at, 0), Completion::Mbarrier(64), None), "the rule is from device to shared"),
+            (|at| copy(shared(0), word(at, 0), Completion::Group, Some((Rmw::AddF32, 8))), "words of 4 or 8 bytes"),
+            (|at| device::bulk_prefetch(word(at, 7), 16), "bulk_prefetch of 16 bytes"),
+            (|at| device::bulk_prefetch(word(at, 6), 32), "16 bytes beyond an allocation of 64 bytes"),
+            (|_| device::bulk_prefetch(shared(0), 16), "the rule is a device address"),
+        ];
+        for (ask, part) in asks {
+            let machine = machine(1, mode);
+            let at = machine.allocate(0, 64, 256).expect("fits");
+            match run(&machine, launch("no copy", 1, 32, move || ask(at))) {
+                Err(SimError::KernelFailed { message, location, .. }) => {
+                    assert!(message.contains(part), "{mode:?}: no {part:?} in {message}");
+                    assert!(location.contains("bulk_copies.rs"), "{mode:?}: {location}");
+                }
+                other => panic!("{mode:?}, {part}: {other:?}"),
+            }
+        }
+    }
+}
+
+/// Starts a copy of 16 bytes.
+#[track_caller]
+fn copy(from: Address, to: Address, completion: Completion, reduction: Option<(Rmw, u32)>) {
+    let reduction = reduction.map(|(op, element)| BulkReduction { op, element });
+    device::bulk_copy(BulkCopy { from, to, bytes: 16, completion, reduction });
 }

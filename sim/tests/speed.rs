@@ -80,7 +80,7 @@ fn print_costs() {
             device::mbarrier_init(4088, 1);
             for phase in 0..1_000_000 {
                 device::mbarrier_arrive_expect_tx(4088, 2048);
-                device::bulk_load(0, base, 2048, 4088);
+                bulk_load(0, base, 2048, 4088);
                 while !device::mbarrier_try_wait(4088, phase % 2) {}
             }
         }

@@ -40,10 +40,10 @@ pub trait AtomicBits: Bits {
     fn compare_exchange_acq_rel<S: Scope>(address: u64, expected: Self, new: Self) -> Self;
 }
 
-const fn global(at: u64) -> Address {
+pub(super) const fn global(at: u64) -> Address {
     Address { space: Space::Global, at }
 }
-const fn shared(at: u32) -> Address {
+pub(super) const fn shared(at: u32) -> Address {
     Address { space: Space::Shared, at: at as u64 }
 }
 pub(super) const fn scope<S: Scope>() -> device::Scope {

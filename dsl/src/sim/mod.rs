@@ -1,11 +1,13 @@
 //! The simulator backend: every operation is a call into [`epoxide_sim::device`].
 //!
 //! Each function is `#[track_caller]`, so that reports name the kernel's own source line.
+mod bulk;
 mod fence;
 mod memory;
 
-use epoxide_sim::device::{self, Order, PollWait, ProxySpace, Reduce, Shuffle, Strength};
+use epoxide_sim::device::{self, Order, PollWait, Reduce, Shuffle, Strength};
 
+pub use bulk::*;
 pub use fence::*;
 pub use memory::*;
 
@@ -115,45 +117,5 @@ pub fn fma_rn(a: f32, b: f32, c: f32) -> f32 {
     a.mul_add(b, c)
 }
 
-#[track_caller]
-pub fn mbarrier_init(at: u32, arrivals: u32) {
-    device::mbarrier_init(at, arrivals);
-    device::fence_mbarrier_init();
-    device::fence_proxy_async(ProxySpace::Shared);
-}
-#[track_caller]
-pub fn mbarrier_arrive_expect_tx(at: u32, bytes: u32) {
-    device::mbarrier_arrive_expect_tx(at, bytes);
-}
-#[track_caller]
-pub fn mbarrier_try_wait(at: u32, parity: u32) -> bool {
-    device::mbarrier_try_wait(at, parity)
-}
-#[track_caller]
-pub fn bulk_load(to: u32, from: u64, bytes: u32, mbarrier: u32) {
-    device::bulk_load(to, from, bytes, mbarrier);
-}
-/// A hint, which has no effect that a kernel could see.
-pub fn bulk_prefetch(_from: u64, _bytes: u32) {}
-#[track_caller]
-pub fn bulk_store(to: u64, from: u32, bytes: u32) {
-    device::bulk_store(to, from, bytes);
-}
-#[track_caller]
-pub fn bulk_commit() {
-    device::bulk_commit();
-}
-#[track_caller]
-pub fn bulk_wait_read() {
-    device::bulk_wait(0, true);
-}
-#[track_caller]
-pub fn bulk_wait_read_but_last() {
-    device::bulk_wait(1, true);
-}
-#[track_caller]
-pub fn bulk_wait_complete() {
-    device::bulk_wait(0, false);
-}
 /// A weak access.
 const WEAK: Strength = Strength { order: Order::Weak, scope: device::Scope::Block };

@@ -1,6 +1,7 @@
 //! The asynchronous proxy: mbarriers and bulk copies.
 
-use crate::context::attend;
+use super::access::{Address, Rmw, Space};
+use crate::context::{Context, attend, fail};
 use crate::{bulk, mbarrier};
 
 /// Makes an mbarrier at shared offset `at` whose phases take `arrivals` arrivals.
@@ -34,32 +35,93 @@ pub fn mbarrier_try_wait(at: u32, parity: u32) -> bool {
     mbarrier::try_wait(attend("mbarrier_try_wait"), at, parity)
 }
 
-/// Starts a copy of `bytes` from device memory to shared memory; its bytes count towards `mbarrier`.
+/// A bulk copy, as a thread asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BulkCopy {
+    /// Where it reads.
+    pub from: Address,
+    /// Where it writes: shared memory from device memory, or device memory from shared memory.
+    pub to: Address,
+    /// How many bytes.
+    pub bytes: u32,
+    /// Who is told of its end.
+    pub completion: Completion,
+    /// What it does to the words that it finds; none: it replaces them.
+    pub reduction: Option<BulkReduction>,
+}
+
+/// Who is told that a bulk copy has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Completion {
+    /// The mbarrier at this shared offset, to which the copy's bytes count: of a copy to shared memory.
+    Mbarrier(u32),
+    /// The thread's open group: of a copy to device memory.
+    Group,
+}
+
+/// How a bulk copy to device memory combines its words with those that are there, each at once and relaxed (`cp.reduce.async.bulk`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BulkReduction {
+    /// The operation.
+    pub op: Rmw,
+    /// Bytes of a word: 4 or 8.
+    pub element: u32,
+}
+
+/// Starts a bulk copy.
 ///
 /// # Panics
 ///
-/// Outside a simulated thread; when an address or `bytes` is no multiple of 16, a range is out of bounds, or there is no
-/// such mbarrier (the kernel fails).
+/// Outside a simulated thread; when an address or `bytes` is no multiple of 16, a range is out of bounds, there is no such
+/// mbarrier, or the spaces, the completion and the reduction are no copy that there is (the kernel fails).
 #[track_caller]
-pub fn bulk_load(shared_to: u32, global_from: u64, bytes: u32, mbarrier: u32) {
-    let context = attend("bulk_load");
-    bulk::load(context, shared_to, global_from, bytes, mbarrier);
+pub fn bulk_copy(copy: BulkCopy) {
+    let context = attend("bulk_copy");
+    let BulkCopy { from, to, bytes, completion, reduction } = copy;
+    match (from.space, to.space, completion, reduction) {
+        (Space::Global, Space::Shared, Completion::Mbarrier(mbarrier), None) => {
+            bulk::load(context, offset(context, to), from.at, bytes, mbarrier);
+        }
+        (Space::Shared, Space::Global, Completion::Group, _) if reduction.is_none_or(is_reduction) => {
+            bulk::store(context, to.at, offset(context, from), bytes, reduction);
+        }
+        _ => fail(
+            context,
+            format!(
+                "{copy:?}: the rule is from device to shared memory with an mbarrier, or from shared to device memory in a \
+                 group, where alone words of 4 or 8 bytes may be combined"
+            ),
+        ),
+    }
     // SAFETY: the context is the running thread's.
     unsafe { (*context).dirty = true };
 }
 
-/// Starts a copy of `bytes` from shared memory to device memory, in the thread's open group.
+/// Whether a bulk copy can combine words so.
+fn is_reduction(BulkReduction { op, element }: BulkReduction) -> bool {
+    op != Rmw::Exchange && (element == 4 || element == 8 && op != Rmw::AddF32)
+}
+
+/// An offset in shared memory, which is less than 4 GiB.
+#[track_caller]
+fn offset(context: *mut Context, a: Address) -> u32 {
+    u32::try_from(a.at).unwrap_or_else(|_| fail(context, format!("shared offset {:#x} is out of bounds", a.at)))
+}
+
+/// Asks for `bytes` of device memory to be brought nearer (`cp.async.bulk.prefetch.L2`): checked like a copy's source, and
+/// ordered with nothing.
 ///
 /// # Panics
 ///
-/// Outside a simulated thread; when an address or `bytes` is no multiple of 16, or a range is out of bounds (the kernel
-/// fails).
+/// Outside a simulated thread; when `from` is no device address, it or `bytes` is no multiple of 16, or the range is out of
+/// bounds (the kernel fails).
 #[track_caller]
-pub fn bulk_store(global_to: u64, shared_from: u32, bytes: u32) {
-    let context = attend("bulk_store");
-    bulk::store(context, global_to, shared_from, bytes);
-    // SAFETY: the context is the running thread's.
-    unsafe { (*context).dirty = true };
+pub fn bulk_prefetch(from: Address, bytes: u32) {
+    let context = attend("bulk_prefetch");
+    if from.space != Space::Global {
+        fail(context, format!("bulk_prefetch of {from:?}: the rule is a device address"));
+    }
+    bulk::prefetch(context, from.at, bytes);
 }
 
 /// Closes the thread's open group of bulk stores.

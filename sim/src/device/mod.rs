@@ -14,7 +14,8 @@ mod word;
 
 pub use access::{Address, Order, Rmw, Scope, Space, Strength};
 pub use asynchronous::{
-    bulk_commit, bulk_load, bulk_store, bulk_wait, mbarrier_arrive_expect_tx, mbarrier_init, mbarrier_try_wait,
+    BulkCopy, BulkReduction, Completion, bulk_commit, bulk_copy, bulk_prefetch, bulk_wait, mbarrier_arrive_expect_tx,
+    mbarrier_init, mbarrier_try_wait,
 };
 pub use collective::{Reduce, Shuffle, ballot, barrier, barrier_or, elect, match_any, reduce, shuffle, warp_sync};
 pub use fence::{Fence, ProxySpace, fence, fence_mbarrier_init, fence_proxy_async};

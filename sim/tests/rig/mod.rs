@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use epoxide_sim::device::{self, Address, Order, PollWait, Rmw, Scope, Space, Strength};
+use epoxide_sim::device::{self, Address, BulkCopy, Completion, Order, PollWait, Rmw, Scope, Space, Strength};
 use epoxide_sim::{Actor, Launch, Machine, MachineConfig, Mode, SimError, Stream};
 
 pub const WEAK: Strength = Strength { order: Order::Weak, scope: Scope::Gpu };
@@ -108,4 +108,19 @@ pub fn wait_for(flag: Address, expected: u64, peer: u32, deadline_ns: Option<u64
 #[track_caller]
 pub fn add(at: Address, value: u64) -> u64 {
     device::rmw(at, Rmw::Add, value, RELAXED)
+}
+
+/// Starts a copy to shared memory, whose bytes count towards `mbarrier`.
+#[track_caller]
+pub fn bulk_load(to: u32, from: u64, bytes: u32, mbarrier: u32) {
+    let completion = Completion::Mbarrier(mbarrier);
+    let to = shared(u64::from(to));
+    device::bulk_copy(BulkCopy { from: word(from, 0), to, bytes, completion, reduction: None });
+}
+
+/// Starts a copy to device memory, in the thread's open group.
+#[track_caller]
+pub fn bulk_store(to: u64, from: u32, bytes: u32) {
+    let from = shared(u64::from(from));
+    device::bulk_copy(BulkCopy { from, to: word(to, 0), bytes, completion: Completion::Group, reduction: None });
 }
