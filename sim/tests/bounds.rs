@@ -234,11 +234,11 @@ fn load_that_is_waited_for_by(waiter: Option<u32>, mode: Mode) -> Result<(), Sim
         // Two phases: that the first was waited for does not end the second.
         for phase in 0..2 {
             if thread == 0 {
-                device::mbarrier_arrive_expect_tx(4088, 64);
+                arrive(4088, 64);
                 bulk_load(0, at, 64, 4088);
             }
             if (phase == 0 && thread == 0) || waiter == Some(thread) {
-                while !device::mbarrier_try_wait(4088, phase) {}
+                while !try_wait(4088, phase) {}
             }
             device::barrier(0, 0);
         }

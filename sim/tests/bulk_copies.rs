@@ -2,7 +2,7 @@
 
 mod rig;
 
-use epoxide_sim::device::{self, Address, BulkCopy, BulkReduction, Completion, Rmw};
+use epoxide_sim::device::{self, Address, BulkCopy, BulkReduction, Completion, Rmw, Strength};
 use epoxide_sim::{Launch, Mode, SimError};
 use rig::*;
 
@@ -27,9 +27,9 @@ fn copy_kernel(from: u64, to: u64, rows: u64, wait_for_source: bool) -> Launch {
             if wait_for_source {
                 device::bulk_wait(1, true);
             }
-            device::mbarrier_arrive_expect_tx(barrier, STAGE);
+            arrive(barrier, STAGE);
             bulk_load(stage * STAGE, from + row * u64::from(STAGE), STAGE, barrier);
-            while !device::mbarrier_try_wait(barrier, parity) {}
+            while !try_wait(barrier, parity) {}
             bulk_store(to + row * u64::from(STAGE), stage * STAGE, STAGE);
             device::bulk_commit();
             uses += 1;
@@ -108,8 +108,8 @@ fn a_load_is_late_until_its_mbarrier_says_so() {
                     bulk_load(0, at, 16, 64);
                     let early = device::load::<u64>(shared(0), WEAK);
                     // The announcement may come after the bytes: the count goes below zero for a while.
-                    device::mbarrier_arrive_expect_tx(64, 16);
-                    while !device::mbarrier_try_wait(64, 0) {}
+                    arrive(64, 16);
+                    while !try_wait(64, 0) {}
                     assert_eq!(device::load::<u64>(shared(8), WEAK), 6);
                     device::store(word(at, 2), u64::from(early != 5), WEAK);
                 }
@@ -137,9 +137,9 @@ fn an_mbarrier_counts_arrivals_and_phases() {
                 for phase in 0..6 {
                     if thread > 0 {
                         device::store(shared(64 + 8 * u64::from(thread)), u64::from(phase), WEAK);
-                        device::mbarrier_arrive_expect_tx(0, 0);
+                        arrive(0, 0);
                     } else {
-                        while !device::mbarrier_try_wait(0, phase % 2) {}
+                        while !try_wait(0, phase % 2) {}
                         for other in 1..64 {
                             assert_eq!(device::load::<u64>(shared(64 + 8 * other), WEAK), u64::from(phase));
                         }
@@ -222,20 +222,62 @@ type Ask = (fn(u64), &'static str);
 
 #[test]
 fn what_is_no_bulk_copy_fails_where_it_is_asked_for() {
+    refuses(&[
+        (|at| copy(word(at, 0), word(at, 2), Completion::Group, None), "the rule is from device to shared"),
+        (|at| copy(word(at, 0), shared(0), Completion::Group, None), "the rule is from device to shared"),
+        (|at| copy(shared(0), word(at, 0), Completion::Mbarrier(64), None), "the rule is from device to shared"),
+        (|at| copy(shared(0), word(at, 0), Completion::Group, Some((Rmw::AddF32, 8))), "words of 4 or 8 bytes"),
+        (|at| device::bulk_prefetch(word(at, 7), 16), "bulk_prefetch of 16 bytes"),
+        (|at| device::bulk_prefetch(word(at, 6), 32), "16 bytes beyond an allocation of 64 bytes"),
+        (|_| device::bulk_prefetch(shared(0), 16), "the rule is a device address"),
+    ]);
+}
+
+#[test]
+fn an_arrival_and_a_wait_keep_to_their_mbarriers_rules() {
+    let lacks = "the rule is 1 to 3, which its phase lacks";
+    refuses(&[
+        (|_| arrive_at_one_of_three(0, RELEASE), lacks),
+        (|_| arrive_at_one_of_three(4, RELEASE), lacks),
+        (|_| arrive_at_one_of_three(1, ACQUIRE), "the rule is a release, or relaxed"),
+        (|_| arrive_at_one_of_three(1, WEAK), "the rule is a release, or relaxed"),
+        (|_| assert!(!wait_for_one(RELEASE)), "the rule is an acquire, or relaxed"),
+    ]);
     for mode in modes() {
-        let asks: [Ask; 7] = [
-            (|at| copy(word(at, 0), word(at, 2), Completion::Group, None), "the rule is from device to shared"),
-            (|at| copy(word(at, 0), shared(0), Completion::Group, None), "the rule is from device to shared"),
-            (|at| copy(shared(0), word(at, 0), Completion::Mbarrier(64), None), "the rule is from device to shared"),
-            (|at| copy(shared(0), word(at, 0), Completion::Group, Some((Rmw::AddF32, 8))), "words of 4 or 8 bytes"),
-            (|at| device::bulk_prefetch(word(at, 7), 16), "bulk_prefetch of 16 bytes"),
-            (|at| device::bulk_prefetch(word(at, 6), 32), "16 bytes beyond an allocation of 64 bytes"),
-            (|_| device::bulk_prefetch(shared(0), 16), "the rule is a device address"),
-        ];
-        for (ask, part) in asks {
+        let arrivals = launch("arrivals", 1, 32, || {
+            if device::thread_index() != 0 {
+                return;
+            }
+            arrive_at_one_of_three(2, RELAXED);
+            assert!(!device::mbarrier_try_wait(64, 0, RELAXED), "one is missing");
+            device::mbarrier_arrive(64, 1, 0, RELEASE);
+            assert!(device::mbarrier_try_wait(64, 0, ACQUIRE), "all three are there");
+        });
+        run(&machine(1, mode), arrivals).unwrap_or_else(|error| panic!("{mode:?}: {error}"));
+    }
+}
+
+/// Makes an mbarrier of three arrivals, and arrives.
+#[track_caller]
+fn arrive_at_one_of_three(count: u32, strength: Strength) {
+    device::mbarrier_init(64, 3);
+    device::mbarrier_arrive(64, count, 0, strength);
+}
+
+/// Makes an mbarrier, and looks at it.
+#[track_caller]
+fn wait_for_one(strength: Strength) -> bool {
+    device::mbarrier_init(64, 1);
+    device::mbarrier_try_wait(64, 0, strength)
+}
+
+/// Each must fail, in every mode and at its own line.
+fn refuses(asks: &[Ask]) {
+    for mode in modes() {
+        for &(ask, part) in asks {
             let machine = machine(1, mode);
             let at = machine.allocate(0, 64, 256).expect("fits");
-            match run(&machine, launch("no copy", 1, 32, move || ask(at))) {
+            match run(&machine, launch("refused", 1, 32, move || ask(at))) {
                 Err(SimError::KernelFailed { message, location, .. }) => {
                     assert!(message.contains(part), "{mode:?}: no {part:?} in {message}");
                     assert!(location.contains("bulk_copies.rs"), "{mode:?}: {location}");

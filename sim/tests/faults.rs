@@ -174,8 +174,8 @@ fn an_mbarrier_nobody_completes_is_a_deadlock() {
     let hopeless = launch("hopeless", 1, 32, || {
         if device::thread_index() == 0 {
             device::mbarrier_init(8, 2);
-            device::mbarrier_arrive_expect_tx(8, 64);
-            while !device::mbarrier_try_wait(8, 0) {}
+            arrive(8, 64);
+            while !try_wait(8, 0) {}
         }
     });
     deadlocks(&hopeless, &["mbarrier 0x8", "1 of 2 arrivals and 64 bytes missing"]);

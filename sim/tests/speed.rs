@@ -79,9 +79,9 @@ fn print_costs() {
         if device::thread_index() == 0 {
             device::mbarrier_init(4088, 1);
             for phase in 0..1_000_000 {
-                device::mbarrier_arrive_expect_tx(4088, 2048);
+                arrive(4088, 2048);
                 bulk_load(0, base, 2048, 4088);
-                while !device::mbarrier_try_wait(4088, phase % 2) {}
+                while !try_wait(4088, phase % 2) {}
             }
         }
     });

@@ -1,7 +1,12 @@
 //! Bulk copies and mbarriers, as the simulator is asked for them.
-use epoxide_sim::device::{self, BulkCopy, Completion, ProxySpace};
+use epoxide_sim::device::{self, BulkCopy, Completion, Order, ProxySpace, Scope, Strength};
 
 use super::memory::{global, shared};
+
+/// How an mbarrier's operations are ordered where PTX is told nothing else.
+const fn in_block(order: Order) -> Strength {
+    Strength { order, scope: Scope::Block }
+}
 
 #[track_caller]
 pub fn mbarrier_init(at: u32, arrivals: u32) {
@@ -11,11 +16,11 @@ pub fn mbarrier_init(at: u32, arrivals: u32) {
 }
 #[track_caller]
 pub fn mbarrier_arrive_expect_tx(at: u32, bytes: u32) {
-    device::mbarrier_arrive_expect_tx(at, bytes);
+    device::mbarrier_arrive(at, 1, bytes, in_block(Order::Release));
 }
 #[track_caller]
 pub fn mbarrier_try_wait(at: u32, parity: u32) -> bool {
-    device::mbarrier_try_wait(at, parity)
+    device::mbarrier_try_wait(at, parity, in_block(Order::Acquire))
 }
 #[track_caller]
 pub fn bulk_load(to: u32, from: u64, bytes: u32, mbarrier: u32) {

@@ -1,10 +1,10 @@
 //! The asynchronous proxy: mbarriers and bulk copies.
 
-use super::access::{Address, Rmw, Space};
+use super::access::{Address, Order, Rmw, Space, Strength};
 use crate::context::{Context, attend, fail};
 use crate::{bulk, mbarrier};
 
-/// Makes an mbarrier at shared offset `at` whose phases take `arrivals` arrivals.
+/// Makes an mbarrier at shared offset `at`, of 8 bytes, whose phases take `arrivals` arrivals.
 ///
 /// # Panics
 ///
@@ -15,24 +15,34 @@ pub fn mbarrier_init(at: u32, arrivals: u32) {
     mbarrier::init(attend("mbarrier_init"), at, arrivals);
 }
 
-/// Announces `bytes` that copies will deliver, and arrives.
+/// Announces `expected` bytes that copies will deliver, and arrives `count` times.
 ///
 /// # Panics
 ///
-/// Outside a simulated thread; when no mbarrier is at `at`, or it has all arrivals of its phase (the kernel fails).
+/// Outside a simulated thread; when no mbarrier is at `at`, `count` is 0 or more than the arrivals that its phase lacks, or
+/// `s` is neither a release nor relaxed (the kernel fails).
 #[track_caller]
-pub fn mbarrier_arrive_expect_tx(at: u32, bytes: u32) {
-    mbarrier::arrive_expect_tx(attend("mbarrier_arrive_expect_tx"), at, bytes);
+pub fn mbarrier_arrive(at: u32, count: u32, expected: u32, s: Strength) {
+    let context = attend("mbarrier_arrive");
+    if !matches!(s.order, Order::Release | Order::Relaxed) {
+        fail(context, format!("mbarrier_arrive at {at:#x} with {s:?}: the rule is a release, or relaxed"));
+    }
+    mbarrier::arrive(context, at, count, expected);
 }
 
 /// Returns whether the phase of `parity` is complete; when it is not, gives up the turn once and looks again.
 ///
 /// # Panics
 ///
-/// Outside a simulated thread; when no mbarrier is at `at`, or `parity` is not 0 or 1 (the kernel fails).
+/// Outside a simulated thread; when no mbarrier is at `at`, `parity` is not 0 or 1, or `s` is neither an acquire nor relaxed
+/// (the kernel fails).
 #[track_caller]
-pub fn mbarrier_try_wait(at: u32, parity: u32) -> bool {
-    mbarrier::try_wait(attend("mbarrier_try_wait"), at, parity)
+pub fn mbarrier_try_wait(at: u32, parity: u32, s: Strength) -> bool {
+    let context = attend("mbarrier_try_wait");
+    if !matches!(s.order, Order::Acquire | Order::Relaxed) {
+        fail(context, format!("mbarrier_try_wait at {at:#x} with {s:?}: the rule is an acquire, or relaxed"));
+    }
+    mbarrier::try_wait(context, at, parity)
 }
 
 /// A bulk copy, as a thread asks for it.

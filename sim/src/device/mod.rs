@@ -14,7 +14,7 @@ mod word;
 
 pub use access::{Address, Order, Rmw, Scope, Space, Strength};
 pub use asynchronous::{
-    BulkCopy, BulkReduction, Completion, bulk_commit, bulk_copy, bulk_prefetch, bulk_wait, mbarrier_arrive_expect_tx,
+    BulkCopy, BulkReduction, Completion, bulk_commit, bulk_copy, bulk_prefetch, bulk_wait, mbarrier_arrive,
     mbarrier_init, mbarrier_try_wait,
 };
 pub use collective::{Reduce, Shuffle, ballot, barrier, barrier_or, elect, match_any, reduce, shuffle, warp_sync};

@@ -124,3 +124,15 @@ pub fn bulk_store(to: u64, from: u32, bytes: u32) {
     let from = shared(u64::from(from));
     device::bulk_copy(BulkCopy { from, to: word(to, 0), bytes, completion: Completion::Group, reduction: None });
 }
+
+/// Announces bytes at an mbarrier and arrives, releasing within the block.
+#[track_caller]
+pub fn arrive(at: u32, bytes: u32) {
+    device::mbarrier_arrive(at, 1, bytes, Strength { order: Order::Release, scope: Scope::Block });
+}
+
+/// Whether an mbarrier's phase is complete, acquiring within the block.
+#[track_caller]
+pub fn try_wait(at: u32, parity: u32) -> bool {
+    device::mbarrier_try_wait(at, parity, Strength { order: Order::Acquire, scope: Scope::Block })
+}
