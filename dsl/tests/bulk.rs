@@ -228,7 +228,10 @@ fn send(args: SendArgs) {
     let inbox = window.of(next, args.inbox);
     // Nobody has read an inbox yet: there is nothing to wait for.
     let watch = Watch::begin(args.channel, args.epoch);
-    let Ok(nothing) = watch.wait_until(0, 0, |_| Poll { peer: 0, expected: 0, seen: 0, ready: true }) else { return };
+    let Ok(nothing) = watch.wait_until(0, 0, |_| Poll::relaxed::<System>(inbox.cast::<u64>(), 0, 0, 0, |_| true))
+    else {
+        return;
+    };
     let free = nothing.for_bulk_copies();
     let mut stage = stage();
     let mut row = u64::from(thread::block_index() * warp::count() + warp::index());
@@ -261,10 +264,8 @@ fn receive(args: SendArgs) {
     let before = window.me.0 - 1;
     let arrived = window.own(args.arrived);
     let watch = Watch::begin(args.channel, args.epoch);
-    let outcome = watch.wait_until(1, 1, |_| {
-        let seen = arrived.load_acquire::<System>(before);
-        Poll { peer: before, expected: args.epoch, seen, ready: seen == args.epoch }
-    });
+    let outcome = watch
+        .wait_until(1, 1, |_| Poll::acquire::<System>(arrived, before, before, args.epoch, |seen| seen == args.epoch));
     let Ok(acquired) = outcome else { return };
     let _readable = acquired.for_bulk_copies();
     let inbox = window.own(args.inbox).as_global();

@@ -80,7 +80,15 @@ fn a_loop_that_gives_up_its_turn_is_ended_too() {
     is_ended("meets itself", |_| device::warp_sync(1 << 5));
     is_ended("polls and changes", |at| {
         let seen = add(word(at, 0), 1);
-        device::poll_pause(device::PollWait { what: "end", peer: 0, expected: 1, seen, deadline_ns: None });
+        device::poll_pause(device::PollWait {
+            what: "end",
+            word: word(at, 0),
+            bytes: 8,
+            peer: 0,
+            expected: 1,
+            seen,
+            deadline_ns: None,
+        });
     });
 }
 

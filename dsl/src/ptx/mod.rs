@@ -81,7 +81,7 @@ pub fn sleep_until(ns: u64) {
 
 /// One failed poll of a wait. Nothing here needs to know what is waited for.
 #[inline(always)]
-pub fn poll_pause(_what: &'static str, _peer: u32, _expected: u64, _seen: u64, _deadline_ns: u64) {
+pub fn poll_pause(_what: &'static str, _word: (u64, u32), _peer: u32, _expected: u64, _seen: u64, _deadline_ns: u64) {
     nanosleep(20);
 }
 

@@ -35,8 +35,9 @@ pub fn sleep_until(ns: u64) {
     device::sleep_until(ns);
 }
 #[track_caller]
-pub fn poll_pause(what: &'static str, peer: u32, expected: u64, seen: u64, deadline_ns: u64) {
-    device::poll_pause(PollWait { what, peer, expected, seen, deadline_ns: Some(deadline_ns) });
+pub fn poll_pause(what: &'static str, word: (u64, u32), peer: u32, expected: u64, seen: u64, deadline_ns: u64) {
+    let (word, bytes) = (memory::global(word.0), word.1);
+    device::poll_pause(PollWait { what, word, bytes, peer, expected, seen, deadline_ns: Some(deadline_ns) });
 }
 
 #[track_caller]

@@ -73,11 +73,10 @@ impl CountMatrix {
         let own = window.own(self.words);
         watch.wait_until(Phase::Counts as u32, window.peers * window.peers, |flag| {
             let source = quotient(flag, window.peers);
+            let at = self.index(window, number, Peer(source), flag - source * window.peers);
             // Relaxed: the word is all that it publishes.
-            let to = flag - source * window.peers;
-            let seen = own.load_relaxed::<System>(self.index(window, number, Peer(source), to));
-            let ready = Stamped::from_word(seen).is_of(number);
-            wait::Poll { peer: source, expected: Stamped::new(0, number).to_word(), seen, ready }
+            let expected = Stamped::new(0, number).to_word();
+            wait::Poll::relaxed::<System>(own, at, source, expected, |seen| Stamped::from_word(seen).is_of(number))
         })
     }
 

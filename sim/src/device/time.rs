@@ -5,6 +5,7 @@
 
 use std::panic::Location;
 
+use super::access::Address;
 use crate::block::Waiting;
 use crate::context::{attend, now, suspend};
 
@@ -13,6 +14,10 @@ use crate::context::{attend, now, suspend};
 pub struct PollWait {
     /// What is waited for.
     pub what: &'static str,
+    /// The word that was polled.
+    pub word: Address,
+    /// Its bytes.
+    pub bytes: u32,
     /// The rank, block or thread that is to make it so; by the meaning of `what`.
     pub peer: u32,
     /// The value waited for.

@@ -101,7 +101,7 @@ pub fn wait_for(flag: Address, expected: u64, peer: u32, deadline_ns: Option<u64
         if deadline_ns.is_some_and(|deadline| device::clock_ns() >= deadline) {
             return false;
         }
-        device::poll_pause(PollWait { what: "flag", peer, expected, seen, deadline_ns });
+        device::poll_pause(PollWait { what: "flag", word: flag, bytes: 8, peer, expected, seen, deadline_ns });
     }
 }
 
