@@ -1,8 +1,7 @@
 //! Loads, stores and atomics on the simulated machine's memory.
 use epoxide_sim::device::{self, Address, Order, Rmw, Space, Strength, Word};
 
-use super::WEAK;
-use crate::memory::{Scope, ScopeKind, U32x4};
+use crate::memory::{Scope, ScopeKind};
 
 /// An unsigned integer as device memory holds it.
 pub trait Bits: Copy {
@@ -130,23 +129,23 @@ pub fn fetch_add_f32_relaxed<S: Scope>(address: u64, value: f32) -> f32 {
 }
 
 #[track_caller]
-pub fn load_weak_x4(address: u64) -> U32x4 {
+pub fn load_weak_x4(address: u64) -> [u32; 4] {
     device::load_vector(global(address), WEAK)
 }
 #[track_caller]
-pub fn load_weak_streaming_x4(address: u64) -> U32x4 {
+pub fn load_weak_streaming_x4(address: u64) -> [u32; 4] {
     device::load_vector(global(address), WEAK)
 }
 #[track_caller]
-pub fn store_weak_x4(address: u64, value: U32x4) {
+pub fn store_weak_x4(address: u64, value: [u32; 4]) {
     device::store_vector(global(address), value, WEAK);
 }
 #[track_caller]
-pub fn load_shared_x4(address: u32) -> U32x4 {
+pub fn load_shared_x4(address: u32) -> [u32; 4] {
     device::load_vector(shared(address), WEAK)
 }
 #[track_caller]
-pub fn store_shared_x4(address: u32, value: U32x4) {
+pub fn store_shared_x4(address: u32, value: [u32; 4]) {
     device::store_vector(shared(address), value, WEAK);
 }
 #[track_caller]
@@ -164,3 +163,5 @@ pub fn shared_max_u32(address: u32, value: u32) -> u32 {
 
 /// What an atomic on shared memory is.
 const RELAXED_IN_BLOCK: Strength = Strength { order: Order::Relaxed, scope: device::Scope::Block };
+/// A weak access.
+const WEAK: Strength = Strength { order: Order::Weak, scope: device::Scope::Block };

@@ -2,12 +2,14 @@
 //!
 //! Each function is `#[track_caller]`, so that reports name the kernel's own source line.
 mod bulk;
+mod convert;
 mod fence;
 mod memory;
 
-use epoxide_sim::device::{self, Order, PollWait, Reduce, Shuffle, Strength};
+use epoxide_sim::device::{self, PollWait, Reduce, Shuffle};
 
 pub use bulk::*;
+pub use convert::*;
 pub use fence::*;
 pub use memory::*;
 
@@ -89,34 +91,3 @@ pub fn reduce_min(mask: u32, value: u32) -> u32 {
 pub fn reduce_max(mask: u32, value: u32) -> u32 {
     device::reduce(mask, Reduce::Max, value)
 }
-
-pub fn bf16_from_f32(x: f32) -> u16 {
-    crate::float::software_bf16(x)
-}
-pub fn e4m3x4_from_f32(x: [f32; 4]) -> u32 {
-    u32::from_le_bytes(x.map(crate::float::software_e4m3))
-}
-pub fn max_u16x2(a: u32, b: u32) -> u32 {
-    let high = (a >> 16).max(b >> 16);
-    high << 16 | (a & 0xffff).max(b & 0xffff)
-}
-pub fn bf16x2_from_f32(low: f32, high: f32) -> u32 {
-    u32::from(crate::float::software_bf16(high)) << 16 | u32::from(crate::float::software_bf16(low))
-}
-pub fn e4m3x2_from_f32(low: f32, high: f32) -> u16 {
-    u16::from(crate::float::software_e4m3(low)) | u16::from(crate::float::software_e4m3(high)) << 8
-}
-
-pub fn sqrt_rn(x: f32) -> f32 {
-    x.sqrt()
-}
-pub fn rcp_rn(x: f32) -> f32 {
-    1.0 / x
-}
-/// One rounding, with or without an instruction for it: `mul_add` is that by definition.
-pub fn fma_rn(a: f32, b: f32, c: f32) -> f32 {
-    a.mul_add(b, c)
-}
-
-/// A weak access.
-const WEAK: Strength = Strength { order: Order::Weak, scope: device::Scope::Block };

@@ -1,6 +1,6 @@
 //! The asynchronous proxy: mbarriers and bulk copies.
 
-use super::access::{Address, Order, Rmw, Space, Strength};
+use super::operation::{Address, BulkCopy, BulkReduction, Completion, Order, Rmw, Space, Strength};
 use crate::context::{Context, attend, fail};
 use crate::{bulk, mbarrier};
 
@@ -43,39 +43,6 @@ pub fn mbarrier_try_wait(at: u32, parity: u32, s: Strength) -> bool {
         fail(context, format!("mbarrier_try_wait at {at:#x} with {s:?}: the rule is an acquire, or relaxed"));
     }
     mbarrier::try_wait(context, at, parity)
-}
-
-/// A bulk copy, as a thread asks for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct BulkCopy {
-    /// Where it reads.
-    pub from: Address,
-    /// Where it writes: shared memory from device memory, or device memory from shared memory.
-    pub to: Address,
-    /// How many bytes.
-    pub bytes: u32,
-    /// Who is told of its end.
-    pub completion: Completion,
-    /// What it does to the words that it finds; none: it replaces them.
-    pub reduction: Option<BulkReduction>,
-}
-
-/// Who is told that a bulk copy has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Completion {
-    /// The mbarrier at this shared offset, to which the copy's bytes count: of a copy to shared memory.
-    Mbarrier(u32),
-    /// The thread's open group: of a copy to device memory.
-    Group,
-}
-
-/// How a bulk copy to device memory combines its words with those that are there, each at once and relaxed (`cp.reduce.async.bulk`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct BulkReduction {
-    /// The operation.
-    pub op: Rmw,
-    /// Bytes of a word: 4 or 8.
-    pub element: u32,
 }
 
 /// Starts a bulk copy.

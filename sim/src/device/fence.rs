@@ -2,32 +2,8 @@
 
 use std::sync::atomic::{self, Ordering};
 
-use super::access::Scope;
+use super::operation::{Fence, ProxySpace, Scope};
 use crate::context::{attend, preemption_point};
-
-/// Which way a fence orders (PTX: `fence.acquire`, `.release`, `.acq_rel`, `.sc`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fence {
-    /// What was released before a word that the thread has read is seen after the fence.
-    Acquire,
-    /// What came before the fence is seen by whoever acquires a word that the thread writes after it.
-    Release,
-    /// Both.
-    AcqRel,
-    /// Both, and all such fences are in one order.
-    SeqCst,
-}
-
-/// Which memory's accesses a proxy fence orders.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ProxySpace {
-    /// The block's shared memory (`fence.proxy.async.shared::cta`).
-    Shared,
-    /// Device memory (`fence.proxy.async.global`).
-    Global,
-    /// Both (`fence.proxy.async`).
-    Both,
-}
 
 /// Orders the thread's accesses before it with those after it, for the threads of `scope`.
 ///

@@ -5,7 +5,8 @@
 //! never race in Rust's sense; that two of different sizes meet only in some order is the launch's contract
 //! ([`Actor::launch`](crate::Actor::launch)).
 
-use super::access::{Access, Address, Kind, Order, Rmw, Space, Strength};
+use super::access::{Access, Kind};
+use super::operation::{Address, Order, Rmw, Space, Strength};
 use super::time::is_left_out;
 use super::word::Word;
 use crate::context::{Context, fail, heed, preemption_point, require};

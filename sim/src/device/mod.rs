@@ -9,17 +9,20 @@ mod collective;
 mod fence;
 mod index;
 mod memory;
+mod operation;
 mod time;
 mod word;
 
-pub use access::{Address, Order, Rmw, Scope, Space, Strength};
 pub use asynchronous::{
-    BulkCopy, BulkReduction, Completion, bulk_commit, bulk_copy, bulk_prefetch, bulk_wait, mbarrier_arrive,
-    mbarrier_init, mbarrier_try_wait,
+    bulk_commit, bulk_copy, bulk_prefetch, bulk_wait, mbarrier_arrive, mbarrier_init, mbarrier_try_wait,
 };
-pub use collective::{Reduce, Shuffle, ballot, barrier, barrier_or, elect, match_any, reduce, shuffle, warp_sync};
-pub use fence::{Fence, ProxySpace, fence, fence_mbarrier_init, fence_proxy_async};
+pub use collective::{ballot, barrier, barrier_or, elect, match_any, reduce, shuffle, warp_sync};
+pub use fence::{fence, fence_mbarrier_init, fence_proxy_async};
 pub use index::{block_index, block_threads, grid_blocks, rank, shared_bytes, thread_index};
 pub use memory::{compare_exchange, load, load_vector, red, rmw, store, store_vector};
-pub use time::{PollWait, clock_ns, is_left_out, poll_pause, sleep_until};
+pub use operation::{
+    Address, BulkCopy, BulkReduction, Completion, Fence, Order, PollWait, ProxySpace, Reduce, Rmw, Scope, Shuffle,
+    Space, Strength,
+};
+pub use time::{clock_ns, is_left_out, poll_pause, sleep_until};
 pub use word::Word;

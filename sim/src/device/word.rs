@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use super::access::{Order, Rmw};
+use super::operation::{Order, Rmw};
 
 mod sealed {
     pub trait Sealed {}
