@@ -40,15 +40,11 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     let counters = Shared::<u32>::dynamic(a.shared.stages);
     let places = Shared::<u32>::dynamic(a.shared.places);
     let bad = Shared::<u32>::dynamic(a.shared.bad);
-    let mut i = thread::index();
-    while i < a.counts.counters() {
+    for i in thread::strided(thread::index(), a.counts.counters(), THREADS) {
         counters.store_weak(i, 0);
-        i += THREADS;
     }
-    let mut i = thread::index();
-    while i < a.peers() * WARPS {
+    for i in thread::strided(thread::index(), a.peers() * WARPS, THREADS) {
         places.store_weak(i, 0);
-        i += THREADS;
     }
     if thread::index() == 0 {
         bad.store_weak(0, BadSelection::NONE.key());
@@ -95,8 +91,7 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     block::sync();
 
     // Each warp's rows for a rank come after those of the warps before it: a lane for each warp.
-    let mut peer = warp::index();
-    while peer < a.peers() {
+    for peer in thread::strided(warp::index(), a.peers(), WARPS) {
         let of_warp = places.at(warp::lane() * a.peers() + peer);
         let mut counted = 0;
         if warp::lane() < WARPS {
@@ -109,15 +104,12 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
         if warp::lane() == warp::LANES - 1 {
             counters.store_weak(peer, up_to_here);
         }
-        peer += WARPS;
     }
     block::sync();
 
     let own = a.block_counts.rows(a.counts.counters()).row(thread::block_index());
-    let mut i = thread::index();
-    while i < a.counts.counters() {
+    for i in thread::strided(thread::index(), a.counts.counters(), THREADS) {
         own.store_weak(i, counters.load_weak(i));
-        i += THREADS;
     }
     if thread::index() == 0 {
         a.block_bad.store_weak(thread::block_index(), bad.load_weak(0));
@@ -140,10 +132,8 @@ pub(super) fn publish(a: &DispatchArgs, now: Now) {
     // The warps whose threads have a peer, whole.
     if thread::block_index() == 0 && warp::index() * warp::LANES < window.peers {
         let mut key = BadSelection::NONE.key();
-        let mut block = warp::lane();
-        while block < blocks {
+        for block in thread::strided(warp::lane(), blocks, warp::LANES) {
             key = key.min(a.block_bad.load_weak(block));
-            block += warp::LANES;
         }
         let first = BadSelection::from_key(warp::min(warp::ALL, key));
         if peer.0 >= window.peers {
@@ -167,20 +157,16 @@ pub(super) fn place_behind_earlier_blocks(a: &DispatchArgs) {
     let places = Shared::<u32>::dynamic(a.shared.places);
     let counted = a.block_counts.rows(a.counts.counters());
     let lane = warp::lane();
-    let mut peer = warp::index();
-    while peer < a.peers() {
+    for peer in thread::strided(warp::index(), a.peers(), WARPS) {
         let mut placed = 0;
-        let mut block = lane;
-        while block < thread::block_index() {
+        for block in thread::strided(lane, thread::block_index(), warp::LANES) {
             placed += counted.row(block).load_weak(peer);
-            block += warp::LANES;
         }
         placed = warp::sum(warp::ALL, placed);
         if lane < WARPS {
             let at = places.at(lane * a.peers() + peer);
             at.store_weak(0, at.load_weak(0) + placed);
         }
-        peer += WARPS;
     }
 }
 

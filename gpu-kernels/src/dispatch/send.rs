@@ -133,10 +133,8 @@ fn send_beside<R: Row>(a: &DispatchArgs, token: u32, selected: Selected, copies:
         }
         if R::SCALES {
             let beside = window.of(to, a.recv.scales).rows(a.scale_stride).row(row).cast::<U32x4>();
-            let mut vector = lane;
-            while vector < a.scale_stride / 4 {
+            for vector in thread::strided(lane, a.scale_stride / 4, warp::LANES) {
                 beside.store_weak(vector, scales.load_weak(vector));
-                vector += warp::LANES;
             }
         }
     }
