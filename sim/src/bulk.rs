@@ -8,7 +8,8 @@ use std::panic::Location;
 
 use crate::block::BlockState;
 use crate::context::{Context, fail};
-use crate::copies::{copy_words, read_words, write_words};
+use crate::copies::{copy_words, read_words};
+use crate::device::{BulkReduction, Order, Rmw, Word};
 use crate::mbarrier;
 
 /// A copy that was issued and has not happened.
@@ -42,7 +43,7 @@ enum Kind {
     /// Into shared memory; delivers its bytes to this mbarrier.
     Load { mbarrier: u32 },
     /// Out of shared memory, in the thread's group of this number; the source as it was, once it has been read.
-    Store { group: u32, snapshot: Option<Vec<u64>> },
+    Store { group: u32, snapshot: Option<Vec<u64>>, reduction: Option<BulkReduction> },
 }
 
 /// Copies `bytes` from device memory to shared memory.
@@ -63,7 +64,13 @@ pub(crate) fn load(context: *mut Context, shared_to: u32, global_from: u64, byte
 
 /// Copies `bytes` from shared memory to device memory, in the thread's open group.
 #[track_caller]
-pub(crate) fn store(context: *mut Context, global_to: u64, shared_from: u32, bytes: u32) {
+pub(crate) fn store(
+    context: *mut Context,
+    global_to: u64,
+    shared_from: u32,
+    bytes: u32,
+    reduction: Option<BulkReduction>,
+) {
     let (shared, global) = check(context, shared_from, global_to, bytes, "bulk_store");
     // SAFETY: as in `load`.
     let (state, late, thread) = unsafe { (&mut *(*context).state, (*context).adversarial, (*context).reins.thread()) };
@@ -71,12 +78,18 @@ pub(crate) fn store(context: *mut Context, global_to: u64, shared_from: u32, byt
     let group = stores.committed;
     stores.last = Some((group, Location::caller()));
     if late {
-        let kind = Kind::Store { group, snapshot: None };
+        let kind = Kind::Store { group, snapshot: None, reduction };
         state.copies.push(PendingCopy { thread, to: global, from: shared, bytes, kind });
         return;
     }
     // SAFETY: as in `load`.
-    unsafe { copy_words(global, shared, bytes as usize / 8) };
+    unsafe { put(global, shared, bytes as usize / 8, reduction) };
+}
+
+/// Checks what a prefetch asks for, which is all that it does.
+#[track_caller]
+pub(crate) fn prefetch(context: *mut Context, global: u64, bytes: u32) {
+    check_global(context, global, bytes, "bulk_prefetch");
 }
 
 /// Closes the thread's open group.
@@ -100,7 +113,7 @@ pub(crate) fn wait(context: *mut Context, groups_left: u32, read_only: bool) {
     while index < state.copies.len() {
         let copy = &mut state.copies[index];
         match &mut copy.kind {
-            Kind::Store { group, snapshot }
+            Kind::Store { group, snapshot, .. }
                 if copy.thread == thread && u64::from(*group) + u64::from(groups_left) < u64::from(committed) =>
             {
                 if read_only {
@@ -132,10 +145,40 @@ pub(crate) fn complete(state: &mut BlockState, index: usize) {
             unsafe { copy_words(copy.to, copy.from, words) };
             mbarrier::deliver(state, mbarrier, copy.bytes);
         }
-        // SAFETY: as above; a snapshot has the copy's length.
-        Kind::Store { snapshot: Some(snapshot), .. } => unsafe { write_words(copy.to, &snapshot) },
+        // SAFETY: as above; a snapshot has the copy's length, and is this function's own.
+        Kind::Store { snapshot: Some(mut snapshot), reduction, .. } => unsafe {
+            put(copy.to, snapshot.as_mut_ptr(), words, reduction);
+        },
         // SAFETY: as above.
-        Kind::Store { snapshot: None, .. } => unsafe { copy_words(copy.to, copy.from, words) },
+        Kind::Store { snapshot: None, reduction, .. } => unsafe { put(copy.to, copy.from, words, reduction) },
+    }
+}
+
+/// Writes `words` words to device memory, or combines them with what is there.
+///
+/// # Safety
+///
+/// As for `copy_words`.
+unsafe fn put(to: *mut u64, from: *const u64, words: usize, reduction: Option<BulkReduction>) {
+    // SAFETY: the caller's promise; an element lies in the word whose part it is.
+    unsafe {
+        match reduction {
+            None => copy_words(to, from, words),
+            Some(BulkReduction { op, element: 8 }) => combine::<u64>(to.cast(), from.cast(), words, op),
+            Some(BulkReduction { op, .. }) => combine::<u32>(to.cast(), from.cast(), 2 * words, op),
+        }
+    }
+}
+
+/// Combines `count` elements with those at `to`, each at once.
+///
+/// # Safety
+///
+/// As for `copy_words`, of elements of `W`.
+unsafe fn combine<W: Word>(to: *mut u8, from: *const u8, count: usize, op: Rmw) {
+    for at in (0..count).map(|i| i * size_of::<W>()) {
+        // SAFETY: the caller's promise.
+        unsafe { W::atomic_load(from.add(at).cast_mut(), Order::Relaxed).atomic_rmw(to.add(at), op) };
     }
 }
 
@@ -144,7 +187,7 @@ pub(crate) fn complete(state: &mut BlockState, index: usize) {
 #[inline]
 fn check(context: *mut Context, shared: u32, global: u64, bytes: u32, name: &str) -> (*mut u64, *mut u64) {
     // SAFETY: `context` is the running thread's.
-    let (arena, memory, shared_bytes) = unsafe { (&*(*context).arena, (*context).shared, (*context).shared_bytes) };
+    let (memory, shared_bytes) = unsafe { ((*context).shared, (*context).shared_bytes) };
     if !(u64::from(shared) | global | u64::from(bytes)).is_multiple_of(16) {
         fail(
             context,
@@ -153,10 +196,7 @@ fn check(context: *mut Context, shared: u32, global: u64, bytes: u32, name: &str
             ),
         );
     }
-    if arena.extent_of(global, u64::from(bytes)).is_none() {
-        let where_it_is = arena.whereabouts(global, u64::from(bytes));
-        fail(context, format!("{name} of {bytes} bytes at device address {global:#x} is out of bounds: {where_it_is}"));
-    }
+    let global = check_global(context, global, bytes, name);
     if u64::from(shared) + u64::from(bytes) > shared_bytes {
         fail(
             context,
@@ -167,5 +207,21 @@ fn check(context: *mut Context, shared: u32, global: u64, bytes: u32, name: &str
     }
     // SAFETY: the offset was compared with the size of the block's shared memory.
     let shared = unsafe { memory.add(shared as usize) };
-    (shared.cast(), std::ptr::with_exposed_provenance_mut(global as usize))
+    (shared.cast(), global)
+}
+
+/// Checks the part of a copy that is device memory, and returns its address.
+#[track_caller]
+#[inline]
+fn check_global(context: *mut Context, global: u64, bytes: u32, name: &str) -> *mut u64 {
+    // SAFETY: `context` is the running thread's.
+    let arena = unsafe { &*(*context).arena };
+    if !(global | u64::from(bytes)).is_multiple_of(16) {
+        fail(context, format!("{name} of {bytes} bytes, device address {global:#x}: the rule is multiples of 16"));
+    }
+    if arena.extent_of(global, u64::from(bytes)).is_none() {
+        let where_it_is = arena.whereabouts(global, u64::from(bytes));
+        fail(context, format!("{name} of {bytes} bytes at device address {global:#x} is out of bounds: {where_it_is}"));
+    }
+    std::ptr::with_exposed_provenance_mut(global as usize)
 }

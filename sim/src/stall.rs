@@ -7,7 +7,9 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::arena::Arena;
 use crate::block::{BlockState, Waiting, bits, ranges};
+use crate::device::Space;
 use crate::error::SimError;
 use crate::machine::{ActorState, Books, Core};
 use crate::mbarrier;
@@ -51,7 +53,7 @@ impl Core {
             quiet.deadline = earlier(quiet.deadline, deadline);
         }
         if books.all_blocked() && quiet.wake.is_none() && quiet.deadline.is_none() {
-            quiet.report = report(residents);
+            quiet.report = report(&self.arena, residents);
         }
         books.quiet[worker] = quiet;
         self.decide(books);
@@ -104,7 +106,7 @@ fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
 }
 
 /// One line for each group of threads that wait for the same thing.
-fn report(residents: &mut [Resident]) -> Vec<String> {
+fn report(arena: &Arena, residents: &mut [Resident]) -> Vec<String> {
     let mut lines = Vec::new();
     for resident in residents.iter_mut() {
         if lines.len() >= REPORT_LINES {
@@ -114,7 +116,7 @@ fn report(residents: &mut [Resident]) -> Vec<String> {
         let state = resident.state();
         let place = format!("  kernel {}, rank {}, block {}", state.kernel, state.rank, state.index);
         let more = (REPORT_LINES - lines.len()).max(1);
-        lines.extend(waits(state).into_iter().take(more).map(|(warps, lanes, what)| {
+        lines.extend(waits(arena, state).into_iter().take(more).map(|(warps, lanes, what)| {
             format!("{place}, warp {}, lanes {}: {what}", ranges(warps.into_iter()), ranges(bits(lanes)))
         }));
     }
@@ -122,11 +124,11 @@ fn report(residents: &mut [Resident]) -> Vec<String> {
 }
 
 /// Groups a block's waiting threads: warps, lanes, and what they wait for.
-fn waits(state: &BlockState) -> Vec<(Vec<u32>, u32, String)> {
+fn waits(arena: &Arena, state: &BlockState) -> Vec<(Vec<u32>, u32, String)> {
     let mut groups: Vec<(Vec<u32>, u32, String)> = Vec::new();
     for (warp, lanes) in (0u32..).zip(state.lanes.chunks(32)) {
         let mut kinds: Vec<(u32, String)> = Vec::new();
-        for (lane, waiting) in lanes.iter().map(|lane| describe(state, warp, &lane.waiting)).enumerate() {
+        for (lane, waiting) in lanes.iter().map(|lane| describe(arena, state, warp, &lane.waiting)).enumerate() {
             let Some(what) = waiting else { continue };
             match kinds.iter_mut().find(|(_, known)| *known == what) {
                 Some((mask, _)) => *mask |= 1 << lane,
@@ -144,7 +146,7 @@ fn waits(state: &BlockState) -> Vec<(Vec<u32>, u32, String)> {
 }
 
 /// What one thread waits for; `None` when it has returned.
-fn describe(state: &BlockState, warp: u32, waiting: &Waiting) -> Option<String> {
+fn describe(arena: &Arena, state: &BlockState, warp: u32, waiting: &Waiting) -> Option<String> {
     Some(match waiting {
         Waiting::Exited => return None,
         Waiting::Start => "not started".to_string(),
@@ -160,11 +162,16 @@ fn describe(state: &BlockState, warp: u32, waiting: &Waiting) -> Option<String> 
             format!("at barrier {id} at {location}, where {} of {} threads are", barrier.arrived, barrier.expected)
         }
         Waiting::Poll { wait, location } => format!(
-            "polling {} of peer {} at {location}: expected {}, seen {}{}",
+            "polling {} of peer {} at {location}: expected {}, seen {} in the {} bytes at {}{}",
             wait.what,
             wait.peer,
             wait.expected,
             wait.seen,
+            wait.bytes,
+            match wait.word.space {
+                Space::Global => arena.describe(wait.word.at),
+                Space::Shared => format!("shared offset {:#x}", wait.word.at),
+            },
             wait.deadline_ns.map_or_else(String::new, |time| format!(", deadline {time} ns of virtual time"))
         ),
         Waiting::Sleep { until, location } => format!("asleep until {until} ns of virtual time at {location}"),

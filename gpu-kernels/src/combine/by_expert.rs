@@ -31,7 +31,6 @@ impl Sum for CombineByExpertArgs {
     }
 
     #[inline(always)]
-    #[track_caller]
     fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped> {
         let entered = enter(&self.pull, watch);
         if entered.is_ok() {
@@ -53,7 +52,6 @@ impl Sum for CombineByExpertArgs {
 
 /// Sums this block's share of the tokens that have several rows here. A warp takes every so-many-th row, whatever its expert.
 #[inline(always)]
-#[track_caller]
 fn reduce(a: &CombineByExpertArgs) {
     let window = a.pull.op.window();
     let (links, sources) = (window.own(a.link), window.own(a.source));
@@ -72,7 +70,9 @@ fn reduce(a: &CombineByExpertArgs) {
             if link::is_first(word) {
                 // A lane for each row of the token, in the order of the selections.
                 let (mut rows, mut address, mut at) = (0, 0, Some(row));
-                while let Some(next) = at {
+                while let Some(next) = at
+                    && rows < warp::LANES
+                {
                     if warp::lane() == rows {
                         address = outputs.row(next).address();
                     }
@@ -92,7 +92,6 @@ fn reduce(a: &CombineByExpertArgs) {
 
 /// A warp per part, as in the other order, but for where a rank's row of a token lies.
 #[inline(always)]
-#[track_caller]
 fn pull(a: &CombineByExpertArgs, parts: Parts, first: Part) {
     let window = a.pull.op.window();
     let row_bytes = a.pull.hidden * 2;

@@ -39,7 +39,6 @@ pub(crate) trait Sum {
     /// # Errors
     ///
     /// That the block stops.
-    #[track_caller]
     fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped>;
 }
 
@@ -50,7 +49,6 @@ impl Sum for CombineArgs {
     }
 
     #[inline(always)]
-    #[track_caller]
     fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped> {
         let (parts, first) = enter(self, watch)?;
         sum_parts(self, parts, first);
@@ -60,7 +58,6 @@ impl Sum for CombineArgs {
 
 /// Sums the rows.
 #[inline(always)]
-#[track_caller]
 pub(crate) fn run<S: Sum>(sum: &S) {
     let a = sum.args();
     let epoch = a.op.next_epoch();
@@ -91,7 +88,6 @@ pub(crate) fn run<S: Sum>(sum: &S) {
 
 /// Meets all ranks. Returns how the tokens are divided, and this warp's first part.
 #[inline(always)]
-#[track_caller]
 fn enter(a: &CombineArgs, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
     let look = watch.look();
     let received = rows_to_be_covered(a);
@@ -116,7 +112,6 @@ fn enter(a: &CombineArgs, watch: &wait::Watch) -> Result<(Parts, Part), fault::S
 /// How many rows were received, where the caller said how many it covers: as thread 0 of block 0 knows it, for whose entry word the others
 /// wait.
 #[inline(always)]
-#[track_caller]
 fn rows_to_be_covered(a: &CombineArgs) -> u32 {
     let asks = a.outputs != UNKNOWN_OUTPUTS && thread::block_index() == 0 && thread::index() == 0;
     if asks { a.received.load_weak(0) } else { 0 }
@@ -124,7 +119,6 @@ fn rows_to_be_covered(a: &CombineArgs) -> u32 {
 
 /// A warp per part.
 #[inline(always)]
-#[track_caller]
 fn sum_parts(a: &CombineArgs, parts: Parts, first: Part) {
     let row_bytes = a.hidden * 2;
     let mut part = first;

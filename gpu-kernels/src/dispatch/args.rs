@@ -145,7 +145,6 @@ impl DispatchArgs {
     }
     /// Selection `position` of `token` as an i64, whatever its type.
     #[inline(always)]
-    #[track_caller]
     pub(super) fn selection(&self, token: u32, position: u32) -> i64 {
         match self.index_type {
             index::I64 => self.topk_idx.cast::<i64>().rows(self.top_k).row(token).load_weak(position),

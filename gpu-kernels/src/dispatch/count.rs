@@ -35,21 +35,16 @@ impl Place {
 /// Counts this block's tokens per rank and expert, finds its first bad selection, and notes where each selection goes. Each warp takes
 /// tokens that lie side by side, so that it can number them by itself.
 #[inline(always)]
-#[track_caller]
 pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     let counters = Shared::<u32>::dynamic(a.shared.stages);
     let places = Shared::<u32>::dynamic(a.shared.places);
     let bad = Shared::<u32>::dynamic(a.shared.bad);
-    let mut i = thread::index();
-    while i < a.counts.counters() {
+    for i in thread::strided(thread::index(), a.counts.counters(), THREADS) {
         counters.store_weak(i, 0);
-        i += THREADS;
     }
     let (keys, first_key) = O::keys(&a.counts);
-    let mut i = thread::index();
-    while i < keys * WARPS {
+    for i in thread::strided(thread::index(), keys * WARPS, THREADS) {
         places.store_weak(i, 0);
-        i += THREADS;
     }
     if thread::index() == 0 {
         bad.store_weak(0, BadSelection::NONE.key());
@@ -100,8 +95,7 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     block::sync();
 
     // Each warp's rows for a key come after those of the warps before it: a lane for each warp.
-    let mut key = warp::index();
-    while key < keys {
+    for key in thread::strided(warp::index(), keys, WARPS) {
         let of_warp = places.at(warp::lane() * keys + key);
         let mut counted = 0;
         if warp::lane() < WARPS {
@@ -114,15 +108,12 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
         if warp::lane() == warp::LANES - 1 {
             counters.store_weak(first_key + key, up_to_here);
         }
-        key += WARPS;
     }
     block::sync();
 
     let own = a.block_counts.rows(a.counts.counters()).row(thread::block_index());
-    let mut i = thread::index();
-    while i < a.counts.counters() {
+    for i in thread::strided(thread::index(), a.counts.counters(), THREADS) {
         own.store_weak(i, counters.load_weak(i));
-        i += THREADS;
     }
     if thread::index() == 0 {
         a.block_bad.store_weak(thread::block_index(), bad.load_weak(0));
@@ -131,7 +122,6 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
 
 /// Gives this rank's row of the count matrix to every peer: each block a slice of it, block 0 the entry word.
 #[inline(always)]
-#[track_caller]
 pub(super) fn publish(a: &DispatchArgs, now: Now) {
     let blocks = thread::grid_blocks();
     let (window, counted) = (a.op.window(), a.block_counts.rows(a.counts.counters()));
@@ -145,10 +135,8 @@ pub(super) fn publish(a: &DispatchArgs, now: Now) {
     // The warps whose threads have a peer, whole.
     if thread::block_index() == 0 && warp::index() * warp::LANES < window.peers {
         let mut key = BadSelection::NONE.key();
-        let mut block = warp::lane();
-        while block < blocks {
+        for block in thread::strided(warp::lane(), blocks, warp::LANES) {
             key = key.min(a.block_bad.load_weak(block));
-            block += warp::LANES;
         }
         let first = BadSelection::from_key(warp::min(warp::ALL, key));
         if peer.0 >= window.peers {
@@ -167,32 +155,26 @@ pub(super) fn publish(a: &DispatchArgs, now: Now) {
 
 /// Moves this block's rows behind those of the blocks before it, for every key.
 #[inline(always)]
-#[track_caller]
 pub(super) fn place_behind_earlier_blocks<O: Order>(a: &DispatchArgs) {
     let places = Shared::<u32>::dynamic(a.shared.places);
     let counted = a.block_counts.rows(a.counts.counters());
     let (keys, first_key) = O::keys(&a.counts);
     let lane = warp::lane();
-    let mut key = warp::index();
-    while key < keys {
+    for key in thread::strided(warp::index(), keys, WARPS) {
         let mut placed = 0;
-        let mut block = lane;
-        while block < thread::block_index() {
+        for block in thread::strided(lane, thread::block_index(), warp::LANES) {
             placed += counted.row(block).load_weak(first_key + key);
-            block += warp::LANES;
         }
         placed = warp::sum(warp::ALL, placed);
         if lane < WARPS {
             let at = places.at(lane * keys + key);
             at.store_weak(0, at.load_weak(0) + placed);
         }
-        key += WARPS;
     }
 }
 
 /// Finds where this rank's rows begin for each key. The places of all warps are there afterwards too.
 #[inline(always)]
-#[track_caller]
 pub(super) fn base_rows<O: Order>(a: &DispatchArgs, now: Now) {
     let (window, placement) = (a.op.window(), a.placement);
     let counted = Counted { counts: a.counts, window, number: now.dispatch, placement, alignment: a.alignment };

@@ -11,7 +11,6 @@ use crate::words::Phase;
 /// The last block out: tells every peer that its rows are there, waits for theirs, writes the counts, advances the numbers. It says
 /// whether it stopped at that.
 #[inline(always)]
-#[track_caller]
 pub(super) fn finish<O: Order>(
     a: &DispatchArgs,
     watch: &wait::Watch,
@@ -40,7 +39,6 @@ pub(super) fn finish<O: Order>(
 
 /// Writes how many rows came, in all, by source, by local expert; zeros if they are not `complete`.
 #[inline(always)]
-#[track_caller]
 fn write_counts(a: &DispatchArgs, now: Now, complete: bool) {
     let (window, me) = (a.op.window(), a.op.window().me);
     let local_experts = a.placement.count(me.0);
@@ -62,7 +60,6 @@ fn write_counts(a: &DispatchArgs, now: Now, complete: bool) {
 
 /// Tells every peer, and waits for all. Their counts were stored before, so these are there too.
 #[inline(always)]
-#[track_caller]
 fn exchange(a: &DispatchArgs, watch: &wait::Watch, now: Now, landed: &grid::GridLanded) -> Result<(), fault::Stopped> {
     watch.unless_aborted(Phase::End as u32)?;
     a.landed.post(a.op.window(), now.dispatch, landed);

@@ -50,7 +50,6 @@ use args::{Chunk, Now};
 
 /// Moves the rows.
 #[inline(always)]
-#[track_caller]
 pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
     let now = Now { epoch: a.op.next_epoch(), dispatch: a.dispatches.load_weak(0) + 1 };
     let watch = wait::Watch::begin(a.op.fault, now.epoch);
@@ -70,7 +69,6 @@ pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
 
 /// A block's part: counts its tokens, agrees with all ranks, and sends.
 #[inline(always)]
-#[track_caller]
 fn attempt<R: Row, O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Result<(), fault::Stopped> {
     let chunk = Chunk::of_block(a.tokens);
     // The answer is not needed before something is published, and counting touches nothing that a peer sees.
@@ -94,7 +92,6 @@ fn attempt<R: Row, O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) ->
 
 /// Waits until every rank has entered and told its counts.
 #[inline(always)]
-#[track_caller]
 fn agree<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Result<wait::Acquired, fault::Stopped> {
     let window = a.op.window();
     let met = a.op.entry.meet(window, watch, Kind::Dispatch)?;

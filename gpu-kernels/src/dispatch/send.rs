@@ -21,7 +21,6 @@ pub(super) struct Selected {
 
 impl Selected {
     #[inline(always)]
-    #[track_caller]
     pub(super) fn load(a: &DispatchArgs, token: u32, end: u32) -> Self {
         let lane = warp::lane();
         let mut selected = Self { rank: -1, place: 0, index: -1, weight: 0.0 };
@@ -55,7 +54,6 @@ struct Copies {
 impl Copies {
     /// Finds their rows, and writes them to the handle. Warp-collective.
     #[inline(always)]
-    #[track_caller]
     fn new(a: &DispatchArgs, token: u32, selected: Selected) -> Self {
         let mut row = 0;
         if let Some(Peer(peer)) = selected.peer() {
@@ -71,7 +69,6 @@ impl Copies {
 
 /// Sends this block's rows, a warp per token.
 #[inline(always)]
-#[track_caller]
 pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
     if warp::index() >= a.shared.copy_warps {
         return;
@@ -114,7 +111,6 @@ pub(super) fn memory_of_warp(a: &DispatchArgs) -> WarpMemory {
 /// Writes beside each copy what goes with it: local expert indices, gate weights, source, and the scales if there are some. A bulk copy
 /// would cost more than these few bytes. Warp-collective.
 #[inline(always)]
-#[track_caller]
 fn send_beside<R: Row>(a: &DispatchArgs, token: u32, selected: Selected, copies: Copies, scales: Shared<U32x4>) {
     let window = a.op.window();
     let lane = warp::lane();
@@ -139,10 +135,8 @@ fn send_beside<R: Row>(a: &DispatchArgs, token: u32, selected: Selected, copies:
         }
         if R::SCALES {
             let beside = window.of(to, a.recv.scales).rows(a.scale_stride).row(row).cast::<U32x4>();
-            let mut vector = lane;
-            while vector < a.scale_stride / 4 {
+            for vector in thread::strided(lane, a.scale_stride / 4, warp::LANES) {
                 beside.store_weak(vector, scales.load_weak(vector));
-                vector += warp::LANES;
             }
         }
     }

@@ -24,13 +24,11 @@ pub struct Owned {
 impl Owned {
     /// The first row of local expert `expert`; of the number of experts, the end of all rows.
     #[inline(always)]
-    #[track_caller]
     pub fn first(self, expert: u32) -> u32 {
         self.words.load_weak(expert)
     }
     /// The rows of local expert `expert`, without what pads them.
     #[inline(always)]
-    #[track_caller]
     pub fn count(self, expert: u32) -> u32 {
         self.words.load_weak(self.experts + 1 + expert)
     }
@@ -40,27 +38,22 @@ impl Order for ByExpert {
     const BY_EXPERT: bool = true;
 
     #[inline(always)]
-    #[track_caller]
     fn wait(counts: &CountMatrix, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome {
         counts.wait_by_expert(window, watch, number)
     }
 
     #[inline(always)]
-    #[track_caller]
     fn bases(counted: &Counted, found: &Found) {
         let &Counted { counts, window, number, placement, alignment } = counted;
         let me = window.me.0;
-        let mut expert = thread::index();
-        while expert < placement.experts {
+        for expert in thread::strided(thread::index(), placement.experts, THREADS) {
             let count = |source| counts.count(window, number, Peer(source), counts.of_expert(expert));
             let before = sum(me, count);
             found.bases.store_weak(expert, before);
             found.totals.store_weak(expert, before + sum(window.peers - me, |source| count(me + source)));
-            expert += THREADS;
         }
         block::sync();
-        let mut owner = warp::index();
-        while owner < window.peers {
+        for owner in thread::strided(warp::index(), window.peers, WARPS) {
             let (first, experts) = (placement.first(owner), placement.count(owner));
             // Where the rows of this turn's experts begin.
             let mut begin = 0;
@@ -84,7 +77,6 @@ impl Order for ByExpert {
             if owner == me && warp::lane() == 0 {
                 found.owned.words.store_weak(experts, begin);
             }
-            owner += WARPS;
         }
         block::sync();
     }

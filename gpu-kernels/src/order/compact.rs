@@ -13,13 +13,11 @@ impl Order for Compact {
     const BY_EXPERT: bool = false;
 
     #[inline(always)]
-    #[track_caller]
     fn wait(counts: &CountMatrix, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome {
         counts.wait_by_peer(window, watch, number)
     }
 
     #[inline(always)]
-    #[track_caller]
     fn bases(counted: &Counted, found: &Found) {
         let &Counted { counts, window, number, .. } = counted;
         let peer = thread::index();

@@ -22,11 +22,9 @@ pub trait Order {
     /// # Errors
     ///
     /// That the block stops.
-    #[track_caller]
     fn wait(counts: &CountMatrix, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome;
 
     /// Writes the first row of this rank's for each key, where it is received, to `found`. Block-collective; the block meets at its end.
-    #[track_caller]
     fn bases(counted: &Counted, found: &Found);
 
     /// How many keys there are, and which counter is of the first.
@@ -66,7 +64,6 @@ pub struct Found {
 /// Numbers rows among those of this warp with the same key, in the order of the lanes; `key` is that of this lane's row, if it has one.
 /// Warp-collective.
 #[inline(always)]
-#[track_caller]
 pub(crate) fn number(counted: Shared<u32>, key: Option<u32>) -> u32 {
     // Nobody asks whom a lane with nothing to send matches.
     let same = warp::match_any(warp::ALL, key.unwrap_or(u32::MAX));

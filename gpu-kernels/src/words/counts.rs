@@ -87,11 +87,10 @@ impl CountMatrix {
         let own = window.own(self.words);
         watch.wait_until(Phase::Counts as u32, window.peers * count, |flag| {
             let source = quotient(flag, count);
+            let at = self.index(window, number, Peer(source), first + (flag - source * count));
             // Relaxed: the word is all that it publishes.
-            let counter = first + (flag - source * count);
-            let seen = own.load_relaxed::<System>(self.index(window, number, Peer(source), counter));
-            let ready = Stamped::from_word(seen).is_of(number);
-            wait::Poll { peer: source, expected: Stamped::new(0, number).to_word(), seen, ready }
+            let expected = Stamped::new(0, number).to_word();
+            wait::Poll::relaxed::<System>(own, at, source, expected, |seen| Stamped::from_word(seen).is_of(number))
         })
     }
 

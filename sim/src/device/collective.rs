@@ -3,39 +3,10 @@
 //! Every lane that a mask names must arrive with the same operation and the same mask, and every thread that a barrier
 //! counts must arrive at it; the simulator reports what a GPU would hang on.
 
+use super::operation::{Reduce, Shuffle};
 use crate::barrier::arrive;
 use crate::context::require;
 use crate::warp::{WarpOp, meet};
-
-/// Which lane a shuffle reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Shuffle {
-    /// The lane `operand`.
-    Index,
-    /// The lane `own ^ operand`.
-    Xor,
-    /// The lane `own - operand`.
-    Up,
-    /// The lane `own + operand`.
-    Down,
-}
-
-/// How a warp combines its values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reduce {
-    /// Wrapping sum.
-    Add,
-    /// Smallest, unsigned.
-    Min,
-    /// Largest, unsigned.
-    Max,
-    /// Bitwise and.
-    And,
-    /// Bitwise or.
-    Or,
-    /// Bitwise exclusive or.
-    Xor,
-}
 
 /// Waits for the lanes of `mask`.
 ///

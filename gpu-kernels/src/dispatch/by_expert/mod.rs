@@ -22,13 +22,11 @@ use crate::sum::sum;
 /// Writes how many rows came, in all with what pads them, by source, by local expert, and where each expert's begin; zeros if they are not
 /// `complete`.
 #[inline(always)]
-#[track_caller]
 pub(super) fn write_counts(a: &DispatchArgs, now: Now, complete: bool) {
     let (window, owned) = (a.op.window(), a.owned());
     let first = a.placement.first(window.me.0);
     let (sources, experts) = (window.peers, owned.experts);
-    let mut i = thread::index();
-    while i < 1 + sources + experts + (experts + 1) {
+    for i in thread::strided(thread::index(), 1 + sources + experts + (experts + 1), THREADS) {
         let mut count = 0;
         if complete {
             count = if i == 0 {
@@ -43,6 +41,5 @@ pub(super) fn write_counts(a: &DispatchArgs, now: Now, complete: bool) {
             };
         }
         a.recv_counts.store_weak(i, count);
-        i += THREADS;
     }
 }

@@ -18,7 +18,6 @@ use crate::words::Phase;
 ///
 /// That the block stops, or has stopped before.
 #[inline(always)]
-#[track_caller]
 pub(in super::super) fn multiply<R: Row>(
     a: &DispatchArgs,
     watch: &wait::Watch,
@@ -41,7 +40,6 @@ pub(in super::super) fn multiply<R: Row>(
 /// Copies this block's share of the rows, and clears what pads them. A warp takes every so-many-th row, whatever its expert, so that all
 /// have as many.
 #[inline(always)]
-#[track_caller]
 fn copy_on<R: Row>(a: &DispatchArgs, free: &BulkAccess) {
     let warps = a.shared.copy_warps * thread::grid_blocks();
     if warp::index() >= a.shared.copy_warps {
@@ -66,7 +64,9 @@ fn copy_on<R: Row>(a: &DispatchArgs, free: &BulkAccess) {
                 let loading = ring.load(rows.row(row).as_global(), bytes);
                 // Each lane takes one of the token's other rows.
                 let (mut others, mut other, mut at) = (0, None, link::next(word));
-                while let Some(next) = at {
+                while let Some(next) = at
+                    && others < warp::LANES
+                {
                     if warp::lane() == others {
                         other = Some(next);
                     }
@@ -94,17 +94,14 @@ fn copy_on<R: Row>(a: &DispatchArgs, free: &BulkAccess) {
 
 /// Copies the scales of `row` to the row that each of the first `others` lanes has. Warp-collective.
 #[inline(always)]
-#[track_caller]
 fn copy_scales(a: &DispatchArgs, row: u32, other: Option<u32>, others: u32) {
     let scales = a.op.window().own(a.recv.scales).rows(a.scale_stride);
     let from = scales.row(row).cast::<U32x4>();
     let mut k = 0;
     while k < others {
         let to = scales.row(warp::shuffle(warp::ALL, other.unwrap_or(0), k)).cast::<U32x4>();
-        let mut vector = warp::lane();
-        while vector < a.scale_stride / 4 {
+        for vector in thread::strided(warp::lane(), a.scale_stride / 4, warp::LANES) {
             to.store_weak(vector, from.load_weak(vector));
-            vector += warp::LANES;
         }
         k += 1;
     }
@@ -112,7 +109,6 @@ fn copy_scales(a: &DispatchArgs, row: u32, other: Option<u32>, others: u32) {
 
 /// Clears a row that pads: it is of no token, and zero if that is asked for. Warp-collective.
 #[inline(always)]
-#[track_caller]
 fn clear<R: Row>(a: &DispatchArgs, row: u32, bytes: u32) {
     let window = a.op.window();
     if warp::lane() == 0 {
@@ -125,10 +121,8 @@ fn clear<R: Row>(a: &DispatchArgs, row: u32, bytes: u32) {
         return;
     }
     let zero = |at: Symmetric<U32x4>, vectors: u32| {
-        let mut vector = warp::lane();
-        while vector < vectors {
+        for vector in thread::strided(warp::lane(), vectors, warp::LANES) {
             at.store_weak(vector, [0; 4]);
-            vector += warp::LANES;
         }
     };
     zero(window.own(a.recv.x).rows(bytes).row(row).cast(), bytes / 16);

@@ -24,7 +24,6 @@ struct Target {
 impl Target {
     /// Finds it, and writes the row to the handle. Warp-collective.
     #[inline(always)]
-    #[track_caller]
     fn new(a: &DispatchArgs, token: u32, selected: Selected) -> Self {
         let (lane, peer) = (warp::lane(), selected.peer());
         let mut row = 0;
@@ -49,7 +48,6 @@ impl Target {
 
 /// Sends this block's rows, a warp per token.
 #[inline(always)]
-#[track_caller]
 pub(in super::super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
     if warp::index() >= a.shared.copy_warps {
         return;
@@ -92,7 +90,6 @@ pub(in super::super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &Bulk
 
 /// Writes beside each row what goes with it, a lane for each. Per thread.
 #[inline(always)]
-#[track_caller]
 fn send_beside(a: &DispatchArgs, token: u32, selected: Selected, target: Target) {
     let window = a.op.window();
     if let Some(peer) = selected.peer() {
@@ -106,7 +103,6 @@ fn send_beside(a: &DispatchArgs, token: u32, selected: Selected, target: Target)
 
 /// Writes the scales beside the rows that the lanes of `stored` store. Warp-collective.
 #[inline(always)]
-#[track_caller]
 fn send_scales(a: &DispatchArgs, stored: u32, rank: i32, row: u32, scales: Shared<U32x4>) {
     let mut lanes = stored;
     while lanes != 0 {
@@ -115,10 +111,8 @@ fn send_scales(a: &DispatchArgs, stored: u32, rank: i32, row: u32, scales: Share
         let peer = Peer(warp::shuffle(warp::ALL, rank as u32, k));
         let row = warp::shuffle(warp::ALL, row, k);
         let beside = a.op.window().of(peer, a.recv.scales).rows(a.scale_stride).row(row).cast::<U32x4>();
-        let mut vector = warp::lane();
-        while vector < a.scale_stride / 4 {
+        for vector in thread::strided(warp::lane(), a.scale_stride / 4, warp::LANES) {
             beside.store_weak(vector, scales.load_weak(vector));
-            vector += warp::LANES;
         }
     }
 }
