@@ -260,8 +260,11 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
         (Topology::of_domains(&[u32::MAX, u32::MAX]).unwrap_err().to_string(), "ranks = 8589934590"),
         (Topology::new(8, 8).unwrap().with_ranks_per_gpu(3).unwrap_err().to_string(), "ranks_per_gpu = 3"),
         (Topology::new(8, 8).unwrap().with_nics_per_gpu(0).unwrap_err().to_string(), "nics_per_gpu = 0"),
-        (Gpu::named("h300").unwrap_err().to_string(), "gpu = h300: known GPUs are H100, H800, H200, H20, B200, GB200"),
-        (Nic::named("cx9").unwrap_err().to_string(), "nic = cx9: known NICs are CX6, CX7, CX8, EFA"),
+        (
+            Gpu::named("h300").unwrap_err().to_string(),
+            "gpu = \"h300\": known GPUs are H100, H800, H200, H20, B200, GB200",
+        ),
+        (Nic::named("cx9").unwrap_err().to_string(), "nic = \"cx9\": known NICs are CX6, CX7, CX8, EFA"),
         (plan(&topology, &no_nic, &good).unwrap_err().to_string(), "nic = none: 2 NVLink domains need a NIC"),
         (
             no_nic.clone().set("nic.latency", 1.0, "x").unwrap_err().to_string(),
