@@ -9,7 +9,7 @@
 //! [nic]
 //! bandwidth = 46.5
 //! ```
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use epoxide::plan::Hardware;
@@ -63,9 +63,12 @@ pub(crate) fn apply(hardware: &mut Hardware, text: &str, file: &str) -> anyhow::
     };
     anyhow::ensure!(values.values().any(|(key, ..)| key != SOURCE), "{file}: there is no figure in it");
     // In the order of the file, so that the first error is the first that a reader meets.
+    let mut seen = BTreeSet::new();
     for (key, key_span, value) in values.into_values().filter(|(key, ..)| key != SOURCE) {
         let known = known_keys(hardware);
         let place = |span| at(span).position;
+        // `"gpu.hbm"` and `hbm` under [gpu], which are two keys to TOML.
+        anyhow::ensure!(seen.insert(key.clone()), "{}: `{key}` is there twice", place(key_span));
         if !known.contains(&key) {
             let none = if hardware.nic.is_none() && key.starts_with("nic") {
                 "there is no NIC to override (--nic); "
@@ -200,6 +203,8 @@ mod tests {
             assert_eq!(error(text), format!("f.toml:{found}"), "{text}");
         }
         assert_eq!(error("[gpu]\nhbm = 1e308\n"), "f.toml:2:7: gpu.hbm = 1e308: a number from 0.001 to 1000000 GB/s");
+        let twice = error("\"gpu.hbm\" = 1\n[gpu]\nhbm = 2\n");
+        assert_eq!(twice, "f.toml:3:1: `gpu.hbm` is there twice");
         assert_eq!(error(""), "f.toml: there is no figure in it");
         assert_eq!(error("source = 'a lab'\n"), "f.toml: there is no figure in it");
         for (text, shown) in [

@@ -95,15 +95,17 @@ pub(crate) fn run(
         let planned = request.and_then(|request| Ok(Planned::new(request, setting, &watch)?));
         points.push((value, planned.map_err(|error| Refusal::new(over, &error))));
     }
-    if let Some((value, Err(first))) = points.first()
-        && points.iter().all(|(_, planned)| planned.is_err())
-    {
-        let why = |point: &(u32, Result<Planned, Refusal>)| point.1.as_ref().err().map(|refusal| refusal.why.clone());
+    let mut refusals = points.iter().filter_map(|(value, planned)| Some((*value, planned.as_ref().err()?)));
+    if refusals.clone().count() == points.len() {
         // What is wrong whatever the value is, is wrong without it.
-        if points.iter().all(|point| why(point).as_ref() == Some(&first.why)) && !first.of_value {
+        let mut others = refusals.clone().map(|(_, refusal)| refusal).filter(|refusal| !refusal.of_value);
+        if let Some(first) = others.next()
+            && others.all(|refusal| refusal.why == first.why)
+        {
             anyhow::bail!("{}", first.why);
         }
-        anyhow::bail!("no value of the sweep can be planned: {}", first.with_value(over, *value));
+        let first = refusals.next().map_or(String::new(), |(value, refusal)| refusal.with_value(over, value));
+        anyhow::bail!("no value of the sweep can be planned: {first}");
     }
     let said = |(value, planned): (u32, Result<Planned, Refusal>)| {
         (value, planned.map_err(|refusal| refusal.with_value(over, value)))

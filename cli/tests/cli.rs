@@ -331,6 +331,7 @@ fn every_bad_input_has_a_message_that_names_it_and_the_rule() {
         // Whatever the value is.
         (&format!("--sweep tokens=1,2 --histogram {short}"), &["error: histogram = 3 numbers: "]),
         (&format!("--sweep tokens=1 --histogram {odd}"), &["odd.txt:2: `x` is not a number"]),
+        (&format!("--sweep top-k=1,256 --histogram {short}"), &["error: histogram = 3 numbers: "]),
         ("--sweep tokens=1,2 --imbalance 9", &["error: imbalance = 9: "]),
         // One of the values, which is said once.
         ("--sweep tokens=0", &["error: no value of the sweep can be planned: tokens = 0: a rank has"]),
