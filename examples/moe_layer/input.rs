@@ -280,6 +280,6 @@ mod tests {
         let said = format!("{:#}", Input::from_safetensors(Path::new("/no/such/file")).err().expect("no such file"));
         assert!(said.contains("cannot read \"/no/such/file\""), "{said}");
         let said = format!("{:#}", Input::from_safetensors(Path::new("/dev/zero")).err().expect("it has no end"));
-        assert!(said.contains("/dev/zero: it is no regular file"), "{said}");
+        assert!(said.contains("\"/dev/zero\": it is no regular file"), "{said}");
     }
 }
