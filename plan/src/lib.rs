@@ -36,7 +36,7 @@
 //!   Each protocol answers the questions of one trait (`rules`): ours in `ours`, DeepEP V2's in [`deepep`].
 //! * What `epoxide` allocates by and a plan counts by: `layouts`.
 //! * Real routing through queues: [`simulate`].
-//! * What can go wrong: [`Error`].
+//! * What can go wrong: [`Error`]. How it writes numbers: [`number()`].
 //!
 //! `docs/planning.md` holds predictions against published figures, and where and why they miss.
 #![warn(missing_debug_implementations)]
@@ -53,6 +53,7 @@ mod hardware;
 pub mod layouts;
 mod limits;
 mod model;
+mod number;
 mod ours;
 mod protocol;
 mod rows;
@@ -71,6 +72,7 @@ pub use hardware::{Figure, Gpu, Hardware, Nic, Unit};
 pub use layouts::RegionBytes;
 pub use limits::{ResourceTime, Step};
 pub use model::{Bandwidth, Phase, Plan, plan, plan_with};
+pub use number::number;
 pub use protocol::{PlanOptions, Protocol};
 pub use topology::{MAX_PLAN_RANKS, Topology};
 pub use traffic::{Resource, StepTraffic, Traffic};

@@ -1,9 +1,11 @@
 //! Orders: in which order rows lie where they are received.
 mod by_expert;
 mod compact;
+mod owned;
 
-pub use by_expert::{ByExpert, Owned};
+pub use by_expert::ByExpert;
 pub use compact::Compact;
+pub use owned::Owned;
 
 use epoxide_dsl::prelude::*;
 

@@ -152,7 +152,7 @@ impl Gpu {
     pub fn named(name: &str) -> Result<Self> {
         let known = gpus();
         let wanted = normal(name);
-        let unknown = || Error::argument("gpu", name, format!("known GPUs are {}", Self::names().join(", ")));
+        let unknown = || Error::text("gpu", name, format!("known GPUs are {}", Self::names().join(", ")));
         known.into_iter().find(|gpu| normal(&gpu.name) == wanted).ok_or_else(unknown)
     }
 
@@ -177,7 +177,7 @@ impl Nic {
     pub fn named(name: &str) -> Result<Self> {
         let known = nics();
         let wanted = normal(name).replace("connectx", "cx");
-        let unknown = || Error::argument("nic", name, format!("known NICs are {}", Self::names().join(", ")));
+        let unknown = || Error::text("nic", name, format!("known NICs are {}", Self::names().join(", ")));
         known.into_iter().find(|nic| normal(&nic.name) == wanted).ok_or_else(unknown)
     }
 
