@@ -6,10 +6,17 @@ use epoxide::Error;
 
 #[path = "../cli/src/ending.rs"]
 mod ending;
+#[allow(dead_code, reason = "not all examples have a sweep")]
+#[path = "../cli/src/option_values.rs"]
+mod option_values;
+#[path = "../cli/src/standard_output.rs"]
+mod standard_output;
 #[path = "../cli/src/visible.rs"]
 mod visible;
 
 pub use self::ending::{BAD_INPUT, FAILED, end, fail};
+#[allow(unused_imports, reason = "not all examples have a sweep")]
+pub use self::option_values::no_value_twice;
 
 /// Reads the options of a program from its command line.
 ///
@@ -17,13 +24,9 @@ pub use self::ending::{BAD_INPUT, FAILED, end, fail};
 ///
 /// The exit code, once the help that was asked for, or what is wrong, has been printed.
 pub fn options<T: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<T, u8> {
-    // Where a number is expected, -5 is one that breaks a rule, and not an option that nobody knows.
-    let command = T::command().mut_args(|arg| {
-        let takes_values = arg.get_action().takes_values();
-        arg.allow_negative_numbers(takes_values)
-    });
+    let command = option_values::with_negative_numbers(T::command());
     let parsed = command.try_get_matches_from(args).and_then(|matches| T::from_arg_matches(&matches));
-    parsed.map_err(|said| ending::answer_options(&said))
+    parsed.map_err(ending::answer_options)
 }
 
 /// The exit code of an error of the library's: whether it is about what the caller gave.

@@ -6,7 +6,10 @@
 #[allow(dead_code, reason = "the other examples tell what the caller gave from what went wrong")]
 #[path = "output.rs"]
 mod output;
+#[path = "../cli/src/progress.rs"]
+mod progress;
 
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -14,8 +17,10 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
 use epoxide::WireFormat::{self, Bf16, Fp8};
-use epoxide::plan::simulate::{Draw, Scenario, SendOrder, simulate};
+use epoxide::plan::simulate::{Draw, Scenario, SendOrder, simulate_watched};
 use epoxide::plan::{Hardware, Phase, Plan, PlanOptions, Protocol, Resource, Topology, Workload, plan, plan_with};
+
+use crate::progress::Progress;
 
 /// Prints the tables of docs/planning.md and of docs/performance.md. There is nothing to choose.
 #[derive(Parser)]
@@ -344,16 +349,26 @@ fn readme(out: &mut String) -> Result<()> {
     Ok(())
 }
 
+/// Ranks of all simulations together: what takes time.
+const SIMULATED_RANKS: usize = 8 + 16 + 64 + 256 + 6 * 64 + 2048;
+
 /// The simulation at scale beside the model of our protocol.
 fn scale(out: &mut String) -> Result<()> {
     let hardware = Hardware::named("h100", Some("cx7"))?;
     let calm = Scenario::new(1);
     let mut rows = Vec::new();
+    let progress = Progress::new();
+    progress.expect(SIMULATED_RANKS);
     let mut run = |ranks: u32, tokens: u32, what: &str, scenario: &Scenario| -> Result<()> {
         let topology = Topology::new(ranks, 8)?;
         let workload = Workload::new(tokens, 7168, 8, if ranks > 256 { 2048 } else { 256 }).with_format(Fp8);
         let start = Instant::now();
-        let report = simulate(&topology, &hardware, &workload, scenario)?;
+        let shown = Cell::new(0);
+        let report = simulate_watched(&topology, &hardware, &workload, scenario, &|what, share| {
+            progress.step(what);
+            let ranks = (share * f64::from(ranks)) as usize;
+            progress.rows(ranks.saturating_sub(shown.replace(ranks)));
+        })?;
         let host = start.elapsed().as_secs_f64();
         for (name, phase) in [("dispatch", report.dispatch), ("combine", report.combine)] {
             rows.push(vec![

@@ -211,14 +211,14 @@ fn ranks_out_of_step_are_named_on_every_rank() {
                 assert_error!(
                     &fault,
                     Error::OutOfStep { rank: 1, peer: 0 | 2, kernel: "dispatch", peer_kernel: "combine", epoch: 2, .. },
-                    "rank 1 is in dispatch 2",
-                    "in combine 2"
+                    "in operation 2 of buffer 1: rank 1 is in dispatch, rank ",
+                    " in combine"
                 );
             } else {
                 assert_error!(
                     &fault,
                     Error::OutOfStep { rank, peer: 1, kernel: "combine", peer_kernel: "dispatch", epoch: 2, .. } if *rank == here,
-                    format!("rank {here} is in combine 2"), "rank 1 in dispatch 2"
+                    "in operation 2 of buffer 1: ", format!("rank {here} is in combine, rank 1 in dispatch")
                 );
             }
             assert_error!(after.unwrap_err(), Error::Poisoned { .. }, "poisoned", fault.to_string());

@@ -212,7 +212,7 @@ fn another_configuration_that_only_the_device_sees_is_named() {
                     round.buffer.synchronize().expect_err("another configuration"),
                     Error::DeviceConfigMismatch { rank: 0, peer: 1, kernel: "dispatch", epoch: 3, expected, seen, .. }
                         if *expected == hash && *seen == hash ^ 1,
-                    "rank 1 runs with another configuration than rank 0", "in dispatch 3"
+                    "rank 1 runs with another configuration than rank 0", "in operation 3 (dispatch) of buffer 1"
                 );
             }
             comm.barrier()

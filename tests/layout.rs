@@ -3,7 +3,7 @@ mod support;
 
 use epoxide::{BytesNeeded, Config, DispatchInput, ElasticBuffer, Error, WireFormat, bf16, bytes_needed};
 use epoxide_kernels::layout::{PrivateLayout, Sizes, WindowLayout};
-use epoxide_kernels::shape::Shape;
+use epoxide_kernels::shape::{Layout, Shape};
 use proptest::prelude::*;
 use support::laws::{regions_lie_well, require};
 use support::{Device, replay};
@@ -159,7 +159,8 @@ fn a_buffer_lies_as_its_layout_says() {
 #[test]
 fn sizes_that_do_not_fit_in_64_bits_have_no_layout() {
     let (ranks, experts, top_k, hidden, max_tokens, blocks, format) = (1, 8, 2, 256, 16, 1, WireFormat::Bf16);
-    let shape = |rows| Shape { ranks, experts, top_k, hidden, max_tokens, rows, blocks, format };
+    let layout = Layout::Compact;
+    let shape = |rows| Shape { ranks, experts, top_k, hidden, max_tokens, rows, blocks, format, layout };
     let fits = Sizes { shape: shape(1 << 50), counters: 9 };
     assert!(WindowLayout::of(&fits).is_some() && PrivateLayout::of(&fits).is_some());
     for rows in [1 << 55, u64::MAX / 512, u64::MAX] {

@@ -221,7 +221,7 @@ fn a_fault_names_the_buffer() {
             Ok(Some(fault))
         });
         let fault = results.into_iter().next().unwrap().unwrap().unwrap().unwrap_err();
-        assert_error!(fault, Error::PeerTimeout { buffer: 2, .. }, "dispatch 1 of buffer 2");
+        assert_error!(fault, Error::PeerTimeout { buffer: 2, .. }, "operation 1 (dispatch) of buffer 2");
     }
 }
 

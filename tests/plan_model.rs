@@ -241,7 +241,7 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
         ),
         (fails(good.clone().with_imbalance(0.5)), "imbalance = 0.5: the busiest rank over the mean is at least 1"),
         (fails(good.clone().with_imbalance(f64::NAN)), "imbalance = NaN"),
-        (fails(good.clone().with_imbalance(1e300)), "the busiest rank has at most all rows"),
+        (fails(good.clone().with_imbalance(1e300)), "imbalance = 1e300: the busiest rank has at most all rows"),
         (fails(good.clone().with_capacity(Capacity::Rows(0))), "capacity = 0"),
         (fails(good.clone().with_capacity(Capacity::Rows(9))), "capacity = 9: the busiest rank receives"),
         (fails(good.clone().with_layout(RowLayout::Expand { alignment: 0 })), "alignment = 0"),
@@ -260,12 +260,15 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
         (Topology::of_domains(&[u32::MAX, u32::MAX]).unwrap_err().to_string(), "ranks = 8589934590"),
         (Topology::new(8, 8).unwrap().with_ranks_per_gpu(3).unwrap_err().to_string(), "ranks_per_gpu = 3"),
         (Topology::new(8, 8).unwrap().with_nics_per_gpu(0).unwrap_err().to_string(), "nics_per_gpu = 0"),
-        (Gpu::named("h300").unwrap_err().to_string(), "gpu = h300: known GPUs are H100, H800, H200, H20, B200, GB200"),
-        (Nic::named("cx9").unwrap_err().to_string(), "nic = cx9: known NICs are CX6, CX7, CX8, EFA"),
+        (
+            Gpu::named("h300").unwrap_err().to_string(),
+            "gpu = \"h300\": known GPUs are H100, H800, H200, H20, B200, GB200",
+        ),
+        (Nic::named("cx9").unwrap_err().to_string(), "nic = \"cx9\": known NICs are CX6, CX7, CX8, EFA"),
         (plan(&topology, &no_nic, &good).unwrap_err().to_string(), "nic = none: 2 NVLink domains need a NIC"),
         (
             no_nic.clone().set("nic.latency", 1.0, "x").unwrap_err().to_string(),
-            "key = nic.latency: known keys are gpu.sms",
+            "key = \"nic.latency\": known keys are gpu.sms",
         ),
         (no_nic.clone().set("gpu.hbm", f64::NAN, "x").unwrap_err().to_string(), "gpu.hbm = NaN: a number from"),
         (plan(&topology, &broken, &good).unwrap_err().to_string(), "gpu.sms = 0: a whole number from 1 to 1024"),
@@ -277,7 +280,7 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
         (deepep(&good.clone().with_layout(RowLayout::Slab), &topology), "layout = Slab"),
         (deepep(&Workload::new(128, 7168, 8, 250), &topology), "experts = 250: DeepEP V2"),
         (with_sms.to_string(), "experts = 250: DeepEP V2"),
-        (fails(routed(vec![0.0; 256])), "histogram = 0e0: all loads together are more than 0"),
+        (fails(routed(vec![0.0; 256])), "histogram = 0: all loads together are more than 0"),
         (fails(routed(vec![1e308; 256])), "histogram = inf: all loads together"),
     ] {
         assert!(got.contains(want), "{got}\ninstead of\n{want}");

@@ -5,6 +5,15 @@ use std::fmt::Display;
 pub(crate) struct Answer {
     pub text: String,
     pub success: bool,
+    /// What a reader must know of it who may not read it all, or not as text.
+    pub notes: Vec<String>,
+}
+
+impl Answer {
+    /// A good answer, of which nothing more must be known.
+    pub fn good(text: String) -> Self {
+        Self { text, success: true, notes: Vec::new() }
+    }
 }
 
 /// A file that could not be written.

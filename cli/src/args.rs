@@ -7,8 +7,9 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 use epoxide::WireFormat;
 use epoxide::plan::Protocol;
 
-use crate::simulation::{DrawArg, Straggler};
-use crate::sweep::Sweep;
+use crate::draw::{DrawArg, Straggler};
+use crate::option_values::with_negative_numbers;
+use crate::swept::Sweep;
 
 /// Expert-parallel communication for mixture-of-experts models.
 #[derive(Debug, Parser)]
@@ -33,16 +34,10 @@ impl Cli {
         Ok(cli)
     }
 
-    /// The definition of all options. Where a number is expected, -5 is one that breaks a rule, and not an option that nobody knows.
+    /// The definition of all options.
     pub fn definition() -> clap::Command {
         let names: Vec<String> = Self::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        let negative = |command: clap::Command| {
-            command.mut_args(|arg| {
-                let takes_values = arg.get_action().takes_values();
-                arg.allow_negative_numbers(takes_values)
-            })
-        };
-        names.into_iter().fold(Self::command(), |command, name| command.mut_subcommand(name, negative))
+        names.into_iter().fold(Self::command(), |command, name| command.mut_subcommand(name, with_negative_numbers))
     }
 }
 
@@ -265,7 +260,7 @@ THIS MACHINE (--gpu auto, --nic auto)
   --domains says otherwise.
 
 EXIT CODE
-  0 for a plan, or a sweep of which a value can be planned; 1 for a plan that does not fit into the GPU's memory, and where the
+  0 for a plan, or a sweep of which a value can be planned (standard error says how many cannot); 1 for a plan that does not fit into the GPU's memory, and where the
   answer cannot be written (a disk that is full); 2 for options that cannot be.
 
 THE PAGE

@@ -1,6 +1,6 @@
 //! `epoxide bytes`.
 use epoxide::plan::Gpu;
-use epoxide::{Config, bytes_needed};
+use epoxide::{Config, Error, bytes_needed};
 
 use crate::args::BytesArgs;
 
@@ -8,7 +8,11 @@ use crate::args::BytesArgs;
 pub(crate) fn run(args: &BytesArgs) -> anyhow::Result<String> {
     let shape = &args.shape;
     let config = Config::new(shape.experts, shape.top_k, shape.hidden, shape.tokens).with_format(shape.format.into());
-    let bytes = bytes_needed(&config, args.ranks, args.num_sms)?;
+    let bytes = bytes_needed(&config, args.ranks, args.num_sms).map_err(|error| match error {
+        // What the library calls otherwise.
+        Error::InvalidArgument { argument: "max_tokens_per_rank", .. } => anyhow::anyhow!("{error} (--tokens)"),
+        error => error.into(),
+    })?;
     // No buffer is made where a block cannot hold a row, not on the GPU that has most shared memory.
     let gpus = Gpu::names().into_iter().filter_map(|name| Gpu::named(&name).ok());
     let most = gpus.map(|gpu| gpu.shared_memory.value).fold(0.0, f64::max);
@@ -31,6 +35,8 @@ mod tests {
         assert!(text.contains("received rows") && text.contains("14680064"), "{text}");
         let error = run(&["epoxide", "bytes", "--top-k", "33"]).err().expect("33 > 32");
         assert_eq!(error.to_string(), "top_k = 33: a token selects 1 to 32 experts");
+        let error = run(&["epoxide", "bytes", "--tokens", "0"]).err().expect("no token").to_string();
+        assert_eq!(error, "max_tokens_per_rank = 0: 1 to 16777215 tokens (--tokens)");
         let error = run(&["epoxide", "bytes", "--hidden", "1048576"]).err().expect("2 MiB a row").to_string();
         assert!(error.starts_with("hidden = 1048576: a row, 2097152 bytes, must fit in the 232448 bytes"), "{error}");
     }

@@ -4,8 +4,11 @@
 //! once, at the end. Whoever reads it may stop early (`| head`): the program then ends quietly, with the code that it has anyway. Any
 //! other error of writing is said, and is one. (`println!` panics in both cases, and `eprintln!` where standard error is full.)
 use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 
+use clap::error::ContextKind;
+
+use super::standard_output;
 use super::visible::escaped;
 
 /// The exit code of what went wrong, and of an answer that is not a good one.
@@ -14,22 +17,32 @@ pub const FAILED: u8 = 1;
 pub const BAD_INPUT: u8 = 2;
 
 /// Prints the help that was asked for, or what is wrong with the options; the exit code.
-pub fn answer_options(said: &clap::Error) -> u8 {
-    let printed = said.print().and_then(|()| io::stdout().flush());
-    if said.use_stderr() { BAD_INPUT } else { ended(printed, 0) }
+pub fn answer_options(mut said: clap::Error) -> u8 {
+    if said.use_stderr() {
+        // All values that can be are listed. The one that is spelt like what was given is not the one that was meant: `cpu` is not `cuda`.
+        said.remove(ContextKind::SuggestedValue);
+        let _ = said.print();
+        return BAD_INPUT;
+    }
+    // Where someone looks, with colours, unless they are not wanted.
+    if io::stdout().is_terminal() { ended(said.print(), 0) } else { end(&said.render().to_string(), 0) }
 }
 
 /// Writes what the program has to say, and says with which exit code it ends: `code`, unless it cannot be written.
 pub fn end(text: &str, code: u8) -> u8 {
-    let mut out = io::stdout().lock();
-    ended(out.write_all(text.as_bytes()).and_then(|()| out.flush()), code)
+    ended(standard_output::write(text), code)
 }
 
 /// Says what is wrong, and ends with `code`. What the caller gave is in it too, and does not steer the terminal.
 pub fn fail(error: impl Display, code: u8) -> u8 {
-    // Where nothing can be said, the exit code still says it.
-    let _ = writeln!(io::stderr(), "error: {}", escaped(&error.to_string()));
+    say("error", error);
     code
+}
+
+/// Says something beside what is wrong, or beside an answer, where it is no part of it.
+pub fn say(kind: &str, text: impl Display) {
+    // Where nothing can be said, the exit code still says it.
+    let _ = writeln!(io::stderr(), "{kind}: {}", escaped(&text.to_string()));
 }
 
 fn ended(written: io::Result<()>, code: u8) -> u8 {

@@ -1,6 +1,8 @@
 //! `epoxide plan --figures`: what is known of GPU and NIC, as a file that `--hardware` reads.
 use std::fmt::Write;
 
+use epoxide::plan::number;
+
 use crate::machine::Machine;
 use crate::visible;
 
@@ -30,7 +32,7 @@ pub(crate) fn file(machine: &Machine) -> String {
         let symbol = if unit.symbol().is_empty() { "" } else { " " };
         // Twelve digits hold every figure and drop what the division by the unit adds.
         let value = format!("{:.11e}", figure.value / unit.factor()).parse::<f64>().unwrap_or(f64::NAN);
-        let _ = write!(out, "\n# {}\n{name} = {value} #{symbol}{}\n", line_of(&figure.source), unit.symbol());
+        let _ = write!(out, "\n# {}\n{name} = {} #{symbol}{}\n", line_of(&figure.source), number(value), unit.symbol());
     }
     out.replace(" #\n", "\n")
 }

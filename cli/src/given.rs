@@ -4,7 +4,7 @@ use epoxide::plan::Protocol;
 
 use crate::args::{Layout, PlanArgs};
 use crate::machine::is_auto;
-use crate::request::Planned;
+use crate::request::Request;
 
 /// What `--figures` prints follows from these alone.
 const OF_FIGURES: [&str; 6] = ["--figures", "--gpu", "--nic", "--nics-per-gpu", "--hardware", "--root"];
@@ -38,21 +38,26 @@ pub(crate) fn check(args: &PlanArgs) -> anyhow::Result<()> {
         "--root: nothing is read from there (--nic auto)"
     );
     if let Some(sweep) = &args.sweep {
-        let swept = format!("--{}", sweep.over().name());
+        let swept = format!("--{}", sweep.over.name());
         ensure!(!given(&swept), "{swept}: the sweep sets it");
     }
     Ok(())
 }
 
-/// Checks what depends on the plan, or on all plans of a sweep.
+/// Checks what depends on the topology, or on all of a sweep. Where there is none, something else is wrong.
 ///
 /// # Errors
 ///
 /// As [`check`].
-pub(crate) fn check_planned<'a>(args: &PlanArgs, planned: impl IntoIterator<Item = &'a Planned>) -> anyhow::Result<()> {
-    let network = planned.into_iter().any(|planned| planned.request.topology.domains() > 1);
+pub(crate) fn check_network<'a>(
+    args: &PlanArgs,
+    requests: impl IntoIterator<Item = &'a Request>,
+) -> anyhow::Result<()> {
+    let mut requests = requests.into_iter().peekable();
     ensure!(
-        args.allocated_qps.is_none() || network,
+        args.allocated_qps.is_none()
+            || requests.peek().is_none()
+            || requests.any(|request| request.topology.domains() > 1),
         "--allocated-qps: one NVLink domain needs no network, and so no queue pairs (--ranks, --per-node)"
     );
     Ok(())

@@ -9,7 +9,7 @@
 //! [nic]
 //! bandwidth = 46.5
 //! ```
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use epoxide::plan::Hardware;
@@ -22,6 +22,7 @@ use crate::visible;
 const MOST_CHARACTERS: usize = 200;
 /// The keys that are not figures.
 const SOURCE: &str = "source";
+const TABLES: [&str; 2] = ["gpu", "nic"];
 const NAMES: [&str; 2] = ["gpu.name", "nic.name"];
 
 /// Applies the file's figures to `hardware`; `file` is what errors call it.
@@ -34,6 +35,14 @@ pub(crate) fn apply(hardware: &mut Hardware, text: &str, file: &str) -> anyhow::
     let mut values = BTreeMap::new();
     for (key, value) in table.get_ref() {
         match value.get_ref() {
+            other if TABLES.contains(&key.get_ref().as_ref()) && !matches!(other, DeValue::Table(_)) => {
+                let table = key.get_ref();
+                let place = at(key.span()).position;
+                anyhow::bail!("{place}: `{table}` is a table, under the heading [{table}], not {}", kind(other))
+            }
+            DeValue::Table(table) if key.get_ref() == SOURCE => {
+                anyhow::bail!("{}: {SOURCE} is text, not a table", at(value.span()).position)
+            }
             DeValue::Table(table) if table.is_empty() => {
                 anyhow::bail!("{}: `{}` is an empty table", at(value.span()).position, key.get_ref())
             }
@@ -54,9 +63,12 @@ pub(crate) fn apply(hardware: &mut Hardware, text: &str, file: &str) -> anyhow::
     };
     anyhow::ensure!(values.values().any(|(key, ..)| key != SOURCE), "{file}: there is no figure in it");
     // In the order of the file, so that the first error is the first that a reader meets.
+    let mut seen = BTreeSet::new();
     for (key, key_span, value) in values.into_values().filter(|(key, ..)| key != SOURCE) {
         let known = known_keys(hardware);
         let place = |span| at(span).position;
+        // `"gpu.hbm"` and `hbm` under [gpu], which are two keys to TOML.
+        anyhow::ensure!(seen.insert(key.clone()), "{}: `{key}` is there twice", place(key_span));
         if !known.contains(&key) {
             let none = if hardware.nic.is_none() && key.starts_with("nic") {
                 "there is no NIC to override (--nic); "
@@ -177,6 +189,22 @@ mod tests {
         assert!(error("[gpu]\nsms = 99999999999999999999\n").starts_with("f.toml:2:7: gpu.sms is a finite number"));
         assert_eq!(error("[gpu]\n"), "f.toml:1:1: `gpu` is an empty table");
         assert_eq!(error("nic = {}\n"), "f.toml:1:7: `nic` is an empty table");
+        for (text, found) in [
+            ("gpu = []\n", "1:1: `gpu` is a table, under the heading [gpu], not an array"),
+            ("[[gpu]]\nhbm = 1\n", "1:3: `gpu` is a table, under the heading [gpu], not an array"),
+            ("a = 1\nnic = 'cx7'\n", "2:1: `nic` is a table, under the heading [nic], not a string"),
+            ("gpu = 3\n", "1:1: `gpu` is a table, under the heading [gpu], not an integer"),
+            ("[gpu.hbm]\nrate = 3\n", "1:1: gpu.hbm is a number, not a table"),
+            ("[[gpu.hbm]]\nrate = 3\n", "1:1: gpu.hbm is a number, not an array"),
+            ("[gpu.name]\nx = 3\n", "1:1: gpu.name is text, not a table"),
+            ("[source]\nx = 3\n", "1:1: source is text, not a table"),
+            ("source = []\ngpu.hbm = 1\n", "1:10: source is text, not an array"),
+        ] {
+            assert_eq!(error(text), format!("f.toml:{found}"), "{text}");
+        }
+        assert_eq!(error("[gpu]\nhbm = 1e308\n"), "f.toml:2:7: gpu.hbm = 1e308: a number from 0.001 to 1000000 GB/s");
+        let twice = error("\"gpu.hbm\" = 1\n[gpu]\nhbm = 2\n");
+        assert_eq!(twice, "f.toml:3:1: `gpu.hbm` is there twice");
         assert_eq!(error(""), "f.toml: there is no figure in it");
         assert_eq!(error("source = 'a lab'\n"), "f.toml: there is no figure in it");
         for (text, shown) in [

@@ -2,19 +2,26 @@
 mod answer;
 mod args;
 mod bytes;
+mod draw;
 mod ending;
 mod figures;
 mod given;
 mod hardware_file;
 mod machine;
+mod named_file;
+mod option_values;
 mod page;
 mod plan;
+mod planned;
 mod plot;
 mod preflight;
+mod progress;
 mod report;
 mod request;
 mod simulation;
+mod standard_output;
 mod sweep;
+mod swept;
 mod table;
 mod units;
 mod visible;
@@ -40,10 +47,13 @@ fn main() -> ExitCode {
 fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::read(args) {
         Ok(cli) => cli,
-        Err(said) => return ending::answer_options(&said),
+        Err(said) => return ending::answer_options(said),
     };
     match run(&cli) {
-        Ok(answer) => ending::end(&(answer.text.trim_end().to_owned() + "\n"), if answer.success { 0 } else { FAILED }),
+        Ok(answer) => {
+            answer.notes.iter().for_each(|note| ending::say("note", note));
+            ending::end(&(answer.text.trim_end().to_owned() + "\n"), if answer.success { 0 } else { FAILED })
+        }
         // A file that cannot be written is nothing that the caller gave.
         Err(error) if error.is::<Unwritten>() => fail(format_args!("{error:#}"), FAILED),
         Err(error) => fail(format_args!("{error:#}"), BAD_INPUT),
@@ -52,7 +62,7 @@ fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
 
 fn run(cli: &Cli) -> anyhow::Result<Answer> {
     match &cli.command {
-        Command::Bytes(shape) => Ok(Answer { text: bytes::run(shape)?, success: true }),
+        Command::Bytes(shape) => Ok(Answer::good(bytes::run(shape)?)),
         Command::Plan(args) => plan::run(args),
         Command::Preflight(args) => preflight::run(args),
     }

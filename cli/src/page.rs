@@ -3,9 +3,10 @@ use std::fmt::Write;
 
 use epoxide::WireFormat;
 use epoxide::plan::simulate::{PhaseReport, Report};
-use epoxide::plan::{Bandwidth, Basis, Capacity, Phase, Plan, Protocol, Resource, Routing, RowLayout, Step};
+use epoxide::plan::{Bandwidth, Basis, Capacity, Phase, Plan, Protocol, Resource, Routing, RowLayout, Step, number};
 
-use crate::request::{Planned, Request};
+use crate::planned::Planned;
+use crate::request::Request;
 use crate::simulation::Setting;
 use crate::table::Table;
 use crate::units;
@@ -69,8 +70,11 @@ pub(crate) fn workload(request: &Request) -> String {
         RowLayout::Expand { alignment } => format!(", expanded rows padded to {alignment}"),
         _ => ", a row per token and expert on the link".into(),
     };
-    let imbalance =
-        if w.imbalance > 1.0 { format!(", busiest rank {} times the mean", w.imbalance) } else { String::new() };
+    let imbalance = if w.imbalance > 1.0 {
+        format!(", busiest rank {} times the mean", number(w.imbalance))
+    } else {
+        String::new()
+    };
     format!(
         "{} tokens a rank, hidden {}, top-{} of {} experts, {format} dispatch, BF16 combine{layout}{imbalance}",
         w.tokens, w.hidden, w.top_k, w.experts

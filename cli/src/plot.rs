@@ -1,10 +1,11 @@
 //! Draws a sweep: time, bandwidth and bytes over what varies.
+use epoxide::plan::number;
 use plotters::coord::Shift;
 use plotters::coord::combinators::BindKeyPoints;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::request::Planned;
+use crate::planned::Planned;
 use crate::sweep::{self, Points};
 
 type Result<T> = anyhow::Result<T>;
@@ -190,9 +191,10 @@ fn nice_above(value: f64) -> f64 {
     ticks(value, value * 10.0).into_iter().find(|&tick| tick > value * 1.05).unwrap_or(value * 2.0)
 }
 
-/// A tick's label: no exponent, no needless digits.
+/// A tick's label: no needless digits.
 fn plain(value: f64) -> String {
-    if value >= 1.0 { format!("{value:.0}") } else { format!("{value:.6}").trim_end_matches('0').to_owned() }
+    // Ticks have one digit, and what the multiplication adds.
+    number(format!("{value:.0e}").parse().unwrap_or(value))
 }
 
 #[cfg(test)]
@@ -204,6 +206,7 @@ mod tests {
         let rounded = |low, high| ticks(low, high).into_iter().map(plain).collect::<Vec<_>>().join(" ");
         assert_eq!(rounded(20.0, 1000.0), "20 50 100 200 500 1000");
         assert_eq!(rounded(0.05, 0.5), "0.05 0.1 0.2 0.5");
+        assert_eq!(rounded(1e-9, 5e-9), "1e-9 2e-9 5e-9");
         assert_eq!(rounded(0.1, 1e6), "0.1 1 10 100 1000 10000 100000 1000000");
         assert!(nice_below(37.0) == 20.0 && nice_below(21.0) == 10.0 && nice_above(37.0) == 50.0);
     }

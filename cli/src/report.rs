@@ -5,7 +5,7 @@ use epoxide::plan::{self, Basis, Capacity, Protocol, Resource, Routing, RowLayou
 use serde::Serialize;
 
 use crate::machine::Found;
-use crate::request;
+use crate::planned;
 use crate::sweep;
 
 /// A resource as JSON names it: "SM loads" is `sm_loads`.
@@ -191,8 +191,8 @@ struct Point {
 
 impl Planned {
     /// The JSON of a plan.
-    pub fn new(planned: &request::Planned) -> Self {
-        let request::Planned { request, plan, simulation } = planned;
+    pub fn new(planned: &planned::Planned) -> Self {
+        let planned::Planned { request, plan, simulation } = planned;
         let protocol = if plan.protocol == Protocol::DeepEpV2 { "deepep-v2" } else { "epoxide" };
         Self {
             protocol,
@@ -371,7 +371,7 @@ impl Bytes {
 impl Sweep {
     /// The JSON of a sweep.
     pub fn new(points: &sweep::Points) -> Self {
-        let point = |(value, result): &(u32, Result<request::Planned, String>)| Point {
+        let point = |(value, result): &(u32, Result<planned::Planned, String>)| Point {
             value: *value,
             plan: result.as_ref().ok().map(Planned::new),
             error: result.as_ref().err().cloned(),

@@ -1,15 +1,11 @@
 //! From the command line to what the planner takes.
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
-use anyhow::Context;
-use epoxide::plan::simulate::Report;
-use epoxide::plan::{Capacity, Hardware, Plan, PlanOptions, Routing, RowLayout, Topology, Workload, plan_with};
+use epoxide::plan::{Capacity, Hardware, PlanOptions, Routing, RowLayout, Topology, Workload};
 
 use crate::args::{Layout, PlanArgs};
 use crate::machine::{Found, Machine};
-use crate::simulation;
+use crate::named_file::text_of;
 
 /// Ranks, and ranks of an NVLink domain, unless the caller or the machine says otherwise. Fewer ranks are one domain.
 const USUAL_RANKS: u32 = 8;
@@ -24,22 +20,9 @@ pub(crate) struct Request {
     pub options: PlanOptions,
 }
 
-/// What the planner, and if asked for the simulation, made of a request.
-#[derive(Clone, Debug)]
-pub(crate) struct Planned {
-    pub request: Request,
-    pub plan: Plan,
-    pub simulation: Option<(simulation::Setting, Report)>,
-}
-
 impl Request {
-    /// Reads the histogram that `args` name, and builds the rest; `machine` is that of `args`.
-    pub fn new(args: &PlanArgs, machine: &Machine) -> anyhow::Result<Self> {
-        let routing = match (args.groups, args.group_limit, &args.histogram) {
-            (Some(groups), Some(limit), _) => Routing::GroupLimited { groups, limit },
-            (.., Some(path)) => Routing::Histogram(histogram(path)?),
-            _ => Routing::Uniform,
-        };
+    /// What `args` ask for; `machine` and `routing` are those of `args`.
+    pub fn new(args: &PlanArgs, machine: &Machine, routing: Routing) -> anyhow::Result<Self> {
         let layout = match args.layout {
             Layout::Compact => RowLayout::Compact,
             Layout::Expand => RowLayout::Expand { alignment: args.alignment },
@@ -67,28 +50,15 @@ impl Request {
         }
         Ok(Self { topology, hardware, found, workload, options })
     }
-
-    /// Plans, and simulates if asked to.
-    pub fn plan(self, setting: Option<&simulation::Setting>) -> epoxide::plan::Result<Planned> {
-        let plan = plan_with(&self.topology, &self.hardware, &self.workload, &self.options)?;
-        let simulation = match setting {
-            Some(setting) => Some((setting.clone(), setting.run(&self)?)),
-            None => None,
-        };
-        Ok(Planned { request: self, plan, simulation })
-    }
 }
 
-impl Planned {
-    /// Whether the buffers of all ranks of a GPU fit into its memory.
-    pub fn fits(&self) -> bool {
-        self.of_gpu() <= self.request.hardware.gpu.memory.value
-    }
-
-    /// Bytes of the buffers of all ranks of a GPU.
-    pub fn of_gpu(&self) -> f64 {
-        self.plan.bytes.total() as f64 * f64::from(self.request.topology.ranks_per_gpu())
-    }
+/// How the gate of `args` chooses. Reads the histogram that they name.
+pub(crate) fn routing(args: &PlanArgs) -> anyhow::Result<Routing> {
+    Ok(match (args.groups, args.group_limit, &args.histogram) {
+        (Some(groups), Some(limit), _) => Routing::GroupLimited { groups, limit },
+        (.., Some(path)) => Routing::Histogram(histogram(path)?),
+        _ => Routing::Uniform,
+    })
 }
 
 fn topology(args: &PlanArgs, machine: &Machine) -> anyhow::Result<Topology> {
@@ -118,20 +88,9 @@ fn uneven(ranks: u32, per_node: u32) -> Option<String> {
 }
 
 fn histogram(path: &Path) -> anyhow::Result<Vec<f64>> {
+    let text = text_of("--histogram", path)?;
     let name = path.display();
-    let text = text_of(path).with_context(|| format!("--histogram {name}"))?;
     parse_histogram(&text).map_err(|(line, word)| anyhow::anyhow!("{name}:{line}: `{word}` is not a number"))
-}
-
-/// Most bytes of a file that an option names.
-const MOST_BYTES: u64 = 1 << 20;
-
-/// The text of a file that an option names. It is read up to a limit, since a device has no end.
-pub(crate) fn text_of(path: &Path) -> anyhow::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
-    anyhow::ensure!(text.len() as u64 <= MOST_BYTES, "more than {MOST_BYTES} bytes");
-    Ok(text)
 }
 
 /// Numbers apart by spaces, commas or lines; the line and the word of the first that is none.

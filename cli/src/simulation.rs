@@ -1,56 +1,11 @@
 //! The event simulation, as the command line asks for it.
-use std::str::FromStr;
-
-use epoxide::plan::Protocol;
-use epoxide::plan::simulate::{Draw, Report, Scenario, simulate};
+use epoxide::plan::simulate::{Draw, Report, Scenario, simulate_watched};
+use epoxide::plan::{Protocol, number};
 
 use crate::args::PlanArgs;
+use crate::draw::{DrawArg, Straggler};
 use crate::request::Request;
-
-/// Exponent of `zipf` without one: a badly balanced gate.
-const USUAL_EXPONENT: f64 = 1.0;
-
-/// `gate`, `uniform`, `zipf[:EXPONENT]` or `one-hot[:EXPERT]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct DrawArg(Draw);
-
-impl FromStr for DrawArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, value) = text.split_once(':').map_or((text, None), |(name, value)| (name, Some(value)));
-        let draw = match (name, value) {
-            ("gate", None) => Draw::Gate,
-            ("uniform", None) => Draw::Uniform,
-            ("zipf", None) => Draw::Zipf { exponent: USUAL_EXPONENT },
-            ("zipf", Some(value)) => {
-                Draw::Zipf { exponent: value.parse().map_err(|_| format!("`{value}` is not a number"))? }
-            }
-            ("one-hot", None) => Draw::OneHot { expert: 0 },
-            ("one-hot", Some(value)) => {
-                Draw::OneHot { expert: value.parse().map_err(|_| format!("`{value}` is no expert"))? }
-            }
-            _ => return Err("known are gate, uniform, zipf[:EXPONENT], one-hot[:EXPERT]".into()),
-        };
-        Ok(Self(draw))
-    }
-}
-
-/// `RANK:FACTOR`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Straggler {
-    rank: u32,
-    factor: f64,
-}
-
-impl FromStr for Straggler {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parsed = text.split_once(':').and_then(|(rank, factor)| Some((rank.parse().ok()?, factor.parse().ok()?)));
-        parsed.map(|(rank, factor)| Self { rank, factor }).ok_or("a straggler is RANK:FACTOR, such as 3:1.5")
-    }
-}
+use crate::units;
 
 /// What is simulated.
 #[derive(Clone, Debug)]
@@ -75,9 +30,9 @@ impl Setting {
         Ok(Some(Self { scenario }))
     }
 
-    /// Simulates a request.
-    pub fn run(&self, request: &Request) -> epoxide::plan::Result<Report> {
-        simulate(&request.topology, &request.hardware, &request.workload, &self.scenario)
+    /// Simulates a request; `watch` is told what it does and which share of it is over.
+    pub fn run(&self, request: &Request, watch: &dyn Fn(&'static str, f64)) -> epoxide::plan::Result<Report> {
+        simulate_watched(&request.topology, &request.hardware, &request.workload, &self.scenario, watch)
     }
 
     /// The seed.
@@ -90,7 +45,7 @@ impl Setting {
         match self.scenario.draw {
             Draw::Gate => "gate".into(),
             Draw::Uniform => "uniform".into(),
-            Draw::Zipf { exponent } => format!("zipf:{exponent}"),
+            Draw::Zipf { exponent } => format!("zipf:{}", number(exponent)),
             Draw::OneHot { expert } => format!("one-hot:{expert}"),
             other => format!("{other:?}"),
         }
@@ -100,26 +55,11 @@ impl Setting {
     pub fn disturbance(&self) -> String {
         let mut parts = Vec::new();
         if self.scenario.skew > 0.0 {
-            parts.push(format!("ranks enter over {}", crate::units::time(self.scenario.skew)));
+            parts.push(format!("ranks enter over {}", units::time(self.scenario.skew)));
         }
         if let Some((rank, factor)) = self.scenario.straggler {
-            parts.push(format!("rank {rank} is {factor} times slower"));
+            parts.push(format!("rank {rank} is {} times slower", number(factor)));
         }
         parts.join(", ")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn draws_and_stragglers_are_read_and_bad_ones_refused() {
-        assert_eq!("zipf:0.8".parse(), Ok(DrawArg(Draw::Zipf { exponent: 0.8 })));
-        assert_eq!("one-hot:9".parse(), Ok(DrawArg(Draw::OneHot { expert: 9 })));
-        assert!("zip".parse::<DrawArg>().unwrap_err().contains("one-hot"));
-        assert!("uniform:3".parse::<DrawArg>().is_err());
-        assert_eq!("3:1.5".parse(), Ok(Straggler { rank: 3, factor: 1.5 }));
-        assert!("3".parse::<Straggler>().is_err());
     }
 }

@@ -1,111 +1,18 @@
 //! A plan for several values of one number.
 use std::fmt::Write;
-use std::str::FromStr;
 
 use crate::args::PlanArgs;
+use crate::given;
 use crate::machine::Machine;
 use crate::page;
-use crate::request::{Planned, Request, option_of};
+use crate::planned::Planned;
+use crate::request::{Request, option_of, routing};
 use crate::simulation::Setting;
+use crate::swept::{Over, Sweep};
 use crate::table::Table;
 use crate::units;
 
-/// Most values of a sweep.
-const MOST_VALUES: usize = 256;
-
-/// What varies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Over {
-    Ranks,
-    Tokens,
-    Hidden,
-    TopK,
-}
-
-impl Over {
-    const ALL: [Self; 4] = [Self::Ranks, Self::Tokens, Self::Hidden, Self::TopK];
-
-    /// Its name, as its option has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ranks => "ranks",
-            Self::Tokens => "tokens",
-            Self::Hidden => "hidden",
-            Self::TopK => "top-k",
-        }
-    }
-
-    /// What its axis says.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Ranks => "ranks",
-            Self::Tokens => "tokens a rank",
-            Self::Hidden => "elements of a row",
-            Self::TopK => "experts of a token",
-        }
-    }
-
-    fn set(self, args: &mut PlanArgs, value: u32) {
-        match self {
-            Self::Ranks => {
-                args.ranks = Some(value);
-                // Fewer ranks than a domain has are one smaller domain.
-                args.per_node = args.per_node.map(|domain| domain.min(value));
-            }
-            Self::Tokens => args.shape.tokens = value,
-            Self::Hidden => args.shape.hidden = value,
-            Self::TopK => args.shape.top_k = value,
-        }
-    }
-}
-
-/// `ranks=8..2048`, `tokens=128,1000`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Sweep {
-    over: Over,
-    values: Vec<u32>,
-}
-
-impl Sweep {
-    /// What varies.
-    pub fn over(&self) -> Over {
-        self.over
-    }
-}
-
-impl FromStr for Sweep {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let known = || Over::ALL.map(Over::name).join(", ");
-        let form = || format!("a sweep is NAME=FIRST..LAST or NAME=A,B,C, with NAME one of {}", known());
-        let (name, values) = text.split_once('=').ok_or_else(form)?;
-        let name = name.trim().replace('_', "-");
-        let over = Over::ALL.into_iter().find(|over| over.name() == name);
-        let over = over.ok_or_else(|| format!("nothing to sweep is called `{name}`; known are {}", known()))?;
-        let number = |text: &str| {
-            let rule = |e| format!("{name}: `{}`: {e}", text.trim());
-            text.trim().parse::<u32>().map_err(rule)
-        };
-        let values = match values.split_once("..") {
-            Some((first, last)) => {
-                let (first, last) = (number(first)?, number(last.trim_start_matches('='))?);
-                let powers: Vec<u32> = (0..u32::BITS).map(|i| 1 << i).filter(|v| (first..=last).contains(v)).collect();
-                if powers.is_empty() {
-                    return Err(format!("{name}: no power of two lies in {first}..{last}; name values as A,B,C"));
-                }
-                powers
-            }
-            None => values.split(',').map(number).collect::<Result<_, _>>()?,
-        };
-        if values.len() > MOST_VALUES {
-            return Err(format!("{name}: {} values; a sweep has at most {MOST_VALUES}", values.len()));
-        }
-        Ok(Self { over, values })
-    }
-}
-
-/// The plans of a sweep, in its order; for a value that cannot be planned, why.
+/// The plans of a sweep, in its order; for a value that cannot be planned, the value and why.
 pub(crate) struct Points {
     pub over: Over,
     pub points: Vec<(u32, Result<Planned, String>)>,
@@ -116,41 +23,107 @@ impl Points {
     pub fn planned(&self) -> impl Iterator<Item = (u32, &Planned)> {
         self.points.iter().filter_map(|(value, result)| result.as_ref().ok().map(|planned| (*value, planned)))
     }
+
+    /// How many could not, in words.
+    pub fn note(&self) -> Option<String> {
+        let (all, refused) = (self.points.len(), self.points.len() - self.planned().count());
+        let name = self.over.name();
+        (refused > 0).then(|| format!("--sweep {name}: {refused} of {all} values cannot be planned"))
+    }
 }
 
-/// Plans every value on `machine`, which is that of `args`.
+/// Why a value cannot be planned.
+struct Refusal {
+    /// Which rule is broken, and by what.
+    why: String,
+    /// Whether it is the value itself that breaks it, and so is in `why`.
+    of_value: bool,
+}
+
+impl Refusal {
+    fn new(over: Over, error: &anyhow::Error) -> Self {
+        let library = error.downcast_ref::<epoxide::plan::Error>();
+        let argument = match library {
+            Some(epoxide::plan::Error::InvalidArgument { argument, .. }) => *argument,
+            _ => "",
+        };
+        let option = library.and_then(option_of);
+        let why = match option {
+            Some(option) => format!("{error:#} ({option})"),
+            None => format!("{error:#}"),
+        };
+        let name = option.map_or(argument.replace('_', "-"), |option| option.trim_start_matches('-').to_owned());
+        Self { why, of_value: name == over.name() }
+    }
+
+    /// With the value in front, once.
+    fn with_value(&self, over: Over, value: u32) -> String {
+        if self.of_value { self.why.clone() } else { format!("{} = {value}: {}", over.name(), self.why) }
+    }
+}
+
+/// Plans every value on `machine`, which is that of `args`. `watch` is told what is being done, and how many of the values are done.
 ///
 /// # Errors
 ///
-/// The first error if no value can be planned.
+/// If no value can be planned: what is wrong with all of them, or else with the first.
 pub(crate) fn run(
     args: &PlanArgs,
     machine: &Machine,
     sweep: &Sweep,
     setting: Option<&Setting>,
+    watch: &dyn Fn(&'static str, f64),
 ) -> anyhow::Result<Points> {
+    let over = sweep.over;
     anyhow::ensure!(
-        sweep.over != Over::Ranks || args.domains.is_none(),
+        over != Over::Ranks || args.domains.is_none(),
         "--sweep ranks: --domains fixes the ranks; use --per-node"
     );
-    let mut points = Vec::with_capacity(sweep.values.len());
-    for &value in &sweep.values {
+    // Read once: a file that is wrong is not wrong because of a value, and a pipe has its text once.
+    let routing = routing(args)?;
+    let request = |&value: &u32| {
         let mut args = args.clone();
-        sweep.over.set(&mut args, value);
-        let result = Request::new(&args, machine).and_then(|request| Ok(request.plan(setting)?));
-        points.push((value, result));
-    }
-    let none = points.iter().all(|(_, result)| result.is_err());
-    if none && let Some((value, Err(error))) = points.drain(..).next() {
-        let name = sweep.over.name();
-        return Err(error.context(format!("no value of the sweep can be planned; with {name} = {value}")));
-    }
-    let why = |e: anyhow::Error| match e.downcast_ref().and_then(option_of) {
-        Some(option) => format!("{e:#} ({option})"),
-        None => format!("{e:#}"),
+        set(over, &mut args, value);
+        (value, Request::new(&args, machine, routing.clone()))
     };
-    let points = points.into_iter().map(|(value, result)| (value, result.map_err(why))).collect();
-    Ok(Points { over: sweep.over, points })
+    let requests: Vec<_> = sweep.values.iter().map(request).collect();
+    given::check_network(args, requests.iter().filter_map(|(_, request)| request.as_ref().ok()))?;
+    let mut points = Vec::with_capacity(requests.len());
+    for (i, (value, request)) in requests.into_iter().enumerate() {
+        let watch = |what: &'static str, share: f64| watch(what, i as f64 + share);
+        watch("plan", 0.0);
+        let planned = request.and_then(|request| Ok(Planned::new(request, setting, &watch)?));
+        points.push((value, planned.map_err(|error| Refusal::new(over, &error))));
+    }
+    let mut refusals = points.iter().filter_map(|(value, planned)| Some((*value, planned.as_ref().err()?)));
+    if refusals.clone().count() == points.len() {
+        // What is wrong whatever the value is, is wrong without it.
+        let mut others = refusals.clone().map(|(_, refusal)| refusal).filter(|refusal| !refusal.of_value);
+        if let Some(first) = others.next()
+            && others.all(|refusal| refusal.why == first.why)
+        {
+            anyhow::bail!("{}", first.why);
+        }
+        let first = refusals.next().map_or(String::new(), |(value, refusal)| refusal.with_value(over, value));
+        anyhow::bail!("no value of the sweep can be planned: {first}");
+    }
+    let said = |(value, planned): (u32, Result<Planned, Refusal>)| {
+        (value, planned.map_err(|refusal| refusal.with_value(over, value)))
+    };
+    Ok(Points { over, points: points.into_iter().map(said).collect() })
+}
+
+fn set(over: Over, args: &mut PlanArgs, value: u32) {
+    match over {
+        Over::Ranks => {
+            args.ranks = Some(value);
+            // Fewer ranks than a domain has are one smaller domain.
+            args.per_node = args.per_node.map(|domain| domain.min(value));
+        }
+        Over::Tokens => args.shape.tokens = value,
+        Over::Hidden => args.shape.hidden = value,
+        Over::TopK => args.shape.top_k = value,
+    }
 }
 
 /// What the whole sweep has in common: a plan of it, without what varies.
@@ -195,7 +168,11 @@ pub(crate) fn text(sweep: &Points) -> String {
     }
     let left: &[usize] = if simulated { &[6, 10] } else { &[5, 8] };
     let mut table = Table::new(&headings, left);
-    for (value, Planned { plan, simulation, .. }) in sweep.planned() {
+    for (value, result) in &sweep.points {
+        let Ok(Planned { plan, simulation, .. }) = result else {
+            table.row(std::iter::once(value.to_string()).chain(headings[1..].iter().map(|_| "-".to_owned())));
+            continue;
+        };
         let mut row = vec![
             value.to_string(),
             plan.num_sms.to_string(),
@@ -228,34 +205,9 @@ pub(crate) fn text(sweep: &Points) -> String {
             }
             Ok(_) => {}
             Err(why) => {
-                let _ = writeln!(out, "  {name} = {value}: {why}");
+                let _ = writeln!(out, "  {why}");
             }
         }
     }
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_range_is_its_powers_of_two_and_a_list_is_itself() {
-        let sweep = |text: &str| text.parse::<Sweep>();
-        assert_eq!(sweep("ranks=8..64"), Ok(Sweep { over: Over::Ranks, values: vec![8, 16, 32, 64] }));
-        assert_eq!(sweep("tokens=100..300"), Ok(Sweep { over: Over::Tokens, values: vec![128, 256] }));
-        assert_eq!(sweep("top_k=8,1,6"), Ok(Sweep { over: Over::TopK, values: vec![8, 1, 6] }));
-        for (text, wanted) in [
-            ("ranks", "NAME=FIRST..LAST"),
-            ("nodes=1..2", "known are ranks, tokens, hidden, top-k"),
-            ("ranks=9..15", "no power of two lies in 9..15"),
-            ("ranks=64..8", "no power of two"),
-            ("ranks=8..99999999999", "99999999999"),
-            ("ranks=8,,16", "``"),
-            ("ranks=-8", "`-8`"),
-        ] {
-            let error = sweep(text).unwrap_err();
-            assert!(error.contains(wanted), "{text}: {error}");
-        }
-    }
 }

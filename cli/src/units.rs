@@ -1,4 +1,5 @@
 //! Numbers as people read them.
+use epoxide::plan::number;
 
 /// Seconds as "12.3 us" or "4.56 ms".
 pub(crate) fn time(seconds: f64) -> String {
@@ -42,13 +43,14 @@ pub(crate) fn decimal(value: f64, unit: &str) -> String {
     format!("{} {prefix}{unit}", digits(scaled)).trim_end().to_owned()
 }
 
-/// Three digits, more before the point.
+/// Three digits, more before the point where they are few.
 pub(crate) fn digits(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
         v if v < 9.995 => format!("{value:.2}"),
         v if v < 99.95 => format!("{value:.1}"),
-        _ => format!("{value:.0}"),
+        v if v < 1e9 => format!("{value:.0}"),
+        _ => number(format!("{value:.2e}").parse().unwrap_or(value)),
     }
 }
 
@@ -81,6 +83,8 @@ mod tests {
         assert_eq!(rate(49.96e9), "50.0 GB/s");
         assert_eq!(decimal(330e6, ""), "330 M");
         assert_eq!(digits(9.996), "10.0");
+        assert_eq!(time(1e300), "1e300 s");
+        assert_eq!(rate(1.234_56e308), "1.23e296 TB/s");
         assert_eq!(thousands(1_234_567), "1 234 567");
         assert_eq!(thousands(12), "12");
     }

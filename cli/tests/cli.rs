@@ -151,12 +151,22 @@ fn a_sweep_is_a_table_and_curves() {
 #[test]
 fn a_value_that_cannot_be_planned_is_said_and_does_not_end_the_sweep() {
     // Without a NIC, two domains cannot be planned.
-    let table = prints(&["plan", "--sweep", "ranks=8..16"]);
-    assert!(table.contains("ranks = 16: nic = none"), "{table}");
+    let output = epoxide(&["plan", "--sweep", "ranks=8..16"]);
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(table.contains("  ranks = 16: nic = none"), "{table}");
+    assert!(table.lines().any(|line| line.split_whitespace().eq(["16"].into_iter().chain(["-"; 9]))), "{table}");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "note: --sweep ranks: 1 of 2 values cannot be planned\n");
+    let output = epoxide(&["plan", "--sweep", "ranks=5..8", "--json"]);
+    let note = "note: --sweep ranks: a range is its powers of two, and 5 is none\n";
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), note));
+    // What is wrong with the value itself is said once.
+    let table = prints(&["plan", "--sweep", "tokens=0,16"]);
+    assert!(table.contains("\n  tokens = 0: a rank has 1 to"), "{table}");
     let points = json(&["plan", "--sweep", "ranks=8..16", "--json"]);
     assert!(points["points"][0]["plan"].is_object() && points["points"][1]["error"].is_string(), "{points}");
     let error = fails(&["plan", "--sweep", "ranks=16..32"]);
-    assert!(error.contains("no value of the sweep can be planned; with ranks = 16: nic = none"), "{error}");
+    assert!(error.contains("no value of the sweep can be planned: ranks = 16: nic = none"), "{error}");
 }
 
 #[test]
@@ -247,9 +257,9 @@ fn every_bad_input_has_a_message_that_names_it_and_the_rule() {
     let short = toml("histogram.txt", "1 2 3\n");
     let odd = toml("odd.txt", "1\n2 x\n");
     let cases: &[(&str, &[&str])] = &[
-        ("--gpu h2\u{1b}[31m00", &["gpu = h2\\u{1b}[31m00: known GPUs are"]),
-        ("--gpu v100", &["gpu = v100", "known GPUs are", "H100", "H800", "H200", "H20", "B200", "GB200", "auto"]),
-        ("--nic carrier-pigeon", &["nic = carrier-pigeon", "known NICs are", "CX7", "EFA", "auto"]),
+        ("--gpu h2\u{1b}[31m00", &["gpu = \"h2\\u{1b}[31m00\": known GPUs are"]),
+        ("--gpu v100", &["gpu = \"v100\"", "known GPUs are", "H100", "H800", "H200", "H20", "B200", "GB200", "auto"]),
+        ("--nic carrier-pigeon", &["nic = \"carrier-pigeon\"", "known NICs are", "CX7", "EFA", "auto"]),
         ("--nic auto --root nowhere", &["--nic auto", "nothing in /sys/class/infiniband", "known NICs are CX6, CX7"]),
         ("--nic auto --nics-per-gpu 0 --root tests/fixtures/eight-nics", &["nics_per_gpu = 0"]),
         ("--nic cx7 --nics-per-gpu 0 --figures", &["nics_per_gpu = 0: a GPU has 1 to 64 NICs"]),
@@ -280,8 +290,10 @@ fn every_bad_input_has_a_message_that_names_it_and_the_rule() {
         ("--tokens 4294967296", &["--tokens", "4294967296", "4294967295"]),
         ("--ranks -1", &["invalid value '-1' for '--ranks <RANKS>'"]),
         ("--imbalance -0.5", &["imbalance = -0.5"]),
-        ("--skew 1e308 --simulate", &["skew = ", "at 0 to 60 s"]),
-        ("--simulate --straggler 1:1e308", &["straggler = ", "at most 1000000"]),
+        ("--skew 1e308 --simulate", &["skew = 9.999999999999999e301 s: ", "at 0 to 60 s"]),
+        ("--imbalance 1e308", &["imbalance = 1e308: "]),
+        ("--simulate zipf:1e308", &["exponent = 1e308: "]),
+        ("--simulate --straggler 1:1e308", &["straggler = 1e308: ", "at most 1000000"]),
         (
             "--capacity 18446744073709551615",
             &["capacity = 18446744073709551615", "never receives more than 32768 rows"],
@@ -298,14 +310,14 @@ fn every_bad_input_has_a_message_that_names_it_and_the_rule() {
             "--hidden 115904",
             &["hidden = 115904: a row, 231808 bytes, must fit in the 232448 bytes", "768 of them hold places"],
         ),
-        ("--histogram /dev/zero", &["--histogram /dev/zero: more than 1048576 bytes"]),
-        ("--hardware /dev/zero", &["--hardware /dev/zero: more than 1048576 bytes"]),
+        ("--histogram /dev/zero", &["--histogram \"/dev/zero\": more than 1048576 bytes"]),
+        ("--hardware /dev/zero", &["--hardware \"/dev/zero\": more than 1048576 bytes"]),
         (&format!("--hardware {empty}"), &["empty.toml:1:1: `gpu` is an empty table"]),
         (&format!("--hardware {control}"), &["control.toml:2:8: gpu.name = ", "none of them a control character"]),
-        ("--histogram nowhere.txt", &["--histogram nowhere.txt", "No such file"]),
+        ("--histogram nowhere.txt", &["--histogram \"nowhere.txt\"", "No such file"]),
         (&format!("--histogram {short}"), &["3 numbers", "256 experts"]),
         (&format!("--histogram {odd}"), &["odd.txt:2: `x` is not a number"]),
-        ("--hardware nowhere.toml", &["--hardware nowhere.toml", "No such file"]),
+        ("--hardware nowhere.toml", &["--hardware \"nowhere.toml\"", "No such file"]),
         (&format!("--hardware {malformed}"), &["malformed.toml:3:", "malformed TOML", "`gpu.hbm`"]),
         (&format!("--hardware {unknown}"), &["unknown.toml:3:1: unknown key `gpu.hbn`", "gpu.hbm", "gpu.nvlink_links"]),
         (&format!("--hardware {wrong}"), &["wrong.toml:2:7: gpu.hbm = -1: a number from"]),
@@ -313,8 +325,20 @@ fn every_bad_input_has_a_message_that_names_it_and_the_rule() {
         ("--sweep nodes=1..2", &["nothing to sweep is called `nodes`", "ranks, tokens, hidden, top-k"]),
         ("--sweep ranks=5..7", &["no power of two lies in 5..7"]),
         ("--sweep top-k=33,64", &["top_k = 33"]),
+        ("--sweep ranks=8,8", &["ranks: 8 is there twice"]),
+        ("--sweep ranks=0..8", &["ranks: a range begins with 1 at least"]),
+        ("--sweep ranks=8,16 --allocated-qps 3 --per-node 16", &["--allocated-qps: one NVLink domain"]),
+        // Whatever the value is.
+        (&format!("--sweep tokens=1,2 --histogram {short}"), &["error: histogram = 3 numbers: "]),
+        (&format!("--sweep tokens=1 --histogram {odd}"), &["odd.txt:2: `x` is not a number"]),
+        (&format!("--sweep top-k=1,256 --histogram {short}"), &["error: histogram = 3 numbers: "]),
+        ("--sweep tokens=1,2 --imbalance 9", &["error: imbalance = 9: "]),
+        // One of the values, which is said once.
+        ("--sweep tokens=0", &["error: no value of the sweep can be planned: tokens = 0: a rank has"]),
+        ("--sweep ranks=0,4096", &["can be planned: ranks = 0: a plan has"]),
+        ("--format cpu", &["[possible values: bf16, fp8]"]),
         ("--plot x.svg", &["--sweep"]),
-        ("--sweep tokens=16 --plot /nowhere/x.svg", &["--plot /nowhere/x.svg"]),
+        ("--sweep tokens=16 --plot /nowhere/x.svg", &["--plot \"/nowhere/x.svg\": No such file"]),
         ("--simulate normal", &["uniform, zipf[:EXPONENT], one-hot[:EXPERT]"]),
         ("--simulate zipf:-1", &["exponent = -1"]),
         ("--simulate one-hot:256", &["expert = 256: there are 256 experts"]),
@@ -397,6 +421,55 @@ fn what_cannot_be_written_is_an_error_and_what_nobody_reads_is_none() {
     // The curves are written where the caller says, and a disk is full for the same reason.
     let output = epoxide(&words("plan --sweep tokens=16,32 --plot /dev/full"));
     assert_eq!(output.status.code(), Some(1), "{output:?}");
+}
+
+/// `>&-`, and a descriptor that is open for reading only: nobody gets the answer.
+#[test]
+fn an_answer_that_nobody_gets_is_an_error() {
+    for args in ["plan", "plan --json", "bytes", "--version", "plan --help", "plan --sweep tokens=16,32"] {
+        for redirection in [">&-", "1</dev/null"] {
+            let line = format!("exec \"$0\" \"$@\" {redirection}");
+            let mut shell = Command::new("sh");
+            let output = shell.args(["-c", &line, env!("CARGO_BIN_EXE_epoxide")]).args(args.split(' ')).output();
+            let output = output.expect("there is a shell");
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{args} {redirection}: {error}");
+            assert!(error.starts_with("error: cannot write to standard output: "), "{args} {redirection}: {error}");
+        }
+    }
+}
+
+/// A terminal, of which the test has the other side.
+fn terminal() -> (std::fs::File, std::fs::File) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("Linux has terminals");
+    grantpt(&ours).and_then(|()| unlockpt(&ours)).expect("it is ours");
+    let name = ptsname(&ours, Vec::new()).expect("it has a name");
+    let theirs = std::fs::OpenOptions::new().read(true).write(true).open(name.to_str().expect("UTF-8"));
+    (ours.into(), theirs.expect("it was unlocked"))
+}
+
+#[test]
+fn who_waits_at_a_terminal_sees_how_far_it_is_and_a_pipe_gets_the_answer_alone() {
+    use std::io::Read;
+    let args = "plan --simulate --ranks 2048 --nic cx7 --experts 2048 --hidden 1024 --seed 3";
+    let (mut ours, theirs) = terminal();
+    let start = |stderr: std::fs::File| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_epoxide"));
+        command.args(args.split(' ')).env("TERM", "xterm").stdout(std::process::Stdio::null()).stderr(stderr).spawn()
+    };
+    let mut child = start(theirs).expect("it was built");
+    let shown = std::thread::spawn(move || {
+        let mut shown = Vec::new();
+        // It ends with an error once nobody has the terminal any more.
+        let _ = ours.read_to_end(&mut shown);
+        String::from_utf8_lossy(&shown).into_owned()
+    });
+    assert!(child.wait().expect("it ends").success());
+    let shown = shown.join().expect("it was read");
+    assert!(shown.contains('%') && (shown.contains("routing") || shown.contains("combine")), "{shown:?}");
+    let output = epoxide(&args.split(' ').collect::<Vec<_>>());
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
 
 /// What is drawn is XML, whatever the machine is called.

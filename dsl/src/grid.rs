@@ -50,10 +50,8 @@ impl GridCounters {
             let before = self.words.fetch_add_acq_rel::<Gpu>(0, 1);
             target = u64::from((before as u32 / blocks + 1) * blocks);
         }
-        watch.wait_until_each(phase, 1, |_| {
-            let seen = self.words.load_acquire::<Gpu>(0);
-            Poll { peer: u32::MAX, expected: target, seen, ready: seen >= target }
-        })
+        watch
+            .wait_until_each(phase, 1, |_| Poll::acquire::<Gpu>(self.words, 0, u32::MAX, target, |seen| seen >= target))
     }
 
     /// Counts this block out, which has `stopped` or not; says so in the block that came last, in all its threads. Block-collective,

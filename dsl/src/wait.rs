@@ -4,22 +4,103 @@
 //! thread per flag polls, and the outcome is made uniform before anyone branches. While the flag is missing it yields on the
 //! simulator, backs off on the GPU and polls the abort word too; at its deadline it gives up.
 use crate::fault::{Abort, CODE_ABORTED, CODE_TIMEOUT, Fault, FaultChannel, Stopped, Told};
-use crate::memory::System;
+use crate::memory::{Global, Index, Scope, Symmetric, System};
 use crate::window::Peer;
 use crate::{arch, block, clock, thread};
 
-/// One look at a flag.
+/// One look at a word that a wait is for: made by reading it, so that the word that is polled is the one that is told of.
 #[derive(Clone, Copy, Debug)]
 pub struct Poll {
-    /// Whose flag it is, or `u32::MAX`.
-    pub peer: u32,
-    /// The word that is waited for.
-    pub expected: u64,
-    /// The word that is there.
-    pub seen: u64,
-    /// Whether the wait is over.
-    pub ready: bool,
+    /// Where the word lies.
+    address: u64,
+    bytes: u32,
+    peer: u32,
+    expected: u64,
+    seen: u64,
+    ready: bool,
 }
+
+impl Poll {
+    /// Loads element `index` of `words`, acquiring at scope `S`: for a flag that publishes something else than itself.
+    ///
+    /// `ready` says of what is there whether the wait is over. `peer`, whose word it is, or `u32::MAX`, and `expected`, the word that
+    /// is waited for, are what a fault or a report tells.
+    #[inline(always)]
+    #[track_caller]
+    pub fn acquire<S: Scope>(
+        words: impl PolledWords,
+        index: impl Index,
+        peer: u32,
+        expected: u64,
+        ready: impl FnOnce(u64) -> bool,
+    ) -> Self {
+        let seen = words.load_acquire::<S>(index);
+        Self { address: words.address(index), bytes: words.bytes(), peer, expected, seen, ready: ready(seen) }
+    }
+
+    /// [`Self::acquire`] by a relaxed load: for a word that publishes nothing else than itself.
+    #[inline(always)]
+    #[track_caller]
+    pub fn relaxed<S: Scope>(
+        words: impl PolledWords,
+        index: impl Index,
+        peer: u32,
+        expected: u64,
+        ready: impl FnOnce(u64) -> bool,
+    ) -> Self {
+        let seen = words.load_relaxed::<S>(index);
+        Self { address: words.address(index), bytes: words.bytes(), peer, expected, seen, ready: ready(seen) }
+    }
+}
+
+/// Words that a wait may poll: a [`Global`] or [`Symmetric`] of `u32` or `u64`.
+pub trait PolledWords: Copy + sealed::Sealed {
+    /// The address of element `index`.
+    #[doc(hidden)]
+    fn address(self, index: impl Index) -> u64;
+    /// Bytes of an element.
+    #[doc(hidden)]
+    fn bytes(self) -> u32;
+    /// Loads element `index`.
+    #[doc(hidden)]
+    #[track_caller]
+    fn load_acquire<S: Scope>(self, index: impl Index) -> u64;
+    /// Loads element `index`.
+    #[doc(hidden)]
+    #[track_caller]
+    fn load_relaxed<S: Scope>(self, index: impl Index) -> u64;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! polled_words {
+    ($($words:ident<$t:ty>),*) => { $(
+        impl sealed::Sealed for $words<$t> {}
+        impl PolledWords for $words<$t> {
+            #[inline(always)]
+            fn address(self, index: impl Index) -> u64 {
+                self.at(index).address()
+            }
+            #[inline(always)]
+            fn bytes(self) -> u32 {
+                size_of::<$t>() as u32
+            }
+            #[inline(always)]
+            #[track_caller]
+            fn load_acquire<S: Scope>(self, index: impl Index) -> u64 {
+                u64::from($words::<$t>::load_acquire::<S>(self, index))
+            }
+            #[inline(always)]
+            #[track_caller]
+            fn load_relaxed<S: Scope>(self, index: impl Index) -> u64 {
+                u64::from($words::<$t>::load_relaxed::<S>(self, index))
+            }
+        }
+    )* };
+}
+polled_words!(Global<u32>, Global<u64>, Symmetric<u32>, Symmetric<u64>);
 
 /// How a wait ended, the same in all threads of the block: all flags are there, or the block stops, which it does by going on to its
 /// end and publishing nothing.
@@ -73,7 +154,7 @@ impl Watch {
     /// Waits until `poll` says of each of `flags` flags that it is there. Block-collective; thread `i` polls flag `i`, and every
     /// so-many-th after it where there are more flags than threads.
     ///
-    /// `poll` reads with an acquire load if the flag publishes something else than itself.
+    /// `poll` is a [`Poll::acquire`] if the flag publishes something else than itself, and else a [`Poll::relaxed`].
     ///
     /// # Errors
     ///
@@ -127,7 +208,8 @@ impl Watch {
             if fault.is_some() {
                 return fault;
             }
-            arch::poll_pause("wait_until", look.peer, look.expected, look.seen, self.deadline_ns);
+            let Poll { address, bytes, peer, expected, seen, .. } = look;
+            arch::poll_pause("wait_until", (address, bytes), peer, expected, seen, self.deadline_ns);
         }
     }
 

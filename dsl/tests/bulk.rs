@@ -228,7 +228,10 @@ fn send(args: SendArgs) {
     let inbox = window.of(next, args.inbox);
     // Nobody has read an inbox yet: there is nothing to wait for.
     let watch = Watch::begin(args.channel, args.epoch);
-    let Ok(nothing) = watch.wait_until(0, 0, |_| Poll { peer: 0, expected: 0, seen: 0, ready: true }) else { return };
+    let Ok(nothing) = watch.wait_until(0, 0, |_| Poll::relaxed::<System>(inbox.cast::<u64>(), 0, 0, 0, |_| true))
+    else {
+        return;
+    };
     let free = nothing.for_bulk_copies();
     let mut stage = stage();
     let mut row = u64::from(thread::block_index() * warp::count() + warp::index());
@@ -261,10 +264,8 @@ fn receive(args: SendArgs) {
     let before = window.me.0 - 1;
     let arrived = window.own(args.arrived);
     let watch = Watch::begin(args.channel, args.epoch);
-    let outcome = watch.wait_until(1, 1, |_| {
-        let seen = arrived.load_acquire::<System>(before);
-        Poll { peer: before, expected: args.epoch, seen, ready: seen == args.epoch }
-    });
+    let outcome = watch
+        .wait_until(1, 1, |_| Poll::acquire::<System>(arrived, before, before, args.epoch, |seen| seen == args.epoch));
     let Ok(acquired) = outcome else { return };
     let _readable = acquired.for_bulk_copies();
     let inbox = window.own(args.inbox).as_global();
@@ -331,5 +332,22 @@ fn a_flag_after_the_landing_says_that_all_rows_have_arrived() {
 fn a_grid_with_nothing_to_send_publishes_too() {
     for mode in modes() {
         chain(&machine(2, mode), 0, mode);
+    }
+}
+
+/// Asks for more than there is.
+#[kernel(threads = 32)]
+fn prefetches(args: Global<u8>) {
+    args.prefetch(256);
+    args.at(128).prefetch(256);
+}
+
+#[test]
+fn a_prefetch_stays_in_bounds() {
+    for mode in modes() {
+        let machine = machine(1, mode);
+        let error = run(&machine, [prefetches.simulated(1, 0, global(zeros(&machine, 0, 32)))]).expect_err("too far");
+        let text = error.to_string();
+        assert!(text.contains("bulk_prefetch of 256 bytes") && text.contains("tests/bulk.rs"), "{mode:?}: {text}");
     }
 }

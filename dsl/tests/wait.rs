@@ -50,8 +50,7 @@ fn exchange(args: WaitArgs) {
     }
     let own = window.own(args.flags);
     let outcome = watch.wait_until(PHASE, args.count, |flag| {
-        let seen = own.load_acquire::<System>(u64::from(flag));
-        Poll { peer: flag, expected: args.epoch, seen, ready: seen == args.epoch }
+        Poll::acquire::<System>(own, flag, flag, args.epoch, |seen| seen == args.epoch)
     });
     let mut ended = outcome.map(|_acquired| ());
     let mut said = 2;

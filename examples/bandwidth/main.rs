@@ -10,6 +10,8 @@ mod measure;
 mod options;
 #[path = "../output.rs"]
 mod output;
+#[path = "../../cli/src/progress.rs"]
+mod progress;
 
 #[cfg(test)]
 #[path = "../../tests/support/command_line.rs"]
@@ -27,8 +29,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
-use crate::measure::Operation;
+use crate::measure::{Operation, Work};
 use crate::options::{Device, Options};
+use crate::progress::Progress;
 
 fn main() -> ExitCode {
     program(std::env::args_os()).into()
@@ -58,19 +61,33 @@ fn run(options: &Options) -> Result<String> {
     let linked = options.device == Device::Cuda && gpus.iter().any(|gpu| *gpu != gpus[0]);
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(header(linked));
+    let progress = Progress::new();
+    // Rows are made, and then go through each of their measurements.
+    let measurements = options.format.len() * options.sms.len();
+    let rows = |tokens: u32| tokens as usize * options.ranks as usize;
+    progress.expect(options.tokens.iter().map(|&tokens| rows(tokens) * (1 + measurements)).sum());
+    progress.step("try all buffers");
+    measure::rehearse(options)?;
+    let mut work: Option<(u32, Vec<Work>)> = None;
     let mut last = None;
-    for &tokens in &options.tokens {
-        for &format in &options.format {
-            for &sms in &options.sms {
-                let measured = measure::run(options, tokens, format.into(), sms)?;
-                let start = [tokens.to_string(), format!("{format:?}").to_lowercase(), sms.to_string()];
-                let cells = start.into_iter().chain(cells(&measured.dispatch, sms, linked));
-                let cells = cells.chain(self::cells(&measured.combine, sms, linked));
-                table.add_row(cells.map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
-                last = Some(measured);
+    for (tokens, format, sms) in options.cells() {
+        let work = match work.take_if(|(of, _)| *of == tokens) {
+            Some(made) => work.insert(made),
+            None => {
+                progress.step("make rows");
+                work.insert((tokens, measure::work(options, tokens, &progress)?))
             }
-        }
+        };
+        progress.step("measure");
+        let measured = measure::run(options, &work.1, tokens, format.into(), sms)?;
+        progress.rows(rows(tokens));
+        let start = [tokens.to_string(), format!("{format:?}").to_lowercase(), sms.to_string()];
+        let cells = start.into_iter().chain(cells(&measured.dispatch, sms, linked));
+        let cells = cells.chain(self::cells(&measured.combine, sms, linked));
+        table.add_row(cells.map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
+        last = Some(measured);
     }
+    drop(progress);
     let mut out = String::new();
     let Some(last) = last else { return Ok(out) };
     let spread = if linked { format!(" on GPUs {:?}", options.gpus()) } else { String::new() };

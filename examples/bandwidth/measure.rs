@@ -10,6 +10,7 @@ use epoxide::{
 
 use crate::ceiling::{self, Ceilings};
 use crate::options::{Device, Options};
+use crate::progress::Progress;
 
 /// What was measured.
 pub struct Measured {
@@ -45,20 +46,51 @@ struct Outcome {
     by_source: Vec<u32>,
 }
 
+fn group(options: &Options) -> epoxide::Result<LocalGroup> {
+    match options.device {
+        Device::Sim => LocalGroup::simulated(options.ranks, Mode::Fast { workers: 0 }),
+        Device::Cuda => LocalGroup::on_gpus(&options.gpu_of_ranks()),
+    }
+}
+
+/// Makes the buffers and tensors of every row of the table once: what the device refuses, it refuses before the first is measured.
+///
+/// # Errors
+///
+/// The library's.
+pub fn rehearse(options: &Options) -> Result<()> {
+    let rank = |comm: Comm| -> epoxide::Result<()> {
+        for (tokens, format, sms) in options.cells() {
+            let buffer = ElasticBuffer::new(&comm, options.config(tokens, format.into(), sms))?;
+            let elements = u64::from(tokens) * u64::from(options.hidden);
+            let tensors = (comm.empty::<bf16>(elements)?, comm.empty::<bf16>(elements)?);
+            buffer.close()?;
+            drop(tensors);
+        }
+        Ok(())
+    };
+    group(options)?.run(rank)?;
+    Ok(())
+}
+
+/// What every rank dispatches. It is made here, where it is an error if there is no memory for it.
+///
+/// # Errors
+///
+/// That there is none.
+pub fn work(options: &Options, tokens: u32, progress: &Progress) -> Result<Vec<Work>> {
+    (0..options.ranks).map(|rank| Work::new(options, tokens, rank, progress)).collect()
+}
+
 /// Runs all ranks.
 ///
 /// # Errors
 ///
 /// The library's.
-pub fn run(options: &Options, tokens: u32, format: WireFormat, sms: u32) -> Result<Measured> {
+pub fn run(options: &Options, work: &[Work], tokens: u32, format: WireFormat, sms: u32) -> Result<Measured> {
     let gpus = options.gpu_of_ranks();
-    let group = match options.device {
-        Device::Sim => LocalGroup::simulated(options.ranks, Mode::Fast { workers: 0 })?,
-        Device::Cuda => LocalGroup::on_gpus(&gpus)?,
-    };
+    let group = group(options)?;
     let config = options.config(tokens, format, sms).with_timeout(Duration::from_secs(20));
-    // Here, where it is an error if there is no memory for them.
-    let work = (0..options.ranks).map(|rank| Work::new(options, tokens, rank)).collect::<Result<Vec<_>>>()?;
     let outcomes = group.run(|comm| rank(options, tokens, &work[comm.rank() as usize], &comm, &config, &gpus))?;
 
     let bf16_row = f64::from(options.hidden) * 2.0;
@@ -98,7 +130,7 @@ pub fn run(options: &Options, tokens: u32, format: WireFormat, sms: u32) -> Resu
 }
 
 /// What a rank dispatches.
-struct Work {
+pub struct Work {
     /// BF16 `[tokens, hidden]`.
     x: Vec<bf16>,
     /// i32 `[tokens, top_k]`.
@@ -106,7 +138,7 @@ struct Work {
 }
 
 impl Work {
-    fn new(options: &Options, tokens: u32, rank: u32) -> Result<Self> {
+    fn new(options: &Options, tokens: u32, rank: u32, progress: &Progress) -> Result<Self> {
         // splitmix64 (Steele, Lea, Flood 2014). Seeds and ranks that are neighbours are far apart in its sequence.
         let mix = |x: u64| {
             let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -121,7 +153,10 @@ impl Work {
         let elements = tokens as usize * options.hidden as usize;
         let mut x = Vec::new();
         ensure!(x.try_reserve_exact(elements).is_ok(), "no memory for {tokens} rows of {} elements", options.hidden);
-        x.extend((0..elements).map(|_| bf16::from_f32((next() >> 40) as f32 / 8_388_608.0 - 1.0)));
+        for _ in 0..tokens {
+            x.extend((0..options.hidden).map(|_| bf16::from_f32((next() >> 40) as f32 / 8_388_608.0 - 1.0)));
+            progress.rows(1);
+        }
         let mut experts: Vec<i32> = (0..options.experts as i32).collect();
         let mut picks = Vec::new();
         for _ in 0..tokens {

@@ -1,7 +1,9 @@
 //! The command line, and what it may ask for.
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use clap::{Parser, ValueEnum};
 use epoxide::{Config, WireFormat, bf16, bytes_needed};
+
+use crate::output::no_value_twice;
 
 /// Shared memory of a block, of the simulated GPU and of Hopper. What a GPU has less is found when the buffers are made.
 const SHARED_MEMORY: u32 = 232_448;
@@ -14,7 +16,7 @@ pub enum Device {
     Cuda,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     Bf16,
     Fp8,
@@ -86,14 +88,16 @@ impl Options {
                 self.ranks
             );
         }
+        let once = |option: &str, twice: Result<(), String>| twice.map_err(|error| anyhow!("{option}: {error}"));
+        once("--tokens", no_value_twice(&self.tokens))?;
+        once("--sms", no_value_twice(&self.sms))?;
+        once("--format", no_value_twice(&self.format))?;
+        for (tokens, format, sms) in self.cells() {
+            let config = self.config(tokens, format.into(), sms);
+            bytes_needed(&config, self.ranks, sms)?;
+            config.check_row(self.ranks, SHARED_MEMORY)?;
+        }
         for &tokens in &self.tokens {
-            for &format in &self.format {
-                for &sms in &self.sms {
-                    let config = self.config(tokens, format.into(), sms);
-                    bytes_needed(&config, self.ranks, sms)?;
-                    config.check_row(self.ranks, SHARED_MEMORY)?;
-                }
-            }
             // The rows of all ranks are made on the host.
             let rows = u64::from(self.ranks) * u64::from(tokens);
             let bytes = u128::from(rows) * u128::from(self.hidden) * size_of::<bf16>() as u128;
@@ -106,6 +110,15 @@ impl Options {
             );
         }
         Ok(())
+    }
+
+    /// The rows of the sweep's table: tokens, format and SMs.
+    pub fn cells(&self) -> impl Iterator<Item = (u32, Format, u32)> {
+        let of_tokens = |&tokens: &u32| self.format.iter().map(move |&format| (tokens, format));
+        self.tokens
+            .iter()
+            .flat_map(of_tokens)
+            .flat_map(|(tokens, format)| self.sms.iter().map(move |&sms| (tokens, format, sms)))
     }
 
     /// The buffers' configuration.

@@ -49,10 +49,28 @@ fn the_exit_code_says_who_is_at_fault_and_nothing_is_made_for_a_bad_option() {
         ("--tokens 1,0", "max_tokens_per_rank = 0"),
         ("--tokens 16777215 --hidden 115000", "more than the host's memory"),
         ("--gpus 0", "--device sim has none"),
+        ("--tokens 4,2,4", "--tokens: 4 is there twice"),
+        ("--sms 1,1", "--sms: 1 is there twice"),
+        ("--format fp8,bf16,fp8", "--format: fp8 is there twice"),
     ] {
         let ended = program.run_well(&small::with(&SMALL, &args.split(' ').collect::<Vec<_>>()));
         assert!(ended.code == Some(2) && ended.stderr.contains(said), "{args}: {ended:?}");
     }
+}
+
+#[test]
+fn an_answer_that_nobody_gets_is_an_error() {
+    small::an_answer_that_nobody_gets_is_an_error(&Program::new(PLAYS, "closed"), &SMALL);
+}
+
+/// The first would take a minute to measure: with 20 000 operations of 2 ranks there is time to see that nothing was.
+#[test]
+fn what_the_device_refuses_is_refused_before_anything_is_measured() {
+    let program = Program::new(PLAYS, "refused");
+    let start = std::time::Instant::now();
+    let ended = program.run_well(&small::with(&SMALL, &["--repeat", "20000", "--tokens", "64", "--sms", "2,133"]));
+    assert!(ended.code == Some(2) && ended.stderr.contains("num_sms = 133: a simulated rank has 132 SMs"), "{ended:?}");
+    assert!(start.elapsed() < std::time::Duration::from_secs(15), "{:?}", start.elapsed());
 }
 
 /// Every option with every kind of value, alone and in company.

@@ -64,12 +64,11 @@ impl Input {
     pub fn from_text(path: &Path, tokens: usize, hidden: usize, experts: usize, progress: &Progress) -> Result<Self> {
         let mut text = Vec::new();
         // Two bytes more than trigrams; the rest of a longer file is not needed.
-        let file = File::open(path)
-            .with_context(|| format!("cannot open the text {} (--text names another)", path.display()))?;
+        let file = File::open(path).with_context(|| format!("cannot open the text {path:?} (--text names another)"))?;
         file.take(tokens as u64 + 2)
             .read_to_end(&mut text)
-            .with_context(|| format!("cannot read the text {}", path.display()))?;
-        ensure!(text.len() >= 3, "the text {} has {} bytes; a token is 3 bytes", path.display(), text.len());
+            .with_context(|| format!("cannot read the text {path:?}"))?;
+        ensure!(text.len() >= 3, "the text {path:?} has {} bytes; a token is 3 bytes", text.len());
         let trigrams: Vec<&[u8]> = text.windows(3).collect();
 
         let mut x: Vec<bf16> = zeroed("the tokens' rows", tokens * hidden)?;
@@ -97,10 +96,10 @@ impl Input {
     /// When the file cannot be read, is no safetensors file, or a tensor is missing or of another dtype or shape.
     pub fn from_safetensors(path: &Path) -> Result<Self> {
         let name = path.display();
-        let about = std::fs::metadata(path).with_context(|| format!("cannot read {name}"))?;
+        let about = std::fs::metadata(path).with_context(|| format!("cannot read {path:?}"))?;
         // A device may have no end, and a pipe nobody who writes.
-        ensure!(about.is_file(), "cannot read {name}: it is no regular file");
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}"))?;
+        ensure!(about.is_file(), "cannot read {path:?}: it is no regular file");
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {path:?}"))?;
         let file = SafeTensors::deserialize(&bytes)
             .with_context(|| format!("{name} ({} bytes) is truncated, or not a safetensors file", bytes.len()))?;
         let states = matrix(&file, path, "hidden_states", Dtype::BF16, "[tokens, hidden]")?;
@@ -279,8 +278,8 @@ mod tests {
             assert!(said.contains("truncated, or not a safetensors file") && said.contains(name), "{said}");
         }
         let said = format!("{:#}", Input::from_safetensors(Path::new("/no/such/file")).err().expect("no such file"));
-        assert!(said.contains("cannot read /no/such/file"), "{said}");
+        assert!(said.contains("cannot read \"/no/such/file\""), "{said}");
         let said = format!("{:#}", Input::from_safetensors(Path::new("/dev/zero")).err().expect("it has no end"));
-        assert!(said.contains("/dev/zero: it is no regular file"), "{said}");
+        assert!(said.contains("\"/dev/zero\": it is no regular file"), "{said}");
     }
 }

@@ -20,6 +20,7 @@ mod options;
 mod output;
 mod parallel;
 mod plan;
+#[path = "../../cli/src/progress.rs"]
 mod progress;
 mod reference;
 mod report;

@@ -109,7 +109,7 @@ fn the_exit_code_says_who_is_at_fault() {
         ("--gpus 0", 2, "--device sim has none"),
         ("--device cuda --gpus 0,0,0", 2, "3 GPUs for 2 ranks"),
         ("--top-k 3", 2, "top_k = 3: a token cannot select more than the 2 experts"),
-        ("--text /no/such/text", 2, "cannot open the text /no/such/text"),
+        ("--text /no/such/text", 2, "cannot open the text \"/no/such/text\""),
         ("--help", 0, ""),
     ] {
         let ended = program.run_well(&small::with(&SMALL, &args.split(' ').collect::<Vec<_>>()));
@@ -130,6 +130,11 @@ fn an_error_that_cannot_be_said_is_no_panic() {
         let status = program.command(&args).stderr(full).status().expect("it starts");
         assert_eq!(status.code(), Some(2), "{args:?}");
     }
+}
+
+#[test]
+fn an_answer_that_nobody_gets_is_an_error() {
+    small::an_answer_that_nobody_gets_is_an_error(&Program::new(PLAYS, "closed"), &SMALL);
 }
 
 /// Every option with every kind of value, alone and in company.

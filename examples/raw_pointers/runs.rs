@@ -38,9 +38,18 @@ fn the_exit_code_says_who_is_at_fault() {
         let ended = program.run_well(&small::with(&SMALL, &args.split(' ').collect::<Vec<_>>()));
         assert!(ended.code == Some(2) && ended.stderr.contains(said), "{args}: {ended:?}");
     }
+    // What is spelt like it is another device.
+    let ended = program.run_well(&["--device", "cpu"]);
+    let listed = ended.stderr.contains("'cpu'") && ended.stderr.contains("[possible values: sim, cuda]");
+    assert!(ended.code == Some(2) && listed && !ended.stderr.contains("tip"), "{ended:?}");
     let ended = program.run_well(&["--gpus", "99999"]);
     let code = if LocalGroup::gpus().is_ok() { 2 } else { 1 };
     assert_eq!(ended.code, Some(code), "{ended:?}");
+}
+
+#[test]
+fn an_answer_that_nobody_gets_is_an_error() {
+    small::an_answer_that_nobody_gets_is_an_error(&Program::new(PLAYS, "closed"), &SMALL);
 }
 
 /// Every option with every kind of value, alone and in company.

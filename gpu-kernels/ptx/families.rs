@@ -8,9 +8,25 @@ pub const DISPATCH_COPIED: Family =
 pub const DISPATCH_QUANTIZED: Family =
     Family::new("dispatch_quantized", &["dispatch_quantized"], include_str!("dispatch_quantized_sm_90.ptx"));
 
-/// `combine`, `lend`.
+/// `dispatch_copied_by_expert`.
+pub const DISPATCH_COPIED_BY_EXPERT: Family =
+    Family::new("dispatch_copied_by_expert", &["dispatch_copied_by_expert"], include_str!("dispatch_copied_by_expert_sm_90.ptx"));
+
+/// `dispatch_quantized_by_expert`.
+pub const DISPATCH_QUANTIZED_BY_EXPERT: Family =
+    Family::new("dispatch_quantized_by_expert", &["dispatch_quantized_by_expert"], include_str!("dispatch_quantized_by_expert_sm_90.ptx"));
+
+/// `combine`.
 pub const COMBINE: Family =
-    Family::new("combine", &["combine", "lend"], include_str!("combine_sm_90.ptx"));
+    Family::new("combine", &["combine"], include_str!("combine_sm_90.ptx"));
+
+/// `combine_by_expert`.
+pub const COMBINE_BY_EXPERT: Family =
+    Family::new("combine_by_expert", &["combine_by_expert"], include_str!("combine_by_expert_sm_90.ptx"));
+
+/// `lend`.
+pub const LEND: Family =
+    Family::new("lend", &["lend"], include_str!("lend_sm_90.ptx"));
 
 /// `copy`, `quantize`, `dequantize`.
 pub const TENSOR: Family =
@@ -21,4 +37,4 @@ pub const MEASURE: Family =
     Family::new("measure", &["delay"], include_str!("measure_sm_90.ptx"));
 
 /// Every family.
-pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, COMBINE, TENSOR, MEASURE];
+pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, DISPATCH_COPIED_BY_EXPERT, DISPATCH_QUANTIZED_BY_EXPERT, COMBINE, COMBINE_BY_EXPERT, LEND, TENSOR, MEASURE];

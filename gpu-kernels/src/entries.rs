@@ -2,11 +2,11 @@
 //! [`crate::dequantize`] and [`crate::measure`].
 use epoxide_dsl::prelude::*;
 
-use crate::combine::{self, CombineArgs};
+use crate::combine::{self, CombineArgs, CombineByExpertArgs};
 use crate::dispatch::{self, DispatchArgs};
 use crate::layout;
 use crate::lend::{self, LendArgs};
-use crate::order::Compact;
+use crate::order::{ByExpert, Compact};
 use crate::row::{Copied, Quantized};
 
 /// Dispatches rows as they are; see [`crate::dispatch`].
@@ -22,9 +22,27 @@ pub fn dispatch_quantized(args: DispatchArgs) {
     dispatch::run::<Quantized, Compact>(&args);
 }
 
+/// Dispatches rows as they are, to where they lie by expert; see [`crate::dispatch`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_copied_by_expert(args: DispatchArgs) {
+    dispatch::run::<Copied, ByExpert>(&args);
+}
+
+/// Dispatches rows quantised to e4m3 with a scale for every 128 elements, to where they lie by expert; see [`crate::dispatch`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_quantized_by_expert(args: DispatchArgs) {
+    dispatch::run::<Quantized, ByExpert>(&args);
+}
+
 /// Sums the experts' outputs; see [`crate::combine`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn combine(args: CombineArgs) {
+    combine::run(&args);
+}
+
+/// Sums the experts' outputs where rows lie by expert; see [`crate::combine`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn combine_by_expert(args: CombineByExpertArgs) {
     combine::run(&args);
 }
 
@@ -35,10 +53,16 @@ pub fn lend(args: LendArgs) {
 }
 
 #[cfg(not(target_arch = "nvptx64"))]
-const _: () = assert!(dispatch_copied.threads() == layout::THREADS && dispatch_quantized.threads() == layout::THREADS);
+const _: () = assert!(
+    dispatch_copied.threads() == layout::THREADS
+        && dispatch_quantized.threads() == layout::THREADS
+        && dispatch_copied_by_expert.threads() == layout::THREADS
+        && dispatch_quantized_by_expert.threads() == layout::THREADS
+);
 #[cfg(not(target_arch = "nvptx64"))]
 const _: () = assert!(
     lend.threads() >= crate::shape::MAX_RANKS
         && combine.threads() >= crate::shape::MAX_RANKS
+        && combine_by_expert.threads() >= crate::shape::MAX_RANKS
         && layout::THREADS >= crate::shape::MAX_RANKS
 );

@@ -23,7 +23,6 @@ pub struct LendArgs {
 
 /// Waits for the done words; one block.
 #[inline(always)]
-#[track_caller]
 pub(crate) fn run(args: &LendArgs) {
     let op = &args.op;
     let epoch = op.lent.load_weak(0);

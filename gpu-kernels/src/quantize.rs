@@ -46,7 +46,6 @@ pub fn widen(v: U32x4) -> [f32; 8] {
 /// upper 16 group `2 * j + 1`. Returns each vector's codes, one byte each, the first in the lowest of the first word, and the scale
 /// of the group that [`scale_group`] names. Warp-collective.
 #[inline(always)]
-#[track_caller]
 pub fn quantize_vectors<const N: usize>(vectors: &[U32x4; N]) -> ([[u32; 2]; N], f32) {
     let amax = largest_of_groups(vectors);
     let inverse = (E4m3::MAX / amax).to_bits();
@@ -78,7 +77,6 @@ const fn lanes_of_vector<const N: usize>() -> u32 {
 /// Each lane ends with one group's and not with all: what lanes exchange halves with every step, and so do the divisions that
 /// follow.
 #[inline(always)]
-#[track_caller]
 fn largest_of_groups<const N: usize>(vectors: &[U32x4; N]) -> f32 {
     const { assert!(N == 4 || N == 8) };
     let mut largest = [0; N];
@@ -106,7 +104,6 @@ fn largest_of_groups<const N: usize>(vectors: &[U32x4; N]) -> f32 {
 /// Lanes that differ in the bit `FLIP` exchange: the lower keeps `a` and the upper `b`, each the larger of its own and the other
 /// lane's. Warp-collective.
 #[inline(always)]
-#[track_caller]
 fn halve<const FLIP: u32>(a: u32, b: u32) -> u32 {
     let upper = warp::lane() & FLIP != 0;
     let (keep, give) = if upper { (b, a) } else { (a, b) };
@@ -195,7 +192,6 @@ fn column(at: Place, vector: u32) -> u32 {
 
 /// This lane's vectors of a piece; zeros where there is none.
 #[inline(always)]
-#[track_caller]
 fn load(args: &QuantizeArgs, at: Place) -> [U32x4; VECTORS] {
     let mut vectors = [[0; 4]; VECTORS];
     unroll!(J in 4 => {

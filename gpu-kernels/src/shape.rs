@@ -14,6 +14,10 @@ pub const MAX_HIDDEN: u32 = 1 << 20;
 pub const MAX_TOKENS: u32 = (1 << 24) - 1;
 /// Most blocks of an operation.
 pub const MAX_BLOCKS: u32 = 1024;
+/// Largest multiple to which an expert's rows are padded.
+pub const MAX_ALIGNMENT: u32 = 1024;
+/// Most rows where a row's word names another one: see [`crate::dispatch::link`].
+pub const MAX_LINKED_ROWS: u64 = (1 << 31) - 1;
 
 /// How a row travels in dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +26,21 @@ pub enum WireFormat {
     Bf16,
     /// e4m3 with one f32 scale for every 128 elements, quantised by the kernel.
     Fp8,
+}
+
+/// How rows lie where they are received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Layout {
+    /// One row for each token and rank, by source rank, then token.
+    #[default]
+    Compact,
+    /// One row for each selection, by expert, then source rank, then token: what a grouped GEMM reads. Every expert's rows begin at a
+    /// multiple of `alignment`.
+    ExpertContiguous {
+        /// Rows to whose multiples an expert's rows are padded: 1 to [`MAX_ALIGNMENT`].
+        alignment: u32,
+    },
 }
 
 /// The numbers that the layout follows from.
@@ -43,6 +62,8 @@ pub struct Shape {
     pub blocks: u32,
     /// How rows travel in dispatch.
     pub format: WireFormat,
+    /// How rows lie where they are received.
+    pub layout: Layout,
 }
 
 impl Shape {
@@ -64,13 +85,42 @@ impl Shape {
             WireFormat::Fp8 => self.hidden.div_ceil(GROUP).next_multiple_of(4),
         }
     }
-    /// Words from one row's selections (or gate weights) to the next's: a multiple of 16 bytes.
+    /// Words from one received row's selections (or gate weights) to the next's: a multiple of 16 bytes where a row has those of a token,
+    /// 1 where it is of one selection.
     pub const fn top_k_stride(&self) -> u32 {
-        self.top_k.next_multiple_of(4)
+        match self.layout {
+            Layout::Compact => self.top_k.next_multiple_of(4),
+            Layout::ExpertContiguous { .. } => 1,
+        }
     }
-    /// The rows of the worst case: one for every token of every rank.
-    pub const fn worst_rows(ranks: u32, max_tokens: u32) -> u64 {
+    /// Tokens that a rank may hear of at once: every one of every rank.
+    pub const fn worst_tokens(ranks: u32, max_tokens: u32) -> u64 {
         ranks as u64 * max_tokens as u64
+    }
+    /// The rows of the worst case: one for every token of every rank; or one for each of as many selections as a token can have on one rank,
+    /// and what pads the rows of every expert but for one whole.
+    pub const fn worst_rows(&self) -> u64 {
+        let tokens = Self::worst_tokens(self.ranks, self.max_tokens);
+        match self.layout {
+            Layout::Compact => tokens,
+            Layout::ExpertContiguous { alignment } => {
+                let experts = self.max_local_experts();
+                let of_token = if self.top_k < experts { self.top_k } else { experts };
+                let rows = tokens * of_token as u64 + experts as u64 * (alignment.saturating_sub(1)) as u64;
+                // Every expert's rows are a multiple, so all are.
+                match rows.checked_div(alignment as u64) {
+                    Some(multiples) => multiples * alignment as u64,
+                    None => rows,
+                }
+            }
+        }
+    }
+    /// What a place is counted for: ranks, or experts where a row is of one selection.
+    pub const fn keys(&self) -> u32 {
+        match self.layout {
+            Layout::Compact => self.ranks,
+            Layout::ExpertContiguous { .. } => self.experts,
+        }
     }
     /// Which rank owns which expert.
     pub const fn placement(&self) -> Placement {
@@ -111,7 +161,15 @@ impl Shape {
         if self.max_tokens == 0 || self.max_tokens > MAX_TOKENS {
             return broken("max_tokens_per_rank", self.max_tokens, Rule::Tokens);
         }
-        if self.rows < Self::worst_rows(self.ranks, self.max_tokens) || self.rows > u32::MAX as u64 {
+        if let Layout::ExpertContiguous { alignment } = self.layout {
+            if alignment == 0 || alignment > MAX_ALIGNMENT {
+                return broken("alignment", alignment, Rule::Alignment);
+            }
+            if self.rows > MAX_LINKED_ROWS {
+                return broken("rows", self.max_tokens, Rule::LinkedRows);
+            }
+        }
+        if self.rows < self.worst_rows() || self.rows > u32::MAX as u64 {
             return broken("rows", self.max_tokens, Rule::Rows);
         }
         if self.blocks == 0 || self.blocks > MAX_BLOCKS {
@@ -165,6 +223,10 @@ pub enum Rule {
     Rows,
     /// 1 to [`MAX_BLOCKS`].
     Blocks,
+    /// 1 to [`MAX_ALIGNMENT`].
+    Alignment,
+    /// At most [`MAX_LINKED_ROWS`].
+    LinkedRows,
 }
 
 impl core::fmt::Display for Rule {
@@ -184,6 +246,13 @@ impl core::fmt::Display for Rule {
             Self::Tokens => write!(f, "1 to {MAX_TOKENS} tokens"),
             Self::Rows => write!(f, "there is room for the rows of the worst case, and 32 bits count them"),
             Self::Blocks => write!(f, "an operation has 1 to {MAX_BLOCKS} blocks"),
+            Self::Alignment => write!(f, "an expert's rows are padded to a multiple of 1 to {MAX_ALIGNMENT}"),
+            Self::LinkedRows => {
+                write!(
+                    f,
+                    "at most {MAX_LINKED_ROWS} rows lie by expert: every selection of every token has one, in the worst case"
+                )
+            }
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Combine: enqueues one, with what the host can see checked before.
+use epoxide_dsl::grid::GridCounters;
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::window::Region;
-use epoxide_kernels::combine::{CombineArgs, UNKNOWN_OUTPUTS};
-use epoxide_kernels::entries::{combine, lend};
+use epoxide_kernels::combine::{CombineArgs, CombineByExpertArgs, UNKNOWN_OUTPUTS};
+use epoxide_kernels::entries::{combine, combine_by_expert, lend};
 use epoxide_kernels::lend::LendArgs;
-use epoxide_kernels::words::Kind;
+use epoxide_kernels::shape::Layout;
+use epoxide_kernels::words::{Flags, Kind};
 use half::bf16;
 
 use crate::buffer::{Dispatched, ElasticBuffer, State};
@@ -211,7 +213,8 @@ impl ElasticBuffer {
     /// it is enqueued.
     ///
     /// The sum is in f32, from 0, in ascending position of a rank's first selection, rounded once to BF16: bitwise the same
-    /// for any number of SMs. Gate weights are the experts' side to apply.
+    /// for any number of SMs. Where rows lie by expert, what is summed so are the sums of each rank, its own too: in f32, from 0, in ascending
+    /// position, rounded once to BF16. Gate weights are the experts' side to apply.
     ///
     /// Of what [`Self::write_expert_outputs`], [`Self::stage_expert_outputs`] or a tensor handed over for this dispatch ([`ExpertOutputs`]
     /// compares them), the last one's
@@ -292,13 +295,39 @@ impl ElasticBuffer {
         };
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape on every
         // rank; the grid is that of the layouts, and the handle is the one whose routing the private memory holds.
-        unsafe { inner.runtime.launch(&combine, self.blocks, 0, &args, inner.stream)? };
+        unsafe {
+            match shape.layout {
+                Layout::ExpertContiguous { .. } => {
+                    let args = self.by_expert(args);
+                    inner.runtime.launch(&combine_by_expert, self.blocks, 0, &args, inner.stream)?;
+                }
+                _ => inner.runtime.launch(&combine, self.blocks, 0, &args, inner.stream)?,
+            }
+        }
         self.operations += 1;
         self.state = State::Idle { combined: Some(handle.operation) };
         self.lent_early = false;
         self.received_rows = None;
         self.outputs = None;
         Ok(())
+    }
+
+    /// What a combine of rows that lie by expert takes.
+    fn by_expert(&self, pull: CombineArgs) -> CombineByExpertArgs {
+        let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
+        // SAFETY: the buffer's own memory, laid out for its shape.
+        let half = GridCounters { words: unsafe { Global::from_raw(self.private_span(p.half)) } };
+        let regions = w.received.regions();
+        CombineByExpertArgs {
+            pull,
+            link: regions.link,
+            source: regions.source,
+            sums: Region::new(w.sums.offset),
+            reduced: Flags::new(Region::new(w.reduced.offset)),
+            half,
+            max_tokens: shape.max_tokens,
+            experts: shape.placement().count(self.comm.rank()),
+        }
     }
 
     fn too_few_outputs(&self, outputs: u64, received: u64) -> Error {

@@ -1,10 +1,13 @@
 //! Dispatch: enqueues one, with what the host can see checked before.
 use epoxide_dsl::Kernel;
+use epoxide_dsl::grid::GridCounters;
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::window::Region;
 use epoxide_kernels::dispatch::DispatchArgs;
-use epoxide_kernels::entries::{dispatch_copied, dispatch_quantized};
-use epoxide_kernels::shape::WireFormat;
+use epoxide_kernels::entries::{
+    dispatch_copied, dispatch_copied_by_expert, dispatch_quantized, dispatch_quantized_by_expert,
+};
+use epoxide_kernels::shape::{Layout, Shape, WireFormat};
 use epoxide_kernels::words::{CountMatrix, Flags, Kind};
 use half::bf16;
 
@@ -91,18 +94,30 @@ impl IndexType {
     }
 }
 
-/// The dispatch of rows of this format.
-pub(crate) fn dispatch_kernel(format: WireFormat) -> &'static Kernel<DispatchArgs> {
-    match format {
-        WireFormat::Bf16 => &dispatch_copied,
-        WireFormat::Fp8 => &dispatch_quantized,
+/// The dispatch to a buffer of this shape.
+pub(crate) fn dispatch_kernel(shape: &Shape) -> &'static Kernel<DispatchArgs> {
+    let by_expert = matches!(shape.layout, Layout::ExpertContiguous { .. });
+    match (shape.format, by_expert) {
+        (WireFormat::Bf16, false) => &dispatch_copied,
+        (WireFormat::Fp8, false) => &dispatch_quantized,
+        (WireFormat::Bf16, true) => &dispatch_copied_by_expert,
+        (WireFormat::Fp8, true) => &dispatch_quantized_by_expert,
+    }
+}
+
+/// Rows to whose multiples an expert's rows are padded; 1 where they do not lie by expert.
+fn alignment(shape: &Shape) -> u32 {
+    match shape.layout {
+        Layout::ExpertContiguous { alignment } => alignment,
+        _ => 1,
     }
 }
 
 impl ElasticBuffer {
     /// Sends every token's row once to each rank that owns one of its experts. Collective; returns once it is enqueued.
     ///
-    /// Rows arrive ordered by source rank, then token, whatever the timing. A dispatch makes the handle of the one before stale.
+    /// Rows arrive ordered by source rank, then token, whatever the timing; in [`Layout::ExpertContiguous`] by expert first, with a row for
+    /// each selection. A dispatch makes the handle of the one before stale.
     ///
     /// # Errors
     ///
@@ -182,19 +197,16 @@ impl ElasticBuffer {
                 scale_stride: shape.scale_stride(),
                 index_type: index_type.kind(),
                 top_k_stride: shape.top_k_stride(),
+                alignment: alignment(shape),
+                zero_padding: self.config.zero_padding.into(),
+                half: GridCounters { words: Global::from_raw(self.private_span(p.half)) },
             }
         };
         let inner = self.comm.inner();
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape
         // on every rank; the grid and shared memory are those of the layouts.
         unsafe {
-            inner.runtime.launch(
-                dispatch_kernel(shape.format),
-                self.blocks,
-                self.shared.bytes(shape),
-                &args,
-                inner.stream,
-            )?
+            inner.runtime.launch(dispatch_kernel(shape), self.blocks, self.shared.bytes(shape), &args, inner.stream)?
         };
         let operation = self.operations;
         self.operations += 1;

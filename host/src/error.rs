@@ -93,7 +93,7 @@ pub enum Error {
     },
     /// A wait on a peer reached the operation's deadline.
     #[error(
-        "rank {rank} waited {elapsed_ms} ms{} for rank {peer} in {kernel} {epoch} of buffer {buffer}, phase {phase}: expected {expected:#x}, seen {seen:#x}",
+        "rank {rank} waited {elapsed_ms} ms{} for rank {peer} in operation {epoch} ({kernel}) of buffer {buffer}, phase {phase}: expected {expected:#x}, seen {seen:#x}",
         if *virtual_time { " of virtual time" } else { "" }
     )]
     #[non_exhaustive]
@@ -106,7 +106,7 @@ pub enum Error {
         kernel: &'static str,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number.
+        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
         epoch: u64,
         /// What the word says when it arrives.
         phase: &'static str,
@@ -123,7 +123,7 @@ pub enum Error {
     },
     /// A peer gave up an operation, so this rank did too.
     #[error(
-        "rank {rank} stopped {kernel} {epoch} of buffer {buffer} in phase {phase}, because rank {origin} gave up ({reason})"
+        "rank {rank} stopped operation {epoch} ({kernel}) of buffer {buffer} in phase {phase}, because rank {origin} gave up ({reason})"
     )]
     #[non_exhaustive]
     PeerAborted {
@@ -135,7 +135,7 @@ pub enum Error {
         kernel: &'static str,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number.
+        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
         epoch: u64,
         /// Where this rank was.
         phase: &'static str,
@@ -144,7 +144,7 @@ pub enum Error {
     },
     /// A selection is not an expert.
     #[error(
-        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: it must be -1 or an expert in 0..{experts} (dispatch {epoch} of buffer {buffer}; seen by rank {rank})"
+        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: it must be -1 or an expert in 0..{experts} (operation {epoch} of buffer {buffer}, a dispatch; seen by rank {rank})"
     )]
     #[non_exhaustive]
     IndexOutOfRange {
@@ -162,12 +162,12 @@ pub enum Error {
         experts: u32,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number.
+        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
         epoch: u64,
     },
     /// A token selects an expert twice.
     #[error(
-        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: the token selects this expert twice (dispatch {epoch} of buffer {buffer}; seen by rank {rank})"
+        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: the token selects this expert twice (operation {epoch} of buffer {buffer}, a dispatch; seen by rank {rank})"
     )]
     #[non_exhaustive]
     IndexRepeated {
@@ -183,12 +183,12 @@ pub enum Error {
         index: i64,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number.
+        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
         epoch: u64,
     },
     /// Fewer expert outputs were handed over than the dispatch brought rows; nothing was summed.
     #[error(
-        "rank {rank} was given {rows} rows of expert outputs for the {received} rows that it received (combine {epoch} of buffer {buffer})"
+        "rank {rank} was given {rows} rows of expert outputs for the {received} rows that it received (operation {epoch} of buffer {buffer}, a combine)"
     )]
     #[non_exhaustive]
     TooFewExpertOutputs {
@@ -200,12 +200,12 @@ pub enum Error {
         received: u64,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number.
+        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
         epoch: u64,
     },
     /// Ranks are in different operations.
     #[error(
-        "ranks out of step: rank {rank} is in {kernel} {epoch}, rank {peer} in {peer_kernel} {epoch} of buffer {buffer}"
+        "ranks out of step in operation {epoch} of buffer {buffer}: rank {rank} is in {kernel}, rank {peer} in {peer_kernel}"
     )]
     #[non_exhaustive]
     OutOfStep {
@@ -219,12 +219,12 @@ pub enum Error {
         peer_kernel: &'static str,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number.
+        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
         epoch: u64,
     },
     /// The device saw a peer with another configuration.
     #[error(
-        "rank {peer} runs with another configuration than rank {rank} (hash {seen:#08x}, here {expected:#08x}) in {kernel} {epoch} of buffer {buffer}"
+        "rank {peer} runs with another configuration than rank {rank} (hash {seen:#08x}, here {expected:#08x}) in operation {epoch} ({kernel}) of buffer {buffer}"
     )]
     #[non_exhaustive]
     DeviceConfigMismatch {
@@ -236,7 +236,7 @@ pub enum Error {
         kernel: &'static str,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number.
+        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
         epoch: u64,
         /// This rank's hash.
         expected: u64,
@@ -244,7 +244,7 @@ pub enum Error {
         seen: u64,
     },
     /// The device filed a fault that this version does not know.
-    #[error("rank {rank} filed the unknown fault {code} in {kernel} {epoch} of buffer {buffer}")]
+    #[error("rank {rank} filed the unknown fault {code} in operation {epoch} ({kernel}) of buffer {buffer}")]
     #[non_exhaustive]
     UnknownFault {
         /// The rank.
@@ -255,7 +255,7 @@ pub enum Error {
         kernel: &'static str,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number.
+        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
         epoch: u64,
     },
     /// The buffer has faulted before.

@@ -14,12 +14,8 @@ use crate::rendezvous::{Member, Rendezvous, Simulated, Way};
 use crate::runtime::cuda::{CudaDevice, CudaRuntime};
 use crate::runtime::sim::SimRuntime;
 use crate::runtime::{RawStream, Runtime};
+use crate::sms::DefaultSms;
 use crate::transport::local::LocalGroupState;
-
-/// SMs of an operation on the simulated GPU unless the configuration says otherwise.
-const DEFAULT_SIMULATED_SMS: u32 = 2;
-/// Most SMs of an operation on a GPU unless the configuration says otherwise.
-const MOST_DEFAULT_SMS: u32 = 16;
 
 /// The ranks of one process: simulated ones, or on one or several GPUs.
 ///
@@ -70,7 +66,7 @@ impl LocalGroup {
             let stream = runtime.create_stream()?;
             let rendezvous = Rendezvous::new(Way::Machine(Simulated::new(runtime.host_thread())));
             let (runtime, stream, local) = (Runtime::Sim(runtime), RawStream::Sim(stream), Arc::clone(&local));
-            Comm::new(rank, ranks, runtime, stream, rendezvous, local, DEFAULT_SIMULATED_SMS)
+            Comm::new(rank, ranks, runtime, stream, rendezvous, local, DefaultSms::simulated())
         });
         Ok(Self { comms: comms.collect::<Result<_>>()? })
     }
@@ -140,18 +136,21 @@ impl LocalGroup {
         for (from, to) in gpus.values().flat_map(|from| gpus.values().map(move |to| (from, to))) {
             from.reach(to)?;
         }
-        let default_num_sms = gpus.iter().map(|(device, gpu)| {
-            let sharing = devices.iter().filter(|&d| d == device).count() as u32;
-            (gpu.sms().saturating_sub(1) / sharing).clamp(1, MOST_DEFAULT_SMS)
-        });
-        let default_num_sms = default_num_sms.min().unwrap_or(1);
+        let shared: Vec<_> = gpus
+            .iter()
+            .map(|(device, gpu)| {
+                let sharing = devices.iter().filter(|&d| d == device).count() as u32;
+                (gpu.name().to_owned(), gpu.sms(), sharing)
+            })
+            .collect();
+        let default_sms = DefaultSms::of_gpus(ranks, &shared);
         let local = LocalGroupState::new();
         let comms = Member::group(ranks).into_iter().zip(devices).map(|(member, device)| {
             let rank = member.rank();
             let runtime = CudaRuntime::new(Arc::clone(&gpus[device]), rank)?;
             let stream = RawStream::Cuda(stream(&runtime)?);
             let (runtime, rendezvous) = (Runtime::Cuda(runtime), Rendezvous::new(Way::Threads(member)));
-            Comm::new(rank, ranks, runtime, stream, rendezvous, Arc::clone(&local), default_num_sms)
+            Comm::new(rank, ranks, runtime, stream, rendezvous, Arc::clone(&local), default_sms.clone())
         });
         Ok(Self { comms: comms.collect::<Result<_>>()? })
     }

@@ -1,5 +1,6 @@
 //! What a dispatch brought: where it lies on the device, and how much.
 use crate::buffer::{Dispatched, ElasticBuffer};
+use crate::config::Layout;
 use crate::error::Result;
 use crate::tensor::read;
 
@@ -7,12 +8,15 @@ use crate::tensor::read;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecvCounts {
-    /// In all.
+    /// In all; where rows lie by expert, with what pads them.
     pub rows: u32,
-    /// From each source rank, `[ranks]`; rows lie in this order.
+    /// From each source rank, `[ranks]`; in the compact layout rows lie in this order.
     pub by_source: Vec<u32>,
     /// Selections of each local expert, `[local experts]`.
     pub by_expert: Vec<u32>,
+    /// Where rows lie by expert: the first row of each local expert, and the end of all, `[local experts + 1]`, multiples of the alignment.
+    /// Else empty.
+    pub offsets: Vec<u32>,
 }
 
 /// Where the received rows lie in device memory, and in what shape. Valid until the next dispatch.
@@ -25,15 +29,16 @@ pub struct RecvView {
     pub scales: u64,
     /// f32 from one row's scales to the next's, a multiple of 16 bytes; 0 in BF16.
     pub scale_stride: u32,
-    /// i32 `[rows, top_k_stride]`: local expert indices or -1.
+    /// i32 `[rows, top_k_stride]`: local expert indices or -1. Where rows lie by expert, `[rows]`: each row's expert, -1 where it pads.
     pub topk_idx: u64,
-    /// f32 `[rows, top_k_stride]`: gate weights or 0.
+    /// f32 `[rows, top_k_stride]`: gate weights or 0. Where rows lie by expert, `[rows]`.
     pub topk_weights: u64,
-    /// Words from one row's selections to the next's, a multiple of 16 bytes.
+    /// Words from one row's selections to the next's: a multiple of 16 bytes; 1 where rows lie by expert.
     pub top_k_stride: u32,
-    /// u64 `[rows]`: source rank in the upper half, token in the lower.
+    /// u64 `[rows]`: source rank in the upper half, token in the lower; `u64::MAX` where a row pads.
     pub sources: u64,
-    /// u32 `[1 + ranks + local experts]`: rows received in all, by source rank, by local expert.
+    /// u32 `[1 + ranks + local experts]`: rows received in all, by source rank, by local expert; where rows lie by expert, u32
+    /// `[local experts + 1]` behind them: where each expert's begin, and the end.
     pub counts: u64,
     /// BF16 `[max_rows, hidden]`: where expert outputs go, row by row, to be combined in place. Every received row must be written:
     /// nobody can see that one was not, but [`Config::with_poisoned_expert_outputs`](crate::Config::with_poisoned_expert_outputs)
@@ -79,8 +84,16 @@ impl ElasticBuffer {
         let view = self.recv_view(handle)?;
         let ranks = self.comm.size() as usize;
         let (_, experts) = self.local_experts();
-        let words: Vec<u32> = read(&self.comm, view.counts, 1 + ranks as u64 + u64::from(experts))?;
+        let experts = experts as usize;
+        let offsets = match self.config.layout {
+            Layout::ExpertContiguous { .. } => experts + 1,
+            _ => 0,
+        };
+        let words: Vec<u32> = read(&self.comm, view.counts, (1 + ranks + experts + offsets) as u64)?;
         self.received_rows = Some(words[0].into());
-        Ok(RecvCounts { rows: words[0], by_source: words[1..=ranks].to_vec(), by_expert: words[1 + ranks..].to_vec() })
+        let (by_source, by_expert) = words[1..].split_at(ranks);
+        let (by_expert, offsets) = by_expert.split_at(experts);
+        let [by_source, by_expert, offsets] = [by_source, by_expert, offsets].map(<[u32]>::to_vec);
+        Ok(RecvCounts { rows: words[0], by_source, by_expert, offsets })
     }
 }

@@ -97,7 +97,7 @@ pub use buffer::{Dispatched, ElasticBuffer};
 pub use by_expert::ByExpert;
 pub use combine::{CombineInput, ExpertOutputs, RawCombineInput};
 pub use comm::Comm;
-pub use config::{BytesNeeded, Config, RegionBytes, WireFormat, bytes_needed};
+pub use config::{BytesNeeded, Config, Layout, RegionBytes, WireFormat, bytes_needed};
 pub use dispatch::{DispatchInput, IndexType, RawDispatchInput};
 pub use epoxide_plan as plan;
 pub use epoxide_sim::{Machine, MachineConfig, Mode};

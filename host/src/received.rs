@@ -99,13 +99,14 @@ fn part<T>(values: &[T], row: usize, width: usize) -> Option<&[T]> {
 pub struct Received {
     /// How many rows, and whose.
     pub counts: RecvCounts,
-    /// The rows, ordered by source rank, then token.
+    /// The rows, ordered by source rank, then token; in [`Layout::ExpertContiguous`](crate::Layout::ExpertContiguous) by expert first.
     pub x: WireRows,
-    /// Local expert indices i32 `[rows, top_k]`, -1 where the selection is another rank's.
+    /// Local expert indices i32 `[rows, top_k]`, -1 where the selection is another rank's. Where rows lie by expert, `[rows]`, -1 where a row
+    /// pads.
     pub topk_idx: Vec<i32>,
-    /// Gate weights f32 `[rows, top_k]`, 0 where the selection is another rank's.
+    /// Gate weights f32 `[rows, top_k]`, 0 where the selection is another rank's. Where rows lie by expert, `[rows]`, 0 where a row pads.
     pub topk_weights: Vec<f32>,
-    /// Source rank and token of each row.
+    /// Source rank and token of each row; `u32::MAX` both where a row pads.
     pub sources: Vec<(u32, u32)>,
 }
 
@@ -161,7 +162,8 @@ impl ElasticBuffer {
 
     /// Reads `[rows, top_k]`, and drops the padding of every row.
     fn read_selections<T: Element>(&self, address: u64, rows: u64, values: &mut Vec<T>) -> Result<()> {
-        let (top_k, stride) = (self.config.top_k as usize, self.layouts.shape.top_k_stride() as usize);
+        let stride = self.layouts.shape.top_k_stride() as usize;
+        let top_k = stride.min(self.config.top_k as usize);
         read_into(&self.comm, address, rows * stride as u64, values)?;
         let rows = rows as usize;
         // The first row is where it must be, and no row's place is behind it.

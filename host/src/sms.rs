@@ -1,6 +1,61 @@
-//! A rank's SMs: as many as its largest buffer needs, since its stream runs one operation at a time.
+//! A rank's SMs: as many as its largest buffer needs, since its stream runs one operation at a time; and how many those are where
+//! nobody says it.
+use epoxide_plan::{Hardware, Topology, Workload, fewest_sms};
+
+use crate::config::Config;
 use crate::error::Result;
 use crate::runtime::{Reservation, Runtime};
+
+/// SMs of an operation on a simulated GPU.
+const OF_SIMULATED: u32 = 2;
+/// Most SMs of an operation on a GPU that the planner does not know.
+const MOST_OF_UNKNOWN: u32 = 16;
+
+/// SMs of an operation where a configuration leaves them open: the same on every rank of a group.
+#[derive(Clone, Debug)]
+pub(crate) struct DefaultSms {
+    /// What the ranks of the GPU that is shared by most can have, each.
+    most: u32,
+    /// Without these, whatever the configuration is.
+    fallback: u32,
+    planned: Option<(Topology, Hardware)>,
+}
+
+impl DefaultSms {
+    /// Those of simulated ranks.
+    pub(crate) fn simulated() -> Self {
+        Self { most: OF_SIMULATED, fallback: OF_SIMULATED, planned: None }
+    }
+
+    /// Those of `ranks` ranks on GPUs with these names and SMs, each with so many of the ranks.
+    pub(crate) fn of_gpus(ranks: u32, gpus: &[(String, u32, u32)]) -> Self {
+        let each = gpus.iter().map(|&(_, sms, sharing)| (sms.saturating_sub(1) / sharing.max(1)).max(1));
+        let most = each.min().unwrap_or(1);
+        Self { most, fallback: most.min(MOST_OF_UNKNOWN), planned: planned(ranks, gpus) }
+    }
+
+    /// Those of a buffer.
+    pub(crate) fn of(&self, config: &Config) -> u32 {
+        let workload = Workload::new(config.max_tokens_per_rank, config.hidden, config.top_k, config.experts);
+        let fewest = |(topology, hardware): &(Topology, Hardware)| {
+            // What the planner refuses the buffer refuses too, and says why.
+            fewest_sms(topology, hardware, &workload.with_format(config.format)).ok()
+        };
+        self.planned.as_ref().and_then(fewest).unwrap_or(self.fallback).clamp(1, self.most)
+    }
+}
+
+/// What the planner is asked about: GPUs of one name, which it knows, with as many ranks each.
+fn planned(ranks: u32, gpus: &[(String, u32, u32)]) -> Option<(Topology, Hardware)> {
+    let ((name, sms, sharing), others) = gpus.split_first()?;
+    if others.iter().any(|other| other != &gpus[0]) {
+        return None;
+    }
+    let topology = Topology::new(ranks, ranks).and_then(|all| all.with_ranks_per_gpu(*sharing)).ok()?;
+    let mut hardware = Hardware::named(epoxide_plan::Gpu::name_of(name)?, None).ok()?;
+    hardware.set("gpu.sms", f64::from(*sms), "the driver").ok()?;
+    Some((topology, hardware))
+}
 
 /// What a rank has reserved of its device's SMs.
 #[derive(Default)]
@@ -45,5 +100,48 @@ impl ReservedSms {
     /// The claim of a rank that is gone, for whoever waits for its work.
     pub(crate) fn leave(&mut self) -> Option<Reservation> {
         self.claim.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H100: &str = "NVIDIA H100 80GB HBM3";
+
+    fn of(gpus: &[(&str, u32, u32)], tokens: u32) -> u32 {
+        let gpus: Vec<_> = gpus.iter().map(|&(name, sms, ranks)| (name.to_owned(), sms, ranks)).collect();
+        let ranks = gpus.iter().map(|gpu| gpu.2).sum();
+        DefaultSms::of_gpus(ranks, &gpus).of(&Config::new(256, 8, 7168, tokens))
+    }
+
+    #[test]
+    fn known_gpus_take_what_the_planner_says_for_the_tokens() {
+        let both = [(H100, 132, 1); 2];
+        let want = |tokens| {
+            let (topology, hardware) = (Topology::new(2, 2).unwrap(), Hardware::named("h100", None).unwrap());
+            fewest_sms(&topology, &hardware, &Workload::new(tokens, 7168, 8, 256)).unwrap()
+        };
+        assert_eq!((of(&both, 1), of(&both, 4096)), (want(1), want(4096)));
+        assert!(want(1) < want(4096));
+    }
+
+    #[test]
+    fn others_take_up_to_sixteen_within_what_there_is() {
+        let (unknown, mixed) = ([("A GPU", 132, 1); 2], [(H100, 132, 1), ("NVIDIA H200", 132, 1)]);
+        for gpus in [&unknown, &mixed, &[(H100, 132, 2), (H100, 132, 1)]] {
+            assert_eq!(of(gpus, 4096), 16, "{gpus:?}");
+        }
+        assert_eq!(of(&[("A GPU", 132, 64)], 4096), 2);
+        assert_eq!(of(&[(H100, 132, 64)], 4096), 2, "one stays free, and each has as many");
+        assert_eq!(of(&[("A GPU", 1, 8)], 4096), 1);
+        // A configuration that no buffer has.
+        let group = DefaultSms::of_gpus(2, &[(H100.to_owned(), 132, 1), (H100.to_owned(), 132, 1)]);
+        assert_eq!(group.of(&Config::new(4, 8, 7168, 128)), 16);
+    }
+
+    #[test]
+    fn simulated_ranks_take_two() {
+        assert_eq!(DefaultSms::simulated().of(&Config::new(256, 8, 7168, 4096)), 2);
     }
 }

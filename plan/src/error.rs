@@ -3,6 +3,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use crate::number::number;
+
 /// A result of the planner.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -16,7 +18,7 @@ pub enum Error {
     InvalidArgument {
         /// The argument, as the API names it.
         argument: &'static str,
-        /// Its value.
+        /// Its value; in quotes if it is a name or another text.
         value: String,
         /// What must hold.
         rule: String,
@@ -27,6 +29,16 @@ impl Error {
     /// An [`Error::InvalidArgument`].
     pub(crate) fn argument(argument: &'static str, value: impl fmt::Display, rule: impl Into<String>) -> Self {
         Self::InvalidArgument { argument, value: value.to_string(), rule: rule.into() }
+    }
+
+    /// An [`Error::InvalidArgument`] whose value is text, which is quoted: else an empty one could not be seen.
+    pub(crate) fn text(argument: &'static str, value: &str, rule: impl Into<String>) -> Self {
+        Self::argument(argument, format_args!("{value:?}"), rule)
+    }
+
+    /// An [`Error::InvalidArgument`] whose value is a number of any size.
+    pub(crate) fn number(argument: &'static str, value: f64, rule: impl Into<String>) -> Self {
+        Self::argument(argument, number(value), rule)
     }
 
     /// The argument, its value and the rule, which every error of the planner names: what an error of another type is made of.

@@ -23,7 +23,7 @@
 //!    resources: eight GPUs are bound by their links, eight ranks on one GPU by its memory.
 //! 3. The time of a step is the longest of bytes over rate, plus its dependent round trips, which no bandwidth shortens. The longest one
 //!    *binds*. Nothing is added for contention: [`simulate`] says what queues, stragglers and unlucky routing add.
-//! 4. The SMs are a quarter more than the fewest whose loads and stores do not bind.
+//! 4. The SMs are a quarter more than the fewest whose loads and stores do not bind; [`fewest_sms`] says how few do nearly as well.
 //! 5. [`PlannedBytes`]: what a buffer takes, region by region; exact where the library allocates it today, a projection where not.
 //!
 //! [`Protocol::DeepEpV2`] describes DeepEP V2 instead, with its own constants; [`deepep`] has its formulas one by one.
@@ -31,12 +31,12 @@
 //! ## What is where
 //!
 //! * What is asked: [`Topology`], [`Hardware`], [`Workload`], [`PlanOptions`].
-//! * The answer: [`plan()`] and [`plan_with`] give a [`Plan`].
+//! * The answer: [`plan()`] and [`plan_with`] give a [`Plan`]; [`fewest_sms`] is what a buffer takes whose configuration leaves the SMs open.
 //! * Inside, from rows to time: how many go which way (`flows`), what each moves (`rows`, [`Traffic`]), and what that takes (`limits`).
 //!   Each protocol answers the questions of one trait (`rules`): ours in `ours`, DeepEP V2's in [`deepep`].
 //! * What `epoxide` allocates by and a plan counts by: `layouts`.
 //! * Real routing through queues: [`simulate`].
-//! * What can go wrong: [`Error`].
+//! * What can go wrong: [`Error`]. How it writes numbers: [`number()`].
 //!
 //! `docs/planning.md` holds predictions against published figures, and where and why they miss.
 #![warn(missing_debug_implementations)]
@@ -45,6 +45,7 @@ mod bytes;
 pub mod deepep;
 mod error;
 mod expectation;
+mod fewest;
 mod flows;
 mod hardware;
 // For `epoxide`, whose buffers are laid out by it: its types are those of the kernels, and no part of the planner's API.
@@ -52,6 +53,7 @@ mod hardware;
 pub mod layouts;
 mod limits;
 mod model;
+mod number;
 mod ours;
 mod protocol;
 mod rows;
@@ -65,10 +67,12 @@ pub use bytes::{Basis, PlannedBytes};
 pub use epoxide_kernels::shape::WireFormat;
 pub use error::{Error, Result};
 pub use expectation::{Expected, distinct_groups};
+pub use fewest::fewest_sms;
 pub use hardware::{Figure, Gpu, Hardware, Nic, Unit};
 pub use layouts::RegionBytes;
 pub use limits::{ResourceTime, Step};
 pub use model::{Bandwidth, Phase, Plan, plan, plan_with};
+pub use number::number;
 pub use protocol::{PlanOptions, Protocol};
 pub use topology::{MAX_PLAN_RANKS, Topology};
 pub use traffic::{Resource, StepTraffic, Traffic};

@@ -63,7 +63,7 @@ impl<'a> Limits<'a> {
         };
         let per_gpu = topology.ranks_per_gpu();
         let device = hardware.gpu.sms.value as u32;
-        let most_sms = device.saturating_sub(rules.spare_sms()) / per_gpu;
+        let most_sms = rules.available_sms(hardware, topology);
         if most_sms == 0 {
             let rule = format!("each rank of a GPU needs a whole SM of its {device}, and one stays free");
             return Err(Error::argument("ranks_per_gpu", per_gpu, rule));

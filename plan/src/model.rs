@@ -87,7 +87,7 @@ pub fn plan_with(topology: &Topology, hardware: &Hardware, workload: &Workload, 
     hardware.check()?;
     if workload.imbalance > f64::from(topology.ranks()) {
         let rule = format!("the busiest rank has at most all rows, which is {} times the mean", topology.ranks());
-        return Err(Error::argument("imbalance", workload.imbalance, rule));
+        return Err(Error::number("imbalance", workload.imbalance, rule));
     }
     let limits = Limits::new(topology, hardware, options)?;
     let expected = Expected::new(topology, workload);

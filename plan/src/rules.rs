@@ -4,7 +4,7 @@ use std::fmt;
 use crate::bytes::PlannedBytes;
 use crate::error::Result;
 use crate::flows::Flows;
-use crate::hardware::Gpu;
+use crate::hardware::{Gpu, Hardware};
 use crate::topology::Topology;
 use crate::traffic::{Resource, StepTraffic, Traffic};
 use crate::workload::Workload;
@@ -36,6 +36,10 @@ pub(crate) struct OneSm {
 pub(crate) trait Rules: fmt::Debug + Sync {
     /// SMs of a GPU that it leaves free.
     fn spare_sms(&self) -> u32;
+    /// SMs that each rank of a GPU can have.
+    fn available_sms(&self, hardware: &Hardware, topology: &Topology) -> u32 {
+        (hardware.gpu.sms.value as u32).saturating_sub(self.spare_sms()) / topology.ranks_per_gpu()
+    }
     /// Queue pairs that may be used when nobody says how many.
     fn default_qps(&self) -> u32;
     /// What `sms` SMs load ([`Resource::SmRead`]) or else store of a rank's `traffic`, in bytes per second.

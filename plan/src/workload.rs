@@ -1,8 +1,9 @@
 //! What is moved: tokens, their rows, and how the gate chooses experts.
-use epoxide_kernels::shape::{Shape, WireFormat};
+use epoxide_kernels::shape::{Layout, Shape, WireFormat};
 
 use crate::error::{Error, Result};
 use crate::layouts::checked;
+use crate::number::number;
 
 /// The largest sum of a histogram: what is computed with it stays far from what f64 holds.
 const MOST_LOAD: f64 = 1e100;
@@ -122,16 +123,21 @@ impl Workload {
 
     /// The shape of a buffer for this workload on `ranks` ranks with one block, with room for the worst case.
     pub(crate) fn shape(&self, ranks: u32) -> Shape {
-        Shape {
+        let shape = Shape {
             ranks,
             experts: self.experts,
             top_k: self.top_k,
             hidden: self.hidden,
             max_tokens: self.tokens,
-            rows: Shape::worst_rows(ranks, self.tokens),
+            rows: 0,
             blocks: 1,
             format: self.format,
-        }
+            layout: match self.layout {
+                RowLayout::Compact | RowLayout::Slab => Layout::Compact,
+                RowLayout::Expand { alignment } => Layout::ExpertContiguous { alignment },
+            },
+        };
+        Shape { rows: shape.worst_rows(), ..shape }
     }
 
     /// Rows that a rank of `ranks` can receive at most, whatever its peers send: what [`Capacity::WorstCase`] has room for. `None` if
@@ -169,7 +175,7 @@ impl Workload {
             return Err(Error::argument("capacity", 0, "a rank can receive at least 1 row"));
         }
         if !(self.imbalance.is_finite() && self.imbalance >= 1.0) {
-            return Err(Error::argument(
+            return Err(Error::number(
                 "imbalance",
                 self.imbalance,
                 "the busiest rank over the mean is at least 1, and finite",
@@ -202,16 +208,16 @@ impl Workload {
                     return Err(Error::argument("histogram", format!("{} numbers", loads.len()), rule));
                 }
                 if let Some((expert, load)) = loads.iter().enumerate().find(|(_, l)| !(l.is_finite() && **l >= 0.0)) {
-                    return Err(Error::argument(
+                    return Err(Error::number(
                         "histogram",
-                        load,
+                        *load,
                         format!("expert {expert} has a finite load of at least 0"),
                     ));
                 }
                 let sum: f64 = loads.iter().sum();
                 if !(sum > 0.0 && sum <= MOST_LOAD) {
-                    let rule = format!("all loads together are more than 0 and at most {MOST_LOAD:e}");
-                    return Err(Error::argument("histogram", format!("{sum:e}"), rule));
+                    let rule = format!("all loads together are more than 0 and at most {}", number(MOST_LOAD));
+                    return Err(Error::number("histogram", sum, rule));
                 }
                 let hottest = loads.iter().copied().fold(0.0, f64::max) * f64::from(self.top_k);
                 if hottest > sum * (1.0 + 1e-9) {

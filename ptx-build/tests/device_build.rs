@@ -195,6 +195,58 @@ fn a_finding_tells_the_line_of_rust_once() {
     assert!(double(&builder) && !double(&builder.clone().allow_f64(true)));
 }
 
+/// Operations of the DSL that no kernel of this repository needs, and what each is in PTX.
+const FENCES: &str = r##"
+#![cfg_attr(target_arch = "nvptx64", no_std)]
+#![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch))]
+use epoxide_dsl::prelude::*;
+#[cfg(target_arch = "nvptx64")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! { loop {} }
+#[derive(Clone, Copy, KernelArg)]
+#[repr(C)]
+pub struct Args { pub x: Global<u32> }
+#[kernel(threads = 32)]
+pub fn fences(args: Args) {
+    args.x.store_relaxed::<Block>(0, 1);
+    fence::acquire::<Block>();
+    args.x.store_relaxed::<Gpu>(1, 2);
+    fence::release::<Gpu>();
+    args.x.store_relaxed::<System>(2, 3);
+    fence::acq_rel::<System>();
+    args.x.store_weak(3, 4);
+}
+"##;
+
+#[test]
+fn fences_of_the_dsl_are_instructions_of_their_scope() {
+    let Some((builder, dir, _guard)) = kernels("dsl", "") else {
+        return;
+    };
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let manifest = std::fs::read_to_string(dir.join("Cargo.toml")).expect("written");
+    let needs = format!("[dependencies]\nepoxide-dsl.path = {:?}\n", repository.join("dsl"));
+    std::fs::write(dir.join("Cargo.toml"), manifest + &needs).expect("writable");
+    std::fs::write(dir.join("src/lib.rs"), FENCES).expect("writable");
+    // The versions that the repository has: they are there, with no network.
+    std::fs::copy(repository.join("Cargo.lock"), dir.join("Cargo.lock")).expect("the repository's");
+    let ptx = builder.build().expect("it compiles");
+    let instructions =
+        ptx.text.lines().map(str::trim).filter(|line| line.starts_with("fence") || line.starts_with("st."));
+    let names: Vec<&str> = instructions.filter_map(|line| line.split([' ', ';']).next()).collect();
+    let expected = [
+        "st.relaxed.cta.global.u32",
+        "fence.acq_rel.cta",
+        "st.relaxed.gpu.global.u32",
+        "fence.acq_rel.gpu",
+        "st.relaxed.sys.global.u32",
+        "fence.acq_rel.sys",
+        "st.global.u32",
+    ];
+    assert_eq!(names, expected, "{}", ptx.text);
+    assert_eq!(lint(&ptx.text, None).expect("complete"), []);
+}
+
 /// Run by [`a_missing_committed_text_is_not_called_stale`].
 #[test]
 #[ignore = "started by another test"]

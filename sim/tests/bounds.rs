@@ -76,7 +76,7 @@ fn a_bulk_copy_lies_in_one_allocation() {
         fails(
             |machine| {
                 let at = middle(machine, 256);
-                move || device::bulk_store(at, 0, bytes)
+                move || bulk_store(at, 0, bytes)
             },
             &["bulk_store", "out of bounds", what, "an allocation of 256 bytes"],
         );
@@ -85,7 +85,7 @@ fn a_bulk_copy_lies_in_one_allocation() {
                 let at = middle(machine, 256);
                 move || {
                     device::mbarrier_init(4088, 1);
-                    device::bulk_load(0, at, bytes, 4088);
+                    bulk_load(0, at, bytes, 4088);
                 }
             },
             &["bulk_load", "out of bounds", what],
@@ -94,7 +94,7 @@ fn a_bulk_copy_lies_in_one_allocation() {
     fails(
         |machine| {
             let at = middle(machine, 256);
-            move || device::bulk_store(at + 256, 0, 16)
+            move || bulk_store(at + 256, 0, 16)
         },
         &["bulk_store", "it is 0 bytes behind an allocation of 256 bytes"],
     );
@@ -181,7 +181,7 @@ fn a_thread_that_returns_with_a_bulk_store_in_flight_is_named() {
             |machine| {
                 let at = middle(machine, 256);
                 move || {
-                    device::bulk_store(at, 0, 64);
+                    bulk_store(at, 0, 64);
                     ending();
                 }
             },
@@ -211,7 +211,7 @@ fn a_thread_that_returns_with_a_bulk_store_in_flight_is_named() {
             let kernel = launch("waits", 1, 32, move || {
                 if device::thread_index() == 5 {
                     device::store(shared(0), 9u64, WEAK);
-                    device::bulk_store(at, 0, 64);
+                    bulk_store(at, 0, 64);
                     ending();
                 }
             });
@@ -234,11 +234,11 @@ fn load_that_is_waited_for_by(waiter: Option<u32>, mode: Mode) -> Result<(), Sim
         // Two phases: that the first was waited for does not end the second.
         for phase in 0..2 {
             if thread == 0 {
-                device::mbarrier_arrive_expect_tx(4088, 64);
-                device::bulk_load(0, at, 64, 4088);
+                arrive(4088, 64);
+                bulk_load(0, at, 64, 4088);
             }
             if (phase == 0 && thread == 0) || waiter == Some(thread) {
-                while !device::mbarrier_try_wait(4088, phase) {}
+                while !try_wait(4088, phase) {}
             }
             device::barrier(0, 0);
         }
@@ -284,7 +284,7 @@ fn a_report_names_the_allocation_and_the_region() {
         fails(
             |machine| {
                 let at = window(machine).wrapping_add_signed(at);
-                move || device::bulk_store(at, 0, bytes)
+                move || bulk_store(at, 0, bytes)
             },
             &["bulk_store", whereabouts, ": window \"the rank's window\"", region],
         );

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use epoxide_sim::device::{self, Address, Space};
-use epoxide_sim::{Launch, Machine, MachineConfig, Mode, SimError};
+use epoxide_sim::{Allocation, Launch, Machine, MachineConfig, Mode, SimError};
 use rig::*;
 
 /// A machine of one rank with so few SMs that blocks wait for one.
@@ -96,6 +96,8 @@ fn after_a_failure_every_call_returns_it_on_every_rank() {
                 assert!(rank == 0, "rank 1 breaks");
                 device::poll_pause(device::PollWait {
                     what: "never",
+                    word: shared(0),
+                    bytes: 8,
                     peer: 1,
                     expected: 1,
                     seen: 0,
@@ -193,8 +195,30 @@ fn a_poll_for_what_never_comes_is_a_deadlock_with_expected_and_seen() {
     });
     deadlocks(
         &hopeless,
-        &["lanes 3: polling flag of peer 6", "expected 5, seen 4", "host thread of rank 0 synchronizes"],
+        &[
+            "lanes 3: polling flag of peer 6",
+            "expected 5, seen 4 in the 8 bytes at shared offset 0x0",
+            "host thread of rank 0 synchronizes",
+        ],
     );
+}
+
+#[test]
+fn a_poll_for_what_never_comes_names_the_word_and_its_allocation() {
+    for mode in modes() {
+        let machine = machine(2, mode);
+        let at = machine.allocate_as(&Allocation::new(1, 64).with_name("flags").with_region("landed", 16, 48, 8));
+        let at = at.expect("fits");
+        let hopeless = launch("hopeless", 1, 32, move || {
+            wait_for(word(at, 3), 5, 1, None);
+        });
+        let report = run(&machine, hopeless).expect_err("nobody posts it").to_string();
+        let place = format!(
+            "seen 0 in the 8 bytes at device address {:#x}, 24 bytes into rank 1's allocation of 64 bytes: device memory \"flags\", in its region \"landed\"",
+            at + 24
+        );
+        assert!(report.contains(&place), "{mode:?}: no {place} in {report}");
+    }
 }
 
 #[test]
@@ -202,8 +226,8 @@ fn an_mbarrier_nobody_completes_is_a_deadlock() {
     let hopeless = launch("hopeless", 1, 32, || {
         if device::thread_index() == 0 {
             device::mbarrier_init(8, 2);
-            device::mbarrier_arrive_expect_tx(8, 64);
-            while !device::mbarrier_try_wait(8, 0) {}
+            arrive(8, 64);
+            while !try_wait(8, 0) {}
         }
     });
     deadlocks(&hopeless, &["mbarrier 0x8", "1 of 2 arrivals and 64 bytes missing"]);

@@ -126,14 +126,14 @@ fn late_copies(seed: u64) -> (u64, Vec<u64>, u64) {
             if thread == 0 {
                 device::mbarrier_init(4088, 1);
                 for round in 0..4 {
-                    device::bulk_store(own + 64 * u64::from(round), 64 * round, 64);
+                    bulk_store(own + 64 * u64::from(round), 64 * round, 64);
                     device::bulk_commit();
                 }
                 device::bulk_wait(2, true);
                 device::bulk_wait(0, false);
-                device::mbarrier_arrive_expect_tx(4088, 256);
-                device::bulk_load(1024, own, 256, 4088);
-                while !device::mbarrier_try_wait(4088, 0) {}
+                arrive(4088, 256);
+                bulk_load(1024, own, 256, 4088);
+                while !try_wait(4088, 0) {}
                 add(word(at, 1000), 1);
             }
             if thread == 32 {

@@ -46,11 +46,11 @@ fn print_costs() {
     let base = at(&machine1);
     let seconds = timed(&machine1, 1, 32, move || {
         for i in 0..5_000_000u64 {
-            let value = device::load_x4(word(base, 2 * (i & 0x7FFF)), WEAK);
-            device::store_x4(word(base, 2 * (i & 0x7FFF)), value, WEAK);
+            let value = device::load_vector::<u32, 4>(word(base, 2 * (i & 0x7FFF)), WEAK);
+            device::store_vector(word(base, 2 * (i & 0x7FFF)), value, WEAK);
         }
     });
-    print("load_x4 + store_x4", seconds, 32.0 * 5e6);
+    print("load_vector + store_vector", seconds, 32.0 * 5e6);
     for threads in [32, 512] {
         let seconds = timed(&one(), 1, threads, || {
             for _ in 0..200_000 {
@@ -79,9 +79,9 @@ fn print_costs() {
         if device::thread_index() == 0 {
             device::mbarrier_init(4088, 1);
             for phase in 0..1_000_000 {
-                device::mbarrier_arrive_expect_tx(4088, 2048);
-                device::bulk_load(0, base, 2048, 4088);
-                while !device::mbarrier_try_wait(4088, phase % 2) {}
+                arrive(4088, 2048);
+                bulk_load(0, base, 2048, 4088);
+                while !try_wait(4088, phase % 2) {}
             }
         }
     });

@@ -157,6 +157,8 @@ fn a_sleeper_wakes_although_others_never_rest() {
                         let seen = add(word(at, 1), 1);
                         device::poll_pause(device::PollWait {
                             what: "end",
+                            word: word(at, 0),
+                            bytes: 8,
                             peer: 0,
                             expected: 1,
                             seen,

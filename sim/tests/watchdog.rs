@@ -70,7 +70,7 @@ fn a_loop_of_calls_that_are_no_accesses_is_ended_too() {
     is_ended("asks who it is", |_| {
         let _ = device::thread_index();
     });
-    is_ended("fences", |_| device::fence(RELEASE));
+    is_ended("fences", |_| device::fence(device::Fence::Release, device::Scope::System));
     is_ended("waits for no copies", |_| device::bulk_wait(0, false));
 }
 
@@ -80,7 +80,15 @@ fn a_loop_that_gives_up_its_turn_is_ended_too() {
     is_ended("meets itself", |_| device::warp_sync(1 << 5));
     is_ended("polls and changes", |at| {
         let seen = add(word(at, 0), 1);
-        device::poll_pause(device::PollWait { what: "end", peer: 0, expected: 1, seen, deadline_ns: None });
+        device::poll_pause(device::PollWait {
+            what: "end",
+            word: word(at, 0),
+            bytes: 8,
+            peer: 0,
+            expected: 1,
+            seen,
+            deadline_ns: None,
+        });
     });
 }
 

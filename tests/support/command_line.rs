@@ -18,6 +18,8 @@ const ARGUMENTS: &str = "EPOXIDE_TEST_ARGUMENTS";
 const SEPARATOR: char = '\u{1e}';
 /// No command line that is tried takes this long, not even on a machine that is busy.
 const LIMIT: Duration = Duration::from_secs(120);
+/// No number is printed with more digits than the longest that is tried, and some more.
+const MOST_DIGITS: usize = 25;
 
 /// Ends the process as the program would, if it is there to play it.
 pub fn play(program: impl FnOnce(Vec<OsString>) -> u8) {
@@ -58,6 +60,20 @@ impl Program {
         let mut command = Command::new(std::env::current_exe().expect("a test has an executable"));
         command.args([self.test, "--exact", "--nocapture", "-q"]).env("RUST_BACKTRACE", "1").current_dir(&self.folder);
         command.env(ARGUMENTS, args.join(&SEPARATOR.to_string())).stdin(Stdio::null());
+        command
+    }
+
+    /// The same with standard output as the shell makes it of `redirection`.
+    #[allow(dead_code, reason = "not everyone redirects")]
+    pub fn redirected(&self, args: &[&str], redirection: &str) -> Command {
+        let played = self.command(args);
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("exec \"$0\" \"$@\" {redirection}")])
+            .arg(played.get_program())
+            .args(played.get_args());
+        command.envs(played.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.current_dir(&self.folder).stdin(Stdio::null());
         command
     }
 
@@ -102,6 +118,11 @@ impl Program {
         for word in ["panicked", "RUST_BACKTRACE", "Stack backtrace", "stack backtrace", "memory allocation of"] {
             assert!(!said.contains(word), "{args:?}: {said}");
         }
+        for printed in [&ended.stdout, said] {
+            let number =
+                printed.split(|c: char| !c.is_ascii_digit() && c != '.').find(|digits| digits.len() > MOST_DIGITS);
+            assert!(number.is_none(), "{args:?}: nobody reads {number:?}");
+        }
         if ended.code == Some(2) {
             assert!(said.starts_with("error: ") || said.contains("Usage: "), "{args:?}: {said}");
         }
@@ -116,7 +137,7 @@ impl Drop for Program {
 }
 
 /// What an option of any kind may be given: nothing, the ends of what numbers hold, what is no number, no file, no text.
-const VALUES: [&str; 24] = [
+const VALUES: [&str; 25] = [
     "",
     " ",
     "0",
@@ -134,6 +155,7 @@ const VALUES: [&str; 24] = [
     "0.5",
     "-0.0",
     "1e308",
+    "1e-300",
     "NaN",
     "inf",
     "1,2",

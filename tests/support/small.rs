@@ -13,6 +13,18 @@ pub fn with<'a>(small: &[&'a str], line: &[&'a str]) -> Vec<&'a str> {
     without(small, |flag| line.contains(&flag)).into_iter().chain(line.iter().copied()).collect()
 }
 
+/// Checks that it is an error, and no fault of the options, where standard output was closed at the start or is open for reading only.
+pub fn an_answer_that_nobody_gets_is_an_error(program: &Program, small: &[&str]) {
+    for args in [small, &["--help"]] {
+        for redirection in [">&-", "1</dev/null"] {
+            let output = program.redirected(args, redirection).output().expect("there is a shell");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{args:?} {redirection}: {said}");
+            assert!(said.starts_with("error: cannot write to standard output: "), "{args:?} {redirection}: {said}");
+        }
+    }
+}
+
 /// Checks that no option with any kind of value makes the program panic, alone and in so many `mixtures`.
 pub fn no_command_line_panics(program: &Program, options: &Command, small: &[&str], mixtures: usize) {
     let mut lines = command_line::singles(options.get_arguments());

@@ -9,16 +9,6 @@ use epoxide::plan::{Figure, Gpu};
 use super::gpu_figures::Reading;
 use super::nvml::GpuFacts;
 
-/// What NVML calls the built-in GPUs. Only whole names: an "H100 PCIe" has other memory than an "H100 80GB HBM3", and a "GH200"
-/// is no H200.
-const PRODUCTS: [(&str, &str); 6] = [
-    ("NVIDIA H100 80GB HBM3", "H100"),
-    ("NVIDIA H800", "H800"),
-    ("NVIDIA H200", "H200"),
-    ("NVIDIA H20", "H20"),
-    ("NVIDIA B200", "B200"),
-    ("NVIDIA GB200", "GB200"),
-];
 /// The oldest compute capability that the kernels run on.
 const OLDEST: (i32, i32) = (9, 0);
 /// Shared memory of a block on compute capability 12.x, which is less than on 9.0 and 10.0.
@@ -59,12 +49,8 @@ pub(crate) fn choose(gpus: &[GpuFacts]) -> anyhow::Result<Gpus> {
     };
     let same: Vec<_> = gpus.iter().filter(|gpu| gpu.name == first.name).collect();
     let others = gpus.len() - same.len();
-    let product = PRODUCTS.iter().find(|(name, _)| name.eq_ignore_ascii_case(&first.name));
-    let base = match product {
-        Some((_, base)) => base,
-        None if first.compute_capability.0 == 9 => "H100",
-        None => "B200",
-    };
+    let product = Gpu::name_of(&first.name);
+    let base = product.unwrap_or(if first.compute_capability.0 == 9 { "H100" } else { "B200" });
     let mut gpu = Gpu::named(base)?;
     let mut notes = Vec::new();
     if product.is_none() {

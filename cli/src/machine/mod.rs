@@ -9,13 +9,12 @@ pub(crate) mod nvml;
 pub(crate) mod sysfs;
 mod visible;
 
-use anyhow::Context;
 use epoxide::plan::{Gpu, Hardware, Nic, Topology};
 use nvml_wrapper::Nvml;
 
 use crate::args::PlanArgs;
 use crate::hardware_file;
-use crate::request::text_of;
+use crate::named_file::text_of;
 use gpu::Gpus;
 use nic::Nics;
 use sysfs::NicFacts;
@@ -51,7 +50,7 @@ impl Machine {
         let nics = args.nic.as_deref().is_some_and(is_auto).then(|| sysfs::nics(&args.root));
         let mut machine = Self::of(args, gpus.as_ref(), nics.as_deref())?;
         if let Some(path) = &args.hardware {
-            let text = text_of(path).with_context(|| format!("--hardware {}", path.display()))?;
+            let text = text_of("--hardware", path)?;
             hardware_file::apply(&mut machine.hardware, &text, &path.display().to_string())?;
         }
         Ok(machine)
@@ -135,7 +134,8 @@ mod tests {
     use super::nvml::GpuFacts;
     use super::*;
     use crate::args::{Cli, Command, PLAN_HELP};
-    use crate::request::Request;
+    use crate::planned::Planned;
+    use crate::request::{Request, routing};
     use crate::{figures, page, report};
 
     /// The options of `epoxide plan`, and what follows from them on a machine with these GPUs and NICs.
@@ -154,14 +154,16 @@ mod tests {
 
     fn topology(options: &str, gpus: u32, nics: usize) -> (u32, u32, u32) {
         let (args, machine) = on(options, &h200s(gpus), &nic::tests::cx7(nics));
-        let topology = Request::new(&args, &machine).expect("good options").topology;
+        let request = routing(&args).and_then(|routing| Request::new(&args, &machine, routing));
+        let topology = request.expect("good options").topology;
         (topology.ranks(), topology.domains(), topology.nics_per_gpu())
     }
 
     #[test]
     fn page_json_and_figures_say_what_was_read() {
         let (args, machine) = on("--gpu auto --nic auto", &h200s(8), &nic::tests::cx7(2));
-        let planned = Request::new(&args, &machine).and_then(|r| Ok(r.plan(None)?)).expect("a good plan");
+        let request = routing(&args).and_then(|routing| Request::new(&args, &machine, routing)).expect("good options");
+        let planned = Planned::new(request, None, &|_, _| {}).expect("a good plan");
         let page = page::text(&planned);
         for line in [
             "Epoxide on NVIDIA H200, 8 ranks in 1 NVLink domain",

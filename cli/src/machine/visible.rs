@@ -35,18 +35,20 @@ impl Visible {
             };
             if chosen.iter().any(|other| other.index == gpu.index) {
                 return Err(no_gpu(format!(
-                    "CUDA_VISIBLE_DEVICES={variable} names a GPU twice, so that CUDA sees none"
+                    "CUDA_VISIBLE_DEVICES={variable:?} names a GPU twice, so that CUDA sees none"
                 )));
             }
             chosen.push(gpu.clone());
         }
         if chosen.is_empty() {
-            return Err(no_gpu(format!("CUDA_VISIBLE_DEVICES={variable} leaves none of the machine's {machine} GPUs")));
+            return Err(no_gpu(format!(
+                "CUDA_VISIBLE_DEVICES={variable:?} leaves none of the machine's {machine} GPUs"
+            )));
         }
         if chosen.len() < gpus.len() {
             notes.insert(
                 0,
-                format!("CUDA_VISIBLE_DEVICES={variable}: {} of the machine's {machine} GPUs", chosen.len()),
+                format!("CUDA_VISIBLE_DEVICES={variable:?}: {} of the machine's {machine} GPUs", chosen.len()),
             );
         }
         let numbers = variable.split(',').any(|entry| entry.trim().parse::<u32>().is_ok());
@@ -95,7 +97,7 @@ mod tests {
         assert_eq!(indices(Some("1,GPU-,2")), [1]);
         let notes = |variable| Visible::new(machine(), Some(variable), true).expect("it leaves some").notes;
         assert_eq!(notes("3,2,1,0"), [""; 0]);
-        assert_eq!(notes("1,2"), ["CUDA_VISIBLE_DEVICES=1,2: 2 of the machine's 4 GPUs"]);
+        assert_eq!(notes("1,2"), ["CUDA_VISIBLE_DEVICES=\"1,2\": 2 of the machine's 4 GPUs"]);
         assert_eq!(notes("1,MIG-7")[1], "CUDA_VISIBLE_DEVICES: `MIG-7` names no GPU, and CUDA reads no further");
     }
 
@@ -103,7 +105,7 @@ mod tests {
     fn a_variable_that_leaves_nothing_is_an_error_that_names_it() {
         for (variable, said) in [("", "leaves none"), ("-1", "leaves none"), ("9", "leaves none"), ("1,1", "twice")] {
             let error = Visible::new(machine(), Some(variable), true).expect_err(variable).to_string();
-            let start = format!("--gpu auto: CUDA_VISIBLE_DEVICES={variable} ");
+            let start = format!("--gpu auto: CUDA_VISIBLE_DEVICES={variable:?} ");
             assert!(error.starts_with(&start) && error.contains(said), "{error}");
         }
     }

@@ -7,7 +7,8 @@ use nvml_wrapper::enum_wrappers::device::{P2pCapabilitiesIndex, P2pStatus};
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 
-use super::{Check, Status, proof};
+use super::check::{Check, Status};
+use super::proof;
 use crate::machine::nvml::{self, GpuFacts};
 use crate::units;
 

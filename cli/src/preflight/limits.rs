@@ -3,7 +3,7 @@ use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
-use super::{Check, Status};
+use super::check::{Check, Status};
 use crate::units;
 
 /// Shared memory that NCCL is comfortable with; containers have 64 MiB unless told.
@@ -51,12 +51,12 @@ fn queues(value: Option<&str>, gpu: bool) -> Check {
     let (usual, most) = QUEUES;
     let given = value.and_then(|text| text.trim().parse::<u32>().ok()).filter(|n| *n > 0);
     let queues = given.map_or(usual, |n| n.min(most));
-    let set = value.map_or("not set".into(), |text| format!("= {text}"));
+    let set = value.map_or("not set".into(), |text| format!("= {text:?}"));
     let finding = format!("CUDA_DEVICE_MAX_CONNECTIONS {set}: at most {queues} ranks on a GPU");
     match (gpu, value) {
         (false, _) => Check::new("hardware_queues", Status::Absent, finding),
         (true, Some(text)) if given.is_none() => {
-            let advice = format!("`{text}` is no number from 1 to {most}: the driver takes {usual}");
+            let advice = format!("{text:?} is no number from 1 to {most}: the driver takes {usual}");
             Check::new("hardware_queues", Status::Limited, finding).advice(advice)
         }
         (true, _) if queues < usual => {
@@ -85,7 +85,7 @@ mod tests {
     fn the_variable_is_read_as_the_driver_reads_it() {
         let ranks = |value| queues(value, true);
         assert!(ranks(None).finding.ends_with("not set: at most 8 ranks on a GPU"));
-        assert!(ranks(Some("32")).finding.ends_with("= 32: at most 32 ranks on a GPU"));
+        assert!(ranks(Some("32")).finding.ends_with("= \"32\": at most 32 ranks on a GPU"));
         assert!(ranks(Some("99")).finding.contains("at most 32 "));
         assert_eq!(ranks(Some("1")).status, Status::Limited);
         assert_eq!(ranks(Some("many")).status, Status::Limited);

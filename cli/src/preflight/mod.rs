@@ -2,6 +2,7 @@
 //!
 //! Nothing is guessed from a version number where it can be tried: a GPU works when two ranks have dispatched and combined on
 //! it, and so does the simulated one.
+mod check;
 mod gpu;
 mod limits;
 mod nccl;
@@ -13,42 +14,11 @@ use serde::Serialize;
 
 use crate::answer::Answer;
 use crate::args::PreflightArgs;
+use crate::progress::Progress;
+use check::{Check, Status};
 
-/// How a piece does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Status {
-    /// It works.
-    Ok,
-    /// It works, but not for everything.
-    Limited,
-    /// It is here and does not work.
-    No,
-    /// It is not here, or cannot be seen.
-    Absent,
-}
-
-/// A line of the report.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Check {
-    check: &'static str,
-    status: Status,
-    finding: String,
-    advice: Option<String>,
-}
-
-impl Check {
-    /// A finding that needs no advice.
-    pub fn new(check: &'static str, status: Status, finding: impl Into<String>) -> Self {
-        Self { check, status, finding: finding.into(), advice: None }
-    }
-    /// Says what to do.
-    #[must_use]
-    pub fn advice(mut self, advice: impl Into<String>) -> Self {
-        self.advice = Some(advice.into());
-        self
-    }
-}
+/// What takes time: GPUs, NCCL, the simulated GPU.
+const PARTS: usize = 3;
 
 /// What operations can run on here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -67,14 +37,22 @@ struct Report {
 pub(crate) fn run(args: &PreflightArgs) -> anyhow::Result<Answer> {
     let report = look(args);
     let text = if args.json { serde_json::to_string_pretty(&report)? } else { text(&report) };
-    Ok(Answer { text, success: report.runs.gpu || report.runs.simulator })
+    Ok(Answer { success: report.runs.gpu || report.runs.simulator, ..Answer::good(text) })
 }
 
 fn look(args: &PreflightArgs) -> Report {
+    // A GPU that does not answer takes seconds to be given up.
+    let progress = Progress::new();
+    progress.expect(PARTS);
+    progress.step("GPUs");
     let (mut checks, gpus) = gpu::look();
+    progress.rows(1);
+    progress.step("NCCL");
     checks.extend(nccl::look());
+    progress.rows(1);
     checks.extend(nic::look(&args.root));
     checks.extend(limits::look(&args.root, gpus.contains(&true)));
+    progress.step("simulated GPU");
     let simulator = simulator();
     let runs = Runs { gpu: gpus.contains(&true), simulator: simulator.status == Status::Ok };
     checks.push(simulator);

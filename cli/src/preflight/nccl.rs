@@ -3,7 +3,7 @@ use std::ffi::c_int;
 
 use libloading::Library;
 
-use super::{Check, Status};
+use super::check::{Check, Status};
 
 const LIBRARY: &str = "libnccl.so.2";
 /// Symmetric windows and their device side, which ranks in several processes will need (NCCL 2.28 introduced them).

@@ -1,7 +1,7 @@
 //! RDMA NICs, and whether data can pass.
 use std::path::Path;
 
-use super::{Check, Status};
+use super::check::{Check, Status};
 use crate::machine::sysfs::{self, Port};
 
 /// Every port of every NIC; one line if there is none.

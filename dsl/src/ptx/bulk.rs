@@ -1,6 +1,7 @@
-//! Bulk asynchronous copies, mbarriers and the fences between the generic and the async proxy (PTX ISA, "Asynchronous
-//! copies", `mbarrier`, "Proxies").
+//! Bulk asynchronous copies and mbarriers (PTX ISA, "Asynchronous copies", `mbarrier`).
 use core::arch::asm;
+
+use super::fence_proxy_async_shared;
 
 macro_rules! effect {
     ($text:literal $(, $($operand:tt)*)?) => {
@@ -15,7 +16,7 @@ macro_rules! effect {
 pub fn mbarrier_init(at: u32, arrivals: u32) {
     effect!("mbarrier.init.shared::cta.b64 [{0}], {1};", in(reg32) at, in(reg32) arrivals);
     effect!("fence.mbarrier_init.release.cluster;");
-    effect!("fence.proxy.async.shared::cta;");
+    fence_proxy_async_shared();
 }
 #[inline(always)]
 pub fn mbarrier_arrive_expect_tx(at: u32, bytes: u32) {
@@ -64,19 +65,4 @@ pub fn bulk_wait_read_but_last() {
 #[inline(always)]
 pub fn bulk_wait_complete() {
     effect!("cp.async.bulk.wait_group 0;");
-}
-/// Orders this thread's accesses to shared memory with later bulk copies.
-#[inline(always)]
-pub fn fence_proxy_async_shared() {
-    effect!("fence.proxy.async.shared::cta;");
-}
-/// Orders this thread's accesses to global memory, and what they have acquired, with bulk copies.
-#[inline(always)]
-pub fn fence_proxy_async_global() {
-    effect!("fence.proxy.async.global;");
-}
-/// Orders this thread's accesses to all memory with bulk copies.
-#[inline(always)]
-pub fn fence_proxy_async() {
-    effect!("fence.proxy.async;");
 }

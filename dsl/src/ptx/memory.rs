@@ -3,7 +3,7 @@
 //! Every access keeps its memory clobber: the compiler must not move it across a barrier, a flag or a bulk copy.
 use core::arch::asm;
 
-use crate::memory::{Scope, ScopeKind, U32x4};
+use crate::memory::{Scope, ScopeKind};
 
 /// An unsigned integer as device memory holds it.
 pub trait Bits: Copy {
@@ -45,6 +45,7 @@ macro_rules! store {
 macro_rules! scoped {
     ($s:ident, $m:ident, $head:literal, $tail:expr, $($rest:tt)*) => {
         match $s::KIND {
+            ScopeKind::Block => $m!(concat!($head, ".cta", $tail), $($rest)*),
             ScopeKind::Gpu => $m!(concat!($head, ".gpu", $tail), $($rest)*),
             ScopeKind::System => $m!(concat!($head, ".sys", $tail), $($rest)*),
         }
@@ -168,23 +169,23 @@ macro_rules! store_x4 {
 }
 
 #[inline(always)]
-pub fn load_weak_x4(address: u64) -> U32x4 {
+pub fn load_weak_x4(address: u64) -> [u32; 4] {
     load_x4!("ld.global.v4.u32", reg64, address)
 }
 #[inline(always)]
-pub fn load_weak_streaming_x4(address: u64) -> U32x4 {
+pub fn load_weak_streaming_x4(address: u64) -> [u32; 4] {
     load_x4!("ld.global.L1::no_allocate.v4.u32", reg64, address)
 }
 #[inline(always)]
-pub fn store_weak_x4(address: u64, v: U32x4) {
+pub fn store_weak_x4(address: u64, v: [u32; 4]) {
     store_x4!("st.global.v4.u32", reg64, address, v);
 }
 #[inline(always)]
-pub fn load_shared_x4(address: u32) -> U32x4 {
+pub fn load_shared_x4(address: u32) -> [u32; 4] {
     load_x4!("ld.shared.v4.u32", reg32, address)
 }
 #[inline(always)]
-pub fn store_shared_x4(address: u32, v: U32x4) {
+pub fn store_shared_x4(address: u32, v: [u32; 4]) {
     store_x4!("st.shared.v4.u32", reg32, address, v);
 }
 

@@ -1,6 +1,7 @@
 //! The PTX backend: per-thread operations in inline PTX, collectives as LLVM intrinsics.
 mod bulk;
 mod convert;
+mod fence;
 mod memory;
 mod warp;
 
@@ -8,6 +9,7 @@ use core::arch::asm;
 
 pub use bulk::*;
 pub use convert::*;
+pub use fence::*;
 pub use memory::*;
 pub use warp::*;
 
@@ -79,7 +81,7 @@ pub fn sleep_until(ns: u64) {
 
 /// One failed poll of a wait. Nothing here needs to know what is waited for.
 #[inline(always)]
-pub fn poll_pause(_what: &'static str, _peer: u32, _expected: u64, _seen: u64, _deadline_ns: u64) {
+pub fn poll_pause(_what: &'static str, _word: (u64, u32), _peer: u32, _expected: u64, _seen: u64, _deadline_ns: u64) {
     nanosleep(20);
 }
 

@@ -1,8 +1,7 @@
 //! Loads, stores and atomics on the simulated machine's memory.
 use epoxide_sim::device::{self, Address, Order, Rmw, Space, Strength, Word};
 
-use super::WEAK;
-use crate::memory::{Scope, ScopeKind, U32x4};
+use crate::memory::{Scope, ScopeKind};
 
 /// An unsigned integer as device memory holds it.
 pub trait Bits: Copy {
@@ -40,18 +39,21 @@ pub trait AtomicBits: Bits {
     fn compare_exchange_acq_rel<S: Scope>(address: u64, expected: Self, new: Self) -> Self;
 }
 
-const fn global(at: u64) -> Address {
+pub(super) const fn global(at: u64) -> Address {
     Address { space: Space::Global, at }
 }
-const fn shared(at: u32) -> Address {
+pub(super) const fn shared(at: u32) -> Address {
     Address { space: Space::Shared, at: at as u64 }
 }
-const fn strength<S: Scope>(order: Order) -> Strength {
-    let scope = match S::KIND {
+pub(super) const fn scope<S: Scope>() -> device::Scope {
+    match S::KIND {
+        ScopeKind::Block => device::Scope::Block,
         ScopeKind::Gpu => device::Scope::Gpu,
         ScopeKind::System => device::Scope::System,
-    };
-    Strength { order, scope }
+    }
+}
+const fn strength<S: Scope>(order: Order) -> Strength {
+    Strength { order, scope: scope::<S>() }
 }
 
 impl<W: Word> Bits for W {
@@ -74,7 +76,7 @@ impl<W: Word> Bits for W {
 }
 
 macro_rules! atomic_bits {
-    ($($t:ty as $signed:ty),*) => { $(
+    ($($t:ty),*) => { $(
         impl AtomicBits for $t {
             #[track_caller]
             fn load_relaxed<S: Scope>(address: u64) -> Self {
@@ -106,11 +108,11 @@ macro_rules! atomic_bits {
             }
             #[track_caller]
             fn fetch_min_signed_relaxed<S: Scope>(address: u64, value: Self) -> Self {
-                update_relaxed::<S, Self>(address, |old| (old as $signed).min(value as $signed) as $t)
+                device::rmw(global(address), Rmw::MinSigned, value, strength::<S>(Order::Relaxed))
             }
             #[track_caller]
             fn fetch_max_signed_relaxed<S: Scope>(address: u64, value: Self) -> Self {
-                update_relaxed::<S, Self>(address, |old| (old as $signed).max(value as $signed) as $t)
+                device::rmw(global(address), Rmw::MaxSigned, value, strength::<S>(Order::Relaxed))
             }
             #[track_caller]
             fn compare_exchange_acq_rel<S: Scope>(address: u64, expected: Self, new: Self) -> Self {
@@ -119,50 +121,32 @@ macro_rules! atomic_bits {
         }
     )* };
 }
-atomic_bits!(u32 as i32, u64 as i64);
-
-/// Changes a word at once, as the simulator has no atomic for it; returns the word before.
-#[track_caller]
-fn update_relaxed<S: Scope, W: Word>(address: u64, new: impl Fn(W) -> W) -> W {
-    let strength = strength::<S>(Order::Relaxed);
-    let mut old = device::load(global(address), strength);
-    loop {
-        // Another thread has changed the word in between: it got on, so this ends.
-        let seen = device::compare_exchange(global(address), old, new(old), strength);
-        if seen == old {
-            return old;
-        }
-        old = seen;
-    }
-}
+atomic_bits!(u32, u64);
 
 #[track_caller]
 pub fn fetch_add_f32_relaxed<S: Scope>(address: u64, value: f32) -> f32 {
-    // As the GPU's atomic on global memory, which has no subnormal numbers (PTX ISA, `atom`).
-    let flush = |x: f32| if x.is_subnormal() { 0f32.copysign(x) } else { x };
-    let new = |old: u32| flush(flush(f32::from_bits(old)) + flush(value)).to_bits();
-    f32::from_bits(update_relaxed::<S, u32>(address, new))
+    f32::from_bits(device::rmw(global(address), Rmw::AddF32, value.to_bits(), strength::<S>(Order::Relaxed)))
 }
 
 #[track_caller]
-pub fn load_weak_x4(address: u64) -> U32x4 {
-    device::load_x4(global(address), WEAK)
+pub fn load_weak_x4(address: u64) -> [u32; 4] {
+    device::load_vector(global(address), WEAK)
 }
 #[track_caller]
-pub fn load_weak_streaming_x4(address: u64) -> U32x4 {
-    device::load_x4(global(address), WEAK)
+pub fn load_weak_streaming_x4(address: u64) -> [u32; 4] {
+    device::load_vector(global(address), WEAK)
 }
 #[track_caller]
-pub fn store_weak_x4(address: u64, value: U32x4) {
-    device::store_x4(global(address), value, WEAK);
+pub fn store_weak_x4(address: u64, value: [u32; 4]) {
+    device::store_vector(global(address), value, WEAK);
 }
 #[track_caller]
-pub fn load_shared_x4(address: u32) -> U32x4 {
-    device::load_x4(shared(address), WEAK)
+pub fn load_shared_x4(address: u32) -> [u32; 4] {
+    device::load_vector(shared(address), WEAK)
 }
 #[track_caller]
-pub fn store_shared_x4(address: u32, value: U32x4) {
-    device::store_x4(shared(address), value, WEAK);
+pub fn store_shared_x4(address: u32, value: [u32; 4]) {
+    device::store_vector(shared(address), value, WEAK);
 }
 #[track_caller]
 pub fn shared_add_u32(address: u32, value: u32) -> u32 {
@@ -179,3 +163,5 @@ pub fn shared_max_u32(address: u32, value: u32) -> u32 {
 
 /// What an atomic on shared memory is.
 const RELAXED_IN_BLOCK: Strength = Strength { order: Order::Relaxed, scope: device::Scope::Block };
+/// A weak access.
+const WEAK: Strength = Strength { order: Order::Weak, scope: device::Scope::Block };

@@ -1,10 +1,16 @@
 //! The simulator backend: every operation is a call into [`epoxide_sim::device`].
 //!
 //! Each function is `#[track_caller]`, so that reports name the kernel's own source line.
+mod bulk;
+mod convert;
+mod fence;
 mod memory;
 
-use epoxide_sim::device::{self, Order, PollWait, Reduce, Shuffle, Strength};
+use epoxide_sim::device::{self, PollWait, Reduce, Shuffle};
 
+pub use bulk::*;
+pub use convert::*;
+pub use fence::*;
 pub use memory::*;
 
 pub fn thread_index() -> u32 {
@@ -31,8 +37,9 @@ pub fn sleep_until(ns: u64) {
     device::sleep_until(ns);
 }
 #[track_caller]
-pub fn poll_pause(what: &'static str, peer: u32, expected: u64, seen: u64, deadline_ns: u64) {
-    device::poll_pause(PollWait { what, peer, expected, seen, deadline_ns: Some(deadline_ns) });
+pub fn poll_pause(what: &'static str, word: (u64, u32), peer: u32, expected: u64, seen: u64, deadline_ns: u64) {
+    let (word, bytes) = (memory::global(word.0), word.1);
+    device::poll_pause(PollWait { what, word, bytes, peer, expected, seen, deadline_ns: Some(deadline_ns) });
 }
 
 #[track_caller]
@@ -84,85 +91,3 @@ pub fn reduce_min(mask: u32, value: u32) -> u32 {
 pub fn reduce_max(mask: u32, value: u32) -> u32 {
     device::reduce(mask, Reduce::Max, value)
 }
-
-pub fn bf16_from_f32(x: f32) -> u16 {
-    crate::float::software_bf16(x)
-}
-pub fn e4m3x4_from_f32(x: [f32; 4]) -> u32 {
-    u32::from_le_bytes(x.map(crate::float::software_e4m3))
-}
-pub fn max_u16x2(a: u32, b: u32) -> u32 {
-    let high = (a >> 16).max(b >> 16);
-    high << 16 | (a & 0xffff).max(b & 0xffff)
-}
-pub fn bf16x2_from_f32(low: f32, high: f32) -> u32 {
-    u32::from(crate::float::software_bf16(high)) << 16 | u32::from(crate::float::software_bf16(low))
-}
-pub fn e4m3x2_from_f32(low: f32, high: f32) -> u16 {
-    u16::from(crate::float::software_e4m3(low)) | u16::from(crate::float::software_e4m3(high)) << 8
-}
-
-pub fn sqrt_rn(x: f32) -> f32 {
-    x.sqrt()
-}
-pub fn rcp_rn(x: f32) -> f32 {
-    1.0 / x
-}
-/// One rounding, with or without an instruction for it: `mul_add` is that by definition.
-pub fn fma_rn(a: f32, b: f32, c: f32) -> f32 {
-    a.mul_add(b, c)
-}
-
-#[track_caller]
-pub fn mbarrier_init(at: u32, arrivals: u32) {
-    device::mbarrier_init(at, arrivals);
-}
-#[track_caller]
-pub fn mbarrier_arrive_expect_tx(at: u32, bytes: u32) {
-    device::mbarrier_arrive_expect_tx(at, bytes);
-}
-#[track_caller]
-pub fn mbarrier_try_wait(at: u32, parity: u32) -> bool {
-    device::mbarrier_try_wait(at, parity)
-}
-#[track_caller]
-pub fn bulk_load(to: u32, from: u64, bytes: u32, mbarrier: u32) {
-    device::bulk_load(to, from, bytes, mbarrier);
-}
-/// A hint, which has no effect that a kernel could see.
-pub fn bulk_prefetch(_from: u64, _bytes: u32) {}
-#[track_caller]
-pub fn bulk_store(to: u64, from: u32, bytes: u32) {
-    device::bulk_store(to, from, bytes);
-}
-#[track_caller]
-pub fn bulk_commit() {
-    device::bulk_commit();
-}
-#[track_caller]
-pub fn bulk_wait_read() {
-    device::bulk_wait(0, true);
-}
-#[track_caller]
-pub fn bulk_wait_read_but_last() {
-    device::bulk_wait(1, true);
-}
-#[track_caller]
-pub fn bulk_wait_complete() {
-    device::bulk_wait(0, false);
-}
-#[track_caller]
-pub fn fence_proxy_async_shared() {
-    device::fence_proxy_async();
-}
-#[track_caller]
-pub fn fence_proxy_async_global() {
-    device::fence_proxy_async();
-}
-#[track_caller]
-pub fn fence_proxy_async() {
-    device::fence_proxy_async();
-}
-
-/// A weak access.
-const WEAK: Strength = Strength { order: Order::Weak, scope: device::Scope::Block };

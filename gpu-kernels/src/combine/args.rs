@@ -1,7 +1,7 @@
 //! What a combine takes.
 use epoxide_dsl::prelude::*;
 
-use crate::words::Operation;
+use crate::words::{Flags, Operation};
 
 /// Arguments of [`combine`](crate::entries::combine).
 ///
@@ -34,3 +34,28 @@ pub struct CombineArgs {
 
 /// Nobody said how many expert outputs there are.
 pub const UNKNOWN_OUTPUTS: u32 = u32::MAX;
+
+/// Arguments of [`combine_by_expert`](crate::entries::combine_by_expert).
+///
+/// Launch contract: that of [`CombineArgs`]; `link` and `source` are what the dispatch wrote beside the rows, and `pull.received` the counts
+/// with their offsets.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct CombineByExpertArgs {
+    /// What every combine takes.
+    pub pull: CombineArgs,
+    /// u32 `[rows]`: see [`crate::dispatch::link`].
+    pub link: Region<u32>,
+    /// u64 `[rows]`: source rank in the upper half, token in the lower.
+    pub source: Region<u64>,
+    /// BF16 `[ranks][max_tokens][hidden]` at every rank: the sums of its experts' rows of a token.
+    pub sums: Region<u8>,
+    /// Reduced words: the epoch.
+    pub reduced: Flags<2>,
+    /// The grid's counters of the first half.
+    pub half: grid::GridCounters,
+    /// Most tokens of a rank.
+    pub max_tokens: u32,
+    /// This rank's experts.
+    pub experts: u32,
+}

@@ -14,26 +14,55 @@
 //! files that and posts no entry word, so nobody sums rows that nobody wrote.
 //!
 //! Sums are in f32, from +0, in ascending position of a rank's first selection in the token, and are rounded once to BF16:
-//! bitwise the same for any number of blocks and any schedule. A token with no selection becomes a row of +0.
+//! bitwise the same for any number of blocks and any schedule. A token with no selection becomes a row of +0. Where rows lie by expert,
+//! what is summed so are the sums of each rank: `by_expert` has its own protocol.
 mod args;
+mod by_expert;
 mod parts;
 mod sum;
 
-pub use args::{CombineArgs, UNKNOWN_OUTPUTS};
+pub use args::{CombineArgs, CombineByExpertArgs, UNKNOWN_OUTPUTS};
 
 use epoxide_dsl::fault::{Fault, Told};
 use epoxide_dsl::prelude::*;
 
 use crate::words::{Code, Kind, Phase, Status};
-use parts::{Parts, warps};
+use parts::{Part, Parts, warps};
+
+/// A combine of rows in some order.
+pub(crate) trait Sum {
+    /// What every combine takes.
+    fn args(&self) -> &CombineArgs;
+
+    /// A block's part: meets all ranks, and sums.
+    ///
+    /// # Errors
+    ///
+    /// That the block stops.
+    fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped>;
+}
+
+impl Sum for CombineArgs {
+    #[inline(always)]
+    fn args(&self) -> &CombineArgs {
+        self
+    }
+
+    #[inline(always)]
+    fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped> {
+        let (parts, first) = enter(self, watch)?;
+        sum_parts(self, parts, first);
+        Ok(())
+    }
+}
 
 /// Sums the rows.
 #[inline(always)]
-#[track_caller]
-pub(crate) fn run(a: &CombineArgs) {
+pub(crate) fn run<S: Sum>(sum: &S) {
+    let a = sum.args();
     let epoch = a.op.next_epoch();
     let watch = wait::Watch::begin(a.op.fault, epoch);
-    let mut ended = attempt(a, &watch);
+    let mut ended = sum.attempt(&watch);
     // Nothing was copied in bulk, but the block's loads must all be over before a done word may say so.
     if let Some(last) = a.op.grid.last_out(bulk::land_without_copies(), ended.is_err()) {
         let mut whole = false;
@@ -57,10 +86,9 @@ pub(crate) fn run(a: &CombineArgs) {
     }
 }
 
-/// A block's part: meets all ranks, and sums.
+/// Meets all ranks. Returns how the tokens are divided, and this warp's first part.
 #[inline(always)]
-#[track_caller]
-fn attempt(a: &CombineArgs, watch: &wait::Watch) -> Result<(), fault::Stopped> {
+fn enter(a: &CombineArgs, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
     let look = watch.look();
     let received = rows_to_be_covered(a);
     // The handle is this rank's own: it is on its way while the ranks meet.
@@ -78,14 +106,12 @@ fn attempt(a: &CombineArgs, watch: &wait::Watch) -> Result<(), fault::Stopped> {
         a.op.entry.post(window, Peer(thread::index()), watch.epoch(), Kind::Combine, Status::Ok);
     }
     let _met = a.op.entry.meet(window, watch, Kind::Combine)?;
-    sum_parts(a, parts, first);
-    Ok(())
+    Ok((parts, first))
 }
 
 /// How many rows were received, where the caller said how many it covers: as thread 0 of block 0 knows it, for whose entry word the others
 /// wait.
 #[inline(always)]
-#[track_caller]
 fn rows_to_be_covered(a: &CombineArgs) -> u32 {
     let asks = a.outputs != UNKNOWN_OUTPUTS && thread::block_index() == 0 && thread::index() == 0;
     if asks { a.received.load_weak(0) } else { 0 }
@@ -93,8 +119,7 @@ fn rows_to_be_covered(a: &CombineArgs) -> u32 {
 
 /// A warp per part.
 #[inline(always)]
-#[track_caller]
-fn sum_parts(a: &CombineArgs, parts: Parts, first: parts::Part) {
+fn sum_parts(a: &CombineArgs, parts: Parts, first: Part) {
     let row_bytes = a.hidden * 2;
     let mut part = first;
     while parts.token(part.number) < a.tokens {

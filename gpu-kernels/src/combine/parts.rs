@@ -60,7 +60,6 @@ impl Parts {
 
     /// Loads what each lane knows of a part.
     #[inline(always)]
-    #[track_caller]
     pub(super) fn load(self, a: &CombineArgs, number: u32) -> Part {
         let (token, lane) = (self.token(number), warp::lane());
         let mut part = Part { number, rank: -1, row: 0 };
@@ -74,7 +73,6 @@ impl Parts {
 
     /// The first part of this warp.
     #[inline(always)]
-    #[track_caller]
     pub(super) fn first(self, a: &CombineArgs) -> Part {
         self.load(a, warp::index() * thread::grid_blocks() + thread::block_index())
     }

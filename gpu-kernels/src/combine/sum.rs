@@ -8,7 +8,6 @@ const IN_FLIGHT: usize = 16;
 
 /// Sums the rows whose addresses the lanes of `sources` hold. Warp-collective.
 #[inline(always)]
-#[track_caller]
 pub(super) fn sum_rows(vectors: [u32; 2], y: Global<U32x4>, sources: u32, source: u64) {
     match sources.count_ones() {
         0..=2 => sum_few::<2, 8>(vectors, y, sources, source),
@@ -18,9 +17,17 @@ pub(super) fn sum_rows(vectors: [u32; 2], y: Global<U32x4>, sources: u32, source
     }
 }
 
+/// [`sum_rows`] where two to a few are usual, in less code. Warp-collective.
+#[inline(always)]
+pub(super) fn sum_some_rows(vectors: [u32; 2], y: Global<U32x4>, sources: u32, source: u64) {
+    match sources.count_ones() {
+        0..=4 => sum_few::<4, 4>(vectors, y, sources, source),
+        _ => sum_many(vectors, y, sources, source),
+    }
+}
+
 /// Sums at most `ROWS` rows, `VECTORS` vectors at a time. Warp-collective.
 #[inline(always)]
-#[track_caller]
 fn sum_few<const ROWS: usize, const VECTORS: usize>(
     [mut first, end]: [u32; 2],
     y: Global<U32x4>,
@@ -45,7 +52,6 @@ fn sum_few<const ROWS: usize, const VECTORS: usize>(
 /// Sums any number of rows, eight in a pass: all passes of a piece of the row, so that its sum stays in registers.
 /// Warp-collective.
 #[inline(always)]
-#[track_caller]
 fn sum_many([mut first, end]: [u32; 2], y: Global<U32x4>, sources: u32, source: u64) {
     while first < end {
         let mut sums = [[0.0; 8]; 2];
@@ -70,7 +76,6 @@ struct Sources<const MOST: usize> {
 impl<const MOST: usize> Sources<MOST> {
     /// The first rows of `sources`, and the lanes that are left. Warp-collective.
     #[inline(always)]
-    #[track_caller]
     fn take(mut sources: u32, source: u64) -> (Self, u32) {
         let mut rows = Self { addresses: [0; MOST], count: 0 };
         unroll!(J in 8 if J < MOST && sources != 0 => {
@@ -87,7 +92,6 @@ impl<const MOST: usize> Sources<MOST> {
     /// Adds this lane's vectors from `first` on, a warp apart and below `end`, of every row, in order: all loads first, then all
     /// sums. All vectors are below `end` if they are `WHOLE`.
     #[inline(always)]
-    #[track_caller]
     fn add<const VECTORS: usize, const WHOLE: bool>(&self, first: u32, end: u32, sums: &mut [[f32; 8]; VECTORS]) {
         const { assert!(MOST * VECTORS == IN_FLIGHT) };
         let at = first + warp::lane();
@@ -112,7 +116,6 @@ impl<const MOST: usize> Sources<MOST> {
 
 /// Rounds the sums of this lane's vectors from `first` on and writes them.
 #[inline(always)]
-#[track_caller]
 fn store<const VECTORS: usize, const WHOLE: bool>(y: Global<U32x4>, first: u32, end: u32, sums: &[[f32; 8]; VECTORS]) {
     let at = first + warp::lane();
     let y = y.at(at);

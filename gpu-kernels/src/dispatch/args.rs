@@ -2,6 +2,7 @@
 use epoxide_dsl::prelude::*;
 
 use crate::layout::{DispatchShared, RecvRegions, WARPS};
+use crate::order::{Found, Owned};
 use crate::placement::Placement;
 use crate::words::{CountMatrix, Flags, Operation};
 
@@ -43,11 +44,13 @@ pub struct DispatchArgs {
     pub block_counts: Global<u32>,
     /// u32 `[blocks]`.
     pub block_bad: Global<u32>,
-    /// i32 `[tokens][top_k]`: written: the rank that a selection's row went to, at the first selection of that rank; else -1.
+    /// i32 `[tokens][top_k]`: written: the rank that a selection's row went to, at the first selection of that rank, or at each where rows are
+    /// of one selection; else -1.
     pub send_rank: Global<i32>,
     /// u32 `[tokens][top_k]`: written: the row there. On the way, its place among the rows of this rank that one warp counts.
     pub send_row: Global<u32>,
-    /// u32 `[1 + ranks + local experts]`: written: rows received, in all, by source rank, by local expert.
+    /// u32 `[1 + ranks + local experts]`: written: rows received, in all, by source rank, by local expert; where rows lie by expert, `[local
+    /// experts + 1]` behind them: where each expert's begin, and the end.
     pub recv_counts: Global<u32>,
     /// Which rank owns which expert.
     pub placement: Placement,
@@ -65,6 +68,12 @@ pub struct DispatchArgs {
     pub index_type: u32,
     /// Words from one row's selections to the next's at the receiver.
     pub top_k_stride: u32,
+    /// Rows to whose multiples an expert's rows are padded, where they lie by expert.
+    pub alignment: u32,
+    /// 1 to zero the padding's rows, scales and gate weights.
+    pub zero_padding: u32,
+    /// The grid's counters of the half before rows are copied on, where they lie by expert.
+    pub half: grid::GridCounters,
 }
 
 /// Which operation this is.
@@ -112,6 +121,18 @@ impl DispatchArgs {
     pub(super) fn peers(&self) -> u32 {
         self.op.window().peers
     }
+    /// What is known of this rank's experts, once bases are found.
+    #[inline(always)]
+    pub(super) fn owned(&self) -> Owned {
+        let experts = self.placement.count(self.op.window().me.0);
+        Owned { words: Shared::dynamic(self.shared.owned), experts }
+    }
+    /// Where bases are found.
+    #[inline(always)]
+    pub(super) fn found(&self) -> Found {
+        let (bases, totals) = (Shared::dynamic(self.shared.bases), Shared::dynamic(self.shared.stages));
+        Found { bases, totals, owned: self.owned() }
+    }
     /// The ranks to which `token`'s selections send it.
     #[inline(always)]
     pub(super) fn handle_ranks(&self, token: u32) -> Global<i32> {
@@ -124,7 +145,6 @@ impl DispatchArgs {
     }
     /// Selection `position` of `token` as an i64, whatever its type.
     #[inline(always)]
-    #[track_caller]
     pub(super) fn selection(&self, token: u32, position: u32) -> i64 {
         match self.index_type {
             index::I64 => self.topk_idx.cast::<i64>().rows(self.top_k).row(token).load_weak(position),

@@ -3,17 +3,17 @@ use epoxide_dsl::prelude::*;
 
 use super::args::{Chunk, DispatchArgs, Now};
 use crate::layout::{THREADS, WARPS};
-use crate::order::Order;
+use crate::order::{Counted, Order, number};
 use crate::sum::sum;
 use crate::words::{BadSelection, Kind, Status};
 
-/// Where a token's copy goes among those of its rank, while only its warp's are numbered: the warp, and the number there. The handle
+/// Where a token's copy goes among those of its key, a rank or an expert, while only its warp's are numbered: the warp, and the number there. The handle
 /// holds it until the copy is made.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     /// The warp that counted the token.
     pub warp: u32,
-    /// How many of the warp's earlier tokens go there too.
+    /// How many of the warp's earlier copies have the same key.
     pub number: u32,
 }
 
@@ -35,20 +35,16 @@ impl Place {
 /// Counts this block's tokens per rank and expert, finds its first bad selection, and notes where each selection goes. Each warp takes
 /// tokens that lie side by side, so that it can number them by itself.
 #[inline(always)]
-#[track_caller]
 pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     let counters = Shared::<u32>::dynamic(a.shared.stages);
     let places = Shared::<u32>::dynamic(a.shared.places);
     let bad = Shared::<u32>::dynamic(a.shared.bad);
-    let mut i = thread::index();
-    while i < a.counts.counters() {
+    for i in thread::strided(thread::index(), a.counts.counters(), THREADS) {
         counters.store_weak(i, 0);
-        i += THREADS;
     }
-    let mut i = thread::index();
-    while i < a.peers() * WARPS {
+    let (keys, first_key) = O::keys(&a.counts);
+    for i in thread::strided(thread::index(), keys * WARPS, THREADS) {
         places.store_weak(i, 0);
-        i += THREADS;
     }
     if thread::index() == 0 {
         bad.store_weak(0, BadSelection::NONE.key());
@@ -60,7 +56,7 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     let (of_warp, position) = (warp::lane() >> lanes_log2, warp::lane() & ((1 << lanes_log2) - 1));
     let at_once = warp::LANES >> lanes_log2;
     let mine = chunk.of_warp(at_once);
-    let counted = places.at(warp::index() * a.peers());
+    let counted = places.at(warp::index() * keys);
     let load = |token: u32| if token < mine.end && position < a.top_k { a.selection(token, position) } else { -1 };
     let mut first = mine.start;
     let mut next = load(first + of_warp);
@@ -78,26 +74,29 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
         let same_rank = warp::match_any(warp::ALL, if selects { of_token | owner } else { nobody });
         let first_of_rank = selects && same_rank.trailing_zeros() == warp::lane();
         let repeated = selects && same_expert.trailing_zeros() != warp::lane();
-        let number = O::place(counted, first_of_rank.then_some(Peer(owner)));
+        let (sends, key) = if O::BY_EXPERT { (selects, index as u32) } else { (first_of_rank, owner) };
+        let number = number(counted, sends.then_some(key));
         if token < mine.end && position < a.top_k {
             let out_of_range = index < -1 || index >= i64::from(a.placement.experts);
             if out_of_range || repeated {
                 bad.fetch_min_relaxed(0, BadSelection::new(token, position, repeated).key());
             }
-            if selects {
+            // The others are counted by their places.
+            if O::BY_EXPERT && first_of_rank {
+                counters.fetch_add_relaxed(owner, 1);
+            } else if !O::BY_EXPERT && selects {
                 counters.fetch_add_relaxed(a.counts.of_expert(index as u32), 1);
             }
             let place = Place { warp: warp::index(), number };
-            a.handle_ranks(token).store_weak(position, if first_of_rank { owner as i32 } else { -1 });
-            a.handle_rows(token).store_weak(position, if first_of_rank { place.to_word() } else { 0 });
+            a.handle_ranks(token).store_weak(position, if sends { owner as i32 } else { -1 });
+            a.handle_rows(token).store_weak(position, if sends { place.to_word() } else { 0 });
         }
     }
     block::sync();
 
-    // Each warp's rows for a rank come after those of the warps before it: a lane for each warp.
-    let mut peer = warp::index();
-    while peer < a.peers() {
-        let of_warp = places.at(warp::lane() * a.peers() + peer);
+    // Each warp's rows for a key come after those of the warps before it: a lane for each warp.
+    for key in thread::strided(warp::index(), keys, WARPS) {
+        let of_warp = places.at(warp::lane() * keys + key);
         let mut counted = 0;
         if warp::lane() < WARPS {
             counted = of_warp.load_weak(0);
@@ -107,17 +106,14 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
             of_warp.store_weak(0, up_to_here - counted);
         }
         if warp::lane() == warp::LANES - 1 {
-            counters.store_weak(peer, up_to_here);
+            counters.store_weak(first_key + key, up_to_here);
         }
-        peer += WARPS;
     }
     block::sync();
 
     let own = a.block_counts.rows(a.counts.counters()).row(thread::block_index());
-    let mut i = thread::index();
-    while i < a.counts.counters() {
+    for i in thread::strided(thread::index(), a.counts.counters(), THREADS) {
         own.store_weak(i, counters.load_weak(i));
-        i += THREADS;
     }
     if thread::index() == 0 {
         a.block_bad.store_weak(thread::block_index(), bad.load_weak(0));
@@ -126,7 +122,6 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
 
 /// Gives this rank's row of the count matrix to every peer: each block a slice of it, block 0 the entry word.
 #[inline(always)]
-#[track_caller]
 pub(super) fn publish(a: &DispatchArgs, now: Now) {
     let blocks = thread::grid_blocks();
     let (window, counted) = (a.op.window(), a.block_counts.rows(a.counts.counters()));
@@ -140,10 +135,8 @@ pub(super) fn publish(a: &DispatchArgs, now: Now) {
     // The warps whose threads have a peer, whole.
     if thread::block_index() == 0 && warp::index() * warp::LANES < window.peers {
         let mut key = BadSelection::NONE.key();
-        let mut block = warp::lane();
-        while block < blocks {
+        for block in thread::strided(warp::lane(), blocks, warp::LANES) {
             key = key.min(a.block_bad.load_weak(block));
-            block += warp::LANES;
         }
         let first = BadSelection::from_key(warp::min(warp::ALL, key));
         if peer.0 >= window.peers {
@@ -160,39 +153,30 @@ pub(super) fn publish(a: &DispatchArgs, now: Now) {
     }
 }
 
-/// Moves this block's rows behind those of the blocks before it, at every rank.
+/// Moves this block's rows behind those of the blocks before it, for every key.
 #[inline(always)]
-#[track_caller]
-pub(super) fn place_behind_earlier_blocks(a: &DispatchArgs) {
+pub(super) fn place_behind_earlier_blocks<O: Order>(a: &DispatchArgs) {
     let places = Shared::<u32>::dynamic(a.shared.places);
     let counted = a.block_counts.rows(a.counts.counters());
+    let (keys, first_key) = O::keys(&a.counts);
     let lane = warp::lane();
-    let mut peer = warp::index();
-    while peer < a.peers() {
+    for key in thread::strided(warp::index(), keys, WARPS) {
         let mut placed = 0;
-        let mut block = lane;
-        while block < thread::block_index() {
-            placed += counted.row(block).load_weak(peer);
-            block += warp::LANES;
+        for block in thread::strided(lane, thread::block_index(), warp::LANES) {
+            placed += counted.row(block).load_weak(first_key + key);
         }
         placed = warp::sum(warp::ALL, placed);
         if lane < WARPS {
-            let at = places.at(lane * a.peers() + peer);
+            let at = places.at(lane * keys + key);
             at.store_weak(0, at.load_weak(0) + placed);
         }
-        peer += WARPS;
     }
 }
 
-/// Finds where this rank's rows begin at each destination.
+/// Finds where this rank's rows begin for each key. The places of all warps are there afterwards too.
 #[inline(always)]
-#[track_caller]
 pub(super) fn base_rows<O: Order>(a: &DispatchArgs, now: Now) {
-    let bases = Shared::<u32>::dynamic(a.shared.bases);
-    let peer = thread::index();
-    if peer < a.peers() {
-        bases.store_weak(peer, O::base(&a.counts, a.op.window(), now.dispatch, Peer(peer)));
-    }
-    // The places of all warps are there too.
-    block::sync();
+    let (window, placement) = (a.op.window(), a.placement);
+    let counted = Counted { counts: a.counts, window, number: now.dispatch, placement, alignment: a.alignment };
+    O::bases(&counted, &a.found());
 }

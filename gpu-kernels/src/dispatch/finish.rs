@@ -2,29 +2,46 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::{DispatchArgs, Now};
+use super::by_expert;
 use crate::layout::THREADS;
+use crate::order::Order;
 use crate::sum::sum;
 use crate::words::Phase;
 
 /// The last block out: tells every peer that its rows are there, waits for theirs, writes the counts, advances the numbers. It says
 /// whether it stopped at that.
 #[inline(always)]
-#[track_caller]
-pub(super) fn finish(
+pub(super) fn finish<O: Order>(
     a: &DispatchArgs,
     watch: &wait::Watch,
     now: Now,
     last: &grid::LastOut,
 ) -> Result<(), fault::Stopped> {
-    let (window, me) = (a.op.window(), a.op.window().me);
-    let local_experts = a.placement.count(me.0);
     let mut arrived = Ok(());
     let mut complete = false;
     // No block of this rank has stopped; a peer may have.
     if let Some(landed) = last.landed() {
-        arrived = exchange(a, watch, now, landed);
+        // Where rows are copied on here, every block has waited for them.
+        arrived = if O::BY_EXPERT { watch.unless_aborted(Phase::End as u32) } else { exchange(a, watch, now, landed) };
         complete = arrived.is_ok();
     }
+    if O::BY_EXPERT {
+        by_expert::write_counts(a, now, complete);
+    } else {
+        write_counts(a, now, complete);
+    }
+    if thread::index() == 0 {
+        a.dispatches.store_weak(0, now.dispatch);
+        a.op.epoch.store_weak(0, now.epoch);
+    }
+    arrived
+}
+
+/// Writes how many rows came, in all, by source, by local expert; zeros if they are not `complete`.
+#[inline(always)]
+fn write_counts(a: &DispatchArgs, now: Now, complete: bool) {
+    let (window, me) = (a.op.window(), a.op.window().me);
+    let local_experts = a.placement.count(me.0);
     let mut i = thread::index();
     while i <= window.peers + local_experts {
         // In all, by source, by local expert: each is the sum of a counter over some sources.
@@ -39,16 +56,10 @@ pub(super) fn finish(
         a.recv_counts.store_weak(i, if complete { sum(sources, count) } else { 0 });
         i += THREADS;
     }
-    if thread::index() == 0 {
-        a.dispatches.store_weak(0, now.dispatch);
-        a.op.epoch.store_weak(0, now.epoch);
-    }
-    arrived
 }
 
 /// Tells every peer, and waits for all. Their counts were stored before, so these are there too.
 #[inline(always)]
-#[track_caller]
 fn exchange(a: &DispatchArgs, watch: &wait::Watch, now: Now, landed: &grid::GridLanded) -> Result<(), fault::Stopped> {
     watch.unless_aborted(Phase::End as u32)?;
     a.landed.post(a.op.window(), now.dispatch, landed);

@@ -33,11 +33,13 @@
 //! `count` counts, tells and places; `send` moves rows; `finish` closes the operation. How a row is made is a [`Row`], and in which order
 //! rows lie an [`Order`]: a kernel is an instance for one of each.
 mod args;
+mod by_expert;
 mod count;
 mod finish;
 mod send;
 
 pub use args::{DispatchArgs, index};
+pub use by_expert::link;
 
 use epoxide_dsl::prelude::*;
 
@@ -48,14 +50,16 @@ use args::{Chunk, Now};
 
 /// Moves the rows.
 #[inline(always)]
-#[track_caller]
 pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
     let now = Now { epoch: a.op.next_epoch(), dispatch: a.dispatches.load_weak(0) + 1 };
     let watch = wait::Watch::begin(a.op.fault, now.epoch);
     let mut ended = attempt::<R, O>(a, &watch, now);
+    if O::BY_EXPERT {
+        ended = by_expert::multiply::<R>(a, &watch, now, ended);
+    }
     let landed = bulk::land();
     if let Some(last) = a.op.grid.last_out(landed, ended.is_err()) {
-        let finished = finish::finish(a, &watch, now, &last);
+        let finished = finish::finish::<O>(a, &watch, now, &last);
         ended = ended.and(finished);
     }
     if let Err(stopped) = ended {
@@ -65,7 +69,6 @@ pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
 
 /// A block's part: counts its tokens, agrees with all ranks, and sends.
 #[inline(always)]
-#[track_caller]
 fn attempt<R: Row, O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Result<(), fault::Stopped> {
     let chunk = Chunk::of_block(a.tokens);
     // The answer is not needed before something is published, and counting touches nothing that a peer sees.
@@ -74,21 +77,25 @@ fn attempt<R: Row, O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) ->
     let _counted = a.op.grid.sync(watch, Phase::Counted as u32)?;
     watch.found(look, Phase::Counted as u32).settle()?;
     count::publish(a, now);
-    count::place_behind_earlier_blocks(a);
-    let acquired = agree(a, watch, now)?;
+    count::place_behind_earlier_blocks::<O>(a);
+    let acquired = agree::<O>(a, watch, now)?;
     count::base_rows::<O>(a, now);
     // The free edges order the owners' reads with this block's bulk stores.
-    send::send::<R>(a, chunk, &acquired.for_bulk_copies());
+    let free = acquired.for_bulk_copies();
+    if O::BY_EXPERT {
+        by_expert::send::<R>(a, chunk, &free)
+    } else {
+        send::send::<R>(a, chunk, &free)
+    }
     Ok(())
 }
 
 /// Waits until every rank has entered and told its counts.
 #[inline(always)]
-#[track_caller]
-fn agree(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Result<wait::Acquired, fault::Stopped> {
+fn agree<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Result<wait::Acquired, fault::Stopped> {
     let window = a.op.window();
     let met = a.op.entry.meet(window, watch, Kind::Dispatch)?;
     stop_if_bad(&a.op.entry, &a.counts, window, now.dispatch, watch, met.status)?;
-    let _counts = a.counts.wait(window, watch, now.dispatch)?;
+    let _counts = O::wait(&a.counts, window, watch, now.dispatch)?;
     Ok(met.acquired)
 }

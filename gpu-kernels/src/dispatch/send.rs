@@ -8,21 +8,20 @@ use crate::row::{Row, RowShape, WarpMemory};
 
 /// What a lane knows of one selection of a token.
 #[derive(Clone, Copy)]
-struct Selected {
+pub(super) struct Selected {
     /// Where the row goes for it, or -1.
-    rank: i32,
+    pub rank: i32,
     /// Its [`Place`].
-    place: u32,
+    pub place: u32,
     /// The expert, or -1.
-    index: i32,
+    pub index: i32,
     /// Its gate weight.
-    weight: f32,
+    pub weight: f32,
 }
 
 impl Selected {
     #[inline(always)]
-    #[track_caller]
-    fn load(a: &DispatchArgs, token: u32, end: u32) -> Self {
+    pub(super) fn load(a: &DispatchArgs, token: u32, end: u32) -> Self {
         let lane = warp::lane();
         let mut selected = Self { rank: -1, place: 0, index: -1, weight: 0.0 };
         if token < end && lane < a.top_k {
@@ -38,7 +37,7 @@ impl Selected {
 
     /// The peer to which the row goes for this selection.
     #[inline(always)]
-    fn peer(self) -> Option<Peer> {
+    pub(super) fn peer(self) -> Option<Peer> {
         (self.rank >= 0).then_some(Peer(self.rank as u32))
     }
 }
@@ -55,7 +54,6 @@ struct Copies {
 impl Copies {
     /// Finds their rows, and writes them to the handle. Warp-collective.
     #[inline(always)]
-    #[track_caller]
     fn new(a: &DispatchArgs, token: u32, selected: Selected) -> Self {
         let mut row = 0;
         if let Some(Peer(peer)) = selected.peer() {
@@ -71,12 +69,11 @@ impl Copies {
 
 /// Sends this block's rows, a warp per token.
 #[inline(always)]
-#[track_caller]
 pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
     if warp::index() >= a.shared.copy_warps {
         return;
     }
-    let shape = RowShape { hidden: a.hidden, scale_stride: a.scale_stride, stage_bytes: a.shared.stage_bytes };
+    let shape = row_shape(a);
     let bytes = R::bytes(&shape);
     let mut row = R::new(memory_of_warp(a), &shape);
     let mut token = chunk.start + warp::index();
@@ -98,9 +95,15 @@ pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
     }
 }
 
+/// What a row's making follows from.
+#[inline(always)]
+pub(super) fn row_shape(a: &DispatchArgs) -> RowShape {
+    RowShape { hidden: a.hidden, scale_stride: a.scale_stride, stage_bytes: a.shared.stage_bytes }
+}
+
 /// The shared memory of this warp.
 #[inline(always)]
-fn memory_of_warp(a: &DispatchArgs) -> WarpMemory {
+pub(super) fn memory_of_warp(a: &DispatchArgs) -> WarpMemory {
     let stages = a.shared.stages + warp::index() * a.shared.stages_of_warp * a.shared.stage_bytes;
     WarpMemory { stages: Shared::dynamic(stages), mbarrier: Shared::dynamic(warp::index() * 8) }
 }
@@ -108,7 +111,6 @@ fn memory_of_warp(a: &DispatchArgs) -> WarpMemory {
 /// Writes beside each copy what goes with it: local expert indices, gate weights, source, and the scales if there are some. A bulk copy
 /// would cost more than these few bytes. Warp-collective.
 #[inline(always)]
-#[track_caller]
 fn send_beside<R: Row>(a: &DispatchArgs, token: u32, selected: Selected, copies: Copies, scales: Shared<U32x4>) {
     let window = a.op.window();
     let lane = warp::lane();
@@ -133,10 +135,8 @@ fn send_beside<R: Row>(a: &DispatchArgs, token: u32, selected: Selected, copies:
         }
         if R::SCALES {
             let beside = window.of(to, a.recv.scales).rows(a.scale_stride).row(row).cast::<U32x4>();
-            let mut vector = lane;
-            while vector < a.scale_stride / 4 {
+            for vector in thread::strided(lane, a.scale_stride / 4, warp::LANES) {
                 beside.store_weak(vector, scales.load_weak(vector));
-                vector += warp::LANES;
             }
         }
     }

@@ -1,7 +1,7 @@
 //! A rank's memory that no peer touches.
 use super::Sizes;
 use super::span::{Cursor, Span};
-use crate::shape::Shape;
+use crate::shape::{Layout, Shape};
 
 /// A rank's memory that no peer touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct PrivateLayout {
     pub lent: Span,
     /// u64 `[2]`: the grid's counters.
     pub grid: Span,
+    /// u64 `[2]`: those of its first half, in operations that have two.
+    pub half: Span,
     /// u64 `[1]`: the claim of the fault record.
     pub claim: Span,
     /// u32 `[blocks][ranks + experts]`: each block's counts.
@@ -26,7 +28,8 @@ pub struct PrivateLayout {
     pub send_rank: Span,
     /// u32 `[max_tokens][top_k]`: the handle: row at the destination.
     pub send_row: Span,
-    /// u32 `[1 + ranks + local experts]`: rows received: in all, by source, by local expert.
+    /// u32 `[1 + ranks + local experts]`: rows received: in all, by source, by local expert; where rows lie by expert, u32
+    /// `[local experts + 1]` behind them: where each expert's begin, and the end.
     pub recv_counts: Span,
     /// Its bytes.
     pub bytes: u64,
@@ -44,6 +47,11 @@ impl PrivateLayout {
         let ranks = u64::from(shape.ranks);
         let blocks = u64::from(shape.blocks);
         let selections = u64::from(shape.max_tokens) * u64::from(shape.top_k);
+        let local = u64::from(shape.max_local_experts());
+        let offsets = match shape.layout {
+            Layout::Compact => 0,
+            Layout::ExpertContiguous { .. } => local + 1,
+        };
         let mut at = Cursor::after(0);
         Some(Self {
             bases: at.span("window addresses", ranks, 8)?,
@@ -51,24 +59,26 @@ impl PrivateLayout {
             dispatches: at.span("dispatches", 1, 8)?,
             lent: at.span("epoch of the last combine", 1, 8)?,
             grid: at.span("grid counters", 2, 8)?,
+            half: at.span("grid counters of the first half", 2, 8)?,
             claim: at.span("claim of the fault record", 1, 8)?,
             block_counts: at.span("block counts", blocks.checked_mul(counters)?, 4)?,
             block_bad: at.span("block faults", blocks, 4)?,
             send_rank: at.span("handle: ranks", selections, 4)?,
             send_row: at.span("handle: rows", selections, 4)?,
-            recv_counts: at.span("received counts", 1 + ranks + u64::from(shape.max_local_experts()), 4)?,
+            recv_counts: at.span("received counts", 1 + ranks + local + offsets, 4)?,
             bytes: at.bytes()?,
         })
     }
 
     /// All regions, in order.
-    pub fn spans(&self) -> [Span; 11] {
+    pub fn spans(&self) -> [Span; 12] {
         let Self {
             bases,
             epoch,
             dispatches,
             lent,
             grid,
+            half,
             claim,
             block_counts,
             block_bad,
@@ -77,6 +87,6 @@ impl PrivateLayout {
             recv_counts,
             bytes: _,
         } = *self;
-        [bases, epoch, dispatches, lent, grid, claim, block_counts, block_bad, send_rank, send_row, recv_counts]
+        [bases, epoch, dispatches, lent, grid, half, claim, block_counts, block_bad, send_rank, send_row, recv_counts]
     }
 }

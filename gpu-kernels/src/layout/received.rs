@@ -3,7 +3,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::span::{Cursor, Span};
-use crate::shape::Shape;
+use crate::shape::{Layout, Shape};
 
 macro_rules! received_row {
     ($($(#[$doc:meta])* $part:ident: $element:ty, $name:literal, |$shape:ident| $bytes:expr;)*) => {
@@ -48,12 +48,14 @@ received_row! {
     x: u8, "received rows", |shape| shape.wire_row_bytes();
     /// f32 `[rows][scale_stride]`.
     scales: f32, "received scales", |shape| shape.scale_stride() as u64 * 4;
-    /// i32 `[rows][top_k_stride]`: local expert indices, or -1.
+    /// i32 `[rows][top_k_stride]`: local expert indices, or -1: one of them where a row is of one selection.
     topk: i32, "received selections", |shape| shape.top_k_stride() as u64 * 4;
     /// f32 `[rows][top_k_stride]`: gate weights.
     weights: f32, "received gate weights", |shape| shape.top_k_stride() as u64 * 4;
     /// u64 `[rows]`: source rank in the upper half, token in the lower.
     source: u64, "received sources", |_shape| 8;
+    /// u32 `[rows]`: the next row of the same token here; see [`crate::dispatch::link`]. Only where rows are of one selection.
+    link: u32, "received links", |shape| match shape.layout { Layout::Compact => 0, Layout::ExpertContiguous { .. } => 4 };
 }
 
 impl Shape {
@@ -82,7 +84,7 @@ mod tests {
     #[test]
     fn a_contiguous_row_holds_its_parts_side_by_side() {
         let (ranks, max_tokens) = (8, 128);
-        let rows = Shape::worst_rows(ranks, max_tokens);
+        let rows = Shape::worst_tokens(ranks, max_tokens);
         let bf16 = Shape {
             ranks,
             experts: 256,
@@ -92,11 +94,12 @@ mod tests {
             rows,
             blocks: 16,
             format: WireFormat::Bf16,
+            layout: Layout::Compact,
         };
-        assert_eq!(bf16.contiguous(), ([0, 14336, 14336, 14368, 14400], 14416));
+        assert_eq!(bf16.contiguous(), ([0, 14336, 14336, 14368, 14400, 14416], 14416));
         let fp8 = Shape { format: WireFormat::Fp8, ..bf16 };
         // 56 scales.
-        assert_eq!(fp8.contiguous(), ([0, 7168, 7392, 7424, 7456], 7472));
+        assert_eq!(fp8.contiguous(), ([0, 7168, 7392, 7424, 7456, 7472], 7472));
         for shape in [bf16, fp8] {
             assert!((0..16).contains(&(shape.contiguous().1 - shape.received_bytes())));
         }

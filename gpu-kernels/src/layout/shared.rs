@@ -1,7 +1,7 @@
 //! A dispatch block's dynamic shared memory.
 use epoxide_dsl::prelude::*;
 
-use crate::shape::{Shape, WireFormat};
+use crate::shape::{Layout, Shape, WireFormat};
 
 /// Threads of a dispatch block.
 pub const THREADS: u32 = 512;
@@ -9,13 +9,13 @@ pub const THREADS: u32 = 512;
 pub const WARPS: u32 = THREADS / warp::LANES;
 
 /// A dispatch block's dynamic shared memory: mbarriers, row bases, places, the first bad selection, then for each copying warp its
-/// stages, where the counters lie before the first row comes.
+/// stages, where the counters lie before the first row comes, and after them what bases are found from.
 #[derive(Clone, Copy, Debug, KernelArg, PartialEq, Eq)]
 #[repr(C)]
 pub struct DispatchShared {
-    /// Offset of u32 `[ranks]`: where this rank's rows begin at each rank.
+    /// Offset of u32 `[keys]`: where this rank's rows for each key, a rank or an expert, begin where they are received.
     pub bases: u32,
-    /// Offset of u32 `[warps][ranks]`: how many of this rank's earlier rows for a rank are of tokens that an earlier warp, or an earlier
+    /// Offset of u32 `[warps][keys]`: how many of this rank's earlier rows for a key are of tokens that an earlier warp, or an earlier
     /// block, has counted.
     pub places: u32,
     /// Offset of u32 `[1]`: the first bad selection.
@@ -28,19 +28,21 @@ pub struct DispatchShared {
     pub stages_of_warp: u32,
     /// Warps that copy.
     pub copy_warps: u32,
-    /// Fills the struct to a multiple of 8 bytes.
-    pub reserved: u32,
+    /// Offset of u32 `[local experts + 1]`, where each of this rank's experts' rows begin, and u32 `[local experts]`, how many they are;
+    /// only where rows lie by expert.
+    pub owned: u32,
 }
 
 impl DispatchShared {
     /// Divides `available` bytes among the warps of a block; `None` if not even one can copy. The shape is valid, but that it may
     /// have more ranks than the kernels take.
     pub fn new(shape: &Shape, available: u32) -> Option<Self> {
-        let bases = WARPS * 8;
-        let of_ranks = shape.ranks.checked_mul(4)?;
-        let places = bases.checked_add(of_ranks)?;
-        let bad = of_ranks.checked_mul(WARPS)?.checked_add(places)?;
-        let stages = bad.checked_add(4)?.checked_next_multiple_of(128)?;
+        let bases = WARPS * 8 * Self::mbarriers(shape);
+        let of_keys = shape.keys().checked_mul(4)?;
+        let places = bases.checked_add(of_keys)?;
+        let bad = of_keys.checked_mul(WARPS)?.checked_add(places)?;
+        let owned = bad.checked_add(4)?;
+        let stages = owned.checked_add(Self::owned_bytes(shape))?.checked_next_multiple_of(128)?;
         let counted = Self::counted_bytes(shape)?;
         let (stage_bytes, stages_of_warp) = Self::stages(shape)?;
         let of_warp = stage_bytes.checked_mul(stages_of_warp)?;
@@ -49,7 +51,7 @@ impl DispatchShared {
         if copy_warps == 0 {
             return None;
         }
-        Some(Self { bases, places, bad, stages, stage_bytes, stages_of_warp, copy_warps, reserved: 0 })
+        Some(Self { bases, places, bad, stages, stage_bytes, stages_of_warp, copy_warps, owned })
     }
 
     /// Bytes of a stage, and stages of a warp: a row in BF16 is loaded into its one stage and copied from there; a row in FP8 is
@@ -64,7 +66,23 @@ impl DispatchShared {
         Some((bytes, stages))
     }
 
-    /// Bytes of the counters.
+    /// Mbarriers of a warp: one for the rows that it sends, and one for those that it copies on here.
+    const fn mbarriers(shape: &Shape) -> u32 {
+        match shape.layout {
+            Layout::Compact => 1,
+            Layout::ExpertContiguous { .. } => 2,
+        }
+    }
+
+    /// Bytes of what is known of this rank's experts.
+    const fn owned_bytes(shape: &Shape) -> u32 {
+        match shape.layout {
+            Layout::Compact => 0,
+            Layout::ExpertContiguous { .. } => (2 * shape.max_local_experts() + 1) * 4,
+        }
+    }
+
+    /// Bytes of the counters, and later of the totals of all experts.
     fn counted_bytes(shape: &Shape) -> Option<u32> {
         shape.ranks.checked_add(shape.experts)?.checked_mul(4)
     }

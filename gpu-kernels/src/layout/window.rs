@@ -2,7 +2,7 @@
 use super::Sizes;
 use super::received::{PARTS, ReceivedSpans};
 use super::span::{Cursor, Span};
-use crate::shape::Shape;
+use crate::shape::{Layout, Shape};
 
 /// The regions of every rank's symmetric window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct WindowLayout {
     pub entry: Span,
     /// u64 `[2][ranks]`: "my rows have landed".
     pub landed: Span,
+    /// u64 `[2][ranks]`: "the sums of my experts' rows are there".
+    pub reduced: Span,
     /// u64 `[ranks]`: "I have read your expert outputs".
     pub done: Span,
     /// u64 `[2][ranks][row_words]`: the count matrix.
@@ -21,6 +23,8 @@ pub struct WindowLayout {
     pub received: ReceivedSpans,
     /// BF16 `[rows][hidden]`: what the experts made of each row.
     pub expert_out: Span,
+    /// BF16 `[ranks][max_tokens][hidden]`: the sum of what this rank's experts made of a token; only where rows lie by expert.
+    pub sums: Span,
     /// Bytes of a window.
     pub bytes: u64,
 }
@@ -35,15 +39,21 @@ impl WindowLayout {
     pub fn of(sizes: &Sizes) -> Option<Self> {
         let shape = &sizes.shape;
         let ranks = u64::from(shape.ranks);
+        let summed = match shape.layout {
+            Layout::Compact => 0,
+            Layout::ExpertContiguous { .. } => Shape::worst_tokens(shape.ranks, shape.max_tokens),
+        };
         let mut at = Cursor::after(0);
         Some(Self {
             abort: at.span("abort word", 1, 8)?,
             entry: at.span("entry words", 2 * ranks, 8)?,
             landed: at.span("landed words", 2 * ranks, 8)?,
+            reduced: at.span("reduced words", 2 * ranks, 8)?,
             done: at.span("done words", ranks, 8)?,
             counts: at.span("count matrix", (2 * ranks).checked_mul(sizes.count_words()?)?, 8)?,
             received: ReceivedSpans::lay(&mut at, shape)?,
             expert_out: at.span("expert outputs", shape.rows, shape.bf16_row_bytes())?,
+            sums: at.span("sums of expert outputs", summed, shape.bf16_row_bytes())?,
             bytes: at.bytes()?,
         })
     }
@@ -63,11 +73,11 @@ impl WindowLayout {
     /// All regions, in order.
     pub fn spans(&self) -> Vec<Span> {
         // Every field by its name: a new region that is not listed here does not compile.
-        let Self { abort, entry, landed, done, counts, received, expert_out, bytes: _ } = *self;
-        let mut spans = Vec::with_capacity(6 + PARTS);
-        spans.extend([abort, entry, landed, done, counts]);
+        let Self { abort, entry, landed, reduced, done, counts, received, expert_out, sums, bytes: _ } = *self;
+        let mut spans = Vec::with_capacity(8 + PARTS);
+        spans.extend([abort, entry, landed, reduced, done, counts]);
         spans.extend(received.all());
-        spans.push(expert_out);
+        spans.extend([expert_out, sums]);
         spans
     }
 }

@@ -1,7 +1,7 @@
 //! The compact order: by source rank, then by token. A token has one row at a rank, however many of its experts are there.
 use epoxide_dsl::prelude::*;
 
-use super::Order;
+use super::{Counted, Found, Order};
 use crate::sum::sum;
 use crate::words::CountMatrix;
 
@@ -10,31 +10,22 @@ use crate::words::CountMatrix;
 pub struct Compact;
 
 impl Order for Compact {
+    const BY_EXPERT: bool = false;
+
     #[inline(always)]
-    #[track_caller]
-    fn place(counted: Shared<u32>, peer: Option<Peer>) -> u32 {
-        // Nobody asks whom a lane with nothing to send matches.
-        let key = peer.map_or(u32::MAX, |Peer(peer)| peer);
-        let same = warp::match_any(warp::ALL, key);
-        let mut place = 0;
-        if let Some(Peer(peer)) = peer {
-            place = counted.load_weak(peer) + (same & ((1 << warp::lane()) - 1)).count_ones();
-        }
-        // All have read before the first of each kind counts them, and it has counted before they read again.
-        warp::sync(warp::ALL);
-        if let Some(Peer(peer)) = peer
-            && same.trailing_zeros() == warp::lane()
-        {
-            counted.store_weak(peer, place + same.count_ones());
-        }
-        warp::sync(warp::ALL);
-        place
+    fn wait(counts: &CountMatrix, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome {
+        counts.wait_by_peer(window, watch, number)
     }
 
     #[inline(always)]
-    #[track_caller]
-    fn base(counts: &CountMatrix, window: Window, number: u64, peer: Peer) -> u32 {
-        // After the rows of all lower ranks.
-        sum(window.me.0, |source| counts.count(window, number, Peer(source), peer.0))
+    fn bases(counted: &Counted, found: &Found) {
+        let &Counted { counts, window, number, .. } = counted;
+        let peer = thread::index();
+        if peer < window.peers {
+            // After the rows of all lower ranks.
+            let base = sum(window.me.0, |source| counts.count(window, number, Peer(source), peer));
+            found.bases.store_weak(peer, base);
+        }
+        block::sync();
     }
 }

@@ -1,22 +1,85 @@
 //! Orders: in which order rows lie where they are received.
+mod by_expert;
 mod compact;
+mod owned;
 
+pub use by_expert::ByExpert;
 pub use compact::Compact;
+pub use owned::Owned;
 
 use epoxide_dsl::prelude::*;
 
+use crate::placement::Placement;
 use crate::words::CountMatrix;
 
 /// Which row is a copy's, as it is found in three steps: among the rows that a warp counts, that a rank sends, that a rank receives.
 ///
 /// No step depends on timing, and a place costs steps of its token's selections, not of the ranks.
 pub trait Order {
-    /// Numbers copies among those of this warp for the same peer, in the order of the lanes; `peer` is where this lane's selection sends a
-    /// copy. Warp-collective.
-    #[track_caller]
-    fn place(counted: Shared<u32>, peer: Option<Peer>) -> u32;
+    /// Whether a row is of one selection, so that rows are numbered for each expert; else for each rank.
+    const BY_EXPERT: bool;
 
-    /// The first row of this rank's at `peer`. Per thread.
-    #[track_caller]
-    fn base(counts: &CountMatrix, window: Window, number: u64, peer: Peer) -> u32;
+    /// Waits until the counts are here that rows follow from. Block-collective, uniform.
+    ///
+    /// # Errors
+    ///
+    /// That the block stops.
+    fn wait(counts: &CountMatrix, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome;
+
+    /// Writes the first row of this rank's for each key, where it is received, to `found`. Block-collective; the block meets at its end.
+    fn bases(counted: &Counted, found: &Found);
+
+    /// How many keys there are, and which counter is of the first.
+    #[inline(always)]
+    fn keys(counts: &CountMatrix) -> (u32, u32) {
+        let (peers, experts) = (counts.of_expert(0), counts.counters() - counts.of_expert(0));
+        if Self::BY_EXPERT { (experts, peers) } else { (peers, 0) }
+    }
+}
+
+/// What rows follow from, once [`Order::wait`] is over.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted {
+    /// The counts.
+    pub counts: CountMatrix,
+    /// Where they lie.
+    pub window: Window,
+    /// The number of the dispatch.
+    pub number: u64,
+    /// Which rank owns which expert.
+    pub placement: Placement,
+    /// Rows to whose multiples an expert's rows are padded.
+    pub alignment: u32,
+}
+
+/// Where a block keeps what it found.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// `[keys]`.
+    pub bases: Shared<u32>,
+    /// `[experts]`, for the while.
+    pub totals: Shared<u32>,
+    /// What is known of this rank's experts; only where rows lie by expert.
+    pub owned: Owned,
+}
+
+/// Numbers rows among those of this warp with the same key, in the order of the lanes; `key` is that of this lane's row, if it has one.
+/// Warp-collective.
+#[inline(always)]
+pub(crate) fn number(counted: Shared<u32>, key: Option<u32>) -> u32 {
+    // Nobody asks whom a lane with nothing to send matches.
+    let same = warp::match_any(warp::ALL, key.unwrap_or(u32::MAX));
+    let mut place = 0;
+    if let Some(key) = key {
+        place = counted.load_weak(key) + (same & ((1 << warp::lane()) - 1)).count_ones();
+    }
+    // All have read before the first of each kind counts them, and it has counted before they read again.
+    warp::sync(warp::ALL);
+    if let Some(key) = key
+        && same.trailing_zeros() == warp::lane()
+    {
+        counted.store_weak(key, place + same.count_ones());
+    }
+    warp::sync(warp::ALL);
+    place
 }

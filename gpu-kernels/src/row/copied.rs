@@ -15,13 +15,11 @@ impl Row for Copied {
     const SCALES: bool = false;
 
     #[inline(always)]
-    #[track_caller]
     fn new(memory: WarpMemory, shape: &RowShape) -> Self {
         Self { ring: Ring::with_loads(memory.stages, shape.stage_bytes, memory.mbarrier) }
     }
 
     #[inline(always)]
-    #[track_caller]
     fn send(
         self,
         shape: &RowShape,

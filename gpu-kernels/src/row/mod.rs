@@ -34,12 +34,10 @@ pub trait Row: Sized {
     const SCALES: bool;
 
     /// Makes this warp ready, once per launch.
-    #[track_caller]
     fn new(memory: WarpMemory, shape: &RowShape) -> Self;
 
     /// Makes the row of the token at `x` and copies it to where each lane says; `copies` lanes do. While the copies are under way,
     /// or the row is, `beside` writes what goes with it; it takes where the row's scales lie.
-    #[track_caller]
     fn send(
         self,
         shape: &RowShape,

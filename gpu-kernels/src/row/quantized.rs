@@ -17,13 +17,11 @@ impl Row for Quantized {
     const SCALES: bool = true;
 
     #[inline(always)]
-    #[track_caller]
     fn new(memory: WarpMemory, shape: &RowShape) -> Self {
         Self { ring: Ring::new(memory.stages, shape.stage_bytes) }
     }
 
     #[inline(always)]
-    #[track_caller]
     fn send(
         self,
         shape: &RowShape,
@@ -59,7 +57,6 @@ impl Row for Quantized {
 
 /// Quantises a token's row from memory into a stage: the codes, then the scales. Warp-collective.
 #[inline(always)]
-#[track_caller]
 fn quantize_row(a: &RowShape, x: Global<U32x4>, stage: Shared<u8>) {
     let vectors = a.hidden / 8;
     let mut first = 0;
@@ -81,7 +78,6 @@ fn quantize_row(a: &RowShape, x: Global<U32x4>, stage: Shared<u8>) {
 /// Quantises `N` vectors of every lane, from vector `first` of the row on; all of them are in the row if it is `WHOLE` there.
 /// Warp-collective.
 #[inline(always)]
-#[track_caller]
 fn quantize_piece<const N: usize, const WHOLE: bool>(a: &RowShape, x: Global<U32x4>, stage: Shared<u8>, first: u32) {
     let at = first + warp::lane();
     let inside = |j: usize| WHOLE || at + j as u32 * warp::LANES < a.hidden / 8;

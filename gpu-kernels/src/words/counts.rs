@@ -69,15 +69,28 @@ impl CountMatrix {
     /// Waits for the counts by peer of every source. Block-collective, uniform.
     #[inline(always)]
     #[track_caller]
-    pub fn wait(&self, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome {
+    pub fn wait_by_peer(&self, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome {
+        self.wait(window, watch, number, 0, self.peers)
+    }
+
+    /// Waits for the counts by expert of every source. Block-collective, uniform.
+    #[inline(always)]
+    #[track_caller]
+    pub fn wait_by_expert(&self, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome {
+        self.wait(window, watch, number, self.peers, self.experts)
+    }
+
+    /// Waits for `count` counters of every source, from the one numbered `first` on.
+    #[inline(always)]
+    #[track_caller]
+    fn wait(&self, window: Window, watch: &wait::Watch, number: u64, first: u32, count: u32) -> wait::Outcome {
         let own = window.own(self.words);
-        watch.wait_until(Phase::Counts as u32, window.peers * window.peers, |flag| {
-            let source = quotient(flag, window.peers);
+        watch.wait_until(Phase::Counts as u32, window.peers * count, |flag| {
+            let source = quotient(flag, count);
+            let at = self.index(window, number, Peer(source), first + (flag - source * count));
             // Relaxed: the word is all that it publishes.
-            let to = flag - source * window.peers;
-            let seen = own.load_relaxed::<System>(self.index(window, number, Peer(source), to));
-            let ready = Stamped::from_word(seen).is_of(number);
-            wait::Poll { peer: source, expected: Stamped::new(0, number).to_word(), seen, ready }
+            let expected = Stamped::new(0, number).to_word();
+            wait::Poll::relaxed::<System>(own, at, source, expected, |seen| Stamped::from_word(seen).is_of(number))
         })
     }
 

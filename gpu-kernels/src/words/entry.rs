@@ -84,9 +84,10 @@ impl EntryWords {
         // Thread p waits for peer p, and keeps what it saw: there are no more peers than threads.
         let mine = Cell::new(expected);
         let acquired = watch.wait_until_each(Phase::Entry as u32, window.peers, |peer| {
-            let seen = own.load_acquire::<System>(slot::<2>(window, epoch, Peer(peer)));
-            mine.set(seen);
-            wait::Poll { peer, expected, seen, ready: Stamped::from_word(seen).is_of(epoch) }
+            wait::Poll::acquire::<System>(own, slot::<2>(window, epoch, Peer(peer)), peer, expected, |seen| {
+                mine.set(seen);
+                Stamped::from_word(seen).is_of(epoch)
+            })
         })?;
         let its = Entry::from_payload(Stamped::from_word(mine.get()).payload);
         let (code, here, there) = if its.kind != kind {

@@ -37,8 +37,8 @@ impl<const SLOTS: u32> Flags<SLOTS> {
     pub fn wait(&self, window: Window, watch: &wait::Watch, phase: Phase, number: u64) -> wait::Outcome {
         let own = window.own(self.words);
         watch.wait_until_each(phase as u32, window.peers, |peer| {
-            let seen = own.load_acquire::<System>(slot::<SLOTS>(window, number, Peer(peer)));
-            wait::Poll { peer, expected: number, seen, ready: seen == number }
+            let at = slot::<SLOTS>(window, number, Peer(peer));
+            wait::Poll::acquire::<System>(own, at, peer, number, |seen| seen == number)
         })
     }
 }

@@ -47,6 +47,8 @@ numbered! {
         Landed = 4, "landed (the peer's rows are here)";
         /// Every peer has read the expert outputs of the combine before.
         Done = 5, "done (the peer has read the expert outputs of the combine before)";
+        /// Every peer has summed its experts' rows of each token.
+        Reduced = 7, "reduced (the peer has summed its experts' rows of each token)";
         /// No wait: the operation's own end.
         End = 6, "end (the operation's own)";
     }

@@ -2,14 +2,14 @@
 use std::marker::PhantomData;
 
 use epoxide_dsl::fault::RECORD_WORDS;
-use epoxide_kernels::entries::{combine, lend};
+use epoxide_kernels::entries::{combine, combine_by_expert, lend};
 use epoxide_kernels::layout::DispatchShared;
 use epoxide_kernels::words::UNUSED_EVEN;
 
 use super::ElasticBuffer;
 use super::state::State;
 use crate::comm::{Comm, CommInner};
-use crate::config::{Config, Layouts, dispatch_shared};
+use crate::config::{Config, Layout, Layouts, dispatch_shared};
 use crate::dispatch::dispatch_kernel;
 use crate::error::{Error, Result};
 use crate::rendezvous::{agree, meet};
@@ -26,7 +26,7 @@ impl ElasticBuffer {
     /// [`Error::BufferTooSmall`] when the configuration breaks a rule; [`Error::OutOfMemory`]; [`Error::DoesNotFit`] when the
     /// ranks of one GPU ask for more SMs together than it has.
     pub fn new(comm: &Comm, config: Config) -> Result<Self> {
-        let blocks = if config.num_sms == 0 { comm.default_num_sms() } else { config.num_sms };
+        let blocks = if config.num_sms == 0 { comm.default_num_sms(&config) } else { config.num_sms };
         let inner = comm.inner();
         let turn = inner.rendezvous.turn();
         agree(&turn, &config.fields(blocks))?;
@@ -124,8 +124,11 @@ struct Made {
 fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBehind) -> Result<Made> {
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
-    runtime.prepare(dispatch_kernel(layouts.shape.format), shared.bytes(&layouts.shape))?;
-    runtime.prepare(&combine, 0)?;
+    runtime.prepare(dispatch_kernel(&layouts.shape), shared.bytes(&layouts.shape))?;
+    match layouts.shape.layout {
+        Layout::ExpertContiguous { .. } => runtime.prepare(&combine_by_expert, 0)?,
+        _ => runtime.prepare(&combine, 0)?,
+    };
     runtime.prepare(&lend, 0)?;
     let (shared_regions, own_regions): (Vec<_>, Vec<_>) = layouts.regions().into_iter().partition(|r| r.symmetric);
     let window = Windows::allocate(&inner.memory, "the symmetric window", layouts.window.bytes, &shared_regions)?;

@@ -9,11 +9,12 @@ use epoxide_kernels::measure::copy::copy;
 use epoxide_kernels::measure::delay::{DelayArgs, delay};
 use epoxide_kernels::quantize::quantize;
 
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::rendezvous::Rendezvous;
 use crate::runtime::{RawStream, Runtime};
-use crate::sms::ReservedSms;
+use crate::sms::{DefaultSms, ReservedSms};
 use crate::transport::local::{LeftBehind, LocalGroupState};
 
 /// One rank of a group: cheap to clone, and what buffers and tensors are made from.
@@ -30,8 +31,7 @@ pub(crate) struct CommInner {
     pub runtime: Arc<Runtime>,
     pub stream: RawStream,
     pub local: Arc<LocalGroupState>,
-    /// SMs of an operation where the configuration leaves them open: the same on every rank.
-    default_num_sms: u32,
+    default_sms: DefaultSms,
     pub rendezvous: Rendezvous,
     sms: Mutex<ReservedSms>,
     pub memory: Memory,
@@ -53,7 +53,7 @@ impl Comm {
         stream: RawStream,
         rendezvous: Rendezvous,
         local: Arc<LocalGroupState>,
-        default_num_sms: u32,
+        default_sms: DefaultSms,
     ) -> Result<Self> {
         runtime.prepare(&delay, 0)?;
         runtime.prepare(&copy, 0)?;
@@ -69,7 +69,7 @@ impl Comm {
             runtime,
             stream,
             local,
-            default_num_sms,
+            default_sms,
             rendezvous,
             sms: Mutex::default(),
             memory,
@@ -107,10 +107,12 @@ impl Comm {
         self.inner.runtime.description()
     }
 
-    /// SMs of an operation when the configuration leaves them open, the same on every rank: on a simulated GPU two, since every
-    /// simulated thread costs host time; on GPUs up to 16, as many as the ranks of one can have while they leave one SM free.
-    pub fn default_num_sms(&self) -> u32 {
-        self.inner.default_num_sms
+    /// SMs of an operation for a configuration that leaves them open, the same on every rank: on a simulated GPU two, since every
+    /// simulated thread costs host time; on GPUs that the planner knows what it says for the configuration's most tokens
+    /// ([`plan::fewest_sms`](crate::plan::fewest_sms)); on others up to 16. They are never more than the ranks of a GPU can have while they
+    /// leave one SM free.
+    pub fn default_num_sms(&self, config: &Config) -> u32 {
+        self.inner.default_sms.of(config)
     }
 
     /// Gives `payload` to every rank and returns everyone's, in rank order. Collective.

@@ -17,6 +17,16 @@ const SHARED: Figure = Figure::new(
 const NVLINK4: Figure = Figure::new(26.562e9, "nvidia-smi nvlink --status on Hopper: 26.562 GB/s a link and direction");
 const NVLINK5: Figure = Figure::new(50e9, "nvidia-smi nvlink --status on Blackwell: 50 GB/s a link and direction");
 
+/// What the driver calls the built-in GPUs.
+const PRODUCTS: [(&str, &str); 6] = [
+    ("NVIDIA H100 80GB HBM3", "H100"),
+    ("NVIDIA H800", "H800"),
+    ("NVIDIA H200", "H200"),
+    ("NVIDIA H20", "H20"),
+    ("NVIDIA B200", "B200"),
+    ("NVIDIA GB200", "GB200"),
+];
+
 /// What a kernel reaches on an H200, with what is said of it there and of other GPUs.
 struct Measured {
     value: f64,
@@ -142,8 +152,14 @@ impl Gpu {
     pub fn named(name: &str) -> Result<Self> {
         let known = gpus();
         let wanted = normal(name);
-        let unknown = || Error::argument("gpu", name, format!("known GPUs are {}", Self::names().join(", ")));
+        let unknown = || Error::text("gpu", name, format!("known GPUs are {}", Self::names().join(", ")));
         known.into_iter().find(|gpu| normal(&gpu.name) == wanted).ok_or_else(unknown)
+    }
+
+    /// The name of the built-in GPU that the driver and NVML call `device`; `None` for what is not built in. Only whole names: an "H100
+    /// PCIe" has other memory than an "H100 80GB HBM3", and a "GH200" is no H200.
+    pub fn name_of(device: &str) -> Option<&'static str> {
+        PRODUCTS.iter().find(|(product, _)| product.eq_ignore_ascii_case(device)).map(|(_, name)| *name)
     }
 
     /// Names of the built-in GPUs.
@@ -161,7 +177,7 @@ impl Nic {
     pub fn named(name: &str) -> Result<Self> {
         let known = nics();
         let wanted = normal(name).replace("connectx", "cx");
-        let unknown = || Error::argument("nic", name, format!("known NICs are {}", Self::names().join(", ")));
+        let unknown = || Error::text("nic", name, format!("known NICs are {}", Self::names().join(", ")));
         known.into_iter().find(|nic| normal(&nic.name) == wanted).ok_or_else(unknown)
     }
 

@@ -2,6 +2,7 @@
 use std::borrow::Cow;
 
 use crate::error::{Error, Result};
+use crate::number::number;
 
 /// A number and where it comes from.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,6 +78,7 @@ impl Unit {
         }
         let kind = if whole { "a whole number" } else { "a number" };
         let symbol = if self.symbol().is_empty() { String::new() } else { format!(" {}", self.symbol()) };
-        Err(Error::argument(key, value, format!("{kind} from {low} to {high}{symbol}")))
+        let rule = format!("{kind} from {} to {}{symbol}", number(low), number(high));
+        Err(Error::number(key, value, rule))
     }
 }

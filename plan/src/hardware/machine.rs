@@ -56,7 +56,7 @@ impl Hardware {
         let Some((name, unit)) = self.figures().iter().find(|(name, ..)| *name == key).map(|f| (f.0, f.1)) else {
             let known: Vec<_> = self.figures().iter().map(|f| f.0).collect();
             let none = if self.nic.is_none() { " (there is no NIC to override)" } else { "" };
-            return Err(Error::argument("key", key, format!("known keys are {}{none}", known.join(", "))));
+            return Err(Error::text("key", key, format!("known keys are {}{none}", known.join(", "))));
         };
         unit.check(name, value)?;
         let nic = self.nic.iter_mut().flat_map(Nic::figures_mut);

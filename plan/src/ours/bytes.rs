@@ -12,7 +12,7 @@ use crate::workload::{Capacity, RowLayout, Workload};
 pub(super) fn planned(topology: &Topology, workload: &Workload, num_sms: u32) -> Result<PlannedBytes> {
     let built = topology.domains() == 1
         && topology.ranks() <= MAX_RANKS
-        && workload.layout == RowLayout::Compact
+        && matches!(workload.layout, RowLayout::Compact | RowLayout::Expand { .. })
         && workload.capacity == Capacity::WorstCase;
     if built {
         let exact = Layouts::new(Shape { blocks: num_sms, ..workload.shape(topology.ranks()) })?;

@@ -3,5 +3,5 @@ mod bytes;
 mod rules;
 mod steps;
 
-pub(crate) use rules::Ours;
+pub(crate) use rules::{Ours, SM_HEADROOM};
 pub(crate) use steps::{combine, dispatch, row_bytes};

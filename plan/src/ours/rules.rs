@@ -12,7 +12,7 @@ use crate::workload::Workload;
 
 /// More SMs than bind nothing in the model, which takes the longest of what overlaps: at exactly as many, neither the SMs nor the rest
 /// keep the other busy all the while, and kernels take up to half longer (docs/planning.md). DeepEP's planner has the same factor.
-const SM_HEADROOM: f64 = 1.25;
+pub(crate) const SM_HEADROOM: f64 = 1.25;
 
 /// Our protocol.
 #[derive(Debug)]

@@ -14,6 +14,9 @@ use crate::workload::Workload;
 /// About how many chunks a phase is cut into, one for each flow at least: pipelines are as fine as this allows.
 const CHUNKS: u64 = 1 << 17;
 
+/// How many events pass between two reports of how far it is.
+const WATCHED: u64 = 1 << 14;
+
 /// The queues of all ranks, and when each rank enters.
 pub(super) struct Machine<'a> {
     topology: &'a Topology,
@@ -169,10 +172,20 @@ impl<'a> Machine<'a> {
         chunks
     }
 
-    /// Runs a phase.
-    pub(super) fn run(mut self, drawn: &Drawn, order: SendOrder) -> Outcome {
+    /// Runs a phase; `watch` is told which share of it is over.
+    pub(super) fn run(mut self, drawn: &Drawn, order: SendOrder, watch: &dyn Fn(f64)) -> Outcome {
+        watch(0.0);
         let chunks = self.chunks(drawn, order);
-        let (end, events) = if self.combine { self.combine(drawn, chunks) } else { self.dispatch(drawn, &chunks) };
+        // A chunk enters a link and arrives; one for another domain is put there, and is one for each of its ranks at most.
+        let members = |chunk: &Chunk| self.topology.size(self.topology.domain_of(chunk.at));
+        let most = chunks.iter().map(|chunk| if chunk.remote { 2 + u64::from(members(chunk)) } else { 2 }).sum::<u64>();
+        let watch = |count: u64| {
+            if count.is_multiple_of(WATCHED) {
+                watch(count as f64 / most as f64);
+            }
+        };
+        let (end, events) =
+            if self.combine { self.combine(drawn, chunks, watch) } else { self.dispatch(drawn, &chunks, watch) };
         let queues = [
             (Resource::SmRead, &self.sms[0]),
             (Resource::SmRead, &self.sms[1]),
@@ -208,7 +221,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Rows leave their source, over NVLink or over the rail; a forwarder spreads what came by rail.
-    fn dispatch(&mut self, drawn: &Drawn, chunks: &[Chunk]) -> (f64, u64) {
+    fn dispatch(&mut self, drawn: &Drawn, chunks: &[Chunk], watch: impl Fn(u64)) -> (f64, u64) {
         let mut events = Events::with_capacity(chunks.len());
         let mut end = 0.0f64;
         let mut count = 0;
@@ -227,6 +240,7 @@ impl<'a> Machine<'a> {
         }
         while let Some(event) = events.pop() {
             count += 1;
+            watch(count);
             let chunk = chunks[event.chunk as usize];
             // Above the kinds: the rank of a part.
             let (kind, part) = (event.what % KINDS, event.what / KINDS);
@@ -284,7 +298,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Rows are pulled: by their source, inside its domain; by its forwarder in another one, which sums and puts them.
-    fn combine(&mut self, drawn: &Drawn, mut chunks: Vec<Chunk>) -> (f64, u64) {
+    fn combine(&mut self, drawn: &Drawn, mut chunks: Vec<Chunk>, watch: impl Fn(u64)) -> (f64, u64) {
         let mut events = Events::with_capacity(chunks.len());
         let mut end = 0.0f64;
         let mut count = 0;
@@ -310,6 +324,7 @@ impl<'a> Machine<'a> {
         }
         while let Some(event) = events.pop() {
             count += 1;
+            watch(count);
             let chunk = chunks[event.chunk as usize];
             let (kind, part) = (event.what % KINDS, event.what / KINDS);
             let to = puller(&chunk);

@@ -21,5 +21,5 @@ mod report;
 mod routing;
 mod scenario;
 
-pub use report::{PhaseReport, Report, simulate};
+pub use report::{PhaseReport, Report, simulate, simulate_watched};
 pub use scenario::{Draw, Scenario, SendOrder};

@@ -1,4 +1,6 @@
 //! A simulated dispatch and its combine, beside the model's.
+use std::cell::Cell;
+
 use super::scenario::Scenario;
 use super::{flow, routing};
 use crate::error::{Error, Result};
@@ -8,6 +10,9 @@ use crate::protocol::PlanOptions;
 use crate::topology::Topology;
 use crate::traffic::Resource;
 use crate::workload::{RowLayout, Workload};
+
+/// The share of the time that drawing the routing takes, about.
+const DRAWING: f64 = 0.5;
 
 /// A simulated phase beside the model's. Times are seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -75,6 +80,21 @@ pub struct Report {
 /// # Ok::<(), epoxide_plan::Error>(())
 /// ```
 pub fn simulate(topology: &Topology, hardware: &Hardware, workload: &Workload, scenario: &Scenario) -> Result<Report> {
+    simulate_watched(topology, hardware, workload, scenario, &|_, _| {})
+}
+
+/// [`simulate`], which can take a minute, and tells `watch` meanwhile what it does, and which share of the whole is done, from 0 to 1.
+///
+/// # Errors
+///
+/// See [`simulate`].
+pub fn simulate_watched(
+    topology: &Topology,
+    hardware: &Hardware,
+    workload: &Workload,
+    scenario: &Scenario,
+    watch: &dyn Fn(&'static str, f64),
+) -> Result<Report> {
     scenario.check(topology, workload)?;
     if workload.layout != RowLayout::Compact {
         return Err(Error::argument(
@@ -86,14 +106,21 @@ pub fn simulate(topology: &Topology, hardware: &Hardware, workload: &Workload, s
     let mut options = PlanOptions::new();
     options.num_sms = scenario.num_sms;
     let plan = plan_with(topology, hardware, workload, &options)?;
-    let drawn = routing::Drawn::new(topology, workload, scenario);
+    let drawn = routing::Drawn::new(topology, workload, scenario, &|share| watch("routing", DRAWING * share));
     let calm = Scenario { skew: 0.0, straggler: None, ..scenario.clone() };
     let disturbed = scenario.skew > 0.0 || scenario.straggler.is_some();
+    // Of each phase one, or two if there is one that is disturbed.
+    let runs = if disturbed { 4.0 } else { 2.0 };
+    let over = Cell::new(0.0);
     let phase = |phase: &Phase, combine: bool| -> Result<PhaseReport> {
         let run = |scenario: &Scenario| -> Result<flow::Outcome> {
             let sms = plan.num_sms;
             let machine = flow::Machine::new(topology, hardware, workload, sms, scenario, &drawn, combine)?;
-            Ok(machine.run(&drawn, scenario.order))
+            let name = if combine { "combine" } else { "dispatch" };
+            let share = |of_run: f64| watch(name, DRAWING + (1.0 - DRAWING) * (over.get() + of_run) / runs);
+            let outcome = machine.run(&drawn, scenario.order, &share);
+            over.set(over.get() + 1.0);
+            Ok(outcome)
         };
         let quiet = run(&calm)?;
         // The rows' own pass over the network is in the events.

@@ -113,7 +113,8 @@ pub(super) struct Drawn {
 }
 
 impl Drawn {
-    pub(super) fn new(topology: &Topology, workload: &Workload, scenario: &Scenario) -> Self {
+    /// Draws the routing; `watch` is told which share of it is drawn.
+    pub(super) fn new(topology: &Topology, workload: &Workload, scenario: &Scenario, watch: &dyn Fn(f64)) -> Self {
         let (ranks, domains) = (topology.ranks() as usize, topology.domains() as usize);
         let experts = workload.experts;
         let placement = Placement::new(experts, topology.ranks());
@@ -136,6 +137,7 @@ impl Drawn {
         let mut chosen = Vec::with_capacity(workload.top_k as usize);
         let mut token = 0u64;
         for source in 0..ranks {
+            watch(source as f64 / ranks as f64);
             let rows = &mut to_rank[source * ranks..][..ranks];
             let nodes = &mut to_domain[source * domains..][..domains];
             for _ in 0..workload.tokens {

@@ -1,5 +1,6 @@
 //! What is simulated: how experts are drawn, who is late, who is slow.
 use crate::error::{Error, Result};
+use crate::number::number;
 use crate::topology::Topology;
 use crate::workload::Workload;
 
@@ -98,7 +99,7 @@ impl Scenario {
     pub(super) fn check(&self, topology: &Topology, workload: &Workload) -> Result<()> {
         if !(0.0..=LATEST_ENTRY).contains(&self.skew) {
             let rule = format!("the latest entry is at 0 to {LATEST_ENTRY} s");
-            return Err(Error::argument("skew", format!("{} s", self.skew), rule));
+            return Err(Error::argument("skew", format!("{} s", number(self.skew)), rule));
         }
         if let Some((rank, factor)) = self.straggler {
             if rank >= topology.ranks() {
@@ -107,12 +108,12 @@ impl Scenario {
             }
             if !(1.0..=MOST_SLOWER).contains(&factor) {
                 let rule = format!("a straggler is at least 1 times slower, and at most {MOST_SLOWER}");
-                return Err(Error::argument("straggler", factor, rule));
+                return Err(Error::number("straggler", factor, rule));
             }
         }
         match self.draw {
             Draw::Zipf { exponent } if !(exponent.is_finite() && (0.0..=8.0).contains(&exponent)) => {
-                Err(Error::argument("exponent", exponent, "a Zipf exponent is from 0 to 8"))
+                Err(Error::number("exponent", exponent, "a Zipf exponent is from 0 to 8"))
             }
             Draw::OneHot { expert } if expert >= workload.experts => {
                 Err(Error::argument("expert", expert, format!("there are {} experts", workload.experts)))

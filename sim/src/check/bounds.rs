@@ -1,8 +1,20 @@
-//! Who reaches outside of an allocation: what to tell of where he is.
+//! Where an address is, and who reaches outside of an allocation: what to tell of it.
 
 use crate::memory::arena::Arena;
 
 impl Arena {
+    /// What an address is, for a message: whose, and where in its allocation.
+    pub(crate) fn place_of(&self, address: u64) -> String {
+        let Some(extent) = self.extent_of(address, 1) else {
+            return format!("device address {address:#x}, where no live allocation is");
+        };
+        let (rank, offset, what) = (self.rank_of(address), address - extent.address, self.describe(extent, address));
+        format!(
+            "device address {address:#x}, {offset} bytes into rank {rank}'s allocation of {} bytes{what}",
+            extent.bytes
+        )
+    }
+
     /// Why `bytes` bytes at `address` are no access: where they lie, for a message.
     pub(crate) fn whereabouts(&self, address: u64, bytes: u64) -> String {
         match self.near(address) {

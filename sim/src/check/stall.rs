@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
+use crate::device::Space;
 use crate::engine::block::barriers::Mbarrier;
 use crate::engine::block::state::{BlockState, Waiting};
 use crate::engine::block::warp::{bits, ranges};
 use crate::engine::books::{ActorState, Books};
+use crate::memory::arena::Arena;
 
 /// The most lines of a worker's part of a report.
 const REPORT_LINES: usize = 64;
 
 /// One line for each group of threads that wait for the same thing.
-pub(crate) fn blocks(blocks: &[&BlockState]) -> Vec<String> {
+pub(crate) fn blocks(arena: &Arena, blocks: &[&BlockState]) -> Vec<String> {
     let mut lines = Vec::new();
     for state in blocks {
         if lines.len() >= REPORT_LINES {
@@ -21,7 +23,7 @@ pub(crate) fn blocks(blocks: &[&BlockState]) -> Vec<String> {
         let place =
             format!("  kernel {} (launch {}), rank {}, block {}", state.kernel, state.launch, state.rank, state.index);
         let more = (REPORT_LINES - lines.len()).max(1);
-        lines.extend(waits(state).into_iter().take(more).map(|(warps, lanes, what)| {
+        lines.extend(waits(arena, state).into_iter().take(more).map(|(warps, lanes, what)| {
             format!("{place}, warp {}, lanes {}: {what}", ranges(warps.into_iter()), ranges(bits(lanes)))
         }));
     }
@@ -29,11 +31,11 @@ pub(crate) fn blocks(blocks: &[&BlockState]) -> Vec<String> {
 }
 
 /// Groups a block's waiting threads: warps, lanes, and what they wait for.
-fn waits(state: &BlockState) -> Vec<(Vec<u32>, u32, String)> {
+fn waits(arena: &Arena, state: &BlockState) -> Vec<(Vec<u32>, u32, String)> {
     let mut groups: Vec<(Vec<u32>, u32, String)> = Vec::new();
     for (warp, lanes) in (0u32..).zip(state.lanes.chunks(32)) {
         let mut kinds: Vec<(u32, String)> = Vec::new();
-        for (lane, waiting) in lanes.iter().map(|lane| describe(state, warp, &lane.waiting)).enumerate() {
+        for (lane, waiting) in lanes.iter().map(|lane| describe(arena, state, warp, &lane.waiting)).enumerate() {
             let Some(what) = waiting else { continue };
             match kinds.iter_mut().find(|(_, known)| *known == what) {
                 Some((mask, _)) => *mask |= 1 << lane,
@@ -51,7 +53,7 @@ fn waits(state: &BlockState) -> Vec<(Vec<u32>, u32, String)> {
 }
 
 /// What one thread waits for; `None` when it has returned.
-fn describe(state: &BlockState, warp: u32, waiting: &Waiting) -> Option<String> {
+fn describe(arena: &Arena, state: &BlockState, warp: u32, waiting: &Waiting) -> Option<String> {
     Some(match waiting {
         Waiting::Exited => return None,
         Waiting::Start => "not started".to_string(),
@@ -67,11 +69,16 @@ fn describe(state: &BlockState, warp: u32, waiting: &Waiting) -> Option<String> 
             format!("at barrier {id} at {location}, where {} of {} threads are", barrier.arrived, barrier.expected)
         }
         Waiting::Poll { wait, location } => format!(
-            "polling {} of peer {} at {location}: expected {}, seen {}{}",
+            "polling {} of peer {} at {location}: expected {}, seen {} in the {} bytes at {}{}",
             wait.what,
             wait.peer,
             wait.expected,
             wait.seen,
+            wait.bytes,
+            match wait.word.space {
+                Space::Global => arena.place_of(wait.word.at),
+                Space::Shared => format!("shared offset {:#x}", wait.word.at),
+            },
             wait.deadline_ns.map_or_else(String::new, |time| format!(", deadline {time} ns of virtual time"))
         ),
         Waiting::Sleep { until, location } => format!("asleep until {until} ns of virtual time at {location}"),

@@ -1,19 +1,10 @@
 //! The asynchronous proxy: mbarriers and bulk copies.
 
-use crate::engine::thread::context::attend;
+use super::operation::{Address, BulkCopy, BulkReduction, Completion, Order, Rmw, Space, Strength};
+use crate::engine::thread::context::{Context, attend, fail};
 use crate::engine::thread::{bulk, mbarrier};
 
-/// Orders generic accesses with those of the asynchronous proxy (`fence.proxy.async`).
-///
-/// # Panics
-///
-/// Outside a simulated thread.
-#[track_caller]
-pub fn fence_proxy_async() {
-    attend("fence_proxy_async");
-}
-
-/// Makes an mbarrier at shared offset `at` whose phases take `arrivals` arrivals.
+/// Makes an mbarrier at shared offset `at`, of 8 bytes, whose phases take `arrivals` arrivals.
 ///
 /// # Panics
 ///
@@ -24,52 +15,90 @@ pub fn mbarrier_init(at: u32, arrivals: u32) {
     mbarrier::init(attend("mbarrier_init"), at, arrivals);
 }
 
-/// Announces `bytes` that copies will deliver, and arrives.
+/// Announces `expected` bytes that copies will deliver, and arrives `count` times.
 ///
 /// # Panics
 ///
-/// Outside a simulated thread; when no mbarrier is at `at`, or it has all arrivals of its phase (the kernel fails).
+/// Outside a simulated thread; when no mbarrier is at `at`, `count` is 0 or more than the arrivals that its phase lacks, or
+/// `s` is neither a release nor relaxed (the kernel fails).
 #[track_caller]
-pub fn mbarrier_arrive_expect_tx(at: u32, bytes: u32) {
-    mbarrier::arrive_expect_tx(attend("mbarrier_arrive_expect_tx"), at, bytes);
+pub fn mbarrier_arrive(at: u32, count: u32, expected: u32, s: Strength) {
+    let context = attend("mbarrier_arrive");
+    if !matches!(s.order, Order::Release | Order::Relaxed) {
+        fail(context, format!("mbarrier_arrive at {at:#x} with {s:?}: the rule is a release, or relaxed"));
+    }
+    mbarrier::arrive(context, at, count, expected);
 }
 
 /// Returns whether the phase of `parity` is complete; when it is not, gives up the turn once and looks again.
 ///
 /// # Panics
 ///
-/// Outside a simulated thread; when no mbarrier is at `at`, or `parity` is not 0 or 1 (the kernel fails).
+/// Outside a simulated thread; when no mbarrier is at `at`, `parity` is not 0 or 1, or `s` is neither an acquire nor relaxed
+/// (the kernel fails).
 #[track_caller]
-pub fn mbarrier_try_wait(at: u32, parity: u32) -> bool {
-    mbarrier::try_wait(attend("mbarrier_try_wait"), at, parity)
+pub fn mbarrier_try_wait(at: u32, parity: u32, s: Strength) -> bool {
+    let context = attend("mbarrier_try_wait");
+    if !matches!(s.order, Order::Acquire | Order::Relaxed) {
+        fail(context, format!("mbarrier_try_wait at {at:#x} with {s:?}: the rule is an acquire, or relaxed"));
+    }
+    mbarrier::try_wait(context, at, parity)
 }
 
-/// Starts a copy of `bytes` from device memory to shared memory; its bytes count towards `mbarrier`.
+/// Starts a bulk copy.
 ///
 /// # Panics
 ///
-/// Outside a simulated thread; when an address or `bytes` is no multiple of 16, a range is out of bounds, or there is no
-/// such mbarrier (the kernel fails).
+/// Outside a simulated thread; when an address or `bytes` is no multiple of 16, a range is out of bounds, there is no such
+/// mbarrier, or the spaces, the completion and the reduction are no copy that there is (the kernel fails).
 #[track_caller]
-pub fn bulk_load(shared_to: u32, global_from: u64, bytes: u32, mbarrier: u32) {
-    let context = attend("bulk_load");
-    bulk::load(context, shared_to, global_from, bytes, mbarrier);
+pub fn bulk_copy(copy: BulkCopy) {
+    let context = attend("bulk_copy");
+    let BulkCopy { from, to, bytes, completion, reduction } = copy;
+    match (from.space, to.space, completion, reduction) {
+        (Space::Global, Space::Shared, Completion::Mbarrier(mbarrier), None) => {
+            bulk::load(context, offset(context, to), from.at, bytes, mbarrier);
+        }
+        (Space::Shared, Space::Global, Completion::Group, _) if reduction.is_none_or(is_reduction) => {
+            bulk::store(context, to.at, offset(context, from), bytes, reduction);
+        }
+        _ => fail(
+            context,
+            format!(
+                "{copy:?}: the rule is from device to shared memory with an mbarrier, or from shared to device memory in a \
+                 group, where alone words of 4 or 8 bytes may be combined"
+            ),
+        ),
+    }
     // SAFETY: the context is the running thread's.
     unsafe { (*context).dirty = true };
 }
 
-/// Starts a copy of `bytes` from shared memory to device memory, in the thread's open group.
+/// Whether a bulk copy can combine words so.
+fn is_reduction(BulkReduction { op, element }: BulkReduction) -> bool {
+    op != Rmw::Exchange && (element == 4 || element == 8 && op != Rmw::AddF32)
+}
+
+/// An offset in shared memory, which is less than 4 GiB.
+#[track_caller]
+fn offset(context: *mut Context, a: Address) -> u32 {
+    u32::try_from(a.at).unwrap_or_else(|_| fail(context, format!("shared offset {:#x} is out of bounds", a.at)))
+}
+
+/// Asks for `bytes` of device memory to be brought nearer (`cp.async.bulk.prefetch.L2`): checked like a copy's source, and
+/// ordered with nothing.
 ///
 /// # Panics
 ///
-/// Outside a simulated thread; when an address or `bytes` is no multiple of 16, or a range is out of bounds (the kernel
-/// fails).
+/// Outside a simulated thread; when `from` is no device address, it or `bytes` is no multiple of 16, or the range is out of
+/// bounds (the kernel fails).
 #[track_caller]
-pub fn bulk_store(global_to: u64, shared_from: u32, bytes: u32) {
-    let context = attend("bulk_store");
-    bulk::store(context, global_to, shared_from, bytes);
-    // SAFETY: the context is the running thread's.
-    unsafe { (*context).dirty = true };
+pub fn bulk_prefetch(from: Address, bytes: u32) {
+    let context = attend("bulk_prefetch");
+    if from.space != Space::Global {
+        fail(context, format!("bulk_prefetch of {from:?}: the rule is a device address"));
+    }
+    bulk::prefetch(context, from.at, bytes);
 }
 
 /// Closes the thread's open group of bulk stores.

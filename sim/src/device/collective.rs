@@ -3,8 +3,8 @@
 //! Every lane that a mask names must arrive with the same operation and the same mask, and every thread that a barrier
 //! counts must arrive at it; the simulator reports what a GPU would hang on.
 
+use super::operation::{Reduce, Shuffle};
 use crate::engine::block::warp::WarpOp;
-pub use crate::engine::block::warp::{Reduce, Shuffle};
 use crate::engine::thread::barrier::arrive;
 use crate::engine::thread::context::require;
 use crate::engine::thread::warp::meet;

@@ -1,85 +1,15 @@
-//! Loads, stores, atomics and fences.
+//! Loads, stores and atomics.
 //!
 //! Every access is checked: it lies in one live allocation, or in the block's shared memory, and is naturally aligned. It is a
-//! host atomic at least as strong as the host's relaxed order, one of 16 bytes two of 8. So two of the same size never race in
-//! Rust's sense; that two of different sizes meet only in some order is the launch's contract
+//! host atomic at least as strong as the host's relaxed order, a vector one for each of its elements. So two of the same size
+//! never race in Rust's sense; that two of different sizes meet only in some order is the launch's contract
 //! ([`Actor::launch`](crate::Actor::launch)).
 
+use super::access::{Access, Kind};
+use super::operation::{Address, Order, Rmw, Space, Strength};
 use super::time::is_left_out;
 use super::word::Word;
-use crate::engine::thread::context::{Context, attend, fail, heed, preemption_point, require};
-
-/// Which memory an address is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Space {
-    /// Device memory of any rank: a host address inside the machine's arena.
-    Global,
-    /// The block's dynamic shared memory: an offset in it.
-    Shared,
-}
-
-/// An address in device or shared memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Address {
-    /// The memory.
-    pub space: Space,
-    /// The device address, or the offset in shared memory.
-    pub at: u64,
-}
-
-/// How an access is ordered with others (PTX: `.weak`, `.relaxed`, `.acquire`, `.release`, `.acq_rel`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Order {
-    /// Not at all.
-    Weak,
-    /// Atomic, but orders nothing else.
-    Relaxed,
-    /// What was released before is seen after it.
-    Acquire,
-    /// What came before is seen by whoever acquires it.
-    Release,
-    /// Both.
-    AcquireRelease,
-}
-
-/// For whom the order holds (PTX: `.cta`, `.gpu`, `.sys`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// Threads of the block.
-    Block,
-    /// Threads of the rank.
-    Gpu,
-    /// All ranks and hosts.
-    System,
-}
-
-/// An order and its scope.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Strength {
-    /// The order.
-    pub order: Order,
-    /// The scope.
-    pub scope: Scope,
-}
-
-/// What an atomic read-modify-write does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rmw {
-    /// Adds, wrapping.
-    Add,
-    /// Keeps the smaller, unsigned.
-    Min,
-    /// Keeps the larger, unsigned.
-    Max,
-    /// Bitwise and.
-    And,
-    /// Bitwise or.
-    Or,
-    /// Bitwise exclusive or.
-    Xor,
-    /// Replaces.
-    Exchange,
-}
+use crate::engine::thread::context::{Context, fail, heed, preemption_point, require};
 
 /// Loads a word.
 ///
@@ -90,9 +20,8 @@ pub enum Rmw {
 #[track_caller]
 pub fn load<W: Word>(a: Address, s: Strength) -> W {
     let context = require("load");
-    let pointer = resolve::<false>(context, a, size_of::<W>(), size_of::<W>());
-    ordered(context, s);
-    // SAFETY: `resolve` checked bounds and alignment; all accesses to device and shared memory are atomic.
+    let pointer = enter(context, Access::to::<W, 1>(a, Kind::Load, s));
+    // SAFETY: `enter` checked bounds and alignment; all accesses to device and shared memory are atomic.
     unsafe { W::atomic_load(pointer, s.order) }
 }
 
@@ -105,11 +34,10 @@ pub fn load<W: Word>(a: Address, s: Strength) -> W {
 #[track_caller]
 pub fn store<W: Word>(a: Address, v: W, s: Strength) {
     let context = require("store");
-    let pointer = resolve::<true>(context, a, size_of::<W>(), size_of::<W>());
     if s.order == Order::Release && is_left_out() {
         return;
     }
-    ordered(context, s);
+    let pointer = enter(context, Access::to::<W, 1>(a, Kind::Store, s));
     // SAFETY: as in `load`; the context is the running thread's.
     unsafe {
         v.atomic_store(pointer, s.order);
@@ -117,52 +45,71 @@ pub fn store<W: Word>(a: Address, v: W, s: Strength) {
     }
 }
 
-/// Loads 16 bytes at a 16-byte boundary, as two 8-byte accesses.
+/// Loads a vector of `N` words, 16 bytes at most, at a boundary of its size. Each word is an access of its own, in any order.
 ///
 /// # Panics
 ///
 /// As [`load`].
 #[inline]
 #[track_caller]
-pub fn load_x4(a: Address, s: Strength) -> [u32; 4] {
-    let context = require("load_x4");
-    let pointer = resolve::<false>(context, a, 16, 16);
-    ordered(context, s);
-    // SAFETY: as in `load`, for both halves of the 16 bytes.
-    let (low, high) = unsafe { (u64::atomic_load(pointer, s.order), u64::atomic_load(pointer.add(8), s.order)) };
-    [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32]
+pub fn load_vector<W: Word, const N: usize>(a: Address, s: Strength) -> [W; N] {
+    let context = require("load_vector");
+    let pointer = enter(context, Access::to::<W, N>(a, Kind::Load, s));
+    // SAFETY: as in `load`, for each word of the vector.
+    std::array::from_fn(|i| unsafe { W::atomic_load(pointer.add(i * size_of::<W>()), s.order) })
 }
 
-/// Stores 16 bytes at a 16-byte boundary, as two 8-byte accesses.
+/// Stores a vector of `N` words, 16 bytes at most, at a boundary of its size. Each word is an access of its own, in any order.
 ///
 /// # Panics
 ///
 /// As [`load`].
 #[inline]
 #[track_caller]
-pub fn store_x4(a: Address, v: [u32; 4], s: Strength) {
-    let context = require("store_x4");
-    let pointer = resolve::<true>(context, a, 16, 16);
-    ordered(context, s);
-    // SAFETY: as in `load`, for both halves of the 16 bytes; the context is the running thread's.
-    unsafe {
-        (u64::from(v[0]) | u64::from(v[1]) << 32).atomic_store(pointer, s.order);
-        (u64::from(v[2]) | u64::from(v[3]) << 32).atomic_store(pointer.add(8), s.order);
-        (*context).dirty = true;
+pub fn store_vector<W: Word, const N: usize>(a: Address, v: [W; N], s: Strength) {
+    let context = require("store_vector");
+    let pointer = enter(context, Access::to::<W, N>(a, Kind::Store, s));
+    for (i, word) in v.into_iter().enumerate() {
+        // SAFETY: as in `load`, for each word of the vector.
+        unsafe { word.atomic_store(pointer.add(i * size_of::<W>()), s.order) };
     }
+    // SAFETY: the context is the running thread's.
+    unsafe { (*context).dirty = true };
 }
 
 /// Reads, modifies and writes a word at once; returns the old value. PTX has it for `u32` and `u64`.
 ///
 /// # Panics
 ///
-/// As [`load`].
+/// As [`load`]; for [`Rmw::AddF32`] of a word that is not of 4 bytes (the kernel fails).
 #[inline]
 #[track_caller]
 pub fn rmw<W: Word>(a: Address, op: Rmw, v: W, s: Strength) -> W {
-    let context = require("rmw");
-    let pointer = resolve::<true>(context, a, size_of::<W>(), size_of::<W>());
-    ordered(context, s);
+    modify(require("rmw"), Access::to::<W, 1>(a, Kind::Rmw(op), s), op, v)
+}
+
+/// Modifies a word at once, without a result: a reduction (PTX: `red`).
+///
+/// # Panics
+///
+/// As [`rmw`]; for [`Rmw::Exchange`], which is a store (the kernel fails).
+#[inline]
+#[track_caller]
+pub fn red<W: Word>(a: Address, op: Rmw, v: W, s: Strength) {
+    let context = require("red");
+    if op == Rmw::Exchange {
+        fail(context, "red with Rmw::Exchange: the rule is an operation that combines; store replaces".to_string());
+    }
+    modify(context, Access::to::<W, 1>(a, Kind::Reduction(op), s), op, v);
+}
+
+#[inline(always)]
+#[track_caller]
+fn modify<W: Word>(context: *mut Context, access: Access, op: Rmw, v: W) -> W {
+    if op == Rmw::AddF32 && size_of::<W>() != 4 {
+        fail(context, format!("{access} with Rmw::AddF32: the rule is a word of 4 bytes"));
+    }
+    let pointer = enter(context, access);
     // SAFETY: as in `load`; the context is the running thread's.
     unsafe {
         let old = v.atomic_rmw(pointer, op);
@@ -181,8 +128,7 @@ pub fn rmw<W: Word>(a: Address, op: Rmw, v: W, s: Strength) -> W {
 #[track_caller]
 pub fn compare_exchange<W: Word>(a: Address, expected: W, new: W, s: Strength) -> W {
     let context = require("compare_exchange");
-    let pointer = resolve::<true>(context, a, size_of::<W>(), size_of::<W>());
-    ordered(context, s);
+    let pointer = enter(context, Access::to::<W, 1>(a, Kind::CompareExchange, s));
     // SAFETY: as in `load`; the context is the running thread's.
     unsafe {
         let old = W::atomic_compare_exchange(pointer, expected, new);
@@ -191,60 +137,44 @@ pub fn compare_exchange<W: Word>(a: Address, expected: W, new: W, s: Strength) -
     }
 }
 
-/// Orders the thread's accesses before it with those after it.
-///
-/// # Panics
-///
-/// Outside a simulated thread.
-#[inline]
-#[track_caller]
-pub fn fence(s: Strength) {
-    use std::sync::atomic::{Ordering, fence};
-    let context = attend("fence");
-    ordered(context, s);
-    match s.order {
-        Order::Weak | Order::Relaxed => {}
-        Order::Acquire => fence(Ordering::Acquire),
-        Order::Release => fence(Ordering::Release),
-        Order::AcquireRelease => fence(Ordering::AcqRel),
-    }
-}
-
-/// An access with an order is where a thread of a seeded machine may lose its turn.
+/// Every access comes through here: it is checked, may cost the thread its turn, and is where it says.
 #[inline(always)]
 #[track_caller]
-fn ordered(context: *mut Context, s: Strength) {
-    if s.order != Order::Weak {
+fn enter(context: *mut Context, access: Access) -> *mut u8 {
+    let pointer = resolve(context, access);
+    if access.strength.order != Order::Weak {
+        // An access with an order is where a thread of a seeded machine may lose its turn.
         // SAFETY: `context` is the running thread's, and callers hold no reference to it or the block.
         unsafe { preemption_point(context) };
     }
+    pointer
 }
 
 /// Turns an address into a host pointer after checking it.
 #[inline(always)]
 #[track_caller]
-fn resolve<const WRITES: bool>(context: *mut Context, a: Address, bytes: usize, align: usize) -> *mut u8 {
-    let (bytes, misaligned) = (bytes as u64, a.at & (align as u64 - 1) != 0);
+fn resolve(context: *mut Context, access: Access) -> *mut u8 {
+    let (a, bytes) = (access.address, u64::from(access.bytes));
     // SAFETY: `context` is the running thread's, and of the reins everyone may make references.
     let reins = unsafe { &(*context).reins };
-    if misaligned {
-        refuse(context, a, bytes);
+    if a.at & (bytes - 1) != 0 {
+        refuse(context, access);
     }
     match a.space {
         Space::Global => {
-            let last = if WRITES { &reins.written } else { &reins.read };
+            let last = if access.kind == Kind::Load { &reins.read } else { &reins.written };
             if !last.holds(a.at, bytes) {
                 // SAFETY: as above.
                 match unsafe { (*context).owners.of(a.at) } {
                     Some(owner) if !reins.alarmed() && owner.holds(a.at, bytes) => last.become_like(owner),
-                    _ => stumble(context, a, bytes),
+                    _ => stumble(context, access),
                 }
             }
             crate::memory::door::pointer(a.at)
         }
         Space::Shared => {
             if !reins.reaches_shared(a.at, bytes) {
-                stumble(context, a, bytes);
+                stumble(context, access);
             }
             // SAFETY: the offset was just compared with the size of the block's shared memory.
             unsafe { (*context).shared.add(a.at as usize) }
@@ -256,7 +186,8 @@ fn resolve<const WRITES: bool>(context: *mut Context, a: Address, bytes: usize, 
 #[cold]
 #[inline(never)]
 #[track_caller]
-fn stumble(context: *mut Context, a: Address, bytes: u64) {
+fn stumble(context: *mut Context, access: Access) {
+    let (a, bytes) = (access.address, u64::from(access.bytes));
     // SAFETY: as in `resolve`; the arena is the machine's.
     let (reins, arena, shared_bytes) = unsafe { (&(*context).reins, &*(*context).arena, (*context).shared_bytes) };
     heed(context);
@@ -265,7 +196,7 @@ fn stumble(context: *mut Context, a: Address, bytes: u64) {
         Space::Shared => a.at < shared_bytes && bytes <= shared_bytes - a.at,
     };
     if !inside {
-        refuse(context, a, bytes);
+        refuse(context, access);
     }
     // What the alarm took away.
     reins.share(shared_bytes);
@@ -274,7 +205,8 @@ fn stumble(context: *mut Context, a: Address, bytes: u64) {
 #[cold]
 #[inline(never)]
 #[track_caller]
-fn refuse(context: *mut Context, a: Address, bytes: u64) -> ! {
+fn refuse(context: *mut Context, access: Access) -> ! {
+    let (a, bytes) = (access.address, u64::from(access.bytes));
     // SAFETY: as in `stumble`.
     let (arena, shared_bytes) = unsafe { (&*(*context).arena, (*context).shared_bytes) };
     let (what, limits) = match a.space {
@@ -282,7 +214,7 @@ fn refuse(context: *mut Context, a: Address, bytes: u64) -> ! {
         Space::Shared => (format!("shared offset {:#x}", a.at), format!("the block has {shared_bytes} bytes")),
     };
     if !a.at.is_multiple_of(bytes) {
-        fail(context, format!("an access of {bytes} bytes at {what} is misaligned"));
+        fail(context, format!("{access} at {what} is misaligned"));
     }
-    fail(context, format!("an access of {bytes} bytes at {what} is out of bounds: {limits}"));
+    fail(context, format!("{access} at {what} is out of bounds: {limits}"));
 }

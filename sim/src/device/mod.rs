@@ -3,21 +3,26 @@
 //! Every function acts for the thread that calls it. Called elsewhere it panics and says so; a broken rule ends the
 //! kernel and halts the machine with an error that names the kernel, the thread and the caller's source line.
 
+mod access;
 mod asynchronous;
 mod collective;
+mod fence;
 mod index;
 mod memory;
+mod operation;
 mod time;
 mod word;
 
 pub use asynchronous::{
-    bulk_commit, bulk_load, bulk_store, bulk_wait, fence_proxy_async, mbarrier_arrive_expect_tx, mbarrier_init,
-    mbarrier_try_wait,
+    bulk_commit, bulk_copy, bulk_prefetch, bulk_wait, mbarrier_arrive, mbarrier_init, mbarrier_try_wait,
 };
-pub use collective::{Reduce, Shuffle, ballot, barrier, barrier_or, elect, match_any, reduce, shuffle, warp_sync};
+pub use collective::{ballot, barrier, barrier_or, elect, match_any, reduce, shuffle, warp_sync};
+pub use fence::{fence, fence_mbarrier_init, fence_proxy_async};
 pub use index::{block_index, block_threads, grid_blocks, rank, shared_bytes, thread_index};
-pub use memory::{
-    Address, Order, Rmw, Scope, Space, Strength, compare_exchange, fence, load, load_x4, rmw, store, store_x4,
+pub use memory::{compare_exchange, load, load_vector, red, rmw, store, store_vector};
+pub use operation::{
+    Address, BulkCopy, BulkReduction, Completion, Fence, Order, PollWait, ProxySpace, Reduce, Rmw, Scope, Shuffle,
+    Space, Strength,
 };
-pub use time::{PollWait, clock_ns, is_left_out, poll_pause, sleep_until};
+pub use time::{clock_ns, is_left_out, poll_pause, sleep_until};
 pub use word::Word;

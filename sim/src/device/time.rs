@@ -5,23 +5,9 @@
 
 use std::panic::Location;
 
+use super::operation::PollWait;
 use crate::engine::block::state::Waiting;
 use crate::engine::thread::context::{attend, now, suspend};
-
-/// What a failed poll waits for; a deadlock report quotes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PollWait {
-    /// What is waited for.
-    pub what: &'static str,
-    /// The rank, block or thread that is to make it so; by the meaning of `what`.
-    pub peer: u32,
-    /// The value waited for.
-    pub expected: u64,
-    /// The value seen.
-    pub seen: u64,
-    /// When the kernel gives up, in virtual ns; `None`: never.
-    pub deadline_ns: Option<u64>,
-}
 
 /// Returns virtual time in ns (`%globaltimer`).
 ///

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use super::memory::{Order, Rmw};
+use super::operation::{Order, Rmw};
 
 mod sealed {
     pub trait Sealed {}
@@ -41,7 +41,7 @@ pub trait Word: sealed::Sealed + Copy + PartialEq + std::fmt::Debug + 'static {
 }
 
 macro_rules! word {
-    ($word:ty, $atomic:ty) => {
+    ($word:ty as $signed:ty, $atomic:ty) => {
         impl sealed::Sealed for $word {}
         impl Word for $word {
             #[inline(always)]
@@ -70,10 +70,21 @@ macro_rules! word {
                 // SAFETY: as in `atomic_load`.
                 let atomic = unsafe { <$atomic>::from_ptr(at.cast()) };
                 let order = Ordering::AcqRel;
+                // The host has no instruction for these.
+                let update = |atomic: &$atomic, new: &dyn Fn($word) -> $word| match atomic.fetch_update(
+                    order,
+                    Ordering::Acquire,
+                    |old| Some(new(old)),
+                ) {
+                    Ok(old) | Err(old) => old,
+                };
                 match op {
                     Rmw::Add => atomic.fetch_add(self, order),
+                    Rmw::AddF32 => update(atomic, &|old| add_f32(old as u32, self as u32) as $word),
                     Rmw::Min => atomic.fetch_min(self, order),
                     Rmw::Max => atomic.fetch_max(self, order),
+                    Rmw::MinSigned => update(atomic, &|old| (old as $signed).min(self as $signed) as $word),
+                    Rmw::MaxSigned => update(atomic, &|old| (old as $signed).max(self as $signed) as $word),
                     Rmw::And => atomic.fetch_and(self, order),
                     Rmw::Or => atomic.fetch_or(self, order),
                     Rmw::Xor => atomic.fetch_xor(self, order),
@@ -92,7 +103,13 @@ macro_rules! word {
     };
 }
 
-word!(u8, AtomicU8);
-word!(u16, AtomicU16);
-word!(u32, AtomicU32);
-word!(u64, AtomicU64);
+word!(u8 as i8, AtomicU8);
+word!(u16 as i16, AtomicU16);
+word!(u32 as i32, AtomicU32);
+word!(u64 as i64, AtomicU64);
+
+/// Adds as the GPU's atomic on global memory does, which has no subnormal numbers (PTX ISA, `atom`).
+fn add_f32(a: u32, b: u32) -> u32 {
+    let flush = |x: f32| if x.is_subnormal() { 0f32.copysign(x) } else { x };
+    flush(flush(f32::from_bits(a)) + flush(f32::from_bits(b))).to_bits()
+}

@@ -116,10 +116,14 @@ impl Arena {
 
     /// What a report says of the live allocation `extent`, where `address`, which may be outside, is of interest.
     pub(crate) fn describe(&self, extent: Extent, address: u64) -> String {
-        let start = extent.address - self.base;
-        let part = self.part((start / self.stride) as u32);
-        let used = part.used.get(&start);
+        let part = self.part(self.rank_of(extent.address));
+        let used = part.used.get(&(extent.address - self.base));
         used.map_or_else(String::new, |used| used.what.describe(i128::from(address) - i128::from(extent.address)))
+    }
+
+    /// Whose part of device memory an address is in, which is one of device memory's.
+    pub(crate) fn rank_of(&self, address: u64) -> u32 {
+        ((address - self.base) / self.stride) as u32
     }
 
     /// Takes memory.

@@ -13,6 +13,7 @@ use std::fmt;
 
 use super::arena::Arena;
 use super::raw;
+use crate::device::BulkReduction;
 use crate::error::SimError;
 
 /// Who of the host accesses device memory, and so in which order with what else happens.
@@ -197,14 +198,18 @@ impl Ends {
         unsafe { raw::copy_words(self.shared, self.device, self.words) };
     }
 
-    /// Copies from shared memory to device memory.
+    /// Copies from shared memory to device memory, or combines the words with what is there.
     ///
     /// # Safety
     ///
-    /// As [`Ends::new`] says.
-    pub(crate) unsafe fn store(&self) {
-        // SAFETY: as in `load`.
-        unsafe { raw::copy_words(self.device, self.shared, self.words) };
+    /// As [`Ends::new`] says; of a reduction the elements in place of the words of 8 bytes, in device memory.
+    pub(crate) unsafe fn store(&self, reduction: Option<BulkReduction>) {
+        match reduction {
+            // SAFETY: as in `load`.
+            None => unsafe { raw::copy_words(self.device, self.shared, self.words) },
+            // SAFETY: as in `load`, and of the elements the caller's promise.
+            Some(_) => unsafe { self.store_source(&self.read_source(), reduction) },
+        }
     }
 
     /// Reads the words of shared memory, to be stored later.
@@ -219,13 +224,18 @@ impl Ends {
         words
     }
 
-    /// Stores words that were read before.
+    /// Stores words that were read before, or combines them with what is there.
     ///
     /// # Safety
     ///
-    /// As [`Ends::new`] says.
-    pub(crate) unsafe fn store_source(&self, words: &[u64]) {
-        // SAFETY: as in `load`; no more words than the copy has.
-        unsafe { raw::write_words(self.device, &words[..self.words]) };
+    /// As for [`Ends::store`].
+    pub(crate) unsafe fn store_source(&self, words: &[u64], reduction: Option<BulkReduction>) {
+        let words = &words[..self.words];
+        match reduction {
+            // SAFETY: as in `load`; no more words than the copy has.
+            None => unsafe { raw::write_words(self.device, words) },
+            // SAFETY: as above, and of the elements the caller's promise.
+            Some(reduction) => unsafe { raw::combine_words(self.device, words, reduction) },
+        }
     }
 }

@@ -9,6 +9,8 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use crate::device::{BulkReduction, Word};
+
 /// Views device memory.
 ///
 /// # Safety
@@ -47,6 +49,27 @@ pub(super) unsafe fn write_words(to: *mut u64, from: &[u64]) {
     // SAFETY: the caller's promise.
     for (to, from) in unsafe { words(to, from.len()) }.iter().zip(from) {
         to.store(*from, Ordering::Relaxed);
+    }
+}
+
+/// Combines the elements of words of the host with those of device memory, each at once.
+///
+/// # Safety
+///
+/// The target is as [`words`] asks for, but that what others access at the same time they access as these elements.
+pub(super) unsafe fn combine_words(to: *mut u64, from: &[u64], BulkReduction { op, element }: BulkReduction) {
+    for (index, word) in from.iter().enumerate() {
+        let at = to.wrapping_add(index).cast::<u8>();
+        if element == 8 {
+            // SAFETY: the caller's promise.
+            unsafe { word.atomic_rmw(at, op) };
+            continue;
+        }
+        let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+        for (offset, part) in [(0, [a, b, c, d]), (4, [e, f, g, h])] {
+            // SAFETY: the caller's promise; an element lies in the word whose half it is.
+            unsafe { u32::from_ne_bytes(part).atomic_rmw(at.add(offset), op) };
+        }
     }
 }
 

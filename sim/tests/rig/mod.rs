@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use epoxide_sim::device::{self, Address, Order, PollWait, Rmw, Scope, Space, Strength};
+use epoxide_sim::device::{self, Address, BulkCopy, Completion, Order, PollWait, Rmw, Scope, Space, Strength};
 use epoxide_sim::{Actor, Launch, Machine, MachineConfig, Mode, SimError, Stream};
 
 pub const WEAK: Strength = Strength { order: Order::Weak, scope: Scope::Gpu };
@@ -100,11 +100,38 @@ pub fn wait_for(flag: Address, expected: u64, peer: u32, deadline_ns: Option<u64
         if deadline_ns.is_some_and(|deadline| device::clock_ns() >= deadline) {
             return false;
         }
-        device::poll_pause(PollWait { what: "flag", peer, expected, seen, deadline_ns });
+        device::poll_pause(PollWait { what: "flag", word: flag, bytes: 8, peer, expected, seen, deadline_ns });
     }
 }
 
 #[track_caller]
 pub fn add(at: Address, value: u64) -> u64 {
     device::rmw(at, Rmw::Add, value, RELAXED)
+}
+
+/// Starts a copy to shared memory, whose bytes count towards `mbarrier`.
+#[track_caller]
+pub fn bulk_load(to: u32, from: u64, bytes: u32, mbarrier: u32) {
+    let completion = Completion::Mbarrier(mbarrier);
+    let to = shared(u64::from(to));
+    device::bulk_copy(BulkCopy { from: word(from, 0), to, bytes, completion, reduction: None });
+}
+
+/// Starts a copy to device memory, in the thread's open group.
+#[track_caller]
+pub fn bulk_store(to: u64, from: u32, bytes: u32) {
+    let from = shared(u64::from(from));
+    device::bulk_copy(BulkCopy { from, to: word(to, 0), bytes, completion: Completion::Group, reduction: None });
+}
+
+/// Announces bytes at an mbarrier and arrives, releasing within the block.
+#[track_caller]
+pub fn arrive(at: u32, bytes: u32) {
+    device::mbarrier_arrive(at, 1, bytes, Strength { order: Order::Release, scope: Scope::Block });
+}
+
+/// Whether an mbarrier's phase is complete, acquiring within the block.
+#[track_caller]
+pub fn try_wait(at: u32, parity: u32) -> bool {
+    device::mbarrier_try_wait(at, parity, Strength { order: Order::Acquire, scope: Scope::Block })
 }

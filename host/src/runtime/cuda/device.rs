@@ -165,6 +165,11 @@ impl CudaDevice {
         self.facts.memory_bytes
     }
 
+    /// What the driver calls it.
+    pub(crate) fn name(&self) -> &str {
+        &self.facts.name
+    }
+
     /// What the device is, in words.
     pub(crate) fn description(&self) -> String {
         let Facts { name, capability: (major, minor), sms, memory_bytes, .. } = &self.facts;

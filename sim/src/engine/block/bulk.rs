@@ -2,6 +2,7 @@
 
 use std::panic::Location;
 
+use crate::device::BulkReduction;
 use crate::memory::door::Ends;
 
 /// A copy that was issued and has not happened.
@@ -35,5 +36,5 @@ pub(crate) enum Kind {
     /// Into shared memory; delivers its bytes to this mbarrier.
     Load { mbarrier: u32 },
     /// Out of shared memory, in the thread's group of this number; the source as it was, once it has been read.
-    Store { group: u32, snapshot: Option<Vec<u64>> },
+    Store { group: u32, snapshot: Option<Vec<u64>>, reduction: Option<BulkReduction> },
 }

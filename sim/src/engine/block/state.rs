@@ -200,9 +200,9 @@ impl BlockState {
                 self.deliver(mbarrier, bytes);
             }
             // SAFETY: as above.
-            Kind::Store { snapshot: Some(words), .. } => unsafe { ends.store_source(&words) },
+            Kind::Store { snapshot: Some(words), reduction, .. } => unsafe { ends.store_source(&words, reduction) },
             // SAFETY: as above.
-            Kind::Store { snapshot: None, .. } => unsafe { ends.store() },
+            Kind::Store { snapshot: None, reduction, .. } => unsafe { ends.store(reduction) },
         }
     }
 

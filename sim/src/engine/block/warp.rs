@@ -2,6 +2,8 @@
 
 use std::panic::Location;
 
+use crate::device::{Reduce, Shuffle};
+
 /// One warp: lane masks and the slots of its collectives.
 pub(crate) struct Warp {
     pub ready: u32,
@@ -13,36 +15,6 @@ pub(crate) struct Warp {
     pub values: [u32; 32],
     pub operands: [u32; 32],
     pub results: [u32; 32],
-}
-
-/// Which lane a shuffle reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Shuffle {
-    /// The lane `operand`.
-    Index,
-    /// The lane `own ^ operand`.
-    Xor,
-    /// The lane `own - operand`.
-    Up,
-    /// The lane `own + operand`.
-    Down,
-}
-
-/// How a warp combines its values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reduce {
-    /// Wrapping sum.
-    Add,
-    /// Smallest, unsigned.
-    Min,
-    /// Largest, unsigned.
-    Max,
-    /// Bitwise and.
-    And,
-    /// Bitwise or.
-    Or,
-    /// Bitwise exclusive or.
-    Xor,
 }
 
 /// Which collective a lane asks for.

@@ -8,6 +8,7 @@ use std::panic::Location;
 
 use super::context::{Context, fail};
 use super::mbarrier;
+use crate::device::BulkReduction;
 use crate::engine::block::bulk::{Kind, PendingCopy};
 use crate::memory::door::Ends;
 
@@ -29,7 +30,13 @@ pub(crate) fn load(context: *mut Context, shared_to: u32, global_from: u64, byte
 
 /// Copies `bytes` from shared memory to device memory, in the thread's open group.
 #[track_caller]
-pub(crate) fn store(context: *mut Context, global_to: u64, shared_from: u32, bytes: u32) {
+pub(crate) fn store(
+    context: *mut Context,
+    global_to: u64,
+    shared_from: u32,
+    bytes: u32,
+    reduction: Option<BulkReduction>,
+) {
     let ends = check(context, shared_from, global_to, bytes, "bulk_store");
     // SAFETY: as in `load`.
     let (state, late, thread) = unsafe { (&mut *(*context).state, (*context).adversarial, (*context).reins.thread()) };
@@ -37,12 +44,18 @@ pub(crate) fn store(context: *mut Context, global_to: u64, shared_from: u32, byt
     let group = stores.committed;
     stores.last = Some((group, Location::caller()));
     if late {
-        let kind = Kind::Store { group, snapshot: None };
+        let kind = Kind::Store { group, snapshot: None, reduction };
         state.copies.push(PendingCopy { thread, ends, bytes, kind });
         return;
     }
     // SAFETY: as in `load`.
-    unsafe { ends.store() };
+    unsafe { ends.store(reduction) };
+}
+
+/// Checks what a prefetch asks for, which is all that it does.
+#[track_caller]
+pub(crate) fn prefetch(context: *mut Context, global: u64, bytes: u32) {
+    check_global(context, global, bytes, "bulk_prefetch");
 }
 
 /// Closes the thread's open group.
@@ -66,7 +79,7 @@ pub(crate) fn wait(context: *mut Context, groups_left: u32, read_only: bool) {
     while index < state.copies.len() {
         let copy = &mut state.copies[index];
         match &mut copy.kind {
-            Kind::Store { group, snapshot }
+            Kind::Store { group, snapshot, .. }
                 if copy.thread == thread && u64::from(*group) + u64::from(groups_left) < u64::from(committed) =>
             {
                 if read_only {
@@ -91,7 +104,7 @@ pub(crate) fn wait(context: *mut Context, groups_left: u32, read_only: bool) {
 #[inline]
 fn check(context: *mut Context, shared: u32, global: u64, bytes: u32, name: &str) -> Ends {
     // SAFETY: `context` is the running thread's.
-    let (arena, memory, shared_bytes) = unsafe { (&*(*context).arena, (*context).shared, (*context).shared_bytes) };
+    let (memory, shared_bytes) = unsafe { ((*context).shared, (*context).shared_bytes) };
     if !(u64::from(shared) | global | u64::from(bytes)).is_multiple_of(16) {
         fail(
             context,
@@ -100,10 +113,7 @@ fn check(context: *mut Context, shared: u32, global: u64, bytes: u32, name: &str
             ),
         );
     }
-    if arena.extent_of(global, u64::from(bytes)).is_none() {
-        let where_it_is = arena.whereabouts(global, u64::from(bytes));
-        fail(context, format!("{name} of {bytes} bytes at device address {global:#x} is out of bounds: {where_it_is}"));
-    }
+    check_global(context, global, bytes, name);
     if u64::from(shared) + u64::from(bytes) > shared_bytes {
         fail(
             context,
@@ -114,4 +124,19 @@ fn check(context: *mut Context, shared: u32, global: u64, bytes: u32, name: &str
     }
     // SAFETY: both ranges were just found inside live memory, on multiples of 16.
     unsafe { Ends::new(global, memory.add(shared as usize), bytes) }
+}
+
+/// Checks the part of a copy that is device memory.
+#[track_caller]
+#[inline]
+fn check_global(context: *mut Context, global: u64, bytes: u32, name: &str) {
+    // SAFETY: `context` is the running thread's.
+    let arena = unsafe { &*(*context).arena };
+    if !(global | u64::from(bytes)).is_multiple_of(16) {
+        fail(context, format!("{name} of {bytes} bytes, device address {global:#x}: the rule is multiples of 16"));
+    }
+    if arena.extent_of(global, u64::from(bytes)).is_none() {
+        let where_it_is = arena.whereabouts(global, u64::from(bytes));
+        fail(context, format!("{name} of {bytes} bytes at device address {global:#x} is out of bounds: {where_it_is}"));
+    }
 }

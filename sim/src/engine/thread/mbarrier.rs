@@ -29,9 +29,9 @@ pub(crate) fn init(context: *mut Context, at: u32, arrivals: u32) {
     state.mbarriers.push(Mbarrier::new(at, arrivals));
 }
 
-/// Announces `bytes` and arrives.
+/// Announces `bytes` and arrives `count` times.
 #[track_caller]
-pub(crate) fn arrive_expect_tx(context: *mut Context, at: u32, bytes: u32) {
+pub(crate) fn arrive(context: *mut Context, at: u32, count: u32, bytes: u32) {
     // SAFETY: as in `init`.
     let state = unsafe { &mut *(*context).state };
     let object = find(context, state, at);
@@ -39,8 +39,15 @@ pub(crate) fn arrive_expect_tx(context: *mut Context, at: u32, bytes: u32) {
         let arrivals = object.arrivals;
         fail(context, format!("mbarrier {at:#x} has all of its {arrivals} arrivals of this phase already"));
     }
+    if count == 0 || count > object.pending {
+        let pending = object.pending;
+        fail(
+            context,
+            format!("{count} arrivals at mbarrier {at:#x}: the rule is 1 to {pending}, which its phase lacks"),
+        );
+    }
     object.bytes += i64::from(bytes);
-    object.pending -= 1;
+    object.pending -= count;
     // SAFETY: as in `init`.
     unsafe { (*context).dirty = true };
     if object.complete_if_due() {

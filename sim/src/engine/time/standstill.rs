@@ -28,7 +28,7 @@ impl Core {
             quiet.deadline = earlier(quiet.deadline, deadline);
         }
         if books.all_blocked() && quiet.wake.is_none() && quiet.deadline.is_none() {
-            quiet.report = stall::blocks(blocks);
+            quiet.report = stall::blocks(&self.arena, blocks);
         }
         books.quiet[worker] = quiet;
         self.decide(books);

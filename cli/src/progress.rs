@@ -1,6 +1,6 @@
-//! A progress bar for runs that take longer than a second.
+//! A progress bar for runs that take longer than a second. The examples take this file too.
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -26,16 +26,17 @@ impl Progress {
         let (stop, stopped) = channel();
         // A timer and not a look at the clock in `rows`: the longest step, a simulated dispatch, reports nothing meanwhile.
         let shown = bar.clone();
-        let timer = std::thread::spawn(move || {
+        let timer = Builder::new().spawn(move || {
             if stopped.recv_timeout(SILENCE) == Err(RecvTimeoutError::Timeout) {
                 shown.set_draw_target(ProgressDrawTarget::stderr());
                 shown.enable_steady_tick(Duration::from_millis(200));
             }
         });
-        Self { bar, stop: Some(stop), timer: Some(timer) }
+        // Without a thread for it there is no bar.
+        Self { bar, stop: Some(stop), timer: timer.ok() }
     }
 
-    /// Sets how many rows the whole run will go through.
+    /// Sets how many rows, or whatever is counted, the whole run will go through.
     pub fn expect(&self, rows: usize) {
         self.bar.set_length(rows as u64);
     }

@@ -1,0 +1,30 @@
+//! Conversions, packed arithmetic, and arithmetic with one result.
+use crate::float::software;
+
+pub fn bf16_from_f32(x: f32) -> u16 {
+    software::bf16(x)
+}
+pub fn e4m3x4_from_f32(x: [f32; 4]) -> u32 {
+    u32::from_le_bytes(x.map(software::e4m3))
+}
+pub fn max_u16x2(a: u32, b: u32) -> u32 {
+    let high = (a >> 16).max(b >> 16);
+    high << 16 | (a & 0xffff).max(b & 0xffff)
+}
+pub fn bf16x2_from_f32(low: f32, high: f32) -> u32 {
+    u32::from(software::bf16(high)) << 16 | u32::from(software::bf16(low))
+}
+pub fn e4m3x2_from_f32(low: f32, high: f32) -> u16 {
+    u16::from(software::e4m3(low)) | u16::from(software::e4m3(high)) << 8
+}
+
+pub fn sqrt_rn(x: f32) -> f32 {
+    x.sqrt()
+}
+pub fn rcp_rn(x: f32) -> f32 {
+    1.0 / x
+}
+/// One rounding, with or without an instruction for it: `mul_add` is that by definition.
+pub fn fma_rn(a: f32, b: f32, c: f32) -> f32 {
+    a.mul_add(b, c)
+}

@@ -1,0 +1,117 @@
+//! Combine where rows lie by expert: a token's several rows on one rank are summed there first, so that one crosses.
+//!
+//! # Protocol
+//!
+//! To the words of [`super`] comes one:
+//!
+//! | word | written by | says | read by |
+//! |---|---|---|---|
+//! | `reduced`² `[o]` at every rank, of `e` | the last block of `o` through the first half, release | the sums of `o`'s experts' rows are **there**, in `sums` of o | all blocks, acquire, before the first row is pulled |
+//!
+//! In the first half, behind every rank's `entry` word, an owner sums the rows of each token that has several here, and writes the sum
+//! to `sums[source][token]`. Nobody reads those of the combine before any more: every peer posted its entry word after its own
+//! last operation was over. In the second half every rank pulls one row of each rank that has some of a token: the sum, or the only one.
+//! All blocks are resident together, and none waits for a `reduced` word before it has summed its share.
+//!
+//! The sum of a token on a rank is in f32, from +0, in ascending position of the selections, rounded once to BF16; on its own rank too.
+//! The sum of those is as in [`super`].
+use epoxide_dsl::prelude::*;
+
+use super::args::{CombineArgs, CombineByExpertArgs};
+use super::parts::{Part, Parts, warps};
+use super::{Sum, enter, sum};
+use crate::dispatch::link;
+use crate::placement::remainder;
+use crate::words::Phase;
+
+impl Sum for CombineByExpertArgs {
+    #[inline(always)]
+    fn args(&self) -> &CombineArgs {
+        &self.pull
+    }
+
+    #[inline(always)]
+    fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped> {
+        let entered = enter(&self.pull, watch);
+        if entered.is_ok() {
+            reduce(self);
+        }
+        // Nothing was copied in bulk.
+        let last = self.half.last_out(bulk::land_without_copies(), entered.is_err());
+        let (parts, first) = entered?;
+        let window = self.pull.op.window();
+        if let Some(landed) = last.as_ref().and_then(grid::LastOut::landed) {
+            watch.unless_aborted(Phase::End as u32)?;
+            self.reduced.post(window, watch.epoch(), landed);
+        }
+        let _there = self.reduced.wait(window, watch, Phase::Reduced, watch.epoch())?;
+        pull(self, parts, first);
+        Ok(())
+    }
+}
+
+/// Sums this block's share of the tokens that have several rows here. A warp takes every so-many-th row, whatever its expert.
+#[inline(always)]
+fn reduce(a: &CombineByExpertArgs) {
+    let window = a.pull.op.window();
+    let (links, sources) = (window.own(a.link), window.own(a.source));
+    let row_bytes = a.pull.hidden * 2;
+    let (outputs, sums) = (window.own(a.pull.expert_out).rows(row_bytes), window.own(a.sums).rows(row_bytes));
+    let counts = a.pull.received.at(1 + window.peers);
+    let firsts = counts.at(a.experts);
+    let mine = warp::index() * thread::grid_blocks() + thread::block_index();
+    let mut expert = 0;
+    while expert < a.experts {
+        let first = firsts.load_weak(expert);
+        let end = first + counts.load_weak(expert);
+        let mut row = first + remainder(mine + warps() - remainder(first, warps()), warps());
+        while row < end {
+            let word = links.load_weak(row);
+            if link::is_first(word) {
+                // A lane for each row of the token, in the order of the selections.
+                let (mut rows, mut address, mut at) = (0, 0, Some(row));
+                while let Some(next) = at
+                    && rows < warp::LANES
+                {
+                    if warp::lane() == rows {
+                        address = outputs.row(next).address();
+                    }
+                    rows += 1;
+                    at = link::next(links.load_weak(next));
+                }
+                let source = sources.load_weak(row);
+                let slot = (source >> 32) as u32 * a.max_tokens + source as u32;
+                let all = u32::MAX >> (warp::LANES - rows);
+                sum::sum_some_rows([0, a.pull.hidden / 8], sums.row(slot).as_global().cast(), all, address);
+            }
+            row += warps();
+        }
+        expert += 1;
+    }
+}
+
+/// A warp per part, as in the other order, but for where a rank's row of a token lies.
+#[inline(always)]
+fn pull(a: &CombineByExpertArgs, parts: Parts, first: Part) {
+    let window = a.pull.op.window();
+    let row_bytes = a.pull.hidden * 2;
+    let mut part = first;
+    while parts.token(part.number) < a.pull.tokens {
+        let token = parts.token(part.number);
+        let same = warp::match_any(warp::ALL, part.rank as u32);
+        let mut source = 0;
+        if part.rank >= 0 && same.trailing_zeros() == warp::lane() {
+            let peer = Peer(part.rank as u32);
+            source = if same.count_ones() > 1 {
+                window.of(peer, a.sums).rows(row_bytes).row(window.me.0 * a.max_tokens + token).address()
+            } else {
+                window.of(peer, a.pull.expert_out).rows(row_bytes).row(part.row).address()
+            };
+        }
+        let sources = warp::ballot(warp::ALL, source != 0);
+        let y = a.pull.y.rows(row_bytes).row(token).cast();
+        let next = parts.load(&a.pull, part.number + warps());
+        sum::sum_rows(parts.vectors(part.number, a.pull.hidden), y, sources, source);
+        part = next;
+    }
+}

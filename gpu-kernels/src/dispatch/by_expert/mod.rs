@@ -1,0 +1,45 @@
+//! Dispatch where rows lie by expert: every selection has a row.
+//!
+//! A row crosses to a rank once, to the place of the token's first selection there, and its receiver copies it on to the others. A
+//! sender's own rows go to all their places at once. In [`link`]s a sender tells the receiver which rows are of one token.
+//!
+//! The kernel has two halves. In the first every block sends; the last one through it posts the `landed` words. In the second every
+//! block waits for all peers' and copies on what is its share. All blocks are resident together and no block waits before it has sent,
+//! so none waits for ever.
+pub mod link;
+mod multiply;
+mod send;
+
+pub(super) use multiply::multiply;
+pub(super) use send::send;
+
+use epoxide_dsl::prelude::*;
+
+use super::args::{DispatchArgs, Now};
+use crate::layout::THREADS;
+use crate::sum::sum;
+
+/// Writes how many rows came, in all with what pads them, by source, by local expert, and where each expert's begin; zeros if they are not
+/// `complete`.
+#[inline(always)]
+pub(super) fn write_counts(a: &DispatchArgs, now: Now, complete: bool) {
+    let (window, owned) = (a.op.window(), a.owned());
+    let first = a.placement.first(window.me.0);
+    let (sources, experts) = (window.peers, owned.experts);
+    for i in thread::strided(thread::index(), 1 + sources + experts + (experts + 1), THREADS) {
+        let mut count = 0;
+        if complete {
+            count = if i == 0 {
+                owned.first(experts)
+            } else if i <= sources {
+                let of = |expert| a.counts.count(window, now.dispatch, Peer(i - 1), a.counts.of_expert(first + expert));
+                sum(experts, of)
+            } else if i <= sources + experts {
+                owned.count(i - 1 - sources)
+            } else {
+                owned.first(i - 1 - sources - experts)
+            };
+        }
+        a.recv_counts.store_weak(i, count);
+    }
+}

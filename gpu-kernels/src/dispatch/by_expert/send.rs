@@ -1,0 +1,118 @@
+//! Sending where rows lie by expert.
+use epoxide_dsl::prelude::*;
+use epoxide_dsl::wait::BulkAccess;
+
+use super::super::args::{Chunk, DispatchArgs};
+use super::super::count::Place;
+use super::super::send::{Selected, memory_of_warp, row_shape};
+use super::link;
+use crate::row::Row;
+
+/// Where a lane's selection sends its row.
+#[derive(Clone, Copy)]
+struct Target {
+    /// The owner, or -1 where there is no selection.
+    rank: i32,
+    /// The row there.
+    row: u32,
+    /// Whether this rank stores it, or the owner copies it.
+    stored: bool,
+    /// Its [`link`].
+    link: u32,
+}
+
+impl Target {
+    /// Finds it, and writes the row to the handle. Warp-collective.
+    #[inline(always)]
+    fn new(a: &DispatchArgs, token: u32, selected: Selected) -> Self {
+        let (lane, peer) = (warp::lane(), selected.peer());
+        let mut row = 0;
+        if peer.is_some() {
+            let Place { warp, number } = Place::from_word(selected.place);
+            let expert = selected.index as u32;
+            let base = Shared::<u32>::dynamic(a.shared.bases).load_weak(expert);
+            row =
+                base + Shared::<u32>::dynamic(a.shared.places).load_weak(warp * a.placement.experts + expert) + number;
+            a.handle_rows(token).store_weak(lane, row);
+        }
+        let same = warp::match_any(warp::ALL, selected.rank as u32);
+        let first = same.trailing_zeros() == lane;
+        // Of the lanes behind this one, the next to the same rank.
+        let behind = same & !(u32::MAX >> (warp::LANES - 1 - lane));
+        let next = warp::shuffle(warp::ALL, row, if behind == 0 { lane } else { behind.trailing_zeros() });
+        let own = peer == Some(a.op.window().me);
+        let link = link::word(first, (behind != 0).then_some(next));
+        Self { rank: selected.rank, row, stored: peer.is_some() && (own || first), link }
+    }
+}
+
+/// Sends this block's rows, a warp per token.
+#[inline(always)]
+pub(in super::super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
+    if warp::index() >= a.shared.copy_warps {
+        return;
+    }
+    let shape = row_shape(a);
+    let bytes = R::bytes(&shape);
+    let mut row = R::new(memory_of_warp(a), &shape);
+    let mut token = chunk.start + warp::index();
+    let mut next = Selected::load(a, token, chunk.end);
+    while token < chunk.end {
+        let selected = next;
+        let target = Target::new(a, token, selected);
+        let stored = warp::ballot(warp::ALL, target.stored);
+        let following = token + a.shared.copy_warps;
+        if !R::SCALES {
+            // As in the other order: later than this one's use.
+            next = Selected::load(a, following, chunk.end);
+        }
+        if stored != 0 {
+            let x = a.x.rows(a.hidden * 2).row(token);
+            let mut to = None;
+            if target.stored {
+                to = Some(a.op.window().of(Peer(target.rank as u32), a.recv.x).rows(bytes).row(target.row));
+            }
+            // Before the row is made, which takes most registers, so that what is written here need not be kept.
+            send_beside(a, token, selected, target);
+            row = row.send(&shape, x, stored.count_ones(), to, free, |scales| {
+                if R::SCALES {
+                    send_scales(a, stored, target.rank, target.row, scales);
+                }
+            });
+        }
+        token = following;
+        if R::SCALES {
+            // While a row is quantised no register is left to hold it.
+            next = Selected::load(a, token, chunk.end);
+        }
+    }
+}
+
+/// Writes beside each row what goes with it, a lane for each. Per thread.
+#[inline(always)]
+fn send_beside(a: &DispatchArgs, token: u32, selected: Selected, target: Target) {
+    let window = a.op.window();
+    if let Some(peer) = selected.peer() {
+        let source = u64::from(window.me.0) << 32 | u64::from(token);
+        window.of(peer, a.recv.source).store_weak(target.row, source);
+        window.of(peer, a.recv.weights).store_weak(target.row, selected.weight);
+        window.of(peer, a.recv.topk).store_weak(target.row, selected.index - a.placement.first(peer.0) as i32);
+        window.of(peer, a.recv.link).store_weak(target.row, target.link);
+    }
+}
+
+/// Writes the scales beside the rows that the lanes of `stored` store. Warp-collective.
+#[inline(always)]
+fn send_scales(a: &DispatchArgs, stored: u32, rank: i32, row: u32, scales: Shared<U32x4>) {
+    let mut lanes = stored;
+    while lanes != 0 {
+        let k = lanes.trailing_zeros();
+        lanes &= lanes - 1;
+        let peer = Peer(warp::shuffle(warp::ALL, rank as u32, k));
+        let row = warp::shuffle(warp::ALL, row, k);
+        let beside = a.op.window().of(peer, a.recv.scales).rows(a.scale_stride).row(row).cast::<U32x4>();
+        for vector in thread::strided(warp::lane(), a.scale_stride / 4, warp::LANES) {
+            beside.store_weak(vector, scales.load_weak(vector));
+        }
+    }
+}

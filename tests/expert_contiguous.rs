@@ -1,0 +1,258 @@
+//! Where rows lie by expert, dispatch and combine are bitwise what the plain reference says, for every shape, routing, alignment and
+//! schedule.
+mod support;
+
+use std::time::Duration;
+
+use epoxide::{
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout, LocalGroup,
+    Machine, MachineConfig, Mode, Result, WireFormat, bf16,
+};
+use epoxide_sim::Mutation;
+use proptest::prelude::*;
+use support::by_expert::{check_round, combined, predicted_outputs};
+use support::exchange::Tensors;
+use support::reference::{Wire, same};
+use support::routing::{Bounds, Case, Choice, Random};
+use support::{Checked, Device, complaints, replay};
+
+/// A case, its alignment, and whether padding is zeroed.
+type Aligned = (Case, u32, bool);
+
+fn config(&(ref case, alignment, zeroed): &Aligned) -> Config {
+    let config = case.config().with_layout(Layout::ExpertContiguous { alignment });
+    if zeroed { config.with_zero_padding() } else { config }
+}
+
+/// Runs a case on a group of its own, `rounds` times with other data.
+fn check(device: Device, aligned: &Aligned, rounds: u64) -> Checked {
+    let (case, alignment, _) = aligned;
+    let worlds: Vec<_> =
+        (0..rounds).map(|round| Case { data: case.data.wrapping_add(round), ..case.clone() }.world()).collect();
+    let wires: Vec<Vec<Wire>> =
+        worlds.iter().map(|world| (0..case.ranks).map(|rank| world.wire(rank)).collect()).collect();
+    device.check(case.ranks, case.mode, |comm| {
+        let mut buffer = ElasticBuffer::new(&comm, config(aligned))?;
+        let tokens = case.tokens[comm.rank() as usize];
+        let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
+        let mut checked = Ok(());
+        for (world, wires) in worlds.iter().zip(&wires) {
+            tensors.fill(world, comm.rank())?;
+            comm.barrier()?;
+            let round = check_round(&comm, &mut buffer, &mut tensors, world, wires, *alignment)?;
+            checked = checked.and(round);
+        }
+        buffer.close()?;
+        Ok(checked)
+    })
+}
+
+fn aligned(cases: impl Strategy<Value = Case>) -> impl Strategy<Value = Aligned> {
+    (cases, prop_oneof![Just(1), Just(8), Just(128), 1..=20u32], any::<bool>())
+}
+
+#[test]
+fn random_routings_are_bitwise_the_reference() {
+    let device = Device::from_env();
+    let bounds = Bounds { ranks: 1..=8, experts: 1..=64, top_k: 32, hidden: 320, tokens: 24 };
+    let cases = aligned(bounds.cases(device));
+    replay::law(module_path!(), "random_routings_are_bitwise_the_reference", 24, cases, |case| check(device, &case, 2));
+}
+
+#[test]
+fn many_experts_are_bitwise_the_reference() {
+    let device = Device::from_env();
+    let bounds = Bounds { ranks: 1..=8, experts: 1..=2048, top_k: 16, hidden: 64, tokens: 60 };
+    let cases = aligned(bounds.cases(device)).prop_map(|(case, alignment, zeroed)| (case, alignment.min(8), zeroed));
+    replay::law(module_path!(), "many_experts_are_bitwise_the_reference", 8, cases, |case| check(device, &case, 1));
+}
+
+/// One expert, all tokens; every token the same experts; none at all; top-1.
+#[test]
+fn extremes_are_bitwise_the_reference() {
+    let device = Device::from_env();
+    let base = Case {
+        ranks: 4,
+        experts: 16,
+        top_k: 8,
+        hidden: 256,
+        format: WireFormat::Bf16,
+        num_sms: 2,
+        tokens: vec![40, 0, 17, 3],
+        index: IndexType::I64,
+        choice: Choice::Uniform,
+        holes: 0,
+        data: 7,
+        mode: Mode::Fast { workers: 0 },
+    };
+    let cases = [
+        Case { experts: 1, top_k: 1, ..base.clone() },
+        Case { choice: Choice::Same, ..base.clone() },
+        Case { holes: 16, ..base.clone() },
+        Case { tokens: vec![0; 4], ..base.clone() },
+        Case { top_k: 1, ..base.clone() },
+        Case { top_k: 16, ..base.clone() },
+        // More ranks than experts: some own none.
+        Case { experts: 3, top_k: 2, ..base.clone() },
+    ];
+    for case in cases {
+        for (format, alignment) in [(WireFormat::Bf16, 1), (WireFormat::Fp8, 64)] {
+            let case = (Case { format, ..case.clone() }, alignment, true);
+            check(device, &case, 2).unwrap_or_else(|error| panic!("{case:?}: {error}"));
+        }
+    }
+}
+
+/// A case of uneven rounds: some tokens of three ranks, on one schedule.
+fn uneven(seed: u64) -> Case {
+    Case {
+        ranks: 3,
+        experts: 7,
+        top_k: 5,
+        hidden: 64,
+        format: if seed.is_multiple_of(2) { WireFormat::Bf16 } else { WireFormat::Fp8 },
+        num_sms: 2,
+        tokens: vec![9 + (seed % 7) as u32, 0, 14],
+        index: IndexType::I32,
+        choice: Choice::Uniform,
+        holes: 2,
+        data: seed.wrapping_mul(0x9e37_79b9),
+        mode: Mode::Seeded { seed },
+    }
+}
+
+/// Rounds on one buffer whose ranks are late at random, each with data of its own. In every third the host looks at what arrived; the
+/// others are enqueued one behind the other, with outputs that the reference predicts.
+fn uneven_rounds(comm: &Comm, case: &Case, rounds: u64) -> Result<Checked> {
+    const ALIGNMENT: u32 = 4;
+    let rank = comm.rank();
+    let mut random = Random::new(case.data ^ u64::from(rank + 1) << 40);
+    let mut late = || comm.delay(Duration::from_nanos([1, 1, 20_000, 400_000][random.below(4) as usize]));
+    let mut buffer = ElasticBuffer::new(comm, config(&(case.clone(), ALIGNMENT, false)))?;
+    let tokens = case.tokens[rank as usize];
+    let mut prepared = Vec::new();
+    for round in 0..rounds {
+        let world = Case { data: case.data.wrapping_add(round), ..case.clone() }.world();
+        let wires: Vec<Wire> = (0..case.ranks).map(|rank| world.wire(rank)).collect();
+        let mut tensors = Tensors::empty(comm, tokens, case.hidden, case.top_k, case.index)?;
+        tensors.fill(&world, rank)?;
+        let outputs = comm.tensor(&predicted_outputs(&world, rank, &wires, ALIGNMENT))?;
+        prepared.push((world, wires, tensors, outputs));
+    }
+    comm.barrier()?;
+    let mut checked = Ok(());
+    for (round, (world, wires, tensors, outputs)) in prepared.iter_mut().enumerate() {
+        late()?;
+        if round % 3 == 0 {
+            let right = check_round(comm, &mut buffer, tensors, world, wires, ALIGNMENT)?;
+            checked = checked.and(right.map_err(|why| format!("round {round}: {why}")));
+            continue;
+        }
+        let handle = tensors.dispatch(&mut buffer, tokens)?;
+        late()?;
+        buffer.combine(&handle, CombineInput::new(&*outputs, &mut tensors.y))?;
+    }
+    buffer.synchronize()?;
+    for (round, (world, wires, tensors, _)) in prepared.iter().enumerate() {
+        let want = combined(world, rank, &wires[rank as usize]);
+        let right = same("combined rows", &tensors.sums(tokens, case.hidden)?, &want, case.hidden as usize);
+        checked = checked.and(right.map_err(|why| format!("round {round}: {why}")));
+    }
+    buffer.close()?;
+    Ok(checked)
+}
+
+#[test]
+fn uneven_rounds_are_bitwise_the_reference() {
+    let device = Device::from_env();
+    for seed in replay::seeds(6) {
+        for mode in device.schedules([seed]) {
+            let case = Case { mode, ..uneven(seed) };
+            if let Err(why) = device.check(case.ranks, mode, |comm| uneven_rounds(&comm, &case, 20)) {
+                panic!("{why}\n{}", replay::line(module_path!(), "uneven_rounds_are_bitwise_the_reference", seed));
+            }
+        }
+    }
+}
+
+/// The waits that this layout adds matter: some schedule is wrong without each of them, and none with both.
+#[test]
+fn without_a_wait_of_this_layout_the_uneven_rounds_fail() {
+    let wrong = |mutation: Option<Mutation>| {
+        let of_seed = |seed| {
+            let case = uneven(seed);
+            let machine = MachineConfig::new(case.ranks, case.mode);
+            let machine = mutation.map_or(machine.clone(), |mutation| machine.with_mutation(mutation));
+            let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
+            complaints(group.run_all(|comm| uneven_rounds(&comm, &case, 6))).err()
+        };
+        (0..4).filter_map(of_seed).collect::<Vec<_>>()
+    };
+    assert_eq!(wrong(None), Vec::<String>::new());
+    for (file, source, text) in [
+        (
+            "gpu-kernels/src/dispatch/by_expert/multiply.rs",
+            include_str!("../gpu-kernels/src/dispatch/by_expert/multiply.rs"),
+            "a.landed.wait(",
+        ),
+        (
+            "gpu-kernels/src/combine/by_expert.rs",
+            include_str!("../gpu-kernels/src/combine/by_expert.rs"),
+            "self.reduced.wait(",
+        ),
+    ] {
+        let wrong = wrong(Some(Mutation::of(file, source, text).expect("the wait is there")));
+        assert!(!wrong.is_empty(), "no seed noticed that {text} is gone");
+    }
+}
+
+/// A bad selection is told to all ranks, and a peer that never comes is named: in both halves' absence nobody hangs.
+#[test]
+fn faults_are_named_as_in_every_layout() {
+    for mode in Device::Simulated.schedules(1..=4) {
+        let group = LocalGroup::simulated(3, mode).expect("a group");
+        let results = group.run_all(|comm| {
+            let config =
+                Config::new(6, 2, 64, 4).with_layout(Layout::ExpertContiguous { alignment: 8 }).with_num_sms(2);
+            let mut buffer = ElasticBuffer::new(&comm, config)?;
+            let (x, weights) = (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[1.0f32; 2])?);
+            let idx = comm.tensor(&if comm.rank() == 1 { [5i64, 6] } else { [0, 5] })?;
+            buffer.dispatch(&DispatchInput::new(1, &x, &idx, &weights))?;
+            Ok(buffer.synchronize())
+        });
+        for result in results {
+            let error = result.expect("the rank came to its end").expect_err("an index is out of range");
+            assert!(matches!(error, Error::IndexOutOfRange { .. }), "{error}");
+        }
+        let group = LocalGroup::simulated(3, mode).expect("a group");
+        let results = group.run_all(|comm| {
+            let config = Config::new(6, 2, 64, 4).with_layout(Layout::ExpertContiguous { alignment: 8 });
+            let mut buffer = ElasticBuffer::new(&comm, config.with_timeout(Duration::from_millis(20)))?;
+            if comm.rank() == 2 {
+                return Ok(Ok(()));
+            }
+            let (x, weights) = (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[1.0f32; 2])?);
+            let idx = comm.tensor(&[0i64, 5])?;
+            let mut y = comm.empty::<bf16>(64)?;
+            let handle = buffer.dispatch(&DispatchInput::new(1, &x, &idx, &weights))?;
+            buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+            Ok(buffer.synchronize())
+        });
+        let named = |error: &Error| matches!(error, Error::PeerTimeout { .. } | Error::PeerAborted { .. });
+        for result in results.into_iter().take(2) {
+            let error = result.expect("the rank came to its end").expect_err("a peer never came");
+            assert!(named(&error), "{error}");
+        }
+    }
+}
+
+#[test]
+fn alignments_that_no_buffer_has_are_refused() {
+    for alignment in [0, 1025, u32::MAX] {
+        let group = LocalGroup::simulated(1, Mode::Fast { workers: 1 }).expect("a group");
+        let config = Config::new(8, 2, 64, 4).with_layout(Layout::ExpertContiguous { alignment });
+        let error = group.run(|comm| ElasticBuffer::new(&comm, config.clone()).map(drop)).expect_err("it is refused");
+        let want = format!("alignment = {alignment}: an expert's rows are padded to a multiple of 1 to 1024");
+        assert_eq!(error.to_string(), want);
+    }
+}
