@@ -3,7 +3,6 @@
 //! Every function acts for the thread that calls it. Called elsewhere it panics and says so; a broken rule ends the
 //! kernel and halts the machine with an error that names the kernel, the thread and the caller's source line.
 
-mod access;
 mod asynchronous;
 mod collective;
 mod fence;
@@ -11,8 +10,8 @@ mod index;
 mod memory;
 mod operation;
 mod time;
-mod word;
 
+pub use crate::memory::word::Word;
 pub use asynchronous::{
     bulk_commit, bulk_copy, bulk_prefetch, bulk_wait, mbarrier_arrive, mbarrier_init, mbarrier_try_wait,
 };
@@ -25,4 +24,3 @@ pub use operation::{
     Space, Strength,
 };
 pub use time::{clock_ns, is_left_out, poll_pause, sleep_until};
-pub use word::Word;

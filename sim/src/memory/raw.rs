@@ -9,7 +9,8 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use crate::device::{BulkReduction, Word};
+use super::word::Atomic;
+use crate::device::BulkReduction;
 
 /// Views device memory.
 ///

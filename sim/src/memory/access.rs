@@ -1,6 +1,6 @@
 //! An access as one value, which every load, store and atomic is before it is made.
 
-use super::operation::{Address, Rmw, Strength};
+use crate::device::{Address, Rmw, Strength};
 
 /// What an access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

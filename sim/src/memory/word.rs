@@ -2,48 +2,49 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use super::operation::{Order, Rmw};
-
-mod sealed {
-    pub trait Sealed {}
-}
+use crate::device::{Order, Rmw};
 
 /// A word of memory that an access moves at once: `u8`, `u16`, `u32` or `u64`.
-pub trait Word: sealed::Sealed + Copy + PartialEq + std::fmt::Debug + 'static {
-    /// Loads.
-    ///
-    /// # Safety
-    ///
-    /// `from` is aligned and inside live memory whose every access is atomic.
-    #[doc(hidden)]
-    unsafe fn atomic_load(from: *mut u8, order: Order) -> Self;
-    /// Stores.
-    ///
-    /// # Safety
-    ///
-    /// As for `atomic_load`.
-    #[doc(hidden)]
-    unsafe fn atomic_store(self, to: *mut u8, order: Order);
-    /// Reads, modifies and writes; returns the old value.
-    ///
-    /// # Safety
-    ///
-    /// As for `atomic_load`.
-    #[doc(hidden)]
-    unsafe fn atomic_rmw(self, at: *mut u8, op: Rmw) -> Self;
-    /// Stores `new` if the word is `expected`; returns the old value.
-    ///
-    /// # Safety
-    ///
-    /// As for `atomic_load`.
-    #[doc(hidden)]
-    unsafe fn atomic_compare_exchange(at: *mut u8, expected: Self, new: Self) -> Self;
+pub trait Word: sealed::Atomic + Copy + PartialEq + std::fmt::Debug + 'static {}
+
+pub(super) use sealed::Atomic;
+
+mod sealed {
+    use super::{Order, Rmw};
+
+    /// How a word is moved. Nobody outside of this room can name it.
+    pub trait Atomic: Sized {
+        /// Loads.
+        ///
+        /// # Safety
+        ///
+        /// `from` is aligned and inside live memory whose every access is atomic.
+        unsafe fn atomic_load(from: *mut u8, order: Order) -> Self;
+        /// Stores.
+        ///
+        /// # Safety
+        ///
+        /// As for `atomic_load`.
+        unsafe fn atomic_store(self, to: *mut u8, order: Order);
+        /// Reads, modifies and writes; returns the old value.
+        ///
+        /// # Safety
+        ///
+        /// As for `atomic_load`.
+        unsafe fn atomic_rmw(self, at: *mut u8, op: Rmw) -> Self;
+        /// Stores `new` if the word is `expected`; returns the old value.
+        ///
+        /// # Safety
+        ///
+        /// As for `atomic_load`.
+        unsafe fn atomic_compare_exchange(at: *mut u8, expected: Self, new: Self) -> Self;
+    }
 }
 
 macro_rules! word {
     ($word:ty as $signed:ty, $atomic:ty) => {
-        impl sealed::Sealed for $word {}
-        impl Word for $word {
+        impl Word for $word {}
+        impl Atomic for $word {
             #[inline(always)]
             unsafe fn atomic_load(from: *mut u8, order: Order) -> Self {
                 // SAFETY: the caller vouches for alignment, life and atomicity, which is what `from_ptr` asks for.
