@@ -1,22 +1,33 @@
 //! Reads fault records: what the device filed, as an [`Error`].
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{Ordering, fence};
 
 use epoxide_dsl::fault::{Abort, CODE_ABORTED, CODE_TIMEOUT, RECORD_WORDS, STATE_FILED};
 use epoxide_kernels::words::{Code, Kind, Phase};
 
-use crate::error::Error;
-use crate::runtime::Mapped;
+use crate::error::{Error, Result};
+use crate::runtime::{Mapped, Runtime};
 
-/// The fault in `record`, if one was filed; `buffer` is the number of the buffer whose it is, of a device whose clock is virtual or not.
-pub(crate) fn read(record: Mapped, buffer: u64, experts: u32, virtual_time: bool) -> Option<Error> {
-    // SAFETY: the record is `RECORD_WORDS` aligned words that live as long as the buffer; the device writes them with
-    // system-scope atomics, and so every access here is one.
-    let word = |i: u64, order| unsafe { AtomicU64::from_ptr(record.host.cast::<u64>().add(i as usize)).load(order) };
-    if word(0, Ordering::Acquire) != STATE_FILED {
-        return None;
+/// The fault in `record`, if one was filed; `buffer` is the number of the buffer whose it is.
+///
+/// # Errors
+///
+/// What the runtime says of a record that cannot be read.
+///
+/// # Safety
+///
+/// `runtime` allocated the record, of `RECORD_WORDS` words, which still live and which the device writes as whole words.
+pub(crate) unsafe fn read(runtime: &Runtime, record: Mapped, buffer: u64, experts: u32) -> Result<Option<Error>> {
+    let (mut state, mut words) = ([0], [0; RECORD_WORDS as usize]);
+    // SAFETY: the caller's promise.
+    unsafe { runtime.peek_mapped(record, &mut state)? };
+    if state[0] != STATE_FILED {
+        return Ok(None);
     }
-    let words: [u64; RECORD_WORDS as usize] = std::array::from_fn(|i| word(i as u64, Ordering::Relaxed));
-    Some(decode(&words, buffer, experts, virtual_time))
+    // The state is released behind the other words.
+    fence(Ordering::Acquire);
+    // SAFETY: as above.
+    unsafe { runtime.peek_mapped(record, &mut words)? };
+    Ok(Some(decode(&words, buffer, experts, runtime.has_virtual_time())))
 }
 
 fn decode(words: &[u64; RECORD_WORDS as usize], buffer: u64, experts: u32, virtual_time: bool) -> Error {

@@ -153,18 +153,24 @@ fn an_actor_reads_and_writes_by_itself_and_fills_in_its_streams_order() {
         let mut seen = [0; 16];
         // SAFETY: the stream is idle.
         unsafe { actor.peek_bytes(at, &mut seen) }.expect("live");
+        let mut words = [0; 1];
+        // SAFETY: as above.
+        unsafe { actor.peek(at, &mut words) }.expect("live");
+        assert_eq!(words[0].to_ne_bytes(), seen[..8]);
         assert_eq!(seen, [2, 9, 9, 7, 7, 7, 7, 7, 0, 0, 0, 0, 0, 0, 0, 0], "{mode:?}");
         // SAFETY: all are refused.
         let refused = unsafe {
             [
                 actor.write_bytes(at + 12, &[0; 5]),
                 actor.peek_bytes(at + 16, &mut [0]),
+                actor.peek(at + 4, &mut [0]),
                 actor.fill_bytes(stream, at - 1, 0, 1),
             ]
         };
         let said = [
             ["to is 5 bytes", "for the host thread of rank 1", "1 bytes beyond an allocation of 16 bytes"],
             ["from is 1 bytes", "for the host thread of rank 1", "0 bytes behind an allocation of 16 bytes"],
+            ["from is 1 words", "for the host thread of rank 1", "a multiple of 8"],
             ["to is 1 bytes", "in stream 0 of rank 1", "1 bytes before an allocation of 16 bytes"],
         ];
         for (refused, said) in refused.into_iter().zip(said) {

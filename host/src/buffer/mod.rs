@@ -106,13 +106,16 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// The fault the first time, [`Error::Poisoned`] with the fault as its cause from then on.
+    /// The fault the first time, [`Error::Poisoned`] with the fault as its cause from then on; [`Error::Simulator`] when a simulated
+    /// machine does not know the record.
     pub fn check(&mut self) -> Result<()> {
         if let Some(cause) = &self.fault {
             return Err(Error::Poisoned { cause: Box::new(cause.clone()) });
         }
-        let virtual_time = self.comm.inner().runtime.has_virtual_time();
-        match fault::read(self.record, number(self.id), self.config.experts, virtual_time) {
+        // SAFETY: this runtime allocated the record with the buffer, whose kernels write it as words.
+        let filed =
+            unsafe { fault::read(&self.comm.inner().runtime, self.record, number(self.id), self.config.experts) };
+        match filed? {
             None => Ok(()),
             Some(error) => {
                 self.fault = Some(error.clone());

@@ -3,7 +3,7 @@
 /// Memory that both the host and the device can access while a kernel runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mapped {
-    /// Where the host sees it.
+    /// Where the host sees it; null on a simulated GPU, whose memory is accessed through its machine.
     pub host: *mut u8,
     /// Where the device sees it.
     pub device: u64,

@@ -7,6 +7,7 @@ mod mapped;
 pub(crate) mod sim;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::{Kernel, KernelArg};
@@ -186,6 +187,30 @@ impl Runtime {
         fn gives_back_alone(&self) -> bool;
         /// Allocates memory that host and device share, zeroed.
         fn allocate_mapped(&self, bytes: u64) -> Result<Mapped>;
+    }
+
+    /// Reads the first words of memory that host and device share, each by one relaxed atomic load, without waiting for the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Simulator`], when they are not inside one live allocation of a simulated machine.
+    ///
+    /// # Safety
+    ///
+    /// This runtime allocated at least so many words as mapped memory, and they still live; the device writes them as whole words.
+    pub(crate) unsafe fn peek_mapped(&self, mapped: Mapped, words: &mut [u64]) -> Result<()> {
+        match self {
+            // SAFETY: the caller's promise.
+            Self::Sim(runtime) => unsafe { runtime.peek_mapped(mapped, words) },
+            Self::Cuda(_) => {
+                for (index, word) in words.iter_mut().enumerate() {
+                    // SAFETY: the caller's promise; pinned memory is page-aligned, and what else accesses it does so atomically.
+                    *word =
+                        unsafe { AtomicU64::from_ptr(mapped.host.cast::<u64>().add(index)).load(Ordering::Relaxed) };
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Whether the device's clock is virtual: its times are no wall time.

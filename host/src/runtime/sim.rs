@@ -80,8 +80,16 @@ impl SimRuntime {
         let actor = self.actor();
         let shared = Allocation::new(actor.rank(), bytes.max(1)).with_kind(MemoryKind::HostPinned);
         let device = allocate(actor.machine(), shared, "memory that host and device share")?;
-        // A device address is a host address, and fresh memory is zero.
-        Ok(Mapped { host: device as *mut u8, device })
+        // Fresh memory is zero. The host looks at it as the machine's actor, and never by a pointer.
+        Ok(Mapped { host: std::ptr::null_mut(), device })
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Runtime::peek_mapped`](super::Runtime::peek_mapped), though the machine checks the range itself.
+    pub(crate) unsafe fn peek_mapped(&self, mapped: Mapped, words: &mut [u64]) -> Result<()> {
+        // SAFETY: the caller's promise: whole words are written, and an allocation begins at a multiple of 8, so that words are read.
+        Ok(unsafe { self.actor().peek(mapped.device, words) }?)
     }
 
     pub(crate) fn create_stream(&self) -> Result<Stream> {

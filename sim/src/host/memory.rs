@@ -192,6 +192,20 @@ impl Actor {
         unsafe { core.arena.write(By::Actor { rank: self.rank() }, to, bytes) }
     }
 
+    /// Reads words by this rank's host thread, after what it has waited for, each by one atomic load of 8 bytes.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Machine::peek`].
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when the address is no multiple of 8 or the words are not inside one live allocation.
+    pub unsafe fn peek(&self, from: u64, out: &mut [u64]) -> Result<(), SimError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.machine().core().arena.read_words(By::Actor { rank: self.rank() }, from, out) }
+    }
+
     /// [`Machine::peek_bytes`] by this rank's host thread: after what it has waited for.
     ///
     /// # Safety
