@@ -16,7 +16,9 @@ struct Case {
 }
 
 fn cases(ranks: u32, hidden: u32, tokens: u32) -> impl Strategy<Value = Case> {
-    let format = prop_oneof![Just(WireFormat::Bf16), Just(WireFormat::Fp8)];
+    let opaque = (1..=1024u32, 0..=300u32)
+        .prop_map(|(sixteens, scale_words)| WireFormat::Opaque { row_bytes: 16 * sixteens, scale_words });
+    let format = prop_oneof![Just(WireFormat::Bf16), Just(WireFormat::Fp8), opaque];
     (1..=ranks, 1..=2048u32, 1..=32u32, 1..=hidden / 16, 1..=tokens, 1..=132u32, format).prop_map(
         |(ranks, experts, top_k, sixteens, tokens, num_sms, format)| Case {
             config: Config::new(experts, top_k.min(experts), sixteens * 16, tokens).with_format(format),
@@ -49,6 +51,10 @@ fn regions_are_as_large_as_what_they_hold() {
         let (wire, scales) = match c.format {
             WireFormat::Bf16 => (u64::from(c.hidden) * 2, 0),
             WireFormat::Fp8 => (u64::from(c.hidden), u64::from(support::reference::scale_stride(c.hidden)) * 4),
+            WireFormat::Opaque { row_bytes, scale_words } => {
+                (row_bytes.into(), u64::from(scale_words.div_ceil(4)) * 16)
+            }
+            other => return Err(format!("the test knows no {other:?}")),
         };
         let selections = u64::from(c.top_k).div_ceil(4) * 16;
         let tokens_top_k = u64::from(c.max_tokens_per_rank) * u64::from(c.top_k);

@@ -8,6 +8,10 @@ pub const DISPATCH_COPIED: Family =
 pub const DISPATCH_QUANTIZED: Family =
     Family::new("dispatch_quantized", &["dispatch_quantized"], include_str!("dispatch_quantized_sm_90.ptx"));
 
+/// `dispatch_brought`.
+pub const DISPATCH_BROUGHT: Family =
+    Family::new("dispatch_brought", &["dispatch_brought"], include_str!("dispatch_brought_sm_90.ptx"));
+
 /// `combine`, `lend`.
 pub const COMBINE: Family =
     Family::new("combine", &["combine", "lend"], include_str!("combine_sm_90.ptx"));
@@ -21,4 +25,4 @@ pub const MEASURE: Family =
     Family::new("measure", &["delay"], include_str!("measure_sm_90.ptx"));
 
 /// Every family.
-pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, COMBINE, TENSOR, MEASURE];
+pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, DISPATCH_BROUGHT, COMBINE, TENSOR, MEASURE];

@@ -7,7 +7,7 @@ use crate::dispatch::{self, DispatchArgs};
 use crate::layout;
 use crate::lend::{self, LendArgs};
 use crate::order::Compact;
-use crate::row::{Copied, Quantized};
+use crate::row::{Brought, Copied, Quantized};
 
 /// Dispatches rows as they are; see [`crate::dispatch`].
 // Registers for two blocks on an SM: it needs no more, and ptxas takes what it is given.
@@ -20,6 +20,12 @@ pub fn dispatch_copied(args: DispatchArgs) {
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_quantized(args: DispatchArgs) {
     dispatch::run::<Quantized, Compact>(&args);
+}
+
+/// Dispatches rows that the caller has made, with their scales; see [`crate::dispatch`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_brought(args: DispatchArgs) {
+    dispatch::run::<Brought, Compact>(&args);
 }
 
 /// Sums the experts' outputs; see [`crate::combine`].
@@ -35,7 +41,11 @@ pub fn lend(args: LendArgs) {
 }
 
 #[cfg(not(target_arch = "nvptx64"))]
-const _: () = assert!(dispatch_copied.threads() == layout::THREADS && dispatch_quantized.threads() == layout::THREADS);
+const _: () = assert!(
+    dispatch_copied.threads() == layout::THREADS
+        && dispatch_quantized.threads() == layout::THREADS
+        && dispatch_brought.threads() == layout::THREADS
+);
 #[cfg(not(target_arch = "nvptx64"))]
 const _: () = assert!(
     lend.threads() >= crate::shape::MAX_RANKS

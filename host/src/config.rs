@@ -21,7 +21,7 @@ pub struct Config {
     pub experts: u32,
     /// Selections of a token: 1 to 32, at most `experts`.
     pub top_k: u32,
-    /// Elements of a row; a row is a multiple of 16 bytes in BF16 and on the wire.
+    /// Elements of an expert output, and of a row whose format has elements; a row is a multiple of 16 bytes in BF16 and on the wire.
     pub hidden: u32,
     /// Most tokens that a rank dispatches at once.
     pub max_tokens_per_rank: u32,

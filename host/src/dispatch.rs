@@ -1,16 +1,13 @@
 //! Dispatch: enqueues one, with what the host can see checked before.
-use epoxide_dsl::Kernel;
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::window::Region;
 use epoxide_kernels::dispatch::DispatchArgs;
-use epoxide_kernels::entries::{dispatch_copied, dispatch_quantized};
-use epoxide_kernels::shape::WireFormat;
 use epoxide_kernels::words::{CountMatrix, Flags, Kind};
-use half::bf16;
 
 use crate::buffer::{Dispatched, ElasticBuffer, State};
 use crate::error::{Error, Result};
-use crate::slice::{DeviceSlice, check_address, check_len, check_rank};
+use crate::rows::{RawRows, Rows};
+use crate::slice::{DeviceSlice, check_len, check_rank};
 use crate::tensor::Index;
 
 /// What a rank dispatches.
@@ -19,8 +16,8 @@ use crate::tensor::Index;
 pub struct DispatchInput<'a, I: Index> {
     /// Tokens of this rank; 0 is allowed.
     pub tokens: u32,
-    /// BF16 `[tokens, hidden]`, at an address that is a multiple of 16.
-    pub x: DeviceSlice<'a, bf16>,
+    /// Their rows, in a form that the buffer's format takes.
+    pub rows: Rows<'a>,
     /// Selected experts `[tokens, top_k]`: distinct in a token; -1 (all ones in u32) selects nothing.
     pub topk_idx: DeviceSlice<'a, I>,
     /// Gate weights f32 `[tokens, top_k]`.
@@ -28,14 +25,15 @@ pub struct DispatchInput<'a, I: Index> {
 }
 
 impl<'a, I: Index> DispatchInput<'a, I> {
-    /// The rows, selections and gate weights of `tokens` tokens: tensors (`&x`) or parts of them.
+    /// The rows, selections and gate weights of `tokens` tokens: tensors or parts of them. BF16 rows are given as they are (`&x`), others
+    /// by a function of [`Rows`].
     pub fn new(
         tokens: u32,
-        x: impl Into<DeviceSlice<'a, bf16>>,
+        rows: impl Into<Rows<'a>>,
         topk_idx: impl Into<DeviceSlice<'a, I>>,
         topk_weights: impl Into<DeviceSlice<'a, f32>>,
     ) -> Self {
-        Self { tokens, x: x.into(), topk_idx: topk_idx.into(), topk_weights: topk_weights.into() }
+        Self { tokens, rows: rows.into(), topk_idx: topk_idx.into(), topk_weights: topk_weights.into() }
     }
 }
 
@@ -45,8 +43,8 @@ impl<'a, I: Index> DispatchInput<'a, I> {
 pub struct RawDispatchInput {
     /// Tokens of this rank.
     pub tokens: u32,
-    /// BF16 `[tokens, hidden]`, at an address that is a multiple of 16.
-    pub x: u64,
+    /// Their rows, in a form that the buffer's format takes.
+    pub rows: RawRows,
     /// `[tokens, top_k]`.
     pub topk_idx: u64,
     /// The type of `topk_idx`.
@@ -56,9 +54,9 @@ pub struct RawDispatchInput {
 }
 
 impl RawDispatchInput {
-    /// The addresses of `tokens` tokens.
-    pub fn new(tokens: u32, x: u64, topk_idx: u64, index_type: IndexType, topk_weights: u64) -> Self {
-        Self { tokens, x, topk_idx, index_type, topk_weights }
+    /// The addresses of `tokens` tokens. One of BF16 rows is given as it is, others as [`RawRows`].
+    pub fn new(tokens: u32, rows: impl Into<RawRows>, topk_idx: u64, index_type: IndexType, topk_weights: u64) -> Self {
+        Self { tokens, rows: rows.into(), topk_idx, index_type, topk_weights }
     }
 }
 
@@ -91,14 +89,6 @@ impl IndexType {
     }
 }
 
-/// The dispatch of rows of this format.
-pub(crate) fn dispatch_kernel(format: WireFormat) -> &'static Kernel<DispatchArgs> {
-    match format {
-        WireFormat::Bf16 => &dispatch_copied,
-        WireFormat::Fp8 => &dispatch_quantized,
-    }
-}
-
 impl ElasticBuffer {
     /// Sends every token's row once to each rank that owns one of its experts. Collective; returns once it is enqueued.
     ///
@@ -106,20 +96,17 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for too many tokens or rows at another address, [`Error::BufferTooSmall`] for a tensor with too few elements,
-    /// the fault of an earlier operation, or [`Error::Poisoned`].
+    /// [`Error::InvalidArgument`] for too many tokens, and for rows at another address or of a form that the buffer's format does not take;
+    /// [`Error::BufferTooSmall`] for a tensor with too few elements, the fault of an earlier operation, or [`Error::Poisoned`].
     pub fn dispatch<I: Index>(&mut self, input: &DispatchInput<'_, I>) -> Result<Dispatched> {
-        let tokens = u64::from(input.tokens);
-        let selections = tokens * u64::from(self.config.top_k);
-        check_rank("x", input.x, &self.comm)?;
+        let selections = u64::from(input.tokens) * u64::from(self.config.top_k);
+        let rows = input.rows.check(input.tokens, &self.comm, &self.layouts.shape)?;
         check_rank("topk_idx", input.topk_idx, &self.comm)?;
         check_rank("topk_weights", input.topk_weights, &self.comm)?;
-        check_address("x", input.x.address())?;
-        check_len("x", "input rows", input.x, tokens * u64::from(self.config.hidden))?;
         check_len("topk_idx", "selections", input.topk_idx, selections)?;
         check_len("topk_weights", "gate weights", input.topk_weights, selections)?;
-        let (x, topk_idx, topk_weights) = (input.x.address(), input.topk_idx.address(), input.topk_weights.address());
-        let raw = RawDispatchInput::new(input.tokens, x, topk_idx, IndexType::of::<I>(), topk_weights);
+        let (topk_idx, topk_weights) = (input.topk_idx.address(), input.topk_weights.address());
+        let raw = RawDispatchInput::new(input.tokens, rows, topk_idx, IndexType::of::<I>(), topk_weights);
         // SAFETY: the tensors are this process's device memory, large enough as just checked, and stay allocated until the
         // stream has passed this operation (see `DeviceTensor`).
         unsafe { self.enqueue_dispatch(&raw) }
@@ -133,8 +120,8 @@ impl ElasticBuffer {
     ///
     /// # Safety
     ///
-    /// The addresses are valid for the sizes that [`RawDispatchInput`] states and aligned to their elements (`x` to 16
-    /// bytes), and nothing writes them until the operation is done.
+    /// The addresses are valid for the sizes that [`RawDispatchInput`] states and aligned to their elements, rows to 16
+    /// bytes, and nothing writes them until the operation is done.
     pub unsafe fn dispatch_raw(&mut self, input: &RawDispatchInput) -> Result<Dispatched> {
         // SAFETY: inputs of the sizes stated, aligned, that nobody writes until the operation is done: all of it the caller's promise.
         unsafe { self.enqueue_dispatch(input) }
@@ -150,8 +137,8 @@ impl ElasticBuffer {
     ///
     /// As [`Self::dispatch_raw`].
     unsafe fn enqueue_dispatch(&mut self, input: &RawDispatchInput) -> Result<Dispatched> {
-        let RawDispatchInput { tokens, x, topk_idx, index_type, topk_weights } = *input;
-        check_address("x", x)?;
+        let RawDispatchInput { tokens, rows, topk_idx, index_type, topk_weights } = *input;
+        rows.check(&self.layouts.shape)?;
         self.check()?;
         if tokens > self.config.max_tokens_per_rank {
             let rule = format!("at most max_tokens_per_rank = {}", self.config.max_tokens_per_rank);
@@ -166,7 +153,7 @@ impl ElasticBuffer {
                 dispatches: Global::from_raw(self.private_span(p.dispatches)),
                 landed: Flags::new(Region::new(w.landed.offset)),
                 counts: CountMatrix::new(Region::new(w.counts.offset), shape.ranks, shape.experts),
-                x: Global::from_raw(x),
+                rows: rows.args(shape),
                 topk_idx: Global::from_raw(topk_idx),
                 topk_weights: Global::from_raw(topk_weights),
                 block_counts: Global::from_raw(self.private_span(p.block_counts)),
@@ -178,8 +165,6 @@ impl ElasticBuffer {
                 shared: self.shared,
                 tokens,
                 top_k: shape.top_k,
-                hidden: shape.hidden,
-                scale_stride: shape.scale_stride(),
                 index_type: index_type.kind(),
                 top_k_stride: shape.top_k_stride(),
             }
@@ -189,7 +174,7 @@ impl ElasticBuffer {
         // on every rank; the grid and shared memory are those of the layouts.
         unsafe {
             inner.runtime.launch(
-                dispatch_kernel(shape.format),
+                rows.kernels(shape.format).dispatch,
                 self.blocks,
                 self.shared.bytes(shape),
                 &args,

@@ -19,11 +19,11 @@ pub struct RecvCounts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecvView {
-    /// Rows on the wire: BF16 or e4m3 `[rows, hidden]`.
+    /// Rows on the wire: BF16 or e4m3 `[rows, hidden]`, or opaque `[rows, row_bytes]`.
     pub x: u64,
-    /// f32 `[rows, scale_stride]`; not used in BF16.
+    /// f32 or opaque words `[rows, scale_stride]`; not used in BF16.
     pub scales: u64,
-    /// f32 from one row's scales to the next's, a multiple of 16 bytes; 0 in BF16.
+    /// Words from one row's scales to the next's, a multiple of 16 bytes; 0 in BF16.
     pub scale_stride: u32,
     /// i32 `[rows, top_k_stride]`: local expert indices or -1.
     pub topk_idx: u64,

@@ -3,6 +3,7 @@ use epoxide_dsl::prelude::*;
 
 use crate::layout::{DispatchShared, RecvRegions, WARPS};
 use crate::placement::Placement;
+use crate::row::RowArgs;
 use crate::words::{CountMatrix, Flags, Operation};
 
 /// The type of `topk_idx`.
@@ -17,8 +18,8 @@ pub mod index {
 
 /// Arguments of a dispatch.
 ///
-/// Launch contract: `op`, `recv`, `landed` and `counts` describe windows laid out by `WindowLayout` for the same shape at every rank; `x`,
-/// `topk_idx` and `topk_weights` hold `tokens` rows and are not written while the kernel runs; the launch has no more blocks than
+/// Launch contract: `op`, `recv`, `landed` and `counts` describe windows laid out by `WindowLayout` for the same shape at every rank;
+/// `rows`, `topk_idx` and `topk_weights` hold `tokens` rows and are not written while the kernel runs; the launch has no more blocks than
 /// the layouts were made for, and their dynamic shared memory, and all blocks are resident together.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
@@ -33,8 +34,8 @@ pub struct DispatchArgs {
     pub landed: Flags<2>,
     /// The count matrix.
     pub counts: CountMatrix,
-    /// BF16 `[tokens][hidden]`, a multiple of 16 bytes.
-    pub x: Global<u8>,
+    /// The rows.
+    pub rows: RowArgs,
     /// `[tokens][top_k]` of the type that `index_type` names.
     pub topk_idx: Global<u8>,
     /// f32 `[tokens][top_k]`.
@@ -57,10 +58,6 @@ pub struct DispatchArgs {
     pub tokens: u32,
     /// Selections of a token.
     pub top_k: u32,
-    /// Elements of a row.
-    pub hidden: u32,
-    /// f32 from one row's scales to the next's; 0 where rows bring none.
-    pub scale_stride: u32,
     /// An [`index`] type.
     pub index_type: u32,
     /// Words from one row's selections to the next's at the receiver.

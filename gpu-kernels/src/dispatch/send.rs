@@ -4,7 +4,8 @@ use epoxide_dsl::wait::BulkAccess;
 
 use super::args::{Chunk, DispatchArgs};
 use super::count::Place;
-use crate::row::{Row, RowShape, WarpMemory};
+use crate::layout::DispatchShared;
+use crate::row::{Row, WarpMemory};
 
 /// What a lane knows of one selection of a token.
 #[derive(Clone, Copy)]
@@ -76,9 +77,8 @@ pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
     if warp::index() >= a.shared.copy_warps {
         return;
     }
-    let shape = RowShape { hidden: a.hidden, scale_stride: a.scale_stride, stage_bytes: a.shared.stage_bytes };
-    let bytes = R::bytes(&shape);
-    let mut row = R::new(memory_of_warp(a), &shape);
+    let bytes = R::bytes(&a.rows);
+    let mut row = R::new(memory_of_warp::<R>(&a.shared));
     let mut token = chunk.start + warp::index();
     let mut next = Selected::load(a, token, chunk.end);
     while token < chunk.end {
@@ -88,9 +88,8 @@ pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
         // a load waits for those behind it too.
         next = Selected::load(a, token + a.shared.copy_warps, chunk.end);
         if copies.lanes != 0 {
-            let x = a.x.rows(a.hidden * 2).row(token);
             let to = selected.peer().map(|peer| a.op.window().of(peer, a.recv.x).rows(bytes).row(copies.row));
-            row = row.send(&shape, x, copies.lanes.count_ones(), to, free, |scales| {
+            row = row.send(&a.rows, token, copies.lanes.count_ones(), to, free, |scales| {
                 send_beside::<R>(a, token, selected, copies, scales);
             });
         }
@@ -100,9 +99,10 @@ pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
 
 /// The shared memory of this warp.
 #[inline(always)]
-fn memory_of_warp(a: &DispatchArgs) -> WarpMemory {
-    let stages = a.shared.stages + warp::index() * a.shared.stages_of_warp * a.shared.stage_bytes;
-    WarpMemory { stages: Shared::dynamic(stages), mbarrier: Shared::dynamic(warp::index() * 8) }
+fn memory_of_warp<R: Row>(shared: &DispatchShared) -> WarpMemory {
+    let stages = shared.stages + warp::index() * shared.stages_of_warp * shared.stage_bytes;
+    let mbarriers = Shared::dynamic(warp::index() * R::STAGES * 8);
+    WarpMemory { stages: Shared::dynamic(stages), stage_bytes: shared.stage_bytes, mbarriers }
 }
 
 /// Writes beside each copy what goes with it: local expert indices, gate weights, source, and the scales if there are some. A bulk copy
@@ -132,9 +132,9 @@ fn send_beside<R: Row>(a: &DispatchArgs, token: u32, selected: Selected, copies:
             window.of(to, a.recv.source).store_weak(row, source);
         }
         if R::SCALES {
-            let beside = window.of(to, a.recv.scales).rows(a.scale_stride).row(row).cast::<U32x4>();
+            let beside = window.of(to, a.recv.scales).rows(a.rows.scale_stride).row(row).cast::<U32x4>();
             let mut vector = lane;
-            while vector < a.scale_stride / 4 {
+            while vector < a.rows.scale_stride / 4 {
                 beside.store_weak(vector, scales.load_weak(vector));
                 vector += warp::LANES;
             }

@@ -46,8 +46,8 @@ macro_rules! received_row {
 received_row! {
     /// `[rows]` rows on the wire.
     x: u8, "received rows", |shape| shape.wire_row_bytes();
-    /// f32 `[rows][scale_stride]`.
-    scales: f32, "received scales", |shape| shape.scale_stride() as u64 * 4;
+    /// `[rows][scale_stride]` of 32 bits: f32, or what the caller brought.
+    scales: u32, "received scales", |shape| shape.scale_stride() as u64 * 4;
     /// i32 `[rows][top_k_stride]`: local expert indices, or -1.
     topk: i32, "received selections", |shape| shape.top_k_stride() as u64 * 4;
     /// f32 `[rows][top_k_stride]`: gate weights.

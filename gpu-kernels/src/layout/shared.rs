@@ -8,7 +8,7 @@ pub const THREADS: u32 = 512;
 /// Warps of a dispatch block.
 pub const WARPS: u32 = THREADS / warp::LANES;
 
-/// A dispatch block's dynamic shared memory: mbarriers, row bases, places, the first bad selection, then for each copying warp its
+/// A dispatch block's dynamic shared memory: an mbarrier for every stage, row bases, places, the first bad selection, then for each copying warp its
 /// stages, where the counters lie before the first row comes.
 #[derive(Clone, Copy, Debug, KernelArg, PartialEq, Eq)]
 #[repr(C)]
@@ -36,13 +36,13 @@ impl DispatchShared {
     /// Divides `available` bytes among the warps of a block; `None` if not even one can copy. The shape is valid, but that it may
     /// have more ranks than the kernels take.
     pub fn new(shape: &Shape, available: u32) -> Option<Self> {
-        let bases = WARPS * 8;
+        let (stage_bytes, stages_of_warp) = Self::stages(shape)?;
+        let bases = WARPS * 8 * stages_of_warp;
         let of_ranks = shape.ranks.checked_mul(4)?;
         let places = bases.checked_add(of_ranks)?;
         let bad = of_ranks.checked_mul(WARPS)?.checked_add(places)?;
         let stages = bad.checked_add(4)?.checked_next_multiple_of(128)?;
         let counted = Self::counted_bytes(shape)?;
-        let (stage_bytes, stages_of_warp) = Self::stages(shape)?;
         let of_warp = stage_bytes.checked_mul(stages_of_warp)?;
         let fit = available.checked_sub(stages.checked_add(counted)?).map_or(0, |_| (available - stages) / of_warp);
         let copy_warps = if fit < WARPS { fit } else { WARPS };
@@ -52,14 +52,14 @@ impl DispatchShared {
         Some(Self { bases, places, bad, stages, stage_bytes, stages_of_warp, copy_warps, reserved: 0 })
     }
 
-    /// Bytes of a stage, and stages of a warp: a row in BF16 is loaded into its one stage and copied from there; a row in FP8 is
-    /// quantised into one of two, codes and scales, while the other is copied. `None` if a row's bytes overflow 32 bits.
+    /// Bytes of a stage, and stages of a warp: a row in BF16 is loaded into its one stage and copied from there; one with scales is
+    /// quantised or loaded into one of two, codes and scales, while the other is copied. `None` if a row's bytes overflow 32 bits.
     pub fn stages(shape: &Shape) -> Option<(u32, u32)> {
         let row = shape.wire_row_bytes() + shape.scale_stride() as u64 * 4;
         let bytes = u32::try_from(row.checked_next_multiple_of(128)?).ok()?;
         let stages = match shape.format {
             WireFormat::Bf16 => 1,
-            WireFormat::Fp8 => 2,
+            WireFormat::Fp8 | WireFormat::Opaque { .. } => 2,
         };
         Some((bytes, stages))
     }

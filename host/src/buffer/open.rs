@@ -10,9 +10,9 @@ use super::ElasticBuffer;
 use super::state::State;
 use crate::comm::{Comm, CommInner};
 use crate::config::{Config, Layouts, dispatch_shared};
-use crate::dispatch::dispatch_kernel;
 use crate::error::{Error, Result};
 use crate::rendezvous::{agree, meet};
+use crate::rows::row_kernels;
 use crate::runtime::Mapped;
 use crate::transport::local::LeftBehind;
 use crate::transport::windows::{NotShared, Windows};
@@ -124,7 +124,9 @@ struct Made {
 fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBehind) -> Result<Made> {
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
-    runtime.prepare(dispatch_kernel(layouts.shape.format), shared.bytes(&layouts.shape))?;
+    for kernels in row_kernels(layouts.shape.format) {
+        runtime.prepare(kernels.dispatch, shared.bytes(&layouts.shape))?;
+    }
     runtime.prepare(&combine, 0)?;
     runtime.prepare(&lend, 0)?;
     let window = Windows::allocate(&inner.memory, "the symmetric window", layouts.window.bytes)?;
