@@ -186,8 +186,9 @@ fn stop(comm: &Comm, machine: &Machine, stops: Stops) -> Result<Result<()>> {
             window.post("count matrix", 1, 2);
         }
         if stops == Stops::Done {
-            window.post("landed words", 1, 2);
-            window.post("entry words", 2, 4);
+            window.post("landed words", 1, 3);
+            // By the routing of the second dispatch, not of the first.
+            window.post_flipped("entry words", 2, 4, 1 ^ 2);
             buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
             buffer.synchronize()?;
             buffer.lend_expert_outputs()?;
@@ -204,10 +205,10 @@ fn stop(comm: &Comm, machine: &Machine, stops: Stops) -> Result<Result<()>> {
 /// Every wait of an operation ends, and says which it was.
 #[test]
 fn a_peer_that_stops_in_the_middle_is_named_with_the_word_that_is_missing() {
-    // Counts and landed words carry the number of the dispatch, the second one here.
+    // Counts carry the number of the dispatch, the second one here.
     for (stops, kernel, epoch, phase, number, before) in [
         (Stops::Counts, "dispatch", 3, "counts (the peer's row of the count matrix)", 2, 0x0101_0101),
-        (Stops::Landing, "dispatch", 3, "landed (the peer's rows are here)", 2, 0),
+        (Stops::Landing, "dispatch", 3, "landed (the peer's rows are here)", 3, 1),
         (Stops::Done, "lend after combine", 4, "done (the peer has read", 4, 2),
     ] {
         for mode in Device::Simulated.schedules([1, 2, 3]) {

@@ -4,73 +4,15 @@ mod support;
 
 use epoxide::quantize::{Quantizer, scale_stride};
 use epoxide::{
-    Comm, Config, DeviceTensor, DispatchInput, ElasticBuffer, Error, IndexType, Mode, RawDispatchInput, RawRows,
-    Result, Rows, WireFormat, bf16, bytes_needed,
+    Config, DispatchInput, ElasticBuffer, Error, IndexType, Mode, RawDispatchInput, RawRows, Result, Rows, WireFormat,
+    bf16, bytes_needed,
 };
+use support::brought::{Brought, Lie};
 use support::errors::run;
 use support::exchange::{Tensors, check_received, check_round, check_round_of};
 use support::reference::{Wire, World};
 use support::routing::{Case, Choice, Random};
 use support::{Checked, Device, replay};
-
-/// How a rank's rows lie where it brings them from.
-#[derive(Clone, Copy, Debug, Default)]
-struct Lie {
-    /// Words between one token's scales and the next's.
-    gap: u32,
-    /// Words before the first.
-    before: u32,
-}
-
-/// A rank's rows, brought.
-struct Brought {
-    bytes: DeviceTensor<u8>,
-    f32s: DeviceTensor<f32>,
-    words: DeviceTensor<u32>,
-    lie: Lie,
-    stride: u32,
-    fp8: bool,
-}
-
-impl Brought {
-    /// Rows as `wire` has them, each with `words` scales of its own. What lies around the scales is nonsense.
-    fn new(comm: &Comm, wire: &Wire, words: u32, lie: Lie) -> Result<Self> {
-        let stride = words + lie.gap;
-        let padded = words.div_ceil(4) as usize * 4;
-        let lay = |scales: Vec<u32>| {
-            let mut laid = vec![0xdead_beef; lie.before as usize];
-            for row in scales.chunks_exact(padded.max(1)) {
-                laid.extend(&row[..words as usize]);
-                laid.extend((0..lie.gap).map(|i| 0xbad0_0000 | i));
-            }
-            laid
-        };
-        let (bytes, laid, fp8) = match wire {
-            Wire::Bf16(_) => (Vec::new(), Vec::new(), false),
-            Wire::Fp8 { codes, scales } => {
-                (codes.clone(), lay(scales.iter().map(|scale| scale.to_bits()).collect()), true)
-            }
-            Wire::Opaque { rows, scales, .. } => (rows.clone(), lay(scales.clone()), false),
-        };
-        let f32s: Vec<f32> = laid.iter().map(|bits| f32::from_bits(*bits)).collect();
-        Ok(Self {
-            bytes: comm.tensor(&bytes)?,
-            f32s: comm.tensor(&f32s)?,
-            words: comm.tensor(&laid)?,
-            lie,
-            stride,
-            fp8,
-        })
-    }
-
-    fn rows(&self) -> Result<Rows<'_>> {
-        let before = u64::from(self.lie.before);
-        Ok(match self.fp8 {
-            true => Rows::fp8(&self.bytes, self.f32s.slice(before..)?, self.stride),
-            false => Rows::opaque(&self.bytes, self.words.slice(before..)?, self.stride),
-        })
-    }
-}
 
 fn case(ranks: u32, hidden: u32, format: WireFormat, tokens: Vec<u32>, data: u64, mode: Mode) -> Case {
     Case {
@@ -89,24 +31,18 @@ fn case(ranks: u32, hidden: u32, format: WireFormat, tokens: Vec<u32>, data: u64
     }
 }
 
-fn scale_words(case: &Case) -> u32 {
-    match case.format {
-        WireFormat::Opaque { scale_words, .. } => scale_words,
-        _ => case.hidden.div_ceil(128),
-    }
-}
-
 /// Two rounds on one buffer; rank `r` brings its rows in round `i` if `brings(r, i)`.
 fn check(device: Device, case: &Case, lie: Lie, brings: impl Fn(u32, u32) -> bool + Sync) -> Checked {
     let worlds: Vec<World> = (0..2).map(|i| Case { data: case.data ^ i << 32, ..case.clone() }.world()).collect();
     let wires = |world: &World| (0..case.ranks).map(|rank| world.wire(rank)).collect::<Vec<Wire>>();
     let wires: Vec<Vec<Wire>> = worlds.iter().map(wires).collect();
+    let world_words = worlds[0].scale_words();
     device.check(case.ranks, case.mode, |comm| {
         let rank = comm.rank();
         let mut buffer = ElasticBuffer::new(&comm, case.config())?;
         let tokens = case.tokens[rank as usize];
         let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
-        let brought = wires.iter().map(|wires| Brought::new(&comm, &wires[rank as usize], scale_words(case), lie));
+        let brought = wires.iter().map(|wires| Brought::new(&comm, &wires[rank as usize], world_words, lie));
         let brought = brought.collect::<Result<Vec<_>>>()?;
         comm.barrier()?;
         let mut checked = Ok(());

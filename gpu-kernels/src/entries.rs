@@ -3,6 +3,7 @@
 use epoxide_dsl::prelude::*;
 
 use crate::combine::{self, CombineArgs};
+use crate::dispatch::again::{self, DispatchAgainArgs};
 use crate::dispatch::{self, DispatchArgs};
 use crate::layout;
 use crate::lend::{self, LendArgs};
@@ -28,6 +29,24 @@ pub fn dispatch_brought(args: DispatchArgs) {
     dispatch::run::<Brought, Compact>(&args);
 }
 
+/// Dispatches rows as they are by an old routing; see [`crate::dispatch::again`].
+#[kernel(threads = 512, blocks_per_sm = 2, cooperative)]
+pub fn dispatch_again_copied(args: DispatchAgainArgs) {
+    again::run::<Copied>(&args);
+}
+
+/// Dispatches rows quantised on their way by an old routing; see [`crate::dispatch::again`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_again_quantized(args: DispatchAgainArgs) {
+    again::run::<Quantized>(&args);
+}
+
+/// Dispatches rows that the caller has made by an old routing; see [`crate::dispatch::again`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_again_brought(args: DispatchAgainArgs) {
+    again::run::<Brought>(&args);
+}
+
 /// Sums the experts' outputs; see [`crate::combine`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn combine(args: CombineArgs) {
@@ -45,6 +64,9 @@ const _: () = assert!(
     dispatch_copied.threads() == layout::THREADS
         && dispatch_quantized.threads() == layout::THREADS
         && dispatch_brought.threads() == layout::THREADS
+        && dispatch_again_copied.threads() == layout::THREADS
+        && dispatch_again_quantized.threads() == layout::THREADS
+        && dispatch_again_brought.threads() == layout::THREADS
 );
 #[cfg(not(target_arch = "nvptx64"))]
 const _: () = assert!(

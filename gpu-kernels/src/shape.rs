@@ -16,6 +16,8 @@ pub const MAX_TOKENS: u32 = (1 << 24) - 1;
 pub const MAX_BLOCKS: u32 = 1024;
 /// Most bytes of an opaque row: those of the longest row in BF16.
 pub const MAX_ROW_BYTES: u32 = 2 * MAX_HIDDEN;
+/// Most routings that a buffer keeps: entry words have 8 bits for the slot.
+pub const MAX_ROUTING_SLOTS: u32 = 256;
 /// Most words of scales of an opaque row: one for every 16 elements of the longest.
 pub const MAX_SCALE_WORDS: u32 = MAX_HIDDEN / 16;
 
@@ -55,6 +57,8 @@ pub struct Shape {
     pub blocks: u32,
     /// How rows travel in dispatch.
     pub format: WireFormat,
+    /// Routings that are kept at once.
+    pub routing_slots: u32,
 }
 
 impl Shape {
@@ -147,6 +151,9 @@ impl Shape {
         if self.blocks == 0 || self.blocks > MAX_BLOCKS {
             return broken("num_sms", self.blocks, Rule::Blocks);
         }
+        if self.routing_slots == 0 || self.routing_slots > MAX_ROUTING_SLOTS {
+            return broken("routing_slots", self.routing_slots, Rule::RoutingSlots);
+        }
         Ok(())
     }
 
@@ -197,6 +204,8 @@ pub enum Rule {
     Rows,
     /// 1 to [`MAX_BLOCKS`].
     Blocks,
+    /// 1 to [`MAX_ROUTING_SLOTS`].
+    RoutingSlots,
 }
 
 impl core::fmt::Display for Rule {
@@ -220,6 +229,7 @@ impl core::fmt::Display for Rule {
             Self::Tokens => write!(f, "1 to {MAX_TOKENS} tokens"),
             Self::Rows => write!(f, "there is room for the rows of the worst case, and 32 bits count them"),
             Self::Blocks => write!(f, "an operation has 1 to {MAX_BLOCKS} blocks"),
+            Self::RoutingSlots => write!(f, "a buffer has 1 to {MAX_ROUTING_SLOTS} routing slots"),
         }
     }
 }

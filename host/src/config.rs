@@ -33,6 +33,8 @@ pub struct Config {
     pub timeout: Duration,
     /// Most bytes that a window may take; 0 is no limit.
     pub max_window_bytes: u64,
+    /// Routings that the buffer keeps: 1 to 256. See [`Self::with_routing_slots`].
+    pub routing_slots: u32,
     /// See [`Self::with_poisoned_expert_outputs`]. Ranks may differ in it.
     pub poison_expert_outputs: bool,
 }
@@ -52,6 +54,7 @@ impl Config {
             num_sms: 0,
             timeout: Duration::from_secs(30),
             max_window_bytes: 0,
+            routing_slots: 1,
             poison_expert_outputs: false,
         }
     }
@@ -101,6 +104,23 @@ impl Config {
         self
     }
 
+    /// Sets how many routings the buffer keeps for [`dispatch_again`](crate::ElasticBuffer::dispatch_again): one for each handle that is to be
+    /// replayed while later ones are made, such as the layers of a forward pass. Each takes what goes with the rows but for the
+    /// rows themselves: where they went, selections, gate weights, sources and counts.
+    ///
+    /// ```
+    /// use epoxide::{Config, bytes_needed};
+    /// let needed = |slots| bytes_needed(&Config::new(256, 8, 7168, 4096).with_routing_slots(slots), 8, 16);
+    /// // 2.4 MB for 8 x 4096 rows, 0.3 MB for this rank's tokens, and the counts.
+    /// assert_eq!((needed(3)?.total() - needed(2)?.total()) / 10_000, 262);
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_routing_slots(mut self, slots: u32) -> Self {
+        self.routing_slots = slots;
+        self
+    }
+
     /// For debugging: fills the region for expert outputs with NaN each time that it is lent, so that a received row for which nobody
     /// wrote an output shows in the sums. It costs a write of the whole region.
     #[must_use]
@@ -146,6 +166,7 @@ impl Config {
             rows: Shape::worst_rows(ranks, self.max_tokens_per_rank),
             blocks,
             format: self.format,
+            routing_slots: self.routing_slots,
         };
         let shape = checked(shape)?;
         if self.timeout.is_zero() || self.timeout > LONGEST_TIMEOUT {
@@ -176,7 +197,7 @@ impl Config {
     }
 
     /// The fields that must agree between ranks, by name.
-    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 8] {
+    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 9] {
         [
             ("experts", self.experts.to_string()),
             ("top_k", self.top_k.to_string()),
@@ -186,6 +207,7 @@ impl Config {
             ("num_sms", blocks.to_string()),
             ("timeout", format!("{:?}", self.timeout)),
             ("max_window_bytes", self.max_window_bytes.to_string()),
+            ("routing_slots", self.routing_slots.to_string()),
         ]
     }
 }

@@ -22,6 +22,8 @@ pub struct DispatchInput<'a, I: Index> {
     pub topk_idx: DeviceSlice<'a, I>,
     /// Gate weights f32 `[tokens, top_k]`.
     pub topk_weights: DeviceSlice<'a, f32>,
+    /// The routing slot to take, the same on every rank; `None` takes the next in turn.
+    pub routing_slot: Option<u32>,
 }
 
 impl<'a, I: Index> DispatchInput<'a, I> {
@@ -33,7 +35,21 @@ impl<'a, I: Index> DispatchInput<'a, I> {
         topk_idx: impl Into<DeviceSlice<'a, I>>,
         topk_weights: impl Into<DeviceSlice<'a, f32>>,
     ) -> Self {
-        Self { tokens, rows: rows.into(), topk_idx: topk_idx.into(), topk_weights: topk_weights.into() }
+        Self {
+            tokens,
+            rows: rows.into(),
+            topk_idx: topk_idx.into(),
+            topk_weights: topk_weights.into(),
+            routing_slot: None,
+        }
+    }
+
+    /// Names the [routing slot](crate::Config::with_routing_slots) to take, the same on every rank. The turn of dispatches that name none goes on
+    /// as if this one were not there.
+    #[must_use]
+    pub fn in_routing_slot(mut self, slot: u32) -> Self {
+        self.routing_slot = Some(slot);
+        self
     }
 }
 
@@ -51,12 +67,21 @@ pub struct RawDispatchInput {
     pub index_type: IndexType,
     /// f32 `[tokens, top_k]`.
     pub topk_weights: u64,
+    /// The routing slot to take, the same on every rank; `None` takes the next in turn.
+    pub routing_slot: Option<u32>,
 }
 
 impl RawDispatchInput {
     /// The addresses of `tokens` tokens. One of BF16 rows is given as it is, others as [`RawRows`].
     pub fn new(tokens: u32, rows: impl Into<RawRows>, topk_idx: u64, index_type: IndexType, topk_weights: u64) -> Self {
-        Self { tokens, rows: rows.into(), topk_idx, index_type, topk_weights }
+        Self { tokens, rows: rows.into(), topk_idx, index_type, topk_weights, routing_slot: None }
+    }
+
+    /// [`DispatchInput::in_routing_slot`].
+    #[must_use]
+    pub fn in_routing_slot(mut self, slot: u32) -> Self {
+        self.routing_slot = Some(slot);
+        self
     }
 }
 
@@ -92,12 +117,14 @@ impl IndexType {
 impl ElasticBuffer {
     /// Sends every token's row once to each rank that owns one of its experts. Collective; returns once it is enqueued.
     ///
-    /// Rows arrive ordered by source rank, then token, whatever the timing. A dispatch makes the handle of the one before stale.
+    /// Rows arrive ordered by source rank, then token, whatever the timing. A dispatch makes the handle of the one before stale, as far as
+    /// rows go. It takes a [routing slot](crate::Config::with_routing_slots), the next in turn or the one that it names, and so the place of
+    /// the routing that was there. Where there are several slots, that of a dispatch which waits for its combine is not given.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] for too many tokens, and for rows at another address or of a form that the buffer's format does not take;
-    /// [`Error::BufferTooSmall`] for a tensor with too few elements, the fault of an earlier operation, or [`Error::Poisoned`].
+    /// [`Error::BufferTooSmall`] for a tensor with too few elements, [`Error::SlotBusy`], the fault of an earlier operation, or [`Error::Poisoned`].
     pub fn dispatch<I: Index>(&mut self, input: &DispatchInput<'_, I>) -> Result<Dispatched> {
         let selections = u64::from(input.tokens) * u64::from(self.config.top_k);
         let rows = input.rows.check(input.tokens, &self.comm, &self.layouts.shape)?;
@@ -107,6 +134,7 @@ impl ElasticBuffer {
         check_len("topk_weights", "gate weights", input.topk_weights, selections)?;
         let (topk_idx, topk_weights) = (input.topk_idx.address(), input.topk_weights.address());
         let raw = RawDispatchInput::new(input.tokens, rows, topk_idx, IndexType::of::<I>(), topk_weights);
+        let raw = RawDispatchInput { routing_slot: input.routing_slot, ..raw };
         // SAFETY: the tensors are this process's device memory, large enough as just checked, and stay allocated until the
         // stream has passed this operation (see `DeviceTensor`).
         unsafe { self.enqueue_dispatch(&raw) }
@@ -137,19 +165,20 @@ impl ElasticBuffer {
     ///
     /// As [`Self::dispatch_raw`].
     unsafe fn enqueue_dispatch(&mut self, input: &RawDispatchInput) -> Result<Dispatched> {
-        let RawDispatchInput { tokens, rows, topk_idx, index_type, topk_weights } = *input;
+        let RawDispatchInput { tokens, rows, topk_idx, index_type, topk_weights, routing_slot } = *input;
         rows.check(&self.layouts.shape)?;
         self.check()?;
         if tokens > self.config.max_tokens_per_rank {
             let rule = format!("at most max_tokens_per_rank = {}", self.config.max_tokens_per_rank);
             return Err(Error::argument("tokens", tokens, rule));
         }
+        let slot = self.routings.slot(routing_slot, self.state)?;
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
         // SAFETY: the buffer's own memory, laid out for its shape; the inputs are the caller's promise.
         let args = unsafe {
             DispatchArgs {
-                op: self.operation(Kind::Dispatch),
-                recv: w.received.regions(),
+                op: self.operation(Kind::Dispatch, slot),
+                recv: w.received.slot(shape, slot).regions(),
                 dispatches: Global::from_raw(self.private_span(p.dispatches)),
                 landed: Flags::new(Region::new(w.landed.offset)),
                 counts: CountMatrix::new(Region::new(w.counts.offset), shape.ranks, shape.experts),
@@ -158,9 +187,10 @@ impl ElasticBuffer {
                 topk_weights: Global::from_raw(topk_weights),
                 block_counts: Global::from_raw(self.private_span(p.block_counts)),
                 block_bad: Global::from_raw(self.private_span(p.block_bad)),
-                send_rank: Global::from_raw(self.private_span(p.send_rank)),
-                send_row: Global::from_raw(self.private_span(p.send_row)),
-                recv_counts: Global::from_raw(self.private_span(p.recv_counts)),
+                routing: Global::from_raw(self.private_slot(p.routing, slot)),
+                send_rank: Global::from_raw(self.private_slot(p.send_rank, slot)),
+                send_row: Global::from_raw(self.private_slot(p.send_row, slot)),
+                recv_counts: Global::from_raw(self.private_slot(p.recv_counts, slot)),
                 placement: shape.placement(),
                 shared: self.shared,
                 tokens,
@@ -181,9 +211,16 @@ impl ElasticBuffer {
                 inner.stream,
             )?
         };
+        let operation = self.dispatched(slot)?;
+        self.routings.take(slot, operation, routing_slot);
+        Ok(Dispatched { buffer: self.id(), operation, routing: operation, slot, tokens })
+    }
+
+    /// Notes that a dispatch by the routing of `slot` was enqueued; returns its number.
+    pub(crate) fn dispatched(&mut self, slot: u32) -> Result<u64> {
         let operation = self.operations;
         self.operations += 1;
-        self.state = State::Dispatched { operation };
+        self.state = State::Dispatched { operation, slot };
         self.received_rows = None;
         // What was lent before, and handed over then, was for this dispatch; what comes later is for a later one.
         let early = std::mem::take(&mut self.lent_early);
@@ -193,6 +230,6 @@ impl ElasticBuffer {
                 self.poison_expert_outputs()?;
             }
         }
-        Ok(Dispatched { buffer: self.id(), operation, tokens })
+        Ok(operation)
     }
 }

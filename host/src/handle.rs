@@ -15,7 +15,8 @@ pub struct RecvCounts {
     pub by_expert: Vec<u32>,
 }
 
-/// Where the received rows lie in device memory, and in what shape. Valid until the next dispatch.
+/// Where the received rows lie in device memory, and in what shape. Rows and scales are valid until the next dispatch, by any routing; what goes
+/// with them until another dispatch takes the handle's routing slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecvView {
@@ -52,18 +53,19 @@ impl ElasticBuffer {
     /// [`Error::StaleHandle`](crate::Error::StaleHandle), [`Error::WrongOrder`](crate::Error::WrongOrder) after its combine.
     pub fn recv_view(&self, handle: &Dispatched) -> Result<RecvView> {
         self.check_handle("recv_view", handle)?;
-        let w = &self.layouts.window;
+        let (w, shape) = (&self.layouts.window, &self.layouts.shape);
+        let received = w.received.slot(shape, handle.slot);
         Ok(RecvView {
-            x: self.window_span(w.received.x),
-            scales: self.window_span(w.received.scales),
-            scale_stride: self.layouts.shape.scale_stride(),
-            topk_idx: self.window_span(w.received.topk),
-            topk_weights: self.window_span(w.received.weights),
-            top_k_stride: self.layouts.shape.top_k_stride(),
-            sources: self.window_span(w.received.source),
-            counts: self.private_span(self.layouts.private.recv_counts),
+            x: self.window_span(received.x),
+            scales: self.window_span(received.scales),
+            scale_stride: shape.scale_stride(),
+            topk_idx: self.window_span(received.topk),
+            topk_weights: self.window_span(received.weights),
+            top_k_stride: shape.top_k_stride(),
+            sources: self.window_span(received.source),
+            counts: self.private_slot(self.layouts.private.recv_counts, handle.slot),
             expert_outputs: self.window_span(w.expert_out),
-            max_rows: self.layouts.shape.rows,
+            max_rows: shape.rows,
         })
     }
 

@@ -49,6 +49,7 @@
 //! * Ranks: [`LocalGroup`] and [`Comm`].
 //! * What a buffer is configured with, and what it takes: [`Config`] and [`bytes_needed`].
 //! * The operations: [`ElasticBuffer`].
+//! * A routing again, for a recompute or for gradients: [`ElasticBuffer::dispatch_again`], and [`Config::with_routing_slots`].
 //! * Rows that are quantised already, and rows that nobody here looks into: [`Rows`].
 //! * Memory: [`DeviceTensor`], and parts of it, [`DeviceSlice`] and [`DeviceSliceMut`].
 //! * From a dispatch to the experts: on the host [`Received`], its rows grouped by expert ([`Received::by_expert`]) and as f32
@@ -72,6 +73,7 @@
 //!   waits are under way.
 #![warn(missing_debug_implementations)]
 
+mod again;
 mod buffer;
 mod by_expert;
 mod combine;

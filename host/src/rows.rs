@@ -2,7 +2,11 @@
 use epoxide_dsl::Kernel;
 use epoxide_dsl::memory::Global;
 use epoxide_kernels::dispatch::DispatchArgs;
-use epoxide_kernels::entries::{dispatch_brought, dispatch_copied, dispatch_quantized};
+use epoxide_kernels::dispatch::again::DispatchAgainArgs;
+use epoxide_kernels::entries::{
+    dispatch_again_brought, dispatch_again_copied, dispatch_again_quantized, dispatch_brought, dispatch_copied,
+    dispatch_quantized,
+};
 use epoxide_kernels::row::RowArgs;
 use epoxide_kernels::shape::Shape;
 use half::bf16;
@@ -194,11 +198,13 @@ impl From<u64> for RawRows {
 pub(crate) struct RowKernels {
     /// A dispatch.
     pub dispatch: &'static Kernel<DispatchArgs>,
+    /// One by an old routing.
+    pub again: &'static Kernel<DispatchAgainArgs>,
 }
 
-const COPIED: RowKernels = RowKernels { dispatch: &dispatch_copied };
-const QUANTIZED: RowKernels = RowKernels { dispatch: &dispatch_quantized };
-const BROUGHT: RowKernels = RowKernels { dispatch: &dispatch_brought };
+const COPIED: RowKernels = RowKernels { dispatch: &dispatch_copied, again: &dispatch_again_copied };
+const QUANTIZED: RowKernels = RowKernels { dispatch: &dispatch_quantized, again: &dispatch_again_quantized };
+const BROUGHT: RowKernels = RowKernels { dispatch: &dispatch_brought, again: &dispatch_again_brought };
 
 /// All kernels that a buffer of this format may launch: its rows come in these forms.
 pub(crate) fn row_kernels(format: WireFormat) -> &'static [RowKernels] {

@@ -131,6 +131,7 @@ impl Workload {
             rows: Shape::worst_rows(ranks, self.tokens),
             blocks: 1,
             format: self.format,
+            routing_slots: 1,
         }
     }
 

@@ -55,10 +55,21 @@ impl Tensors {
 
     /// Enqueues the dispatch of rows that are brought.
     pub fn dispatch_rows(&self, buffer: &mut ElasticBuffer, tokens: u32, rows: Rows<'_>) -> Result<Dispatched> {
+        self.dispatch_into(buffer, tokens, rows, None)
+    }
+
+    /// [`Self::dispatch_rows`] into a routing slot, the next in turn if none is named.
+    pub fn dispatch_into(
+        &self,
+        buffer: &mut ElasticBuffer,
+        tokens: u32,
+        rows: Rows<'_>,
+        slot: Option<u32>,
+    ) -> Result<Dispatched> {
         match &self.topk_idx {
-            Indices::I32(idx) => self.dispatch_as(buffer, tokens, rows, idx),
-            Indices::I64(idx) => self.dispatch_as(buffer, tokens, rows, idx),
-            Indices::U32(idx) => self.dispatch_as(buffer, tokens, rows, idx),
+            Indices::I32(idx) => self.dispatch_as(buffer, tokens, rows, idx, slot),
+            Indices::I64(idx) => self.dispatch_as(buffer, tokens, rows, idx, slot),
+            Indices::U32(idx) => self.dispatch_as(buffer, tokens, rows, idx, slot),
         }
     }
 
@@ -68,8 +79,11 @@ impl Tensors {
         tokens: u32,
         rows: Rows<'_>,
         idx: &DeviceTensor<I>,
+        slot: Option<u32>,
     ) -> Result<Dispatched> {
-        buffer.dispatch(&DispatchInput::new(tokens, rows, idx, &self.topk_weights))
+        let mut input = DispatchInput::new(tokens, rows, idx, &self.topk_weights);
+        input.routing_slot = slot;
+        buffer.dispatch(&input)
     }
 
     /// The sums of `tokens` tokens. Waits for the stream.

@@ -98,6 +98,15 @@ impl World {
         arrivals
     }
 
+    /// Scales of a row.
+    pub fn scale_words(&self) -> u32 {
+        match self.format {
+            WireFormat::Fp8 => self.hidden.div_ceil(128),
+            WireFormat::Opaque { scale_words, .. } => scale_words,
+            _ => 0,
+        }
+    }
+
     /// What `source` sends, as it travels.
     pub fn wire(&self, source: u32) -> Wire {
         let input = &self.inputs[source as usize];

@@ -30,7 +30,7 @@ pub struct DispatchArgs {
     pub recv: RecvRegions,
     /// `[1]`: how many dispatches there were. Advanced by the last block out.
     pub dispatches: Global<u64>,
-    /// Landed words: the number of the dispatch.
+    /// Landed words: the epoch.
     pub landed: Flags<2>,
     /// The count matrix.
     pub counts: CountMatrix,
@@ -44,6 +44,8 @@ pub struct DispatchArgs {
     pub block_counts: Global<u32>,
     /// u32 `[blocks]`.
     pub block_bad: Global<u32>,
+    /// `[1]`: the number of the dispatch whose routing this slot has: written, 0 if it failed.
+    pub routing: Global<u64>,
     /// i32 `[tokens][top_k]`: written: the rank that a selection's row went to, at the first selection of that rank; else -1.
     pub send_rank: Global<i32>,
     /// u32 `[tokens][top_k]`: written: the row there. On the way, its place among the rows of this rank that one warp counts.

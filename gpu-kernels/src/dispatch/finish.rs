@@ -4,7 +4,7 @@ use epoxide_dsl::prelude::*;
 use super::args::{DispatchArgs, Now};
 use crate::layout::THREADS;
 use crate::sum::sum;
-use crate::words::Phase;
+use crate::words::{Flags, Phase};
 
 /// The last block out: tells every peer that its rows are there, waits for theirs, writes the counts, advances the numbers. It says
 /// whether it stopped at that.
@@ -22,7 +22,7 @@ pub(super) fn finish(
     let mut complete = false;
     // No block of this rank has stopped; a peer may have.
     if let Some(landed) = last.landed() {
-        arrived = exchange(a, watch, now, landed);
+        arrived = exchange(&a.landed, window, watch, landed);
         complete = arrived.is_ok();
     }
     let mut i = thread::index();
@@ -40,18 +40,24 @@ pub(super) fn finish(
         i += THREADS;
     }
     if thread::index() == 0 {
+        a.routing.store_weak(0, if complete { now.dispatch } else { 0 });
         a.dispatches.store_weak(0, now.dispatch);
         a.op.epoch.store_weak(0, now.epoch);
     }
     arrived
 }
 
-/// Tells every peer, and waits for all. Their counts were stored before, so these are there too.
+/// Tells every peer, and waits for all. What else they stored before is there too: in a dispatch their counts.
 #[inline(always)]
 #[track_caller]
-fn exchange(a: &DispatchArgs, watch: &wait::Watch, now: Now, landed: &grid::GridLanded) -> Result<(), fault::Stopped> {
+pub(super) fn exchange(
+    words: &Flags<2>,
+    window: Window,
+    watch: &wait::Watch,
+    landed: &grid::GridLanded,
+) -> Result<(), fault::Stopped> {
     watch.unless_aborted(Phase::End as u32)?;
-    a.landed.post(a.op.window(), now.dispatch, landed);
-    let _here = a.landed.wait(a.op.window(), watch, Phase::Landed, now.dispatch)?;
+    words.post(window, watch.epoch(), landed);
+    let _here = words.wait(window, watch, Phase::Landed, watch.epoch())?;
     Ok(())
 }

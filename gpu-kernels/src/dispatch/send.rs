@@ -99,7 +99,7 @@ pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
 
 /// The shared memory of this warp.
 #[inline(always)]
-fn memory_of_warp<R: Row>(shared: &DispatchShared) -> WarpMemory {
+pub(super) fn memory_of_warp<R: Row>(shared: &DispatchShared) -> WarpMemory {
     let stages = shared.stages + warp::index() * shared.stages_of_warp * shared.stage_bytes;
     let mbarriers = Shared::dynamic(warp::index() * R::STAGES * 8);
     WarpMemory { stages: Shared::dynamic(stages), stage_bytes: shared.stage_bytes, mbarriers }
@@ -132,12 +132,19 @@ fn send_beside<R: Row>(a: &DispatchArgs, token: u32, selected: Selected, copies:
             window.of(to, a.recv.source).store_weak(row, source);
         }
         if R::SCALES {
-            let beside = window.of(to, a.recv.scales).rows(a.rows.scale_stride).row(row).cast::<U32x4>();
-            let mut vector = lane;
-            while vector < a.rows.scale_stride / 4 {
-                beside.store_weak(vector, scales.load_weak(vector));
-                vector += warp::LANES;
-            }
+            send_scales(window.of(to, a.recv.scales), a.rows.scale_stride, row, scales);
         }
+    }
+}
+
+/// Writes a row's scales to where one copy of it goes. Warp-collective.
+#[inline(always)]
+#[track_caller]
+pub(super) fn send_scales(to: Symmetric<u32>, stride: u32, row: u32, scales: Shared<U32x4>) {
+    let beside = to.rows(stride).row(row).cast::<U32x4>();
+    let mut vector = warp::lane();
+    while vector < stride / 4 {
+        beside.store_weak(vector, scales.load_weak(vector));
+        vector += warp::LANES;
     }
 }

@@ -22,11 +22,13 @@ pub struct PrivateLayout {
     pub block_counts: Span,
     /// u32 `[blocks]`: each block's first bad selection.
     pub block_bad: Span,
-    /// i32 `[max_tokens][top_k]`: the handle: destination rank, or -1.
+    /// u64 `[slots]`: the handles: the number of the dispatch whose routing lies in the slot; 0 where there is none.
+    pub routing: Span,
+    /// i32 `[slots][max_tokens][top_k]`: the handles: destination rank, or -1.
     pub send_rank: Span,
-    /// u32 `[max_tokens][top_k]`: the handle: row at the destination.
+    /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination.
     pub send_row: Span,
-    /// u32 `[1 + ranks + local experts]`: rows received: in all, by source, by local expert.
+    /// u32 `[slots][1 + ranks + local experts]`: rows received: in all, by source, by local expert.
     pub recv_counts: Span,
     /// Its bytes.
     pub bytes: u64,
@@ -43,7 +45,9 @@ impl PrivateLayout {
         let &Sizes { shape, counters } = sizes;
         let ranks = u64::from(shape.ranks);
         let blocks = u64::from(shape.blocks);
-        let selections = u64::from(shape.max_tokens) * u64::from(shape.top_k);
+        let slots = u64::from(shape.routing_slots);
+        let selections = slots.checked_mul(u64::from(shape.max_tokens) * u64::from(shape.top_k))?;
+        let counts = 1 + ranks + u64::from(shape.max_local_experts());
         let mut at = Cursor::after(0);
         Some(Self {
             bases: at.span("window addresses", ranks, 8)?,
@@ -54,15 +58,16 @@ impl PrivateLayout {
             claim: at.span("claim of the fault record", 1, 8)?,
             block_counts: at.span("block counts", blocks.checked_mul(counters)?, 4)?,
             block_bad: at.span("block faults", blocks, 4)?,
+            routing: at.span("handle: dispatches", slots, 8)?,
             send_rank: at.span("handle: ranks", selections, 4)?,
             send_row: at.span("handle: rows", selections, 4)?,
-            recv_counts: at.span("received counts", 1 + ranks + u64::from(shape.max_local_experts()), 4)?,
+            recv_counts: at.span("received counts", slots.checked_mul(counts)?, 4)?,
             bytes: at.bytes()?,
         })
     }
 
     /// All regions, in order.
-    pub fn spans(&self) -> [Span; 11] {
+    pub fn spans(&self) -> [Span; 12] {
         let Self {
             bases,
             epoch,
@@ -72,11 +77,25 @@ impl PrivateLayout {
             claim,
             block_counts,
             block_bad,
+            routing,
             send_rank,
             send_row,
             recv_counts,
             bytes: _,
         } = *self;
-        [bases, epoch, dispatches, lent, grid, claim, block_counts, block_bad, send_rank, send_row, recv_counts]
+        [
+            bases,
+            epoch,
+            dispatches,
+            lent,
+            grid,
+            claim,
+            block_counts,
+            block_bad,
+            routing,
+            send_rank,
+            send_row,
+            recv_counts,
+        ]
     }
 }

@@ -7,7 +7,7 @@ use epoxide_kernels::layout::DispatchShared;
 use epoxide_kernels::words::UNUSED_EVEN;
 
 use super::ElasticBuffer;
-use super::state::State;
+use super::state::{Routings, State};
 use crate::comm::{Comm, CommInner};
 use crate::config::{Config, Layouts, dispatch_shared};
 use crate::error::{Error, Result};
@@ -73,6 +73,7 @@ impl ElasticBuffer {
             record: made.record,
             operations: 0,
             state: State::Idle { combined: None },
+            routings: Routings::new(layouts.shape.routing_slots),
             lent_early: false,
             received_rows: None,
             outputs: None,
@@ -126,6 +127,7 @@ fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBe
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
     for kernels in row_kernels(layouts.shape.format) {
         runtime.prepare(kernels.dispatch, shared.bytes(&layouts.shape))?;
+        runtime.prepare(kernels.again, shared.bytes(&layouts.shape))?;
     }
     runtime.prepare(&combine, 0)?;
     runtime.prepare(&lend, 0)?;
