@@ -161,8 +161,15 @@ fn replays_are_bitwise_the_reference() {
     for seed in replay::seeds(3) {
         for mode in device.schedules([seed]) {
             let opaque = WireFormat::Opaque { row_bytes: 80, scale_words: 5 };
-            for (format, slots) in [(WireFormat::Bf16, 3), (WireFormat::Fp8, 3), (opaque, 2), (WireFormat::Bf16, 1)] {
-                let history = History { ranks: 3, slots, steps: 14, tokens: 12, format, seed, mode };
+            let many = device.max_ranks().min(17);
+            for (format, ranks, slots) in [
+                (WireFormat::Bf16, 3, 3),
+                (WireFormat::Fp8, 3, 3),
+                (opaque, 3, 2),
+                (WireFormat::Bf16, many, 1),
+                (WireFormat::Fp8, 2, 256),
+            ] {
+                let history = History { ranks, slots, steps: 14, tokens: 12, format, seed, mode };
                 history.check(device).unwrap_or_else(|why| {
                     let line = replay::line(module_path!(), "replays_are_bitwise_the_reference", seed);
                     panic!("{history:?}\n{why}\nreplay: {line}")
