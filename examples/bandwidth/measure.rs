@@ -95,8 +95,8 @@ pub fn run(options: &Options, work: &[Work], tokens: u32, format: WireFormat, sm
 
     let bf16_row = f64::from(options.hidden) * 2.0;
     let wire_row = match format {
-        WireFormat::Bf16 => bf16_row,
         WireFormat::Fp8 => f64::from(options.hidden) + f64::from(scale_stride(options.hidden)) * 4.0,
+        _ => bf16_row,
     };
     let ranks = f64::from(options.ranks);
     let used = match options.device {

@@ -49,6 +49,7 @@ fn rows(got: &WireRows, sources: &[(u32, u32)], plan: &Plan, input: &Input, prog
                 scales.truncate(groups);
                 found
             }
+            WireRows::Opaque { .. } => Some("opaque, which nobody sent".to_owned()),
         };
         if let Some(found) = found {
             return Some(format!("row {row}, token {token} of rank {source}: {found}"));

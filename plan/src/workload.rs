@@ -136,6 +136,7 @@ impl Workload {
                 RowLayout::Compact | RowLayout::Slab => Layout::Compact,
                 RowLayout::Expand { alignment } => Layout::ExpertContiguous { alignment },
             },
+            routing_slots: 1,
         };
         Shape { rows: shape.worst_rows(), ..shape }
     }

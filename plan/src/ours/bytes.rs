@@ -102,7 +102,8 @@ mod tests {
             for (tokens, hidden, top_k, experts) in
                 [(1, 16, 1, 1), (7, 48, 3, 9), (4096, 7168, 8, 256), ((1 << 24) - 1, 1 << 20, 32, 2048)]
             {
-                for format in [WireFormat::Bf16, WireFormat::Fp8] {
+                let opaque = WireFormat::Opaque { row_bytes: 48, scale_words: 5 };
+                for format in [WireFormat::Bf16, WireFormat::Fp8, opaque] {
                     let workload = Workload::new(tokens, hidden, top_k, experts).with_format(format);
                     let [mut exact, projected] = both(ranks, &workload, num_sms);
                     // BF16 rows have no scales.

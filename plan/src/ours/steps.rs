@@ -10,7 +10,11 @@ use crate::workload::{RowLayout, Workload};
 fn rows(workload: &Workload) -> Rows {
     let shape = workload.shape(1);
     let bf16 = shape.bf16_row_bytes() as f64;
-    Rows { input: bf16, wire: shape.received_bytes() as f64, output: bf16 }
+    let input = match workload.format {
+        WireFormat::Opaque { .. } => (shape.wire_row_bytes() + 4 * u64::from(shape.scale_words())) as f64,
+        _ => bf16,
+    };
+    Rows { input, wire: shape.received_bytes() as f64, output: bf16 }
 }
 
 /// Bytes of a row as it crosses a link: in dispatch with scales and metadata, in combine in BF16.
