@@ -358,7 +358,7 @@ fn a_peer_that_does_not_replay_is_named() {
                 &fault,
                 Error::PeerTimeout { peer: 2, kernel: "dispatch again", epoch: 3, .. }
                     | Error::PeerAborted { kernel: "dispatch again", epoch: 3, .. },
-                "dispatch again 3",
+                "operation 3 (dispatch again)",
                 "rank 2"
             );
             assert_eq!(counted, Some(vec![0; 4]), "the counts of what did not come");
