@@ -192,7 +192,7 @@ fn uneven(seed: u64) -> Case {
 }
 
 /// Rounds on one buffer whose ranks are late at random, each with data of its own. In every third the host looks at what arrived; the
-/// others are enqueued one behind the other, with outputs that the reference predicts.
+/// others are enqueued one behind the other, with outputs that the reference predicts, handed over after the dispatch or before it.
 fn uneven_rounds(comm: &Comm, case: &Case, rounds: u64) -> Result<Checked> {
     const ALIGNMENT: u32 = 4;
     let rank = comm.rank();
@@ -218,9 +218,16 @@ fn uneven_rounds(comm: &Comm, case: &Case, rounds: u64) -> Result<Checked> {
             checked = checked.and(right.map_err(|why| format!("round {round}: {why}")));
             continue;
         }
+        let early = round % 3 == 2;
+        if early {
+            buffer.lend_expert_outputs()?;
+            buffer.stage_lent_expert_outputs(&*outputs)?;
+            late()?;
+        }
         let handle = tensors.dispatch(&mut buffer, tokens)?;
         late()?;
-        buffer.combine(&handle, CombineInput::new(&*outputs, &mut tensors.y))?;
+        let from = if early { ExpertOutputs::InPlace } else { (&*outputs).into() };
+        buffer.combine(&handle, CombineInput::new(from, &mut tensors.y))?;
     }
     buffer.synchronize()?;
     for (round, (world, wires, tensors, _)) in prepared.iter().enumerate() {
@@ -245,7 +252,8 @@ fn uneven_rounds_are_bitwise_the_reference() {
     }
 }
 
-/// The waits that this layout adds matter: some schedule is wrong without each of them, and none with both.
+/// The waits that this layout adds matter, and that of a region which is lent early: some schedule is wrong without each of them, and none
+/// with all.
 #[test]
 fn without_a_wait_of_this_layout_the_uneven_rounds_fail() {
     let wrong = |mutation: Option<Mutation>| {
@@ -270,6 +278,7 @@ fn without_a_wait_of_this_layout_the_uneven_rounds_fail() {
             include_str!("../gpu-kernels/src/combine/by_expert.rs"),
             "self.reduced.wait(",
         ),
+        ("gpu-kernels/src/lend.rs", include_str!("../gpu-kernels/src/lend.rs"), "op.done.wait("),
     ] {
         let wrong = wrong(Some(Mutation::of(file, source, text).expect("the wait is there")));
         assert!(!wrong.is_empty(), "no seed noticed that {text} is gone");

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use epoxide_kernels::layout::Span;
 use epoxide_kernels::shape::Shape;
-use epoxide_plan::Workload;
 use epoxide_plan::layouts::checked;
+use epoxide_plan::{RowLayout, Workload};
 
 pub use epoxide_kernels::shape::{Layout, WireFormat};
 pub use epoxide_plan::RegionBytes;
@@ -66,7 +66,8 @@ impl Config {
         }
     }
 
-    /// The configuration of a buffer for what was planned, with that plan's SMs.
+    /// The configuration of a buffer for what was planned, with that plan's SMs. It has room for the worst case, and its rows lie by source
+    /// where the plan has them in slabs, which there are not yet.
     ///
     /// ```
     /// use epoxide::plan::{Hardware, Topology, Workload, plan};
@@ -79,8 +80,12 @@ impl Config {
     /// # Ok::<(), epoxide::Error>(())
     /// ```
     pub fn for_workload(workload: &Workload, num_sms: u32) -> Self {
-        let &Workload { experts, top_k, hidden, tokens, format, .. } = workload;
-        Self::new(experts, top_k, hidden, tokens).with_format(format).with_num_sms(num_sms)
+        let &Workload { experts, top_k, hidden, tokens, format, layout, .. } = workload;
+        let layout = match layout {
+            RowLayout::Expand { alignment } => Layout::ExpertContiguous { alignment },
+            _ => Layout::Compact,
+        };
+        Self::new(experts, top_k, hidden, tokens).with_format(format).with_layout(layout).with_num_sms(num_sms)
     }
 
     /// Sets how rows travel in dispatch.
