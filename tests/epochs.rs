@@ -2,26 +2,28 @@
 mod support;
 
 use epoxide::{Comm, ElasticBuffer, IndexType, Mode, Result, WireFormat};
-use support::exchange::{Tensors, check_received, check_round};
+use support::exchange::{Tensors, check_received, check_round_of};
 use support::reference::{Wire, World};
-use support::routing::{Case, Choice, Random};
+use support::routing::{Case, Choice, Random, rows};
 use support::{Checked, Device, replay};
 
-/// What a buffer does: a dispatch whose rows are never combined, a dispatch and its combine, or a jump in time.
+/// What a buffer does: a dispatch whose rows are never combined, a dispatch and its combine, new rows by the routing of the last dispatch and
+/// their combine, or a jump in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Dispatch,
     Round,
+    Again,
     /// As if there had been so many operations, and dispatches among them.
     CountFrom(u64, u64),
 }
-use Step::{CountFrom, Dispatch, Round};
+use Step::{Again, CountFrom, Dispatch, Round};
 
 const WRAP: u64 = 1 << 32;
 
 /// Histories that a buffer can have, from its making on; what a jump leaves out wrote every word of its kind again and again, so
 /// a buffer that has really come so far has younger words than the test's.
-const HISTORIES: [&[Step]; 6] = [
+const HISTORIES: [&[Step]; 8] = [
     // The first use of the words of even dispatches, where the epoch's half is 0.
     &[CountFrom(WRAP - 2, WRAP / 2 - 1), Dispatch, Dispatch, Round],
     // The same where the dispatch's half is 0, on either parity of the epoch.
@@ -33,6 +35,9 @@ const HISTORIES: [&[Step]; 6] = [
     // Whole rounds across the wrap.
     &[Round, CountFrom(WRAP - 3, WRAP / 2 - 2), Dispatch, Round, Round, Round],
     &[Round, CountFrom(2 * WRAP - 4, WRAP - 2), Round, Round, Round],
+    // Replays on both sides of the wrap, of a dispatch before it and of one whose number has no lower 16 bits.
+    &[Round, Again, CountFrom(WRAP - 4, WRAP / 2 - 2), Again, Again, Round, Again, Dispatch, Again],
+    &[Dispatch, Again, CountFrom(2 * WRAP - 3, WRAP - 1), Again, Round, Again, Again],
 ];
 
 /// A rank's part in a history of dispatches with these worlds.
@@ -48,7 +53,7 @@ fn run_rank(comm: &Comm, steps: &[Step], case: &Case, worlds: &[World]) -> Resul
         tensors.push(mine);
     }
     comm.barrier()?;
-    let (mut checked, mut next) = (Ok(()), 0);
+    let (mut checked, mut next, mut last) = (Ok(()), 0, None);
     for step in steps {
         if let CountFrom(operations, dispatches) = *step {
             buffer.synchronize()?;
@@ -59,13 +64,17 @@ fn run_rank(comm: &Comm, steps: &[Step], case: &Case, worlds: &[World]) -> Resul
             continue;
         }
         let (world, wires, tensors) = (&worlds[next], &wires[next], &mut tensors[next]);
-        let right = if *step == Round {
-            check_round(comm, &mut buffer, tensors, world, wires)?
-        } else {
-            let handle = tensors.dispatch(&mut buffer, world.inputs[comm.rank() as usize].tokens)?;
+        let handle = match (step, &last) {
+            (Again, Some(last)) => buffer.dispatch_again(last, &tensors.x)?,
+            _ => tensors.dispatch(&mut buffer, world.inputs[comm.rank() as usize].tokens)?,
+        };
+        let right = if *step == Dispatch {
             let received = buffer.received(&handle)?;
             check_received(world, wires, &world.arrivals(comm.rank()), &received)
+        } else {
+            check_round_of(comm, &mut buffer, &handle, tensors, world, wires)?
         };
+        last = Some(handle);
         checked = checked.and(right.map_err(|e| format!("dispatch {next} of {steps:?}: {e}")));
         next += 1;
     }
@@ -89,8 +98,15 @@ fn run(device: Device, steps: &[Step], seed: u64, mode: Mode) -> Checked {
         data: 0,
         mode,
     };
-    let dispatches = steps.iter().filter(|step| !matches!(step, CountFrom(..))).count();
-    let worlds: Vec<World> = (0..dispatches).map(|_| Case { data: random.draw(), ..case.clone() }.world()).collect();
+    let mut worlds: Vec<World> = Vec::new();
+    for step in steps.iter().filter(|step| !matches!(step, CountFrom(..))) {
+        let mut world = Case { data: random.draw(), ..case.clone() }.world();
+        if let (Again, Some(last)) = (step, worlds.last()) {
+            world = last.clone();
+            world.inputs.iter_mut().for_each(|input| input.x = rows(&mut random, input.tokens, case.hidden));
+        }
+        worlds.push(world);
+    }
     device.check(case.ranks, mode, |comm| run_rank(&comm, steps, &case, &worlds))
 }
 

@@ -48,7 +48,7 @@ fn every_number_of_a_configuration_has_its_rule() {
         change(&mut changed);
         changed
     };
-    let cases: [(Config, &str, &str, &str); 14] = [
+    let cases: [(Config, &str, &str, &str); 16] = [
         (changed(|c| c.top_k = 9), "top_k", "9", "more than the 8 experts"),
         (changed(|c| (c.experts, c.top_k) = (64, 33)), "top_k", "33", "1 to 32"),
         (changed(|c| c.top_k = 0), "top_k", "0", "1 to 32"),
@@ -61,6 +61,8 @@ fn every_number_of_a_configuration_has_its_rule() {
         (changed(|c| c.max_tokens_per_rank = 0), "max_tokens_per_rank", "0", "1 to 16777215"),
         (changed(|c| c.max_tokens_per_rank = 1 << 24), "max_tokens_per_rank", "16777216", "1 to 16777215"),
         (changed(|c| c.num_sms = 1025), "num_sms", "1025", "1 to 1024"),
+        (changed(|c| c.routing_slots = 0), "routing_slots", "0", "1 to 256 routing slots"),
+        (changed(|c| c.routing_slots = 257), "routing_slots", "257", "1 to 256 routing slots"),
         (changed(|c| c.timeout = Duration::ZERO), "timeout", "0ns", "more than 0"),
         (changed(|c| c.timeout = Duration::MAX), "timeout", "18446744073709551615.999999999s", "at most a day"),
     ];
@@ -111,7 +113,7 @@ fn a_window_larger_than_its_limit_names_region_needed_and_given() {
 #[test]
 fn ranks_with_different_configurations_are_told_which_field_and_which_ranks() {
     type Change = fn(&mut Config);
-    let changes: [(&str, Change, &str, &str); 8] = [
+    let changes: [(&str, Change, &str, &str); 9] = [
         ("experts", |c| c.experts = 16, "16", "8"),
         ("top_k", |c| c.top_k = 3, "3", "2"),
         ("hidden", |c| c.hidden = 128, "128", "64"),
@@ -120,6 +122,7 @@ fn ranks_with_different_configurations_are_told_which_field_and_which_ranks() {
         ("num_sms", |c| c.num_sms = 3, "3", "2"),
         ("timeout", |c| c.timeout = Duration::from_secs(7), "7s", "30s"),
         ("max_window_bytes", |c| c.max_window_bytes = 1 << 30, "1073741824", "0"),
+        ("routing_slots", |c| c.routing_slots = 3, "3", "1"),
     ];
     for (name, change, other, usual) in changes {
         let results = run(3, schedules()[0], |comm| {

@@ -126,9 +126,8 @@ fn an_operation_in_which_a_peer_gives_up_is_not_taken_for_whole() {
                     let counts = round.buffer.recv_view(&handle)?.counts;
                     if kernel == "combine" {
                         round.windows[0].post("entry words", 1, 3);
-                        for region in ["count matrix", "landed words"] {
-                            round.windows[0].post(region, 1, 2);
-                        }
+                        round.windows[0].post("count matrix", 1, 2);
+                        round.windows[0].post("landed words", 1, 3);
                         round.buffer.synchronize()?;
                         comm.barrier()?;
                         round.buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut round.y))?;
@@ -151,7 +150,7 @@ fn an_operation_in_which_a_peer_gives_up_is_not_taken_for_whole() {
                     } else {
                         let counts = round.windows[0].peek(counts, 3);
                         assert_eq!(counts, [0; 3], "seed {seed}: nothing has arrived");
-                        (round.windows[1].numbers("landed words")[0], 0)
+                        (round.windows[1].numbers("landed words")[2], 1)
                     };
                     assert_eq!(told.0, told.1, "seed {seed}");
                 } else {
@@ -161,7 +160,9 @@ fn an_operation_in_which_a_peer_gives_up_is_not_taken_for_whole() {
                     comm.synchronize()?;
                     // Nothing runs between these: the machine stands while a host thread does.
                     let to = &round.windows[1];
-                    to.post("entry words", epoch - 2, epoch);
+                    // A combine is by the routing of the second dispatch, not of the first.
+                    let by = if kernel == "combine" { 1 ^ 2 } else { 0 };
+                    to.post_flipped("entry words", epoch - 2, epoch, by);
                     if kernel == "dispatch" {
                         to.post("count matrix", 1, 2);
                     }

@@ -94,7 +94,7 @@ fn a_missing_peer_is_named(missed: Missed) {
                         if *rank == here && *virtual_time == (Device::from_env() == Device::Simulated) && *kernel == name && *epoch == operation && phase.starts_with("entry")
                             && *expected as u32 == operation as u32 && *seen as u32 != operation as u32
                             && (least..least * 2 + 1000).contains(elapsed_ms),
-                    format!("rank {here} waited"), "for rank 2", format!("{name} {operation}"), "phase entry",
+                    format!("rank {here} waited"), "for rank 2", format!("operation {operation} ({name})"), "phase entry",
                     "expected 0x", "seen 0x", " ms"
                 );
                 // Half a minute that nobody waited would be a riddle.
@@ -106,7 +106,7 @@ fn a_missing_peer_is_named(missed: Missed) {
                     &fault,
                     Error::PeerAborted { rank, origin: 0 | 1, kernel, epoch, reason, .. }
                         if *rank == here && *kernel == name && *epoch == operation && reason.contains("rank 2"),
-                    format!("rank {here} stopped {name} {operation}"), "gave up", "waited too long for rank 2"
+                    format!("rank {here} stopped operation {operation} ({name})"), "gave up", "waited too long for rank 2"
                 );
             }
             for later in [check, next] {
@@ -186,8 +186,9 @@ fn stop(comm: &Comm, machine: &Machine, stops: Stops) -> Result<Result<()>> {
             window.post("count matrix", 1, 2);
         }
         if stops == Stops::Done {
-            window.post("landed words", 1, 2);
-            window.post("entry words", 2, 4);
+            window.post("landed words", 1, 3);
+            // By the routing of the second dispatch, not of the first.
+            window.post_flipped("entry words", 2, 4, 1 ^ 2);
             buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
             buffer.synchronize()?;
             buffer.lend_expert_outputs()?;
@@ -204,10 +205,10 @@ fn stop(comm: &Comm, machine: &Machine, stops: Stops) -> Result<Result<()>> {
 /// Every wait of an operation ends, and says which it was.
 #[test]
 fn a_peer_that_stops_in_the_middle_is_named_with_the_word_that_is_missing() {
-    // Counts and landed words carry the number of the dispatch, the second one here.
+    // Counts carry the number of the dispatch, the second one here.
     for (stops, kernel, epoch, phase, number, before) in [
         (Stops::Counts, "dispatch", 3, "counts (the peer's row of the count matrix)", 2, 0x0101_0101),
-        (Stops::Landing, "dispatch", 3, "landed (the peer's rows are here)", 2, 0),
+        (Stops::Landing, "dispatch", 3, "landed (the peer's rows are here)", 3, 1),
         (Stops::Done, "lend after combine", 4, "done (the peer has read", 4, 2),
     ] {
         for mode in Device::Simulated.schedules([1, 2, 3]) {
@@ -220,7 +221,7 @@ fn a_peer_that_stops_in_the_middle_is_named_with_the_word_that_is_missing() {
                 Error::PeerTimeout { rank: 0, peer: 1, kernel: k, epoch: e, expected, seen, elapsed_ms, .. }
                     if *k == kernel && *e == epoch && *expected as u32 == number && *seen as u32 == before
                         && (30_000..61_000).contains(elapsed_ms),
-                "rank 0 waited", "for rank 1", format!("in {kernel} {epoch}"), phase
+                "rank 0 waited", "for rank 1", format!("in operation {epoch} ({kernel})"), phase
             );
         }
     }

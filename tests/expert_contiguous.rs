@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use epoxide::{
     CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout, LocalGroup,
-    Machine, MachineConfig, Mode, Result, WireFormat, bf16,
+    Machine, MachineConfig, Mode, Result, Rows, WireFormat, bf16,
 };
 use epoxide_sim::Mutation;
 use proptest::prelude::*;
-use support::by_expert::{check_round, combined, predicted_outputs};
+use support::brought::{Brought, Lie};
+use support::by_expert::{check_round, check_round_of, combined, predicted_outputs};
 use support::exchange::Tensors;
 use support::reference::{Wire, same};
 use support::routing::{Bounds, Case, Choice, Random};
@@ -103,6 +104,75 @@ fn extremes_are_bitwise_the_reference() {
     }
 }
 
+/// Rows that were quantised before, and new rows by the routings of two dispatches that are kept, in turn.
+#[test]
+fn brought_rows_and_replays_are_bitwise_the_reference() {
+    const ALIGNMENT: u32 = 4;
+    let device = Device::from_env();
+    for seed in replay::seeds(4) {
+        for mode in device.schedules([seed]) {
+            let case = Case { format: WireFormat::Fp8, mode, ..uneven(seed) };
+            let worlds: Vec<_> = (0..2).map(|i| Case { data: case.data + i, ..case.clone() }.world()).collect();
+            let checked = device.check(case.ranks, mode, |comm| {
+                let config = config(&(case.clone(), ALIGNMENT, false)).with_routing_slots(2);
+                let mut buffer = ElasticBuffer::new(&comm, config)?;
+                let tokens = case.tokens[comm.rank() as usize];
+                let (mut handles, mut checked) = (Vec::new(), Ok(()));
+                let mut y = comm.empty::<bf16>(u64::from(tokens) * u64::from(case.hidden))?;
+                for step in 0..6 {
+                    // New rows, by the selections of one of the two worlds.
+                    let mut world = worlds[step % 2].clone();
+                    let other = Case { data: case.data + 10 + step as u64, ..case.clone() }.world();
+                    for (input, other) in world.inputs.iter_mut().zip(other.inputs) {
+                        input.x = other.x;
+                    }
+                    let wires: Vec<Wire> = (0..case.ranks).map(|rank| world.wire(rank)).collect();
+                    let input = &world.inputs[comm.rank() as usize];
+                    let brought =
+                        Brought::new(&comm, &wires[comm.rank() as usize], case.hidden.div_ceil(128), Lie::default())?;
+                    let x = comm.tensor(&input.x)?;
+                    // A rank brings them or lets dispatch quantise them: what arrives is the same.
+                    let rows = if comm.rank() == 1 { Rows::from(&x) } else { brought.rows()? };
+                    let handle = if step < 2 {
+                        let (idx, weights) = (comm.tensor(&input.topk_idx)?, comm.tensor(&input.topk_weights)?);
+                        buffer.dispatch(&DispatchInput::new(tokens, rows, &idx, &weights))?
+                    } else {
+                        buffer.dispatch_again(&handles[step % 2], rows)?
+                    };
+                    let right = check_round_of(&comm, &mut buffer, &handle, &mut y, &world, &wires, ALIGNMENT)?;
+                    checked = checked.and(right.map_err(|why| format!("step {step}: {why}")));
+                    handles.push(handle);
+                }
+                buffer.close()?;
+                Ok(checked)
+            });
+            if let Err(why) = checked {
+                panic!(
+                    "{why}\n{}",
+                    replay::line(module_path!(), "brought_rows_and_replays_are_bitwise_the_reference", seed)
+                );
+            }
+        }
+    }
+}
+
+/// Padding that a replay would have to zero is refused.
+#[test]
+fn a_replay_does_not_promise_zero_padding() {
+    let group = LocalGroup::simulated(1, Mode::Fast { workers: 1 }).expect("a group");
+    let error = group.run(|comm| {
+        let config =
+            Config::new(2, 1, 64, 4).with_layout(Layout::ExpertContiguous { alignment: 8 }).with_zero_padding();
+        let mut buffer = ElasticBuffer::new(&comm, config)?;
+        let (x, weights) = (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[1.0f32])?);
+        let handle = buffer.dispatch(&DispatchInput::new(1, &x, &comm.tensor(&[1i64])?, &weights))?;
+        buffer.dispatch_again(&handle, &x).map(drop)
+    });
+    assert!(
+        error.expect_err("it is refused").to_string().starts_with("zero_padding = true: a replay writes no padding")
+    );
+}
+
 /// A case of uneven rounds: some tokens of three ranks, on one schedule.
 fn uneven(seed: u64) -> Case {
     Case {
@@ -122,7 +192,7 @@ fn uneven(seed: u64) -> Case {
 }
 
 /// Rounds on one buffer whose ranks are late at random, each with data of its own. In every third the host looks at what arrived; the
-/// others are enqueued one behind the other, with outputs that the reference predicts.
+/// others are enqueued one behind the other, with outputs that the reference predicts, handed over after the dispatch or before it.
 fn uneven_rounds(comm: &Comm, case: &Case, rounds: u64) -> Result<Checked> {
     const ALIGNMENT: u32 = 4;
     let rank = comm.rank();
@@ -148,9 +218,16 @@ fn uneven_rounds(comm: &Comm, case: &Case, rounds: u64) -> Result<Checked> {
             checked = checked.and(right.map_err(|why| format!("round {round}: {why}")));
             continue;
         }
+        let early = round % 3 == 2;
+        if early {
+            buffer.lend_expert_outputs()?;
+            buffer.stage_lent_expert_outputs(&*outputs)?;
+            late()?;
+        }
         let handle = tensors.dispatch(&mut buffer, tokens)?;
         late()?;
-        buffer.combine(&handle, CombineInput::new(&*outputs, &mut tensors.y))?;
+        let from = if early { ExpertOutputs::InPlace } else { (&*outputs).into() };
+        buffer.combine(&handle, CombineInput::new(from, &mut tensors.y))?;
     }
     buffer.synchronize()?;
     for (round, (world, wires, tensors, _)) in prepared.iter().enumerate() {
@@ -175,7 +252,8 @@ fn uneven_rounds_are_bitwise_the_reference() {
     }
 }
 
-/// The waits that this layout adds matter: some schedule is wrong without each of them, and none with both.
+/// The waits that this layout adds matter, and that of a region which is lent early: some schedule is wrong without each of them, and none
+/// with all.
 #[test]
 fn without_a_wait_of_this_layout_the_uneven_rounds_fail() {
     let wrong = |mutation: Option<Mutation>| {
@@ -200,6 +278,7 @@ fn without_a_wait_of_this_layout_the_uneven_rounds_fail() {
             include_str!("../gpu-kernels/src/combine/by_expert.rs"),
             "self.reduced.wait(",
         ),
+        ("gpu-kernels/src/lend.rs", include_str!("../gpu-kernels/src/lend.rs"), "op.done.wait("),
     ] {
         let wrong = wrong(Some(Mutation::of(file, source, text).expect("the wait is there")));
         assert!(!wrong.is_empty(), "no seed noticed that {text} is gone");

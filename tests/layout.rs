@@ -16,10 +16,14 @@ struct Case {
 }
 
 fn cases(ranks: u32, hidden: u32, tokens: u32) -> impl Strategy<Value = Case> {
-    let format = prop_oneof![Just(WireFormat::Bf16), Just(WireFormat::Fp8)];
-    (1..=ranks, 1..=2048u32, 1..=32u32, 1..=hidden / 16, 1..=tokens, 1..=132u32, format).prop_map(
-        |(ranks, experts, top_k, sixteens, tokens, num_sms, format)| Case {
-            config: Config::new(experts, top_k.min(experts), sixteens * 16, tokens).with_format(format),
+    let opaque = (1..=1024u32, 0..=300u32)
+        .prop_map(|(sixteens, scale_words)| WireFormat::Opaque { row_bytes: 16 * sixteens, scale_words });
+    let format = prop_oneof![Just(WireFormat::Bf16), Just(WireFormat::Fp8), opaque];
+    (1..=ranks, 1..=2048u32, 1..=32u32, 1..=hidden / 16, 1..=tokens, 1..=132u32, format, 1..=9u32).prop_map(
+        |(ranks, experts, top_k, sixteens, tokens, num_sms, format, slots)| Case {
+            config: Config::new(experts, top_k.min(experts), sixteens * 16, tokens)
+                .with_format(format)
+                .with_routing_slots(slots),
             ranks,
             num_sms,
         },
@@ -45,24 +49,30 @@ fn regions_are_as_large_as_what_they_hold() {
         let bytes = needed(&case)?;
         let of = |name: &str| bytes.regions.iter().find(|r| r.name == name).map(|r| r.bytes);
         let (c, ranks) = (&case.config, u64::from(case.ranks));
-        let rows = ranks * u64::from(c.max_tokens_per_rank);
+        let (rows, slots) = (ranks * u64::from(c.max_tokens_per_rank), u64::from(c.routing_slots));
         let (wire, scales) = match c.format {
             WireFormat::Bf16 => (u64::from(c.hidden) * 2, 0),
             WireFormat::Fp8 => (u64::from(c.hidden), u64::from(support::reference::scale_stride(c.hidden)) * 4),
+            WireFormat::Opaque { row_bytes, scale_words } => {
+                (row_bytes.into(), u64::from(scale_words.div_ceil(4)) * 16)
+            }
+            other => return Err(format!("the test knows no {other:?}")),
         };
         let selections = u64::from(c.top_k).div_ceil(4) * 16;
         let tokens_top_k = u64::from(c.max_tokens_per_rank) * u64::from(c.top_k);
         for (name, want) in [
             ("received rows", rows * wire),
             ("received scales", rows * scales),
-            ("received selections", rows * selections),
-            ("received gate weights", rows * selections),
-            ("received sources", rows * 8),
+            ("received selections", slots * rows * selections),
+            ("received gate weights", slots * rows * selections),
+            ("received sources", slots * rows * 8),
             ("expert outputs", rows * u64::from(c.hidden) * 2),
             ("entry words", 2 * ranks * 8),
             ("landed words", 2 * ranks * 8),
-            ("handle: ranks", tokens_top_k * 4),
-            ("handle: rows", tokens_top_k * 4),
+            ("handle: dispatches", slots * 8),
+            ("handle: ranks", slots * tokens_top_k * 4),
+            ("handle: rows", slots * tokens_top_k * 4),
+            ("received counts", slots * (1 + ranks + u64::from(c.experts.div_ceil(case.ranks))) * 4),
         ] {
             require(of(name) == Some(want), || format!("{name}: {:?} bytes, expected {want}", of(name)))?;
         }
@@ -72,7 +82,7 @@ fn regions_are_as_large_as_what_they_hold() {
 
 #[test]
 fn more_of_anything_never_takes_less() {
-    let pairs = (cases(32, 16_384, 50_000), 0..6u32);
+    let pairs = (cases(32, 16_384, 50_000), 0..7u32);
     replay::law(module_path!(), "more_of_anything_never_takes_less", 300, pairs, |(case, what)| {
         let mut more = case.clone();
         match what {
@@ -81,6 +91,7 @@ fn more_of_anything_never_takes_less() {
             2 => more.config.top_k = (more.config.top_k + 1).min(32).min(more.config.experts),
             3 => more.config.hidden += 16,
             4 => more.config.max_tokens_per_rank += 1,
+            5 => more.config.routing_slots += 1,
             _ => more.num_sms += 1,
         }
         let (less, more) = (needed(&case)?, needed(&more)?);
@@ -159,8 +170,8 @@ fn a_buffer_lies_as_its_layout_says() {
 #[test]
 fn sizes_that_do_not_fit_in_64_bits_have_no_layout() {
     let (ranks, experts, top_k, hidden, max_tokens, blocks, format) = (1, 8, 2, 256, 16, 1, WireFormat::Bf16);
-    let layout = Layout::Compact;
-    let shape = |rows| Shape { ranks, experts, top_k, hidden, max_tokens, rows, blocks, format, layout };
+    let (layout, routing_slots) = (Layout::Compact, 1);
+    let shape = |rows| Shape { ranks, experts, top_k, hidden, max_tokens, rows, blocks, format, layout, routing_slots };
     let fits = Sizes { shape: shape(1 << 50), counters: 9 };
     assert!(WindowLayout::of(&fits).is_some() && PrivateLayout::of(&fits).is_some());
     for rows in [1 << 55, u64::MAX / 512, u64::MAX] {

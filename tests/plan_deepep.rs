@@ -91,3 +91,17 @@ fn deepep_bytes_are_its_own() {
     assert_eq!(workspace_bytes(), 12_820_528);
     assert_eq!(bf16.bytes().unwrap().workspace, 14 * MIB);
 }
+
+/// It has no such rows, and nothing is planned as if it had.
+#[test]
+fn deepep_is_not_planned_with_opaque_rows() {
+    let hardware = Hardware::named("h100", None).unwrap();
+    let workload = Workload::new(64, 1024, 8, 256).with_format(WireFormat::Opaque { row_bytes: 512, scale_words: 16 });
+    let topology = Topology::new(8, 8).unwrap();
+    let options = PlanOptions::new().with_protocol(Protocol::DeepEpV2);
+    let refused = plan_with(&topology, &hardware, &workload, &options).unwrap_err();
+    assert!(refused.to_string().contains("format = Opaque"), "{refused}");
+    // Ours reads them as they are, and writes a row with its scales and what else goes with one.
+    let ours = |workload: &Workload| plan_with(&topology, &hardware, workload, &PlanOptions::new()).unwrap();
+    assert!(ours(&workload).bytes.total() < ours(&workload.clone().with_format(WireFormat::Fp8)).bytes.total());
+}

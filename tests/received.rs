@@ -90,6 +90,7 @@ fn what_was_received_is_grouped_by_expert_and_read_into_the_same_vectors() {
                         let rows = match &received.x {
                             WireRows::Bf16(x) => vec![x.as_ptr().addr()],
                             WireRows::Fp8 { codes, scales, .. } => vec![codes.as_ptr().addr(), scales.as_ptr().addr()],
+                            WireRows::Opaque { rows, scales, .. } => vec![rows.as_ptr().addr(), scales.as_ptr().addr()],
                         };
                         let (idx, weights) = (received.topk_idx.as_ptr(), received.topk_weights.as_ptr());
                         at.insert((rows, idx.addr(), weights.addr(), received.sources.as_ptr().addr()));

@@ -3,10 +3,24 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use epoxide::{CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, WireFormat, bf16};
+use epoxide::quantize::{Quantizer, scale_stride};
+use epoxide::{
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, Rows, WireFormat, bf16,
+};
 
 /// Operations that are timed before their events are read.
 const EVENTS: usize = 1000;
+
+/// What is dispatched before every combine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sends {
+    /// Rows in BF16, which an FP8 buffer quantises.
+    Rows,
+    /// Rows in FP8 that are quantised already.
+    Brought,
+    /// Rows in BF16, by the routing of the first dispatch.
+    Again,
+}
 
 /// What every rank does.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +31,7 @@ pub struct Work {
     pub experts: u32,
     pub top_k: u32,
     pub format: WireFormat,
+    pub sends: Sends,
 }
 
 /// The threads.
@@ -76,8 +91,18 @@ fn live(comm: &Comm, work: &Work, commands: &Receiver<u64>, answer: &Sender<[f64
     let weights = comm.tensor(&vec![1.0 / work.top_k as f32; picks.len()])?;
     let picks = comm.tensor(&picks)?;
     let mut y = comm.empty::<bf16>(elements)?;
-    let input = DispatchInput::new(work.tokens, &x, &picks, &weights);
+    let stride = scale_stride(work.hidden);
+    let mut codes = comm.empty::<u8>(elements)?;
+    let mut scales = comm.empty::<f32>(u64::from(work.tokens) * u64::from(stride))?;
+    let mut rows = Rows::from(&x);
+    if work.sends == Sends::Brought {
+        Quantizer::new(comm)?.quantize(&x, work.tokens.into(), work.hidden, &mut codes, &mut scales)?;
+        rows = Rows::fp8(&codes, &scales, stride);
+    }
+    let input = DispatchInput::new(work.tokens, rows, &picks, &weights);
     comm.barrier()?;
+    let first = buffer.dispatch(&input)?;
+    buffer.combine(&first, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
     while let Ok(iterations) = commands.recv() {
         let mut times = [0.0; 2];
         // Events are kept for a while only: a benchmark may have millions of iterations.
@@ -85,7 +110,10 @@ fn live(comm: &Comm, work: &Work, commands: &Receiver<u64>, answer: &Sender<[f64
             let mut events = Vec::new();
             for _ in part..iterations.min(part + EVENTS as u64) {
                 let start = comm.record()?;
-                let handle = buffer.dispatch(&input)?;
+                let handle = match work.sends {
+                    Sends::Again => buffer.dispatch_again(&first, rows)?,
+                    Sends::Rows | Sends::Brought => buffer.dispatch(&input)?,
+                };
                 let middle = comm.record()?;
                 buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
                 events.push((start, middle, comm.record()?));

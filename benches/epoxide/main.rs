@@ -14,7 +14,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use epoxide::quantize::{Quantizer, scale_stride};
 use epoxide::{Comm, Config, LocalGroup, Mode, WireFormat, bf16, bytes_needed};
 
-use crate::fleet::{Fleet, Work};
+use crate::fleet::{Fleet, Sends, Work};
 
 /// A group on whatever the case runs on.
 type MakeGroup = fn(u32) -> epoxide::Result<LocalGroup>;
@@ -101,7 +101,12 @@ fn dispatch_and_combine(c: &mut Criterion, name: &str, make: MakeGroup, work: Wo
     let fleet = Fleet::new(make(work.ranks).expect("the device was there a moment ago"), &work);
     let format = if work.format == WireFormat::Bf16 { "bf16" } else { "fp8" };
     let id = format!("{}x{}x{}/{format}", work.ranks, work.tokens, work.hidden);
-    for (operation, part) in [("dispatch", 0), ("combine", 1)] {
+    let operations: &[(&str, usize)] = match work.sends {
+        Sends::Rows => &[("dispatch", 0), ("combine", 1)],
+        Sends::Brought => &[("dispatch-brought", 0)],
+        Sends::Again => &[("dispatch-again", 0)],
+    };
+    for &(operation, part) in operations {
         let mut group = c.benchmark_group(format!("{name}/{operation}"));
         group.throughput(Throughput::Elements(u64::from(work.ranks) * u64::from(work.tokens)));
         let time = |iterations| fleet.run(iterations)[part];
@@ -110,10 +115,19 @@ fn dispatch_and_combine(c: &mut Criterion, name: &str, make: MakeGroup, work: Wo
     }
 }
 
+/// Formats, and what is sent in each.
+const CASES: [(WireFormat, Sends); 5] = [
+    (WireFormat::Bf16, Sends::Rows),
+    (WireFormat::Fp8, Sends::Rows),
+    (WireFormat::Fp8, Sends::Brought),
+    (WireFormat::Bf16, Sends::Again),
+    (WireFormat::Fp8, Sends::Again),
+];
+
 fn on_the_simulator(c: &mut Criterion) {
     quantize(c, "sim", simulated, 64, 1024);
-    for format in [WireFormat::Bf16, WireFormat::Fp8] {
-        let work = Work { ranks: 4, tokens: 32, hidden: 512, experts: 32, top_k: 4, format };
+    for (format, sends) in CASES {
+        let work = Work { ranks: 4, tokens: 32, hidden: 512, experts: 32, top_k: 4, format, sends };
         dispatch_and_combine(c, "sim", simulated, work);
     }
 }
@@ -128,9 +142,9 @@ fn on_a_gpu(c: &mut Criterion) {
     for tokens in [128, 4096, 8192] {
         quantize(c, "gpu", on_gpu, tokens, 7168);
     }
-    for format in [WireFormat::Bf16, WireFormat::Fp8] {
+    for (format, sends) in CASES {
         for tokens in [128, 4096] {
-            let work = Work { ranks: 8, tokens, hidden: 7168, experts: 256, top_k: 8, format };
+            let work = Work { ranks: 8, tokens, hidden: 7168, experts: 256, top_k: 8, format, sends };
             dispatch_and_combine(c, "gpu", on_gpu, work);
         }
     }

@@ -7,6 +7,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 use epoxide::WireFormat;
 use epoxide::plan::Protocol;
 
+use crate::buffer_layout::BufferLayout;
 use crate::draw::{DrawArg, Straggler};
 use crate::option_values::with_negative_numbers;
 use crate::swept::Sweep;
@@ -72,6 +73,12 @@ pub(crate) struct BytesArgs {
     pub ranks: u32,
     #[command(flatten)]
     pub shape: Shape,
+    /// How rows lie where they are received
+    #[arg(long, value_enum, default_value_t = BufferLayout::Compact)]
+    pub layout: BufferLayout,
+    /// Rows to which an expert's rows are padded, with `--layout expand` [default: 1]
+    #[arg(long, value_name = "ROWS")]
+    pub alignment: Option<u32>,
     /// SMs of an operation
     #[arg(long, default_value_t = 16)]
     pub num_sms: u32,
@@ -221,7 +228,8 @@ impl From<Format> for WireFormat {
 pub(crate) enum Layout {
     /// One row per token and rank
     Compact,
-    /// One row per token and expert, which the receiver makes
+    /// One row per token and expert, contiguous by expert, which the receiver makes
+    #[value(alias = "expert-contiguous")]
     Expand,
     /// One row per token and expert, which cross the link each
     Slab,
@@ -281,7 +289,7 @@ JSON (--json)
   dispatch, combine          seconds, binding (a resource's name),
                              bandwidth: {scale_up, scale_out (as DeepEP's tables count), nvlink, rdma (physical)},
                              steps: [{name, seconds, latency, resources: [{resource, amount, unit, rate, seconds, binds}]}]
-  bytes                      basis (\"exact\", \"projection\", \"deepep-v2\"), total, window, private, fits (whether the buffers of
+  bytes                      basis (\"exact\": what a buffer takes, \"projection\": designed, but not built yet, \"deepep-v2\"), total, window, private, fits (whether the buffers of
                              all ranks of a GPU fit into its memory),
                              regions: [{name, offset, bytes, symmetric}]
   simulation                 with --simulate, else null: draw, seed, ranks_per_token, domains_per_token, row_imbalance,

@@ -1,16 +1,22 @@
 //! `epoxide bytes`.
 use epoxide::plan::Gpu;
-use epoxide::{Config, Error, bytes_needed};
+use epoxide::{Config, Error, Layout, bytes_needed};
 
 use crate::args::BytesArgs;
+use crate::buffer_layout::check_alignment;
 
 /// Prints what a buffer takes.
 pub(crate) fn run(args: &BytesArgs) -> anyhow::Result<String> {
     let shape = &args.shape;
+    let layout = args.layout.layout(args.alignment);
+    check_alignment(args.alignment, layout != Layout::Compact).map_err(|error| anyhow::anyhow!(error))?;
     let config = Config::new(shape.experts, shape.top_k, shape.hidden, shape.tokens).with_format(shape.format.into());
+    let config = config.with_layout(layout);
     let bytes = bytes_needed(&config, args.ranks, args.num_sms).map_err(|error| match error {
         // What the library calls otherwise.
-        Error::InvalidArgument { argument: "max_tokens_per_rank", .. } => anyhow::anyhow!("{error} (--tokens)"),
+        Error::InvalidArgument { argument: "max_tokens_per_rank" | "rows", .. } => {
+            anyhow::anyhow!("{error} (--tokens)")
+        }
         error => error.into(),
     })?;
     // No buffer is made where a block cannot hold a row, not on the GPU that has most shared memory.
@@ -33,6 +39,13 @@ mod tests {
         let text = run(&["epoxide", "bytes", "--tokens", "128"]).expect("a valid shape").text;
         // 8 ranks x 128 tokens x 7168 x 2 bytes.
         assert!(text.contains("received rows") && text.contains("14680064"), "{text}");
+        // Every token's 8 selections on each of 8 ranks, and what pads 32 experts' rows.
+        let by_expert = ["epoxide", "bytes", "--tokens", "128", "--layout", "expand", "--alignment", "128"];
+        let text = run(&by_expert).expect("a valid shape").text;
+        let rows = (8 * 128 * 8 + 32 * 127) / 128 * 128 * 14336;
+        assert!(text.contains(&rows.to_string()) && text.contains("sums of expert outputs"), "{text}");
+        let error = run(&["epoxide", "bytes", "--alignment", "8"]).err().expect("nothing is aligned").to_string();
+        assert!(error.ends_with("(--layout expand)"), "{error}");
         let error = run(&["epoxide", "bytes", "--top-k", "33"]).err().expect("33 > 32");
         assert_eq!(error.to_string(), "top_k = 33: a token selects 1 to 32 experts");
         let error = run(&["epoxide", "bytes", "--tokens", "0"]).err().expect("no token").to_string();

@@ -1,6 +1,7 @@
 //! The command `epoxide`: answers about a configuration and about a machine, with or without a GPU.
 mod answer;
 mod args;
+mod buffer_layout;
 mod bytes;
 mod draw;
 mod ending;

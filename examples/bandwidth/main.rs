@@ -1,17 +1,26 @@
 //! Measures dispatch and combine of several ranks, over the number of SMs, beside plain copies in the same run.
 //!
 //! Every row of the table is the median over repetitions of the slowest rank's time, from events around each operation.
-//! GB/s count each received row once (its data and scales), as its rank received it. "of copy" compares with a plain kernel
-//! that moves the same bytes, read and written, through the memory of an otherwise idle GPU. Several ranks on one GPU share
+//! GB/s count each received row once (its data and scales), as its rank received it: one for each token and rank, or with `--layout expand`
+//! one for each token and expert. "of copy" compares with a plain kernel that moves the same bytes, read and written, through the memory of
+//! an otherwise idle GPU. Several ranks on one GPU share
 //! its memory: their figures measure kernels and protocol, not NVLink. With several GPUs "link" counts what came into a GPU from
-//! the others, and compares it with a plain kernel that does nothing else while all GPUs do the same.
+//! the others (one row for each token and rank, in every layout), and compares it with a plain kernel that does nothing else while all GPUs
+//! do the same.
+//!
+//! Every case is verified before and after it is measured: its experts give back what they are given, and what is combined must be that
+//! many times each row, bit for bit.
+#[path = "../../cli/src/buffer_layout.rs"]
+mod buffer_layout;
 mod ceiling;
+mod identity;
 mod measure;
 mod options;
 #[path = "../output.rs"]
 mod output;
 #[path = "../../cli/src/progress.rs"]
 mod progress;
+mod routes;
 
 #[cfg(test)]
 #[path = "../../tests/support/command_line.rs"]
@@ -29,8 +38,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
+use crate::buffer_layout::BufferLayout;
 use crate::measure::{Operation, Work};
-use crate::options::{Device, Options};
+use crate::options::{Case, Device, Options};
 use crate::progress::Progress;
 
 fn main() -> ExitCode {
@@ -59,18 +69,21 @@ fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
 fn run(options: &Options) -> Result<String> {
     let gpus = options.gpu_of_ranks();
     let linked = options.device == Device::Cuda && gpus.iter().any(|gpu| *gpu != gpus[0]);
+    // A table of one layout, the usual one, does not say so.
+    let layouts = options.layout != [BufferLayout::Compact];
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(header(linked));
+    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(header(linked, layouts));
     let progress = Progress::new();
     // Rows are made, and then go through each of their measurements.
-    let measurements = options.format.len() * options.sms.len();
+    let measurements = options.format.len() * options.layout.len() * options.sms.len();
     let rows = |tokens: u32| tokens as usize * options.ranks as usize;
     progress.expect(options.tokens.iter().map(|&tokens| rows(tokens) * (1 + measurements)).sum());
     progress.step("try all buffers");
     measure::rehearse(options)?;
     let mut work: Option<(u32, Vec<Work>)> = None;
     let mut last = None;
-    for (tokens, format, sms) in options.cells() {
+    for case in options.cases() {
+        let Case { tokens, format, layout, sms } = case;
         let work = match work.take_if(|(of, _)| *of == tokens) {
             Some(made) => work.insert(made),
             None => {
@@ -79,12 +92,14 @@ fn run(options: &Options) -> Result<String> {
             }
         };
         progress.step("measure");
-        let measured = measure::run(options, &work.1, tokens, format.into(), sms)?;
+        let measured = measure::run(options, &work.1, case)?;
         progress.rows(rows(tokens));
-        let start = [tokens.to_string(), format!("{format:?}").to_lowercase(), sms.to_string()];
-        let cells = start.into_iter().chain(cells(&measured.dispatch, sms, linked));
-        let cells = cells.chain(self::cells(&measured.combine, sms, linked));
-        table.add_row(cells.map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
+        let mut row = vec![tokens.to_string(), format!("{format:?}").to_lowercase()];
+        row.extend(layouts.then(|| format!("{layout:?}").to_lowercase()));
+        row.push(sms.to_string());
+        row.extend(cells(&measured.dispatch, sms, linked));
+        row.extend(cells(&measured.combine, sms, linked));
+        table.add_row(row.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
         last = Some(measured);
     }
     drop(progress);
@@ -102,6 +117,13 @@ fn run(options: &Options) -> Result<String> {
         "of copy: time of a copy of the same bytes through one GPU's memory ({:.0} GB/s, read and written) / time of the operation",
         last.copy / 1e9
     )?;
+    if options.expands() {
+        writeln!(
+            out,
+            "expand: a row for each token and expert. GB/s count all of them, and nothing of what pads an expert's rows to a multiple of {}. Of a token one row crosses to a rank, which reads it again to copy it on, and writes and reads the sum of several: of copy counts that too",
+            options.alignment()
+        )?;
+    }
     if linked {
         writeln!(
             out,
@@ -113,8 +135,10 @@ fn run(options: &Options) -> Result<String> {
     Ok(out)
 }
 
-fn header(linked: bool) -> Vec<&'static str> {
-    let mut header = vec!["tokens", "format", "SMs"];
+fn header(linked: bool, layouts: bool) -> Vec<&'static str> {
+    let mut header = vec!["tokens", "format"];
+    header.extend(layouts.then_some("layout"));
+    header.push("SMs");
     for operation in ["dispatch us", "combine us"] {
         header.extend([operation, "GB/s/rank", "GB/s/SM", "of copy"]);
         if linked {

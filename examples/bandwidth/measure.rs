@@ -2,15 +2,18 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use epoxide::quantize::scale_stride;
 use epoxide::{
-    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, Mode, WireFormat, bf16,
+    CombineInput, Comm, Config, DeviceTensor, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, LocalGroup, Mode,
+    WireFormat, bf16,
 };
 
 use crate::ceiling::{self, Ceilings};
-use crate::options::{Device, Options};
+use crate::identity;
+use crate::options::{Case, Device, Options};
 use crate::progress::Progress;
+use crate::routes::{self, Sent};
 
 /// What was measured.
 pub struct Measured {
@@ -26,7 +29,7 @@ pub struct Measured {
 pub struct Operation {
     /// The median over repetitions of the slowest rank's time.
     pub seconds: f64,
-    /// Bytes of rows that a rank receives or sums, the mean.
+    /// Bytes of rows that a rank receives or sums, the mean: where they lie by expert, of one for each selection.
     pub received: f64,
     /// How long a copy takes for the bytes that must move through the memory of a GPU.
     pub copy_seconds: f64,
@@ -42,8 +45,12 @@ struct Outcome {
     ceilings: Ceilings,
     dispatch_ms: Vec<f64>,
     combine_ms: Vec<f64>,
-    /// Rows received from every rank.
+    /// Rows that lie here from every rank.
     by_source: Vec<u32>,
+    /// What goes to every rank.
+    sent: Vec<Sent>,
+    /// What is wrong with the sums.
+    mismatch: Option<String>,
 }
 
 fn group(options: &Options) -> epoxide::Result<LocalGroup> {
@@ -60,9 +67,9 @@ fn group(options: &Options) -> epoxide::Result<LocalGroup> {
 /// The library's.
 pub fn rehearse(options: &Options) -> Result<()> {
     let rank = |comm: Comm| -> epoxide::Result<()> {
-        for (tokens, format, sms) in options.cells() {
-            let buffer = ElasticBuffer::new(&comm, options.config(tokens, format.into(), sms))?;
-            let elements = u64::from(tokens) * u64::from(options.hidden);
+        for case in options.cases() {
+            let buffer = ElasticBuffer::new(&comm, options.config(case))?;
+            let elements = u64::from(case.tokens) * u64::from(options.hidden);
             let tensors = (comm.empty::<bf16>(elements)?, comm.empty::<bf16>(elements)?);
             buffer.close()?;
             drop(tensors);
@@ -86,17 +93,21 @@ pub fn work(options: &Options, tokens: u32, progress: &Progress) -> Result<Vec<W
 ///
 /// # Errors
 ///
-/// The library's.
-pub fn run(options: &Options, work: &[Work], tokens: u32, format: WireFormat, sms: u32) -> Result<Measured> {
+/// The library's, and that sums were wrong.
+pub fn run(options: &Options, work: &[Work], case: Case) -> Result<Measured> {
     let gpus = options.gpu_of_ranks();
     let group = group(options)?;
-    let config = options.config(tokens, format, sms).with_timeout(Duration::from_secs(20));
-    let outcomes = group.run(|comm| rank(options, tokens, &work[comm.rank() as usize], &comm, &config, &gpus))?;
+    let config = options.config(case).with_timeout(Duration::from_secs(20));
+    let outcomes = group.run(|comm| rank(options, case.tokens, &work[comm.rank() as usize], &comm, &config, &gpus))?;
+    let wrong = outcomes.iter().enumerate().find_map(|(rank, o)| o.mismatch.as_ref().map(|what| (rank, what)));
+    if let Some((rank, what)) = wrong {
+        bail!("what was combined is wrong, with {case:?}: rank {rank}, {what}");
+    }
 
     let bf16_row = f64::from(options.hidden) * 2.0;
-    let wire_row = match format {
-        WireFormat::Bf16 => bf16_row,
+    let wire_row = match config.format {
         WireFormat::Fp8 => f64::from(options.hidden) + f64::from(scale_stride(options.hidden)) * 4.0,
+        _ => bf16_row,
     };
     let ranks = f64::from(options.ranks);
     let used = match options.device {
@@ -104,28 +115,38 @@ pub fn run(options: &Options, work: &[Work], tokens: u32, format: WireFormat, sm
         Device::Cuda => gpus.iter().collect::<BTreeSet<_>>().len(),
     } as f64;
     let rows: f64 = outcomes.iter().flat_map(|o| &o.by_source).map(|&rows| f64::from(rows)).sum();
-    let crossing = |(rank, o): (usize, &Outcome)| -> f64 {
-        let from_others = o.by_source.iter().zip(&gpus).filter(|(_, gpu)| **gpu != gpus[rank]);
-        from_others.map(|(&rows, _)| f64::from(rows)).sum()
+    // Rows that go from one rank to another for which `of` counts them.
+    let between = |from_to: &dyn Fn(usize, usize) -> bool, of: fn(&Sent) -> u32| -> f64 {
+        let from = |(from, o): (usize, &Outcome)| -> f64 {
+            o.sent.iter().enumerate().filter(|(to, _)| from_to(from, *to)).map(|(_, sent)| f64::from(of(sent))).sum()
+        };
+        outcomes.iter().enumerate().map(from).sum()
     };
-    let crossing: f64 = outcomes.iter().enumerate().map(crossing).sum();
+    // One row for each token and rank, in every layout.
+    let crossing = between(&|from, to| gpus[from] != gpus[to], |sent| sent.tokens);
+    // Where rows lie by expert: tokens of other ranks that have several here, of which one row came.
+    let several = match config.layout {
+        Layout::Compact => 0.0,
+        _ => between(&|from, to| from != to, |sent| sent.several),
+    };
     let slowest =
         |rate: fn(&Ceilings) -> Option<f64>| outcomes.iter().filter_map(|o| rate(&o.ceilings)).fold(f64::NAN, f64::min);
     let copy = slowest(|c| c.copy);
     // Every token's own row is read by dispatch and written by combine, whatever becomes of it.
-    let own_rows = ranks * f64::from(tokens) * bf16_row;
-    let operation = |times: fn(&Outcome) -> &Vec<f64>, row: f64, link_copy: f64| Operation {
+    let own_rows = ranks * f64::from(case.tokens) * bf16_row;
+    let operation = |times: fn(&Outcome) -> &Vec<f64>, row: f64, again: f64, link_copy: f64| Operation {
         seconds: median_of_slowest(&outcomes.iter().map(times).collect::<Vec<_>>()) / 1e3,
         received: rows * row / ranks,
-        copy_seconds: (own_rows + rows * row) / used / copy,
+        copy_seconds: (own_rows + rows * row + again * row) / used / copy,
         linked: crossing * row / used,
         link_copy,
     };
     Ok(Measured {
         device: outcomes[0].device.clone(),
         copy,
-        dispatch: operation(|o| &o.dispatch_ms, wire_row, slowest(|c| c.push)),
-        combine: operation(|o| &o.combine_ms, bf16_row, slowest(|c| c.pull)),
+        // What came once is read, and copied on; what goes back once is a sum, written and read.
+        dispatch: operation(|o| &o.dispatch_ms, wire_row, several, slowest(|c| c.push)),
+        combine: operation(|o| &o.combine_ms, bf16_row, 2.0 * several, slowest(|c| c.pull)),
     })
 }
 
@@ -185,12 +206,21 @@ fn rank(
     let weights = comm.tensor(&vec![1.0 / options.top_k as f32; work.picks.len()])?;
     let picks = comm.tensor(&work.picks)?;
     let mut y = comm.empty::<bf16>(elements)?;
+    let on_the_wire = identity::on_the_wire(comm, &work.x, tokens, options.hidden, config.format)?;
+    let top_k = options.top_k as usize;
+    let first = first_experts(comm, &buffer)?;
     let input = DispatchInput::new(tokens, &x, &picks, &weights);
     // From here on nobody allocates.
     comm.barrier()?;
     let handle = buffer.dispatch(&input)?;
     let by_source = buffer.recv_counts(&handle)?.by_source;
+    identity::write_outputs(comm, &mut buffer, &handle, options.corrupt)?;
     buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+    buffer.synchronize()?;
+    let check = |y: &DeviceTensor<bf16>| -> epoxide::Result<_> {
+        Ok(identity::mismatch(&y.to_vec()?, &on_the_wire, &work.picks, top_k, &first, config.layout))
+    };
+    let before = check(&y)?;
     let mut events = Vec::new();
     // Everything is enqueued while the streams are held, so that no host thread is in the measurement.
     comm.barrier()?;
@@ -204,6 +234,11 @@ fn rank(
         events.push((start, middle, end));
     }
     buffer.synchronize()?;
+    // The experts' outputs have lain there all the time, and belong to what was dispatched each time.
+    let mismatch = match before {
+        Some(what) => Some(what),
+        None => check(&y)?.map(|what| format!("after all repetitions: {what}")),
+    };
     let times = &events[3..];
     let outcome = Outcome {
         device: comm.device(),
@@ -211,9 +246,19 @@ fn rank(
         dispatch_ms: times.iter().map(|(a, b, _)| comm.elapsed_ms(a, b)).collect::<epoxide::Result<_>>()?,
         combine_ms: times.iter().map(|(_, b, c)| comm.elapsed_ms(b, c)).collect::<epoxide::Result<_>>()?,
         by_source,
+        sent: routes::sent(&work.picks, top_k, &first),
+        mismatch,
     };
     buffer.close()?;
     Ok(outcome)
+}
+
+/// The first expert of every rank; collective.
+fn first_experts(comm: &Comm, buffer: &ElasticBuffer) -> epoxide::Result<Vec<u32>> {
+    let (first, _) = buffer.local_experts();
+    let all = comm.all_gather(&first.to_le_bytes())?;
+    let first = |bytes: &Vec<u8>| u32::from_le_bytes(bytes.as_slice().try_into().unwrap_or_default());
+    Ok(all.iter().map(first).collect())
 }
 
 /// For every repetition the slowest rank, then the median over repetitions.

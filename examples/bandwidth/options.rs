@@ -3,6 +3,7 @@ use anyhow::{Result, anyhow, ensure};
 use clap::{Parser, ValueEnum};
 use epoxide::{Config, WireFormat, bf16, bytes_needed};
 
+use crate::buffer_layout::{BufferLayout, check_alignment};
 use crate::output::no_value_twice;
 
 /// Shared memory of a block, of the simulated GPU and of Hopper. What a GPU has less is found when the buffers are made.
@@ -64,12 +65,30 @@ pub struct Options {
     /// Formats on the wire; a list is a sweep.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Format::Bf16, Format::Fp8])]
     pub format: Vec<Format>,
+    /// How rows lie where they are received; a list is a sweep.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [BufferLayout::Compact])]
+    pub layout: Vec<BufferLayout>,
+    /// Rows to which an expert's rows are padded, with `--layout expand`. [default: 1]
+    #[arg(long, value_name = "ROWS")]
+    alignment: Option<u32>,
     /// Repetitions that are timed, after three that are not.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub repeat: u32,
     /// Seed of the routing.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Leaves the first expert output of every rank unwritten: for the test that sees that the check can fail.
+    #[arg(long, hide = true)]
+    pub corrupt: bool,
+}
+
+/// A row of the sweep's table.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub tokens: u32,
+    pub format: Format,
+    pub layout: BufferLayout,
+    pub sms: u32,
 }
 
 impl Options {
@@ -92,9 +111,11 @@ impl Options {
         once("--tokens", no_value_twice(&self.tokens))?;
         once("--sms", no_value_twice(&self.sms))?;
         once("--format", no_value_twice(&self.format))?;
-        for (tokens, format, sms) in self.cells() {
-            let config = self.config(tokens, format.into(), sms);
-            bytes_needed(&config, self.ranks, sms)?;
+        once("--layout", no_value_twice(&self.layout))?;
+        check_alignment(self.alignment, self.expands()).map_err(|error| anyhow!(error))?;
+        for case in self.cases() {
+            let config = self.config(case);
+            bytes_needed(&config, self.ranks, case.sms)?;
             config.check_row(self.ranks, SHARED_MEMORY)?;
         }
         for &tokens in &self.tokens {
@@ -112,18 +133,29 @@ impl Options {
         Ok(())
     }
 
-    /// The rows of the sweep's table: tokens, format and SMs.
-    pub fn cells(&self) -> impl Iterator<Item = (u32, Format, u32)> {
-        let of_tokens = |&tokens: &u32| self.format.iter().map(move |&format| (tokens, format));
-        self.tokens
-            .iter()
-            .flat_map(of_tokens)
-            .flat_map(|(tokens, format)| self.sms.iter().map(move |&sms| (tokens, format, sms)))
+    /// The rows of the sweep's table.
+    pub fn cases(&self) -> impl Iterator<Item = Case> {
+        let formats = |&tokens: &u32| self.format.iter().map(move |&format| (tokens, format));
+        let layouts = |(tokens, format)| self.layout.iter().map(move |&layout| (tokens, format, layout));
+        let cases = self.tokens.iter().flat_map(formats).flat_map(layouts);
+        cases.flat_map(|(tokens, format, layout)| self.sms.iter().map(move |&sms| Case { tokens, format, layout, sms }))
+    }
+
+    /// Whether rows lie by expert anywhere in the sweep.
+    pub fn expands(&self) -> bool {
+        self.layout.contains(&BufferLayout::Expand)
+    }
+
+    /// Rows to whose multiples an expert's rows are padded.
+    pub fn alignment(&self) -> u32 {
+        self.alignment.unwrap_or(1)
     }
 
     /// The buffers' configuration.
-    pub fn config(&self, tokens: u32, format: WireFormat, sms: u32) -> Config {
-        Config::new(self.experts, self.top_k, self.hidden, tokens).with_format(format).with_num_sms(sms)
+    pub fn config(&self, case: Case) -> Config {
+        let Case { tokens, format, layout, sms } = case;
+        let config = Config::new(self.experts, self.top_k, self.hidden, tokens);
+        config.with_format(format.into()).with_layout(layout.layout(self.alignment)).with_num_sms(sms)
     }
 
     /// The GPUs.

@@ -6,7 +6,7 @@ use crate::options::Options;
 use crate::small;
 
 /// The least that can be measured.
-const SMALL: [&str; 18] = [
+const SMALL: [&str; 20] = [
     "--device",
     "sim",
     "--ranks",
@@ -23,6 +23,8 @@ const SMALL: [&str; 18] = [
     "1",
     "--format",
     "bf16",
+    "--layout",
+    "expand",
     "--repeat",
     "1",
 ];
@@ -52,9 +54,46 @@ fn the_exit_code_says_who_is_at_fault_and_nothing_is_made_for_a_bad_option() {
         ("--tokens 4,2,4", "--tokens: 4 is there twice"),
         ("--sms 1,1", "--sms: 1 is there twice"),
         ("--format fp8,bf16,fp8", "--format: fp8 is there twice"),
+        ("--layout expand,compact,expand", "--layout: expand is there twice"),
+        (
+            "--layout compact --alignment 8",
+            "--alignment: only the expanded layout pads an expert's rows (--layout expand)",
+        ),
+        ("--alignment 1025", "alignment = 1025: an expert's rows are padded to a multiple of 1 to 1024"),
+        ("--alignment 0", "alignment = 0"),
     ] {
         let ended = program.run_well(&small::with(&SMALL, &args.split(' ').collect::<Vec<_>>()));
         assert!(ended.code == Some(2) && ended.stderr.contains(said), "{args}: {ended:?}");
+    }
+}
+
+/// What lies by expert has a table that says so; what does not has the table that it always had.
+#[test]
+fn layouts_are_named_where_they_are_not_the_usual_one() {
+    let program = Program::new(PLAYS, "layouts");
+    let printed = |args: &[&str]| {
+        let ended = program.run_well(&small::with(&SMALL, args));
+        assert_eq!(ended.code, Some(0), "{args:?}: {ended:?}");
+        ended.stdout
+    };
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let compact = printed(&["--layout", "compact"]);
+    assert!(words(&compact).contains("│ tokens ┆ format ┆ SMs ┆ dispatch us ┆"), "{compact}");
+    assert!(!compact.contains("expand"), "{compact}");
+    let both = printed(&["--layout", "compact,expand", "--alignment", "8", "--format", "bf16,fp8", "--top-k", "3"]);
+    for said in ["┆ layout ┆", "┆ compact ┆", "┆ expand ┆", "pads an expert's rows to a multiple of 8."] {
+        assert!(words(&both).contains(said), "{said}:\n{both}");
+    }
+}
+
+#[test]
+fn wrong_sums_are_not_measured() {
+    let program = Program::new(PLAYS, "wrong");
+    for layout in ["compact", "expand"] {
+        for format in ["bf16", "fp8"] {
+            let ended = program.run_well(&small::with(&SMALL, &["--layout", layout, "--format", format, "--corrupt"]));
+            assert!(ended.code == Some(1) && ended.stderr.contains("what was combined is wrong"), "{ended:?}");
+        }
     }
 }
 
@@ -95,6 +134,9 @@ fn no_option_is_ignored() {
             "--top-k" => "2",
             "--sms" => "2",
             "--format" => "fp8",
+            "--layout" => "expand",
+            "--alignment" => "8",
+            "--corrupt" => "",
             "--repeat" => "2",
             "--seed" => "2",
             _ => return None,

@@ -6,7 +6,7 @@ use epoxide::{Received, WireRows, bf16};
 use crate::e4m3;
 use crate::input::Input;
 use crate::parallel;
-use crate::plan::Plan;
+use crate::plan::{NOBODY, Plan};
 use crate::progress::Progress;
 use crate::router::Routing;
 
@@ -15,6 +15,7 @@ pub fn received(rank: usize, got: &Received, plan: &Plan, input: &Input, progres
     let expected = &plan.received[rank];
     let found = first_difference("rows by source rank", &got.counts.by_source, &expected.by_source, |a, b| a == b)
         .or_else(|| first_difference("selections by expert", &got.counts.by_expert, &expected.by_expert, |a, b| a == b))
+        .or_else(|| first_difference("first rows of experts", &got.counts.offsets, &expected.offsets, |a, b| a == b))
         .or_else(|| first_difference("rows in all", &[got.counts.rows as usize], &[expected.rows()], |a, b| a == b))
         .or_else(|| first_difference("(source rank, token)", &got.sources, &expected.sources, |a, b| a == b))
         .or_else(|| first_difference("local experts", &got.topk_idx, &expected.topk_idx, |a, b| a == b))
@@ -31,7 +32,12 @@ fn rows(got: &WireRows, sources: &[(u32, u32)], plan: &Plan, input: &Input, prog
     let hidden = input.hidden;
     let groups = hidden.div_ceil(e4m3::GROUP);
     let (mut codes, mut scales) = (vec![0; hidden], vec![0.0; groups]);
+    let mut checked = 0;
     for (row, &(source, token)) in sources.iter().enumerate() {
+        if (source, token) == NOBODY {
+            // What pads may be anything.
+            continue;
+        }
         let x = input.row(plan.tokens[source as usize].start + token as usize);
         let found = match got {
             WireRows::Bf16(rows) => {
@@ -49,15 +55,17 @@ fn rows(got: &WireRows, sources: &[(u32, u32)], plan: &Plan, input: &Input, prog
                 scales.truncate(groups);
                 found
             }
+            WireRows::Opaque { .. } => Some("opaque, which nobody sent".to_owned()),
         };
         if let Some(found) = found {
             return Some(format!("row {row}, token {token} of rank {source}: {found}"));
         }
-        if row % 256 == 255 {
+        checked += 1;
+        if checked % 256 == 0 {
             progress.rows(256);
         }
     }
-    progress.rows(sources.len() % 256);
+    progress.rows(sources.len() - checked / 256 * 256);
     None
 }
 
@@ -81,26 +89,34 @@ fn first_difference<T: std::fmt::Debug>(
 }
 
 /// Compares `y` with the plain sum of what the experts wrote: for each token, from +0, in ascending position of a rank's first
-/// selection, in f32, rounded once to BF16. `outputs` are the ranks' rows.
+/// selection, in f32, rounded once to BF16. Where rows lie by expert, a rank's part of that is the sum of its rows, made in the same way.
+/// `outputs` are the ranks' rows.
 pub fn combined(y: &[bf16], outputs: &[Vec<bf16>], plan: &Plan, routing: &Routing, hidden: usize) -> Option<String> {
     let first = Mutex::new(None::<(usize, String)>);
     let chunk = 64;
     let tokens = routing.tokens();
     parallel::for_each((0..tokens).step_by(chunk).map(|start| start..(start + chunk).min(tokens)), |chunk| {
         let mut sum = vec![0f32; hidden];
-        let mut seen = Vec::new();
+        let mut part = vec![0f32; hidden];
+        let mut owners: Vec<usize> = Vec::new();
         for token in chunk {
             sum.fill(0.0);
-            seen.clear();
-            for (position, &expert) in routing.selected(token).iter().enumerate() {
-                let owner = plan.owner[expert as usize];
-                if seen.contains(&owner) {
-                    continue;
+            owners.clear();
+            owners.extend(routing.selected(token).iter().map(|&expert| plan.owner[expert as usize]));
+            for (first, &owner) in owners.iter().enumerate().filter(|(at, owner)| !owners[..*at].contains(owner)) {
+                // Of a rank's selections all have one row, or each has its own.
+                let rows = owners
+                    .iter()
+                    .enumerate()
+                    .filter(|(at, of)| **of == owner && (plan.by_expert.is_some() || *at == first));
+                part.fill(0.0);
+                for (position, _) in rows {
+                    let row = plan.row_of[token * routing.top_k + position] as usize;
+                    part.iter_mut()
+                        .zip(slice(&outputs[owner], row, hidden))
+                        .for_each(|(part, value)| *part += value.to_f32());
                 }
-                seen.push(owner);
-                let row = plan.row_of[token * routing.top_k + position] as usize;
-                let row = slice(&outputs[owner], row, hidden);
-                sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value.to_f32());
+                sum.iter_mut().zip(&part).for_each(|(sum, part)| *sum += bf16::from_f32(*part).to_f32());
             }
             let got = slice(y, token, hidden);
             let expected: Vec<bf16> = sum.iter().map(|&sum| bf16::from_f32(sum)).collect();

@@ -93,6 +93,7 @@ pub fn outputs(
         WireRows::Fp8 { codes, scales, scale_stride } => {
             (Some((codes, scales, scale_stride as usize, e4m3::table())), vec![bf16::ZERO; rows * hidden])
         }
+        WireRows::Opaque { .. } => unreachable!("the example has no such format, and the rows were counted"),
     };
     let mut work = Workspace::default();
     let mut sums = Vec::new();

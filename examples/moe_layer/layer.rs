@@ -196,6 +196,7 @@ impl Holds for WireRows {
         let elements = match self {
             Self::Bf16(rows) => rows.len(),
             Self::Fp8 { codes, .. } => codes.len(),
+            Self::Opaque { .. } => return false,
         };
         elements == rows * hidden
     }
@@ -214,6 +215,7 @@ fn flip_a_bit(got: &mut Received) {
                 *first ^= 1;
             }
         }
+        WireRows::Opaque { .. } => {}
     }
 }
 

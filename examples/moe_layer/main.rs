@@ -8,6 +8,8 @@
 //! To learn how the library is used, read [`layer`]: it is what each rank does. The rest makes an input that is worth
 //! running ([`input`], [`router`], [`experts`]), works out by other means what must come out ([`plan`], [`e4m3`],
 //! [`reference`], [`tolerance`]), compares ([`check`]) and prints ([`report`]).
+#[path = "../../cli/src/buffer_layout.rs"]
+mod buffer_layout;
 mod check;
 mod e4m3;
 mod experts;
@@ -48,6 +50,7 @@ use crate::options::{Device, Format, Options};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::router::Routing;
+use crate::tolerance::Rounded;
 
 fn main() -> ExitCode {
     program(std::env::args_os()).into()
@@ -112,7 +115,7 @@ fn run(options: &Options, out: &mut String) -> Result<(), Failure> {
     progress.step("router");
     let routing = Routing::new(&input, options.top_k as usize, options.seed, &progress);
     before.lap("router");
-    let plan = Plan::new(&routing, options.ranks as usize, input.experts);
+    let plan = Plan::new(&routing, options.ranks as usize, input.experts, options.by_expert());
     before.lap("check, bit for bit");
     let experts = Experts::new(input.experts, input.hidden, options.expert_width as usize, options.seed)
         .map_err(Failure::bad_input)?;
@@ -153,8 +156,8 @@ fn run(options: &Options, out: &mut String) -> Result<(), Failure> {
     drop(outputs);
     after.lap("check, bit for bit");
     progress.step("dense reference");
-    let fp8 = options.format == Format::Fp8;
-    let accuracy = reference::compare(&input, &routing, &experts, &y, fp8, &progress);
+    let rounded = Rounded { fp8: options.format == Format::Fp8, by_expert: plan.by_expert.is_some() };
+    let accuracy = reference::compare(&input, &routing, &experts, &y, rounded, &progress);
     after.lap("dense reference");
     drop(progress);
 
@@ -164,7 +167,7 @@ fn run(options: &Options, out: &mut String) -> Result<(), Failure> {
     report::ranks(out, &plan, routing.top_k, wire_row_bytes);
     report::times(out, &before, &outcomes, &after);
     report::bandwidths(out, options, &outcomes, &plan, wire_row_bytes, 2 * input.hidden as u64);
-    report::accuracy(out, &accuracy, fp8);
+    report::accuracy(out, &accuracy, rounded);
     out.push('\n');
     verdict(out, &mismatches, &accuracy)
 }

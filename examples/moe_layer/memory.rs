@@ -4,12 +4,13 @@ use anyhow::{Result, ensure};
 use epoxide::bf16;
 
 /// Refuses a layer whose largest pieces the host cannot hold together. Its simulated GPUs take more, as far as they are used.
-pub fn check(tokens: usize, hidden: usize, experts: usize, expert_width: usize) -> Result<()> {
+///
+/// An output row of the experts is there for each of a token's `rows` at least.
+pub fn check(tokens: usize, hidden: usize, experts: usize, expert_width: usize, rows: usize) -> Result<()> {
     let [tokens, hidden, experts, width] = [tokens, hidden, experts, expert_width].map(|n| n as u128);
     let bf16 = size_of::<bf16>() as u128;
-    // The expert outputs are as many rows at least: a token that selects experts of several ranks has several.
     let pieces = [
-        ("the tokens' rows, their experts' outputs and the result", 3 * tokens * hidden * bf16),
+        ("the tokens' rows, their experts' outputs and the result", (2 + rows as u128) * tokens * hidden * bf16),
         ("the experts' weights", 2 * experts * hidden * width * bf16),
         ("one expert's weights in f64", hidden * width * size_of::<f64>() as u128),
     ];

@@ -3,8 +3,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
-use epoxide::{Config, WireFormat, bytes_needed};
+use epoxide::{Config, Layout, WireFormat, bytes_needed};
 
+use crate::buffer_layout::{BufferLayout, check_alignment};
 use crate::input::Input;
 use crate::memory;
 use crate::progress::Progress;
@@ -66,6 +67,12 @@ pub struct Options {
     /// How rows travel in dispatch; combine is always BF16
     #[arg(long, value_enum, default_value_t = Format::Bf16)]
     pub format: Format,
+    /// How rows lie where they are received
+    #[arg(long, value_enum, default_value_t = BufferLayout::Compact)]
+    layout: BufferLayout,
+    /// Rows to which an expert's rows are padded, with `--layout expand` [default: 1]
+    #[arg(long, value_name = "ROWS")]
+    alignment: Option<u32>,
     /// What the kernels run on: simulated GPUs, one a rank, or NVIDIA GPUs
     #[arg(long, value_enum, default_value_t = Device::Sim)]
     pub device: Device,
@@ -115,8 +122,10 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// For GPUs that no rank would run on.
+    /// For GPUs that no rank would run on, and an alignment of nothing.
     pub fn check(&self) -> Result<()> {
+        let aligned = check_alignment(self.alignment, self.layout == BufferLayout::Expand);
+        aligned.map_err(|error| anyhow::anyhow!(error))?;
         let Some(gpus) = &self.gpus else { return Ok(()) };
         ensure!(self.device == Device::Cuda, "--gpus names NVIDIA GPUs, and --device sim has none (--device cuda)");
         ensure!(
@@ -141,7 +150,7 @@ impl Options {
             let experts = given(self.experts, EXPERTS);
             // Before gigabytes are made for a shape that cannot run.
             self.config(tokens * ranks, hidden, experts)?;
-            memory::check(tokens * ranks, hidden, experts, self.expert_width as usize)?;
+            memory::check(tokens * ranks, hidden, experts, self.expert_width as usize, self.rows_of_token())?;
             let text = self.text.clone().unwrap_or_else(readme);
             progress.expect(tokens * ranks);
             return Input::from_text(&text, tokens * ranks, hidden, experts, progress);
@@ -161,7 +170,7 @@ impl Options {
             );
         }
         self.config(input.tokens, input.hidden, input.experts)?;
-        memory::check(input.tokens, input.hidden, input.experts, self.expert_width as usize)?;
+        memory::check(input.tokens, input.hidden, input.experts, self.expert_width as usize, self.rows_of_token())?;
         Ok(input)
     }
 
@@ -182,6 +191,7 @@ impl Options {
             fits("tokens on a rank", max_tokens)?,
         );
         let config = config.with_format(self.wire_format()).with_num_sms(self.num_sms);
+        let config = config.with_layout(self.layout.layout(self.alignment));
         // The rules do not depend on the number of SMs, which only the device knows when it is left open.
         bytes_needed(&config, self.ranks, self.num_sms.max(1))?;
         config.check_row(self.ranks, SHARED_MEMORY)?;
@@ -194,6 +204,19 @@ impl Options {
             Format::Bf16 => WireFormat::Bf16,
             Format::Fp8 => WireFormat::Fp8,
         }
+    }
+
+    /// The alignment of an expert's rows, if rows lie by expert.
+    pub fn by_expert(&self) -> Option<usize> {
+        match self.layout.layout(self.alignment) {
+            Layout::ExpertContiguous { alignment } => Some(alignment as usize),
+            _ => None,
+        }
+    }
+
+    /// Rows that a token has at least where it is received: one if all of its experts are on one rank, or one for each of them.
+    fn rows_of_token(&self) -> usize {
+        self.by_expert().map_or(1, |_| self.top_k as usize)
     }
 
     /// The GPU of every rank.

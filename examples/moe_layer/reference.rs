@@ -14,7 +14,7 @@ use crate::matmul::{linear, widen_into, widen_onto};
 use crate::parallel;
 use crate::progress::Progress;
 use crate::router::Routing;
-use crate::tolerance::{Norms, norm};
+use crate::tolerance::{Norms, Rounded, norm};
 
 /// Tokens that are computed together, at most: their f64 sums are kept, and every expert's weights are widened once for them.
 const TOKENS_AT_ONCE: usize = 2048;
@@ -84,7 +84,7 @@ pub fn compare(
     routing: &Routing,
     experts: &Experts,
     y: &[bf16],
-    fp8: bool,
+    rounded: Rounded,
     progress: &Progress,
 ) -> Accuracy {
     let chunk = input.tokens.div_ceil(parallel::cores()).clamp(1, TOKENS_AT_ONCE);
@@ -97,7 +97,7 @@ pub fn compare(
             let row = &y[token * input.hidden..(token + 1) * input.hidden];
             let size = norm(reference.iter().copied());
             let error = norm(row.iter().zip(reference).map(|(y, reference)| f64::from(y.to_f32()) - reference));
-            let tolerance = norms.tolerance(input.row(token), size, experts, routing.top_k, fp8);
+            let tolerance = norms.tolerance(input.row(token), size, experts, routing.top_k, rounded);
             // A reference of exactly 0 leaves the error as it is, to be compared with a tolerance of 0.
             let unit = if size == 0.0 { 1.0 } else { size };
             part.add(token, error / unit, tolerance / unit);

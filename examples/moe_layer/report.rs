@@ -11,7 +11,7 @@ use crate::layer::{Clock, Outcome};
 use crate::options::{Format, Options};
 use crate::plan::Plan;
 use crate::reference::Accuracy;
-use crate::tolerance::{SLOPE, TAU};
+use crate::tolerance::{Rounded, SLOPE, TAU};
 
 /// Adds a line.
 fn line(out: &mut String, text: impl Display) {
@@ -33,6 +33,14 @@ pub fn shape(out: &mut String, options: &Options, input: &Input) {
             input.tokens, options.ranks, input.hidden, input.experts, options.expert_width, options.top_k, options.seed
         ),
     );
+    if let Some(alignment) = options.by_expert() {
+        line(
+            out,
+            format_args!(
+                "        a row for each token and expert, those of an expert from a multiple of {alignment} on"
+            ),
+        );
+    }
 }
 
 /// Prints where it ran: a line for each device.
@@ -63,8 +71,8 @@ pub fn ranks(out: &mut String, plan: &Plan, top_k: usize, row_bytes: u64) {
             tokens.to_string(),
             (tokens * top_k).to_string(),
             plan.sent[rank].to_string(),
-            received.rows().to_string(),
-            bytes((received.rows() as u64 * row_bytes) as f64),
+            received.filled().to_string(),
+            bytes((received.filled() as u64 * row_bytes) as f64),
             received.selections().to_string(),
         ]);
     }
@@ -76,8 +84,17 @@ pub fn ranks(out: &mut String, plan: &Plan, top_k: usize, row_bytes: u64) {
             bytes(row_bytes as f64)
         ),
     );
+    if plan.by_expert.is_some() {
+        let padding = plan.rows() - plan.filled();
+        line(
+            out,
+            format_args!(
+                "One row of a token is sent to a rank, which makes those for its other experts; {padding} rows that pad are not counted."
+            ),
+        );
+    }
     let by_expert: Vec<u64> = plan.received.iter().flat_map(|r| r.by_expert.iter().map(|&n| u64::from(n))).collect();
-    let rows: Vec<u64> = plan.received.iter().map(|r| r.rows() as u64).collect();
+    let rows: Vec<u64> = plan.received.iter().map(|r| r.filled() as u64).collect();
     let selections: Vec<u64> = plan.received.iter().map(|r| r.selections()).collect();
     line(
         out,
@@ -139,9 +156,14 @@ pub fn bandwidths(
     // What is in the memory once whatever the kernels do: a token's row that dispatch reads or combine writes.
     let tokens: usize = plan.tokens.iter().map(|tokens| tokens.len()).sum();
     let once = tokens as f64 * bf16_row_bytes as f64;
-    for (name, ms, row_bytes) in [("dispatch", dispatched, wire_row_bytes), ("combine", combined, bf16_row_bytes)] {
-        let moved = plan.rows() as f64 * row_bytes as f64;
-        let (rate, memory) = (moved / (ms / 1e3), (moved + once) / gpus as f64 / (ms / 1e3));
+    // The row that came to a rank with several experts of its token is read again, and their sum is written and read.
+    let (again, sums) =
+        (plan.several as f64 * wire_row_bytes as f64, 2.0 * plan.several as f64 * bf16_row_bytes as f64);
+    for (name, ms, row_bytes, more) in
+        [("dispatch", dispatched, wire_row_bytes, again), ("combine", combined, bf16_row_bytes, sums)]
+    {
+        let moved = plan.filled() as f64 * row_bytes as f64;
+        let (rate, memory) = (moved / (ms / 1e3), (moved + once + more) / gpus as f64 / (ms / 1e3));
         table.add_row([
             name.to_owned(),
             format!("{ms:.3} ms"),
@@ -160,6 +182,14 @@ pub fn bandwidths(
             "bytes: rows received (dispatch) or summed (combine) times a row's bytes; memory: those and each token's own row."
         ),
     );
+    if plan.by_expert.is_some() {
+        line(
+            out,
+            format_args!(
+                "memory counts besides, for each token with several rows on another rank, the one that came, read again, and their sum, written and read."
+            ),
+        );
+    }
     line(
         out,
         format_args!("A device copy in this run, on all SMs of one GPU: {:.0} GB/s read and written.", copy / 1e9),
@@ -176,7 +206,7 @@ pub fn bandwidths(
 }
 
 /// Prints how far the outputs are from the reference, and how far they may be.
-pub fn accuracy(out: &mut String, accuracy: &Accuracy, fp8: bool) {
+pub fn accuracy(out: &mut String, accuracy: &Accuracy, Rounded { fp8, by_expert }: Rounded) {
     let mut table = table(&["|y - reference| / |reference| of a row", "mean", "largest"]);
     let number = |value: f64| format!("{value:.2e}");
     table.add_row(["error".to_owned(), number(accuracy.mean_error), number(accuracy.max_error)]);
@@ -208,12 +238,14 @@ pub fn accuracy(out: &mut String, accuracy: &Accuracy, fp8: bool) {
     let quantised = if fp8 { "at most (2^-4 + 2^-8) |x| + 2^-10 |scales|, or |x|, + " } else { "" };
     line(out, format_args!(
         "\
-tolerance of a row = (1 + 4u) (D (L U |dx| + u |h|) + u (sum of g|o| + |y|)) and terms of f32 and of the smallest steps; |.| is the 2-norm of a row
-  u = 2^-8    BF16's unit roundoff: the activations h, each rank's row for combine, the result y
+tolerance of a row = (1 + 4u) (D (L U |dx| + u |h|) + u ({}sum of g|o| + |y|)) and terms of f32 and of the smallest steps; |.| is the 2-norm of a row
+  u = 2^-8    BF16's unit roundoff: the activations h, {}, the result y
   |dx|        {quantised}2H 2^-24 |x|: {}the f32 sums
   U, D        what random weights make of it: sigma_u sqrt(W sum g^2 + 2 sqrt(W s sum g^4) + 2 s max g^2) and
               sigma_d (sqrt H + {TAU}), with s = {}, exceeded with a probability of about 1e-14; L = {SLOPE}, the slope of silu
   derived in examples/moe_layer/tolerance.rs",
+        if by_expert { "2 " } else { "" },
+        if by_expert { "each row for combine, each rank's sum of them" } else { "each rank's row for combine" },
         if fp8 { "e4m3's unit roundoff 2^-4 and BF16's after it, " } else { "" },
         TAU * TAU / 2.0,
     ));

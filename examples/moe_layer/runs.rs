@@ -78,6 +78,19 @@ fn a_healthy_run_is_verified_whatever_the_size_of_its_numbers() {
     }
 }
 
+/// Tokens have none, one and several rows on a rank, experts none and more rows than the alignment.
+#[test]
+fn rows_by_expert_are_verified_as_all_others() {
+    let program = program("layouts");
+    for (format, alignment) in [("bf16", "1"), ("fp8", "8")] {
+        let args = ["--format", format, "--layout", "expand", "--alignment", alignment, "--repeat", "2"];
+        let shape = ["--ranks", "3", "--tokens", "20", "--hidden", "144", "--experts", "10", "--top-k", "4"];
+        let ended = program.run_well(&[&shape[..], &args[..], &["--expert-width", "8"]].concat());
+        assert!(ended.code == Some(0) && ended.stdout.ends_with("\nverified\n"), "{ended:?}");
+        assert!(ended.stdout.contains("One row of a token is sent to a rank"), "{}", ended.stdout);
+    }
+}
+
 #[test]
 fn masked_experts_are_a_router_s_right() {
     let program = program("masks");
@@ -108,6 +121,12 @@ fn the_exit_code_says_who_is_at_fault() {
         ("--ranks -5", 2, "'-5'"),
         ("--gpus 0", 2, "--device sim has none"),
         ("--device cuda --gpus 0,0,0", 2, "3 GPUs for 2 ranks"),
+        ("--alignment 8", 2, "--alignment: only the expanded layout pads an expert's rows (--layout expand)"),
+        (
+            "--layout expand --alignment 1025",
+            2,
+            "alignment = 1025: an expert's rows are padded to a multiple of 1 to 1024",
+        ),
         ("--top-k 3", 2, "top_k = 3: a token cannot select more than the 2 experts"),
         ("--text /no/such/text", 2, "cannot open the text \"/no/such/text\""),
         ("--help", 0, ""),
@@ -115,8 +134,10 @@ fn the_exit_code_says_who_is_at_fault() {
         let ended = program.run_well(&small::with(&SMALL, &args.split(' ').collect::<Vec<_>>()));
         assert!(ended.code == Some(code) && ended.stderr.contains(said), "{args}: {ended:?}");
     }
-    let ended = program.run_well(&[&SMALL[..], &["--corrupt"]].concat());
-    assert!(ended.code == Some(1) && ended.stdout.contains("\nFAILED: rank "), "{ended:?}");
+    for layout in ["compact", "expand"] {
+        let ended = program.run_well(&[&SMALL[..], &["--corrupt", "--layout", layout]].concat());
+        assert!(ended.code == Some(1) && ended.stdout.contains("\nFAILED: rank "), "{ended:?}");
+    }
 }
 
 /// What cannot be said is in the exit code. (Standard output is the test harness's first: `cargo xtask ci --only output` fills and closes
@@ -161,6 +182,8 @@ fn no_option_is_ignored() {
             "--top-k" => "2",
             "--expert-width" => "16",
             "--format" => "fp8",
+            "--layout" => "expand",
+            "--alignment" => "8",
             "--device" => "cuda",
             "--gpus" => "0,0",
             "--seed" => "2",
@@ -182,6 +205,7 @@ fn no_option_is_ignored() {
         &format!("{small} --experts 2"),
         "--ranks 2 --top-k 1 --input input.safetensors",
         "--ranks 2 --tokens 1 --hidden 16 --expert-width 8",
+        &format!("{small} --experts 2 --layout expand"),
     ];
     command_line::nothing_is_ignored(&program, command.get_arguments(), &bases, effective, output);
 }

@@ -22,7 +22,8 @@
 //! 5. 3 and 4 pass through D, whose weights know nothing of them: a factor of at most `σ_d (√H + τ)`, by the same theorem
 //!    with τ² = 2s.
 //! 6. **f32 sums over W and over the selections**: at most `2(W + k) 2^-24 σ_d (√H + τ) Σ g_j ‖h_j‖`.
-//! 7. **BF16 rows for combine**: each rank rounds its part of `Σ g_j o_j`: together at most `u Σ g_j ‖o_j‖`.
+//! 7. **BF16 rows for combine**: each rank rounds its part of `Σ g_j o_j`: together at most `u Σ g_j ‖o_j‖`. Where rows lie by expert
+//!    (`--layout expand`) each `g_j o_j` is a row and rounded, and so is the sum of those on a rank: twice as much.
 //! 8. **BF16 result**: `u ‖y‖`; combine's own f32 sum is within item 6.
 //!
 //! A relative bound holds while numbers are normal. Those below 2^-126 have a fixed step, 2^-133 in BF16 and 2^-149 in f32, so that
@@ -34,7 +35,7 @@
 //!   all experts, weighted by the gates: `(η + L (H + 2) ζ) √(W Σg²)`. It passes through D as in 5.
 //! * 6: an element of the sum is moved by W products for each expert, weighted by gates that sum to 1, and by k products with the
 //!   gates: `(W + k) ζ √H`.
-//! * 7, 8: an element of at most k parts and of the result is moved by η: `(k + 1) η √H`.
+//! * 7, 8: an element of at most k parts and of the result is moved by η: `(k + 1) η √H`, by expert `(2k + 1) η √H`.
 //!
 //! Products of two of these are smaller than 4u of the sum: the sum is multiplied by 1 + 4u. τ = 8, so that s = 32 and a row
 //! misses its tolerance by bad luck with a probability of about 1e-14. Weights rounded to BF16 are still sub-Gaussian, with
@@ -60,6 +61,15 @@ pub const ETA_F32: f64 = ETA_BF16 / 65_536.0;
 pub const TAU: f64 = 8.0;
 /// The steepest slope of silu, at 2.3994.
 pub const SLOPE: f64 = 1.0999;
+
+/// What rounds rows besides, in a run as it was asked for.
+#[derive(Clone, Copy)]
+pub struct Rounded {
+    /// FP8 on the wire.
+    pub fp8: bool,
+    /// Rows that lie by expert, and are summed on each rank.
+    pub by_expert: bool,
+}
 
 /// What the reference knows of one token, for its tolerance.
 #[derive(Clone, Copy, Default)]
@@ -91,11 +101,11 @@ impl Norms {
     }
 
     /// The tolerance of the row `x` with reference norm `y`: see the module's text, item by item.
-    pub fn tolerance(&self, x: &[bf16], y: f64, experts: &Experts, top_k: usize, fp8: bool) -> f64 {
+    pub fn tolerance(&self, x: &[bf16], y: f64, experts: &Experts, top_k: usize, rounded: Rounded) -> f64 {
         let (hidden, width) = (experts.hidden as f64, experts.width as f64);
         let s = TAU * TAU / 2.0;
         let x_norm = norm(x.iter().map(|v| f64::from(v.to_f32())));
-        let quantised = if fp8 { quantised(x) } else { 0.0 };
+        let quantised = if rounded.fp8 { quantised(x) } else { 0.0 };
         let dx = quantised + 2.0 * hidden * U_F32 * x_norm;
         let spread = (width * self.gates2 + 2.0 * (width * self.gates4 * s).sqrt() + 2.0 * self.gate_max2 * s).sqrt();
         let first = SLOPE * (1.0 + U_BF16) * experts.up_sigma() * spread * dx;
@@ -103,9 +113,10 @@ impl Norms {
         let activations = (U_BF16 + 16.0 * U_F32) * self.inner2.sqrt() + step * (width * self.gates2).sqrt();
         let second = (1.0 + U_BF16) * experts.down_sigma() * (hidden.sqrt() + TAU);
         let parts = top_k as f64;
+        let times = if rounded.by_expert { 2.0 } else { 1.0 };
         let sums = 2.0 * (width + parts) * U_F32 * self.inner;
-        let rounding =
-            U_BF16 * (self.outputs + y) + hidden.sqrt() * ((parts + 1.0) * ETA_BF16 + (width + parts) * ETA_F32);
+        let rounding = U_BF16 * (times * self.outputs + y)
+            + hidden.sqrt() * ((times * parts + 1.0) * ETA_BF16 + (width + parts) * ETA_F32);
         (1.0 + 4.0 * U_BF16) * (second * (first + activations + sums) + rounding)
     }
 }

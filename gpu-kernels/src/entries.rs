@@ -3,11 +3,12 @@
 use epoxide_dsl::prelude::*;
 
 use crate::combine::{self, CombineArgs, CombineByExpertArgs};
+use crate::dispatch::again::{self, DispatchAgainArgs};
 use crate::dispatch::{self, DispatchArgs};
 use crate::layout;
 use crate::lend::{self, LendArgs};
 use crate::order::{ByExpert, Compact};
-use crate::row::{Copied, Quantized};
+use crate::row::{Brought, Copied, Quantized};
 
 /// Dispatches rows as they are; see [`crate::dispatch`].
 // Registers for two blocks on an SM: it needs no more, and ptxas takes what it is given.
@@ -34,6 +35,36 @@ pub fn dispatch_quantized_by_expert(args: DispatchArgs) {
     dispatch::run::<Quantized, ByExpert>(&args);
 }
 
+/// Dispatches rows that the caller has made, with their scales, to where they lie by expert; see [`crate::dispatch`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_brought_by_expert(args: DispatchArgs) {
+    dispatch::run::<Brought, ByExpert>(&args);
+}
+
+/// Dispatches rows that the caller has made, with their scales; see [`crate::dispatch`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_brought(args: DispatchArgs) {
+    dispatch::run::<Brought, Compact>(&args);
+}
+
+/// Dispatches rows as they are by an old routing; see [`crate::dispatch::again`].
+#[kernel(threads = 512, blocks_per_sm = 2, cooperative)]
+pub fn dispatch_again_copied(args: DispatchAgainArgs) {
+    again::run::<Copied>(&args);
+}
+
+/// Dispatches rows quantised on their way by an old routing; see [`crate::dispatch::again`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_again_quantized(args: DispatchAgainArgs) {
+    again::run::<Quantized>(&args);
+}
+
+/// Dispatches rows that the caller has made by an old routing; see [`crate::dispatch::again`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_again_brought(args: DispatchAgainArgs) {
+    again::run::<Brought>(&args);
+}
+
 /// Sums the experts' outputs; see [`crate::combine`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn combine(args: CombineArgs) {
@@ -58,6 +89,11 @@ const _: () = assert!(
         && dispatch_quantized.threads() == layout::THREADS
         && dispatch_copied_by_expert.threads() == layout::THREADS
         && dispatch_quantized_by_expert.threads() == layout::THREADS
+        && dispatch_brought_by_expert.threads() == layout::THREADS
+        && dispatch_brought.threads() == layout::THREADS
+        && dispatch_again_copied.threads() == layout::THREADS
+        && dispatch_again_quantized.threads() == layout::THREADS
+        && dispatch_again_brought.threads() == layout::THREADS
 );
 #[cfg(not(target_arch = "nvptx64"))]
 const _: () = assert!(

@@ -18,14 +18,28 @@ pub const MAX_BLOCKS: u32 = 1024;
 pub const MAX_ALIGNMENT: u32 = 1024;
 /// Most rows where a row's word names another one: see [`crate::dispatch::link`].
 pub const MAX_LINKED_ROWS: u64 = (1 << 31) - 1;
+/// Most bytes of an opaque row: those of the longest row in BF16.
+pub const MAX_ROW_BYTES: u32 = 2 * MAX_HIDDEN;
+/// Most routings that a buffer keeps: entry words have 8 bits for the slot.
+pub const MAX_ROUTING_SLOTS: u32 = 256;
+/// Most words of scales of an opaque row: one for every 16 elements of the longest.
+pub const MAX_SCALE_WORDS: u32 = MAX_HIDDEN / 16;
 
-/// How a row travels in dispatch.
+/// How a row travels in dispatch. Combine is in BF16, whatever this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum WireFormat {
     /// BF16, as the caller gave it.
     Bf16,
-    /// e4m3 with one f32 scale for every 128 elements, quantised by the kernel.
+    /// e4m3 with one f32 scale for every 128 elements: quantised by the kernel from BF16, or brought by the caller.
     Fp8,
+    /// Bytes and words of scales that the caller brings and nobody here looks into: NVFP4, MXFP8, scales packed by four, and so on.
+    Opaque {
+        /// Bytes of a row: a multiple of 16, 16 to [`MAX_ROW_BYTES`].
+        row_bytes: u32,
+        /// 32-bit words of scales that go with a row: 0 to [`MAX_SCALE_WORDS`].
+        scale_words: u32,
+    },
 }
 
 /// How rows lie where they are received.
@@ -52,7 +66,7 @@ pub struct Shape {
     pub experts: u32,
     /// Selections of a token.
     pub top_k: u32,
-    /// Elements of a row.
+    /// Elements of an expert output, and of a row whose format has elements.
     pub hidden: u32,
     /// Most tokens that a rank dispatches at once.
     pub max_tokens: u32,
@@ -64,6 +78,8 @@ pub struct Shape {
     pub format: WireFormat,
     /// How rows lie where they are received.
     pub layout: Layout,
+    /// Routings that are kept at once.
+    pub routing_slots: u32,
 }
 
 impl Shape {
@@ -72,18 +88,24 @@ impl Shape {
         match self.format {
             WireFormat::Bf16 => self.hidden as u64 * 2,
             WireFormat::Fp8 => self.hidden as u64,
+            WireFormat::Opaque { row_bytes, .. } => row_bytes as u64,
         }
     }
     /// Bytes of a BF16 row.
     pub const fn bf16_row_bytes(&self) -> u64 {
         self.hidden as u64 * 2
     }
-    /// f32 from one row's scales to the next's: a multiple of 16 bytes; 0 in BF16.
-    pub const fn scale_stride(&self) -> u32 {
+    /// Scales of a row, 32 bits each; none in BF16.
+    pub const fn scale_words(&self) -> u32 {
         match self.format {
             WireFormat::Bf16 => 0,
-            WireFormat::Fp8 => self.hidden.div_ceil(GROUP).next_multiple_of(4),
+            WireFormat::Fp8 => self.hidden.div_ceil(GROUP),
+            WireFormat::Opaque { scale_words, .. } => scale_words,
         }
+    }
+    /// Words from one received row's scales to the next's: a multiple of 16 bytes.
+    pub const fn scale_stride(&self) -> u32 {
+        self.scale_words().div_ceil(4).saturating_mul(4)
     }
     /// Words from one received row's selections (or gate weights) to the next's: a multiple of 16 bytes where a row has those of a token,
     /// 1 where it is of one selection.
@@ -114,6 +136,15 @@ impl Shape {
                 }
             }
         }
+    }
+    /// Counts that a rank with so many experts receives: rows in all, by source, by local expert; where rows lie by expert, where each
+    /// expert's begin, and the end.
+    pub const fn received_counts(&self, local_experts: u32) -> u32 {
+        let offsets = match self.layout {
+            Layout::Compact => 0,
+            Layout::ExpertContiguous { .. } => local_experts + 1,
+        };
+        1 + self.ranks + local_experts + offsets
     }
     /// What a place is counted for: ranks, or experts where a row is of one selection.
     pub const fn keys(&self) -> u32 {
@@ -155,6 +186,18 @@ impl Shape {
         if self.hidden == 0 || self.hidden > MAX_HIDDEN {
             return broken("hidden", self.hidden, Rule::Hidden);
         }
+        if let WireFormat::Opaque { row_bytes, scale_words } = self.format {
+            // The expert outputs are in BF16 all the same.
+            if !self.bf16_row_bytes().is_multiple_of(16) {
+                return broken("hidden", self.hidden, Rule::RowBytes { format: WireFormat::Bf16 });
+            }
+            if row_bytes == 0 || row_bytes > MAX_ROW_BYTES || !row_bytes.is_multiple_of(16) {
+                return broken("row_bytes", row_bytes, Rule::RowBytes { format: self.format });
+            }
+            if scale_words > MAX_SCALE_WORDS {
+                return broken("scale_words", scale_words, Rule::ScaleWords);
+            }
+        }
         if !self.bf16_row_bytes().is_multiple_of(16) || !self.wire_row_bytes().is_multiple_of(16) {
             return broken("hidden", self.hidden, Rule::RowBytes { format: self.format });
         }
@@ -174,6 +217,9 @@ impl Shape {
         }
         if self.blocks == 0 || self.blocks > MAX_BLOCKS {
             return broken("num_sms", self.blocks, Rule::Blocks);
+        }
+        if self.routing_slots == 0 || self.routing_slots > MAX_ROUTING_SLOTS {
+            return broken("routing_slots", self.routing_slots, Rule::RoutingSlots);
         }
         Ok(())
     }
@@ -212,11 +258,13 @@ pub enum Rule {
     },
     /// 1 to [`MAX_HIDDEN`].
     Hidden,
-    /// A row is a multiple of 16 bytes, in BF16 and on the wire.
+    /// A row is a multiple of 16 bytes, in BF16 and on the wire; an opaque one has 16 to [`MAX_ROW_BYTES`].
     RowBytes {
         /// How rows travel.
         format: WireFormat,
     },
+    /// 0 to [`MAX_SCALE_WORDS`].
+    ScaleWords,
     /// 1 to [`MAX_TOKENS`].
     Tokens,
     /// At least those of the worst case, and such as 32 bits count.
@@ -227,6 +275,8 @@ pub enum Rule {
     Alignment,
     /// At most [`MAX_LINKED_ROWS`].
     LinkedRows,
+    /// 1 to [`MAX_ROUTING_SLOTS`].
+    RoutingSlots,
 }
 
 impl core::fmt::Display for Rule {
@@ -243,6 +293,10 @@ impl core::fmt::Display for Rule {
             Self::RowBytes { format: WireFormat::Fp8 } => {
                 write!(f, "a row is a multiple of 16 bytes on the wire: hidden is a multiple of 16 in FP8")
             }
+            Self::RowBytes { format: WireFormat::Opaque { .. } } => {
+                write!(f, "an opaque row is a multiple of 16 bytes, 16 to {MAX_ROW_BYTES}")
+            }
+            Self::ScaleWords => write!(f, "an opaque row has 0 to {MAX_SCALE_WORDS} words of scales"),
             Self::Tokens => write!(f, "1 to {MAX_TOKENS} tokens"),
             Self::Rows => write!(f, "there is room for the rows of the worst case, and 32 bits count them"),
             Self::Blocks => write!(f, "an operation has 1 to {MAX_BLOCKS} blocks"),
@@ -253,6 +307,7 @@ impl core::fmt::Display for Rule {
                     "at most {MAX_LINKED_ROWS} rows lie by expert: every selection of every token has one, in the worst case"
                 )
             }
+            Self::RoutingSlots => write!(f, "a buffer has 1 to {MAX_ROUTING_SLOTS} routing slots"),
         }
     }
 }

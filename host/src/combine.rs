@@ -102,7 +102,7 @@ impl ElasticBuffer {
             let rule = "the dispatch has lent the region; see RecvView::expert_outputs";
             return Err(Error::WrongOrder { call: "lend_expert_outputs", state: self.state.to_string(), rule });
         }
-        let args = LendArgs { op: self.operation(Kind::Lend) };
+        let args = LendArgs { op: self.operation(Kind::Lend, 0) };
         let inner = self.comm.inner();
         // SAFETY: the kernel's launch contract: the buffer's own windows and flags; before the first combine both epochs are 0.
         unsafe { inner.runtime.launch(&lend, 1, 0, &args, inner.stream)? };
@@ -281,16 +281,19 @@ impl ElasticBuffer {
         // SAFETY: the buffer's own memory, laid out for its shape; `y` is the caller's promise.
         let args = unsafe {
             CombineArgs {
-                op: self.operation(Kind::Combine),
+                op: self.operation(Kind::Combine, handle.slot),
                 expert_out: Region::new(self.layouts.window.expert_out.offset),
-                send_rank: Global::from_raw(self.private_span(p.send_rank)),
-                send_row: Global::from_raw(self.private_span(p.send_row)),
-                received: Global::from_raw(self.private_span(p.recv_counts)),
+                routing: Global::from_raw(self.private_slot(p.routing, handle.slot)),
+                send_rank: Global::from_raw(self.private_slot(p.send_rank, handle.slot)),
+                send_row: Global::from_raw(self.private_slot(p.send_row, handle.slot)),
+                received: Global::from_raw(self.private_slot(p.recv_counts, handle.slot)),
                 y: Global::from_raw(y),
                 tokens: handle.tokens,
                 top_k: shape.top_k,
                 hidden: shape.hidden,
                 outputs: self.outputs.and_then(|rows| rows.try_into().ok()).unwrap_or(UNKNOWN_OUTPUTS),
+                slot: handle.slot,
+                reserved: 0,
             }
         };
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape on every
@@ -298,7 +301,7 @@ impl ElasticBuffer {
         unsafe {
             match shape.layout {
                 Layout::ExpertContiguous { .. } => {
-                    let args = self.by_expert(args);
+                    let args = self.by_expert(args, handle.slot);
                     inner.runtime.launch(&combine_by_expert, self.blocks, 0, &args, inner.stream)?;
                 }
                 _ => inner.runtime.launch(&combine, self.blocks, 0, &args, inner.stream)?,
@@ -313,11 +316,11 @@ impl ElasticBuffer {
     }
 
     /// What a combine of rows that lie by expert takes.
-    fn by_expert(&self, pull: CombineArgs) -> CombineByExpertArgs {
+    fn by_expert(&self, pull: CombineArgs, slot: u32) -> CombineByExpertArgs {
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
         // SAFETY: the buffer's own memory, laid out for its shape.
         let half = GridCounters { words: unsafe { Global::from_raw(self.private_span(p.half)) } };
-        let regions = w.received.regions();
+        let regions = w.received.slot(shape, slot).regions();
         CombineByExpertArgs {
             pull,
             link: regions.link,

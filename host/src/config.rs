@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use epoxide_kernels::layout::Span;
 use epoxide_kernels::shape::Shape;
-use epoxide_plan::Workload;
 use epoxide_plan::layouts::checked;
+use epoxide_plan::{RowLayout, Workload};
 
 pub use epoxide_kernels::shape::{Layout, WireFormat};
 pub use epoxide_plan::RegionBytes;
@@ -21,7 +21,7 @@ pub struct Config {
     pub experts: u32,
     /// Selections of a token: 1 to 32, at most `experts`.
     pub top_k: u32,
-    /// Elements of a row; a row is a multiple of 16 bytes in BF16 and on the wire.
+    /// Elements of an expert output, and of a row whose format has elements; a row is a multiple of 16 bytes in BF16 and on the wire.
     pub hidden: u32,
     /// Most tokens that a rank dispatches at once.
     pub max_tokens_per_rank: u32,
@@ -38,6 +38,8 @@ pub struct Config {
     pub timeout: Duration,
     /// Most bytes that a window may take; 0 is no limit.
     pub max_window_bytes: u64,
+    /// Routings that the buffer keeps: 1 to 256. See [`Self::with_routing_slots`].
+    pub routing_slots: u32,
     /// See [`Self::with_poisoned_expert_outputs`]. Ranks may differ in it.
     pub poison_expert_outputs: bool,
 }
@@ -59,11 +61,13 @@ impl Config {
             num_sms: 0,
             timeout: Duration::from_secs(30),
             max_window_bytes: 0,
+            routing_slots: 1,
             poison_expert_outputs: false,
         }
     }
 
-    /// The configuration of a buffer for what was planned, with that plan's SMs.
+    /// The configuration of a buffer for what was planned, with that plan's SMs. It has room for the worst case, and its rows lie by source
+    /// where the plan has them in slabs, which there are not yet.
     ///
     /// ```
     /// use epoxide::plan::{Hardware, Topology, Workload, plan};
@@ -76,8 +80,12 @@ impl Config {
     /// # Ok::<(), epoxide::Error>(())
     /// ```
     pub fn for_workload(workload: &Workload, num_sms: u32) -> Self {
-        let &Workload { experts, top_k, hidden, tokens, format, .. } = workload;
-        Self::new(experts, top_k, hidden, tokens).with_format(format).with_num_sms(num_sms)
+        let &Workload { experts, top_k, hidden, tokens, format, layout, .. } = workload;
+        let layout = match layout {
+            RowLayout::Expand { alignment } => Layout::ExpertContiguous { alignment },
+            _ => Layout::Compact,
+        };
+        Self::new(experts, top_k, hidden, tokens).with_format(format).with_layout(layout).with_num_sms(num_sms)
     }
 
     /// Sets how rows travel in dispatch.
@@ -127,6 +135,23 @@ impl Config {
         self
     }
 
+    /// Sets how many routings the buffer keeps for [`dispatch_again`](crate::ElasticBuffer::dispatch_again): one for each handle that is to be
+    /// replayed while later ones are made, such as the layers of a forward pass. Each takes what goes with the rows but for the
+    /// rows themselves: where they went, selections, gate weights, sources and counts.
+    ///
+    /// ```
+    /// use epoxide::{Config, bytes_needed};
+    /// let needed = |slots| bytes_needed(&Config::new(256, 8, 7168, 4096).with_routing_slots(slots), 8, 16);
+    /// // 2.4 MB for 8 x 4096 rows, 0.3 MB for this rank's tokens, and the counts.
+    /// assert_eq!((needed(3)?.total() - needed(2)?.total()) / 10_000, 262);
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_routing_slots(mut self, slots: u32) -> Self {
+        self.routing_slots = slots;
+        self
+    }
+
     /// For debugging: fills the region for expert outputs with NaN each time that it is lent, so that a received row for which nobody
     /// wrote an output shows in the sums. It costs a write of the whole region.
     #[must_use]
@@ -173,6 +198,7 @@ impl Config {
             blocks,
             format: self.format,
             layout: self.layout,
+            routing_slots: self.routing_slots,
         };
         let shape = checked(Shape { rows: shape.worst_rows(), ..shape })?;
         if self.timeout.is_zero() || self.timeout > LONGEST_TIMEOUT {
@@ -203,7 +229,7 @@ impl Config {
     }
 
     /// The fields that must agree between ranks, by name.
-    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 9] {
+    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 10] {
         [
             ("experts", self.experts.to_string()),
             ("top_k", self.top_k.to_string()),
@@ -214,6 +240,7 @@ impl Config {
             ("num_sms", blocks.to_string()),
             ("timeout", format!("{:?}", self.timeout)),
             ("max_window_bytes", self.max_window_bytes.to_string()),
+            ("routing_slots", self.routing_slots.to_string()),
         ]
     }
 }

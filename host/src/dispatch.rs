@@ -1,19 +1,15 @@
 //! Dispatch: enqueues one, with what the host can see checked before.
-use epoxide_dsl::Kernel;
 use epoxide_dsl::grid::GridCounters;
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::window::Region;
 use epoxide_kernels::dispatch::DispatchArgs;
-use epoxide_kernels::entries::{
-    dispatch_copied, dispatch_copied_by_expert, dispatch_quantized, dispatch_quantized_by_expert,
-};
-use epoxide_kernels::shape::{Layout, Shape, WireFormat};
+use epoxide_kernels::shape::{Layout, Shape};
 use epoxide_kernels::words::{CountMatrix, Flags, Kind};
-use half::bf16;
 
 use crate::buffer::{Dispatched, ElasticBuffer, State};
 use crate::error::{Error, Result};
-use crate::slice::{DeviceSlice, check_address, check_len, check_rank};
+use crate::rows::{RawRows, Rows};
+use crate::slice::{DeviceSlice, check_len, check_rank};
 use crate::tensor::Index;
 
 /// What a rank dispatches.
@@ -22,23 +18,40 @@ use crate::tensor::Index;
 pub struct DispatchInput<'a, I: Index> {
     /// Tokens of this rank; 0 is allowed.
     pub tokens: u32,
-    /// BF16 `[tokens, hidden]`, at an address that is a multiple of 16.
-    pub x: DeviceSlice<'a, bf16>,
+    /// Their rows, in a form that the buffer's format takes.
+    pub rows: Rows<'a>,
     /// Selected experts `[tokens, top_k]`: distinct in a token; -1 (all ones in u32) selects nothing.
     pub topk_idx: DeviceSlice<'a, I>,
     /// Gate weights f32 `[tokens, top_k]`.
     pub topk_weights: DeviceSlice<'a, f32>,
+    /// The routing slot to take, the same on every rank; `None` takes the next in turn.
+    pub routing_slot: Option<u32>,
 }
 
 impl<'a, I: Index> DispatchInput<'a, I> {
-    /// The rows, selections and gate weights of `tokens` tokens: tensors (`&x`) or parts of them.
+    /// The rows, selections and gate weights of `tokens` tokens: tensors or parts of them. BF16 rows are given as they are (`&x`), others
+    /// by a function of [`Rows`].
     pub fn new(
         tokens: u32,
-        x: impl Into<DeviceSlice<'a, bf16>>,
+        rows: impl Into<Rows<'a>>,
         topk_idx: impl Into<DeviceSlice<'a, I>>,
         topk_weights: impl Into<DeviceSlice<'a, f32>>,
     ) -> Self {
-        Self { tokens, x: x.into(), topk_idx: topk_idx.into(), topk_weights: topk_weights.into() }
+        Self {
+            tokens,
+            rows: rows.into(),
+            topk_idx: topk_idx.into(),
+            topk_weights: topk_weights.into(),
+            routing_slot: None,
+        }
+    }
+
+    /// Names the [routing slot](crate::Config::with_routing_slots) to take, the same on every rank. The turn of dispatches that name none goes on
+    /// as if this one were not there.
+    #[must_use]
+    pub fn in_routing_slot(mut self, slot: u32) -> Self {
+        self.routing_slot = Some(slot);
+        self
     }
 }
 
@@ -48,20 +61,29 @@ impl<'a, I: Index> DispatchInput<'a, I> {
 pub struct RawDispatchInput {
     /// Tokens of this rank.
     pub tokens: u32,
-    /// BF16 `[tokens, hidden]`, at an address that is a multiple of 16.
-    pub x: u64,
+    /// Their rows, in a form that the buffer's format takes.
+    pub rows: RawRows,
     /// `[tokens, top_k]`.
     pub topk_idx: u64,
     /// The type of `topk_idx`.
     pub index_type: IndexType,
     /// f32 `[tokens, top_k]`.
     pub topk_weights: u64,
+    /// The routing slot to take, the same on every rank; `None` takes the next in turn.
+    pub routing_slot: Option<u32>,
 }
 
 impl RawDispatchInput {
-    /// The addresses of `tokens` tokens.
-    pub fn new(tokens: u32, x: u64, topk_idx: u64, index_type: IndexType, topk_weights: u64) -> Self {
-        Self { tokens, x, topk_idx, index_type, topk_weights }
+    /// The addresses of `tokens` tokens. One of BF16 rows is given as it is, others as [`RawRows`].
+    pub fn new(tokens: u32, rows: impl Into<RawRows>, topk_idx: u64, index_type: IndexType, topk_weights: u64) -> Self {
+        Self { tokens, rows: rows.into(), topk_idx, index_type, topk_weights, routing_slot: None }
+    }
+
+    /// [`DispatchInput::in_routing_slot`].
+    #[must_use]
+    pub fn in_routing_slot(mut self, slot: u32) -> Self {
+        self.routing_slot = Some(slot);
+        self
     }
 }
 
@@ -94,17 +116,6 @@ impl IndexType {
     }
 }
 
-/// The dispatch to a buffer of this shape.
-pub(crate) fn dispatch_kernel(shape: &Shape) -> &'static Kernel<DispatchArgs> {
-    let by_expert = matches!(shape.layout, Layout::ExpertContiguous { .. });
-    match (shape.format, by_expert) {
-        (WireFormat::Bf16, false) => &dispatch_copied,
-        (WireFormat::Fp8, false) => &dispatch_quantized,
-        (WireFormat::Bf16, true) => &dispatch_copied_by_expert,
-        (WireFormat::Fp8, true) => &dispatch_quantized_by_expert,
-    }
-}
-
 /// Rows to whose multiples an expert's rows are padded; 1 where they do not lie by expert.
 fn alignment(shape: &Shape) -> u32 {
     match shape.layout {
@@ -117,24 +128,24 @@ impl ElasticBuffer {
     /// Sends every token's row once to each rank that owns one of its experts. Collective; returns once it is enqueued.
     ///
     /// Rows arrive ordered by source rank, then token, whatever the timing; in [`Layout::ExpertContiguous`] by expert first, with a row for
-    /// each selection. A dispatch makes the handle of the one before stale.
+    /// each selection. A dispatch makes the handle of the one before stale, as far as
+    /// rows go. It takes a [routing slot](crate::Config::with_routing_slots), the next in turn or the one that it names, and so the place of
+    /// the routing that was there. Where there are several slots, that of a dispatch which waits for its combine is not given.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for too many tokens or rows at another address, [`Error::BufferTooSmall`] for a tensor with too few elements,
-    /// the fault of an earlier operation, or [`Error::Poisoned`].
+    /// [`Error::InvalidArgument`] for too many tokens, and for rows at another address or of a form that the buffer's format does not take;
+    /// [`Error::BufferTooSmall`] for a tensor with too few elements, [`Error::SlotBusy`], the fault of an earlier operation, or [`Error::Poisoned`].
     pub fn dispatch<I: Index>(&mut self, input: &DispatchInput<'_, I>) -> Result<Dispatched> {
-        let tokens = u64::from(input.tokens);
-        let selections = tokens * u64::from(self.config.top_k);
-        check_rank("x", input.x, &self.comm)?;
+        let selections = u64::from(input.tokens) * u64::from(self.config.top_k);
+        let rows = input.rows.check(input.tokens, &self.comm, &self.layouts.shape)?;
         check_rank("topk_idx", input.topk_idx, &self.comm)?;
         check_rank("topk_weights", input.topk_weights, &self.comm)?;
-        check_address("x", input.x.address())?;
-        check_len("x", "input rows", input.x, tokens * u64::from(self.config.hidden))?;
         check_len("topk_idx", "selections", input.topk_idx, selections)?;
         check_len("topk_weights", "gate weights", input.topk_weights, selections)?;
-        let (x, topk_idx, topk_weights) = (input.x.address(), input.topk_idx.address(), input.topk_weights.address());
-        let raw = RawDispatchInput::new(input.tokens, x, topk_idx, IndexType::of::<I>(), topk_weights);
+        let (topk_idx, topk_weights) = (input.topk_idx.address(), input.topk_weights.address());
+        let raw = RawDispatchInput::new(input.tokens, rows, topk_idx, IndexType::of::<I>(), topk_weights);
+        let raw = RawDispatchInput { routing_slot: input.routing_slot, ..raw };
         // SAFETY: the tensors are this process's device memory, large enough as just checked, and stay allocated until the
         // stream has passed this operation (see `DeviceTensor`).
         unsafe { self.enqueue_dispatch(&raw) }
@@ -148,8 +159,8 @@ impl ElasticBuffer {
     ///
     /// # Safety
     ///
-    /// The addresses are valid for the sizes that [`RawDispatchInput`] states and aligned to their elements (`x` to 16
-    /// bytes), and nothing writes them until the operation is done.
+    /// The addresses are valid for the sizes that [`RawDispatchInput`] states and aligned to their elements, rows to 16
+    /// bytes, and nothing writes them until the operation is done.
     pub unsafe fn dispatch_raw(&mut self, input: &RawDispatchInput) -> Result<Dispatched> {
         // SAFETY: inputs of the sizes stated, aligned, that nobody writes until the operation is done: all of it the caller's promise.
         unsafe { self.enqueue_dispatch(input) }
@@ -165,36 +176,36 @@ impl ElasticBuffer {
     ///
     /// As [`Self::dispatch_raw`].
     unsafe fn enqueue_dispatch(&mut self, input: &RawDispatchInput) -> Result<Dispatched> {
-        let RawDispatchInput { tokens, x, topk_idx, index_type, topk_weights } = *input;
-        check_address("x", x)?;
+        let RawDispatchInput { tokens, rows, topk_idx, index_type, topk_weights, routing_slot } = *input;
+        rows.check(&self.layouts.shape)?;
         self.check()?;
         if tokens > self.config.max_tokens_per_rank {
             let rule = format!("at most max_tokens_per_rank = {}", self.config.max_tokens_per_rank);
             return Err(Error::argument("tokens", tokens, rule));
         }
+        let slot = self.routings.slot(routing_slot, self.state)?;
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
         // SAFETY: the buffer's own memory, laid out for its shape; the inputs are the caller's promise.
         let args = unsafe {
             DispatchArgs {
-                op: self.operation(Kind::Dispatch),
-                recv: w.received.regions(),
+                op: self.operation(Kind::Dispatch, slot),
+                recv: w.received.slot(shape, slot).regions(),
                 dispatches: Global::from_raw(self.private_span(p.dispatches)),
                 landed: Flags::new(Region::new(w.landed.offset)),
                 counts: CountMatrix::new(Region::new(w.counts.offset), shape.ranks, shape.experts),
-                x: Global::from_raw(x),
+                rows: rows.args(shape),
                 topk_idx: Global::from_raw(topk_idx),
                 topk_weights: Global::from_raw(topk_weights),
                 block_counts: Global::from_raw(self.private_span(p.block_counts)),
                 block_bad: Global::from_raw(self.private_span(p.block_bad)),
-                send_rank: Global::from_raw(self.private_span(p.send_rank)),
-                send_row: Global::from_raw(self.private_span(p.send_row)),
-                recv_counts: Global::from_raw(self.private_span(p.recv_counts)),
+                routing: Global::from_raw(self.private_slot(p.routing, slot)),
+                send_rank: Global::from_raw(self.private_slot(p.send_rank, slot)),
+                send_row: Global::from_raw(self.private_slot(p.send_row, slot)),
+                recv_counts: Global::from_raw(self.private_slot(p.recv_counts, slot)),
                 placement: shape.placement(),
                 shared: self.shared,
                 tokens,
                 top_k: shape.top_k,
-                hidden: shape.hidden,
-                scale_stride: shape.scale_stride(),
                 index_type: index_type.kind(),
                 top_k_stride: shape.top_k_stride(),
                 alignment: alignment(shape),
@@ -206,11 +217,24 @@ impl ElasticBuffer {
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape
         // on every rank; the grid and shared memory are those of the layouts.
         unsafe {
-            inner.runtime.launch(dispatch_kernel(shape), self.blocks, self.shared.bytes(shape), &args, inner.stream)?
+            inner.runtime.launch(
+                rows.kernels(shape).dispatch,
+                self.blocks,
+                self.shared.bytes(shape),
+                &args,
+                inner.stream,
+            )?
         };
+        let operation = self.dispatched(slot)?;
+        self.routings.take(slot, operation, routing_slot);
+        Ok(Dispatched { buffer: self.id(), operation, routing: operation, slot, tokens })
+    }
+
+    /// Notes that a dispatch by the routing of `slot` was enqueued; returns its number.
+    pub(crate) fn dispatched(&mut self, slot: u32) -> Result<u64> {
         let operation = self.operations;
         self.operations += 1;
-        self.state = State::Dispatched { operation };
+        self.state = State::Dispatched { operation, slot };
         self.received_rows = None;
         // What was lent before, and handed over then, was for this dispatch; what comes later is for a later one.
         let early = std::mem::take(&mut self.lent_early);
@@ -220,6 +244,6 @@ impl ElasticBuffer {
                 self.poison_expert_outputs()?;
             }
         }
-        Ok(Dispatched { buffer: self.id(), operation, tokens })
+        Ok(operation)
     }
 }

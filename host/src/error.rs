@@ -82,7 +82,7 @@ pub enum Error {
     },
     /// A handle that a later dispatch has replaced, or another buffer made.
     #[error(
-        "stale handle: it belongs to {handle}, but {buffer} is current; a handle is valid until the next dispatch on its buffer"
+        "stale handle: it belongs to {handle}, but {buffer} is current; a handle is valid until the next dispatch on its buffer, its routing until the next dispatch into its slot"
     )]
     #[non_exhaustive]
     StaleHandle {
@@ -90,6 +90,19 @@ pub enum Error {
         handle: String,
         /// Buffer and operation that are current.
         buffer: String,
+    },
+    /// A dispatch would take the routing slot of one that waits for its combine.
+    #[error(
+        "routing slot {slot} is busy: operation {operation} waits for its combine; combine it first, or name another of the {slots} slots"
+    )]
+    #[non_exhaustive]
+    SlotBusy {
+        /// The slot.
+        slot: u32,
+        /// The operation whose routing is there.
+        operation: u64,
+        /// Slots of the buffer.
+        slots: u32,
     },
     /// A wait on a peer reached the operation's deadline.
     #[error(
@@ -220,6 +233,49 @@ pub enum Error {
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
         /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
+        epoch: u64,
+    },
+    /// Ranks replay or combine by different handles, or dispatch into different routing slots. No row was written or summed.
+    #[error(
+        "ranks have different handles in {kernel} {epoch} of buffer {buffer}: {}",
+        handles([*rank, *peer], [*slot, *peer_slot], [*dispatch, *peer_dispatch])
+    )]
+    #[non_exhaustive]
+    OtherHandle {
+        /// This rank.
+        rank: u32,
+        /// The other rank.
+        peer: u32,
+        /// The kernel.
+        kernel: &'static str,
+        /// The routing slot of this rank's handle.
+        slot: u32,
+        /// The number of the dispatch whose routing that is, among the buffer's dispatches from 1, modulo 65536; 0 in a dispatch.
+        dispatch: u32,
+        /// The routing slot of the other's handle.
+        peer_slot: u32,
+        /// The number of its dispatch.
+        peer_dispatch: u32,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
+        /// The operation's number.
+        epoch: u64,
+    },
+    /// The handle's routing is not there on the device: its dispatch failed. Nothing was written or summed.
+    #[error(
+        "rank {rank} has no routing in slot {slot} for {kernel} {epoch} of buffer {buffer}: the dispatch that was to make it failed"
+    )]
+    #[non_exhaustive]
+    NoRouting {
+        /// The rank.
+        rank: u32,
+        /// The routing slot.
+        slot: u32,
+        /// The kernel.
+        kernel: &'static str,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
+        /// The operation's number.
         epoch: u64,
     },
     /// The device saw a peer with another configuration.
@@ -372,6 +428,15 @@ fn too_small(argument: &str, region: &str, needed: u64, total: u64, given: u64) 
         "max_window_bytes" => format!("region {region} ends at byte {needed} of {total}, given {given}"),
         _ => format!("its {region} take {needed} bytes, given {given}"),
     }
+}
+
+/// What two ranks are at that differ, each by its routing slot and dispatch.
+fn handles(ranks: [u32; 2], slots: [u32; 2], dispatches: [u32; 2]) -> String {
+    let one = |i: usize| match dispatches[i] {
+        0 => format!("rank {} is in routing slot {}", ranks[i], slots[i]),
+        dispatch => format!("rank {} works by that of dispatch {dispatch} in routing slot {}", ranks[i], slots[i]),
+    };
+    format!("{}, {}", one(0), one(1))
 }
 
 impl From<epoxide_plan::Error> for Error {

@@ -2,7 +2,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use epoxide_dsl::fault::{Abort, CODE_ABORTED, CODE_TIMEOUT, RECORD_WORDS, STATE_FILED};
-use epoxide_kernels::words::{Code, Kind, Phase};
+use epoxide_kernels::words::{Code, Kind, Phase, Routing};
 
 use crate::error::{Error, Result};
 use crate::runtime::{Mapped, Runtime};
@@ -78,6 +78,12 @@ fn decode(words: &[u64; RECORD_WORDS as usize], buffer: u64, experts: u32, virtu
         }
         Some(Code::Configuration) => Error::DeviceConfigMismatch { rank, peer, kernel, buffer, epoch, expected, seen },
         Some(Code::OutputsTooFew) => Error::TooFewExpertOutputs { rank, rows: seen, received: expected, buffer, epoch },
+        Some(Code::OtherHandle) => {
+            let [Routing { slot, dispatch }, there] = [expected, seen].map(|bits| Routing::from_bits(low(bits)));
+            let (peer_slot, peer_dispatch) = (there.slot, there.dispatch);
+            Error::OtherHandle { rank, peer, kernel, slot, dispatch, peer_slot, peer_dispatch, buffer, epoch }
+        }
+        Some(Code::NoRouting) => Error::NoRouting { rank, slot: low(expected), kernel, buffer, epoch },
         None => Error::UnknownFault { rank, code: fault_code, kernel, buffer, epoch },
     }
 }

@@ -1,6 +1,5 @@
 //! What a dispatch brought: where it lies on the device, and how much.
 use crate::buffer::{Dispatched, ElasticBuffer};
-use crate::config::Layout;
 use crate::error::Result;
 use crate::tensor::read;
 
@@ -19,15 +18,16 @@ pub struct RecvCounts {
     pub offsets: Vec<u32>,
 }
 
-/// Where the received rows lie in device memory, and in what shape. Valid until the next dispatch.
+/// Where the received rows lie in device memory, and in what shape. Rows and scales are valid until the next dispatch, by any routing; what goes
+/// with them until another dispatch takes the handle's routing slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecvView {
-    /// Rows on the wire: BF16 or e4m3 `[rows, hidden]`.
+    /// Rows on the wire: BF16 or e4m3 `[rows, hidden]`, or opaque `[rows, row_bytes]`.
     pub x: u64,
-    /// f32 `[rows, scale_stride]`; not used in BF16.
+    /// f32 or opaque words `[rows, scale_stride]`; not used in BF16.
     pub scales: u64,
-    /// f32 from one row's scales to the next's, a multiple of 16 bytes; 0 in BF16.
+    /// Words from one row's scales to the next's, a multiple of 16 bytes; 0 in BF16.
     pub scale_stride: u32,
     /// i32 `[rows, top_k_stride]`: local expert indices or -1. Where rows lie by expert, `[rows]`: each row's expert, -1 where it pads.
     pub topk_idx: u64,
@@ -57,18 +57,19 @@ impl ElasticBuffer {
     /// [`Error::StaleHandle`](crate::Error::StaleHandle), [`Error::WrongOrder`](crate::Error::WrongOrder) after its combine.
     pub fn recv_view(&self, handle: &Dispatched) -> Result<RecvView> {
         self.check_handle("recv_view", handle)?;
-        let w = &self.layouts.window;
+        let (w, shape) = (&self.layouts.window, &self.layouts.shape);
+        let received = w.received.slot(shape, handle.slot);
         Ok(RecvView {
-            x: self.window_span(w.received.x),
-            scales: self.window_span(w.received.scales),
-            scale_stride: self.layouts.shape.scale_stride(),
-            topk_idx: self.window_span(w.received.topk),
-            topk_weights: self.window_span(w.received.weights),
-            top_k_stride: self.layouts.shape.top_k_stride(),
-            sources: self.window_span(w.received.source),
-            counts: self.private_span(self.layouts.private.recv_counts),
+            x: self.window_span(received.x),
+            scales: self.window_span(received.scales),
+            scale_stride: shape.scale_stride(),
+            topk_idx: self.window_span(received.topk),
+            topk_weights: self.window_span(received.weights),
+            top_k_stride: shape.top_k_stride(),
+            sources: self.window_span(received.source),
+            counts: self.private_slot(self.layouts.private.recv_counts, handle.slot),
             expert_outputs: self.window_span(w.expert_out),
-            max_rows: self.layouts.shape.rows,
+            max_rows: shape.rows,
         })
     }
 
@@ -84,15 +85,11 @@ impl ElasticBuffer {
         let view = self.recv_view(handle)?;
         let ranks = self.comm.size() as usize;
         let (_, experts) = self.local_experts();
-        let experts = experts as usize;
-        let offsets = match self.config.layout {
-            Layout::ExpertContiguous { .. } => experts + 1,
-            _ => 0,
-        };
-        let words: Vec<u32> = read(&self.comm, view.counts, (1 + ranks + experts + offsets) as u64)?;
+        let counts = self.layouts.shape.received_counts(experts);
+        let words: Vec<u32> = read(&self.comm, view.counts, counts.into())?;
         self.received_rows = Some(words[0].into());
         let (by_source, by_expert) = words[1..].split_at(ranks);
-        let (by_expert, offsets) = by_expert.split_at(experts);
+        let (by_expert, offsets) = by_expert.split_at(experts as usize);
         let [by_source, by_expert, offsets] = [by_source, by_expert, offsets].map(<[u32]>::to_vec);
         Ok(RecvCounts { rows: words[0], by_source, by_expert, offsets })
     }

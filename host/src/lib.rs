@@ -49,6 +49,8 @@
 //! * Ranks: [`LocalGroup`] and [`Comm`].
 //! * What a buffer is configured with, and what it takes: [`Config`] and [`bytes_needed`].
 //! * The operations: [`ElasticBuffer`].
+//! * A routing again, for a recompute or for gradients: [`ElasticBuffer::dispatch_again`], and [`Config::with_routing_slots`].
+//! * Rows that are quantised already, and rows that nobody here looks into: [`Rows`].
 //! * Memory: [`DeviceTensor`], and parts of it, [`DeviceSlice`] and [`DeviceSliceMut`].
 //! * From a dispatch to the experts: on the host [`Received`], its rows grouped by expert ([`Received::by_expert`]) and as f32
 //!   ([`WireRows::to_f32`]); for kernels of your own [`RecvView`].
@@ -66,11 +68,12 @@
 //!   compute capability 9.0 or newer, and a driver for CUDA 12.0 or newer.
 //! * **A deadline**: every wait for a peer ends after [`Config::timeout`] (30 s), counted from the operation's entry. A rank that comes
 //!   later is an [`Error::PeerTimeout`] there and on all others, and the buffer is of no use any more.
-//! * **A row** is BF16 or FP8 on the wire, a multiple of 16 bytes, and fits in a block's shared memory ([`Config::check_row`]).
+//! * **A row** is BF16, FP8 or opaque bytes on the wire, a multiple of 16 bytes, and fits in a block's shared memory ([`Config::check_row`]).
 //! * **One stream** for each rank, and one operation at a time in each buffer. A call waits for that stream where 112 launches, events and
 //!   waits are under way.
 #![warn(missing_debug_implementations)]
 
+mod again;
 mod buffer;
 mod by_expert;
 mod combine;
@@ -87,6 +90,7 @@ mod pool;
 pub mod quantize;
 mod received;
 mod rendezvous;
+mod rows;
 mod runtime;
 mod slice;
 mod sms;
@@ -107,6 +111,7 @@ pub use group::{CudaStream, LocalGroup, RanksFailed};
 pub use half::bf16;
 pub use handle::{RecvCounts, RecvView};
 pub use received::{Received, WireRows};
+pub use rows::{RawRows, Rows};
 pub use slice::{DeviceSlice, DeviceSliceMut};
 pub use tensor::{DeviceTensor, Element, Index};
 

@@ -23,6 +23,15 @@ pub enum WireRows {
         /// f32 from one row's scales to the next's.
         scale_stride: u32,
     },
+    /// Bytes and words as they were brought.
+    Opaque {
+        /// `[rows, row_bytes]`.
+        rows: Vec<u8>,
+        /// `[rows, scale_stride]`, of which `scale_words` of each row are scales and the rest 0.
+        scales: Vec<u32>,
+        /// Words from one row's scales to the next's.
+        scale_stride: u32,
+    },
 }
 
 impl Default for WireRows {
@@ -40,11 +49,12 @@ impl WireRows {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] when these are not whole rows of `hidden` elements; [`Error::HostMemory`].
+    /// [`Error::InvalidArgument`] when these are not whole rows of `hidden` elements, and for opaque rows; [`Error::HostMemory`].
     pub fn to_f32(&self, hidden: u32) -> Result<Vec<f32>> {
         let elements = match self {
             Self::Bf16(x) => x.len(),
             Self::Fp8 { codes, .. } => codes.len(),
+            Self::Opaque { .. } => return Err(opaque()),
         };
         let row_elements = hidden as usize;
         if row_elements == 0 || !elements.is_multiple_of(row_elements) {
@@ -62,7 +72,7 @@ impl WireRows {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] when there is no such row of so many elements.
+    /// [`Error::InvalidArgument`] when there is no such row of so many elements, and for opaque rows.
     pub fn row_to_f32(&self, row: usize, values: &mut [f32]) -> Result<()> {
         let hidden = values.len();
         let missing = || Error::argument("row", row, format!("is one of the received rows of {hidden} elements"));
@@ -82,9 +92,14 @@ impl WireRows {
                     values.iter_mut().zip(codes).for_each(|(value, code)| *value = E4m3(*code).to_f32() * scale);
                 }
             }
+            Self::Opaque { .. } => return Err(opaque()),
         }
         Ok(())
     }
+}
+
+fn opaque() -> Error {
+    Error::argument("rows", "opaque rows", "BF16 or FP8: what opaque bytes mean is the caller's")
 }
 
 /// Row number `row` of rows of `width` elements.
@@ -147,6 +162,16 @@ impl ElasticBuffer {
                 read_into(comm, view.x, elements, &mut codes)?;
                 read_into(comm, view.scales, rows * u64::from(view.scale_stride), &mut scales)?;
                 WireRows::Fp8 { codes, scales, scale_stride: view.scale_stride }
+            }
+            (_, before) => {
+                let (mut bytes, mut scales) = if let WireRows::Opaque { rows, scales, .. } = before {
+                    (rows, scales)
+                } else {
+                    Default::default()
+                };
+                read_into(comm, view.x, rows * self.layouts.shape.wire_row_bytes(), &mut bytes)?;
+                read_into(comm, view.scales, rows * u64::from(view.scale_stride), &mut scales)?;
+                WireRows::Opaque { rows: bytes, scales, scale_stride: view.scale_stride }
             }
         };
         // Sources come first where the selections go after them: their words are fewer than a row's padded selections.

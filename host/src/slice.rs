@@ -130,6 +130,11 @@ impl<'a, T: Element> DeviceSlice<'a, T> {
         Ok(Self { address: self.address + start * size_of::<T>() as u64, len, ..self })
     }
 
+    /// None of another type, of the same rank.
+    pub(crate) fn no_elements<U: Element>(self) -> DeviceSlice<'a, U> {
+        DeviceSlice { comm: self.comm, address: 0, len: 0, of: PhantomData }
+    }
+
     /// Copies all elements to the host; waits for the stream.
     ///
     /// # Errors
@@ -229,10 +234,15 @@ pub(crate) fn check_rank<T: Element>(argument: &'static str, slice: DeviceSlice<
 
 /// Checks that rows begin where the kernels can read or write them.
 pub(crate) fn check_address(argument: &'static str, address: u64) -> Result<()> {
-    if address.is_multiple_of(16) {
+    check_aligned(argument, address, 16)
+}
+
+/// Checks that an address is a multiple of `alignment`.
+pub(crate) fn check_aligned(argument: &'static str, address: u64, alignment: u64) -> Result<()> {
+    if address.is_multiple_of(alignment) {
         return Ok(());
     }
-    Err(Error::argument(argument, format!("{address:#x}"), "the address is a multiple of 16"))
+    Err(Error::argument(argument, format!("{address:#x}"), format!("the address is a multiple of {alignment}")))
 }
 
 /// Checks that there are at least `needed` elements.

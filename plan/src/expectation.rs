@@ -21,6 +21,8 @@ pub struct Expected {
     pub to_domain: Vec<f64>,
     /// For every rank, the selections of a token that it owns.
     pub selections: Vec<f64>,
+    /// For every rank, the probability that a token selects several of its experts.
+    pub several: Vec<f64>,
 }
 
 impl Expected {
@@ -33,8 +35,9 @@ impl Expected {
         let gate = Gate::new(workload);
         let to_rank: Vec<f64> = of_ranks.clone().map(|(a, b)| gate.hits(a, b)).collect();
         let to_domain: Vec<f64> = of_domains.map(|(a, b)| gate.hits(a, b)).collect();
-        let selections = of_ranks.map(|(a, b)| gate.selections(a, b)).collect();
-        Self { ranks: to_rank.iter().sum(), domains: to_domain.iter().sum(), to_rank, to_domain, selections }
+        let selections = of_ranks.clone().map(|(a, b)| gate.selections(a, b)).collect();
+        let several = of_ranks.zip(&to_rank).map(|((a, b), hits)| (hits - gate.one(a, b)).clamp(0.0, 1.0)).collect();
+        Self { ranks: to_rank.iter().sum(), domains: to_domain.iter().sum(), to_rank, to_domain, selections, several }
     }
 }
 
@@ -63,6 +66,15 @@ fn misses(total: u32, set: u32, draws: u32) -> f64 {
     // The smaller of set and draws is the number of factors: C is symmetric in them.
     let (few, many) = (set.min(draws), set.max(draws));
     (0..few).map(|i| f64::from(total - many - i) / f64::from(total - i)).product()
+}
+
+/// `set C(total - set, draws - 1) / C(total, draws)`: the probability that `draws` of `total` have one of a set.
+fn hits_once(total: u32, set: u32, draws: u32) -> f64 {
+    if draws == 0 || set == 0 {
+        return 0.0;
+    }
+    // A certain one is drawn, and the others miss what is left of the set.
+    f64::from(set) * f64::from(draws) / f64::from(total) * misses(total - 1, set - 1, draws - 1)
 }
 
 /// A gate that can say how likely a token goes to a range of experts, and draw a token's experts.
@@ -114,16 +126,27 @@ impl<'a> Gate<'a> {
         }
         let misses = match self {
             Self::Uniform { experts, top_k } => misses(*experts, last - first, *top_k),
-            Self::Groups { .. } => self.misses_in_groups(first, last),
+            Self::Groups { .. } => self.in_groups(first, last, misses),
             Self::Histogram(gate) => gate.misses(first as usize, last as usize),
         };
         (1.0 - misses).clamp(0.0, 1.0)
     }
 
+    /// Probability that a token selects one of `first..last`, and no other.
+    fn one(&self, first: u32, last: u32) -> f64 {
+        match self {
+            Self::Uniform { experts, top_k } => hits_once(*experts, last - first, *top_k),
+            Self::Groups { .. } => self.in_groups(first, last, hits_once),
+            Self::Histogram(gate) => gate.hits_once(first as usize, last as usize),
+        }
+    }
+
+    /// The mean of `law` of the experts that may be chosen, those of them in a range, and the selections.
+    ///
     /// A range covers part of a group, then whole groups, then part of one. The chosen groups hold some of each, with the weight of
     /// a draw of groups without replacement; then the experts are drawn from the chosen groups.
-    fn misses_in_groups(&self, first: u32, last: u32) -> f64 {
-        let &Self::Groups { size, groups, limit, top_k } = self else { return 1.0 };
+    fn in_groups(&self, first: u32, last: u32, law: fn(u32, u32, u32) -> f64) -> f64 {
+        let &Self::Groups { size, groups, limit, top_k } = self else { return 0.0 };
         let mut parts = Vec::new();
         let (mut whole, mut at) = (0, first);
         while at < last {
@@ -147,7 +170,7 @@ impl<'a> Gate<'a> {
             for of_whole in 0..=whole.min(limit) {
                 let Some(of_rest) = limit.checked_sub(of_parts + of_whole).filter(|&n| n <= rest) else { continue };
                 let ways = ln_choose(whole, of_whole) + ln_choose(rest, of_rest) - ln_choose(groups, limit);
-                sum += ways.exp() * misses(limit * size, covered + of_whole * size, top_k);
+                sum += ways.exp() * law(limit * size, covered + of_whole * size, top_k);
             }
         }
         sum
@@ -257,6 +280,19 @@ impl<'a> MaximumEntropy<'a> {
         self.around(first, last, self.others) / self.around(0, 0, self.others)
     }
 
+    fn hits_once(&self, first: usize, last: usize) -> f64 {
+        let all = self.around(0, 0, self.others);
+        match self.always.iter().filter(|e| (first..last).contains(e)).count() {
+            0 if self.others > 0 => {
+                // Symmetric sums of degree 1 are the weights, summed up.
+                let weights = |below: usize| self.before[below * (self.others + 1) + 1];
+                (weights(last) - weights(first)) * self.around(first, last, self.others - 1) / all
+            }
+            1 => self.around(first, last, self.others) / all,
+            _ => 0.0,
+        }
+    }
+
     fn selections(&self, first: usize, last: usize) -> f64 {
         self.loads[first..last].iter().sum::<f64>() / self.sum * self.top_k as f64
     }
@@ -355,7 +391,7 @@ mod tests {
                 state ^= state << 17;
                 (state >> 11) as f64 / (1u64 << 53) as f64
             };
-            let mut hits = [0u32; 8];
+            let (mut hits, mut several) = ([0u32; 8], [0u32; 8]);
             for _ in 0..TOKENS {
                 let mut chosen = Vec::new();
                 gate.draw(&mut unit, &mut chosen);
@@ -363,12 +399,17 @@ mod tests {
                 distinct.sort_unstable();
                 distinct.dedup();
                 assert_eq!((chosen.len(), distinct.len()), (top_k as usize, top_k as usize), "{routing:?}: {chosen:?}");
-                (0..8).for_each(|rank| hits[rank as usize] += u32::from(chosen.iter().any(|e| e / 4 == rank)));
+                for rank in 0..8 {
+                    let selected = chosen.iter().filter(|e| *e / 4 == rank).count();
+                    hits[rank as usize] += u32::from(selected > 0);
+                    several[rank as usize] += u32::from(selected > 1);
+                }
             }
-            for (rank, (&hits, want)) in hits.iter().zip(&expected.to_rank).enumerate() {
+            let wanted = expected.to_rank.iter().chain(&expected.several);
+            for (rank, (&hits, want)) in hits.iter().chain(&several).zip(wanted).enumerate() {
                 let got = f64::from(hits) / f64::from(TOKENS);
                 // Five standard deviations.
-                assert!((got - want).abs() < 0.008, "{routing:?}: rank {rank} {got}, not {want}");
+                assert!((got - want).abs() < 0.008, "{routing:?}: rank {} {got}, not {want}", rank % 8);
             }
         }
     }

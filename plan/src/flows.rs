@@ -24,10 +24,25 @@ pub(crate) struct Flows {
     pub received_linked: f64,
     /// Rows that its experts make of them.
     pub expanded: f64,
+    /// Rows that it receives of tokens with several of its experts.
+    pub several: f64,
+    /// What is of its own tokens among these.
+    pub own: Own,
     /// Tokens of its own that have a copy in its own domain.
     pub at_home: f64,
     /// Ranks of its domain.
     pub domain: f64,
+}
+
+/// What a rank receives of itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Own {
+    /// Rows.
+    pub received: f64,
+    /// Rows that its experts make of them.
+    pub expanded: f64,
+    /// Rows of tokens with several of its experts.
+    pub several: f64,
 }
 
 impl Flows {
@@ -42,6 +57,12 @@ impl Flows {
             received: self.received * imbalance,
             received_linked: self.received_linked * imbalance,
             expanded: self.expanded * imbalance,
+            several: self.several * imbalance,
+            own: Own {
+                received: self.own.received * imbalance,
+                expanded: self.own.expanded * imbalance,
+                several: self.own.several * imbalance,
+            },
             ..*self
         }
     }
@@ -83,6 +104,12 @@ pub(crate) fn flows(topology: &Topology, workload: &Workload, expected: &Expecte
                 received: tokens * (size + all_served) * to_me,
                 received_linked: tokens * (size - f64::from(per_gpu) + all_served - served_on_gpu) * to_me,
                 expanded: tokens * (size + all_served) * expected.selections[rank as usize],
+                several: tokens * (size + all_served) * expected.several[rank as usize],
+                own: Own {
+                    received: tokens * to_me,
+                    expanded: tokens * expected.selections[rank as usize],
+                    several: tokens * expected.several[rank as usize],
+                },
                 at_home: tokens * to_domain,
                 domain: size,
             });

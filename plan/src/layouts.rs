@@ -3,7 +3,7 @@
 //! The numbers are those of `epoxide-kernels`; here are the rules about them, as errors. `epoxide` allocates by them and the planner
 //! counts by them, so that a plan's bytes are a buffer's.
 use epoxide_kernels::layout::{DispatchShared, PrivateLayout, Span, WindowLayout};
-use epoxide_kernels::shape::{Broken, Shape};
+use epoxide_kernels::shape::{Broken, Shape, WireFormat};
 
 use crate::error::{Error, Result};
 
@@ -87,10 +87,16 @@ pub fn dispatch_shared(shape: &Shape, available: u32) -> Result<DispatchShared> 
             _ => format!("{rows} rows with their scales, {row} bytes each,"),
         };
         // What lies before the rows depends on no row's size: that of the smallest shows it.
-        let smallest = DispatchShared::new(&Shape { hidden: 16, ..*shape }, available);
+        let (argument, value, format) = match shape.format {
+            WireFormat::Opaque { row_bytes, .. } => {
+                ("row_bytes", row_bytes, WireFormat::Opaque { row_bytes: 16, scale_words: 0 })
+            }
+            format => ("hidden", shape.hidden, format),
+        };
+        let smallest = DispatchShared::new(&Shape { hidden: 16, format, ..*shape }, available);
         let others =
             smallest.map_or(String::new(), |shared| format!("; {} of them hold places and barriers", shared.stages));
         let rule = format!("{what} must fit in the {available} bytes of shared memory that a block can have{others}");
-        Error::argument("hidden", shape.hidden, rule)
+        Error::argument(argument, value, rule)
     })
 }

@@ -15,9 +15,9 @@ pub enum RowLayout {
     /// One row per (token, rank), by source.
     Compact,
     /// One row per (token, expert), contiguous by expert, each expert's rows padded to a multiple of `alignment`. One copy crosses
-    /// the link; the receiver makes the others.
+    /// the link; the receiver makes the others. A buffer's [`Layout::ExpertContiguous`].
     Expand {
-        /// Rows to which an expert's rows are padded.
+        /// Rows to which an expert's rows are padded: 1 to [`MAX_ALIGNMENT`](epoxide_kernels::shape::MAX_ALIGNMENT).
         alignment: u32,
     },
     /// One row per (token, expert), which crosses the link each.
@@ -136,6 +136,7 @@ impl Workload {
                 RowLayout::Compact | RowLayout::Slab => Layout::Compact,
                 RowLayout::Expand { alignment } => Layout::ExpertContiguous { alignment },
             },
+            routing_slots: 1,
         };
         Shape { rows: shape.worst_rows(), ..shape }
     }
@@ -151,7 +152,9 @@ impl Workload {
             RowLayout::Expand { alignment } => {
                 let a = u64::from(alignment);
                 let selected = copies.checked_mul(u64::from(self.top_k).min(local_experts))?;
-                selected.checked_add(a.checked_sub(1)?.checked_mul(local_experts)?)?.checked_next_multiple_of(a)
+                // Every expert's rows are a multiple, so all are.
+                let padded = selected.checked_add(a.checked_sub(1)?.checked_mul(local_experts)?)?;
+                Some(padded / a * a)
             }
             // A sub-slab for every source and expert, each as long as its source has tokens.
             RowLayout::Slab => copies.checked_mul(local_experts),
@@ -163,14 +166,8 @@ impl Workload {
         if self.tokens == 0 || self.tokens >= 1 << 24 {
             return Err(Error::argument("tokens", self.tokens, "a rank has 1 to 16777215 tokens"));
         }
-        // The buffer's own rules for experts, top-k and hidden; they do not depend on the ranks.
+        // The buffer's own rules for experts, top-k, hidden and alignment; they do not depend on the ranks.
         checked(self.shape(1))?;
-        match self.layout {
-            RowLayout::Expand { alignment } if !(1..=4096).contains(&alignment) => {
-                return Err(Error::argument("alignment", alignment, "an expert's rows are padded to 1 to 4096"));
-            }
-            _ => {}
-        }
         if self.capacity == Capacity::Rows(0) {
             return Err(Error::argument("capacity", 0, "a rank can receive at least 1 row"));
         }

@@ -1,7 +1,9 @@
 //! The plain reference where rows lie by expert, and one dispatch and combine checked against it.
 use std::collections::BTreeMap;
 
-use epoxide::{CombineInput, Comm, ElasticBuffer, ExpertOutputs, Received, Result, WireRows, bf16};
+use epoxide::{
+    CombineInput, Comm, DeviceTensor, Dispatched, ElasticBuffer, ExpertOutputs, Received, Result, WireRows, bf16,
+};
 
 use super::exchange::Tensors;
 use super::reference::{Wire, World, dequantize_row, owned, round, same, scale_stride};
@@ -132,6 +134,7 @@ fn check_row(
             same("codes", &codes[row * hidden..][..hidden], &want_codes, hidden)?;
             same("scales", &scales[row * stride..][..stride], &want_scales, stride)
         }
+        WireRows::Opaque { .. } => Err("these tests have no opaque rows".to_owned()),
     }
 }
 
@@ -166,6 +169,7 @@ pub fn expert_outputs(world: &World, rank: u32, received: &Received) -> Vec<bf16
                 let stride = *scale_stride as usize;
                 dequantize_row(&codes[row * hidden..][..hidden], &scales[row * stride..][..stride], output);
             }
+            WireRows::Opaque { .. } => unreachable!("these tests have no opaque rows"),
         }
         output.iter_mut().for_each(|x| *x = expert(first + local as u32, *x));
     }
@@ -181,14 +185,28 @@ pub fn check_round(
     wires: &[Wire],
     alignment: u32,
 ) -> Result<std::result::Result<(), String>> {
-    let rank = comm.rank();
-    let tokens = world.inputs[rank as usize].tokens;
+    let tokens = world.inputs[comm.rank() as usize].tokens;
     let handle = tensors.dispatch(buffer, tokens)?;
-    let received = buffer.received(&handle)?;
-    buffer.write_expert_outputs(&handle, &expert_outputs(world, rank, &received))?;
-    buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y))?;
+    check_round_of(comm, buffer, &handle, &mut tensors.y, world, wires, alignment)
+}
+
+/// [`check_round`] from a handle on, whose rows are combined to `y`.
+pub fn check_round_of(
+    comm: &Comm,
+    buffer: &mut ElasticBuffer,
+    handle: &Dispatched,
+    y: &mut DeviceTensor<bf16>,
+    world: &World,
+    wires: &[Wire],
+    alignment: u32,
+) -> Result<std::result::Result<(), String>> {
+    let rank = comm.rank();
+    let received = buffer.received(handle)?;
+    buffer.write_expert_outputs(handle, &expert_outputs(world, rank, &received))?;
+    buffer.combine(handle, CombineInput::new(ExpertOutputs::InPlace, &mut *y))?;
     buffer.synchronize()?;
-    let y = tensors.sums(tokens, world.hidden)?;
+    let mut y = y.to_vec()?;
+    y.truncate(world.inputs[rank as usize].tokens as usize * world.hidden as usize);
     let zeroed = buffer.config().zero_padding;
     Ok(check_received(world, wires, rank, alignment, zeroed, &received).and_then(|()| {
         let want = combined(world, rank, &wires[rank as usize]);

@@ -1,10 +1,10 @@
 //! One dispatch and combine of a rank, checked bit for bit.
 use epoxide::{
     CombineInput, Comm, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Index, IndexType,
-    Received, Result, WireRows, bf16,
+    Received, Result, Rows, WireFormat, WireRows, bf16,
 };
 
-use super::reference::{Arrivals, Wire, World, dequantize_row, expert, same};
+use super::reference::{Arrivals, Wire, World, dequantize_row, expert, opaque_elements, same};
 
 /// `topk_idx` in any of its types.
 pub enum Indices {
@@ -50,10 +50,26 @@ impl Tensors {
 
     /// Enqueues the dispatch.
     pub fn dispatch(&self, buffer: &mut ElasticBuffer, tokens: u32) -> Result<Dispatched> {
+        self.dispatch_rows(buffer, tokens, (&self.x).into())
+    }
+
+    /// Enqueues the dispatch of rows that are brought.
+    pub fn dispatch_rows(&self, buffer: &mut ElasticBuffer, tokens: u32, rows: Rows<'_>) -> Result<Dispatched> {
+        self.dispatch_into(buffer, tokens, rows, None)
+    }
+
+    /// [`Self::dispatch_rows`] into a routing slot, the next in turn if none is named.
+    pub fn dispatch_into(
+        &self,
+        buffer: &mut ElasticBuffer,
+        tokens: u32,
+        rows: Rows<'_>,
+        slot: Option<u32>,
+    ) -> Result<Dispatched> {
         match &self.topk_idx {
-            Indices::I32(idx) => self.dispatch_as(buffer, tokens, idx),
-            Indices::I64(idx) => self.dispatch_as(buffer, tokens, idx),
-            Indices::U32(idx) => self.dispatch_as(buffer, tokens, idx),
+            Indices::I32(idx) => self.dispatch_as(buffer, tokens, rows, idx, slot),
+            Indices::I64(idx) => self.dispatch_as(buffer, tokens, rows, idx, slot),
+            Indices::U32(idx) => self.dispatch_as(buffer, tokens, rows, idx, slot),
         }
     }
 
@@ -61,9 +77,13 @@ impl Tensors {
         &self,
         buffer: &mut ElasticBuffer,
         tokens: u32,
+        rows: Rows<'_>,
         idx: &DeviceTensor<I>,
+        slot: Option<u32>,
     ) -> Result<Dispatched> {
-        buffer.dispatch(&DispatchInput::new(tokens, &self.x, idx, &self.topk_weights))
+        let mut input = DispatchInput::new(tokens, rows, idx, &self.topk_weights);
+        input.routing_slot = slot;
+        buffer.dispatch(&input)
     }
 
     /// The sums of `tokens` tokens. Waits for the stream.
@@ -110,6 +130,22 @@ pub fn check_received(
                 let (got, want) = (&scales[row * stride..][..stride], &want_scales[token * stride..][..stride]);
                 same("scales", got, want, stride).map_err(|e| place(&e))?;
             }
+            (
+                WireRows::Opaque { rows, scales, scale_stride },
+                Wire::Opaque { rows: want, row_bytes, scales: of_rows },
+            ) => {
+                let WireFormat::Opaque { scale_words, .. } = world.format else {
+                    return Err("no opaque rows were sent".to_owned());
+                };
+                let (bytes, stride) = (*row_bytes as usize, scale_words.div_ceil(4) as usize * 4);
+                if *scale_stride as usize != stride {
+                    return Err(format!("scale_stride {scale_stride}, expected {stride}"));
+                }
+                let (got, want) = (&rows[row * bytes..][..bytes], &want[token * bytes..][..bytes]);
+                same("bytes", got, want, bytes).map_err(|e| place(&e))?;
+                let (got, want) = (&scales[row * stride..][..stride], &of_rows[token * stride..][..stride]);
+                same("scales", got, want, stride).map_err(|e| place(&e))?;
+            }
             _ => return Err("the wire format is another one".to_owned()),
         }
     }
@@ -129,6 +165,16 @@ pub fn expert_outputs(rank: u32, hidden: u32, received: &Received) -> Vec<bf16> 
             }
             outputs
         }
+        WireRows::Opaque { rows, .. } => {
+            let received = received.counts.rows as usize;
+            let mut outputs = vec![bf16::ZERO; received * hidden as usize];
+            let row_bytes = (rows.len() / received.max(1)).max(1);
+            for (bytes, row) in rows.chunks_exact(row_bytes).zip(outputs.chunks_exact_mut(hidden as usize)) {
+                opaque_elements(bytes, row);
+                row.iter_mut().for_each(|x| *x = expert(rank, *x));
+            }
+            outputs
+        }
     }
 }
 
@@ -141,12 +187,24 @@ pub fn check_round(
     world: &World,
     wires: &[Wire],
 ) -> Result<std::result::Result<(), String>> {
+    let handle = tensors.dispatch(buffer, world.inputs[comm.rank() as usize].tokens)?;
+    check_round_of(comm, buffer, &handle, tensors, world, wires)
+}
+
+/// [`check_round`] from a dispatch on.
+pub fn check_round_of(
+    comm: &Comm,
+    buffer: &mut ElasticBuffer,
+    handle: &Dispatched,
+    tensors: &mut Tensors,
+    world: &World,
+    wires: &[Wire],
+) -> Result<std::result::Result<(), String>> {
     let rank = comm.rank();
     let tokens = world.inputs[rank as usize].tokens;
-    let handle = tensors.dispatch(buffer, tokens)?;
-    let received = buffer.received(&handle)?;
-    buffer.write_expert_outputs(&handle, &expert_outputs(rank, world.hidden, &received))?;
-    buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y))?;
+    let received = buffer.received(handle)?;
+    buffer.write_expert_outputs(handle, &expert_outputs(rank, world.hidden, &received))?;
+    buffer.combine(handle, CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y))?;
     buffer.synchronize()?;
     let y = tensors.sums(tokens, world.hidden)?;
     Ok(check_received(world, wires, &world.arrivals(rank), &received).and_then(|()| {

@@ -59,13 +59,18 @@ impl<'a> Window<'a> {
     /// Makes rank 1's words in `region` say in operation `to` what they said in operation `from`. The region has a slot for each parity,
     /// with as many words for rank 0 as for rank 1. Operations have the numbers that the words carry: of all, or of dispatches.
     pub fn post(&self, region: &str, from: u64, to: u64) {
+        self.post_flipped(region, from, to, 0);
+    }
+
+    /// [`Self::post`] with some bits of what they say the other way.
+    pub fn post_flipped(&self, region: &str, from: u64, to: u64, bits: u32) {
         let words = self.read(region);
         let of_rank = words.len() / 4;
         let first = |number: u64| (number % 2) as usize * 2 * of_rank + of_rank;
         let said = (first(to)..).zip(&words[first(from)..][..of_rank]).filter(|(_, word)| **word as u32 == from as u32);
         assert_ne!(said.clone().count(), 0, "no word of `{region}` is of {from}");
         for (index, word) in said {
-            self.write(region, index as u64, word >> 32 << 32 | to);
+            self.write(region, index as u64, (word >> 32 ^ u64::from(bits)) << 32 | to);
         }
     }
 }

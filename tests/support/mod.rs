@@ -4,6 +4,7 @@
 //! `EPOXIDE_TEST_DEVICE=cuda:0,1` deals the ranks out to those GPUs, everything else runs it on the simulated GPU.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod brought;
 pub mod by_expert;
 pub mod errors;
 pub mod exchange;

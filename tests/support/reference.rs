@@ -98,6 +98,15 @@ impl World {
         arrivals
     }
 
+    /// Scales of a row.
+    pub fn scale_words(&self) -> u32 {
+        match self.format {
+            WireFormat::Fp8 => self.hidden.div_ceil(128),
+            WireFormat::Opaque { scale_words, .. } => scale_words,
+            _ => 0,
+        }
+    }
+
     /// What `source` sends, as it travels.
     pub fn wire(&self, source: u32) -> Wire {
         let input = &self.inputs[source as usize];
@@ -107,6 +116,17 @@ impl World {
                 let (codes, scales) = quantize(&input.x, self.hidden);
                 Wire::Fp8 { codes, scales }
             }
+            WireFormat::Opaque { row_bytes, scale_words } => {
+                let (mut rows, mut scales) = (Vec::new(), Vec::new());
+                for token in 0..input.tokens {
+                    let mut bits = opaque_bits(self.row(source, token));
+                    rows.extend((0..row_bytes).map(|_| bits() as u8));
+                    scales.extend((0..scale_words).map(|_| bits() as u32));
+                    scales.resize(scales.len().next_multiple_of(4), 0);
+                }
+                Wire::Opaque { rows, row_bytes, scales }
+            }
+            other => unreachable!("the tests know no format {other:?}"),
         }
     }
 
@@ -159,6 +179,18 @@ pub fn expert(rank: u32, x: bf16) -> bf16 {
     bf16::from_f32(f32::from(x) * factor + offset)
 }
 
+/// Random bits that follow from a row of BF16: what an opaque row is made of.
+fn opaque_bits(row: &[bf16]) -> impl FnMut() -> u64 {
+    let seed = row.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, x| (hash ^ x.bits()).wrapping_mul(0x0100_0000_01b3));
+    let mut random = super::routing::Random::new(seed);
+    move || random.draw()
+}
+
+/// What the tests' experts take the bytes of an opaque row for: elements, again and again until there are enough.
+pub fn opaque_elements(bytes: &[u8], row: &mut [bf16]) {
+    row.iter_mut().zip(bytes.iter().cycle()).for_each(|(x, byte)| *x = bf16::from_f32(f32::from(*byte as i8) * 0.125));
+}
+
 /// All rows of one source as they travel.
 #[derive(Clone, Debug)]
 pub enum Wire {
@@ -167,6 +199,12 @@ pub enum Wire {
         codes: Vec<u8>,
         /// `[tokens, scale_stride]`, padding zero.
         scales: Vec<f32>,
+    },
+    Opaque {
+        rows: Vec<u8>,
+        row_bytes: u32,
+        /// `[tokens]` of whole 16 bytes, padding zero.
+        scales: Vec<u32>,
     },
 }
 
@@ -179,6 +217,10 @@ impl Wire {
             Self::Fp8 { codes, scales } => {
                 let stride = scale_stride(hidden) as usize;
                 dequantize_row(&codes[token * elements..][..elements], &scales[token * stride..][..stride], row);
+            }
+            Self::Opaque { rows, row_bytes, .. } => {
+                let bytes = *row_bytes as usize;
+                opaque_elements(&rows[token * bytes..][..bytes], row);
             }
         }
     }

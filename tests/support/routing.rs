@@ -91,8 +91,8 @@ impl Bounds {
             tokens.prop_map(move |tokens| {
                 let (format, index, choice, holes, data, mode) = rest;
                 let hidden = match format {
-                    WireFormat::Bf16 => eights * 8,
                     WireFormat::Fp8 => eights.div_ceil(2) * 16,
+                    _ => eights * 8,
                 };
                 let top_k = top_k.min(experts);
                 Case { ranks, experts, top_k, hidden, format, num_sms, tokens, index, choice, holes, data, mode }

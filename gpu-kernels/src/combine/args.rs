@@ -6,7 +6,7 @@ use crate::words::{Flags, Operation};
 /// Arguments of [`combine`](crate::entries::combine).
 ///
 /// Launch contract: `op` and `expert_out` describe windows laid out by `WindowLayout` for the same shape at every rank;
-/// `send_rank` and `send_row` are what the dispatch of the same tokens wrote; all blocks are resident together.
+/// `send_rank`, `send_row`, `received` and `routing` are of one slot, as the dispatch of the same tokens wrote them; all blocks are resident together.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct CombineArgs {
@@ -14,6 +14,8 @@ pub struct CombineArgs {
     pub op: Operation,
     /// BF16 `[rows][hidden]` at every rank: what its experts made of each row it received.
     pub expert_out: Region<u8>,
+    /// `[1]`: the number of the dispatch whose routing this slot has; 0 is none.
+    pub routing: Global<u64>,
     /// i32 `[tokens][top_k]`: the handle.
     pub send_rank: Global<i32>,
     /// u32 `[tokens][top_k]`: the handle.
@@ -30,6 +32,10 @@ pub struct CombineArgs {
     pub hidden: u32,
     /// How many expert outputs were handed over; [`UNKNOWN_OUTPUTS`] where the caller's own work wrote them.
     pub outputs: u32,
+    /// The slot.
+    pub slot: u32,
+    /// Fills the struct to a multiple of 8 bytes.
+    pub reserved: u32,
 }
 
 /// Nobody said how many expert outputs there are.

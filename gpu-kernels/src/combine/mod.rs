@@ -4,7 +4,7 @@
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
-//! | `entry`² `[o]` at every rank | block 0 of o, release | o is in combine `e`; the expert outputs of o are **ready**: their writers were stream-ordered before this launch | all blocks, acquire, before the first row is read |
+//! | `entry`² `[o]` at every rank | block 0 of o, release | o is in combine `e`, by the routing of this slot and dispatch; the expert outputs of o are **ready**: their writers were stream-ordered before this launch | all blocks, acquire, before the first row is read |
 //! | `done[p]` at rank o | the last block of p out, release, after the loads of all its blocks | p has **read** what it wanted of o | [`crate::lend`] at o: then o's experts may write again. Else they may after o's next dispatch, which has waited for a later word of p |
 //!
 //! A puller writes nothing at a peer but these words; its output is its own. Between the two edges of one combine nobody
@@ -26,7 +26,7 @@ pub use args::{CombineArgs, CombineByExpertArgs, UNKNOWN_OUTPUTS};
 use epoxide_dsl::fault::{Fault, Told};
 use epoxide_dsl::prelude::*;
 
-use crate::words::{Code, Kind, Phase, Status};
+use crate::words::{Code, Kind, Phase, Status, no_routing};
 use parts::{Part, Parts, warps};
 
 /// A combine of rows in some order.
@@ -90,22 +90,22 @@ pub(crate) fn run<S: Sum>(sum: &S) {
 #[inline(always)]
 fn enter(a: &CombineArgs, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
     let look = watch.look();
-    let received = rows_to_be_covered(a);
+    let (received, dispatch) = (rows_to_be_covered(a), a.routing.load_weak(0));
     // The handle is this rank's own: it is on its way while the ranks meet.
     let parts = Parts::new(a);
     let first = parts.first(a);
     // Behind a fault nothing is published.
-    let mut fault = watch.found(look, Phase::Entry as u32);
+    let mut fault = no_routing(dispatch, a.slot, a.op.window(), watch.found(look, Phase::Entry as u32));
     if a.outputs < received {
         let (code, phase, peer) = (Code::OutputsTooFew as u32, Phase::Entry as u32, a.op.window().me.0);
         fault = Fault { code, phase, peer, told: Told::All, expected: u64::from(received), seen: u64::from(a.outputs) };
     }
     fault.settle()?;
-    let window = a.op.window();
+    let (window, entry) = (a.op.window(), a.op.entry.of_dispatch(dispatch));
     if thread::block_index() == 0 && thread::index() < window.peers {
-        a.op.entry.post(window, Peer(thread::index()), watch.epoch(), Kind::Combine, Status::Ok);
+        entry.post(window, Peer(thread::index()), watch.epoch(), Kind::Combine, Status::Ok);
     }
-    let _met = a.op.entry.meet(window, watch, Kind::Combine)?;
+    let _met = entry.meet(window, watch, Kind::Combine)?;
     Ok((parts, first))
 }
 

@@ -4,6 +4,7 @@ use epoxide_dsl::prelude::*;
 use crate::layout::{DispatchShared, RecvRegions, WARPS};
 use crate::order::{Found, Owned};
 use crate::placement::Placement;
+use crate::row::RowArgs;
 use crate::words::{CountMatrix, Flags, Operation};
 
 /// The type of `topk_idx`.
@@ -18,8 +19,8 @@ pub mod index {
 
 /// Arguments of a dispatch.
 ///
-/// Launch contract: `op`, `recv`, `landed` and `counts` describe windows laid out by `WindowLayout` for the same shape at every rank; `x`,
-/// `topk_idx` and `topk_weights` hold `tokens` rows and are not written while the kernel runs; the launch has no more blocks than
+/// Launch contract: `op`, `recv`, `landed` and `counts` describe windows laid out by `WindowLayout` for the same shape at every rank;
+/// `rows`, `topk_idx` and `topk_weights` hold `tokens` rows and are not written while the kernel runs; the launch has no more blocks than
 /// the layouts were made for, and their dynamic shared memory, and all blocks are resident together.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
@@ -30,12 +31,12 @@ pub struct DispatchArgs {
     pub recv: RecvRegions,
     /// `[1]`: how many dispatches there were. Advanced by the last block out.
     pub dispatches: Global<u64>,
-    /// Landed words: the number of the dispatch.
+    /// Landed words: the epoch.
     pub landed: Flags<2>,
     /// The count matrix.
     pub counts: CountMatrix,
-    /// BF16 `[tokens][hidden]`, a multiple of 16 bytes.
-    pub x: Global<u8>,
+    /// The rows.
+    pub rows: RowArgs,
     /// `[tokens][top_k]` of the type that `index_type` names.
     pub topk_idx: Global<u8>,
     /// f32 `[tokens][top_k]`.
@@ -44,6 +45,8 @@ pub struct DispatchArgs {
     pub block_counts: Global<u32>,
     /// u32 `[blocks]`.
     pub block_bad: Global<u32>,
+    /// `[1]`: the number of the dispatch whose routing this slot has: written, 0 if it failed.
+    pub routing: Global<u64>,
     /// i32 `[tokens][top_k]`: written: the rank that a selection's row went to, at the first selection of that rank, or at each where rows are
     /// of one selection; else -1.
     pub send_rank: Global<i32>,
@@ -60,10 +63,6 @@ pub struct DispatchArgs {
     pub tokens: u32,
     /// Selections of a token.
     pub top_k: u32,
-    /// Elements of a row.
-    pub hidden: u32,
-    /// f32 from one row's scales to the next's; 0 where rows bring none.
-    pub scale_stride: u32,
     /// An [`index`] type.
     pub index_type: u32,
     /// Words from one row's selections to the next's at the receiver.

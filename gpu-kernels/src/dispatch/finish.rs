@@ -6,7 +6,7 @@ use super::by_expert;
 use crate::layout::THREADS;
 use crate::order::Order;
 use crate::sum::sum;
-use crate::words::Phase;
+use crate::words::{Flags, Phase};
 
 /// The last block out: tells every peer that its rows are there, waits for theirs, writes the counts, advances the numbers. It says
 /// whether it stopped at that.
@@ -22,7 +22,11 @@ pub(super) fn finish<O: Order>(
     // No block of this rank has stopped; a peer may have.
     if let Some(landed) = last.landed() {
         // Where rows are copied on here, every block has waited for them.
-        arrived = if O::BY_EXPERT { watch.unless_aborted(Phase::End as u32) } else { exchange(a, watch, now, landed) };
+        arrived = if O::BY_EXPERT {
+            watch.unless_aborted(Phase::End as u32)
+        } else {
+            exchange(&a.landed, a.op.window(), watch, landed)
+        };
         complete = arrived.is_ok();
     }
     if O::BY_EXPERT {
@@ -31,6 +35,7 @@ pub(super) fn finish<O: Order>(
         write_counts(a, now, complete);
     }
     if thread::index() == 0 {
+        a.routing.store_weak(0, if complete { now.dispatch } else { 0 });
         a.dispatches.store_weak(0, now.dispatch);
         a.op.epoch.store_weak(0, now.epoch);
     }
@@ -58,11 +63,16 @@ fn write_counts(a: &DispatchArgs, now: Now, complete: bool) {
     }
 }
 
-/// Tells every peer, and waits for all. Their counts were stored before, so these are there too.
+/// Tells every peer, and waits for all. What else they stored before is there too: in a dispatch their counts.
 #[inline(always)]
-fn exchange(a: &DispatchArgs, watch: &wait::Watch, now: Now, landed: &grid::GridLanded) -> Result<(), fault::Stopped> {
+pub(super) fn exchange(
+    words: &Flags<2>,
+    window: Window,
+    watch: &wait::Watch,
+    landed: &grid::GridLanded,
+) -> Result<(), fault::Stopped> {
     watch.unless_aborted(Phase::End as u32)?;
-    a.landed.post(a.op.window(), now.dispatch, landed);
-    let _here = a.landed.wait(a.op.window(), watch, Phase::Landed, now.dispatch)?;
+    words.post(window, watch.epoch(), landed);
+    let _here = words.wait(window, watch, Phase::Landed, watch.epoch())?;
     Ok(())
 }

@@ -5,14 +5,15 @@
 //! Operation `e` (its *epoch*), which is the buffer's `d`-th dispatch (both are read from device memory by every block). All words
 //! below lie in the *reader's* memory and carry `e` or `d`, so nothing is ever zeroed; those marked ² alternate with the parity of
 //! what they carry: a rank can be one operation ahead of a peer, never two, because every operation waits for a word from every
-//! peer. Words of dispatches alone carry `d`: each of them is written by every dispatch of its parity, so none is ever left from so
-//! long ago that its stamp comes again ([`Stamped`](crate::words::Stamped)).
+//! peer. Counts, which dispatches alone write, carry half of `d`: each of them is written by every dispatch of its parity, so none is ever left
+//! from so long ago that its stamp comes again ([`Stamped`](crate::words::Stamped)). Landed words are also those of a dispatch [`again`], which
+//! is none by number; they carry the whole of `e`, which never comes again.
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
 //! | `counts`² `[s][..]` at every rank, of `d` | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, the bad selection if any | the tokens per rank by all blocks, before the first row is written; the selections by the last block, after the `landed` words, which publish them too |
 //! | `entry`² `[s]` at every rank, of `e` | block 0 of `s`, release | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch; its selections are valid or not | all blocks, acquire, before the first row is written |
-//! | `landed`² `[s]` at rank r, the number `d` | the last block of `s` out, release, with the token of `wait_group 0` from every block | all rows of `s` for r are **there** | the last block of r out, acquire; r's consumers are stream-ordered after |
+//! | `landed`² `[s]` at rank r, of `e` | the last block of `s` out, release, with the token of `wait_group 0` from every block | all rows of `s` for r are **there** | the last block of r out, acquire; r's consumers are stream-ordered after |
 //!
 //! When a dispatch completes, a rank may also write its expert outputs again: every peer's `entry` word of `e` was posted after
 //! that peer's combine before was over, reads and all. (Who wants to write them earlier asks [`crate::lend`].)
@@ -22,6 +23,12 @@
 //! tokens of one source share a row, because a row's place in that range is the number of the source's earlier tokens
 //! for the same destination.
 //!
+//! Why two landed words suffice: who posts the one of `e + 2` has completed `e + 1`, so it has seen r's entry word of `e + 1`, which r posts when
+//! it has done with the words of `e`. A combine between them posts none, and is waited for all the same.
+//!
+//! The routing (where each row went, and what r received with the rows) lies in one of the buffer's *slots*, the same on every rank: the entry
+//! word says which. The last block out writes the number `d` there, by which later operations know it, or 0 if the dispatch failed.
+//!
 //! Why the order does not depend on timing: a row's place is a function of the count matrix and the token's number alone.
 //!
 //! A fault before the copy is seen by all blocks of all ranks in the same words, so no row is written; a timeout may leave
@@ -30,8 +37,9 @@
 //! just now some blocks may know and others not, but the last block out does, and posts no `landed` word. When every peer's
 //! have come the operation is whole, whatever happens to others.
 //!
-//! `count` counts, tells and places; `send` moves rows; `finish` closes the operation. How a row is made is a [`Row`], and in which order
+//! `count` counts, tells and places; `send` moves rows; `finish` closes the operation. [`again`] is the same without the first. How a row is made is a [`Row`], and in which order
 //! rows lie an [`Order`]: a kernel is an instance for one of each.
+pub mod again;
 mod args;
 mod by_expert;
 mod count;
@@ -55,7 +63,7 @@ pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
     let watch = wait::Watch::begin(a.op.fault, now.epoch);
     let mut ended = attempt::<R, O>(a, &watch, now);
     if O::BY_EXPERT {
-        ended = by_expert::multiply::<R>(a, &watch, now, ended);
+        ended = by_expert::multiply::<R>(a, &watch, ended);
     }
     let landed = bulk::land();
     if let Some(last) = a.op.grid.last_out(landed, ended.is_err()) {

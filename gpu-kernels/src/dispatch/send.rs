@@ -4,7 +4,8 @@ use epoxide_dsl::wait::BulkAccess;
 
 use super::args::{Chunk, DispatchArgs};
 use super::count::Place;
-use crate::row::{Row, RowShape, WarpMemory};
+use crate::layout::DispatchShared;
+use crate::row::{Row, WarpMemory};
 
 /// What a lane knows of one selection of a token.
 #[derive(Clone, Copy)]
@@ -73,9 +74,8 @@ pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
     if warp::index() >= a.shared.copy_warps {
         return;
     }
-    let shape = row_shape(a);
-    let bytes = R::bytes(&shape);
-    let mut row = R::new(memory_of_warp(a), &shape);
+    let bytes = R::bytes(&a.rows);
+    let mut row = R::new(memory_of_warp::<R>(&a.shared));
     let mut token = chunk.start + warp::index();
     let mut next = Selected::load(a, token, chunk.end);
     while token < chunk.end {
@@ -85,9 +85,8 @@ pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
         // a load waits for those behind it too.
         next = Selected::load(a, token + a.shared.copy_warps, chunk.end);
         if copies.lanes != 0 {
-            let x = a.x.rows(a.hidden * 2).row(token);
             let to = selected.peer().map(|peer| a.op.window().of(peer, a.recv.x).rows(bytes).row(copies.row));
-            row = row.send(&shape, x, copies.lanes.count_ones(), to, free, |scales| {
+            row = row.send(&a.rows, token, copies.lanes.count_ones(), to, free, |scales| {
                 send_beside::<R>(a, token, selected, copies, scales);
             });
         }
@@ -95,17 +94,12 @@ pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
     }
 }
 
-/// What a row's making follows from.
-#[inline(always)]
-pub(super) fn row_shape(a: &DispatchArgs) -> RowShape {
-    RowShape { hidden: a.hidden, scale_stride: a.scale_stride, stage_bytes: a.shared.stage_bytes }
-}
-
 /// The shared memory of this warp.
 #[inline(always)]
-pub(super) fn memory_of_warp(a: &DispatchArgs) -> WarpMemory {
-    let stages = a.shared.stages + warp::index() * a.shared.stages_of_warp * a.shared.stage_bytes;
-    WarpMemory { stages: Shared::dynamic(stages), mbarrier: Shared::dynamic(warp::index() * 8) }
+pub(super) fn memory_of_warp<R: Row>(shared: &DispatchShared) -> WarpMemory {
+    let stages = shared.stages + warp::index() * shared.stages_of_warp * shared.stage_bytes;
+    let mbarriers = Shared::dynamic(warp::index() * R::STAGES * 8);
+    WarpMemory { stages: Shared::dynamic(stages), stage_bytes: shared.stage_bytes, mbarriers }
 }
 
 /// Writes beside each copy what goes with it: local expert indices, gate weights, source, and the scales if there are some. A bulk copy
@@ -134,10 +128,16 @@ fn send_beside<R: Row>(a: &DispatchArgs, token: u32, selected: Selected, copies:
             window.of(to, a.recv.source).store_weak(row, source);
         }
         if R::SCALES {
-            let beside = window.of(to, a.recv.scales).rows(a.scale_stride).row(row).cast::<U32x4>();
-            for vector in thread::strided(lane, a.scale_stride / 4, warp::LANES) {
-                beside.store_weak(vector, scales.load_weak(vector));
-            }
+            send_scales(window.of(to, a.recv.scales), a.rows.scale_stride, row, scales);
         }
+    }
+}
+
+/// Writes a row's scales to where one copy of it goes. Warp-collective.
+#[inline(always)]
+pub(super) fn send_scales(to: Symmetric<u32>, stride: u32, row: u32, scales: Shared<U32x4>) {
+    let beside = to.rows(stride).row(row).cast::<U32x4>();
+    for vector in thread::strided(warp::lane(), stride / 4, warp::LANES) {
+        beside.store_weak(vector, scales.load_weak(vector));
     }
 }

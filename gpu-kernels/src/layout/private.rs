@@ -1,7 +1,7 @@
 //! A rank's memory that no peer touches.
 use super::Sizes;
 use super::span::{Cursor, Span};
-use crate::shape::{Layout, Shape};
+use crate::shape::Shape;
 
 /// A rank's memory that no peer touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,12 +24,14 @@ pub struct PrivateLayout {
     pub block_counts: Span,
     /// u32 `[blocks]`: each block's first bad selection.
     pub block_bad: Span,
-    /// i32 `[max_tokens][top_k]`: the handle: destination rank, or -1.
+    /// u64 `[slots]`: the handles: the number of the dispatch whose routing lies in the slot; 0 where there is none.
+    pub routing: Span,
+    /// i32 `[slots][max_tokens][top_k]`: the handles: destination rank, or -1.
     pub send_rank: Span,
-    /// u32 `[max_tokens][top_k]`: the handle: row at the destination.
+    /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination.
     pub send_row: Span,
-    /// u32 `[1 + ranks + local experts]`: rows received: in all, by source, by local expert; where rows lie by expert, u32
-    /// `[local experts + 1]` behind them: where each expert's begin, and the end.
+    /// u32 `[slots][1 + ranks + local experts]`: rows received: in all, by source, by local expert; where rows lie by expert, each slot's has
+    /// `[local experts + 1]` more: where each expert's begin, and the end.
     pub recv_counts: Span,
     /// Its bytes.
     pub bytes: u64,
@@ -46,12 +48,9 @@ impl PrivateLayout {
         let &Sizes { shape, counters } = sizes;
         let ranks = u64::from(shape.ranks);
         let blocks = u64::from(shape.blocks);
-        let selections = u64::from(shape.max_tokens) * u64::from(shape.top_k);
-        let local = u64::from(shape.max_local_experts());
-        let offsets = match shape.layout {
-            Layout::Compact => 0,
-            Layout::ExpertContiguous { .. } => local + 1,
-        };
+        let slots = u64::from(shape.routing_slots);
+        let selections = slots.checked_mul(u64::from(shape.max_tokens) * u64::from(shape.top_k))?;
+        let counts = shape.received_counts(shape.max_local_experts());
         let mut at = Cursor::after(0);
         Some(Self {
             bases: at.span("window addresses", ranks, 8)?,
@@ -63,15 +62,16 @@ impl PrivateLayout {
             claim: at.span("claim of the fault record", 1, 8)?,
             block_counts: at.span("block counts", blocks.checked_mul(counters)?, 4)?,
             block_bad: at.span("block faults", blocks, 4)?,
+            routing: at.span("handle: dispatches", slots, 8)?,
             send_rank: at.span("handle: ranks", selections, 4)?,
             send_row: at.span("handle: rows", selections, 4)?,
-            recv_counts: at.span("received counts", 1 + ranks + local + offsets, 4)?,
+            recv_counts: at.span("received counts", slots.checked_mul(counts.into())?, 4)?,
             bytes: at.bytes()?,
         })
     }
 
     /// All regions, in order.
-    pub fn spans(&self) -> [Span; 12] {
+    pub fn spans(&self) -> [Span; 13] {
         let Self {
             bases,
             epoch,
@@ -82,11 +82,26 @@ impl PrivateLayout {
             claim,
             block_counts,
             block_bad,
+            routing,
             send_rank,
             send_row,
             recv_counts,
             bytes: _,
         } = *self;
-        [bases, epoch, dispatches, lent, grid, half, claim, block_counts, block_bad, send_rank, send_row, recv_counts]
+        [
+            bases,
+            epoch,
+            dispatches,
+            lent,
+            grid,
+            half,
+            claim,
+            block_counts,
+            block_bad,
+            routing,
+            send_rank,
+            send_row,
+            recv_counts,
+        ]
     }
 }

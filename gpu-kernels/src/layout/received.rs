@@ -6,7 +6,7 @@ use super::span::{Cursor, Span};
 use crate::shape::{Layout, Shape};
 
 macro_rules! received_row {
-    ($($(#[$doc:meta])* $part:ident: $element:ty, $name:literal, |$shape:ident| $bytes:expr;)*) => {
+    ($($(#[$doc:meta])* $part:ident: $element:ty, $name:literal, $slots:ident, |$shape:ident| $bytes:expr;)*) => {
         /// How many parts a received row has.
         pub const PARTS: usize = [$($name),*].len();
 
@@ -22,7 +22,17 @@ macro_rules! received_row {
         impl ReceivedSpans {
             /// Lays the parts of `rows` rows one after another; `None` if they end beyond 64 bits.
             pub(super) fn lay(at: &mut Cursor, shape: &Shape) -> Option<Self> {
-                Some(Self { $($part: { let $shape = shape; at.span($name, shape.rows, $bytes)? },)* })
+                Some(Self { $($part: {
+                    let $shape = shape;
+                    at.span($name, shape.rows.checked_mul(u64::from($slots(shape)))?, $bytes)?
+                },)* })
+            }
+            /// Those of one routing slot.
+            pub const fn slot(&self, shape: &Shape, slot: u32) -> Self {
+                Self { $($part: match $slots(shape) {
+                    1 => self.$part,
+                    slots => self.$part.slot(slot, slots),
+                },)* }
             }
             /// All of them, in order.
             pub const fn all(&self) -> [Span; PARTS] {
@@ -43,19 +53,32 @@ macro_rules! received_row {
     };
 }
 
+/// Slots of what is overwritten by every dispatch, of an old routing too.
+const fn once(_: &Shape) -> u32 {
+    1
+}
+
+/// Slots of what belongs to a routing and is kept with it.
+const fn of_routing(shape: &Shape) -> u32 {
+    shape.routing_slots
+}
+
 received_row! {
     /// `[rows]` rows on the wire.
-    x: u8, "received rows", |shape| shape.wire_row_bytes();
-    /// f32 `[rows][scale_stride]`.
-    scales: f32, "received scales", |shape| shape.scale_stride() as u64 * 4;
-    /// i32 `[rows][top_k_stride]`: local expert indices, or -1: one of them where a row is of one selection.
-    topk: i32, "received selections", |shape| shape.top_k_stride() as u64 * 4;
-    /// f32 `[rows][top_k_stride]`: gate weights.
-    weights: f32, "received gate weights", |shape| shape.top_k_stride() as u64 * 4;
-    /// u64 `[rows]`: source rank in the upper half, token in the lower.
-    source: u64, "received sources", |_shape| 8;
-    /// u32 `[rows]`: the next row of the same token here; see [`crate::dispatch::link`]. Only where rows are of one selection.
-    link: u32, "received links", |shape| match shape.layout { Layout::Compact => 0, Layout::ExpertContiguous { .. } => 4 };
+    x: u8, "received rows", once, |shape| shape.wire_row_bytes();
+    /// `[rows][scale_stride]` of 32 bits: f32, or what the caller brought.
+    scales: u32, "received scales", once, |shape| shape.scale_stride() as u64 * 4;
+    /// i32 `[slots][rows][top_k_stride]`: local expert indices, or -1: one of them where a row is of one selection.
+    topk: i32, "received selections", of_routing, |shape| shape.top_k_stride() as u64 * 4;
+    /// f32 `[slots][rows][top_k_stride]`: gate weights.
+    weights: f32, "received gate weights", of_routing, |shape| shape.top_k_stride() as u64 * 4;
+    /// u64 `[slots][rows]`: source rank in the upper half, token in the lower.
+    source: u64, "received sources", of_routing, |_shape| 8;
+    /// u32 `[slots][rows]`: the next row of the same token here; see [`crate::dispatch::link`]. Only where rows are of one selection.
+    link: u32, "received links", of_routing, |shape| match shape.layout {
+        Layout::Compact => 0,
+        Layout::ExpertContiguous { .. } => 4,
+    };
 }
 
 impl Shape {
@@ -95,6 +118,7 @@ mod tests {
             blocks: 16,
             format: WireFormat::Bf16,
             layout: Layout::Compact,
+            routing_slots: 1,
         };
         assert_eq!(bf16.contiguous(), ([0, 14336, 14336, 14368, 14400, 14416], 14416));
         let fp8 = Shape { format: WireFormat::Fp8, ..bf16 };

@@ -8,8 +8,8 @@ pub const THREADS: u32 = 512;
 /// Warps of a dispatch block.
 pub const WARPS: u32 = THREADS / warp::LANES;
 
-/// A dispatch block's dynamic shared memory: mbarriers, row bases, places, the first bad selection, then for each copying warp its
-/// stages, where the counters lie before the first row comes, and after them what bases are found from.
+/// A dispatch block's dynamic shared memory: an mbarrier for every stage, row bases, places, the first bad selection, then for each copying
+/// warp its stages, where the counters lie before the first row comes, and after them what bases are found from.
 #[derive(Clone, Copy, Debug, KernelArg, PartialEq, Eq)]
 #[repr(C)]
 pub struct DispatchShared {
@@ -37,14 +37,14 @@ impl DispatchShared {
     /// Divides `available` bytes among the warps of a block; `None` if not even one can copy. The shape is valid, but that it may
     /// have more ranks than the kernels take.
     pub fn new(shape: &Shape, available: u32) -> Option<Self> {
-        let bases = WARPS * 8 * Self::mbarriers(shape);
+        let (stage_bytes, stages_of_warp) = Self::stages(shape)?;
+        let bases = WARPS * 8 * (stages_of_warp + Self::more_mbarriers(shape));
         let of_keys = shape.keys().checked_mul(4)?;
         let places = bases.checked_add(of_keys)?;
         let bad = of_keys.checked_mul(WARPS)?.checked_add(places)?;
         let owned = bad.checked_add(4)?;
         let stages = owned.checked_add(Self::owned_bytes(shape))?.checked_next_multiple_of(128)?;
         let counted = Self::counted_bytes(shape)?;
-        let (stage_bytes, stages_of_warp) = Self::stages(shape)?;
         let of_warp = stage_bytes.checked_mul(stages_of_warp)?;
         let fit = available.checked_sub(stages.checked_add(counted)?).map_or(0, |_| (available - stages) / of_warp);
         let copy_warps = if fit < WARPS { fit } else { WARPS };
@@ -54,23 +54,23 @@ impl DispatchShared {
         Some(Self { bases, places, bad, stages, stage_bytes, stages_of_warp, copy_warps, owned })
     }
 
-    /// Bytes of a stage, and stages of a warp: a row in BF16 is loaded into its one stage and copied from there; a row in FP8 is
-    /// quantised into one of two, codes and scales, while the other is copied. `None` if a row's bytes overflow 32 bits.
+    /// Bytes of a stage, and stages of a warp: a row in BF16 is loaded into its one stage and copied from there; one with scales is
+    /// quantised or loaded into one of two, codes and scales, while the other is copied. `None` if a row's bytes overflow 32 bits.
     pub fn stages(shape: &Shape) -> Option<(u32, u32)> {
         let row = shape.wire_row_bytes() + shape.scale_stride() as u64 * 4;
         let bytes = u32::try_from(row.checked_next_multiple_of(128)?).ok()?;
         let stages = match shape.format {
             WireFormat::Bf16 => 1,
-            WireFormat::Fp8 => 2,
+            WireFormat::Fp8 | WireFormat::Opaque { .. } => 2,
         };
         Some((bytes, stages))
     }
 
-    /// Mbarriers of a warp: one for the rows that it sends, and one for those that it copies on here.
-    const fn mbarriers(shape: &Shape) -> u32 {
+    /// Mbarriers of a warp beside those of its stages: one for the rows that it copies on here.
+    const fn more_mbarriers(shape: &Shape) -> u32 {
         match shape.layout {
-            Layout::Compact => 1,
-            Layout::ExpertContiguous { .. } => 2,
+            Layout::Compact => 0,
+            Layout::ExpertContiguous { .. } => 1,
         }
     }
 

@@ -14,6 +14,14 @@ pub struct Span {
     pub bytes: u64,
 }
 
+impl Span {
+    /// Slot `slot` of `slots` equal ones, side by side.
+    pub const fn slot(self, slot: u32, slots: u32) -> Self {
+        let bytes = self.bytes / slots as u64;
+        Self { offset: self.offset + bytes * slot as u64, bytes, ..self }
+    }
+}
+
 /// Lays spans one after another.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor {

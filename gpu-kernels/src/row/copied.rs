@@ -3,7 +3,7 @@ use bulk::{Loads, Ring};
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
-use super::{Row, RowShape, WarpMemory};
+use super::{Row, RowArgs, WarpMemory};
 
 /// BF16 rows as they are.
 #[derive(Debug)]
@@ -13,24 +13,25 @@ pub struct Copied {
 
 impl Row for Copied {
     const SCALES: bool = false;
+    const STAGES: u32 = 1;
 
     #[inline(always)]
-    fn new(memory: WarpMemory, shape: &RowShape) -> Self {
-        Self { ring: Ring::with_loads(memory.stages, shape.stage_bytes, memory.mbarrier) }
+    fn new(memory: WarpMemory) -> Self {
+        Self { ring: Ring::with_loads(memory.stages, memory.stage_bytes, memory.mbarriers) }
     }
 
     #[inline(always)]
     fn send(
         self,
-        shape: &RowShape,
-        x: Global<u8>,
+        rows: &RowArgs,
+        token: u32,
         _copies: u32,
         to: Option<Symmetric<u8>>,
         free: &BulkAccess,
         beside: impl FnOnce(Shared<U32x4>),
     ) -> Self {
-        let bytes = Self::bytes(shape);
-        let loading = self.ring.load(x, bytes);
+        let bytes = Self::bytes(rows);
+        let loading = self.ring.load(rows.x.rows(bytes).row(token), bytes);
         // Little stores are on their way while the row is.
         beside(loading.data().cast());
         let source = loading.wait();
@@ -41,7 +42,7 @@ impl Row for Copied {
     }
 
     #[inline(always)]
-    fn bytes(shape: &RowShape) -> u32 {
-        shape.hidden * 2
+    fn bytes(rows: &RowArgs) -> u32 {
+        rows.hidden * 2
     }
 }

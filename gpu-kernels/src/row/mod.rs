@@ -1,22 +1,36 @@
 //! Rows: how one is made of a token, and goes to the ranks that want it.
+mod brought;
 mod copied;
 mod quantized;
 
+pub use brought::Brought;
 pub use copied::Copied;
 pub use quantized::Quantized;
 
+use epoxide_dsl::KernelArg;
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
-/// The numbers that a row's making follows from.
-#[derive(Clone, Copy, Debug)]
-pub struct RowShape {
-    /// Elements of a row.
+/// The rows of a rank's tokens as the caller gave them, and what they are on the wire.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct RowArgs {
+    /// `[tokens]` rows, a multiple of 16 bytes each: BF16 `[hidden]`, or as they travel.
+    pub x: Global<u8>,
+    /// u32 `[tokens][brought_stride]`: the scales of rows that are brought as they travel; else not read.
+    pub brought: Global<u32>,
+    /// Words from one token's brought scales to the next's.
+    pub brought_stride: u32,
+    /// Brought scales of a row, at most `scale_stride`.
+    pub brought_words: u32,
+    /// Elements of a row in BF16.
     pub hidden: u32,
-    /// f32 from one row's scales to the next's; 0 where there are none.
+    /// Bytes of a row on the wire, without scales.
+    pub row_bytes: u32,
+    /// Words from one row's scales to the next's at the receiver; 0 where there are none.
     pub scale_stride: u32,
-    /// Bytes of a stage.
-    pub stage_bytes: u32,
+    /// Fills the struct to a multiple of 8 bytes.
+    pub reserved: u32,
 }
 
 /// The memory of one warp that makes rows.
@@ -24,24 +38,28 @@ pub struct RowShape {
 pub struct WarpMemory {
     /// Its stages, one after another.
     pub stages: Shared<u8>,
-    /// Its mbarrier.
-    pub mbarrier: Shared<u64>,
+    /// Bytes of a stage.
+    pub stage_bytes: u32,
+    /// The mbarriers of its stages.
+    pub mbarriers: Shared<u64>,
 }
 
 /// A way to make rows, with the state of the warp that does. Making and sending are warp-collective.
 pub trait Row: Sized {
     /// Whether a row brings scales.
     const SCALES: bool;
+    /// Stages of a warp.
+    const STAGES: u32;
 
     /// Makes this warp ready, once per launch.
-    fn new(memory: WarpMemory, shape: &RowShape) -> Self;
+    fn new(memory: WarpMemory) -> Self;
 
-    /// Makes the row of the token at `x` and copies it to where each lane says; `copies` lanes do. While the copies are under way,
+    /// Makes the row of `token` and copies it to where each lane says; `copies` lanes do. While the copies are under way,
     /// or the row is, `beside` writes what goes with it; it takes where the row's scales lie.
     fn send(
         self,
-        shape: &RowShape,
-        x: Global<u8>,
+        rows: &RowArgs,
+        token: u32,
         copies: u32,
         to: Option<Symmetric<u8>>,
         free: &BulkAccess,
@@ -49,5 +67,5 @@ pub trait Row: Sized {
     ) -> Self;
 
     /// Bytes of a row on the wire, without scales.
-    fn bytes(shape: &RowShape) -> u32;
+    fn bytes(rows: &RowArgs) -> u32;
 }

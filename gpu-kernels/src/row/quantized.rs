@@ -4,7 +4,7 @@ use bulk::Ring;
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
-use super::{Row, RowShape, WarpMemory};
+use super::{Row, RowArgs, WarpMemory};
 use crate::quantize::{GROUP, code_word, quantize_vectors, scale_group};
 
 /// e4m3 rows with one f32 scale for every 128 elements, from BF16.
@@ -15,49 +15,51 @@ pub struct Quantized {
 
 impl Row for Quantized {
     const SCALES: bool = true;
+    const STAGES: u32 = 2;
 
     #[inline(always)]
-    fn new(memory: WarpMemory, shape: &RowShape) -> Self {
-        Self { ring: Ring::new(memory.stages, shape.stage_bytes) }
+    fn new(memory: WarpMemory) -> Self {
+        Self { ring: Ring::new(memory.stages, memory.stage_bytes) }
     }
 
     #[inline(always)]
     fn send(
         self,
-        shape: &RowShape,
-        x: Global<u8>,
+        rows: &RowArgs,
+        token: u32,
         copies: u32,
         to: Option<Symmetric<u8>>,
         free: &BulkAccess,
         beside: impl FnOnce(Shared<U32x4>),
     ) -> Self {
+        let x = rows.x.rows(rows.hidden * 2).row(token);
         // Of a row with few copies most of the time is its load. With many, memory is busy writing, and what is brought
         // to the L2 early may be gone before it is read.
         if copies <= 2 && warp::lane() == 0 {
-            x.prefetch(shape.hidden * 2);
+            x.prefetch(rows.hidden * 2);
         }
         let editable = self.ring.open();
-        quantize_row(shape, x.cast(), editable.data());
+        quantize_row(rows, x.cast(), editable.data());
         let source = editable.seal();
         if let Some(to) = to {
-            source.store(free, 0, to, shape.hidden);
+            source.store(free, 0, to, rows.hidden);
         }
         // The stage is not written before the turn after the next.
-        let scales = source.data().at(shape.hidden).cast();
+        let scales = source.data().at(rows.hidden).cast();
         let ring = source.send();
         beside(scales);
         Self { ring }
     }
 
     #[inline(always)]
-    fn bytes(shape: &RowShape) -> u32 {
-        shape.hidden
+    fn bytes(rows: &RowArgs) -> u32 {
+        rows.hidden
     }
 }
 
 /// Quantises a token's row from memory into a stage: the codes, then the scales. Warp-collective.
 #[inline(always)]
-fn quantize_row(a: &RowShape, x: Global<U32x4>, stage: Shared<u8>) {
+fn quantize_row(a: &RowArgs, x: Global<U32x4>, stage: Shared<u8>) {
     let vectors = a.hidden / 8;
     let mut first = 0;
     while first + 8 * warp::LANES <= vectors {
@@ -78,7 +80,7 @@ fn quantize_row(a: &RowShape, x: Global<U32x4>, stage: Shared<u8>) {
 /// Quantises `N` vectors of every lane, from vector `first` of the row on; all of them are in the row if it is `WHOLE` there.
 /// Warp-collective.
 #[inline(always)]
-fn quantize_piece<const N: usize, const WHOLE: bool>(a: &RowShape, x: Global<U32x4>, stage: Shared<u8>, first: u32) {
+fn quantize_piece<const N: usize, const WHOLE: bool>(a: &RowArgs, x: Global<U32x4>, stage: Shared<u8>, first: u32) {
     let at = first + warp::lane();
     let inside = |j: usize| WHOLE || at + j as u32 * warp::LANES < a.hidden / 8;
     let mut loaded = [[0u32; 4]; N];

@@ -6,7 +6,7 @@ use epoxide_dsl::fault::{Fault, Told};
 use epoxide_dsl::prelude::*;
 
 use super::flags::slot;
-use super::{Code, Kind, Phase, Stamped, Status};
+use super::{Code, Kind, Phase, Routing, Stamped, Status};
 
 /// The payload of an entry word: what the peer is doing, and whether it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Entry {
     pub kind: u32,
     /// A [`Status`].
     pub status: u32,
-    /// Low 24 bits of the configuration's hash.
+    /// Low 24 bits of the configuration's hash, folded with the [`Routing`].
     pub config: u32,
 }
 
@@ -38,9 +38,9 @@ impl Entry {
 pub struct EntryWords {
     words: Region<u64>,
     /// Low 24 bits of this rank's configuration's hash.
+    hash: u32,
+    /// The same, folded with the routing: what is posted.
     config: u32,
-    /// Fills the struct to a multiple of 8 bytes.
-    reserved: u32,
 }
 
 /// All ranks are in the same operation.
@@ -53,9 +53,15 @@ pub struct Met {
 }
 
 impl EntryWords {
-    /// The words at `words`, of a rank whose configuration has this hash.
-    pub const fn new(words: Region<u64>, config: u32) -> Self {
-        Self { words, config, reserved: 0 }
+    /// The words at `words`, of a rank whose configuration has this hash, in an operation in routing slot `slot`.
+    pub const fn new(words: Region<u64>, hash: u32, slot: u32) -> Self {
+        Self { words, hash, config: hash ^ Routing { slot, dispatch: 0 }.to_bits() }
+    }
+
+    /// Those of an operation that works by the routing of dispatch `dispatch`.
+    #[inline(always)]
+    pub const fn of_dispatch(self, dispatch: u64) -> Self {
+        Self { config: self.config ^ Routing { slot: 0, dispatch: dispatch as u32 }.to_bits(), ..self }
     }
 
     /// Posts this rank's entry word at `peer`, releasing what this rank did before. Per thread.
@@ -67,7 +73,7 @@ impl EntryWords {
         window.of(peer, self.words).store_release::<System>(slot::<2>(window, epoch, window.me), word);
     }
 
-    /// Waits until every rank is in an operation of this epoch, and checks that all do the same with the same configuration.
+    /// Waits until every rank is in an operation of this epoch, and checks that all do the same with the same configuration and routing.
     /// Block-collective, uniform.
     ///
     /// Every rank sees the same words, so each finds a disagreement by itself, and no peer is told.
@@ -93,7 +99,14 @@ impl EntryWords {
         let (code, here, there) = if its.kind != kind {
             (Code::OutOfStep as u32, kind, its.kind)
         } else if its.config != self.config {
-            (Code::Configuration as u32, self.config, its.config)
+            let (here, there) = (self.config ^ self.hash, its.config ^ self.hash);
+            // Before a routing is worked by, there was a dispatch; and in one, which has no number there yet, another slot is all
+            // that ranks of one configuration can differ in.
+            if kind == Kind::Dispatch as u32 && Routing::from_bits(there).dispatch != 0 {
+                (Code::Configuration as u32, self.hash, its.config ^ here)
+            } else {
+                (Code::OtherHandle as u32, here, there)
+            }
         } else {
             (0, 0, 0)
         };

@@ -4,6 +4,7 @@ mod counts;
 mod entry;
 mod flags;
 mod names;
+mod routing;
 mod stamped;
 mod status;
 
@@ -12,6 +13,7 @@ pub use counts::CountMatrix;
 pub use entry::{Entry, EntryWords, Met};
 pub use flags::Flags;
 pub use names::{Code, Kind, Phase};
+pub use routing::{Routing, no_routing};
 pub use stamped::{Stamped, UNUSED_EVEN};
 pub use status::{DETAIL_WORDS, Status};
 

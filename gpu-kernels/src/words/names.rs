@@ -31,6 +31,8 @@ numbered! {
         Combine = 2, "combine";
         /// [`crate::lend`]; it has no entry word.
         Lend = 3, "lend after combine";
+        /// [`crate::dispatch::again`].
+        DispatchAgain = 4, "dispatch again";
     }
 }
 
@@ -67,5 +69,9 @@ numbered! {
         Configuration = CODE_FIRST_OF_KERNELS + 3, "ranks have different configurations";
         /// Fewer expert outputs were handed over than rows were received: expected and seen are the numbers of rows.
         OutputsTooFew = CODE_FIRST_OF_KERNELS + 4, "fewer expert outputs were handed over there than rows were received";
+        /// Ranks work by different routings: expected and seen are the [`Routing`](super::Routing)s.
+        OtherHandle = CODE_FIRST_OF_KERNELS + 5, "ranks work by different handles";
+        /// The routing to work by is not there: expected is its slot.
+        NoRouting = CODE_FIRST_OF_KERNELS + 6, "it has no routing in the handle's slot";
     }
 }

@@ -14,7 +14,7 @@ use epoxide_kernels::layout::{DispatchShared, Span};
 use epoxide_kernels::words::{EntryWords, Flags, Kind, Operation};
 
 pub use self::state::Dispatched;
-pub(crate) use self::state::State;
+pub(crate) use self::state::{Routings, State};
 
 use crate::comm::Comm;
 use crate::config::{BytesNeeded, Config, Layouts, bytes_needed};
@@ -42,6 +42,7 @@ pub struct ElasticBuffer {
     /// Operations enqueued so far: it names handles. The protocol's own epoch lives on the device.
     pub(crate) operations: u64,
     pub(crate) state: State,
+    pub(crate) routings: Routings,
     /// The expert output region was lent back after the last combine.
     pub(crate) lent_early: bool,
     /// Rows that the current dispatch brought, once the host has read their number.
@@ -161,8 +162,13 @@ impl ElasticBuffer {
         self.private + span.offset
     }
 
-    /// What every kernel takes.
-    pub(crate) fn operation(&self, kind: Kind) -> Operation {
+    /// What lies in a routing slot of a private region.
+    pub(crate) fn private_slot(&self, span: Span, slot: u32) -> u64 {
+        self.private_span(span.slot(slot, self.layouts.shape.routing_slots))
+    }
+
+    /// What every kernel takes, of an operation in a routing slot.
+    pub(crate) fn operation(&self, kind: Kind, slot: u32) -> Operation {
         let (w, p) = (&self.layouts.window, &self.layouts.private);
         // SAFETY: the addresses are this buffer's own allocations, laid out for its shape, and live as long as the group has
         // work on them (see `transport::local`).
@@ -183,7 +189,7 @@ impl ElasticBuffer {
                     kernel: kind as u32,
                     reserved: 0,
                 },
-                entry: EntryWords::new(Region::new(w.entry.offset), self.config_hash),
+                entry: EntryWords::new(Region::new(w.entry.offset), self.config_hash, slot),
                 done: Flags::new(Region::new(w.done.offset)),
                 epoch: Global::from_raw(self.private_span(p.epoch)),
                 lent: Global::from_raw(self.private_span(p.lent)),

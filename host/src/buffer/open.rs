@@ -7,12 +7,12 @@ use epoxide_kernels::layout::DispatchShared;
 use epoxide_kernels::words::UNUSED_EVEN;
 
 use super::ElasticBuffer;
-use super::state::State;
+use super::state::{Routings, State};
 use crate::comm::{Comm, CommInner};
 use crate::config::{Config, Layout, Layouts, dispatch_shared};
-use crate::dispatch::dispatch_kernel;
 use crate::error::{Error, Result};
 use crate::rendezvous::{agree, meet};
+use crate::rows::row_kernels;
 use crate::runtime::Mapped;
 use crate::transport::local::LeftBehind;
 use crate::transport::windows::{NotShared, Windows};
@@ -73,6 +73,7 @@ impl ElasticBuffer {
             record: made.record,
             operations: 0,
             state: State::Idle { combined: None },
+            routings: Routings::new(layouts.shape.routing_slots),
             lent_early: false,
             received_rows: None,
             outputs: None,
@@ -124,7 +125,10 @@ struct Made {
 fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBehind) -> Result<Made> {
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
-    runtime.prepare(dispatch_kernel(&layouts.shape), shared.bytes(&layouts.shape))?;
+    for kernels in row_kernels(&layouts.shape) {
+        runtime.prepare(kernels.dispatch, shared.bytes(&layouts.shape))?;
+        runtime.prepare(kernels.again, shared.bytes(&layouts.shape))?;
+    }
     match layouts.shape.layout {
         Layout::ExpertContiguous { .. } => runtime.prepare(&combine_by_expert, 0)?,
         _ => runtime.prepare(&combine, 0)?,

@@ -54,6 +54,10 @@ impl Rules for DeepEpV2 {
             let rule = "the buffers of DeepEP V2 are planned for the worst case";
             return Err(Error::argument("capacity", format!("{:?}", workload.capacity), rule));
         }
+        if matches!(workload.format, WireFormat::Opaque { .. }) {
+            let rule = "DeepEP V2 is planned with rows in BF16 or FP8";
+            return Err(Error::argument("format", format!("{:?}", workload.format), rule));
+        }
         if workload.layout == RowLayout::Slab {
             let rule = "DeepEP V2 is planned with the compact or the expanded layout";
             return Err(Error::argument("layout", "Slab", rule));

@@ -1,4 +1,5 @@
-//! What a buffer of ours takes: exact where the library allocates it, a projection where it does not yet.
+//! What a buffer of ours takes: exact where the library allocates it (in one NVLink domain, with room for the worst case, rows by source or
+//! by expert), a projection where it does not yet.
 use epoxide_kernels::layout::{Cursor, PrivateLayout, Sizes, Span, WindowLayout};
 use epoxide_kernels::shape::{MAX_RANKS, Shape};
 
@@ -84,6 +85,8 @@ fn most_rows(workload: &Workload, ranks: u32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use epoxide_kernels::shape::MAX_LINKED_ROWS;
+
     use super::{planned, projected};
     use crate::{Basis, Capacity, PlannedBytes, RowLayout, Topology, WireFormat, Workload};
 
@@ -102,13 +105,21 @@ mod tests {
             for (tokens, hidden, top_k, experts) in
                 [(1, 16, 1, 1), (7, 48, 3, 9), (4096, 7168, 8, 256), ((1 << 24) - 1, 1 << 20, 32, 2048)]
             {
-                for format in [WireFormat::Bf16, WireFormat::Fp8] {
+                let opaque = WireFormat::Opaque { row_bytes: 48, scale_words: 5 };
+                for format in [WireFormat::Bf16, WireFormat::Fp8, opaque] {
                     let workload = Workload::new(tokens, hidden, top_k, experts).with_format(format);
-                    let [mut exact, projected] = both(ranks, &workload, num_sms);
-                    // BF16 rows have no scales.
-                    exact.regions.retain(|region| region.bytes > 0);
-                    exact.basis = Basis::Projection;
-                    assert_eq!(exact, projected, "{ranks} ranks, {num_sms} SMs, {workload:?}");
+                    let by_expert = workload.clone().with_layout(RowLayout::Expand { alignment: 128 });
+                    for workload in [workload, by_expert] {
+                        let worst = workload.worst_case_rows(ranks).unwrap();
+                        if worst > MAX_LINKED_ROWS && workload.layout != RowLayout::Compact {
+                            continue;
+                        }
+                        let [mut exact, projected] = both(ranks, &workload, num_sms);
+                        // BF16 rows have no scales.
+                        exact.regions.retain(|region| region.bytes > 0);
+                        exact.basis = Basis::Projection;
+                        assert_eq!(exact, projected, "{ranks} ranks, {num_sms} SMs, {workload:?}");
+                    }
                 }
             }
         }
@@ -133,12 +144,14 @@ mod tests {
     fn a_projection_on_one_domain_has_the_names_of_what_is_built() {
         let names = |bytes: &PlannedBytes| bytes.regions.iter().map(|r| (r.name, r.symmetric)).collect::<Vec<_>>();
         let workload = Workload::new(64, 256, 4, 32).with_format(WireFormat::Fp8);
-        let [exact, _] = both(8, &workload, 4);
-        for workload in [
-            workload.clone().with_capacity(Capacity::Rows(100)),
-            workload.clone().with_layout(RowLayout::Expand { alignment: 128 }),
-            workload.clone().with_layout(RowLayout::Slab),
+        let by_expert = workload.clone().with_layout(RowLayout::Expand { alignment: 128 });
+        for (built, workload) in [
+            (&workload, workload.clone().with_capacity(Capacity::Rows(100))),
+            (&workload, workload.clone().with_layout(RowLayout::Slab)),
+            (&by_expert, by_expert.clone().with_capacity(Capacity::Rows(256))),
         ] {
+            let [mut exact, _] = both(8, built, 4);
+            exact.regions.retain(|region| region.bytes > 0);
             let topology = Topology::new(8, 8).unwrap();
             let projected = planned(&topology, &workload, 4).unwrap();
             assert_eq!(projected.basis, Basis::Projection);

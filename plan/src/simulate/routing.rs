@@ -5,7 +5,7 @@ use epoxide_kernels::placement::Placement;
 
 use super::scenario::{Draw, Scenario};
 use crate::expectation::Gate;
-use crate::flows::Flows;
+use crate::flows::{Flows, Own};
 use crate::topology::Topology;
 use crate::workload::{Routing, Workload};
 
@@ -191,6 +191,8 @@ impl Drawn {
                 received: 0.0,
                 received_linked: 0.0,
                 expanded: 0.0,
+                several: 0.0,
+                own: Own::default(),
                 at_home,
                 domain: members.len() as f64,
             });

@@ -3,8 +3,8 @@ use bulk::{Loads, Ring};
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
-use super::super::args::{DispatchArgs, Now};
-use super::super::send::{memory_of_warp, row_shape};
+use super::super::args::DispatchArgs;
+use super::super::send::memory_of_warp;
 use super::link;
 use crate::layout::WARPS;
 use crate::placement::remainder;
@@ -21,7 +21,6 @@ use crate::words::Phase;
 pub(in super::super) fn multiply<R: Row>(
     a: &DispatchArgs,
     watch: &wait::Watch,
-    now: Now,
     ended: Result<(), fault::Stopped>,
 ) -> Result<(), fault::Stopped> {
     let landed = bulk::land();
@@ -30,9 +29,9 @@ pub(in super::super) fn multiply<R: Row>(
     // A block that has stopped posts nothing, and the file that it makes ends the others' wait.
     if let Some(landed) = last.as_ref().and_then(grid::LastOut::landed) {
         watch.unless_aborted(Phase::End as u32)?;
-        a.landed.post(a.op.window(), now.dispatch, landed);
+        a.landed.post(a.op.window(), watch.epoch(), landed);
     }
-    let here = a.landed.wait(a.op.window(), watch, Phase::Landed, now.dispatch)?;
+    let here = a.landed.wait(a.op.window(), watch, Phase::Landed, watch.epoch())?;
     copy_on::<R>(a, &here.for_bulk_copies());
     Ok(())
 }
@@ -45,11 +44,13 @@ fn copy_on<R: Row>(a: &DispatchArgs, free: &BulkAccess) {
     if warp::index() >= a.shared.copy_warps {
         return;
     }
-    let (owned, shape, memory) = (a.owned(), row_shape(a), memory_of_warp(a));
-    let mut ring = Ring::<1, Loads>::with_loads(memory.stages, a.shared.stage_bytes, memory.mbarrier.at(WARPS));
+    let (owned, memory) = (a.owned(), memory_of_warp::<R>(&a.shared));
+    // Behind those of the stages, since nobody knows any more in which phase these are.
+    let mbarrier = Shared::<u64>::dynamic(WARPS * 8 * a.shared.stages_of_warp).at(warp::index());
+    let mut ring = Ring::<1, Loads>::with_loads(memory.stages, a.shared.stage_bytes, mbarrier);
     let mine = warp::index() * thread::grid_blocks() + thread::block_index();
     let window = a.op.window();
-    let (links, sources, bytes) = (window.own(a.recv.link), window.own(a.recv.source), R::bytes(&shape));
+    let (links, sources, bytes) = (window.own(a.recv.link), window.own(a.recv.source), R::bytes(&a.rows));
     let rows = window.own(a.recv.x).rows(bytes);
     let mut expert = 0;
     while expert < owned.experts {
@@ -95,12 +96,12 @@ fn copy_on<R: Row>(a: &DispatchArgs, free: &BulkAccess) {
 /// Copies the scales of `row` to the row that each of the first `others` lanes has. Warp-collective.
 #[inline(always)]
 fn copy_scales(a: &DispatchArgs, row: u32, other: Option<u32>, others: u32) {
-    let scales = a.op.window().own(a.recv.scales).rows(a.scale_stride);
+    let scales = a.op.window().own(a.recv.scales).rows(a.rows.scale_stride);
     let from = scales.row(row).cast::<U32x4>();
     let mut k = 0;
     while k < others {
         let to = scales.row(warp::shuffle(warp::ALL, other.unwrap_or(0), k)).cast::<U32x4>();
-        for vector in thread::strided(warp::lane(), a.scale_stride / 4, warp::LANES) {
+        for vector in thread::strided(warp::lane(), a.rows.scale_stride / 4, warp::LANES) {
             to.store_weak(vector, from.load_weak(vector));
         }
         k += 1;
@@ -127,7 +128,7 @@ fn clear<R: Row>(a: &DispatchArgs, row: u32, bytes: u32) {
     };
     zero(window.own(a.recv.x).rows(bytes).row(row).cast(), bytes / 16);
     if R::SCALES {
-        zero(window.own(a.recv.scales).rows(a.scale_stride).row(row).cast(), a.scale_stride / 4);
+        zero(window.own(a.recv.scales).rows(a.rows.scale_stride).row(row).cast(), a.rows.scale_stride / 4);
     }
 }
 

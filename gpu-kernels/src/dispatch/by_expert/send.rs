@@ -4,7 +4,7 @@ use epoxide_dsl::wait::BulkAccess;
 
 use super::super::args::{Chunk, DispatchArgs};
 use super::super::count::Place;
-use super::super::send::{Selected, memory_of_warp, row_shape};
+use super::super::send::{Selected, memory_of_warp, send_scales};
 use super::link;
 use crate::row::Row;
 
@@ -52,9 +52,8 @@ pub(in super::super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &Bulk
     if warp::index() >= a.shared.copy_warps {
         return;
     }
-    let shape = row_shape(a);
-    let bytes = R::bytes(&shape);
-    let mut row = R::new(memory_of_warp(a), &shape);
+    let bytes = R::bytes(&a.rows);
+    let mut row = R::new(memory_of_warp::<R>(&a.shared));
     let mut token = chunk.start + warp::index();
     let mut next = Selected::load(a, token, chunk.end);
     while token < chunk.end {
@@ -67,16 +66,15 @@ pub(in super::super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &Bulk
             next = Selected::load(a, following, chunk.end);
         }
         if stored != 0 {
-            let x = a.x.rows(a.hidden * 2).row(token);
             let mut to = None;
             if target.stored {
                 to = Some(a.op.window().of(Peer(target.rank as u32), a.recv.x).rows(bytes).row(target.row));
             }
             // Before the row is made, which takes most registers, so that what is written here need not be kept.
             send_beside(a, token, selected, target);
-            row = row.send(&shape, x, stored.count_ones(), to, free, |scales| {
+            row = row.send(&a.rows, token, stored.count_ones(), to, free, |scales| {
                 if R::SCALES {
-                    send_scales(a, stored, target.rank, target.row, scales);
+                    send_all_scales(a, stored, target.rank, target.row, scales);
                 }
             });
         }
@@ -103,16 +101,13 @@ fn send_beside(a: &DispatchArgs, token: u32, selected: Selected, target: Target)
 
 /// Writes the scales beside the rows that the lanes of `stored` store. Warp-collective.
 #[inline(always)]
-fn send_scales(a: &DispatchArgs, stored: u32, rank: i32, row: u32, scales: Shared<U32x4>) {
+fn send_all_scales(a: &DispatchArgs, stored: u32, rank: i32, row: u32, scales: Shared<U32x4>) {
     let mut lanes = stored;
     while lanes != 0 {
         let k = lanes.trailing_zeros();
         lanes &= lanes - 1;
         let peer = Peer(warp::shuffle(warp::ALL, rank as u32, k));
         let row = warp::shuffle(warp::ALL, row, k);
-        let beside = a.op.window().of(peer, a.recv.scales).rows(a.scale_stride).row(row).cast::<U32x4>();
-        for vector in thread::strided(warp::lane(), a.scale_stride / 4, warp::LANES) {
-            beside.store_weak(vector, scales.load_weak(vector));
-        }
+        send_scales(a.op.window().of(peer, a.recv.scales), a.rows.scale_stride, row, scales);
     }
 }

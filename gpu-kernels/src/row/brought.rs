@@ -1,0 +1,75 @@
+//! A row that the caller has made: loaded as it is into one of the warp's two stages, its scales behind it, and copied from there to every
+//! destination while the next row is loaded into the other.
+use bulk::{Loads, Ring};
+use epoxide_dsl::prelude::*;
+use epoxide_dsl::wait::BulkAccess;
+
+use super::{Row, RowArgs, WarpMemory};
+
+/// Rows of bytes with words of scales, both as the caller brought them.
+#[derive(Debug)]
+pub struct Brought {
+    ring: Ring<2, Loads>,
+}
+
+impl Row for Brought {
+    const SCALES: bool = true;
+    const STAGES: u32 = 2;
+
+    #[inline(always)]
+    fn new(memory: WarpMemory) -> Self {
+        Self { ring: Ring::with_loads(memory.stages, memory.stage_bytes, memory.mbarriers) }
+    }
+
+    #[inline(always)]
+    fn send(
+        self,
+        rows: &RowArgs,
+        token: u32,
+        _copies: u32,
+        to: Option<Symmetric<u8>>,
+        free: &BulkAccess,
+        beside: impl FnOnce(Shared<U32x4>),
+    ) -> Self {
+        let bytes = Self::bytes(rows);
+        let loading = self.ring.load(rows.x.rows(bytes).row(token), bytes);
+        // Behind the row, where no bulk copy reaches: ordinary accesses of this warp are all that touches them.
+        let scales = loading.data().at(bytes).cast();
+        bring_scales(rows, token, scales);
+        warp::sync(warp::ALL);
+        // Little stores are on their way while the row is.
+        beside(scales);
+        let source = loading.wait();
+        if let Some(to) = to {
+            source.store(free, 0, to, bytes);
+        }
+        Self { ring: source.send() }
+    }
+
+    #[inline(always)]
+    fn bytes(rows: &RowArgs) -> u32 {
+        rows.row_bytes
+    }
+}
+
+/// Loads a token's scales once, for all copies: by vectors where its row of them lies so, else by words. The padding travels too: it is
+/// zero, so that a received row is a function of the row sent. Warp-collective.
+#[inline(always)]
+fn bring_scales(a: &RowArgs, token: u32, to: Shared<U32x4>) {
+    let from = a.brought.rows(a.brought_stride).row(token);
+    let by_vectors = from.address().is_multiple_of(16);
+    let mut vector = warp::lane();
+    while vector < a.scale_stride / 4 {
+        let first = vector * 4;
+        let mut scales = [0; 4];
+        if by_vectors && first + 4 <= a.brought_words {
+            scales = from.cast::<U32x4>().load_weak(vector);
+        } else {
+            unroll!(I in 4 if first + (I as u32) < a.brought_words => {
+                scales[I] = from.load_weak(first + I as u32);
+            });
+        }
+        to.store_weak(vector, scales);
+        vector += warp::LANES;
+    }
+}

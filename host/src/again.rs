@@ -1,0 +1,133 @@
+//! Dispatch again: new rows by the routing of an old dispatch.
+use epoxide_dsl::memory::Global;
+use epoxide_dsl::window::Region;
+use epoxide_kernels::dispatch::again::DispatchAgainArgs;
+use epoxide_kernels::words::{Flags, Kind};
+
+use crate::buffer::{Dispatched, ElasticBuffer};
+use crate::error::{Error, Result};
+use crate::rows::{RawRows, Rows};
+
+impl ElasticBuffer {
+    /// Sends new rows of the same tokens to where `handle`'s dispatch sent theirs: nothing is selected or counted, so it takes less than a
+    /// dispatch. Collective, every rank by its handle of the same dispatch; returns once it is enqueued.
+    ///
+    /// What goes with the rows (selections, gate weights, sources, counts) is that of the dispatch. The handle that it returns is for these
+    /// rows: they are received, and combined, as those of a dispatch. It may be replayed itself, which is the same. A handle can be replayed
+    /// before and after its combine, as often as wanted, until another dispatch takes its
+    /// [routing slot](crate::Config::with_routing_slots).
+    ///
+    /// Where rows lie by expert, a row crosses once for each of its selections on a rank, not once for the rank as in a dispatch.
+    ///
+    /// The gradient of a combine is such a dispatch: the row of a token's gradient goes to every rank whose output was summed.
+    ///
+    /// ```
+    /// use epoxide::{CombineInput, Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, Mode, WireRows, bf16};
+    ///
+    /// LocalGroup::simulated(2, Mode::Fast { workers: 0 })?.run(|comm| {
+    ///     // A slot for each of two layers.
+    ///     let mut buffer = ElasticBuffer::new(&comm, Config::new(4, 1, 8, 2).with_routing_slots(2))?;
+    ///     let (x, weights) = (comm.tensor(&[bf16::ONE; 16])?, comm.tensor(&[1.0f32; 2])?);
+    ///     let mut y = comm.empty::<bf16>(16)?;
+    ///     let mut handles = Vec::new();
+    ///     for layer in 0..2i64 {
+    ///         let idx = comm.tensor(&[layer, 3 - layer])?;
+    ///         let handle = buffer.dispatch(&DispatchInput::new(2, &x, &idx, &weights))?;
+    ///         let WireRows::Bf16(rows) = buffer.received(&handle)?.x else { unreachable!("the format is BF16") };
+    ///         buffer.write_expert_outputs(&handle, &rows)?;
+    ///         buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+    ///         handles.push(handle);
+    ///     }
+    ///     // Backward, from the last layer to the first: gradients go where rows went.
+    ///     let dy = comm.tensor(&[bf16::from_f32(0.5); 16])?;
+    ///     for handle in handles.iter().rev() {
+    ///         let again = buffer.dispatch_again(handle, &dy)?;
+    ///         let WireRows::Bf16(rows) = buffer.received(&again)?.x else { unreachable!("the format is BF16") };
+    ///         assert_eq!(rows, [bf16::from_f32(0.5); 16]);
+    ///         buffer.write_expert_outputs(&again, &rows)?;
+    ///         buffer.combine(&again, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+    ///     }
+    ///     buffer.close()
+    /// })?;
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] where padding is to be zero ([`Config::with_zero_padding`](crate::Config::with_zero_padding));
+    /// [`Error::StaleHandle`] for a handle whose routing is gone, or of another buffer; what [`Self::dispatch`] says of rows; the fault of an
+    /// earlier operation, or [`Error::Poisoned`]. Ranks that replay different handles get [`Error::OtherHandle`] of the operation.
+    ///
+    /// [`Error::StaleHandle`]: crate::Error::StaleHandle
+    /// [`Error::Poisoned`]: crate::Error::Poisoned
+    /// [`Error::OtherHandle`]: crate::Error::OtherHandle
+    pub fn dispatch_again<'a>(&mut self, handle: &Dispatched, rows: impl Into<Rows<'a>>) -> Result<Dispatched> {
+        let rows = rows.into().check(handle.tokens, &self.comm, &self.layouts.shape)?;
+        // SAFETY: the tensors are this process's device memory, large enough as just checked, and stay allocated until the
+        // stream has passed this operation (see `DeviceTensor`).
+        unsafe { self.enqueue_again(handle, &rows) }
+    }
+
+    /// [`Self::dispatch_again`] from device addresses.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::dispatch_again`].
+    ///
+    /// # Safety
+    ///
+    /// The addresses are valid for the sizes that [`RawRows`] states for the handle's tokens and aligned to their elements, rows to 16 bytes, and
+    /// nothing writes them until the operation is done.
+    pub unsafe fn dispatch_again_raw(&mut self, handle: &Dispatched, rows: &RawRows) -> Result<Dispatched> {
+        // SAFETY: rows of the sizes stated, aligned, that nobody writes until the operation is done: all of it the caller's promise.
+        unsafe { self.enqueue_again(handle, rows) }
+    }
+
+    /// Enqueues the kernel: the one way to it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::dispatch_again`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::dispatch_again_raw`].
+    unsafe fn enqueue_again(&mut self, handle: &Dispatched, rows: &RawRows) -> Result<Dispatched> {
+        rows.check(&self.layouts.shape)?;
+        if self.config.zero_padding {
+            let rule =
+                "a replay writes no padding, where other rows may have lain meanwhile: dispatch, or do not ask for it";
+            return Err(Error::argument("zero_padding", true, rule));
+        }
+        self.check()?;
+        self.routings.check(self.id(), handle)?;
+        let &Dispatched { routing, slot, tokens, .. } = handle;
+        let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
+        let (_, local_experts) = self.local_experts();
+        // SAFETY: the buffer's own memory, laid out for its shape; the rows are the caller's promise.
+        let args = unsafe {
+            DispatchAgainArgs {
+                op: self.operation(Kind::DispatchAgain, slot),
+                recv: w.received.slot(shape, slot).regions(),
+                landed: Flags::new(Region::new(w.landed.offset)),
+                rows: rows.args(shape),
+                routing: Global::from_raw(self.private_slot(p.routing, slot)),
+                send_rank: Global::from_raw(self.private_slot(p.send_rank, slot)),
+                send_row: Global::from_raw(self.private_slot(p.send_row, slot)),
+                recv_counts: Global::from_raw(self.private_slot(p.recv_counts, slot)),
+                shared: self.shared,
+                tokens,
+                top_k: shape.top_k,
+                counts: shape.received_counts(local_experts),
+                slot,
+            }
+        };
+        let (kernel, shared_bytes, inner) = (rows.kernels(shape).again, self.shared.bytes(shape), self.comm.inner());
+        // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape on every rank;
+        // the slot has the routing of the handle's dispatch, of as many tokens, as just checked; the grid and shared memory are those of
+        // the layouts.
+        unsafe { inner.runtime.launch(kernel, self.blocks, shared_bytes, &args, inner.stream)? };
+        let operation = self.dispatched(slot)?;
+        Ok(Dispatched { buffer: self.id(), operation, routing, slot, tokens })
+    }
+}
