@@ -94,7 +94,10 @@ fn run(options: &Options) -> Result<String> {
         progress.step("measure");
         let measured = measure::run(options, &work.1, case)?;
         progress.rows(rows(tokens));
-        let mut row = vec![tokens.to_string(), format!("{format:?}").to_lowercase()];
+        let mut row = vec![
+            tokens.to_string(),
+            clap::ValueEnum::to_possible_value(&format).map_or_else(String::new, |value| value.get_name().to_owned()),
+        ];
         row.extend(layouts.then(|| format!("{layout:?}").to_lowercase()));
         row.push(sms.to_string());
         row.extend(cells(&measured.dispatch, sms, linked));
@@ -117,6 +120,9 @@ fn run(options: &Options) -> Result<String> {
         "of copy: time of a copy of the same bytes through one GPU's memory ({:.0} GB/s, read and written) / time of the operation",
         last.copy / 1e9
     )?;
+    if options.replay {
+        writeln!(out, "dispatch: of new rows by the routing of an old one, with no selections and no counts")?;
+    }
     if options.expands() {
         writeln!(
             out,

@@ -3,15 +3,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use epoxide::quantize::scale_stride;
+use epoxide::quantize::{Quantizer, scale_stride};
 use epoxide::{
     CombineInput, Comm, Config, DeviceTensor, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, LocalGroup, Mode,
-    WireFormat, bf16,
+    Rows, WireFormat, bf16,
 };
 
 use crate::ceiling::{self, Ceilings};
 use crate::identity;
-use crate::options::{Case, Device, Options};
+use crate::options::{Case, Device, Format, Options};
 use crate::progress::Progress;
 use crate::routes::{self, Sent};
 
@@ -98,7 +98,7 @@ pub fn run(options: &Options, work: &[Work], case: Case) -> Result<Measured> {
     let gpus = options.gpu_of_ranks();
     let group = group(options)?;
     let config = options.config(case).with_timeout(Duration::from_secs(20));
-    let outcomes = group.run(|comm| rank(options, case.tokens, &work[comm.rank() as usize], &comm, &config, &gpus))?;
+    let outcomes = group.run(|comm| rank(options, case, &work[comm.rank() as usize], &comm, &config, &gpus))?;
     let wrong = outcomes.iter().enumerate().find_map(|(rank, o)| o.mismatch.as_ref().map(|what| (rank, what)));
     if let Some((rank, what)) = wrong {
         bail!("what was combined is wrong, with {case:?}: rank {rank}, {what}");
@@ -193,7 +193,7 @@ impl Work {
 
 fn rank(
     options: &Options,
-    tokens: u32,
+    case: Case,
     work: &Work,
     comm: &Comm,
     config: &Config,
@@ -201,15 +201,24 @@ fn rank(
 ) -> epoxide::Result<Outcome> {
     let ceilings = ceiling::measure(comm, gpus)?;
     let mut buffer = ElasticBuffer::new(comm, config.clone())?;
-    let elements = u64::from(tokens) * u64::from(options.hidden);
+    let (tokens, hidden) = (case.tokens, options.hidden);
+    let elements = u64::from(tokens) * u64::from(hidden);
     let x = comm.tensor(&work.x)?;
+    let brought = match case.format {
+        Format::Fp8Brought => Some(quantized(comm, &x, tokens, hidden)?),
+        _ => None,
+    };
+    let rows = match &brought {
+        Some((codes, scales)) => Rows::fp8(codes, scales, scale_stride(hidden)),
+        None => Rows::from(&x),
+    };
     let weights = comm.tensor(&vec![1.0 / options.top_k as f32; work.picks.len()])?;
     let picks = comm.tensor(&work.picks)?;
     let mut y = comm.empty::<bf16>(elements)?;
-    let on_the_wire = identity::on_the_wire(comm, &work.x, tokens, options.hidden, config.format)?;
+    let on_the_wire = identity::on_the_wire(comm, &work.x, tokens, hidden, config.format)?;
     let top_k = options.top_k as usize;
     let first = first_experts(comm, &buffer)?;
-    let input = DispatchInput::new(tokens, &x, &picks, &weights);
+    let input = DispatchInput::new(tokens, rows, &picks, &weights);
     // From here on nobody allocates.
     comm.barrier()?;
     let handle = buffer.dispatch(&input)?;
@@ -227,7 +236,7 @@ fn rank(
     comm.delay(Duration::from_millis(20))?;
     for _ in 0..options.repeat + 3 {
         let start = comm.record()?;
-        let handle = buffer.dispatch(&input)?;
+        let handle = if options.replay { buffer.dispatch_again(&handle, rows)? } else { buffer.dispatch(&input)? };
         let middle = comm.record()?;
         buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
         let end = comm.record()?;
@@ -251,6 +260,20 @@ fn rank(
     };
     buffer.close()?;
     Ok(outcome)
+}
+
+/// The rows as e4m3, with their scales.
+fn quantized(
+    comm: &Comm,
+    x: &DeviceTensor<bf16>,
+    tokens: u32,
+    hidden: u32,
+) -> epoxide::Result<(DeviceTensor<u8>, DeviceTensor<f32>)> {
+    let rows = u64::from(tokens);
+    let mut codes = comm.empty(rows * u64::from(hidden))?;
+    let mut scales = comm.empty(rows * u64::from(scale_stride(hidden)))?;
+    Quantizer::new(comm)?.quantize(x, tokens.into(), hidden, &mut codes, &mut scales)?;
+    Ok((codes, scales))
 }
 
 /// The first expert of every rank; collective.

@@ -20,14 +20,17 @@ pub enum Device {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     Bf16,
+    /// e4m3, quantised by dispatch.
     Fp8,
+    /// e4m3, quantised before.
+    Fp8Brought,
 }
 
 impl From<Format> for WireFormat {
     fn from(format: Format) -> Self {
         match format {
             Format::Bf16 => Self::Bf16,
-            Format::Fp8 => Self::Fp8,
+            Format::Fp8 | Format::Fp8Brought => Self::Fp8,
         }
     }
 }
@@ -71,6 +74,9 @@ pub struct Options {
     /// Rows to which an expert's rows are padded, with `--layout expand`. [default: 1]
     #[arg(long, value_name = "ROWS")]
     alignment: Option<u32>,
+    /// Measures dispatches that replay the first one's routing, in place of whole ones.
+    #[arg(long)]
+    pub replay: bool,
     /// Repetitions that are timed, after three that are not.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub repeat: u32,

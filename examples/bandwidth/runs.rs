@@ -90,7 +90,7 @@ fn layouts_are_named_where_they_are_not_the_usual_one() {
 fn wrong_sums_are_not_measured() {
     let program = Program::new(PLAYS, "wrong");
     for layout in ["compact", "expand"] {
-        for format in ["bf16", "fp8"] {
+        for format in ["bf16", "fp8", "fp8-brought"] {
             let ended = program.run_well(&small::with(&SMALL, &["--layout", layout, "--format", format, "--corrupt"]));
             assert!(ended.code == Some(1) && ended.stderr.contains("what was combined is wrong"), "{ended:?}");
         }
@@ -136,7 +136,7 @@ fn no_option_is_ignored() {
             "--format" => "fp8",
             "--layout" => "expand",
             "--alignment" => "8",
-            "--corrupt" => "",
+            "--corrupt" | "--replay" => "",
             "--repeat" => "2",
             "--seed" => "2",
             _ => return None,

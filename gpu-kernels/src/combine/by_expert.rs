@@ -21,7 +21,6 @@ use super::args::{CombineArgs, CombineByExpertArgs};
 use super::parts::{Part, Parts, warps};
 use super::{Sum, enter, sum};
 use crate::dispatch::link;
-use crate::placement::remainder;
 use crate::words::Phase;
 
 impl Sum for CombineByExpertArgs {
@@ -50,43 +49,34 @@ impl Sum for CombineByExpertArgs {
     }
 }
 
-/// Sums this block's share of the tokens that have several rows here. A warp takes every so-many-th row, whatever its expert.
+/// Sums this block's share of the tokens that have several rows here.
 #[inline(always)]
 fn reduce(a: &CombineByExpertArgs) {
     let window = a.pull.op.window();
     let (links, sources) = (window.own(a.link), window.own(a.source));
     let row_bytes = a.pull.hidden * 2;
     let (outputs, sums) = (window.own(a.pull.expert_out).rows(row_bytes), window.own(a.sums).rows(row_bytes));
-    let counts = a.pull.received.at(1 + window.peers);
-    let firsts = counts.at(a.experts);
     let mine = warp::index() * thread::grid_blocks() + thread::block_index();
-    let mut expert = 0;
-    while expert < a.experts {
-        let first = firsts.load_weak(expert);
-        let end = first + counts.load_weak(expert);
-        let mut row = first + remainder(mine + warps() - remainder(first, warps()), warps());
-        while row < end {
-            let word = links.load_weak(row);
-            if link::is_first(word) {
-                // A lane for each row of the token, in the order of the selections.
-                let (mut rows, mut address, mut at) = (0, 0, Some(row));
-                while let Some(next) = at
-                    && rows < warp::LANES
-                {
-                    if warp::lane() == rows {
-                        address = outputs.row(next).address();
-                    }
-                    rows += 1;
-                    at = link::next(links.load_weak(next));
-                }
-                let source = sources.load_weak(row);
-                let slot = (source >> 32) as u32 * a.max_tokens + source as u32;
-                let all = u32::MAX >> (warp::LANES - rows);
-                sum::sum_some_rows([0, a.pull.hidden / 8], sums.row(slot).as_global().cast(), all, address);
-            }
-            row += warps();
+    let mut turns = link::Turns::new(links, a.pull.received.load_weak(0), mine, warps());
+    while let Some((first, word)) = turns.next() {
+        let mut source = 0;
+        if link::is_first(word) {
+            source = sources.load_weak(first + warp::lane());
         }
-        expert += 1;
+        // Where this lane's sum goes: a slot for every token of every rank.
+        let slot = (source >> 32) as u32 * a.max_tokens + source as u32;
+        let mut lanes = warp::ballot(warp::ALL, link::is_first(word));
+        while lanes != 0 {
+            let lane = lanes.trailing_zeros();
+            lanes &= lanes - 1;
+            let (others, other) = link::others(links, warp::shuffle(warp::ALL, word, lane));
+            // The first row has the lane behind the others, and is summed first.
+            let row = other.unwrap_or(first + lane);
+            let row = warp::shuffle(warp::ALL, row, if warp::lane() == 0 { others } else { warp::lane() - 1 });
+            let rows = u32::MAX >> (warp::LANES - 1 - others);
+            let to = sums.row(warp::shuffle(warp::ALL, slot, lane)).as_global().cast();
+            sum::sum_some_rows([0, a.pull.hidden / 8], to, rows, outputs.row(row).address());
+        }
     }
 }
 

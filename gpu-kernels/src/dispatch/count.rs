@@ -160,6 +160,17 @@ pub(super) fn place_behind_earlier_blocks<O: Order>(a: &DispatchArgs) {
     let counted = a.block_counts.rows(a.counts.counters());
     let (keys, first_key) = O::keys(&a.counts);
     let lane = warp::lane();
+    if O::BY_EXPERT {
+        // Keys are many: a thread for each.
+        for key in thread::strided(thread::index(), keys, THREADS) {
+            let placed = sum(thread::block_index(), |block| counted.row(block).load_weak(first_key + key));
+            for of_warp in thread::strided(0, WARPS, 1) {
+                let at = places.at(of_warp * keys + key);
+                at.store_weak(0, at.load_weak(0) + placed);
+            }
+        }
+        return;
+    }
     for key in thread::strided(warp::index(), keys, WARPS) {
         let mut placed = 0;
         for block in thread::strided(lane, thread::block_index(), warp::LANES) {

@@ -91,9 +91,10 @@ fn attempt<R: Row, O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) ->
     // The free edges order the owners' reads with this block's bulk stores.
     let free = acquired.for_bulk_copies();
     if O::BY_EXPERT {
-        by_expert::send::<R>(a, chunk, &free)
+        by_expert::clear_padding::<R>(a);
+        by_expert::send::<R>(a, chunk, &free);
     } else {
-        send::send::<R>(a, chunk, &free)
+        send::send::<R>(a, chunk, &free);
     }
     Ok(())
 }

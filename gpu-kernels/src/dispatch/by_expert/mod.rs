@@ -10,14 +10,13 @@ pub mod link;
 mod multiply;
 mod send;
 
-pub(super) use multiply::multiply;
+pub(super) use multiply::{clear_padding, multiply};
 pub(super) use send::send;
 
 use epoxide_dsl::prelude::*;
 
 use super::args::{DispatchArgs, Now};
-use crate::layout::THREADS;
-use crate::sum::sum;
+use crate::layout::{THREADS, WARPS};
 
 /// Writes how many rows came, in all with what pads them, by source, by local expert, and where each expert's begin; zeros if they are not
 /// `complete`.
@@ -27,19 +26,31 @@ pub(super) fn write_counts(a: &DispatchArgs, now: Now, complete: bool) {
     let first = a.placement.first(window.me.0);
     let (sources, experts) = (window.peers, owned.experts);
     for i in thread::strided(thread::index(), 1 + sources + experts + (experts + 1), THREADS) {
+        let of_source = i >= 1 && i <= sources;
         let mut count = 0;
-        if complete {
+        if complete && !of_source {
             count = if i == 0 {
                 owned.first(experts)
-            } else if i <= sources {
-                let of = |expert| a.counts.count(window, now.dispatch, Peer(i - 1), a.counts.of_expert(first + expert));
-                sum(experts, of)
             } else if i <= sources + experts {
                 owned.count(i - 1 - sources)
             } else {
                 owned.first(i - 1 - sources - experts)
             };
         }
-        a.recv_counts.store_weak(i, count);
+        if !of_source {
+            a.recv_counts.store_weak(i, count);
+        }
+    }
+    for source in thread::strided(warp::index(), sources, WARPS) {
+        let mut count = 0;
+        if complete {
+            for expert in thread::strided(warp::lane(), experts, warp::LANES) {
+                count += a.counts.count(window, now.dispatch, Peer(source), a.counts.of_expert(first + expert));
+            }
+        }
+        count = warp::sum(warp::ALL, count);
+        if warp::lane() == 0 {
+            a.recv_counts.store_weak(1 + source, count);
+        }
     }
 }

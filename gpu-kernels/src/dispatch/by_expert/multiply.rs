@@ -7,7 +7,6 @@ use super::super::args::DispatchArgs;
 use super::super::send::memory_of_warp;
 use super::link;
 use crate::layout::WARPS;
-use crate::placement::remainder;
 use crate::row::Row;
 use crate::words::Phase;
 
@@ -36,60 +35,61 @@ pub(in super::super) fn multiply<R: Row>(
     Ok(())
 }
 
-/// Copies this block's share of the rows, and clears what pads them. A warp takes every so-many-th row, whatever its expert, so that all
-/// have as many.
+/// Copies on this block's share of the rows.
 #[inline(always)]
 fn copy_on<R: Row>(a: &DispatchArgs, free: &BulkAccess) {
-    let warps = a.shared.copy_warps * thread::grid_blocks();
     if warp::index() >= a.shared.copy_warps {
         return;
     }
-    let (owned, memory) = (a.owned(), memory_of_warp::<R>(&a.shared));
+    let (owned, memory, window) = (a.owned(), memory_of_warp::<R>(&a.shared), a.op.window());
     // Behind those of the stages, since nobody knows any more in which phase these are.
     let mbarrier = Shared::<u64>::dynamic(WARPS * 8 * a.shared.stages_of_warp).at(warp::index());
     let mut ring = Ring::<1, Loads>::with_loads(memory.stages, a.shared.stage_bytes, mbarrier);
-    let mine = warp::index() * thread::grid_blocks() + thread::block_index();
-    let window = a.op.window();
     let (links, sources, bytes) = (window.own(a.recv.link), window.own(a.recv.source), R::bytes(&a.rows));
     let rows = window.own(a.recv.x).rows(bytes);
-    let mut expert = 0;
-    while expert < owned.experts {
-        let (first, end) = (owned.first(expert), owned.first(expert + 1));
-        let filled = first + owned.count(expert);
-        // The first row from `first` on whose number is this warp's, counted by `warps`.
-        let mut row = first + remainder(mine + warps - remainder(first, warps), warps);
-        while row < filled {
-            let word = links.load_weak(row);
-            // Those of this rank's own tokens were stored to all their places.
-            if link::is_first(word) && (sources.load_weak(row) >> 32) as u32 != window.me.0 {
-                let loading = ring.load(rows.row(row).as_global(), bytes);
-                // Each lane takes one of the token's other rows.
-                let (mut others, mut other, mut at) = (0, None, link::next(word));
-                while let Some(next) = at
-                    && others < warp::LANES
-                {
-                    if warp::lane() == others {
-                        other = Some(next);
-                    }
-                    others += 1;
-                    at = link::next(links.load_weak(next));
-                }
-                let source = loading.wait();
-                if let Some(other) = other {
-                    source.store(free, 0, rows.row(other), bytes);
-                }
-                if R::SCALES {
-                    copy_scales(a, row, other, others);
-                }
-                ring = source.send();
+    let (mine, warps) = (warp::index() * thread::grid_blocks() + thread::block_index(), a.shared.copy_warps);
+    let mut turns = link::Turns::new(links, owned.first(owned.experts), mine, warps * thread::grid_blocks());
+    while let Some((first, word)) = turns.next() {
+        // Those of this rank's own tokens were stored to all their places.
+        let mut here = link::is_first(word);
+        if here {
+            here = (sources.load_weak(first + warp::lane()) >> 32) as u32 != window.me.0;
+        }
+        let mut lanes = warp::ballot(warp::ALL, here);
+        while lanes != 0 {
+            let lane = lanes.trailing_zeros();
+            lanes &= lanes - 1;
+            let row = first + lane;
+            let loading = ring.load(rows.row(row).as_global(), bytes);
+            let (others, other) = link::others(links, warp::shuffle(warp::ALL, word, lane));
+            let source = loading.wait();
+            if let Some(other) = other {
+                source.store(free, 0, rows.row(other), bytes);
             }
-            row += warps;
+            if R::SCALES {
+                copy_scales(a, row, other, others);
+            }
+            ring = source.send();
         }
-        while row < end {
-            clear::<R>(a, row, bytes);
-            row += warps;
+    }
+}
+
+/// Clears what pads the rows of this rank's experts: a warp of the grid for each expert. Before the grid's first half is over, so that
+/// whoever looks at links in the second finds it done.
+#[inline(always)]
+pub(in super::super) fn clear_padding<R: Row>(a: &DispatchArgs) {
+    let (owned, bytes) = (a.owned(), R::bytes(&a.rows));
+    let mine = warp::index() * thread::grid_blocks() + thread::block_index();
+    for expert in thread::strided(mine, owned.experts, WARPS * thread::grid_blocks()) {
+        let (first, end) = (owned.first(expert) + owned.count(expert), owned.first(expert + 1));
+        for row in thread::strided(first + warp::lane(), end, warp::LANES) {
+            mark_padding(a, row);
         }
-        expert += 1;
+        if a.zero_padding != 0 {
+            for row in thread::strided(first, end, 1) {
+                zero::<R>(a, row, bytes);
+            }
+        }
     }
 }
 
@@ -108,19 +108,20 @@ fn copy_scales(a: &DispatchArgs, row: u32, other: Option<u32>, others: u32) {
     }
 }
 
-/// Clears a row that pads: it is of no token, and zero if that is asked for. Warp-collective.
+/// Says of a row that it pads: it is of no token. Per thread.
 #[inline(always)]
-fn clear<R: Row>(a: &DispatchArgs, row: u32, bytes: u32) {
+fn mark_padding(a: &DispatchArgs, row: u32) {
     let window = a.op.window();
-    if warp::lane() == 0 {
-        window.own(a.recv.source).store_weak(row, NOBODY);
-        window.own(a.recv.topk).store_weak(row, -1);
-        window.own(a.recv.link).store_weak(row, link::ALONE);
-        window.own(a.recv.weights).store_weak(row, 0.0);
-    }
-    if a.zero_padding == 0 {
-        return;
-    }
+    window.own(a.recv.source).store_weak(row, NOBODY);
+    window.own(a.recv.topk).store_weak(row, -1);
+    window.own(a.recv.link).store_weak(row, link::ALONE);
+    window.own(a.recv.weights).store_weak(row, 0.0);
+}
+
+/// Zeroes a row, and its scales. Warp-collective.
+#[inline(always)]
+fn zero<R: Row>(a: &DispatchArgs, row: u32, bytes: u32) {
+    let window = a.op.window();
     let zero = |at: Symmetric<U32x4>, vectors: u32| {
         for vector in thread::strided(warp::lane(), vectors, warp::LANES) {
             at.store_weak(vector, [0; 4]);
