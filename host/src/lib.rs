@@ -49,6 +49,9 @@
 //! * Ranks: [`LocalGroup`] and [`Comm`].
 //! * What a buffer is configured with, and what it takes: [`Config`] and [`bytes_needed`].
 //! * The operations: [`ElasticBuffer`].
+//! * How rows lie where they are received, [`Layout`]: one for each token and rank by source, or one for each selection by expert, each
+//!   expert's from a multiple of an alignment on, as a grouped GEMM reads them ([`Config::with_layout`], [`RecvCounts::offsets`],
+//!   [`Config::with_zero_padding`]).
 //! * Memory: [`DeviceTensor`], and parts of it, [`DeviceSlice`] and [`DeviceSliceMut`].
 //! * From a dispatch to the experts: on the host [`Received`], its rows grouped by expert ([`Received::by_expert`]) and as f32
 //!   ([`WireRows::to_f32`]); for kernels of your own [`RecvView`].
@@ -66,6 +69,8 @@
 //!   compute capability 9.0 or newer, and a driver for CUDA 12.0 or newer.
 //! * **A deadline**: every wait for a peer ends after [`Config::timeout`] (30 s), counted from the operation's entry. A rank that comes
 //!   later is an [`Error::PeerTimeout`] there and on all others, and the buffer is of no use any more.
+//! * **Room for the worst case**: a buffer holds whatever its peers can send, in [`Layout::ExpertContiguous`] up to `top_k` rows for every
+//!   token of every rank. No capacity bounds it yet: [`bytes_needed`] says what it takes.
 //! * **A row** is BF16 or FP8 on the wire, a multiple of 16 bytes, and fits in a block's shared memory ([`Config::check_row`]).
 //! * **One stream** for each rank, and one operation at a time in each buffer. A call waits for that stream where 112 launches, events and
 //!   waits are under way.
