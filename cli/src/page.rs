@@ -133,8 +133,8 @@ fn unbuilt(request: &Request) -> String {
     if request.topology.domains() > 1 {
         parts.push("several NVLink domains");
     }
-    if request.workload.layout != RowLayout::Compact {
-        parts.push("other layouts than the compact one");
+    if request.workload.layout == RowLayout::Slab {
+        parts.push("slabs");
     }
     if request.workload.capacity != Capacity::WorstCase {
         parts.push("a bounded capacity");

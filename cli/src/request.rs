@@ -107,7 +107,7 @@ pub(crate) fn option_of(error: &epoxide::plan::Error) -> Option<&'static str> {
     let epoxide::plan::Error::InvalidArgument { argument, .. } = error else { return None };
     Some(match *argument {
         "per_domain" => "--per-node",
-        "max_tokens_per_rank" => "--tokens",
+        "max_tokens_per_rank" | "rows" => "--tokens",
         _ => return None,
     })
 }

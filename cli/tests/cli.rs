@@ -102,12 +102,24 @@ fn the_json_has_the_documented_fields_and_they_agree_with_each_other() {
 
 #[test]
 fn the_bytes_of_one_domain_are_those_of_the_library() {
-    let plan = json(&["plan", "--ranks", "8", "--tokens", "128", "--num-sms", "16", "--json"]);
-    let config = epoxide::Config::new(256, 8, 7168, 128);
-    let wanted = epoxide::bytes_needed(&config, 8, 16).expect("a valid configuration");
-    assert_eq!(plan["bytes"]["basis"], "exact");
-    assert_eq!(plan["bytes"]["total"].as_u64(), Some(wanted.total()));
-    assert_eq!(plan["bytes"]["regions"].as_array().expect("an array").len(), wanted.regions.len());
+    let by_expert = epoxide::Layout::ExpertContiguous { alignment: 128 };
+    for (layout, words) in
+        [(epoxide::Layout::Compact, &[][..]), (by_expert, &["--layout", "expand", "--alignment", "128"])]
+    {
+        let args = ["plan", "--ranks", "8", "--tokens", "128", "--num-sms", "16"];
+        let plan = json(&[&args[..], words, &["--json"]].concat());
+        let config = epoxide::Config::new(256, 8, 7168, 128).with_layout(layout);
+        let wanted = epoxide::bytes_needed(&config, 8, 16).expect("a valid configuration");
+        assert_eq!((&plan["bytes"]["basis"], &plan["projection"]), (&"exact".into(), &false.into()));
+        assert_eq!(plan["bytes"]["total"].as_u64(), Some(wanted.total()));
+        assert_eq!(plan["bytes"]["regions"].as_array().expect("an array").len(), wanted.regions.len());
+        let page = prints(&[&args[..], words].concat());
+        assert!(page.contains("exactly what a buffer allocates") && !page.contains("projection"), "{page}");
+    }
+    // What is not built of this layout, and only that, is why a plan is a projection.
+    let bounded = ["plan", "--tokens", "128", "--layout", "expand", "--capacity", "1000"];
+    let page = prints(&bounded);
+    assert!(page.contains("a projection: a bounded capacity is designed, not built yet"), "{page}");
 }
 
 #[test]
@@ -286,6 +298,11 @@ fn every_bad_input_has_a_message_that_names_it_and_the_rule() {
         ("--num-sms 133", &["num_sms = 133", "1 to 131 SMs"]),
         ("--ranks-per-gpu 0", &["ranks_per_gpu = 0"]),
         ("--layout expand --alignment 0", &["alignment = 0"]),
+        ("--layout expand --alignment 1025", &["alignment = 1025", "a multiple of 1 to 1024"]),
+        (
+            "--layout expand --tokens 16777215 --ranks 32 --per-node 32",
+            &["rows = 16777215: at most 2147483647 rows lie by expert", "(--tokens)"],
+        ),
         // Numbers that do not fit are refused where they are read.
         ("--tokens 4294967296", &["--tokens", "4294967296", "4294967295"]),
         ("--ranks -1", &["invalid value '-1' for '--ranks <RANKS>'"]),

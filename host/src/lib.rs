@@ -51,6 +51,9 @@
 //! * The operations: [`ElasticBuffer`].
 //! * A routing again, for a recompute or for gradients: [`ElasticBuffer::dispatch_again`], and [`Config::with_routing_slots`].
 //! * Rows that are quantised already, and rows that nobody here looks into: [`Rows`].
+//! * How rows lie where they are received, [`Layout`]: one for each token and rank by source, or one for each selection by expert, each
+//!   expert's from a multiple of an alignment on, as a grouped GEMM reads them ([`Config::with_layout`], [`RecvCounts::offsets`],
+//!   [`Config::with_zero_padding`]).
 //! * Memory: [`DeviceTensor`], and parts of it, [`DeviceSlice`] and [`DeviceSliceMut`].
 //! * From a dispatch to the experts: on the host [`Received`], its rows grouped by expert ([`Received::by_expert`]) and as f32
 //!   ([`WireRows::to_f32`]); for kernels of your own [`RecvView`].
