@@ -89,7 +89,8 @@ impl ElasticBuffer {
             Layout::ExpertContiguous { .. } => experts + 1,
             _ => 0,
         };
-        let words: Vec<u32> = read(&self.comm, view.counts, (1 + ranks + experts + offsets) as u64)?;
+        // SAFETY: the buffer's own words, which its layout has room for, and which this rank's dispatch alone writes.
+        let words: Vec<u32> = unsafe { read(&self.comm, view.counts, (1 + ranks + experts + offsets) as u64)? };
         self.received_rows = Some(words[0].into());
         let (by_source, by_expert) = words[1..].split_at(ranks);
         let (by_expert, offsets) = by_expert.split_at(experts);
