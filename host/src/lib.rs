@@ -51,7 +51,8 @@
 //! * The operations: [`ElasticBuffer`].
 //! * Memory: [`DeviceTensor`], and parts of it, [`DeviceSlice`] and [`DeviceSliceMut`].
 //! * From a dispatch to the experts: on the host [`Received`], its rows grouped by expert ([`Received::by_expert`]) and as f32
-//!   ([`WireRows::to_f32`]); for kernels of your own [`RecvView`].
+//!   ([`WireRows::to_f32`]); on the device, typed and with shapes, [`RecvArrays`], or as plain addresses [`RecvView`].
+//! * Kernels of your own between the operations: [`kernels`], [`Comm::load`] and [`Comm::launch`]; the example `engine` has such a layer.
 //! * From the experts to the combine, in four ways: [`ExpertOutputs`] compares them.
 //! * Without any tensor of ours: [`RawDispatchInput`], [`RawCombineInput`] and [`LocalGroup::on_streams`]; the example `raw_pointers`
 //!   shows them together.
@@ -82,16 +83,19 @@ mod event;
 mod fault;
 mod group;
 mod handle;
+pub mod kernels;
 mod memory;
 mod pool;
 pub mod quantize;
 mod received;
+mod recv_arrays;
 mod rendezvous;
 mod runtime;
 mod slice;
 mod sms;
 mod tensor;
 mod transport;
+mod view;
 
 pub use buffer::{Dispatched, ElasticBuffer};
 pub use by_expert::ByExpert;
@@ -107,8 +111,10 @@ pub use group::{CudaStream, LocalGroup, RanksFailed};
 pub use half::bf16;
 pub use handle::{RecvCounts, RecvView};
 pub use received::{Received, WireRows};
+pub use recv_arrays::RecvArrays;
 pub use slice::{DeviceSlice, DeviceSliceMut};
 pub use tensor::{DeviceTensor, Element, Index};
+pub use view::{DType, View, ViewElement};
 
 /// The README's code is a doc test.
 #[cfg(doctest)]

@@ -62,13 +62,15 @@ fn planned(ranks: u32, gpus: &[(String, u32, u32)]) -> Option<(Topology, Hardwar
 pub(crate) struct ReservedSms {
     /// SMs of an operation of each buffer that was neither refused nor closed. One that was dropped may still be at work.
     buffers: Vec<u32>,
+    /// SMs that kernels of the caller's own need at once. They are enqueued at any time, so nobody knows when the last one is over.
+    kept: u32,
     /// Nothing on the simulated GPU, where a rank has a device of its own.
     claim: Option<Reservation>,
 }
 
 impl ReservedSms {
     fn most(&self) -> u32 {
-        self.buffers.iter().copied().max().unwrap_or(0)
+        self.buffers.iter().copied().fold(self.kept, u32::max)
     }
 
     /// Reserves SMs for a buffer whose operations have `blocks` blocks. What was reserved stays so if this fails.
@@ -77,12 +79,31 @@ impl ReservedSms {
     ///
     /// [`Error::DoesNotFit`](crate::Error::DoesNotFit) when the ranks of the GPU ask for more than it has.
     pub(crate) fn reserve(&mut self, runtime: &Runtime, blocks: u32) -> Result<()> {
-        let most = self.most().max(blocks);
+        self.claim(runtime, blocks)?;
+        self.buffers.push(blocks);
+        Ok(())
+    }
+
+    /// Reserves SMs for kernels of the caller's own, until the rank ends. What was reserved stays so if this fails.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::reserve`].
+    pub(crate) fn keep(&mut self, runtime: &Runtime, sms: u32) -> Result<()> {
+        if sms > self.kept {
+            self.claim(runtime, sms)?;
+            self.kept = sms;
+        }
+        Ok(())
+    }
+
+    /// Claims at least so many.
+    fn claim(&mut self, runtime: &Runtime, sms: u32) -> Result<()> {
+        let most = self.most().max(sms);
         match &mut self.claim {
             Some(claim) => claim.resize(most)?,
             claim => *claim = runtime.reserve_sms(most)?,
         }
-        self.buffers.push(blocks);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! Both have the same methods; this file is the only place that asks which one it is. A group makes the one or the other, and nothing
 //! else of this crate knows.
 pub(crate) mod cuda;
+mod guests;
 mod mapped;
 pub(crate) mod sim;
 
