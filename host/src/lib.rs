@@ -104,6 +104,7 @@ pub use comm::Comm;
 pub use config::{BytesNeeded, Config, Layout, RegionBytes, WireFormat, bytes_needed};
 pub use dispatch::{DispatchInput, IndexType, RawDispatchInput};
 pub use epoxide_plan as plan;
+pub use epoxide_plan::LayerSizes;
 pub use epoxide_sim::{Machine, MachineConfig, Mode};
 pub use error::{Error, Result};
 pub use event::Event;

@@ -1,6 +1,6 @@
 //! A rank's SMs: as many as its largest buffer needs, since its stream runs one operation at a time; and how many those are where
 //! nobody says it.
-use epoxide_plan::{Hardware, Topology, Workload, fewest_sms};
+use epoxide_plan::{Hardware, LayerSizes, Topology, Workload, fewest_sms};
 
 use crate::config::Config;
 use crate::error::Result;
@@ -36,7 +36,12 @@ impl DefaultSms {
 
     /// Those of a buffer.
     pub(crate) fn of(&self, config: &Config) -> u32 {
-        let workload = Workload::new(config.max_tokens_per_rank, config.hidden, config.top_k, config.experts);
+        let workload = Workload::new(LayerSizes {
+            experts: config.experts,
+            top_k: config.top_k,
+            hidden: config.hidden,
+            tokens: config.max_tokens_per_rank,
+        });
         let fewest = |(topology, hardware): &(Topology, Hardware)| {
             // What the planner refuses the buffer refuses too, and says why.
             fewest_sms(topology, hardware, &workload.with_format(config.format)).ok()
@@ -141,7 +146,12 @@ mod tests {
         let both = [(H100, 132, 1); 2];
         let want = |tokens| {
             let (topology, hardware) = (Topology::new(2, 2).unwrap(), Hardware::named("h100", None).unwrap());
-            fewest_sms(&topology, &hardware, &Workload::new(tokens, 7168, 8, 256)).unwrap()
+            fewest_sms(
+                &topology,
+                &hardware,
+                &Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens }),
+            )
+            .unwrap()
         };
         assert_eq!((of(&both, 1), of(&both, 4096)), (want(1), want(4096)));
         assert!(want(1) < want(4096));

@@ -85,7 +85,7 @@ fn most_rows(workload: &Workload, ranks: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::{planned, projected};
-    use crate::{Basis, Capacity, PlannedBytes, RowLayout, Topology, WireFormat, Workload};
+    use crate::{Basis, Capacity, LayerSizes, PlannedBytes, RowLayout, Topology, WireFormat, Workload};
 
     /// For what is built, both ways to the bytes.
     fn both(ranks: u32, workload: &Workload, num_sms: u32) -> [PlannedBytes; 2] {
@@ -103,7 +103,7 @@ mod tests {
                 [(1, 16, 1, 1), (7, 48, 3, 9), (4096, 7168, 8, 256), ((1 << 24) - 1, 1 << 20, 32, 2048)]
             {
                 for format in [WireFormat::Bf16, WireFormat::Fp8] {
-                    let workload = Workload::new(tokens, hidden, top_k, experts).with_format(format);
+                    let workload = Workload::new(LayerSizes { experts, top_k, hidden, tokens }).with_format(format);
                     let [mut exact, projected] = both(ranks, &workload, num_sms);
                     // BF16 rows have no scales.
                     exact.regions.retain(|region| region.bytes > 0);
@@ -117,7 +117,7 @@ mod tests {
     /// A rank alone in its domain forwards for all of the others, and every window is as large as its.
     #[test]
     fn rails_have_room_for_the_rank_that_forwards_for_most() {
-        let workload = Workload::new(64, 256, 4, 32);
+        let workload = Workload::new(LayerSizes { experts: 32, top_k: 4, hidden: 256, tokens: 64 });
         let rows = |sizes: &[u32]| {
             let topology = Topology::of_domains(sizes).unwrap();
             let bytes = planned(&topology, &workload, 4).unwrap();
@@ -132,7 +132,8 @@ mod tests {
     #[test]
     fn a_projection_on_one_domain_has_the_names_of_what_is_built() {
         let names = |bytes: &PlannedBytes| bytes.regions.iter().map(|r| (r.name, r.symmetric)).collect::<Vec<_>>();
-        let workload = Workload::new(64, 256, 4, 32).with_format(WireFormat::Fp8);
+        let workload =
+            Workload::new(LayerSizes { experts: 32, top_k: 4, hidden: 256, tokens: 64 }).with_format(WireFormat::Fp8);
         let [exact, _] = both(8, &workload, 4);
         for workload in [
             workload.clone().with_capacity(Capacity::Rows(100)),
