@@ -45,6 +45,7 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result};
+use crate::runtime::MOST_BLOCKS;
 
 pub use epoxide_dsl::memory::Global;
 pub use epoxide_dsl::{Kernel, KernelArg};
@@ -64,9 +65,6 @@ struct Known {
     /// Of its argument, as the text says; none where it does not.
     bytes: Option<usize>,
 }
-
-/// The most blocks of a launch in one dimension (CUDA Programming Guide, "Compute Capabilities").
-const MOST_BLOCKS: u32 = i32::MAX as u32;
 
 impl Loaded {
     /// Those of `families` that are not loaded yet.

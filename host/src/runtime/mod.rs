@@ -171,7 +171,7 @@ fn of_another(argument: &'static str, runtime: &Runtime, value: impl std::fmt::D
 }
 
 /// The most blocks of a launch in one dimension (CUDA Programming Guide, "Compute Capabilities").
-const MOST_BLOCKS: u32 = i32::MAX as u32;
+pub(crate) const MOST_BLOCKS: u32 = i32::MAX as u32;
 
 impl Runtime {
     forward! {
