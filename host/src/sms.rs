@@ -172,6 +172,22 @@ mod tests {
     }
 
     #[test]
+    fn what_kernels_of_the_callers_need_stays_when_buffers_go() {
+        use epoxide_sim::{Machine, MachineConfig, Mode};
+        let machine = Machine::new(MachineConfig::new(1, Mode::Seeded { seed: 0 }).with_sms_per_rank(6)).unwrap();
+        let runtime = Runtime::Sim(crate::runtime::sim::SimRuntime::new(machine.actor(0).unwrap()));
+        let mut sms = ReservedSms::default();
+        sms.reserve(&runtime, 2).unwrap();
+        sms.keep(&runtime, 5).unwrap();
+        sms.keep(&runtime, 3).unwrap();
+        assert!(sms.keep(&runtime, 7).is_err());
+        sms.release(2);
+        assert_eq!(sms.most(), 5);
+        sms.reserve(&runtime, 6).unwrap();
+        assert_eq!(sms.most(), 6);
+    }
+
+    #[test]
     fn simulated_ranks_take_two() {
         assert_eq!(DefaultSms::simulated().of(&Config::new(256, 8, 7168, 4096)), 2);
     }
