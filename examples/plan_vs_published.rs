@@ -18,7 +18,9 @@ use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
 use epoxide::WireFormat::{self, Bf16, Fp8};
 use epoxide::plan::simulate::{Draw, Scenario, SendOrder, simulate_watched};
-use epoxide::plan::{Hardware, Phase, Plan, PlanOptions, Protocol, Resource, Topology, Workload, plan, plan_with};
+use epoxide::plan::{
+    Hardware, LayerSizes, Phase, Plan, PlanOptions, Protocol, Resource, Topology, Workload, plan, plan_with,
+};
 
 use crate::progress::Progress;
 
@@ -125,7 +127,8 @@ fn ours(out: &mut String) -> Result<()> {
     for (gpus, ranks, tokens, sms, measured) in OURS {
         let topology = Topology::new(ranks, ranks)?.with_ranks_per_gpu(ranks / gpus)?;
         let of = |format| {
-            let workload = Workload::new(tokens, 7168, 8, 256).with_format(format);
+            let workload =
+                Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens }).with_format(format);
             plan_with(&topology, &hardware, &workload, &PlanOptions::new().with_num_sms(sms))
         };
         let (bf16, fp8) = (of(Bf16)?, of(Fp8)?);
@@ -158,7 +161,8 @@ fn of_an_sm(out: &mut String) -> Result<()> {
         let row = OURS.into_iter().find(|row| (row.0, row.1, row.2, row.3) == (gpus, ranks, 4096, 4));
         let measured = row.context("a row with 4 SMs")?.4[operation] * 1e-6;
         let topology = Topology::new(ranks, ranks)?.with_ranks_per_gpu(ranks / gpus)?;
-        let workload = Workload::new(4096, 7168, 8, 256).with_format(if operation == 1 { Fp8 } else { Bf16 });
+        let workload = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 4096 })
+            .with_format(if operation == 1 { Fp8 } else { Bf16 });
         let plan = plan_with(&topology, &hardware, &workload, &PlanOptions::new().with_num_sms(4))?;
         let step = &if operation == 2 { plan.combine } else { plan.dispatch }.steps[0];
         Ok([step.traffic.mean.of(resource) / 4.0, measured - step.latency])
@@ -237,8 +241,14 @@ fn one_h200(out: &mut String) -> Result<()> {
     let mut rows = Vec::new();
     for (ranks, sms, measured) in DEEPEP {
         let topology = Topology::new(ranks, ranks)?.with_ranks_per_gpu(ranks)?;
-        let of =
-            |format| deepep(&topology, &hardware, &Workload::new(4096, 7168, 8, 256).with_format(format), Some(sms));
+        let of = |format| {
+            deepep(
+                &topology,
+                &hardware,
+                &Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 4096 }).with_format(format),
+                Some(sms),
+            )
+        };
         let (bf16, fp8) = (of(Bf16)?, of(Fp8)?);
         let phases = [&bf16.dispatch, &fp8.dispatch, &bf16.combine];
         for ((name, phase), measured) in OPERATIONS.into_iter().zip(phases).zip(measured) {
@@ -259,7 +269,14 @@ fn one_h200(out: &mut String) -> Result<()> {
     let mut rows = Vec::new();
     for (ranks, measured) in EPILOGUES {
         let topology = Topology::new(ranks, ranks)?.with_ranks_per_gpu(ranks)?;
-        let of = |format| deepep(&topology, &hardware, &Workload::new(4096, 7168, 8, 256).with_format(format), Some(2));
+        let of = |format| {
+            deepep(
+                &topology,
+                &hardware,
+                &Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 4096 }).with_format(format),
+                Some(2),
+            )
+        };
         let (bf16, fp8) = (of(Bf16)?, of(Fp8)?);
         for (name, phase, measured) in [
             ("copy epilogue BF16", &bf16.dispatch, measured[0]),
@@ -293,8 +310,14 @@ fn latency(out: &mut String) -> Result<()> {
     for (tokens, measured) in
         [(1, [17.4, 17.4, 16.1]), (8, [17.5, 17.7, 16.8]), (32, [17.7, 17.8, 17.8]), (128, [21.6, 18.6, 24.1])]
     {
-        let of =
-            |format| deepep(&topology, &hardware, &Workload::new(tokens, 7168, 8, 256).with_format(format), Some(16));
+        let of = |format| {
+            deepep(
+                &topology,
+                &hardware,
+                &Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens }).with_format(format),
+                Some(16),
+            )
+        };
         let (bf16, fp8) = (of(Bf16)?, of(Fp8)?);
         let phases = [&bf16.dispatch, &fp8.dispatch, &bf16.combine];
         for ((name, phase), measured) in OPERATIONS.into_iter().zip(phases).zip(measured) {
@@ -327,7 +350,12 @@ fn readme(out: &mut String) -> Result<()> {
     ] {
         let hardware = Hardware::named(gpu, nic)?;
         let topology = Topology::new(ranks, 8)?;
-        let plan = deepep(&topology, &hardware, &Workload::new(8192, 7168, 8, 256).with_format(Fp8), Some(sms))?;
+        let plan = deepep(
+            &topology,
+            &hardware,
+            &Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 8192 }).with_format(Fp8),
+            Some(sms),
+        )?;
         for (name, phase, published) in
             [("dispatch FP8", &plan.dispatch, published[0]), ("combine", &plan.combine, published[1])]
         {
@@ -361,7 +389,9 @@ fn scale(out: &mut String) -> Result<()> {
     progress.expect(SIMULATED_RANKS);
     let mut run = |ranks: u32, tokens: u32, what: &str, scenario: &Scenario| -> Result<()> {
         let topology = Topology::new(ranks, 8)?;
-        let workload = Workload::new(tokens, 7168, 8, if ranks > 256 { 2048 } else { 256 }).with_format(Fp8);
+        let workload =
+            Workload::new(LayerSizes { experts: if ranks > 256 { 2048 } else { 256 }, top_k: 8, hidden: 7168, tokens })
+                .with_format(Fp8);
         let start = Instant::now();
         let shown = Cell::new(0);
         let report = simulate_watched(&topology, &hardware, &workload, scenario, &|what, share| {
@@ -418,7 +448,7 @@ fn bytes(out: &mut String) -> Result<()> {
         [(4096, Bf16, 8), (8192, Fp8, 8), (8192, Fp8, 16), (8192, Fp8, 32), (8192, Fp8, 64), (128, Fp8, 8)]
     {
         let topology = Topology::new(ranks, 8)?;
-        let workload = Workload::new(tokens, 7168, 8, 256).with_format(format);
+        let workload = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens }).with_format(format);
         let ours = plan(&topology, &hardware, &workload)?.bytes;
         let theirs = deepep(&topology, &hardware, &workload, None)?.bytes;
         let mib = |bytes: u64| format!("{:.0}", bytes as f64 / f64::from(1 << 20));

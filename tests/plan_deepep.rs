@@ -3,7 +3,7 @@ mod support;
 
 use epoxide::WireFormat;
 use epoxide::plan::deepep::{Buffer, Setup, Warps, workspace_bytes};
-use epoxide::plan::{Gpu, Hardware, PlanOptions, Protocol, Topology, Workload, plan_with};
+use epoxide::plan::{Gpu, Hardware, LayerSizes, PlanOptions, Protocol, Topology, Workload, plan_with};
 
 const MIB: u64 = 1 << 20;
 
@@ -42,7 +42,8 @@ fn deepep_sm_counts_are_its_own() {
     ] {
         let hardware = Hardware::named(gpu, nic).unwrap();
         let options = PlanOptions::new().with_protocol(Protocol::DeepEpV2);
-        let workload = Workload::new(8192, 7168, 8, 256).with_format(WireFormat::Fp8);
+        let workload = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 8192 })
+            .with_format(WireFormat::Fp8);
         let plan = plan_with(&Topology::new(ranks, 8).unwrap(), &hardware, &workload, &options).unwrap();
         assert_eq!(plan.num_sms, want);
         assert_eq!(plan.num_qps, if ranks == 8 { 0 } else { 129.min(16 * want + 1) });
@@ -96,7 +97,8 @@ fn deepep_bytes_are_its_own() {
 #[test]
 fn deepep_is_not_planned_with_opaque_rows() {
     let hardware = Hardware::named("h100", None).unwrap();
-    let workload = Workload::new(64, 1024, 8, 256).with_format(WireFormat::Opaque { row_bytes: 512, scale_words: 16 });
+    let workload = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 1024, tokens: 64 })
+        .with_format(WireFormat::Opaque { row_bytes: 512, scale_words: 16 });
     let topology = Topology::new(8, 8).unwrap();
     let options = PlanOptions::new().with_protocol(Protocol::DeepEpV2);
     let refused = plan_with(&topology, &hardware, &workload, &options).unwrap_err();

@@ -2,8 +2,8 @@
 mod support;
 
 use epoxide::plan::{
-    Basis, Capacity, Gpu, Hardware, Nic, Plan, PlanOptions, Protocol, Resource, Routing, RowLayout, Topology, Workload,
-    distinct_groups, plan, plan_with,
+    Basis, Capacity, Gpu, Hardware, LayerSizes, Nic, Plan, PlanOptions, Protocol, Resource, Routing, RowLayout,
+    Topology, Workload, distinct_groups, plan, plan_with,
 };
 use epoxide::{Config, ElasticBuffer, Error, WireFormat, bytes_needed};
 use proptest::prelude::*;
@@ -133,7 +133,7 @@ fn planned_regions_are_aligned_disjoint_and_inside() {
 fn fewer_rows_take_fewer_bytes_and_all_rows_take_the_worst_case() {
     let topology = Topology::new(32, 8).unwrap();
     let hardware = Hardware::named("h200", Some("cx7")).unwrap();
-    let workload = Workload::new(1024, 4096, 8, 256);
+    let workload = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 4096, tokens: 1024 });
     let at = |capacity| plan(&topology, &hardware, &workload.clone().with_capacity(capacity)).unwrap().bytes;
     let worst = at(Capacity::WorstCase);
     assert_eq!(worst.basis, Basis::Projection);
@@ -165,7 +165,9 @@ fn a_buffer_takes_what_its_plan_says() {
     for format in [WireFormat::Bf16, WireFormat::Fp8] {
         let hardware = Hardware::named("h200", None).unwrap();
         for layout in [RowLayout::Compact, RowLayout::Expand { alignment: 8 }] {
-            let workload = Workload::new(7, 48, 3, 9).with_format(format).with_layout(layout);
+            let workload = Workload::new(LayerSizes { experts: 9, top_k: 3, hidden: 48, tokens: 7 })
+                .with_format(format)
+                .with_layout(layout);
             let options = PlanOptions::new().with_num_sms(2);
             let planned = plan_with(&Topology::new(4, 4).unwrap(), &hardware, &workload, &options).unwrap();
             assert_eq!(planned.bytes.basis, Basis::Exact);
@@ -238,7 +240,7 @@ fn rows_by_expert_cross_as_often_and_move_more() {
 #[test]
 fn links_and_memory_are_separate_resources() {
     let hardware = Hardware::named("h200", None).unwrap();
-    let workload = Workload::new(4096, 7168, 8, 256);
+    let workload = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 4096 });
     let eight = Topology::new(8, 8).unwrap();
     let linked = plan(&eight, &hardware, &workload).unwrap();
     for phase in [&linked.dispatch, &linked.combine] {
@@ -257,7 +259,7 @@ fn links_and_memory_are_separate_resources() {
 fn bad_input_names_the_field_the_value_and_the_rule() {
     let topology = Topology::new(16, 8).unwrap();
     let hardware = Hardware::named("h100", Some("cx7")).unwrap();
-    let good = Workload::new(128, 7168, 8, 256);
+    let good = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 128 });
     let fails = |workload: Workload| plan(&topology, &hardware, &workload).unwrap_err().to_string();
     let deepep = |workload: &Workload, topology: &Topology| {
         let options = PlanOptions::new().with_protocol(Protocol::DeepEpV2);
@@ -265,7 +267,13 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
     };
     // Also where the caller gives the SMs.
     let given = PlanOptions::new().with_protocol(Protocol::DeepEpV2).with_num_sms(8);
-    let with_sms = plan_with(&topology, &hardware, &Workload::new(128, 7168, 8, 250), &given).unwrap_err();
+    let with_sms = plan_with(
+        &topology,
+        &hardware,
+        &Workload::new(LayerSizes { experts: 250, top_k: 8, hidden: 7168, tokens: 128 }),
+        &given,
+    )
+    .unwrap_err();
     let routed = |loads: Vec<f64>| good.clone().with_routing(Routing::Histogram(loads));
     let uneven = Topology::of_domains(&[8, 4]).unwrap();
     let no_nic = Hardware::named("h100", None).unwrap();
@@ -276,12 +284,24 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
     let mut far = Vec::from([0.0; 256]);
     far[7] = 1.0;
     for (got, want) in [
-        (fails(Workload::new(0, 7168, 8, 256)), "tokens = 0: a rank has 1 to 16777215 tokens"),
-        (fails(Workload::new(128, 0, 8, 256)), "hidden = 0: a row has 1 to 1048576 elements"),
-        (fails(Workload::new(128, 7168, 8, 4)), "top_k = 8: a token cannot select more than the 4 experts"),
-        (fails(Workload::new(128, 7168, 8, 4096)), "experts = 4096: there are 1 to 2048 experts"),
         (
-            fails(Workload::new(128, 1 << 20, 8, 256)),
+            fails(Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 0 })),
+            "tokens = 0: a rank has 1 to 16777215 tokens",
+        ),
+        (
+            fails(Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 0, tokens: 128 })),
+            "hidden = 0: a row has 1 to 1048576 elements",
+        ),
+        (
+            fails(Workload::new(LayerSizes { experts: 4, top_k: 8, hidden: 7168, tokens: 128 })),
+            "top_k = 8: a token cannot select more than the 4 experts",
+        ),
+        (
+            fails(Workload::new(LayerSizes { experts: 4096, top_k: 8, hidden: 7168, tokens: 128 })),
+            "experts = 4096: there are 1 to 2048 experts",
+        ),
+        (
+            fails(Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 1 << 20, tokens: 128 })),
             "hidden = 1048576: a row, 2097152 bytes, must fit in the 232448 bytes",
         ),
         (fails(good.clone().with_imbalance(0.5)), "imbalance = 0.5: the busiest rank over the mean is at least 1"),
@@ -323,7 +343,10 @@ fn bad_input_names_the_field_the_value_and_the_rule() {
         (deepep(&good, &uneven), "domains"),
         (deepep(&good.clone().with_capacity(Capacity::Rows(9)), &topology), "capacity"),
         (deepep(&good.clone().with_layout(RowLayout::Slab), &topology), "layout = Slab"),
-        (deepep(&Workload::new(128, 7168, 8, 250), &topology), "experts = 250: DeepEP V2"),
+        (
+            deepep(&Workload::new(LayerSizes { experts: 250, top_k: 8, hidden: 7168, tokens: 128 }), &topology),
+            "experts = 250: DeepEP V2",
+        ),
         (with_sms.to_string(), "experts = 250: DeepEP V2"),
         (fails(routed(vec![0.0; 256])), "histogram = 0: all loads together are more than 0"),
         (fails(routed(vec![1e308; 256])), "histogram = inf: all loads together"),
@@ -342,7 +365,7 @@ fn every_scale_has_a_plan() {
         {
             let topology = Topology::new(ranks, if ranks % 8 == 0 { 8 } else { ranks }).unwrap();
             let hardware = Hardware::named("b200", Some("cx8")).unwrap();
-            let workload = Workload::new(tokens, hidden, top_k, experts);
+            let workload = Workload::new(LayerSizes { experts, top_k, hidden, tokens });
             let plan = plan(&topology, &hardware, &workload).unwrap();
             for seconds in [plan.dispatch.seconds, plan.combine.seconds] {
                 assert!(seconds.is_finite() && seconds > 1e-6, "{ranks} ranks: {seconds} s");
@@ -358,13 +381,14 @@ fn a_rack_of_72_is_one_domain() {
     let hardware = Hardware::named("gb200", None).unwrap();
     let topology = Topology::new(72, 72).unwrap();
     for format in [WireFormat::Bf16, WireFormat::Fp8] {
-        let workload = Workload::new(4096, 7168, 8, 288).with_format(format);
+        let workload =
+            Workload::new(LayerSizes { experts: 288, top_k: 8, hidden: 7168, tokens: 4096 }).with_format(format);
         let plan = plan(&topology, &hardware, &workload).unwrap();
         assert_eq!((plan.bytes.basis, plan.num_qps), (Basis::Projection, 0));
         assert!(plan.bytes.total() > 72 * 4096 * 7168 * 3 && plan.dispatch.seconds > 1e-5);
     }
     // What does not fit is still said.
-    let wide = Workload::new(16, 1 << 20, 8, 288);
+    let wide = Workload::new(LayerSizes { experts: 288, top_k: 8, hidden: 1 << 20, tokens: 16 });
     let error = plan(&topology, &hardware, &wide).unwrap_err().to_string();
     assert!(error.starts_with("hidden = 1048576: a row, 2097152 bytes, must fit in the 232448 bytes"), "{error}");
 }

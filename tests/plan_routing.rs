@@ -4,7 +4,8 @@ mod support;
 use epoxide::WireFormat;
 use epoxide::plan::simulate::{Draw, Report, Scenario, SendOrder, simulate};
 use epoxide::plan::{
-    Hardware, PlanOptions, Resource, Routing, RowLayout, Topology, Workload, distinct_groups, plan, plan_with,
+    Hardware, LayerSizes, PlanOptions, Resource, Routing, RowLayout, Topology, Workload, distinct_groups, plan,
+    plan_with,
 };
 use support::laws::require;
 use support::plans::cases;
@@ -91,7 +92,8 @@ fn a_histogram_reaches_what_it_says() {
     let loads = [5.0, 1.0, 1.0, 3.0, 0.0, 2.0];
     let topology = Topology::new(3, 3).unwrap();
     let hardware = Hardware::named("h200", None).unwrap();
-    let workload = Workload::new(16, 64, 2, 6).with_routing(Routing::Histogram(loads.to_vec()));
+    let workload = Workload::new(LayerSizes { experts: 6, top_k: 2, hidden: 64, tokens: 16 })
+        .with_routing(Routing::Histogram(loads.to_vec()));
     let expected = plan(&topology, &hardware, &workload).unwrap().expected;
     for (rank, pair) in loads.chunks(2).enumerate() {
         let selections = pair.iter().sum::<f64>() / 12.0 * 2.0;
@@ -131,7 +133,8 @@ fn uneven_histograms_reach_what_they_say() {
     for (loads, top_k) in cases {
         let ranks = loads.len() as u32;
         let topology = Topology::new(ranks, ranks).unwrap();
-        let workload = Workload::new(16, 64, top_k, ranks).with_routing(Routing::Histogram(loads.to_vec()));
+        let workload = Workload::new(LayerSizes { experts: ranks, top_k, hidden: 64, tokens: 16 })
+            .with_routing(Routing::Histogram(loads.to_vec()));
         let expected = plan(&topology, &hardware, &workload).unwrap().expected;
         for (reached, selected) in expected.to_rank.iter().zip(&expected.selections) {
             assert!((reached - selected).abs() <= 1e-6 * selected, "{loads:?}, top-{top_k}: {expected:?}");
@@ -143,7 +146,7 @@ fn uneven_histograms_reach_what_they_say() {
 #[test]
 fn the_networks_latency_is_simulated_once() {
     let topology = Topology::new(64, 8).unwrap();
-    let workload = Workload::new(128, 7168, 8, 256);
+    let workload = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 128 });
     let beyond_the_model = |latency: f64| {
         let mut hardware = Hardware::named("h100", Some("cx7")).unwrap();
         hardware.nic.as_mut().unwrap().latency.value = latency;
@@ -159,7 +162,13 @@ fn the_networks_latency_is_simulated_once() {
 fn run(ranks: u32, tokens: u32, scenario: &Scenario) -> Report {
     let topology = Topology::new(ranks, ranks.min(8)).unwrap();
     let hardware = Hardware::named("h100", Some("cx7")).unwrap();
-    simulate(&topology, &hardware, &Workload::new(tokens, 7168, 8, 256), scenario).unwrap()
+    simulate(
+        &topology,
+        &hardware,
+        &Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens }),
+        scenario,
+    )
+    .unwrap()
 }
 
 /// What a report has to say of a calm run in which tokens go where the model expects them.
@@ -201,7 +210,8 @@ fn the_simulation_agrees_with_the_model_on_every_machine() {
                 continue;
             }
             let hardware = Hardware::named("h200", Some(nic)).unwrap();
-            let workload = Workload::new(4096, hidden, 8, 252).with_format(format);
+            let workload =
+                Workload::new(LayerSizes { experts: 252, top_k: 8, hidden, tokens: 4096 }).with_format(format);
             let mut scenario = Scenario::new(3);
             scenario.num_sms = sms;
             let report = simulate(&topology, &hardware, &workload, &scenario).unwrap();
@@ -219,10 +229,12 @@ fn the_simulation_agrees_with_the_model_on_every_machine() {
 fn a_histogram_is_simulated_as_it_is_planned() {
     let hardware = Hardware::named("h200", Some("cx7")).unwrap();
     let loads = (0..256).map(|e| f64::from(e % 7 + e / 64)).collect();
-    let workload = Workload::new(2048, 7168, 8, 256).with_routing(Routing::Histogram(loads));
+    let workload = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 2048 })
+        .with_routing(Routing::Histogram(loads));
     let report = simulate(&Topology::new(16, 8).unwrap(), &hardware, &workload, &Scenario::new(5)).unwrap();
     agrees_with_the_model(&report, &"uneven loads");
-    let far = Workload::new(2048, 7168, 1, 4).with_routing(Routing::Histogram(vec![0.0, 0.0, 1.0, 1.0]));
+    let far = Workload::new(LayerSizes { experts: 4, top_k: 1, hidden: 7168, tokens: 2048 })
+        .with_routing(Routing::Histogram(vec![0.0, 0.0, 1.0, 1.0]));
     let topology = Topology::of_domains(&[2, 1, 1]).unwrap();
     let report = simulate(&topology, &hardware, &far, &Scenario::new(5)).unwrap();
     agrees_with_the_model(&report, &"no token stays in the first domain");
@@ -280,7 +292,13 @@ fn what_goes_wrong_is_named() {
 fn ranks_of_one_gpu_share_its_memory_in_the_simulation_too() {
     let topology = Topology::new(8, 8).unwrap().with_ranks_per_gpu(8).unwrap();
     let hardware = Hardware::named("h200", None).unwrap();
-    let report = simulate(&topology, &hardware, &Workload::new(1024, 7168, 8, 256), &Scenario::new(1)).unwrap();
+    let report = simulate(
+        &topology,
+        &hardware,
+        &Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 1024 }),
+        &Scenario::new(1),
+    )
+    .unwrap();
     for phase in [report.dispatch, report.combine] {
         assert_eq!(phase.resource, Resource::Hbm);
         assert!((phase.seconds / phase.model - 1.0).abs() < 0.15, "{phase:?}");
@@ -291,7 +309,7 @@ fn ranks_of_one_gpu_share_its_memory_in_the_simulation_too() {
 fn quantising_binds_where_a_token_has_few_copies() {
     let topology = Topology::new(2, 2).unwrap();
     let mut hardware = Hardware::named("h200", None).unwrap();
-    let bf16 = Workload::new(4096, 7168, 8, 256);
+    let bf16 = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 4096 });
     let fp8 = bf16.clone().with_format(WireFormat::Fp8);
     let options = PlanOptions::new().with_num_sms(4);
     let binding = |workload| *plan_with(&topology, &hardware, workload, &options).unwrap().dispatch.binding();
@@ -312,7 +330,7 @@ fn quantising_binds_where_a_token_has_few_copies() {
 fn two_thousand_ranks_fit_in_a_gibibyte() {
     let topology = Topology::new(2048, 8).unwrap();
     let hardware = Hardware::named("h100", Some("cx7")).unwrap();
-    let workload = Workload::new(1024, 7168, 8, 2048);
+    let workload = Workload::new(LayerSizes { experts: 2048, top_k: 8, hidden: 7168, tokens: 1024 });
     let report = simulate(&topology, &hardware, &workload, &Scenario::new(1)).unwrap();
     assert!(report.dispatch.events > 4_000_000, "{report:?}");
     assert!((report.dispatch.seconds / report.dispatch.model - 1.0).abs() < 0.2, "{report:?}");
@@ -327,7 +345,7 @@ fn two_thousand_ranks_fit_in_a_gibibyte() {
 fn bad_scenarios_name_the_field_the_value_and_the_rule() {
     let topology = Topology::new(8, 8).unwrap();
     let hardware = Hardware::named("h200", None).unwrap();
-    let workload = Workload::new(8, 64, 2, 16);
+    let workload = Workload::new(LayerSizes { experts: 16, top_k: 2, hidden: 64, tokens: 8 });
     let fails =
         |workload: &Workload, s: Scenario| simulate(&topology, &hardware, workload, &s).unwrap_err().to_string();
     let scenario = Scenario::new(1);
@@ -341,7 +359,10 @@ fn bad_scenarios_name_the_field_the_value_and_the_rule() {
         (fails(&workload, scenario.clone().with_draw(Draw::Zipf { exponent: -1.0 })), "exponent = -1"),
         (fails(&workload, scenario.clone().with_draw(Draw::OneHot { expert: 16 })), "expert = 16: there are 16"),
         (fails(&workload.clone().with_layout(RowLayout::Slab), scenario.clone()), "layout = Slab"),
-        (fails(&Workload::new(0, 64, 2, 16), scenario.clone()), "tokens = 0"),
+        (
+            fails(&Workload::new(LayerSizes { experts: 16, top_k: 2, hidden: 64, tokens: 0 }), scenario.clone()),
+            "tokens = 0",
+        ),
     ] {
         assert!(got.contains(want), "{got}\ninstead of\n{want}");
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group};
 use epoxide::plan::simulate::{Draw, Scenario, simulate};
-use epoxide::plan::{Hardware, Routing, Topology, Workload, plan};
+use epoxide::plan::{Hardware, LayerSizes, Routing, Topology, Workload, plan};
 
 /// A plan, from one node to the largest, and with the dearest routing.
 fn plans(c: &mut Criterion) {
@@ -18,7 +18,7 @@ fn plans(c: &mut Criterion) {
     let hardware = Hardware::named("h200", Some("cx7")).expect("it is built in");
     for ranks in [8, 64, 2048] {
         let topology = Topology::new(ranks, 8).expect("whole domains");
-        let workload = Workload::new(4096, 7168, 8, 256);
+        let workload = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 4096 });
         group.bench_function(BenchmarkId::new("uniform", ranks), |b| {
             b.iter(|| plan(black_box(&topology), &hardware, &workload).expect("it is legal"));
         });
@@ -28,7 +28,8 @@ fn plans(c: &mut Criterion) {
     for (name, routing) in
         [("groups", Routing::GroupLimited { groups: 8, limit: 4 }), ("histogram", Routing::Histogram(loads))]
     {
-        let workload = Workload::new(4096, 7168, 8, 256).with_routing(routing);
+        let workload =
+            Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 4096 }).with_routing(routing);
         group.bench_function(BenchmarkId::new(name, 64), |b| {
             b.iter(|| plan(black_box(&topology), &hardware, &workload).expect("it is legal"));
         });
@@ -43,7 +44,12 @@ fn simulations(c: &mut Criterion) {
     let hardware = Hardware::named("h100", Some("cx7")).expect("it is built in");
     for ranks in [64, 2048] {
         let topology = Topology::new(ranks, 8).expect("whole domains");
-        let workload = Workload::new(4096, 7168, 8, if ranks > 256 { 2048 } else { 256 });
+        let workload = Workload::new(LayerSizes {
+            experts: if ranks > 256 { 2048 } else { 256 },
+            top_k: 8,
+            hidden: 7168,
+            tokens: 4096,
+        });
         for (name, draw) in [
             ("uniform", Draw::Uniform),
             ("zipf", Draw::Zipf { exponent: 0.8 }),

@@ -1,7 +1,7 @@
 //! From the command line to what the planner takes.
 use std::path::Path;
 
-use epoxide::plan::{Capacity, Hardware, PlanOptions, Routing, RowLayout, Topology, Workload};
+use epoxide::plan::{Capacity, Hardware, LayerSizes, PlanOptions, Routing, RowLayout, Topology, Workload};
 
 use crate::args::{Layout, PlanArgs};
 use crate::machine::{Found, Machine};
@@ -29,12 +29,17 @@ impl Request {
             Layout::Slab => RowLayout::Slab,
         };
         let shape = &args.shape;
-        let workload = Workload::new(shape.tokens, shape.hidden, shape.top_k, shape.experts)
-            .with_format(shape.format.into())
-            .with_layout(layout)
-            .with_capacity(args.capacity.map_or(Capacity::WorstCase, Capacity::Rows))
-            .with_routing(routing)
-            .with_imbalance(args.imbalance);
+        let workload = Workload::new(LayerSizes {
+            experts: shape.experts,
+            top_k: shape.top_k,
+            hidden: shape.hidden,
+            tokens: shape.tokens,
+        })
+        .with_format(shape.format.into())
+        .with_layout(layout)
+        .with_capacity(args.capacity.map_or(Capacity::WorstCase, Capacity::Rows))
+        .with_routing(routing)
+        .with_imbalance(args.imbalance);
         let mut options = PlanOptions::new().with_protocol(args.protocol.into());
         options.num_sms = args.num_sms;
         options.allocated_qps = args.allocated_qps;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use epoxide_kernels::layout::Span;
 use epoxide_kernels::shape::Shape;
 use epoxide_plan::layouts::checked;
-use epoxide_plan::{RowLayout, Workload};
+use epoxide_plan::{LayerSizes, RowLayout, Workload};
 
 pub use epoxide_kernels::shape::{Layout, WireFormat};
 pub use epoxide_plan::RegionBytes;
@@ -49,6 +49,9 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 impl Config {
     /// A configuration in BF16, with as many SMs as the planner says and a timeout of 30 s.
+    ///
+    /// The numbers are in the order of [`LayerSizes`](crate::LayerSizes), and [`Self::of`] takes them by name: a swap of two is no error, but
+    /// another buffer.
     pub fn new(experts: u32, top_k: u32, hidden: u32, max_tokens_per_rank: u32) -> Self {
         Self {
             experts,
@@ -66,14 +69,26 @@ impl Config {
         }
     }
 
+    /// [`Self::new`] with the numbers by name; its tokens are the most that a rank dispatches at once.
+    ///
+    /// ```
+    /// use epoxide::{Config, LayerSizes};
+    /// let config = Config::of(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 4096 });
+    /// assert_eq!(config, Config::new(256, 8, 7168, 4096));
+    /// ```
+    pub fn of(sizes: LayerSizes) -> Self {
+        let LayerSizes { experts, top_k, hidden, tokens } = sizes;
+        Self::new(experts, top_k, hidden, tokens)
+    }
+
     /// The configuration of a buffer for what was planned, with that plan's SMs. It has room for the worst case, and its rows lie by source
     /// where the plan has them in slabs, which there are not yet.
     ///
     /// ```
-    /// use epoxide::plan::{Hardware, Topology, Workload, plan};
+    /// use epoxide::plan::{Hardware, Topology, LayerSizes, Workload, plan};
     /// use epoxide::{Config, bytes_needed};
     ///
-    /// let workload = Workload::new(4096, 7168, 8, 256);
+    /// let workload = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 4096 });
     /// let plan = plan(&Topology::new(8, 8)?, &Hardware::named("h200", None)?, &workload)?;
     /// let config = Config::for_workload(&workload, plan.num_sms);
     /// assert_eq!(bytes_needed(&config, 8, plan.num_sms)?.total(), plan.bytes.total());

@@ -56,7 +56,8 @@
 //!   [`Config::with_zero_padding`]).
 //! * Memory: [`DeviceTensor`], and parts of it, [`DeviceSlice`] and [`DeviceSliceMut`].
 //! * From a dispatch to the experts: on the host [`Received`], its rows grouped by expert ([`Received::by_expert`]) and as f32
-//!   ([`WireRows::to_f32`]); for kernels of your own [`RecvView`].
+//!   ([`WireRows::to_f32`]); on the device, typed and with shapes, [`RecvArrays`], or as plain addresses [`RecvView`].
+//! * Kernels of your own between the operations: [`kernels`], [`Comm::load`] and [`Comm::launch`]; the example `engine` has such a layer.
 //! * From the experts to the combine, in four ways: [`ExpertOutputs`] compares them.
 //! * Without any tensor of ours: [`RawDispatchInput`], [`RawCombineInput`] and [`LocalGroup::on_streams`]; the example `raw_pointers`
 //!   shows them together.
@@ -71,7 +72,9 @@
 //!   compute capability 9.0 or newer, and a driver for CUDA 12.0 or newer.
 //! * **A deadline**: every wait for a peer ends after [`Config::timeout`] (30 s), counted from the operation's entry. A rank that comes
 //!   later is an [`Error::PeerTimeout`] there and on all others, and the buffer is of no use any more.
-//! * **A row** is BF16, FP8 or opaque bytes on the wire, a multiple of 16 bytes, and fits in a block's shared memory ([`Config::check_row`]).
+//! * **Room for the worst case**: a buffer holds whatever its peers can send, in [`Layout::ExpertContiguous`] up to `top_k` rows for every
+//!   token of every rank. No capacity bounds it yet: [`bytes_needed`] says what it takes.
+//! * **A row** is a multiple of 16 bytes on the wire, and fits in a block's shared memory ([`Config::check_row`]).
 //! * **One stream** for each rank, and one operation at a time in each buffer. A call waits for that stream where 112 launches, events and
 //!   waits are under way.
 #![warn(missing_debug_implementations)]
@@ -88,10 +91,12 @@ mod event;
 mod fault;
 mod group;
 mod handle;
+pub mod kernels;
 mod memory;
 mod pool;
 pub mod quantize;
 mod received;
+mod recv_arrays;
 mod rendezvous;
 mod rows;
 mod runtime;
@@ -99,6 +104,7 @@ mod slice;
 mod sms;
 mod tensor;
 mod transport;
+mod view;
 
 pub use buffer::{Dispatched, ElasticBuffer};
 pub use by_expert::ByExpert;
@@ -107,6 +113,7 @@ pub use comm::Comm;
 pub use config::{BytesNeeded, Config, Layout, RegionBytes, WireFormat, bytes_needed};
 pub use dispatch::{DispatchInput, IndexType, RawDispatchInput};
 pub use epoxide_plan as plan;
+pub use epoxide_plan::LayerSizes;
 pub use epoxide_sim::{Machine, MachineConfig, Mode};
 pub use error::{Error, Result};
 pub use event::Event;
@@ -114,9 +121,11 @@ pub use group::{CudaStream, LocalGroup, RanksFailed};
 pub use half::bf16;
 pub use handle::{RecvCounts, RecvView};
 pub use received::{Received, WireRows};
+pub use recv_arrays::RecvArrays;
 pub use rows::{RawRows, Rows};
 pub use slice::{DeviceSlice, DeviceSliceMut};
 pub use tensor::{DeviceTensor, Element, Index};
+pub use view::{DType, View, ViewElement};
 
 /// The README's code is a doc test.
 #[cfg(doctest)]

@@ -150,17 +150,23 @@ impl ElasticBuffer {
         let rows = u64::from(received.counts.rows);
         let elements = rows * u64::from(self.config.hidden);
         let comm = &self.comm;
+        // SAFETY of all reads: regions of the buffer's own, with room for any number of rows that a dispatch brings, whose elements these
+        // are. The handle is current and its dispatch done, so that no peer writes them before this rank's next one.
         received.x = match (self.config.format, std::mem::take(&mut received.x)) {
             (WireFormat::Bf16, before) => {
                 let mut x = if let WireRows::Bf16(x) = before { x } else { Vec::new() };
-                read_into(comm, view.x, elements, &mut x)?;
+                // SAFETY: as above.
+                unsafe { read_into(comm, view.x, elements, &mut x)? };
                 WireRows::Bf16(x)
             }
             (WireFormat::Fp8, before) => {
                 let (mut codes, mut scales) =
                     if let WireRows::Fp8 { codes, scales, .. } = before { (codes, scales) } else { Default::default() };
-                read_into(comm, view.x, elements, &mut codes)?;
-                read_into(comm, view.scales, rows * u64::from(view.scale_stride), &mut scales)?;
+                // SAFETY: as above.
+                unsafe {
+                    read_into(comm, view.x, elements, &mut codes)?;
+                    read_into(comm, view.scales, rows * u64::from(view.scale_stride), &mut scales)?;
+                }
                 WireRows::Fp8 { codes, scales, scale_stride: view.scale_stride }
             }
             (_, before) => {
@@ -169,27 +175,39 @@ impl ElasticBuffer {
                 } else {
                     Default::default()
                 };
-                read_into(comm, view.x, rows * self.layouts.shape.wire_row_bytes(), &mut bytes)?;
-                read_into(comm, view.scales, rows * u64::from(view.scale_stride), &mut scales)?;
+                // SAFETY: as above.
+                unsafe {
+                    read_into(comm, view.x, rows * self.layouts.shape.wire_row_bytes(), &mut bytes)?;
+                    read_into(comm, view.scales, rows * u64::from(view.scale_stride), &mut scales)?;
+                }
                 WireRows::Opaque { rows: bytes, scales, scale_stride: view.scale_stride }
             }
         };
         // Sources come first where the selections go after them: their words are fewer than a row's padded selections.
-        read_into(comm, view.sources, 2 * rows, &mut received.topk_idx)?;
+        // SAFETY: as above; two words of 4 bytes for each of 8.
+        unsafe { read_into(comm, view.sources, 2 * rows, &mut received.topk_idx)? };
         received.sources.clear();
         reserve("sources", rows, &mut received.sources)?;
         // u64 with the rank in the upper half, little-endian as everything on the device.
         let sources = received.topk_idx.chunks_exact(2).map(|word| (word[1] as u32, word[0] as u32));
         received.sources.extend(sources);
-        self.read_selections(view.topk_idx, rows, &mut received.topk_idx)?;
-        self.read_selections(view.topk_weights, rows, &mut received.topk_weights)
+        // SAFETY: as above.
+        unsafe {
+            self.read_selections(view.topk_idx, rows, &mut received.topk_idx)?;
+            self.read_selections(view.topk_weights, rows, &mut received.topk_weights)
+        }
     }
 
     /// Reads `[rows, top_k]`, and drops the padding of every row.
-    fn read_selections<T: Element>(&self, address: u64, rows: u64, values: &mut Vec<T>) -> Result<()> {
+    ///
+    /// # Safety
+    ///
+    /// `address` is of so many rows in the buffer's region of selections or weights, which no peer writes now.
+    unsafe fn read_selections<T: Element>(&self, address: u64, rows: u64, values: &mut Vec<T>) -> Result<()> {
         let stride = self.layouts.shape.top_k_stride() as usize;
         let top_k = stride.min(self.config.top_k as usize);
-        read_into(&self.comm, address, rows * stride as u64, values)?;
+        // SAFETY: rows of `stride` words each, that nobody writes now, by the caller's promise.
+        unsafe { read_into(&self.comm, address, rows * stride as u64, values)? };
         let rows = rows as usize;
         // The first row is where it must be, and no row's place is behind it.
         (1..rows).for_each(|row| values.copy_within(row * stride..row * stride + top_k, row * top_k));

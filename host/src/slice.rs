@@ -141,7 +141,8 @@ impl<'a, T: Element> DeviceSlice<'a, T> {
     ///
     /// As [`DeviceTensor::to_vec`].
     pub fn to_vec(&self) -> Result<Vec<T>> {
-        read(self.comm, self.address, self.len)
+        // SAFETY: elements of a tensor that is borrowed: it is there, and what writes them is on the rank's stream, or over.
+        unsafe { read(self.comm, self.address, self.len) }
     }
 }
 
@@ -199,12 +200,13 @@ impl<'a, T: Element> DeviceSliceMut<'a, T> {
     ///
     /// [`Error::InvalidArgument`] when there are more values than elements.
     pub fn copy_from_host(&mut self, values: &[T]) -> Result<()> {
-        write(self.comm, self.address, self.len, values)
+        // SAFETY: elements of a tensor, borrowed alone here; what uses them on the device is on the rank's stream, or over.
+        unsafe { write(self.comm, self.address, self.len, values) }
     }
 }
 
 /// The range as its start and length, if there are `len` elements.
-fn within(len: u64, range: impl RangeBounds<u64>) -> Result<(u64, u64)> {
+pub(crate) fn within(len: u64, range: impl RangeBounds<u64>) -> Result<(u64, u64)> {
     // Saturated, a bound is beyond any tensor.
     let start = match range.start_bound() {
         Bound::Included(&start) => start,

@@ -1,6 +1,6 @@
 //! A rank's SMs: as many as its largest buffer needs, since its stream runs one operation at a time; and how many those are where
 //! nobody says it.
-use epoxide_plan::{Hardware, Topology, Workload, fewest_sms};
+use epoxide_plan::{Hardware, LayerSizes, Topology, Workload, fewest_sms};
 
 use crate::config::Config;
 use crate::error::Result;
@@ -36,7 +36,12 @@ impl DefaultSms {
 
     /// Those of a buffer.
     pub(crate) fn of(&self, config: &Config) -> u32 {
-        let workload = Workload::new(config.max_tokens_per_rank, config.hidden, config.top_k, config.experts);
+        let workload = Workload::new(LayerSizes {
+            experts: config.experts,
+            top_k: config.top_k,
+            hidden: config.hidden,
+            tokens: config.max_tokens_per_rank,
+        });
         let fewest = |(topology, hardware): &(Topology, Hardware)| {
             // What the planner refuses the buffer refuses too, and says why.
             fewest_sms(topology, hardware, &workload.with_format(config.format)).ok()
@@ -62,13 +67,15 @@ fn planned(ranks: u32, gpus: &[(String, u32, u32)]) -> Option<(Topology, Hardwar
 pub(crate) struct ReservedSms {
     /// SMs of an operation of each buffer that was neither refused nor closed. One that was dropped may still be at work.
     buffers: Vec<u32>,
+    /// SMs that kernels of the caller's own need at once. They are enqueued at any time, so nobody knows when the last one is over.
+    kept: u32,
     /// Nothing on the simulated GPU, where a rank has a device of its own.
     claim: Option<Reservation>,
 }
 
 impl ReservedSms {
     fn most(&self) -> u32 {
-        self.buffers.iter().copied().max().unwrap_or(0)
+        self.buffers.iter().copied().fold(self.kept, u32::max)
     }
 
     /// Reserves SMs for a buffer whose operations have `blocks` blocks. What was reserved stays so if this fails.
@@ -77,12 +84,31 @@ impl ReservedSms {
     ///
     /// [`Error::DoesNotFit`](crate::Error::DoesNotFit) when the ranks of the GPU ask for more than it has.
     pub(crate) fn reserve(&mut self, runtime: &Runtime, blocks: u32) -> Result<()> {
-        let most = self.most().max(blocks);
+        self.claim(runtime, blocks)?;
+        self.buffers.push(blocks);
+        Ok(())
+    }
+
+    /// Reserves SMs for kernels of the caller's own, until the rank ends. What was reserved stays so if this fails.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::reserve`].
+    pub(crate) fn keep(&mut self, runtime: &Runtime, sms: u32) -> Result<()> {
+        if sms > self.kept {
+            self.claim(runtime, sms)?;
+            self.kept = sms;
+        }
+        Ok(())
+    }
+
+    /// Claims at least so many.
+    fn claim(&mut self, runtime: &Runtime, sms: u32) -> Result<()> {
+        let most = self.most().max(sms);
         match &mut self.claim {
             Some(claim) => claim.resize(most)?,
             claim => *claim = runtime.reserve_sms(most)?,
         }
-        self.buffers.push(blocks);
         Ok(())
     }
 
@@ -120,7 +146,12 @@ mod tests {
         let both = [(H100, 132, 1); 2];
         let want = |tokens| {
             let (topology, hardware) = (Topology::new(2, 2).unwrap(), Hardware::named("h100", None).unwrap());
-            fewest_sms(&topology, &hardware, &Workload::new(tokens, 7168, 8, 256)).unwrap()
+            fewest_sms(
+                &topology,
+                &hardware,
+                &Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens }),
+            )
+            .unwrap()
         };
         assert_eq!((of(&both, 1), of(&both, 4096)), (want(1), want(4096)));
         assert!(want(1) < want(4096));
@@ -138,6 +169,22 @@ mod tests {
         // A configuration that no buffer has.
         let group = DefaultSms::of_gpus(2, &[(H100.to_owned(), 132, 1), (H100.to_owned(), 132, 1)]);
         assert_eq!(group.of(&Config::new(4, 8, 7168, 128)), 16);
+    }
+
+    #[test]
+    fn what_kernels_of_the_callers_need_stays_when_buffers_go() {
+        use epoxide_sim::{Machine, MachineConfig, Mode};
+        let machine = Machine::new(MachineConfig::new(1, Mode::Seeded { seed: 0 }).with_sms_per_rank(6)).unwrap();
+        let runtime = Runtime::Sim(crate::runtime::sim::SimRuntime::new(machine.actor(0).unwrap()));
+        let mut sms = ReservedSms::default();
+        sms.reserve(&runtime, 2).unwrap();
+        sms.keep(&runtime, 5).unwrap();
+        sms.keep(&runtime, 3).unwrap();
+        assert!(sms.keep(&runtime, 7).is_err());
+        sms.release(2);
+        assert_eq!(sms.most(), 5);
+        sms.reserve(&runtime, 6).unwrap();
+        assert_eq!(sms.most(), 6);
     }
 
     #[test]

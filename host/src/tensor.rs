@@ -97,7 +97,8 @@ impl<T: Element> DeviceTensor<T> {
     ///
     /// [`Error::InvalidArgument`] when there are more values than elements.
     pub fn copy_from_host(&mut self, values: &[T]) -> Result<()> {
-        write(&self.comm, self.block.address, self.len, values)
+        // SAFETY: the tensor's own elements, borrowed alone here; what uses them on the device is on the rank's stream, or over.
+        unsafe { write(&self.comm, self.block.address, self.len, values) }
     }
 
     /// Copies all elements to the host; waits for the stream.
@@ -106,7 +107,8 @@ impl<T: Element> DeviceTensor<T> {
     ///
     /// [`Error::HostMemory`] when the host has too little memory; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     pub fn to_vec(&self) -> Result<Vec<T>> {
-        read(&self.comm, self.block.address, self.len)
+        // SAFETY: the tensor's own elements.
+        unsafe { read(&self.comm, self.block.address, self.len) }
     }
 }
 
@@ -117,26 +119,51 @@ impl<T: Element> Drop for DeviceTensor<T> {
 }
 
 /// Copies `values` to a device address with room for `len` elements, in stream order.
-pub(crate) fn write<T: Element>(comm: &Comm, address: u64, len: u64, values: &[T]) -> Result<()> {
+///
+/// # Errors
+///
+/// [`Error::InvalidArgument`] when there are more; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+///
+/// # Safety
+///
+/// `address` is of `len` elements of the rank's own device memory, which until this returns only work on the rank's stream touches.
+pub(crate) unsafe fn write<T: Element>(comm: &Comm, address: u64, len: u64, values: &[T]) -> Result<()> {
     if values.len() as u64 > len {
         let (value, rule) = (format!("{} elements", values.len()), format!("the tensor has {len}"));
         return Err(Error::argument("values", value, rule));
     }
     let inner = comm.inner();
-    // SAFETY: the callers are this crate's, and name a tensor's own memory, which has room for the values, as just checked; only the
-    // rank's stream uses it.
+    // SAFETY: memory of `len` elements that only the rank's stream uses, by the caller's promise; the values are no more, as just checked.
     unsafe { inner.runtime.copy_to_device(address, as_bytes(values), inner.stream) }
 }
 
 /// Copies `len` elements at a device address to the host; waits for the stream.
-pub(crate) fn read<T: Element>(comm: &Comm, address: u64, len: u64) -> Result<Vec<T>> {
+///
+/// # Errors
+///
+/// [`Error::HostMemory`]; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+///
+/// # Safety
+///
+/// As [`read_into`].
+pub(crate) unsafe fn read<T: Element>(comm: &Comm, address: u64, len: u64) -> Result<Vec<T>> {
     let mut values = Vec::new();
-    read_into(comm, address, len, &mut values)?;
+    // SAFETY: elements that may be read, by the caller's promise.
+    unsafe { read_into(comm, address, len, &mut values)? };
     Ok(values)
 }
 
 /// [`read`] in place of what `values` holds, in its memory if that is enough.
-pub(crate) fn read_into<T: Element>(comm: &Comm, address: u64, len: u64, values: &mut Vec<T>) -> Result<()> {
+///
+/// # Errors
+///
+/// As [`read`].
+///
+/// # Safety
+///
+/// `address` is of `len` elements of device memory that the rank may read, which until this returns nobody writes but work on the rank's
+/// stream. They are what that work left, or whatever was there.
+pub(crate) unsafe fn read_into<T: Element>(comm: &Comm, address: u64, len: u64, values: &mut Vec<T>) -> Result<()> {
     let inner = comm.inner();
     values.clear();
     reserve("a copy of device memory", len, values)?;
@@ -148,7 +175,7 @@ pub(crate) fn read_into<T: Element>(comm: &Comm, address: u64, len: u64, values:
         values.set_len(len);
         std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), len * size_of::<T>())
     };
-    // SAFETY: the callers are this crate's, and name a tensor's or a buffer's own memory, with at least `len` elements there.
+    // SAFETY: memory of `len` elements that nobody else writes now, by the caller's promise.
     unsafe { inner.runtime.copy_to_host(bytes, address, inner.stream) }
 }
 

@@ -320,10 +320,11 @@ impl<'a> MaximumEntropy<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workload::LayerSizes;
 
     #[test]
     fn an_even_histogram_and_one_group_are_the_hypergeometric_law() {
-        let uniform = Workload::new(1, 64, 8, 256);
+        let uniform = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 64, tokens: 1 });
         let topology = Topology::new(16, 4).unwrap();
         let want = Expected::new(&topology, &uniform);
         assert!((want.ranks - distinct_groups(256, 8, 16)).abs() < 1e-12);
@@ -342,7 +343,8 @@ mod tests {
     #[test]
     fn all_experts_reach_all_ranks_that_have_any() {
         let topology = Topology::new(8, 8).unwrap();
-        let expected = Expected::new(&topology, &Workload::new(1, 64, 5, 5));
+        let expected =
+            Expected::new(&topology, &Workload::new(LayerSizes { experts: 5, top_k: 5, hidden: 64, tokens: 1 }));
         assert!((expected.ranks - 5.0).abs() < 1e-12, "{expected:?}");
         assert_eq!(expected.to_rank[5..], [0.0; 3]);
     }
@@ -353,7 +355,8 @@ mod tests {
         let topology = Topology::new(8, 4).unwrap();
         let mut all = vec![0.0; 16];
         all[..8].fill(1.0);
-        let workload = Workload::new(1, 64, 8, 16).with_routing(Routing::Histogram(all));
+        let workload = Workload::new(LayerSizes { experts: 16, top_k: 8, hidden: 64, tokens: 1 })
+            .with_routing(Routing::Histogram(all));
         workload.check().unwrap();
         let expected = Expected::new(&topology, &workload);
         assert_eq!(expected.to_rank, [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
@@ -361,7 +364,8 @@ mod tests {
         // One in every token; of the other 15 any one.
         let mut one = vec![1.0; 16];
         one[3] = 15.0;
-        let workload = Workload::new(1, 64, 2, 16).with_routing(Routing::Histogram(one));
+        let workload = Workload::new(LayerSizes { experts: 16, top_k: 2, hidden: 64, tokens: 1 })
+            .with_routing(Routing::Histogram(one));
         workload.check().unwrap();
         let expected = Expected::new(&topology, &workload);
         assert_eq!(expected.to_rank[1], 1.0);
@@ -381,7 +385,8 @@ mod tests {
             (2, Routing::Histogram(loads.clone())),
             (3, Routing::Histogram(loads)),
         ] {
-            let workload = Workload::new(1, 64, top_k, 32).with_routing(routing.clone());
+            let workload =
+                Workload::new(LayerSizes { experts: 32, top_k, hidden: 64, tokens: 1 }).with_routing(routing.clone());
             workload.check().unwrap();
             let (gate, expected) = (Gate::new(&workload), Expected::new(&topology, &workload));
             let mut state = 0x9e37_79b9_7f4a_7c15u64;

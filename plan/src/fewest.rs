@@ -30,9 +30,9 @@ const DIP: RangeInclusive<u32> = 17..=39;
 /// As [`plan`](crate::plan()).
 ///
 /// ```
-/// use epoxide_plan::{Hardware, Topology, Workload, fewest_sms};
+/// use epoxide_plan::{Hardware, Topology, LayerSizes, Workload, fewest_sms};
 /// let (topology, h100) = (Topology::new(8, 8)?, Hardware::named("h100", None)?);
-/// let [many, few] = [4096, 1].map(|tokens| fewest_sms(&topology, &h100, &Workload::new(tokens, 7168, 8, 256)));
+/// let [many, few] = [4096, 1].map(|tokens| fewest_sms(&topology, &h100, &Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens })));
 /// assert!(few? < many?);
 /// # Ok::<(), epoxide_plan::Error>(())
 /// ```
@@ -64,11 +64,13 @@ fn seconds(plan: &Plan) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workload::LayerSizes;
 
     fn fewest(gpu: &str, ranks: u32, per_gpu: u32, tokens: u32) -> u32 {
         let topology = Topology::new(ranks, ranks).unwrap().with_ranks_per_gpu(per_gpu).unwrap();
         let hardware = Hardware::named(gpu, None).unwrap();
-        fewest_sms(&topology, &hardware, &Workload::new(tokens, 7168, 8, 256)).unwrap()
+        fewest_sms(&topology, &hardware, &Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens }))
+            .unwrap()
     }
 
     #[test]
@@ -89,7 +91,12 @@ mod tests {
         for links in 1..=64 {
             let mut hardware = Hardware::named("h100", None).unwrap();
             hardware.set("gpu.nvlink_links", f64::from(links), "a test").unwrap();
-            let sms = fewest_sms(&topology, &hardware, &Workload::new(4096, 7168, 8, 256)).unwrap();
+            let sms = fewest_sms(
+                &topology,
+                &hardware,
+                &Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 4096 }),
+            )
+            .unwrap();
             assert!(!DIP.contains(&sms), "{links} links: {sms}");
             seen[usize::from(sms > *DIP.end())] = true;
         }

@@ -4,11 +4,11 @@
 //! file. `epoxide` has this crate as `epoxide::plan`.
 //!
 //! ```
-//! use epoxide_plan::{Hardware, Resource, Topology, WireFormat, Workload, plan};
+//! use epoxide_plan::{Hardware, Resource, Topology, WireFormat, LayerSizes, Workload, plan};
 //!
 //! let topology = Topology::new(8, 8)?;
 //! let hardware = Hardware::named("h200", None)?;
-//! let workload = Workload::new(4096, 7168, 8, 256).with_format(WireFormat::Fp8);
+//! let workload = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 4096 }).with_format(WireFormat::Fp8);
 //! let plan = plan(&topology, &hardware, &workload)?;
 //! assert_eq!(plan.dispatch.binding().resource, Resource::NvlinkOut);
 //! assert!(plan.num_sms < 16 && plan.bytes.total() < 2 << 30);
@@ -30,7 +30,7 @@
 //!
 //! ## What is where
 //!
-//! * What is asked: [`Topology`], [`Hardware`], [`Workload`], [`PlanOptions`].
+//! * What is asked: [`Topology`], [`Hardware`], [`Workload`] (of [`LayerSizes`]), [`PlanOptions`].
 //! * The answer: [`plan()`] and [`plan_with`] give a [`Plan`]; [`fewest_sms`] is what a buffer takes whose configuration leaves the SMs open.
 //! * Inside, from rows to time: how many go which way (`flows`), what each moves (`rows`, [`Traffic`]), and what that takes (`limits`).
 //!   Each protocol answers the questions of one trait (`rules`): ours in `ours`, DeepEP V2's in [`deepep`].
@@ -76,4 +76,4 @@ pub use number::number;
 pub use protocol::{PlanOptions, Protocol};
 pub use topology::{MAX_PLAN_RANKS, Topology};
 pub use traffic::{Resource, StepTraffic, Traffic};
-pub use workload::{Capacity, Routing, RowLayout, Workload};
+pub use workload::{Capacity, LayerSizes, Routing, RowLayout, Workload};

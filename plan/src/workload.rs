@@ -51,6 +51,21 @@ pub enum Routing {
     Histogram(Vec<f64>),
 }
 
+/// The four numbers that everything follows from, by name: a swap of two would be another model, and no error.
+///
+/// Where they come without names (`epoxide::Config::new`), they are in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LayerSizes {
+    /// Experts in all.
+    pub experts: u32,
+    /// Selections of a token.
+    pub top_k: u32,
+    /// Elements of a row.
+    pub hidden: u32,
+    /// Tokens of a rank: most of them, where they differ.
+    pub tokens: u32,
+}
+
 /// What a dispatch and its combine carry.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -77,7 +92,8 @@ pub struct Workload {
 
 impl Workload {
     /// BF16 rows in the compact layout with worst-case capacity, chosen uniformly.
-    pub fn new(tokens: u32, hidden: u32, top_k: u32, experts: u32) -> Self {
+    pub fn new(sizes: LayerSizes) -> Self {
+        let LayerSizes { experts, top_k, hidden, tokens } = sizes;
         Self {
             tokens,
             hidden,

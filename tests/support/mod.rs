@@ -9,6 +9,7 @@ pub mod by_expert;
 pub mod errors;
 pub mod exchange;
 pub mod forge;
+pub mod gated;
 pub mod gpu;
 pub mod laws;
 pub mod plans;

@@ -1,6 +1,8 @@
 //! Random cases for the planner.
 use epoxide::WireFormat;
-use epoxide::plan::{Gpu, Hardware, Nic, Plan, PlanOptions, Routing, RowLayout, Topology, Workload, plan_with};
+use epoxide::plan::{
+    Gpu, Hardware, LayerSizes, Nic, Plan, PlanOptions, Routing, RowLayout, Topology, Workload, plan_with,
+};
 use proptest::prelude::*;
 
 /// What is planned.
@@ -67,11 +69,16 @@ pub fn cases() -> impl Strategy<Value = Case> {
                 Case {
                     topology: Topology::of_domains(&sizes).unwrap().with_ranks_per_gpu(per_gpu).unwrap(),
                     hardware: Hardware::named(&Gpu::names()[gpu.0], Some(&Nic::names()[gpu.1])).unwrap(),
-                    workload: Workload::new(tokens, sixteens * 16, top_k.min(available), experts)
-                        .with_format(format)
-                        .with_layout(layout)
-                        .with_routing(routing)
-                        .with_imbalance(imbalance.min(f64::from(ranks))),
+                    workload: Workload::new(LayerSizes {
+                        experts,
+                        top_k: top_k.min(available),
+                        hidden: sixteens * 16,
+                        tokens,
+                    })
+                    .with_format(format)
+                    .with_layout(layout)
+                    .with_routing(routing)
+                    .with_imbalance(imbalance.min(f64::from(ranks))),
                 }
             })
         },

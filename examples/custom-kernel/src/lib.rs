@@ -7,7 +7,7 @@ use epoxide_dsl::prelude::*;
 use epoxide_sim::{Launch, Machine, MachineConfig, Mode, SimError};
 
 /// The kernels as PTX. A driver takes it as it is: `rms_norm` is an entry with one parameter, an [`RmsNormArgs`] by value, and
-/// `cross_entropy` one with [`CrossEntropyArgs`].
+/// `cross_entropy` one with [`CrossEntropyArgs`], and `gated_experts` one with `GatedExpertsArgs`.
 pub const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 
 /// Normalises rows of `weight.len()` elements on a simulated GPU.

@@ -1,4 +1,5 @@
 //! A rank: its device, its stream, and its way to the other ranks.
+mod launch;
 mod tensors;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +12,7 @@ use epoxide_kernels::quantize::quantize;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::kernels::Loaded;
 use crate::memory::Memory;
 use crate::rendezvous::Rendezvous;
 use crate::runtime::{RawStream, Runtime};
@@ -35,6 +37,8 @@ pub(crate) struct CommInner {
     pub rendezvous: Rendezvous,
     sms: Mutex<ReservedSms>,
     pub memory: Memory,
+    /// Kernels of the caller's own.
+    kernels: Mutex<Loaded>,
     /// Buffers made so far: the same number on every rank, since making one is collective.
     buffers_made: Mutex<u64>,
 }
@@ -73,6 +77,7 @@ impl Comm {
             rendezvous,
             sms: Mutex::default(),
             memory,
+            kernels: Mutex::default(),
             buffers_made: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -164,7 +169,8 @@ impl Comm {
     ///
     /// The driver's queue of a stream holds about a thousand launches, and one into a full queue waits with the context locked, so
     /// that no other rank on the GPU can launch what this one waits for. Epoxide's own calls keep at most 112 entries ahead of the
-    /// stream: with more than about seven launches of the caller's for each of them, [`Self::synchronize`] from time to time.
+    /// stream, [`Self::launch`] among them: with more than about seven launches by other ways for each of them, [`Self::synchronize`] from
+    /// time to time.
     pub fn cuda_stream(&self) -> Option<u64> {
         self.inner.stream.cuda()
     }
@@ -182,6 +188,11 @@ impl CommInner {
     /// Reserves SMs for a buffer whose operations have `blocks` blocks. What was reserved stays so if this fails.
     pub(crate) fn reserve_sms(&self, blocks: u32) -> Result<()> {
         self.sms.lock().unwrap_or_else(PoisonError::into_inner).reserve(&self.runtime, blocks)
+    }
+
+    /// Reserves SMs, as long as the rank lives, for kernels of the caller's own whose blocks must run together.
+    fn keep_sms(&self, sms: u32) -> Result<()> {
+        self.sms.lock().unwrap_or_else(PoisonError::into_inner).keep(&self.runtime, sms)
     }
 
     /// Gives back what [`Self::reserve_sms`] took for a buffer with no work left.

@@ -3,6 +3,7 @@
 //! Both have the same methods; this file is the only place that asks which one it is. A group makes the one or the other, and nothing
 //! else of this crate knows.
 pub(crate) mod cuda;
+mod guests;
 mod mapped;
 pub(crate) mod sim;
 
@@ -172,7 +173,7 @@ fn of_another(argument: &'static str, runtime: &Runtime, value: impl std::fmt::D
 }
 
 /// The most blocks of a launch in one dimension (CUDA Programming Guide, "Compute Capabilities").
-const MOST_BLOCKS: u32 = i32::MAX as u32;
+pub(crate) const MOST_BLOCKS: u32 = i32::MAX as u32;
 
 impl Runtime {
     forward! {

@@ -88,7 +88,7 @@ mod tests {
     use epoxide_kernels::shape::MAX_LINKED_ROWS;
 
     use super::{planned, projected};
-    use crate::{Basis, Capacity, PlannedBytes, RowLayout, Topology, WireFormat, Workload};
+    use crate::{Basis, Capacity, LayerSizes, PlannedBytes, RowLayout, Topology, WireFormat, Workload};
 
     /// For what is built, both ways to the bytes.
     fn both(ranks: u32, workload: &Workload, num_sms: u32) -> [PlannedBytes; 2] {
@@ -107,7 +107,7 @@ mod tests {
             {
                 let opaque = WireFormat::Opaque { row_bytes: 48, scale_words: 5 };
                 for format in [WireFormat::Bf16, WireFormat::Fp8, opaque] {
-                    let workload = Workload::new(tokens, hidden, top_k, experts).with_format(format);
+                    let workload = Workload::new(LayerSizes { experts, top_k, hidden, tokens }).with_format(format);
                     let by_expert = workload.clone().with_layout(RowLayout::Expand { alignment: 128 });
                     for workload in [workload, by_expert] {
                         let worst = workload.worst_case_rows(ranks).unwrap();
@@ -128,7 +128,7 @@ mod tests {
     /// A rank alone in its domain forwards for all of the others, and every window is as large as its.
     #[test]
     fn rails_have_room_for_the_rank_that_forwards_for_most() {
-        let workload = Workload::new(64, 256, 4, 32);
+        let workload = Workload::new(LayerSizes { experts: 32, top_k: 4, hidden: 256, tokens: 64 });
         let rows = |sizes: &[u32]| {
             let topology = Topology::of_domains(sizes).unwrap();
             let bytes = planned(&topology, &workload, 4).unwrap();
@@ -143,7 +143,8 @@ mod tests {
     #[test]
     fn a_projection_on_one_domain_has_the_names_of_what_is_built() {
         let names = |bytes: &PlannedBytes| bytes.regions.iter().map(|r| (r.name, r.symmetric)).collect::<Vec<_>>();
-        let workload = Workload::new(64, 256, 4, 32).with_format(WireFormat::Fp8);
+        let workload =
+            Workload::new(LayerSizes { experts: 32, top_k: 4, hidden: 256, tokens: 64 }).with_format(WireFormat::Fp8);
         let by_expert = workload.clone().with_layout(RowLayout::Expand { alignment: 128 });
         for (built, workload) in [
             (&workload, workload.clone().with_capacity(Capacity::Rows(100))),

@@ -92,6 +92,7 @@ pub(crate) fn combine(topology: &Topology, workload: &Workload, flows: &[Flows])
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LayerSizes;
     use crate::expectation::Expected;
     use crate::flows::flows;
 
@@ -115,7 +116,7 @@ mod tests {
     /// pulled.
     #[test]
     fn a_rank_alone_copies_nothing_on_and_sums_all() {
-        let [_, by_expert] = both(Workload::new(100, 64, 4, 8));
+        let [_, by_expert] = both(Workload::new(LayerSizes { experts: 8, top_k: 4, hidden: 64, tokens: 100 }));
         let [dispatch, combine] = moved(1, &by_expert);
         let (row, wire) = (128.0, 128.0 + 20.0);
         close(dispatch[0], 100.0 * row);
@@ -127,7 +128,7 @@ mod tests {
     /// Every token has all experts, two of each rank: the rows of the others are read once and written once more.
     #[test]
     fn what_crossed_once_is_read_once_and_written_for_each_further_place() {
-        let [_, by_expert] = both(Workload::new(100, 64, 8, 8));
+        let [_, by_expert] = both(Workload::new(LayerSizes { experts: 8, top_k: 8, hidden: 64, tokens: 100 }));
         let [dispatch, combine] = moved(4, &by_expert);
         let (row, wire) = (128.0, 128.0 + 20.0);
         // Of three other ranks' tokens each.
@@ -141,7 +142,10 @@ mod tests {
     /// Where no token has two experts of a rank, the layouts move the same rows; only what lies beside one differs.
     #[test]
     fn without_several_rows_of_a_token_the_layouts_move_the_same() {
-        for workload in [Workload::new(100, 64, 4, 8), Workload::new(100, 64, 1, 64)] {
+        for workload in [
+            Workload::new(LayerSizes { experts: 8, top_k: 4, hidden: 64, tokens: 100 }),
+            Workload::new(LayerSizes { experts: 64, top_k: 1, hidden: 64, tokens: 100 }),
+        ] {
             let ranks = 8;
             let [compact, by_expert] = both(workload).map(|workload| moved(ranks, &workload)[1]);
             compact.iter().zip(by_expert).for_each(|(a, b)| close(b, *a));

@@ -69,11 +69,11 @@ pub struct Report {
 ///
 /// ```
 /// use epoxide_plan::simulate::{Draw, Scenario, simulate};
-/// use epoxide_plan::{Hardware, Topology, Workload};
+/// use epoxide_plan::{Hardware, Topology, LayerSizes, Workload};
 ///
 /// let topology = Topology::new(32, 8)?;
 /// let hardware = Hardware::named("h100", Some("cx7"))?;
-/// let workload = Workload::new(256, 7168, 8, 256);
+/// let workload = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 256 });
 /// let even = simulate(&topology, &hardware, &workload, &Scenario::new(1))?;
 /// let hot = simulate(&topology, &hardware, &workload, &Scenario::new(1).with_draw(Draw::OneHot { expert: 9 }))?;
 /// assert!(hot.dispatch.seconds > even.dispatch.seconds);

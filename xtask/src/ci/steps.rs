@@ -139,12 +139,13 @@ fn doc() -> Result<Outcome> {
     run(host_cargo().args(["doc", "--locked", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-/// Runs `moe_layer` in both formats, and `raw_pointers`. The last line of each is its verdict.
+/// Runs `moe_layer` in both formats, `engine` and `raw_pointers`. The last line of each is its verdict.
 fn examples() -> Result<Outcome> {
     const RUN: [&str; 6] = ["run", "--locked", "--release", "-p", "epoxide", "--example"];
-    const RUNS: [&[&str]; 3] = [
+    const RUNS: [&[&str]; 4] = [
         &["moe_layer", "--", "--format", "bf16"],
         &["moe_layer", "--", "--format", "fp8"],
+        &["engine", "--", "--device", "sim", "--ranks", "3"],
         &["raw_pointers", "--", "--device", "sim", "--ranks", "3"],
     ];
     for line in RUNS {
@@ -158,10 +159,11 @@ fn examples() -> Result<Outcome> {
 }
 
 /// What a program is run for here: its command line, and how long it may take at most.
-const PROGRAMS: [(&[&str], u64); 5] = [
+const PROGRAMS: [(&[&str], u64); 6] = [
     (&["-p", "epoxide-cli", "--", "plan", "--json"], 60),
     (&["-p", "epoxide-cli", "--", "plan", "--nic", "cx7", "--ranks", "64", "--simulate"], 60),
     (&["-p", "epoxide", "--example", "moe_layer", "--", "--tokens", "16"], 300),
+    (&["-p", "epoxide", "--example", "engine", "--", "--device", "sim"], 300),
     (&["-p", "epoxide", "--example", "raw_pointers", "--", "--device", "sim"], 300),
     (
         &[

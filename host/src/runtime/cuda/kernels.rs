@@ -23,6 +23,8 @@ struct Loaded {
     functions: HashMap<&'static str, Function>,
     /// By the name of the family.
     modules: HashMap<&'static str, Module>,
+    /// Of families of callers', by their text: names are theirs to choose, and two may choose the same.
+    guests: HashMap<&'static str, Module>,
 }
 
 impl Kernels {
@@ -50,7 +52,7 @@ impl Kernels {
         // Held throughout: of several ranks that ask for one family at once, one compiles it and the others wait for it, and
         // two may prepare the same kernel with different sizes.
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let Loaded { functions, modules } = &mut *loaded;
+        let Loaded { functions, modules, .. } = &mut *loaded;
         let module = match modules.entry(family.name) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => new.insert(Module::load(&self.context, family.ptx)?),
@@ -65,6 +67,37 @@ impl Kernels {
         }
         functions.insert(name, function);
         Ok(function)
+    }
+
+    /// Loads a family of the caller's, unless that text is loaded, and its functions, which may be launched with all the dynamic shared
+    /// memory that they can have where a block has `most` bytes. It stays loaded as long as the GPU is open, whoever is gone: unloading
+    /// waits for what runs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] if it has no text; [`Error::Cuda`], which names the kernel, or has the compiler's log.
+    pub(super) fn load_guests(&self, family: &Family, most: u32) -> Result<Vec<(&'static str, Function)>> {
+        if family.ptx.is_empty() {
+            return Err(Error::argument(
+                "family",
+                family.name,
+                "has no PTX: its kernels run on the simulated GPU alone",
+            ));
+        }
+        self.context.bind()?;
+        // Held throughout, as in `prepare`.
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let module = match loaded.guests.entry(family.ptx) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(Module::load(&self.context, family.ptx)?),
+        };
+        let function = |name: &&'static str| -> Result<_> {
+            let mut function = module.function(name)?;
+            let declared = function.declared_shared(name)?;
+            function.allow_shared(name, most.saturating_sub(declared))?;
+            Ok((*name, function))
+        };
+        family.entries.iter().map(function).collect()
     }
 
     /// A kernel that some rank on this GPU prepared.

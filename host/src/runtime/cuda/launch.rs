@@ -6,6 +6,7 @@ use cudarc::driver::sys;
 use epoxide_dsl::{Kernel, KernelArg};
 
 use super::CudaRuntime;
+use super::module::Function;
 use super::streams::handle;
 use crate::error::{Error, Result};
 
@@ -20,7 +21,7 @@ impl CudaRuntime {
     /// [`Error::InvalidArgument`] if a block does not fit, or if the GPU cannot launch cooperatively and the kernel must;
     /// [`Error::Cuda`] if the kernel is not in the loaded PTX.
     pub(crate) fn prepare<A: KernelArg>(&self, kernel: &Kernel<A>, shared_bytes: u32) -> Result<u32> {
-        let (name, threads) = (kernel.name(), kernel.threads());
+        let name = kernel.name();
         let most = self.device.shared_bytes_per_block();
         if shared_bytes > most {
             return Err(Error::argument(
@@ -29,10 +30,29 @@ impl CudaRuntime {
                 format!("a block of {name} may have {most} on this GPU"),
             ));
         }
-        if kernel.cooperative() && !self.device.cooperative_launch() {
-            return Err(Error::argument("kernel", name, "has a grid barrier, and this GPU has no cooperative launch"));
-        }
+        self.check_cooperative(kernel)?;
         let function = self.device.kernels().prepare(name, shared_bytes).map_err(|error| self.place(error))?;
+        self.blocks_per_sm(function, kernel, shared_bytes)
+    }
+
+    /// Checks that the GPU can launch the kernel with its grid barrier, if it has one.
+    pub(super) fn check_cooperative<A: KernelArg>(&self, kernel: &Kernel<A>) -> Result<()> {
+        if kernel.cooperative() && !self.device.cooperative_launch() {
+            let rule = "has a grid barrier, and this GPU has no cooperative launch";
+            return Err(Error::argument("kernel", kernel.name(), rule));
+        }
+        Ok(())
+    }
+
+    /// How many blocks of a loaded function fit on one SM with so much dynamic shared memory; at least one.
+    pub(super) fn blocks_per_sm<A: KernelArg>(
+        &self,
+        function: Function,
+        kernel: &Kernel<A>,
+        shared_bytes: u32,
+    ) -> Result<u32> {
+        self.bind()?;
+        let (name, threads) = (kernel.name(), kernel.threads());
         let blocks = function.blocks_per_sm(threads, shared_bytes).map_err(|error| self.place(error))?;
         if blocks == 0 {
             let rule =
@@ -72,6 +92,31 @@ impl CudaRuntime {
             let rule = format!("{name} was prepared with {}", function.shared_bytes);
             return Err(Error::argument("shared_bytes", shared_bytes, rule));
         }
+        // SAFETY: `prepare` found the function by the kernel's name in the texts of this crate, which are made from its sources; the
+        // contract is the caller's promise.
+        unsafe { self.launch_function(function, kernel, grid, shared_bytes, args, stream) }
+    }
+
+    /// Launches a function that is loaded, with no more dynamic shared memory than it may have. Enqueued, and counted by the pace.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] if the grid is empty; [`Error::Cuda`], also when a cooperative grid cannot be resident at once.
+    ///
+    /// # Safety
+    ///
+    /// The function is `kernel`'s, made from the same source, of a module that stays loaded. `args` keeps the contract that its type's docs
+    /// state until the kernel has run.
+    pub(super) unsafe fn launch_function<A: KernelArg + Send + Sync>(
+        &self,
+        function: Function,
+        kernel: &Kernel<A>,
+        grid: u32,
+        shared_bytes: u32,
+        args: &A,
+        stream: u64,
+    ) -> Result<()> {
+        let name = kernel.name();
         if grid == 0 {
             return Err(Error::argument("grid", grid, format!("{name} needs at least one block")));
         }
@@ -84,8 +129,8 @@ impl CudaRuntime {
         if kernel.cooperative() {
             let call = "cuLaunchCooperativeKernel";
             // SAFETY: a function of a loaded module of the current context, and a stream of it. The kernel has one parameter of
-            // type `A` (`#[kernel]` made both it and the descriptor), whose bytes the driver copies before it returns; what
-            // they mean is the caller's promise.
+            // type `A` (`#[kernel]` made both it and the descriptor, from one source), whose bytes the driver copies before it
+            // returns; what they mean is the caller's promise.
             let launched = unsafe {
                 sys::cuLaunchCooperativeKernel(
                     function,

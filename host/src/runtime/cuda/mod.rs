@@ -7,7 +7,8 @@
 //! **Several ranks on one GPU** wait for each other while their kernels run, so nothing between the first launch and the last
 //! may wait for a peer's kernel by accident:
 //!
-//! * kernels are loaded family by family, and their attributes set, by [`CudaRuntime::prepare`], never by a launch;
+//! * kernels are loaded family by family, and their attributes set, by [`CudaRuntime::prepare`] (the caller's own by
+//!   [`CudaRuntime::load_guests`]), never by a launch;
 //! * streams are non-blocking, and no more than the GPU has hardware queues ([`budget`]);
 //! * SMs are reserved beforehand, and one stays free ([`CudaDevice::reserve_sms`]);
 //! * copies go through pinned memory and wait for events of their own stream ([`staging`]);
@@ -22,6 +23,7 @@ mod context;
 mod device;
 mod driver;
 mod event;
+mod guests;
 mod kernels;
 mod launch;
 mod memory;
@@ -34,6 +36,7 @@ mod streams;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::CUresult;
@@ -44,6 +47,7 @@ pub(crate) use self::event::CudaEvent;
 pub(crate) use self::segments::CudaSegments;
 pub(crate) use self::streams::LeftStreams;
 
+use self::module::Function;
 use self::pace::Pace;
 use self::staging::Staging;
 use self::streams::Streams;
@@ -60,6 +64,8 @@ pub(crate) struct CudaRuntime {
     pace: Pace,
     /// Taken by `Drop` alone.
     staging: Mutex<Option<Staging>>,
+    /// Kernels of the caller's own that the rank loaded, by name.
+    guests: Mutex<BTreeMap<&'static str, Function>>,
     device: Arc<CudaDevice>,
 }
 
@@ -71,7 +77,8 @@ impl CudaRuntime {
     /// [`Error::Cuda`] if the host has too little memory that can be pinned.
     pub(crate) fn new(device: Arc<CudaDevice>, rank: u32) -> Result<Self> {
         let staging = Mutex::new(Some(device.take_staging()?));
-        Ok(Self { rank, streams: Streams::default(), pace: Pace::default(), staging, device })
+        let (streams, pace, guests) = (Streams::default(), Pace::default(), Mutex::default());
+        Ok(Self { rank, streams, pace, staging, guests, device })
     }
 
     /// The rank's number.

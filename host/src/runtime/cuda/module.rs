@@ -91,6 +91,20 @@ impl Function {
         Ok(())
     }
 
+    /// Bytes of shared memory that its text declares, which a block has beside the dynamic ones. The context must be current.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`], which names the kernel.
+    pub(super) fn declared_shared(self, name: &'static str) -> Result<u32> {
+        let mut bytes = 0;
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+        // SAFETY: a function of a loaded module, whose context is current, and a valid place for the answer.
+        let asked = unsafe { sys::cuFuncGetAttribute(&mut bytes, attribute, self.handle.0) };
+        check_for("cuFuncGetAttribute", asked, format_args!("kernel {name}"))?;
+        Ok(u32::try_from(bytes).unwrap_or(0))
+    }
+
     /// How many blocks of the function fit on one SM.
     ///
     /// # Errors

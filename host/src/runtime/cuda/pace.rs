@@ -2,8 +2,9 @@
 //!
 //! The driver's queue of a stream holds about a thousand launches, and a launch into a full one waits inside the driver, with
 //! the context locked: no other rank of the process can launch meanwhile, and if the stream waits for one of them, none ever
-//! will. So a rank waits for its own stream before its queue can be full, outside the driver's lock, where its peers go on. What
-//! callers launch on the stream by themselves is not counted: the bound leaves them seven launches for each of ours.
+//! will. So a rank waits for its own stream before its queue can be full, outside the driver's lock, where its peers go on. Kernels
+//! that callers launch through `Comm::launch` are counted as ours are. What they launch on the stream by other ways is not: the bound
+//! leaves them seven such launches for each of ours.
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 

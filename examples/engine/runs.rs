@@ -1,0 +1,85 @@
+//! Tests of every way to be told the options.
+use clap::CommandFactory;
+use epoxide::LocalGroup;
+
+use crate::command_line::{self, Program};
+use crate::options::Options;
+use crate::small;
+
+const SMALL: [&str; 8] = ["--device", "sim", "--ranks", "2", "--tokens", "3", "--layers", "2"];
+const PLAYS: &str = "runs::the_program_is_played";
+
+/// The program in a process of its own.
+#[test]
+fn the_program_is_played() {
+    command_line::play(crate::program);
+}
+
+#[test]
+fn what_comes_back_is_verified_on_every_number_of_ranks() {
+    let program = Program::new(PLAYS, "verified");
+    for ranks in ["1", "2", "3", "16"] {
+        let ended = program.run_well(&["--device", "sim", "--ranks", ranks, "--tokens", "21"]);
+        assert!(ended.code == Some(0) && ended.stdout.contains("\nverified\n"), "{ended:?}");
+    }
+}
+
+#[test]
+fn the_exit_code_says_who_is_at_fault() {
+    let program = Program::new(PLAYS, "codes");
+    for (args, said) in [
+        ("--ranks 17", "17 is not in 1..=16"),
+        ("--ranks 0", "0 is not in 1..=16"),
+        ("--tokens -5", "'-5'"),
+        ("--tokens 4097", "4097 is not in 1..=4096"),
+        ("--layers 65", "65 is not in 1..=64"),
+        ("--gpus 0", "--device sim has none"),
+        ("--device cuda --gpus 0,0,0", "--gpus names 3 GPUs for 2 ranks"),
+    ] {
+        let ended = program.run_well(&small::with(&SMALL, &args.split(' ').collect::<Vec<_>>()));
+        assert!(ended.code == Some(2) && ended.stderr.contains(said), "{args}: {ended:?}");
+    }
+    // What is spelt like it is another device.
+    let ended = program.run_well(&["--device", "cpu"]);
+    let listed = ended.stderr.contains("'cpu'") && ended.stderr.contains("[possible values: sim, cuda]");
+    assert!(ended.code == Some(2) && listed && !ended.stderr.contains("tip"), "{ended:?}");
+    let ended = program.run_well(&["--gpus", "99999"]);
+    let code = if LocalGroup::gpus().is_ok() { 2 } else { 1 };
+    assert_eq!(ended.code, Some(code), "{ended:?}");
+}
+
+#[test]
+fn an_answer_that_nobody_gets_is_an_error() {
+    small::an_answer_that_nobody_gets_is_an_error(&Program::new(PLAYS, "closed"), &SMALL);
+}
+
+/// Every option with every kind of value, alone and in company.
+#[test]
+fn no_command_line_makes_it_panic() {
+    let program = Program::new(PLAYS, "options");
+    small::no_command_line_panics(&program, &Options::command(), &SMALL, 40);
+}
+
+#[test]
+fn no_option_is_ignored() {
+    let program = Program::new(PLAYS, "effects");
+    let command = Options::command();
+    // Where it runs unless told.
+    let other = if LocalGroup::gpus().is_ok_and(|gpus| gpus > 0) { "sim" } else { "cuda" };
+    let effective = |flag: &str| {
+        let value = match flag {
+            "--device" => other,
+            "--gpus" => "0,0",
+            "--ranks" => "1",
+            "--tokens" => "2",
+            "--layers" => "1",
+            _ => return None,
+        };
+        Some(value.to_owned())
+    };
+    // Each option is left out of one of these, and what is not there is added.
+    let bases: Vec<String> =
+        SMALL.chunks(2).map(|pair| small::without(&SMALL, |flag| flag == pair[0]).join(" ")).collect();
+    let bases: Vec<&str> = bases.iter().map(String::as_str).collect();
+    command_line::nothing_is_ignored(&program, command.get_arguments(), &bases, effective, str::to_owned);
+}

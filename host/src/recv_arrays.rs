@@ -1,0 +1,93 @@
+//! What a dispatch brought, as typed arrays in device memory.
+use crate::buffer::{Dispatched, ElasticBuffer};
+use crate::config::{Layout, WireFormat};
+use crate::error::Result;
+use crate::view::{DType, View};
+
+/// What a dispatch brought, as typed arrays in device memory ([`ElasticBuffer::recv_arrays`]): what [`RecvView`](crate::RecvView) has as
+/// addresses.
+///
+/// The dispatch need not be done: what follows it on the rank's stream finds its rows there. How many they are is known on the device
+/// ([`Self::row_count`]) or to who waits ([`ElasticBuffer::recv_counts`]), so arrays by row are of the most rows; [`View::rows`] cuts
+/// them. Beyond the received rows is whatever was there.
+///
+/// The arrays borrow the buffer: nothing that takes their meaning away, a combine or another dispatch, can be called while they are in use.
+///
+/// ```compile_fail,E0502
+/// # use epoxide::{CombineInput, Dispatched, ElasticBuffer, RawCombineInput, Result};
+/// # fn stale(buffer: &mut ElasticBuffer, handle: &Dispatched, y: &RawCombineInput) -> Result<()> {
+/// let arrays = buffer.recv_arrays(handle)?;
+/// unsafe { buffer.combine_raw(handle, y)? };
+/// println!("{:?}", arrays.expert_outputs); // they are peers' to read by now
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecvArrays<'b> {
+    /// Rows as they travelled: BF16 or e4m3 `[max_rows, hidden]`, or opaque bytes `[max_rows, row_bytes]`.
+    pub x: View<'b>,
+    /// f32 `[max_rows, ceil(hidden / 128)]` in FP8, opaque u32 `[max_rows, scale_words]`, rows a multiple of 16 bytes apart; none in BF16.
+    pub scales: Option<View<'b>>,
+    /// Local expert indices i32 `[max_rows, top_k]`, -1 where the selection is another rank's, rows a multiple of 16 bytes apart. Where rows
+    /// lie by expert, `[max_rows]`: each row's expert, -1 where it pads.
+    pub topk_idx: View<'b>,
+    /// Gate weights f32, shaped as [`Self::topk_idx`]; 0 where that is -1.
+    pub topk_weights: View<'b>,
+    /// u64 `[max_rows]`: source rank in the upper half, token in the lower; `u64::MAX` where a row pads.
+    pub sources: View<'b>,
+    /// u32 `[1]`: rows received; where they lie by expert, with what pads them.
+    pub row_count: View<'b>,
+    /// u32 `[ranks]`: rows from each source rank.
+    pub counts_by_source: View<'b>,
+    /// u32 `[local experts]`: selections of each.
+    pub counts_by_expert: View<'b>,
+    /// Where rows lie by expert, u32 `[local experts + 1]`: the first row of each, and the end. Else none.
+    pub offsets: Option<View<'b>>,
+    /// BF16 `[max_rows, hidden]`: where expert outputs go, a row for each received row, to be combined
+    /// [in place](crate::ExpertOutputs::InPlace). It may be written until the combine.
+    pub expert_outputs: View<'b>,
+}
+
+impl ElasticBuffer {
+    /// What `handle`'s dispatch brings, as typed arrays for kernels of the caller's own ([`Comm::launch`](crate::Comm::launch)) and for
+    /// tensors of other libraries.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StaleHandle`](crate::Error::StaleHandle), [`Error::WrongOrder`](crate::Error::WrongOrder) after its combine.
+    pub fn recv_arrays(&self, handle: &Dispatched) -> Result<RecvArrays<'_>> {
+        self.check_handle("recv_arrays", handle)?;
+        let view = self.recv_view(handle)?;
+        let (rows, hidden, top_k) = (view.max_rows, u64::from(self.config.hidden), u64::from(self.config.top_k));
+        let (ranks, experts) = (u64::from(self.comm.size()), u64::from(self.local_experts().1));
+        let by_expert = matches!(self.config.layout, Layout::ExpertContiguous { .. });
+        // A row's selections, or its one.
+        let selected = |address, dtype| match by_expert {
+            true => View::vector(address, dtype, rows),
+            false => View::matrix(address, dtype, [rows, top_k], view.top_k_stride.into()),
+        };
+        let shape = &self.layouts.shape;
+        let (wire, scale) = match self.config.format {
+            WireFormat::Bf16 => (DType::Bf16, DType::F32),
+            WireFormat::Fp8 => (DType::E4m3, DType::F32),
+            _ => (DType::U8, DType::U32),
+        };
+        let (width, words) = (shape.wire_row_bytes() / wire.bytes(), u64::from(shape.scale_words()));
+        let scales = (words > 0).then(|| View::matrix(view.scales, scale, [rows, words], view.scale_stride.into()));
+        // One after another, as `RecvView::counts` says.
+        let counts = |first: u64, len| View::vector(view.counts + first * DType::U32.bytes(), DType::U32, len);
+        Ok(RecvArrays {
+            x: View::matrix(view.x, wire, [rows, width], width),
+            scales,
+            topk_idx: selected(view.topk_idx, DType::I32),
+            topk_weights: selected(view.topk_weights, DType::F32),
+            sources: View::vector(view.sources, DType::U64, rows),
+            row_count: counts(0, 1),
+            counts_by_source: counts(1, ranks),
+            counts_by_expert: counts(1 + ranks, experts),
+            offsets: by_expert.then(|| counts(1 + ranks + experts, experts + 1)),
+            expert_outputs: View::matrix(view.expert_outputs, DType::Bf16, [rows, hidden], hidden),
+        })
+    }
+}
