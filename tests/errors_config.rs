@@ -4,7 +4,9 @@ mod support;
 
 use std::time::Duration;
 
-use epoxide::{Config, ElasticBuffer, Error, LocalGroup, Machine, MachineConfig, Mode, WireFormat, bytes_needed};
+use epoxide::{
+    Config, ElasticBuffer, Error, Layout, LocalGroup, Machine, MachineConfig, Mode, WireFormat, bytes_needed,
+};
 use support::Device;
 use support::errors::{run, schedules, small};
 
@@ -73,14 +75,26 @@ fn every_number_of_a_configuration_has_its_rule() {
             format!("{name} = {wrong}"), rule
         );
     }
-    for ranks in [0, 65, u32::MAX] {
+    let by_expert = config.clone().with_layout(Layout::ExpertContiguous { alignment: 8 });
+    for (ranks, config) in [0, 65, u32::MAX].into_iter().flat_map(|ranks| [(ranks, &config), (ranks, &by_expert)]) {
         assert_error!(
-            refusal(&config, ranks),
+            refusal(config, ranks),
             Error::InvalidArgument { argument: "ranks", .. },
             ranks.to_string(),
             "1 to 64"
         );
     }
+    // Numbers of any size are told apart before anything is made of them.
+    let largest =
+        Config::new(u32::MAX, u32::MAX, 8, u32::MAX).with_layout(Layout::ExpertContiguous { alignment: u32::MAX });
+    assert_error!(refusal(&largest, 1), Error::InvalidArgument { argument: "experts", .. }, "1 to 2048");
+    let many = Config::new(2048, 32, 8, 1 << 20).with_layout(Layout::ExpertContiguous { alignment: 1 });
+    assert_error!(
+        refusal(&many, 64),
+        Error::InvalidArgument { argument: "max_tokens_per_rank", .. },
+        "1048576",
+        "rows that lie by expert are at most 2147483647, and the worst case takes 2147483648"
+    );
 }
 
 #[test]

@@ -173,6 +173,24 @@ fn a_replay_does_not_promise_zero_padding() {
     );
 }
 
+/// Ranks that differ in what pads differ in what they would refuse: they are told so when they make their buffers.
+#[test]
+fn ranks_agree_on_zero_padding() {
+    let group = LocalGroup::simulated(2, Mode::Fast { workers: 1 }).expect("a group");
+    let results = group.run_all(|comm| {
+        let config = Config::new(2, 1, 64, 4).with_layout(Layout::ExpertContiguous { alignment: 8 });
+        let config = if comm.rank() == 0 { config.with_zero_padding() } else { config };
+        ElasticBuffer::new(&comm, config).map(drop)
+    });
+    for result in results {
+        let error = result.expect_err("they differ");
+        assert!(
+            matches!(&error, Error::ConfigMismatch { .. }) && error.to_string().contains("zero_padding"),
+            "{error}"
+        );
+    }
+}
+
 /// A case of uneven rounds: some tokens of three ranks, on one schedule.
 fn uneven(seed: u64) -> Case {
     Case {

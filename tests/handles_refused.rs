@@ -225,7 +225,7 @@ fn different_handles(differ: Differ) {
                 Error::OtherHandle { rank, peer, kernel, slot, dispatch, peer_slot, peer_dispatch, epoch: 5, .. }
                     if *rank == here && (*peer == 1) == (here != 1) && *kernel == kernel_name
                         && (*slot, *dispatch) == mine && (*peer_slot, *peer_dispatch) == its,
-                format!("different handles in {kernel_name} 5"), format!("in routing slot {}", its.0)
+                format!("different handles in operation 5 ({kernel_name})"), format!("in routing slot {}", its.0)
             );
         }
     }
@@ -315,7 +315,7 @@ fn a_routing_that_is_not_there_is_named() {
         let [other, own] = <[_; 2]>::try_from(results).unwrap().map(|r| r.unwrap().expect_err("no routing"));
         assert_error!(
             own, Error::NoRouting { rank: 1, slot: 1, kernel, epoch: 4, .. } if *kernel == name,
-            "rank 1 has no routing in slot 1", format!("{name} 4"), "failed"
+            "rank 1 has no routing in slot 1", format!("operation 4 ({name})"), "failed"
         );
         assert_error!(
             other, Error::PeerAborted { rank: 0, origin: 1, kernel, epoch: 4, .. } if *kernel == name,

@@ -235,7 +235,8 @@ fn dispatch_alone(buffer: &mut ElasticBuffer, comm: &Comm) -> epoxide::Result<ep
 #[ignore = "needs an NVIDIA GPU"]
 fn sms_of_refused_and_closed_buffers_are_free_again() {
     let made = |comm: &Comm, sms| ElasticBuffer::new(comm, Config::new(8, 2, 64, 4).with_num_sms(sms));
-    let results = Device::Cuda.run_all(2, Mode::Fast { workers: 0 }, |comm| {
+    // Two ranks on each GPU.
+    let results = Device::Cuda.run_all(2 * support::gpus().len() as u32, Mode::Fast { workers: 0 }, |comm| {
         let refused = made(&comm, 100).map(|_| ());
         let first = made(&comm, 60)?;
         // The first one's SMs stay reserved when the second does not fit.

@@ -56,6 +56,12 @@ pub(crate) const fn quotient(n: u32, d: u32) -> u32 {
     }
 }
 
+/// `n` modulo `d`; `n` where `d` is 0.
+#[inline(always)]
+pub(crate) const fn remainder(n: u32, d: u32) -> u32 {
+    n - quotient(n, d) * d
+}
+
 #[cfg(test)]
 mod tests {
     use super::Placement;

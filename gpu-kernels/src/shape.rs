@@ -125,10 +125,15 @@ impl Shape {
         let tokens = Self::worst_tokens(self.ranks, self.max_tokens);
         match self.layout {
             Layout::Compact => tokens,
+            // Nothing overflows: of a shape that is not checked yet the numbers may be any.
             Layout::ExpertContiguous { alignment } => {
-                let experts = self.max_local_experts();
+                let experts = match self.experts.checked_div(self.ranks) {
+                    Some(all) => all + !self.experts.is_multiple_of(self.ranks) as u32,
+                    None => 0,
+                };
                 let of_token = if self.top_k < experts { self.top_k } else { experts };
-                let rows = tokens * of_token as u64 + experts as u64 * (alignment.saturating_sub(1)) as u64;
+                let padding = experts as u64 * (alignment.saturating_sub(1)) as u64;
+                let rows = tokens.saturating_mul(of_token as u64).saturating_add(padding);
                 // Every expert's rows are a multiple, so all are.
                 match rows.checked_div(alignment as u64) {
                     Some(multiples) => multiples * alignment as u64,
@@ -209,11 +214,11 @@ impl Shape {
                 return broken("alignment", alignment, Rule::Alignment);
             }
             if self.rows > MAX_LINKED_ROWS {
-                return broken("rows", self.max_tokens, Rule::LinkedRows);
+                return broken("max_tokens_per_rank", self.max_tokens, Rule::LinkedRows { rows: self.rows });
             }
         }
         if self.rows < self.worst_rows() || self.rows > u32::MAX as u64 {
-            return broken("rows", self.max_tokens, Rule::Rows);
+            return broken("max_tokens_per_rank", self.max_tokens, Rule::Rows);
         }
         if self.blocks == 0 || self.blocks > MAX_BLOCKS {
             return broken("num_sms", self.blocks, Rule::Blocks);
@@ -274,7 +279,10 @@ pub enum Rule {
     /// 1 to [`MAX_ALIGNMENT`].
     Alignment,
     /// At most [`MAX_LINKED_ROWS`].
-    LinkedRows,
+    LinkedRows {
+        /// What the worst case takes.
+        rows: u64,
+    },
     /// 1 to [`MAX_ROUTING_SLOTS`].
     RoutingSlots,
 }
@@ -301,11 +309,8 @@ impl core::fmt::Display for Rule {
             Self::Rows => write!(f, "there is room for the rows of the worst case, and 32 bits count them"),
             Self::Blocks => write!(f, "an operation has 1 to {MAX_BLOCKS} blocks"),
             Self::Alignment => write!(f, "an expert's rows are padded to a multiple of 1 to {MAX_ALIGNMENT}"),
-            Self::LinkedRows => {
-                write!(
-                    f,
-                    "at most {MAX_LINKED_ROWS} rows lie by expert: every selection of every token has one, in the worst case"
-                )
+            Self::LinkedRows { rows } => {
+                write!(f, "rows that lie by expert are at most {MAX_LINKED_ROWS}, and the worst case takes {rows}")
             }
             Self::RoutingSlots => write!(f, "a buffer has 1 to {MAX_ROUTING_SLOTS} routing slots"),
         }

@@ -5,6 +5,7 @@ use epoxide_kernels::dispatch::again::DispatchAgainArgs;
 use epoxide_kernels::words::{Flags, Kind};
 
 use crate::buffer::{Dispatched, ElasticBuffer};
+use crate::config::Layout;
 use crate::error::{Error, Result};
 use crate::rows::{RawRows, Rows};
 
@@ -94,7 +95,7 @@ impl ElasticBuffer {
     /// As [`Self::dispatch_again_raw`].
     unsafe fn enqueue_again(&mut self, handle: &Dispatched, rows: &RawRows) -> Result<Dispatched> {
         rows.check(&self.layouts.shape)?;
-        if self.config.zero_padding {
+        if self.config.zero_padding && matches!(self.config.layout, Layout::ExpertContiguous { .. }) {
             let rule =
                 "a replay writes no padding, where other rows may have lain meanwhile: dispatch, or do not ask for it";
             return Err(Error::argument("zero_padding", true, rule));

@@ -329,7 +329,7 @@ impl ElasticBuffer {
             reduced: Flags::new(Region::new(w.reduced.offset)),
             half,
             max_tokens: shape.max_tokens,
-            experts: shape.placement().count(self.comm.rank()),
+            reserved: 0,
         }
     }
 

@@ -29,7 +29,7 @@ pub struct Config {
     pub format: WireFormat,
     /// How rows lie where they are received.
     pub layout: Layout,
-    /// See [`Self::with_zero_padding`]. Ranks may differ in it.
+    /// See [`Self::with_zero_padding`].
     pub zero_padding: bool,
     /// Blocks of an operation, one on each SM; 0 takes [`Comm::default_num_sms`](crate::Comm::default_num_sms): what the planner says
     /// for `max_tokens_per_rank` on the group's GPUs.
@@ -244,7 +244,7 @@ impl Config {
     }
 
     /// The fields that must agree between ranks, by name.
-    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 10] {
+    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 11] {
         [
             ("experts", self.experts.to_string()),
             ("top_k", self.top_k.to_string()),
@@ -252,6 +252,7 @@ impl Config {
             ("max_tokens_per_rank", self.max_tokens_per_rank.to_string()),
             ("format", format!("{:?}", self.format)),
             ("layout", format!("{:?}", self.layout)),
+            ("zero_padding", self.zero_padding.to_string()),
             ("num_sms", blocks.to_string()),
             ("timeout", format!("{:?}", self.timeout)),
             ("max_window_bytes", self.max_window_bytes.to_string()),

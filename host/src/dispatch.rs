@@ -225,8 +225,9 @@ impl ElasticBuffer {
                 inner.stream,
             )?
         };
+        // At once: what fails from here on changes nothing in what the slot has.
+        self.routings.take(slot, self.operations, routing_slot);
         let operation = self.dispatched(slot)?;
-        self.routings.take(slot, operation, routing_slot);
         Ok(Dispatched { buffer: self.id(), operation, routing: operation, slot, tokens })
     }
 

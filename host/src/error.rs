@@ -237,7 +237,7 @@ pub enum Error {
     },
     /// Ranks replay or combine by different handles, or dispatch into different routing slots. No row was written or summed.
     #[error(
-        "ranks have different handles in {kernel} {epoch} of buffer {buffer}: {}",
+        "ranks have different handles in operation {epoch} ({kernel}) of buffer {buffer}: {}",
         handles([*rank, *peer], [*slot, *peer_slot], [*dispatch, *peer_dispatch])
     )]
     #[non_exhaustive]
@@ -263,7 +263,7 @@ pub enum Error {
     },
     /// The handle's routing is not there on the device: its dispatch failed. Nothing was written or summed.
     #[error(
-        "rank {rank} has no routing in slot {slot} for {kernel} {epoch} of buffer {buffer}: the dispatch that was to make it failed"
+        "rank {rank} has no routing in slot {slot} for operation {epoch} ({kernel}) of buffer {buffer}: the dispatch that was to make it failed"
     )]
     #[non_exhaustive]
     NoRouting {

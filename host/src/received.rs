@@ -183,7 +183,7 @@ impl ElasticBuffer {
                 WireRows::Opaque { rows: bytes, scales, scale_stride: view.scale_stride }
             }
         };
-        // Sources come first where the selections go after them: their words are fewer than a row's padded selections.
+        // Sources come first where the selections go after them.
         // SAFETY: as above; two words of 4 bytes for each of 8.
         unsafe { read_into(comm, view.sources, 2 * rows, &mut received.topk_idx)? };
         received.sources.clear();

@@ -1,8 +1,8 @@
 //! A rank's SMs: as many as its largest buffer needs, since its stream runs one operation at a time; and how many those are where
 //! nobody says it.
-use epoxide_plan::{Hardware, LayerSizes, Topology, Workload, fewest_sms};
+use epoxide_plan::{Hardware, LayerSizes, RowLayout, Topology, Workload, fewest_sms};
 
-use crate::config::Config;
+use crate::config::{Config, Layout};
 use crate::error::Result;
 use crate::runtime::{Reservation, Runtime};
 
@@ -42,9 +42,13 @@ impl DefaultSms {
             hidden: config.hidden,
             tokens: config.max_tokens_per_rank,
         });
+        let workload = workload.with_format(config.format).with_layout(match config.layout {
+            Layout::ExpertContiguous { alignment } => RowLayout::Expand { alignment },
+            _ => RowLayout::Compact,
+        });
         let fewest = |(topology, hardware): &(Topology, Hardware)| {
             // What the planner refuses the buffer refuses too, and says why.
-            fewest_sms(topology, hardware, &workload.with_format(config.format)).ok()
+            fewest_sms(topology, hardware, &workload).ok()
         };
         self.planned.as_ref().and_then(fewest).unwrap_or(self.fallback).clamp(1, self.most)
     }

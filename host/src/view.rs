@@ -130,7 +130,7 @@ impl View<'_> {
 
     /// Whether the elements lie one after another, without a gap.
     pub fn is_contiguous(&self) -> bool {
-        self.dimensions == 1 || self.strides[0] == self.shape[1]
+        self.dimensions == 1 || self.shape[0] <= 1 || self.strides[0] == self.shape[1]
     }
 
     /// The rows of a range (elements, where there is one dimension): those that were received, say, or those of an expert.

@@ -43,8 +43,7 @@ pub const UNKNOWN_OUTPUTS: u32 = u32::MAX;
 
 /// Arguments of [`combine_by_expert`](crate::entries::combine_by_expert).
 ///
-/// Launch contract: that of [`CombineArgs`]; `link` and `source` are what the dispatch wrote beside the rows, and `pull.received` the counts
-/// with their offsets.
+/// Launch contract: that of [`CombineArgs`]; `link` and `source` are what the dispatch wrote beside the rows.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct CombineByExpertArgs {
@@ -62,6 +61,6 @@ pub struct CombineByExpertArgs {
     pub half: grid::GridCounters,
     /// Most tokens of a rank.
     pub max_tokens: u32,
-    /// This rank's experts.
-    pub experts: u32,
+    /// Fills the struct to a multiple of 8 bytes.
+    pub reserved: u32,
 }

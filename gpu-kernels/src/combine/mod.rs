@@ -96,7 +96,7 @@ fn enter(a: &CombineArgs, watch: &wait::Watch) -> Result<(Parts, Part), fault::S
     let first = parts.first(a);
     // Behind a fault nothing is published.
     let mut fault = no_routing(dispatch, a.slot, a.op.window(), watch.found(look, Phase::Entry as u32));
-    if a.outputs < received {
+    if !fault.is_some() && a.outputs < received {
         let (code, phase, peer) = (Code::OutputsTooFew as u32, Phase::Entry as u32, a.op.window().me.0);
         fault = Fault { code, phase, peer, told: Told::All, expected: u64::from(received), seen: u64::from(a.outputs) };
     }

@@ -69,7 +69,7 @@ pub struct DispatchArgs {
     pub top_k_stride: u32,
     /// Rows to whose multiples an expert's rows are padded, where they lie by expert.
     pub alignment: u32,
-    /// 1 to zero the padding's rows, scales and gate weights.
+    /// 1 to zero the padding's rows and scales.
     pub zero_padding: u32,
     /// The grid's counters of the half before rows are copied on, where they lie by expert.
     pub half: grid::GridCounters,

@@ -37,6 +37,9 @@
 //! just now some blocks may know and others not, but the last block out does, and posts no `landed` word. When every peer's
 //! have come the operation is whole, whatever happens to others.
 //!
+//! Where rows lie by expert (`by_expert`), all blocks read the selections by expert before the first row is written, and nobody reads the tokens by
+//! rank; `landed` is posted by the last block through the kernel's first half, and acquired by all blocks.
+//!
 //! `count` counts, tells and places; `send` moves rows; `finish` closes the operation. [`again`] is the same without the first. How a row is made is a [`Row`], and in which order
 //! rows lie an [`Order`]: a kernel is an instance for one of each.
 pub mod again;
@@ -91,7 +94,7 @@ fn attempt<R: Row, O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) ->
     // The free edges order the owners' reads with this block's bulk stores.
     let free = acquired.for_bulk_copies();
     if O::BY_EXPERT {
-        by_expert::clear_padding::<R>(a);
+        by_expert::mark_padding(a);
         by_expert::send::<R>(a, chunk, &free);
     } else {
         send::send::<R>(a, chunk, &free);

@@ -4,13 +4,13 @@
 //! sender's own rows go to all their places at once. In [`link`]s a sender tells the receiver which rows are of one token.
 //!
 //! The kernel has two halves. In the first every block sends; the last one through it posts the `landed` words. In the second every
-//! block waits for all peers' and copies on what is its share. All blocks are resident together and no block waits before it has sent,
-//! so none waits for ever.
+//! block waits for all peers' and copies on what is its share. All blocks are resident together and none waits for a `landed` word
+//! before it has sent, so none waits for ever.
 pub mod link;
 mod multiply;
 mod send;
 
-pub(super) use multiply::{clear_padding, multiply};
+pub(super) use multiply::{mark_padding, multiply};
 pub(super) use send::send;
 
 use epoxide_dsl::prelude::*;

@@ -7,6 +7,7 @@ use super::super::args::DispatchArgs;
 use super::super::send::memory_of_warp;
 use super::link;
 use crate::layout::WARPS;
+use crate::placement::remainder;
 use crate::row::Row;
 use crate::words::Phase;
 
@@ -25,10 +26,14 @@ pub(in super::super) fn multiply<R: Row>(
     let landed = bulk::land();
     let last = a.half.last_out(landed, ended.is_err());
     ended?;
-    // A block that has stopped posts nothing, and the file that it makes ends the others' wait.
+    // A block that has stopped posts nothing. What it files ends the others' wait, or all blocks of all ranks have found the same: a fault
+    // that is told here alone is one that each finds in the same words.
     if let Some(landed) = last.as_ref().and_then(grid::LastOut::landed) {
         watch.unless_aborted(Phase::End as u32)?;
         a.landed.post(a.op.window(), watch.epoch(), landed);
+    }
+    if a.zero_padding != 0 {
+        zero_padding::<R>(a);
     }
     let here = a.landed.wait(a.op.window(), watch, Phase::Landed, watch.epoch())?;
     copy_on::<R>(a, &here.for_bulk_copies());
@@ -74,22 +79,37 @@ fn copy_on<R: Row>(a: &DispatchArgs, free: &BulkAccess) {
     }
 }
 
-/// Clears what pads the rows of this rank's experts: a warp of the grid for each expert. Before the grid's first half is over, so that
+/// Marks what pads the rows of this rank's experts: a warp of the grid for each expert. Before the grid's first half is over, so that
 /// whoever looks at links in the second finds it done.
 #[inline(always)]
-pub(in super::super) fn clear_padding<R: Row>(a: &DispatchArgs) {
-    let (owned, bytes) = (a.owned(), R::bytes(&a.rows));
+pub(in super::super) fn mark_padding(a: &DispatchArgs) {
+    let owned = a.owned();
     let mine = warp::index() * thread::grid_blocks() + thread::block_index();
     for expert in thread::strided(mine, owned.experts, WARPS * thread::grid_blocks()) {
         let (first, end) = (owned.first(expert) + owned.count(expert), owned.first(expert + 1));
         for row in thread::strided(first + warp::lane(), end, warp::LANES) {
-            mark_padding(a, row);
+            mark(a, row);
         }
-        if a.zero_padding != 0 {
-            for row in thread::strided(first, end, 1) {
-                zero::<R>(a, row, bytes);
-            }
+    }
+}
+
+/// Zeroes this block's share of what pads the rows of this rank's experts. While peers' rows are awaited, which do not lie there; whoever
+/// reads it comes behind the kernel.
+#[inline(always)]
+fn zero_padding<R: Row>(a: &DispatchArgs) {
+    let (owned, bytes) = (a.owned(), R::bytes(&a.rows));
+    let (mine, warps) = (warp::index() * thread::grid_blocks() + thread::block_index(), WARPS * thread::grid_blocks());
+    // How many of all experts' rows were dealt out before.
+    let mut dealt = 0;
+    for expert in thread::strided(0, owned.experts, 1) {
+        let (first, end) = (owned.first(expert) + owned.count(expert), owned.first(expert + 1));
+        // The warp whose turn it is takes the first, and so on.
+        let before = remainder(dealt, warps);
+        let skipped = if mine < before { mine + warps - before } else { mine - before };
+        for row in thread::strided(first + skipped, end, warps) {
+            zero::<R>(a, row, bytes);
         }
+        dealt += end - first;
     }
 }
 
@@ -110,7 +130,7 @@ fn copy_scales(a: &DispatchArgs, row: u32, other: Option<u32>, others: u32) {
 
 /// Says of a row that it pads: it is of no token. Per thread.
 #[inline(always)]
-fn mark_padding(a: &DispatchArgs, row: u32) {
+fn mark(a: &DispatchArgs, row: u32) {
     let window = a.op.window();
     window.own(a.recv.source).store_weak(row, NOBODY);
     window.own(a.recv.topk).store_weak(row, -1);
