@@ -20,6 +20,8 @@ mod options;
 mod output;
 #[path = "../../cli/src/progress.rs"]
 mod progress;
+#[path = "../ranks_on_gpus.rs"]
+mod ranks_on_gpus;
 mod routes;
 
 #[cfg(test)]

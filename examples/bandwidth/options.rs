@@ -5,6 +5,7 @@ use epoxide::{Config, WireFormat, bf16, bytes_needed};
 
 use crate::buffer_layout::{BufferLayout, check_alignment};
 use crate::output::no_value_twice;
+use crate::ranks_on_gpus;
 
 /// Shared memory of a block, of the simulated GPU and of Hopper. What a GPU has less is found when the buffers are made.
 const SHARED_MEMORY: u32 = 232_448;
@@ -104,15 +105,7 @@ impl Options {
     ///
     /// The first rule that is broken.
     pub fn check(&self) -> Result<()> {
-        if let Some(gpus) = &self.gpus {
-            ensure!(self.device == Device::Cuda, "--gpus names NVIDIA GPUs, and --device sim has none (--device cuda)");
-            ensure!(
-                gpus.len() <= self.ranks as usize,
-                "--gpus names {} GPUs for {} ranks: a GPU without a rank does nothing",
-                gpus.len(),
-                self.ranks
-            );
-        }
+        ranks_on_gpus::check_named(self.gpus.as_deref(), self.ranks, self.device == Device::Cuda)?;
         let once = |option: &str, twice: Result<(), String>| twice.map_err(|error| anyhow!("{option}: {error}"));
         once("--tokens", no_value_twice(&self.tokens))?;
         once("--sms", no_value_twice(&self.sms))?;
@@ -173,7 +166,7 @@ impl Options {
     pub fn gpu_of_ranks(&self) -> Vec<u32> {
         match self.device {
             Device::Sim => (0..self.ranks).collect(),
-            Device::Cuda => self.gpus().iter().copied().cycle().take(self.ranks as usize).collect(),
+            Device::Cuda => ranks_on_gpus::deal(self.gpus.as_deref(), self.ranks),
         }
     }
 }

@@ -13,6 +13,8 @@ mod model;
 mod options;
 #[path = "../output.rs"]
 mod output;
+#[path = "../ranks_on_gpus.rs"]
+mod ranks_on_gpus;
 
 #[cfg(test)]
 #[path = "../../tests/support/command_line.rs"]

@@ -24,6 +24,8 @@ mod parallel;
 mod plan;
 #[path = "../../cli/src/progress.rs"]
 mod progress;
+#[path = "../ranks_on_gpus.rs"]
+mod ranks_on_gpus;
 mod reference;
 mod report;
 mod router;

@@ -9,6 +9,7 @@ use crate::buffer_layout::{BufferLayout, check_alignment};
 use crate::input::Input;
 use crate::memory;
 use crate::progress::Progress;
+use crate::ranks_on_gpus;
 
 /// Shared memory of a block, of the simulated GPU and of Hopper. What a GPU has less is found when the buffers are made.
 const SHARED_MEMORY: u32 = 232_448;
@@ -126,15 +127,7 @@ impl Options {
     pub fn check(&self) -> Result<()> {
         let aligned = check_alignment(self.alignment, self.layout == BufferLayout::Expand);
         aligned.map_err(|error| anyhow::anyhow!(error))?;
-        let Some(gpus) = &self.gpus else { return Ok(()) };
-        ensure!(self.device == Device::Cuda, "--gpus names NVIDIA GPUs, and --device sim has none (--device cuda)");
-        ensure!(
-            gpus.len() <= self.ranks as usize,
-            "--gpus names {} GPUs for {} ranks: a GPU without a rank does nothing",
-            gpus.len(),
-            self.ranks
-        );
-        Ok(())
+        ranks_on_gpus::check_named(self.gpus.as_deref(), self.ranks, self.device == Device::Cuda)
     }
 
     /// Reads or makes the input, with the shape that the options ask for.
@@ -221,8 +214,7 @@ impl Options {
 
     /// The GPU of every rank.
     pub fn gpu_of_ranks(&self) -> Vec<u32> {
-        let gpus = self.gpus.as_deref().unwrap_or(&[0]);
-        gpus.iter().copied().cycle().take(self.ranks as usize).collect()
+        ranks_on_gpus::deal(self.gpus.as_deref(), self.ranks)
     }
 
     /// How often to dispatch and combine.

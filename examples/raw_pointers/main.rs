@@ -14,6 +14,8 @@ mod options;
 #[path = "../output.rs"]
 mod output;
 mod problem;
+#[path = "../ranks_on_gpus.rs"]
+mod ranks_on_gpus;
 mod round;
 mod simulated;
 

@@ -1,9 +1,9 @@
 //! The command line.
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use epoxide::LocalGroup;
 
 use crate::problem::EXPERTS;
+use crate::ranks_on_gpus;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Device {
@@ -40,27 +40,7 @@ impl Options {
     ///
     /// The rule that is broken, or why there is no GPU.
     pub fn gpus(&self) -> Result<Option<Vec<u32>>> {
-        let device = match (self.device, &self.gpus) {
-            (Some(device), _) => device,
-            (None, Some(_)) => Device::Cuda,
-            (None, None) if LocalGroup::gpus().is_ok_and(|gpus| gpus > 0) => Device::Cuda,
-            (None, None) => Device::Sim,
-        };
-        if device == Device::Sim {
-            ensure!(self.gpus.is_none(), "--gpus names NVIDIA GPUs, and --device sim has none (--device cuda)");
-            return Ok(None);
-        }
-        let gpus = self.gpus.as_deref().unwrap_or(&[0]);
-        ensure!(
-            gpus.len() <= self.ranks as usize,
-            "--gpus names {} GPUs for {} ranks: a GPU without a rank does nothing",
-            gpus.len(),
-            self.ranks
-        );
-        let there = LocalGroup::gpus()?;
-        if let Some(gpu) = gpus.iter().find(|gpu| **gpu >= there) {
-            anyhow::bail!("--gpus {gpu}: this process may use {there} GPUs, numbered from 0");
-        }
-        Ok(Some(gpus.iter().copied().cycle().take(self.ranks as usize).collect()))
+        let on_cuda = self.device.map(|device| device == Device::Cuda);
+        ranks_on_gpus::of_ranks(on_cuda, self.gpus.as_deref(), self.ranks)
     }
 }

@@ -76,8 +76,7 @@ fn no_option_is_ignored() {
         Some(value.to_owned())
     };
     // Each option is left out of one of these, and what is not there is added.
-    let bases: Vec<String> =
-        SMALL.chunks(2).map(|pair| small::without(&SMALL, |flag| flag == pair[0]).join(" ")).collect();
+    let bases = small::each_left_out(&SMALL);
     let bases: Vec<&str> = bases.iter().map(String::as_str).collect();
     command_line::nothing_is_ignored(&program, command.get_arguments(), &bases, effective, str::to_owned);
 }

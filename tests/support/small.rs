@@ -8,6 +8,12 @@ pub fn without<'a>(small: &[&'a str], given: impl Fn(&str) -> bool) -> Vec<&'a s
     small.chunks(2).filter(|pair| !given(pair[0])).flatten().copied().collect()
 }
 
+/// The small command line without each of its options in turn: what is not there can be added, to see that it does something.
+#[allow(dead_code, reason = "not all examples can leave every option out")]
+pub fn each_left_out(small: &[&str]) -> Vec<String> {
+    small.chunks(2).map(|pair| without(small, |flag| flag == pair[0]).join(" ")).collect()
+}
+
 /// `line`, and before it `small` but for the options that are in `line`.
 pub fn with<'a>(small: &[&'a str], line: &[&'a str]) -> Vec<&'a str> {
     without(small, |flag| line.contains(&flag)).into_iter().chain(line.iter().copied()).collect()
