@@ -94,11 +94,8 @@ const _: () = assert!(
         && dispatch_again_copied.threads() == layout::THREADS
         && dispatch_again_quantized.threads() == layout::THREADS
         && dispatch_again_brought.threads() == layout::THREADS
+        && combine.threads() == layout::THREADS
+        && combine_by_expert.threads() == layout::THREADS
 );
 #[cfg(not(target_arch = "nvptx64"))]
-const _: () = assert!(
-    lend.threads() >= crate::shape::MAX_RANKS
-        && combine.threads() >= crate::shape::MAX_RANKS
-        && combine_by_expert.threads() >= crate::shape::MAX_RANKS
-        && layout::THREADS >= crate::shape::MAX_RANKS
-);
+const _: () = assert!(lend.threads() >= crate::shape::MAX_RANKS && layout::THREADS >= crate::shape::MAX_RANKS);

@@ -18,9 +18,10 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::{CombineArgs, CombineByExpertArgs};
-use super::parts::{Part, Parts, warps};
-use super::{Sum, enter, sum};
+use super::parts::Part;
+use super::{Sum, enter, sum, sum_parts};
 use crate::dispatch::link;
+use crate::grid_warps;
 use crate::words::Phase;
 
 impl Sum for CombineByExpertArgs {
@@ -44,8 +45,26 @@ impl Sum for CombineByExpertArgs {
             self.reduced.post(window, watch.epoch(), landed);
         }
         let _there = self.reduced.wait(window, watch, Phase::Reduced, watch.epoch())?;
-        pull(self, parts, first);
+        sum_parts(self, parts, first);
         Ok(())
+    }
+
+    /// The sum of the rows of a rank that has several, the only one of another.
+    #[inline(always)]
+    fn source(&self, part: Part, token: u32) -> u64 {
+        let window = self.pull.op.window();
+        let row_bytes = self.pull.hidden * 2;
+        let same = warp::match_any(warp::ALL, part.rank as u32);
+        let mut source = 0;
+        if part.rank >= 0 && same.trailing_zeros() == warp::lane() {
+            let peer = Peer(part.rank as u32);
+            source = if same.count_ones() > 1 {
+                window.of(peer, self.sums).rows(row_bytes).row(window.me.0 * self.max_tokens + token).address()
+            } else {
+                window.of(peer, self.pull.expert_out).rows(row_bytes).row(part.row).address()
+            };
+        }
+        source
     }
 }
 
@@ -56,8 +75,7 @@ fn reduce(a: &CombineByExpertArgs) {
     let (links, sources) = (window.own(a.link), window.own(a.source));
     let row_bytes = a.pull.hidden * 2;
     let (outputs, sums) = (window.own(a.pull.expert_out).rows(row_bytes), window.own(a.sums).rows(row_bytes));
-    let mine = warp::index() * thread::grid_blocks() + thread::block_index();
-    let mut turns = link::Turns::new(links, a.pull.received.load_weak(0), mine, warps());
+    let mut turns = link::Turns::new(links, a.pull.received.load_weak(0), grid_warps::index(), grid_warps::count());
     while let Some((first, word)) = turns.next() {
         let mut source = 0;
         if link::is_first(word) {
@@ -77,31 +95,5 @@ fn reduce(a: &CombineByExpertArgs) {
             let to = sums.row(warp::shuffle(warp::ALL, slot, lane)).as_global().cast();
             sum::sum_some_rows([0, a.pull.hidden / 8], to, rows, outputs.row(row).address());
         }
-    }
-}
-
-/// A warp per part, as in the other order, but for where a rank's row of a token lies.
-#[inline(always)]
-fn pull(a: &CombineByExpertArgs, parts: Parts, first: Part) {
-    let window = a.pull.op.window();
-    let row_bytes = a.pull.hidden * 2;
-    let mut part = first;
-    while parts.token(part.number) < a.pull.tokens {
-        let token = parts.token(part.number);
-        let same = warp::match_any(warp::ALL, part.rank as u32);
-        let mut source = 0;
-        if part.rank >= 0 && same.trailing_zeros() == warp::lane() {
-            let peer = Peer(part.rank as u32);
-            source = if same.count_ones() > 1 {
-                window.of(peer, a.sums).rows(row_bytes).row(window.me.0 * a.max_tokens + token).address()
-            } else {
-                window.of(peer, a.pull.expert_out).rows(row_bytes).row(part.row).address()
-            };
-        }
-        let sources = warp::ballot(warp::ALL, source != 0);
-        let y = a.pull.y.rows(row_bytes).row(token).cast();
-        let next = parts.load(&a.pull, part.number + warps());
-        sum::sum_rows(parts.vectors(part.number, a.pull.hidden), y, sources, source);
-        part = next;
     }
 }

@@ -26,8 +26,9 @@ pub use args::{CombineArgs, CombineByExpertArgs, UNKNOWN_OUTPUTS};
 use epoxide_dsl::fault::{Fault, Told};
 use epoxide_dsl::prelude::*;
 
+use crate::grid_warps;
 use crate::words::{Code, Kind, Phase, Status, no_routing};
-use parts::{Part, Parts, warps};
+use parts::{Part, Parts};
 
 /// A combine of rows in some order.
 pub(crate) trait Sum {
@@ -40,6 +41,9 @@ pub(crate) trait Sum {
     ///
     /// That the block stops.
     fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped>;
+
+    /// Where the row lies that is summed for this lane's selection of `token`; 0 where there is none. Warp-collective.
+    fn source(&self, part: Part, token: u32) -> u64;
 }
 
 impl Sum for CombineArgs {
@@ -53,6 +57,15 @@ impl Sum for CombineArgs {
         let (parts, first) = enter(self, watch)?;
         sum_parts(self, parts, first);
         Ok(())
+    }
+
+    #[inline(always)]
+    fn source(&self, part: Part, _token: u32) -> u64 {
+        if part.rank < 0 {
+            return 0;
+        }
+        let rows = self.op.window().of(Peer(part.rank as u32), self.expert_out).rows(self.hidden * 2);
+        rows.row(part.row).address()
     }
 }
 
@@ -119,19 +132,16 @@ fn rows_to_be_covered(a: &CombineArgs) -> u32 {
 
 /// A warp per part.
 #[inline(always)]
-fn sum_parts(a: &CombineArgs, parts: Parts, first: Part) {
-    let row_bytes = a.hidden * 2;
+fn sum_parts<S: Sum>(rows: &S, parts: Parts, first: Part) {
+    let a = rows.args();
     let mut part = first;
     while parts.token(part.number) < a.tokens {
-        let mut source = 0;
-        if part.rank >= 0 {
-            let rows = a.op.window().of(Peer(part.rank as u32), a.expert_out).rows(row_bytes);
-            source = rows.row(part.row).address();
-        }
+        let token = parts.token(part.number);
+        let source = rows.source(part, token);
         let sources = warp::ballot(warp::ALL, source != 0);
-        let y = a.y.rows(row_bytes).row(parts.token(part.number)).cast();
+        let y = a.y.rows(a.hidden * 2).row(token).cast();
         // The next part's handle is on its way while this one is summed.
-        let next = parts.load(a, part.number + warps());
+        let next = parts.load(a, part.number + grid_warps::count());
         sum::sum_rows(parts.vectors(part.number, a.hidden), y, sources, source);
         part = next;
     }

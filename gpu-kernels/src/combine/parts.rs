@@ -2,6 +2,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::CombineArgs;
+use crate::grid_warps;
 use crate::placement::quotient;
 
 /// Vectors of the smallest part of a token: what a warp has in flight of eight rows.
@@ -19,7 +20,7 @@ pub(super) struct Parts {
 
 /// A part of a token.
 #[derive(Clone, Copy)]
-pub(super) struct Part {
+pub(crate) struct Part {
     /// Its number.
     pub number: u32,
     /// The rank to which this lane's selection sent the row, or -1.
@@ -32,7 +33,7 @@ impl Parts {
     #[inline(always)]
     pub(super) fn new(a: &CombineArgs) -> Self {
         let vectors = a.hidden / 8;
-        let (spare, most) = (quotient(warps(), a.tokens), vectors.div_ceil(SMALLEST_PART));
+        let (spare, most) = (quotient(grid_warps::count(), a.tokens), vectors.div_ceil(SMALLEST_PART));
         let of_token = if spare < 2 {
             1
         } else if spare < most {
@@ -74,12 +75,6 @@ impl Parts {
     /// The first part of this warp.
     #[inline(always)]
     pub(super) fn first(self, a: &CombineArgs) -> Part {
-        self.load(a, warp::index() * thread::grid_blocks() + thread::block_index())
+        self.load(a, grid_warps::index())
     }
-}
-
-/// Warps of the grid.
-#[inline(always)]
-pub(super) fn warps() -> u32 {
-    thread::grid_blocks() * warp::count()
 }

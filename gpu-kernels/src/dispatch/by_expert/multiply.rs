@@ -6,6 +6,7 @@ use epoxide_dsl::wait::BulkAccess;
 use super::super::args::DispatchArgs;
 use super::super::send::memory_of_warp;
 use super::link;
+use crate::grid_warps;
 use crate::layout::WARPS;
 use crate::placement::remainder;
 use crate::row::Row;
@@ -52,8 +53,8 @@ fn copy_on<R: Row>(a: &DispatchArgs, free: &BulkAccess) {
     let mut ring = Ring::<1, Loads>::with_loads(memory.stages, a.shared.stage_bytes, mbarrier);
     let (links, sources, bytes) = (window.own(a.recv.link), window.own(a.recv.source), R::bytes(&a.rows));
     let rows = window.own(a.recv.x).rows(bytes);
-    let (mine, warps) = (warp::index() * thread::grid_blocks() + thread::block_index(), a.shared.copy_warps);
-    let mut turns = link::Turns::new(links, owned.first(owned.experts), mine, warps * thread::grid_blocks());
+    let copying = a.shared.copy_warps * thread::grid_blocks();
+    let mut turns = link::Turns::new(links, owned.first(owned.experts), grid_warps::index(), copying);
     while let Some((first, word)) = turns.next() {
         // Those of this rank's own tokens were stored to all their places.
         let mut here = link::is_first(word);
@@ -84,8 +85,7 @@ fn copy_on<R: Row>(a: &DispatchArgs, free: &BulkAccess) {
 #[inline(always)]
 pub(in super::super) fn mark_padding(a: &DispatchArgs) {
     let owned = a.owned();
-    let mine = warp::index() * thread::grid_blocks() + thread::block_index();
-    for expert in thread::strided(mine, owned.experts, WARPS * thread::grid_blocks()) {
+    for expert in thread::strided(grid_warps::index(), owned.experts, grid_warps::count()) {
         let (first, end) = (owned.first(expert) + owned.count(expert), owned.first(expert + 1));
         for row in thread::strided(first + warp::lane(), end, warp::LANES) {
             mark(a, row);
@@ -98,7 +98,7 @@ pub(in super::super) fn mark_padding(a: &DispatchArgs) {
 #[inline(always)]
 fn zero_padding<R: Row>(a: &DispatchArgs) {
     let (owned, bytes) = (a.owned(), R::bytes(&a.rows));
-    let (mine, warps) = (warp::index() * thread::grid_blocks() + thread::block_index(), WARPS * thread::grid_blocks());
+    let (mine, warps) = (grid_warps::index(), grid_warps::count());
     // How many of all experts' rows were dealt out before.
     let mut dealt = 0;
     for expert in thread::strided(0, owned.experts, 1) {
