@@ -1,12 +1,12 @@
 //! Combine: enqueues one, with what the host can see checked before.
-use epoxide_dsl::grid::GridCounters;
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::window::Region;
 use epoxide_kernels::combine::{CombineArgs, CombineByExpertArgs, UNKNOWN_OUTPUTS};
 use epoxide_kernels::entries::{combine, combine_by_expert, lend};
+use epoxide_kernels::layout::Span;
 use epoxide_kernels::lend::LendArgs;
 use epoxide_kernels::shape::Layout;
-use epoxide_kernels::words::{Flags, Kind};
+use epoxide_kernels::words::{BlockFlags, Kind};
 use half::bf16;
 
 use crate::buffer::{Dispatched, ElasticBuffer, State};
@@ -284,8 +284,8 @@ impl ElasticBuffer {
                 op: self.operation(Kind::Combine, handle.slot),
                 expert_out: Region::new(self.layouts.window.expert_out.offset),
                 routing: Global::from_raw(self.private_slot(p.routing, handle.slot)),
-                send_rank: Global::from_raw(self.private_slot(p.send_rank, handle.slot)),
-                send_row: Global::from_raw(self.private_slot(p.send_row, handle.slot)),
+                send_rank: Global::from_raw(self.handle_slot(handle.slot)[0]),
+                send_row: Global::from_raw(self.handle_slot(handle.slot)[1]),
                 received: Global::from_raw(self.private_slot(p.recv_counts, handle.slot)),
                 y: Global::from_raw(y),
                 tokens: handle.tokens,
@@ -317,17 +317,15 @@ impl ElasticBuffer {
 
     /// What a combine of rows that lie by expert takes.
     fn by_expert(&self, pull: CombineArgs, slot: u32) -> CombineByExpertArgs {
-        let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
-        // SAFETY: the buffer's own memory, laid out for its shape.
-        let half = GridCounters { words: unsafe { Global::from_raw(self.private_span(p.half)) } };
-        let regions = w.received.slot(shape, slot).regions();
+        let (w, shape) = (&self.layouts.window, &self.layouts.shape);
+        let of_slot = |span: Span| span.slot(slot, shape.routing_slots).offset;
         CombineByExpertArgs {
             pull,
-            link: regions.link,
-            source: regions.source,
+            send_rank: Region::new(of_slot(w.send_rank)),
+            send_row: Region::new(of_slot(w.send_row)),
+            tokens: Region::new(of_slot(w.tokens)),
             sums: Region::new(w.sums.offset),
-            reduced: Flags::new(Region::new(w.reduced.offset)),
-            half,
+            reduced: BlockFlags::new(Region::new(w.reduced.offset)),
             max_tokens: shape.max_tokens,
             reserved: 0,
         }

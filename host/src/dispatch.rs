@@ -199,8 +199,8 @@ impl ElasticBuffer {
                 block_counts: Global::from_raw(self.private_span(p.block_counts)),
                 block_bad: Global::from_raw(self.private_span(p.block_bad)),
                 routing: Global::from_raw(self.private_slot(p.routing, slot)),
-                send_rank: Global::from_raw(self.private_slot(p.send_rank, slot)),
-                send_row: Global::from_raw(self.private_slot(p.send_row, slot)),
+                send_rank: Global::from_raw(self.handle_slot(slot)[0]),
+                send_row: Global::from_raw(self.handle_slot(slot)[1]),
                 recv_counts: Global::from_raw(self.private_slot(p.recv_counts, slot)),
                 placement: shape.placement(),
                 shared: self.shared,
@@ -210,6 +210,7 @@ impl ElasticBuffer {
                 top_k_stride: shape.top_k_stride(),
                 alignment: alignment(shape),
                 zero_padding: self.config.zero_padding.into(),
+                tokens_of: Region::new(w.tokens.slot(slot, shape.routing_slots).offset),
                 half: GridCounters { words: Global::from_raw(self.private_span(p.half)) },
             }
         };

@@ -10,7 +10,7 @@ pub use ring::{Editable, Loading, Ring, Source};
 
 use core::marker::PhantomData;
 
-use crate::memory::Shared;
+use crate::memory::{Shared, Symmetric, System};
 use crate::{arch, block};
 
 /// A ring that ordinary stores fill.
@@ -29,6 +29,15 @@ pub struct Loads {
 #[derive(Debug)]
 #[must_use]
 pub struct Landed(());
+
+impl Landed {
+    /// Posts `word` at `flag`, releasing at system scope everything that the block landed. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn publish(&self, flag: Symmetric<u64>, word: u64) {
+        flag.store_release::<System>(0, word);
+    }
+}
 
 /// Waits until every bulk store of every thread of the block is complete, orders the ordinary ones, and returns the proof that
 /// a flag needs. Block-collective.

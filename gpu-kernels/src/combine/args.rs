@@ -1,7 +1,7 @@
 //! What a combine takes.
 use epoxide_dsl::prelude::*;
 
-use crate::words::{Flags, Operation};
+use crate::words::{BlockFlags, Operation};
 
 /// Arguments of [`combine`](crate::entries::combine).
 ///
@@ -43,22 +43,23 @@ pub const UNKNOWN_OUTPUTS: u32 = u32::MAX;
 
 /// Arguments of [`combine_by_expert`](crate::entries::combine_by_expert).
 ///
-/// Launch contract: that of [`CombineArgs`]; `link` and `source` are what the dispatch wrote beside the rows.
+/// Launch contract: that of [`CombineArgs`]; `send_rank` and `send_row` are in every rank's window what `pull` has of its own, and `tokens` is of the
+/// same slot; all ranks launch as many blocks.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct CombineByExpertArgs {
     /// What every combine takes.
     pub pull: CombineArgs,
-    /// u32 `[rows]`: see [`crate::dispatch::link`].
-    pub link: Region<u32>,
-    /// u64 `[rows]`: source rank in the upper half, token in the lower.
-    pub source: Region<u64>,
-    /// BF16 `[ranks][max_tokens][hidden]` at every rank: the sums of its experts' rows of a token.
+    /// i32 `[tokens][top_k]` at every rank: its handle.
+    pub send_rank: Region<i32>,
+    /// u32 `[tokens][top_k]` at every rank: its handle.
+    pub send_row: Region<u32>,
+    /// u32 `[ranks]`: how many tokens each rank dispatched.
+    pub tokens: Region<u32>,
+    /// BF16 `[ranks][max_tokens][hidden]` at every rank: the sums of its experts' rows of another rank's token.
     pub sums: Region<u8>,
     /// Reduced words: the epoch.
-    pub reduced: Flags<2>,
-    /// The grid's counters of the first half.
-    pub half: grid::GridCounters,
+    pub reduced: BlockFlags,
     /// Most tokens of a rank.
     pub max_tokens: u32,
     /// Fills the struct to a multiple of 8 bytes.

@@ -1,4 +1,4 @@
-//! Combine where rows lie by expert: a token's several rows on one rank are summed there first, so that one crosses.
+//! Combine where rows lie by expert: of a token's several rows on one rank the sum crosses, and not the rows.
 //!
 //! # Protocol
 //!
@@ -6,22 +6,27 @@
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
-//! | `reduced`² `[o]` at every rank, of `e` | the last block of `o` through the first half, release | the sums of `o`'s experts' rows are **there**, in `sums` of o | all blocks, acquire, before the first row is pulled |
+//! | `reduced`² `[o][b]` at every rank, of `e` | block `b` of `o`, release | the sums of `o`'s rows are **there**, in `sums` of o: those of the parts of tokens that block `b` of the reader pulls | block `b`, acquire, before it pulls a row |
 //!
-//! In the first half, behind every rank's `entry` word, an owner sums the rows of each token that has several here, and writes the sum
-//! to `sums[source][token]`. Nobody reads those of the combine before any more: every peer posted its entry word after its own
-//! last operation was over. In the second half every rank pulls one row of each rank that has some of a token: the sum, or the only one.
-//! All blocks are resident together, and none waits for a `reduced` word before it has summed its share.
+//! A token's parts are dealt out to blocks alike on every rank ([`Parts`](super::parts)). Behind every rank's `entry` word, block `b` of an owner
+//! sums the rows of the parts that block `b` of every other rank will pull, where there are several here, and writes the sums to
+//! `sums[source][token]`. Which rows those are it reads from the source's own handle, which lies in the source's window. Then it posts
+//! its word, waits for those of the blocks of its number, and pulls: of every other rank one row, the sum or the only one; its own
+//! rank's rows are summed on the way, and go through no memory.
+//!
+//! Nobody reads the sums of the combine before any more: every peer posted its entry word after its own last operation was over. A
+//! handle may be read from a peer from the moment its dispatch is over here (its landed words published it) until this rank's `reduced`
+//! word is posted: the source's next dispatch, which writes there, comes behind its combine, which waits for that word.
+//! All blocks are resident together, and none waits for a `reduced` word before it has posted its own.
 //!
 //! The sum of a token on a rank is in f32, from +0, in ascending position of the selections, rounded once to BF16; on its own rank too.
 //! The sum of those is as in [`super`].
 use epoxide_dsl::prelude::*;
 
 use super::args::{CombineArgs, CombineByExpertArgs};
-use super::parts::Part;
+use super::parts::{Part, Parts};
 use super::{Sum, enter, sum, sum_parts};
-use crate::dispatch::link;
-use crate::grid_warps;
+use crate::placement::{quotient, remainder};
 use crate::words::Phase;
 
 impl Sum for CombineByExpertArgs {
@@ -32,68 +37,115 @@ impl Sum for CombineByExpertArgs {
 
     #[inline(always)]
     fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped> {
-        let entered = enter(&self.pull, watch);
-        if entered.is_ok() {
-            reduce(self);
-        }
-        // Nothing was copied in bulk.
-        let last = self.half.last_out(bulk::land_without_copies(), entered.is_err());
-        let (parts, first) = entered?;
+        // The first handle of a peer's is on its way while the ranks meet.
+        let work = Work::first(self);
+        let (parts, first) = enter(&self.pull, watch)?;
+        reduce(self, work);
         let window = self.pull.op.window();
-        if let Some(landed) = last.as_ref().and_then(grid::LastOut::landed) {
-            watch.unless_aborted(Phase::End as u32)?;
-            self.reduced.post(window, watch.epoch(), landed);
-        }
+        self.reduced.post(window, watch.epoch(), &bulk::land_without_copies());
         let _there = self.reduced.wait(window, watch, Phase::Reduced, watch.epoch())?;
         sum_parts(self, parts, first);
         Ok(())
     }
 
-    /// The sum of the rows of a rank that has several, the only one of another.
+    /// Of another rank the sum, or its only row; of the own one all rows.
     #[inline(always)]
-    fn source(&self, part: Part, token: u32) -> u64 {
-        let window = self.pull.op.window();
-        let row_bytes = self.pull.hidden * 2;
+    fn sum(&self, part: Part, token: u32, vectors: [u32; 2], y: Global<U32x4>) {
+        let (window, row_bytes) = (self.pull.op.window(), self.pull.hidden * 2);
         let same = warp::match_any(warp::ALL, part.rank as u32);
+        let own = part.rank == window.me.0 as i32;
         let mut source = 0;
-        if part.rank >= 0 && same.trailing_zeros() == warp::lane() {
+        if part.rank >= 0 && (own || same.trailing_zeros() == warp::lane()) {
             let peer = Peer(part.rank as u32);
-            source = if same.count_ones() > 1 {
+            source = if !own && same.count_ones() > 1 {
                 window.of(peer, self.sums).rows(row_bytes).row(window.me.0 * self.max_tokens + token).address()
             } else {
                 window.of(peer, self.pull.expert_out).rows(row_bytes).row(part.row).address()
             };
         }
-        source
+        let [single, several] = [!own, own].map(|which| warp::ballot(warp::ALL, source != 0 && which));
+        sum::sum_with_several(vectors, y, sum::Rows::with_several(single, several), source);
     }
 }
 
-/// Sums this block's share of the tokens that have several rows here.
+/// A part of some peer's token, of which this rank may have several rows.
+#[derive(Clone, Copy)]
+struct Work {
+    /// Its number among the block's, over all peers.
+    number: u32,
+    /// Whose token it is.
+    peer: Peer,
+    /// How that peer's tokens are divided.
+    parts: Parts,
+    /// The part of its token, and where this lane's selection of it is.
+    part: Part,
+}
+
+impl Work {
+    /// This warp's first.
+    #[inline(always)]
+    fn first(a: &CombineByExpertArgs) -> Self {
+        Self::load(a, warp::index())
+    }
+
+    /// Number `number` of this block: the peers in turn for each part.
+    #[inline(always)]
+    fn load(a: &CombineByExpertArgs, number: u32) -> Self {
+        let window = a.pull.op.window();
+        // A rank without peers has no work: any divisor does.
+        let others = if window.peers < 2 { 1 } else { window.peers - 1 };
+        let other = remainder(number, others);
+        let peer = Peer(if other < window.me.0 { other } else { other + 1 });
+        let mut tokens = 0;
+        if peer.0 < window.peers {
+            tokens = window.own(a.tokens).load_weak(peer);
+        }
+        let parts = Parts::new(a.pull.hidden, tokens);
+        // The parts of this block's number, which its warps pull.
+        let of_grid = quotient(number, others) * thread::grid_blocks() + thread::block_index();
+        let mut part = Part { number: of_grid, rank: -1, row: 0 };
+        let (token, lane) = (parts.token(of_grid), warp::lane());
+        if token < tokens && lane < a.pull.top_k {
+            let at = u64::from(token) * u64::from(a.pull.top_k) + u64::from(lane);
+            part.rank = window.of(peer, a.send_rank).load_weak(at);
+            part.row = window.of(peer, a.send_row).load_weak(at);
+        }
+        Self { number, peer, parts, part }
+    }
+}
+
+/// How many parts of peers' tokens this block has to look at, of all peers as many as of the one that has most. Warp-collective.
 #[inline(always)]
-fn reduce(a: &CombineByExpertArgs) {
+fn most_work(a: &CombineByExpertArgs) -> u32 {
     let window = a.pull.op.window();
-    let (links, sources) = (window.own(a.link), window.own(a.source));
+    let mut fewest = u32::MAX;
+    for peer in thread::strided(warp::lane(), window.peers, warp::LANES) {
+        let tokens = window.own(a.tokens).load_weak(peer);
+        fewest = fewest.min(!Parts::new(a.pull.hidden, tokens).count(tokens));
+    }
+    let (parts, blocks) = (!warp::min(warp::ALL, fewest), thread::grid_blocks());
+    quotient(parts + blocks - 1, blocks) * (window.peers - 1)
+}
+
+/// Sums this warp's share of the parts of other ranks' tokens that have several rows here.
+#[inline(always)]
+fn reduce(a: &CombineByExpertArgs, first: Work) {
+    let window = a.pull.op.window();
     let row_bytes = a.pull.hidden * 2;
     let (outputs, sums) = (window.own(a.pull.expert_out).rows(row_bytes), window.own(a.sums).rows(row_bytes));
-    let mut turns = link::Turns::new(links, a.pull.received.load_weak(0), grid_warps::index(), grid_warps::count());
-    while let Some((first, word)) = turns.next() {
+    let (mut work, end) = (first, most_work(a));
+    while work.number < end {
+        let Work { number, peer, parts, part, .. } = work;
+        // The next handle is on its way while this part is summed.
+        work = Work::load(a, number + warp::count());
         let mut source = 0;
-        if link::is_first(word) {
-            source = sources.load_weak(first + warp::lane());
+        if part.rank == window.me.0 as i32 {
+            source = outputs.row(part.row).address();
         }
-        // Where this lane's sum goes: a slot for every token of every rank.
-        let slot = (source >> 32) as u32 * a.max_tokens + source as u32;
-        let mut lanes = warp::ballot(warp::ALL, link::is_first(word));
-        while lanes != 0 {
-            let lane = lanes.trailing_zeros();
-            lanes &= lanes - 1;
-            let (others, other) = link::others(links, warp::shuffle(warp::ALL, word, lane));
-            // The first row has the lane behind the others, and is summed first.
-            let row = other.unwrap_or(first + lane);
-            let row = warp::shuffle(warp::ALL, row, if warp::lane() == 0 { others } else { warp::lane() - 1 });
-            let rows = u32::MAX >> (warp::LANES - 1 - others);
-            let to = sums.row(warp::shuffle(warp::ALL, slot, lane)).as_global().cast();
-            sum::sum_some_rows([0, a.pull.hidden / 8], to, rows, outputs.row(row).address());
+        let rows = warp::ballot(warp::ALL, source != 0);
+        if rows.count_ones() > 1 {
+            let to = sums.row(peer.0 * a.max_tokens + parts.token(part.number)).as_global().cast();
+            sum::sum_some_rows(parts.vectors(part.number, a.pull.hidden), to, sum::Rows::of_ranks(rows), source);
         }
     }
 }

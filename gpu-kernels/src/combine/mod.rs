@@ -29,6 +29,7 @@ use epoxide_dsl::prelude::*;
 use crate::grid_warps;
 use crate::words::{Code, Kind, Phase, Status, no_routing};
 use parts::{Part, Parts};
+use sum::Rows;
 
 /// A combine of rows in some order.
 pub(crate) trait Sum {
@@ -42,8 +43,8 @@ pub(crate) trait Sum {
     /// That the block stops.
     fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped>;
 
-    /// Where the row lies that is summed for this lane's selection of `token`; 0 where there is none. Warp-collective.
-    fn source(&self, part: Part, token: u32) -> u64;
+    /// Sums these vectors of the rows of `token` into `y`, as this lane's selection of it went. Warp-collective.
+    fn sum(&self, part: Part, token: u32, vectors: [u32; 2], y: Global<U32x4>);
 }
 
 impl Sum for CombineArgs {
@@ -60,12 +61,13 @@ impl Sum for CombineArgs {
     }
 
     #[inline(always)]
-    fn source(&self, part: Part, _token: u32) -> u64 {
-        if part.rank < 0 {
-            return 0;
+    fn sum(&self, part: Part, _token: u32, vectors: [u32; 2], y: Global<U32x4>) {
+        let mut source = 0;
+        if part.rank >= 0 {
+            let rows = self.op.window().of(Peer(part.rank as u32), self.expert_out).rows(self.hidden * 2);
+            source = rows.row(part.row).address();
         }
-        let rows = self.op.window().of(Peer(part.rank as u32), self.expert_out).rows(self.hidden * 2);
-        rows.row(part.row).address()
+        sum::sum_rows(vectors, y, Rows::of_ranks(warp::ballot(warp::ALL, source != 0)), source);
     }
 }
 
@@ -105,7 +107,7 @@ fn enter(a: &CombineArgs, watch: &wait::Watch) -> Result<(Parts, Part), fault::S
     let look = watch.look();
     let (received, dispatch) = (rows_to_be_covered(a), a.routing.load_weak(0));
     // The handle is this rank's own: it is on its way while the ranks meet.
-    let parts = Parts::new(a);
+    let parts = Parts::new(a.hidden, a.tokens);
     let first = parts.first(a);
     // Behind a fault nothing is published.
     let mut fault = no_routing(dispatch, a.slot, a.op.window(), watch.found(look, Phase::Entry as u32));
@@ -137,12 +139,10 @@ fn sum_parts<S: Sum>(rows: &S, parts: Parts, first: Part) {
     let mut part = first;
     while parts.token(part.number) < a.tokens {
         let token = parts.token(part.number);
-        let source = rows.source(part, token);
-        let sources = warp::ballot(warp::ALL, source != 0);
         let y = a.y.rows(a.hidden * 2).row(token).cast();
         // The next part's handle is on its way while this one is summed.
         let next = parts.load(a, part.number + grid_warps::count());
-        sum::sum_rows(parts.vectors(part.number, a.hidden), y, sources, source);
+        rows.sum(part, token, parts.vectors(part.number, a.hidden), y);
         part = next;
     }
 }

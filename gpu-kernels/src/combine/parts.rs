@@ -30,10 +30,11 @@ pub(crate) struct Part {
 }
 
 impl Parts {
+    /// Divides `tokens` tokens of `hidden` elements among the warps.
     #[inline(always)]
-    pub(super) fn new(a: &CombineArgs) -> Self {
-        let vectors = a.hidden / 8;
-        let (spare, most) = (quotient(grid_warps::count(), a.tokens), vectors.div_ceil(SMALLEST_PART));
+    pub(super) fn new(hidden: u32, tokens: u32) -> Self {
+        let vectors = hidden / 8;
+        let (spare, most) = (quotient(grid_warps::count(), tokens), vectors.div_ceil(SMALLEST_PART));
         let of_token = if spare < 2 {
             1
         } else if spare < most {
@@ -42,6 +43,12 @@ impl Parts {
             most
         };
         Self { of_token, vectors: quotient(vectors + of_token - 1, of_token).next_multiple_of(warp::LANES) }
+    }
+
+    /// How many parts `tokens` tokens have.
+    #[inline(always)]
+    pub(super) fn count(self, tokens: u32) -> u32 {
+        tokens * self.of_token
     }
 
     /// The token of a part; none if it is not below their number.

@@ -6,45 +6,107 @@ use crate::quantize::widen;
 /// Loads of 16 bytes that a thread has in flight, 128 KiB an SM: this many vectors of a few rows, or few of many rows.
 const IN_FLIGHT: usize = 16;
 
-/// Sums the rows whose addresses the lanes of `sources` hold. Warp-collective.
-#[inline(always)]
-pub(super) fn sum_rows(vectors: [u32; 2], y: Global<U32x4>, sources: u32, source: u64) {
-    match sources.count_ones() {
-        0..=2 => sum_few::<2, 8>(vectors, y, sources, source),
-        3..=4 => sum_few::<4, 4>(vectors, y, sources, source),
-        5..=8 => sum_few::<8, 2>(vectors, y, sources, source),
-        _ => sum_many(vectors, y, sources, source),
+/// Which lanes have the address of a row, in the order in which the rows are added.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<const PARTIAL: bool> {
+    /// One of each rank, in this order,
+    before: u32,
+    /// then those of one rank of which there are several: their sum is rounded, then added;
+    several: u32,
+    /// then one of each rank again.
+    after: u32,
+}
+
+impl Rows<false> {
+    /// Of each rank one, those of `lanes`.
+    #[inline(always)]
+    pub(super) fn of_ranks(lanes: u32) -> Self {
+        Self { before: lanes, several: 0, after: 0 }
     }
 }
 
-/// [`sum_rows`] where two to a few are usual, in less code. Warp-collective.
+impl Rows<true> {
+    /// The rows of `several` are of one rank, those of `single` of one each; a rank's first lane says when it is its turn.
+    #[inline(always)]
+    pub(super) fn with_several(single: u32, several: u32) -> Self {
+        // None or one: all of them may come first.
+        let before_first = several.wrapping_sub(1) & !several;
+        Self { before: single & before_first, several, after: single & !before_first }
+    }
+}
+
+impl<const PARTIAL: bool> Rows<PARTIAL> {
+    #[inline(always)]
+    fn count(self) -> u32 {
+        (self.before | self.several | self.after).count_ones()
+    }
+
+    /// Takes the next row; returns its lane, and whether it is one of several.
+    #[inline(always)]
+    fn next(&mut self) -> (u32, bool) {
+        let several = PARTIAL && self.before == 0 && self.several != 0;
+        let lanes = if !PARTIAL || self.before != 0 {
+            &mut self.before
+        } else if several {
+            &mut self.several
+        } else {
+            &mut self.after
+        };
+        let lane = lanes.trailing_zeros();
+        *lanes &= lanes.wrapping_sub(1);
+        (lane, several)
+    }
+}
+
+/// Sums the rows whose addresses the lanes of `rows` hold. Warp-collective.
 #[inline(always)]
-pub(super) fn sum_some_rows(vectors: [u32; 2], y: Global<U32x4>, sources: u32, source: u64) {
-    match sources.count_ones() {
-        0..=4 => sum_few::<4, 4>(vectors, y, sources, source),
-        _ => sum_many(vectors, y, sources, source),
+pub(super) fn sum_rows(vectors: [u32; 2], y: Global<U32x4>, rows: Rows<false>, source: u64) {
+    match rows.count() {
+        0..=2 => sum_few::<2, 8, false>(vectors, y, rows, source),
+        3..=4 => sum_few::<4, 4, false>(vectors, y, rows, source),
+        5..=8 => sum_few::<8, 2, false>(vectors, y, rows, source),
+        _ => sum_many::<2, false>(vectors, y, rows, source),
+    }
+}
+
+/// [`sum_rows`] in less code: where there are rarely fewer than three. Warp-collective.
+#[inline(always)]
+pub(super) fn sum_some_rows(vectors: [u32; 2], y: Global<U32x4>, rows: Rows<false>, source: u64) {
+    match rows.count() {
+        0..=4 => sum_few::<4, 4, false>(vectors, y, rows, source),
+        _ => sum_many::<2, false>(vectors, y, rows, source),
+    }
+}
+
+/// [`sum_rows`] with several rows of one rank among them, whose sum takes the registers of half of the loads. Warp-collective.
+#[inline(always)]
+pub(super) fn sum_with_several(vectors: [u32; 2], y: Global<U32x4>, rows: Rows<true>, source: u64) {
+    match rows.count() {
+        0..=4 => sum_few::<4, 2, true>(vectors, y, rows, source),
+        5..=8 => sum_few::<8, 1, true>(vectors, y, rows, source),
+        _ => sum_many::<1, true>(vectors, y, rows, source),
     }
 }
 
 /// Sums at most `ROWS` rows, `VECTORS` vectors at a time. Warp-collective.
 #[inline(always)]
-fn sum_few<const ROWS: usize, const VECTORS: usize>(
+fn sum_few<const ROWS: usize, const VECTORS: usize, const P: bool>(
     [mut first, end]: [u32; 2],
     y: Global<U32x4>,
-    sources: u32,
+    mut rows: Rows<P>,
     source: u64,
 ) {
-    let (rows, _) = Sources::<ROWS>::take(sources, source);
+    let sources = Sources::<ROWS, P>::take(&mut rows, source);
     let at_once = VECTORS as u32 * warp::LANES;
     while first + at_once <= end {
-        let mut sums = [[0.0; 8]; VECTORS];
-        rows.add::<VECTORS, true>(first, end, &mut sums);
+        let mut sums = [Sum::ZERO; VECTORS];
+        sources.add::<VECTORS, true>(first, end, &mut sums);
         store::<VECTORS, true>(y, first, end, &sums);
         first += at_once;
     }
     if first < end {
-        let mut sums = [[0.0; 8]; VECTORS];
-        rows.add::<VECTORS, false>(first, end, &mut sums);
+        let mut sums = [Sum::ZERO; VECTORS];
+        sources.add::<VECTORS, false>(first, end, &mut sums);
         store::<VECTORS, false>(y, first, end, &sums);
     }
 }
@@ -52,48 +114,74 @@ fn sum_few<const ROWS: usize, const VECTORS: usize>(
 /// Sums any number of rows, eight in a pass: all passes of a piece of the row, so that its sum stays in registers.
 /// Warp-collective.
 #[inline(always)]
-fn sum_many([mut first, end]: [u32; 2], y: Global<U32x4>, sources: u32, source: u64) {
+fn sum_many<const VECTORS: usize, const P: bool>(
+    [mut first, end]: [u32; 2],
+    y: Global<U32x4>,
+    rows: Rows<P>,
+    source: u64,
+) {
     while first < end {
-        let mut sums = [[0.0; 8]; 2];
-        let mut left = sources;
-        while left != 0 {
-            let (rows, rest) = Sources::<8>::take(left, source);
-            rows.add::<2, false>(first, end, &mut sums);
-            left = rest;
+        let mut sums = [Sum::ZERO; VECTORS];
+        let mut left = rows;
+        while left.count() != 0 {
+            let sources = Sources::<8, P>::take(&mut left, source);
+            sources.add::<VECTORS, false>(first, end, &mut sums);
         }
-        store::<2, false>(y, first, end, &sums);
-        first += 2 * warp::LANES;
+        store::<VECTORS, false>(y, first, end, &sums);
+        first += VECTORS as u32 * warp::LANES;
     }
+}
+
+/// The sum of a vector so far.
+#[derive(Clone, Copy)]
+struct Sum {
+    /// Of the ranks.
+    ranks: [f32; 8],
+    /// Of the rank that has several rows.
+    several: [f32; 8],
+}
+
+impl Sum {
+    const ZERO: Self = Self { ranks: [0.0; 8], several: [0.0; 8] };
 }
 
 /// The addresses of some rows, the same in all lanes.
 #[derive(Clone, Copy)]
-struct Sources<const MOST: usize> {
+struct Sources<const MOST: usize, const P: bool> {
     addresses: [u64; MOST],
     count: u32,
+    /// Those that are of one rank which has several, a bit for each,
+    several: u32,
+    /// and the bit of its last one, if that is here.
+    last: u32,
 }
 
-impl<const MOST: usize> Sources<MOST> {
-    /// The first rows of `sources`, and the lanes that are left. Warp-collective.
+impl<const MOST: usize, const P: bool> Sources<MOST, P> {
+    /// The first of `rows`, which are those that are left then. Warp-collective.
     #[inline(always)]
-    fn take(mut sources: u32, source: u64) -> (Self, u32) {
-        let mut rows = Self { addresses: [0; MOST], count: 0 };
-        unroll!(J in 8 if J < MOST && sources != 0 => {
-            let from = sources.trailing_zeros();
-            sources &= sources - 1;
+    fn take(rows: &mut Rows<P>, source: u64) -> Self {
+        let mut some = Self { addresses: [0; MOST], count: 0, several: 0, last: 0 };
+        unroll!(J in 8 if J < MOST && rows.count() != 0 => {
+            let (from, several) = rows.next();
             let low = warp::shuffle(warp::ALL, source as u32, from);
             let high = warp::shuffle(warp::ALL, (source >> 32) as u32, from);
-            rows.addresses[J] = u64::from(high) << 32 | u64::from(low);
-            rows.count += 1;
+            some.addresses[J] = u64::from(high) << 32 | u64::from(low);
+            some.count += 1;
+            if several {
+                some.several |= 1 << J;
+                if rows.several == 0 {
+                    some.last = 1 << J;
+                }
+            }
         });
-        (rows, sources)
+        some
     }
 
     /// Adds this lane's vectors from `first` on, a warp apart and below `end`, of every row, in order: all loads first, then all
     /// sums. All vectors are below `end` if they are `WHOLE`.
     #[inline(always)]
-    fn add<const VECTORS: usize, const WHOLE: bool>(&self, first: u32, end: u32, sums: &mut [[f32; 8]; VECTORS]) {
-        const { assert!(MOST * VECTORS == IN_FLIGHT) };
+    fn add<const VECTORS: usize, const WHOLE: bool>(&self, first: u32, end: u32, sums: &mut [Sum; VECTORS]) {
+        const { assert!(MOST * VECTORS == if P { IN_FLIGHT / 2 } else { IN_FLIGHT }) };
         let at = first + warp::lane();
         let mut loaded = [[[0u32; 4]; MOST]; VECTORS];
         unroll!(J in 8 if J < MOST && (J as u32) < self.count => {
@@ -105,25 +193,56 @@ impl<const MOST: usize> Sources<MOST> {
             });
         });
         unroll!(V in 8 if V < VECTORS => {
+            if P {
+                self.sum_several(&mut loaded[V], &mut sums[V].several);
+            }
             unroll!(J in 8 if J < MOST => {
                 // A missing row adds +0, which changes no bit of a sum that began at +0.
                 let x = widen(loaded[V][J]);
-                unroll!(I in 8 => { sums[V][I] += x[I]; });
+                unroll!(I in 8 => { sums[V].ranks[I] += x[I]; });
             });
+        });
+    }
+
+    /// Adds those of the rows that are of one rank to the sum of its, and leaves the rounded sum in place of its last one, zeros in place of the
+    /// others.
+    #[inline(always)]
+    fn sum_several(&self, loaded: &mut [[u32; 4]; MOST], several: &mut [f32; 8]) {
+        unroll!(J in 8 if J < MOST => {
+            // Words of the row, or zeros: selected so, and not by a branch, since the rows are in registers.
+            let (of_several, of_others) = if self.several & 1 << J != 0 { (u32::MAX, 0) } else { (0, u32::MAX) };
+            let mut row = [0; 4];
+            unroll!(I in 4 => {
+                row[I] = loaded[J][I] & of_several;
+                loaded[J][I] &= of_others;
+            });
+            let x = widen(row);
+            unroll!(I in 8 => { several[I] += x[I]; });
+        });
+        let rounded = round(several);
+        unroll!(J in 8 if J < MOST => {
+            let of_last = if self.last == 1 << J { u32::MAX } else { 0 };
+            unroll!(I in 4 => { loaded[J][I] |= rounded[I] & of_last; });
         });
     }
 }
 
+/// Rounds a vector.
+#[inline(always)]
+fn round(sum: &[f32; 8]) -> [u32; 4] {
+    let mut out = [0u32; 4];
+    unroll!(I in 4 => {
+        out[I] = Bf16::pair_from_f32(sum[2 * I], sum[2 * I + 1]);
+    });
+    out
+}
+
 /// Rounds the sums of this lane's vectors from `first` on and writes them.
 #[inline(always)]
-fn store<const VECTORS: usize, const WHOLE: bool>(y: Global<U32x4>, first: u32, end: u32, sums: &[[f32; 8]; VECTORS]) {
+fn store<const VECTORS: usize, const WHOLE: bool>(y: Global<U32x4>, first: u32, end: u32, sums: &[Sum; VECTORS]) {
     let at = first + warp::lane();
     let y = y.at(at);
     unroll!(V in 8 if V < VECTORS && (WHOLE || at + V as u32 * warp::LANES < end) => {
-        let mut out = [0u32; 4];
-        unroll!(I in 4 => {
-            out[I] = Bf16::pair_from_f32(sums[V][2 * I], sums[V][2 * I + 1]);
-        });
-        y.store_weak(V as u32 * warp::LANES, out);
+        y.store_weak(V as u32 * warp::LANES, round(&sums[V].ranks));
     });
 }

@@ -71,6 +71,8 @@ pub struct DispatchArgs {
     pub alignment: u32,
     /// 1 to zero the padding's rows and scales.
     pub zero_padding: u32,
+    /// u32 `[ranks]`, where rows lie by expert: how many tokens each rank dispatches; written at every peer.
+    pub tokens_of: Region<u32>,
     /// The grid's counters of the half before rows are copied on, where they lie by expert.
     pub half: grid::GridCounters,
 }

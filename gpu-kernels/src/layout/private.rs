@@ -1,7 +1,7 @@
 //! A rank's memory that no peer touches.
 use super::Sizes;
 use super::span::{Cursor, Span};
-use crate::shape::Shape;
+use crate::shape::{Layout, Shape};
 
 /// A rank's memory that no peer touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,9 +26,9 @@ pub struct PrivateLayout {
     pub block_bad: Span,
     /// u64 `[slots]`: the handles: the number of the dispatch whose routing lies in the slot; 0 where there is none.
     pub routing: Span,
-    /// i32 `[slots][max_tokens][top_k]`: the handles: destination rank, or -1.
+    /// i32 `[slots][max_tokens][top_k]`: the handles: destination rank, or -1. Where rows lie by expert peers read them, in the window.
     pub send_rank: Span,
-    /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination.
+    /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination. Where rows lie by expert peers read them, in the window.
     pub send_row: Span,
     /// u32 `[slots][1 + ranks + local experts]`: rows received: in all, by source, by local expert; where rows lie by expert, each slot's has
     /// `[local experts + 1]` more: where each expert's begin, and the end.
@@ -49,7 +49,10 @@ impl PrivateLayout {
         let ranks = u64::from(shape.ranks);
         let blocks = u64::from(shape.blocks);
         let slots = u64::from(shape.routing_slots);
-        let selections = slots.checked_mul(u64::from(shape.max_tokens) * u64::from(shape.top_k))?;
+        let selections = match shape.layout {
+            Layout::Compact => slots.checked_mul(u64::from(shape.max_tokens) * u64::from(shape.top_k))?,
+            Layout::ExpertContiguous { .. } => 0,
+        };
         let counts = shape.received_counts(shape.max_local_experts());
         let mut at = Cursor::after(0);
         Some(Self {

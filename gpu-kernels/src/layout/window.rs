@@ -13,7 +13,7 @@ pub struct WindowLayout {
     pub entry: Span,
     /// u64 `[2][ranks]`: "my rows have landed".
     pub landed: Span,
-    /// u64 `[2][ranks]`: "the sums of my experts' rows are there".
+    /// u64 `[2][ranks][blocks]`: "the sums of my rows are there"; only where rows lie by expert.
     pub reduced: Span,
     /// u64 `[ranks]`: "I have read your expert outputs".
     pub done: Span,
@@ -23,8 +23,14 @@ pub struct WindowLayout {
     pub received: ReceivedSpans,
     /// BF16 `[rows][hidden]`: what the experts made of each row.
     pub expert_out: Span,
-    /// BF16 `[ranks][max_tokens][hidden]`: the sum of what this rank's experts made of a token; only where rows lie by expert.
+    /// BF16 `[ranks][max_tokens][hidden]`: the sum of what this rank's experts made of another rank's token; only where rows lie by expert.
     pub sums: Span,
+    /// u32 `[slots][ranks]`: how many tokens each rank dispatched; only where rows lie by expert.
+    pub tokens: Span,
+    /// i32 `[slots][max_tokens][top_k]`: the handles: destination rank, or -1. Where rows lie by expert; else it is private.
+    pub send_rank: Span,
+    /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination. Where rows lie by expert; else it is private.
+    pub send_row: Span,
     /// Bytes of a window.
     pub bytes: u64,
 }
@@ -39,21 +45,27 @@ impl WindowLayout {
     pub fn of(sizes: &Sizes) -> Option<Self> {
         let shape = &sizes.shape;
         let ranks = u64::from(shape.ranks);
-        let summed = match shape.layout {
-            Layout::Compact => 0,
-            Layout::ExpertContiguous { .. } => Shape::worst_tokens(shape.ranks, shape.max_tokens),
-        };
+        let by_expert = |count| if matches!(shape.layout, Layout::Compact) { 0 } else { count };
+        let (slots, blocks) = (u64::from(shape.routing_slots), u64::from(shape.blocks));
+        let selections = by_expert(slots.checked_mul(u64::from(shape.max_tokens) * u64::from(shape.top_k))?);
         let mut at = Cursor::after(0);
         Some(Self {
             abort: at.span("abort word", 1, 8)?,
             entry: at.span("entry words", 2 * ranks, 8)?,
             landed: at.span("landed words", 2 * ranks, 8)?,
-            reduced: at.span("reduced words", 2 * ranks, 8)?,
+            reduced: at.span("reduced words", by_expert(2 * ranks * blocks), 8)?,
             done: at.span("done words", ranks, 8)?,
             counts: at.span("count matrix", (2 * ranks).checked_mul(sizes.count_words()?)?, 8)?,
             received: ReceivedSpans::lay(&mut at, shape)?,
             expert_out: at.span("expert outputs", shape.rows, shape.bf16_row_bytes())?,
-            sums: at.span("sums of expert outputs", summed, shape.bf16_row_bytes())?,
+            sums: at.span(
+                "sums of expert outputs",
+                by_expert(Shape::worst_tokens(shape.ranks, shape.max_tokens)),
+                shape.bf16_row_bytes(),
+            )?,
+            tokens: at.span("tokens of each rank", by_expert(slots * ranks), 4)?,
+            send_rank: at.span("handle: ranks", selections, 4)?,
+            send_row: at.span("handle: rows", selections, 4)?,
             bytes: at.bytes()?,
         })
     }
@@ -73,11 +85,25 @@ impl WindowLayout {
     /// All regions, in order.
     pub fn spans(&self) -> Vec<Span> {
         // Every field by its name: a new region that is not listed here does not compile.
-        let Self { abort, entry, landed, reduced, done, counts, received, expert_out, sums, bytes: _ } = *self;
-        let mut spans = Vec::with_capacity(8 + PARTS);
+        let Self {
+            abort,
+            entry,
+            landed,
+            reduced,
+            done,
+            counts,
+            received,
+            expert_out,
+            sums,
+            tokens,
+            send_rank,
+            send_row,
+            bytes: _,
+        } = *self;
+        let mut spans = Vec::with_capacity(11 + PARTS);
         spans.extend([abort, entry, landed, reduced, done, counts]);
         spans.extend(received.all());
-        spans.extend([expert_out, sums]);
+        spans.extend([expert_out, sums, tokens, send_rank, send_row]);
         spans
     }
 }

@@ -1,5 +1,6 @@
 //! The words that ranks exchange, and the numbers that name kernels, phases and faults in them.
 mod bad;
+mod block_flags;
 mod counts;
 mod entry;
 mod flags;
@@ -9,6 +10,7 @@ mod stamped;
 mod status;
 
 pub use bad::{BadSelection, stop_if_bad};
+pub use block_flags::BlockFlags;
 pub use counts::CountMatrix;
 pub use entry::{Entry, EntryWords, Met};
 pub use flags::Flags;

@@ -11,6 +11,7 @@ use epoxide_dsl::grid::GridCounters;
 use epoxide_dsl::memory::{Global, Symmetric};
 use epoxide_dsl::window::{Peer, Region, Window};
 use epoxide_kernels::layout::{DispatchShared, Span};
+use epoxide_kernels::shape::Layout;
 use epoxide_kernels::words::{EntryWords, Flags, Kind, Operation};
 
 pub use self::state::Dispatched;
@@ -165,6 +166,15 @@ impl ElasticBuffer {
     /// What lies in a routing slot of a private region.
     pub(crate) fn private_slot(&self, span: Span, slot: u32) -> u64 {
         self.private_span(span.slot(slot, self.layouts.shape.routing_slots))
+    }
+
+    /// The handle of a routing slot: the ranks and the rows. Where peers read it, it lies in the window.
+    pub(crate) fn handle_slot(&self, slot: u32) -> [u64; 2] {
+        let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
+        match shape.layout {
+            Layout::Compact => [p.send_rank, p.send_row].map(|span| self.private_slot(span, slot)),
+            _ => [w.send_rank, w.send_row].map(|span| self.window_span(span.slot(slot, shape.routing_slots))),
+        }
     }
 
     /// What every kernel takes, of an operation in a routing slot.

@@ -52,6 +52,7 @@ pub(in super::super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &Bulk
     if warp::index() >= a.shared.copy_warps {
         return;
     }
+    tell_tokens(a);
     let bytes = R::bytes(&a.rows);
     let mut row = R::new(memory_of_warp::<R>(&a.shared));
     let mut token = chunk.start + warp::index();
@@ -82,6 +83,17 @@ pub(in super::super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &Bulk
         if R::SCALES {
             // While a row is quantised no register is left to hold it.
             next = Selected::load(a, token, chunk.end);
+        }
+    }
+}
+
+/// Tells every peer how many tokens this rank has.
+#[inline(always)]
+fn tell_tokens(a: &DispatchArgs) {
+    let window = a.op.window();
+    for peer in thread::strided(warp::lane(), window.peers, warp::LANES) {
+        if warp::index() == 0 && thread::block_index() == 0 {
+            window.of(Peer(peer), a.tokens_of).store_weak(window.me, a.tokens);
         }
     }
 }

@@ -1,0 +1,49 @@
+//! Block flags: one word for each block of each peer, which says how far that block is.
+use epoxide_dsl::KernelArg;
+use epoxide_dsl::prelude::*;
+
+use super::Phase;
+
+/// Words `[2][peers][blocks]` in every peer's window, each the whole number of what a block of its poster has done. Of the two halves the
+/// number's parity names one. All ranks' grids have as many blocks, and block `b` works for block `b` of each.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct BlockFlags {
+    words: Region<u64>,
+}
+// SAFETY: a transparent `Region`.
+unsafe impl KernelArg for BlockFlags {}
+
+impl BlockFlags {
+    /// The flags at `words`.
+    pub const fn new(words: Region<u64>) -> Self {
+        Self { words }
+    }
+
+    /// Posts `number` at the same block of every peer, releasing what this block has done. A thread for each peer: there are no more peers
+    /// than threads.
+    #[inline(always)]
+    #[track_caller]
+    pub fn post(&self, window: Window, number: u64, landed: &bulk::Landed) {
+        let peer = Peer(thread::index());
+        if peer.0 < window.peers {
+            landed.publish(window.of(peer, self.words).at(at(window, number, window.me)), number);
+        }
+    }
+
+    /// Waits until the same block of every peer has posted `number` here. Block-collective, uniform.
+    #[inline(always)]
+    #[track_caller]
+    pub fn wait(&self, window: Window, watch: &wait::Watch, phase: Phase, number: u64) -> wait::Outcome {
+        let own = window.own(self.words);
+        watch.wait_until_each(phase as u32, window.peers, |peer| {
+            wait::Poll::acquire::<System>(own, at(window, number, Peer(peer)), peer, number, |seen| seen == number)
+        })
+    }
+}
+
+/// Index of the word of `peer`'s block for `number`.
+#[inline(always)]
+fn at(window: Window, number: u64, peer: Peer) -> u32 {
+    ((number as u32 & 1) * window.peers + peer.0) * thread::grid_blocks() + thread::block_index()
+}
