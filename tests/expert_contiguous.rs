@@ -289,7 +289,7 @@ fn without_a_wait_of_this_layout_the_uneven_rounds_fail() {
         (
             "gpu-kernels/src/dispatch/by_expert/multiply.rs",
             include_str!("../gpu-kernels/src/dispatch/by_expert/multiply.rs"),
-            "a.landed.wait(",
+            "a.block_landed.wait(",
         ),
         (
             "gpu-kernels/src/combine/by_expert.rs",

@@ -27,6 +27,7 @@ pub mod quantize;
 pub mod row;
 pub mod shape;
 mod sum;
+mod turns;
 pub mod words;
 
 #[cfg(target_arch = "nvptx64")]

@@ -16,8 +16,6 @@ pub const MAX_TOKENS: u32 = (1 << 24) - 1;
 pub const MAX_BLOCKS: u32 = 1024;
 /// Largest multiple to which an expert's rows are padded.
 pub const MAX_ALIGNMENT: u32 = 1024;
-/// Most rows where a row's word names another one: see [`crate::dispatch::link`].
-pub const MAX_LINKED_ROWS: u64 = (1 << 31) - 1;
 /// Most bytes of an opaque row: those of the longest row in BF16.
 pub const MAX_ROW_BYTES: u32 = 2 * MAX_HIDDEN;
 /// Most routings that a buffer keeps: entry words have 8 bits for the slot.
@@ -213,9 +211,6 @@ impl Shape {
             if alignment == 0 || alignment > MAX_ALIGNMENT {
                 return broken("alignment", alignment, Rule::Alignment);
             }
-            if self.rows > MAX_LINKED_ROWS {
-                return broken("max_tokens_per_rank", self.max_tokens, Rule::LinkedRows { rows: self.rows });
-            }
         }
         if self.rows < self.worst_rows() || self.rows > u32::MAX as u64 {
             return broken("max_tokens_per_rank", self.max_tokens, Rule::Rows);
@@ -278,11 +273,6 @@ pub enum Rule {
     Blocks,
     /// 1 to [`MAX_ALIGNMENT`].
     Alignment,
-    /// At most [`MAX_LINKED_ROWS`].
-    LinkedRows {
-        /// What the worst case takes.
-        rows: u64,
-    },
     /// 1 to [`MAX_ROUTING_SLOTS`].
     RoutingSlots,
 }
@@ -309,9 +299,6 @@ impl core::fmt::Display for Rule {
             Self::Rows => write!(f, "there is room for the rows of the worst case, and 32 bits count them"),
             Self::Blocks => write!(f, "an operation has 1 to {MAX_BLOCKS} blocks"),
             Self::Alignment => write!(f, "an expert's rows are padded to a multiple of 1 to {MAX_ALIGNMENT}"),
-            Self::LinkedRows { rows } => {
-                write!(f, "rows that lie by expert are at most {MAX_LINKED_ROWS}, and the worst case takes {rows}")
-            }
             Self::RoutingSlots => write!(f, "a buffer has 1 to {MAX_ROUTING_SLOTS} routing slots"),
         }
     }

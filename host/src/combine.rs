@@ -325,7 +325,7 @@ impl ElasticBuffer {
             send_row: Region::new(of_slot(w.send_row)),
             tokens: Region::new(of_slot(w.tokens)),
             sums: Region::new(w.sums.offset),
-            reduced: BlockFlags::new(Region::new(w.reduced.offset)),
+            reduced: BlockFlags::new(Region::new(w.blocks.offset)),
             max_tokens: shape.max_tokens,
             reserved: 0,
         }

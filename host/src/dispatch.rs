@@ -1,10 +1,10 @@
 //! Dispatch: enqueues one, with what the host can see checked before.
-use epoxide_dsl::grid::GridCounters;
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::window::Region;
 use epoxide_kernels::dispatch::DispatchArgs;
+use epoxide_kernels::layout::Span;
 use epoxide_kernels::shape::{Layout, Shape};
-use epoxide_kernels::words::{CountMatrix, Flags, Kind};
+use epoxide_kernels::words::{BlockFlags, CountMatrix, Flags, Kind};
 
 use crate::buffer::{Dispatched, ElasticBuffer, State};
 use crate::error::{Error, Result};
@@ -185,6 +185,12 @@ impl ElasticBuffer {
         }
         let slot = self.routings.slot(routing_slot, self.state)?;
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
+        // Where rows lie by expert, the handle is another.
+        let [send_rank, send_row] = match shape.layout {
+            Layout::Compact => self.handle_slot(slot),
+            _ => [p.send_rank, p.send_row].map(|span| self.private_span(span)),
+        };
+        let of_slot = |span: Span| span.slot(slot, shape.routing_slots).offset;
         // SAFETY: the buffer's own memory, laid out for its shape; the inputs are the caller's promise.
         let args = unsafe {
             DispatchArgs {
@@ -199,8 +205,8 @@ impl ElasticBuffer {
                 block_counts: Global::from_raw(self.private_span(p.block_counts)),
                 block_bad: Global::from_raw(self.private_span(p.block_bad)),
                 routing: Global::from_raw(self.private_slot(p.routing, slot)),
-                send_rank: Global::from_raw(self.handle_slot(slot)[0]),
-                send_row: Global::from_raw(self.handle_slot(slot)[1]),
+                send_rank: Global::from_raw(send_rank),
+                send_row: Global::from_raw(send_row),
                 recv_counts: Global::from_raw(self.private_slot(p.recv_counts, slot)),
                 placement: shape.placement(),
                 shared: self.shared,
@@ -210,8 +216,10 @@ impl ElasticBuffer {
                 top_k_stride: shape.top_k_stride(),
                 alignment: alignment(shape),
                 zero_padding: self.config.zero_padding.into(),
-                tokens_of: Region::new(w.tokens.slot(slot, shape.routing_slots).offset),
-                half: GridCounters { words: Global::from_raw(self.private_span(p.half)) },
+                tokens_of: Region::new(of_slot(w.tokens)),
+                handle_rank: Region::new(of_slot(w.send_rank)),
+                handle_row: Region::new(of_slot(w.send_row)),
+                block_landed: BlockFlags::new(Region::new(w.blocks.offset)),
             }
         };
         let inner = self.comm.inner();

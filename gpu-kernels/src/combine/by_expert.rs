@@ -15,8 +15,8 @@
 //! rank's rows are summed on the way, and go through no memory.
 //!
 //! Nobody reads the sums of the combine before any more: every peer posted its entry word after its own last operation was over. A
-//! handle may be read from a peer from the moment its dispatch is over here (its landed words published it) until this rank's `reduced`
-//! word is posted: the source's next dispatch, which writes there, comes behind its combine, which waits for that word.
+//! handle may be read from a peer from the moment its dispatch is over here (its landed words published it) until this rank enters its next
+//! dispatch: before that the source does not write there.
 //! All blocks are resident together, and none waits for a `reduced` word before it has posted its own.
 //!
 //! The sum of a token on a rank is in f32, from +0, in ascending position of the selections, rounded once to BF16; on its own rank too.
@@ -26,7 +26,8 @@ use epoxide_dsl::prelude::*;
 use super::args::{CombineArgs, CombineByExpertArgs};
 use super::parts::{Part, Parts};
 use super::{Sum, enter, sum, sum_parts};
-use crate::placement::{quotient, remainder};
+use crate::placement::quotient;
+use crate::turns;
 use crate::words::Phase;
 
 impl Sum for CombineByExpertArgs {
@@ -92,17 +93,14 @@ impl Work {
     #[inline(always)]
     fn load(a: &CombineByExpertArgs, number: u32) -> Self {
         let window = a.pull.op.window();
-        // A rank without peers has no work: any divisor does.
-        let others = if window.peers < 2 { 1 } else { window.peers - 1 };
-        let other = remainder(number, others);
-        let peer = Peer(if other < window.me.0 { other } else { other + 1 });
+        let (peer, of_peer) = turns::work(window, number);
         let mut tokens = 0;
         if peer.0 < window.peers {
             tokens = window.own(a.tokens).load_weak(peer);
         }
         let parts = Parts::new(a.pull.hidden, tokens);
         // The parts of this block's number, which its warps pull.
-        let of_grid = quotient(number, others) * thread::grid_blocks() + thread::block_index();
+        let of_grid = of_peer * thread::grid_blocks() + thread::block_index();
         let mut part = Part { number: of_grid, rank: -1, row: 0 };
         let (token, lane) = (parts.token(of_grid), warp::lane());
         if token < tokens && lane < a.pull.top_k {
@@ -114,26 +112,18 @@ impl Work {
     }
 }
 
-/// How many parts of peers' tokens this block has to look at, of all peers as many as of the one that has most. Warp-collective.
-#[inline(always)]
-fn most_work(a: &CombineByExpertArgs) -> u32 {
-    let window = a.pull.op.window();
-    let mut fewest = u32::MAX;
-    for peer in thread::strided(warp::lane(), window.peers, warp::LANES) {
-        let tokens = window.own(a.tokens).load_weak(peer);
-        fewest = fewest.min(!Parts::new(a.pull.hidden, tokens).count(tokens));
-    }
-    let (parts, blocks) = (!warp::min(warp::ALL, fewest), thread::grid_blocks());
-    quotient(parts + blocks - 1, blocks) * (window.peers - 1)
-}
-
 /// Sums this warp's share of the parts of other ranks' tokens that have several rows here.
 #[inline(always)]
 fn reduce(a: &CombineByExpertArgs, first: Work) {
     let window = a.pull.op.window();
     let row_bytes = a.pull.hidden * 2;
     let (outputs, sums) = (window.own(a.pull.expert_out).rows(row_bytes), window.own(a.sums).rows(row_bytes));
-    let (mut work, end) = (first, most_work(a));
+    let blocks = thread::grid_blocks();
+    let end = turns::end(window, |peer| {
+        let tokens = window.own(a.tokens).load_weak(peer);
+        quotient(Parts::new(a.pull.hidden, tokens).count(tokens) + blocks - 1, blocks)
+    });
+    let mut work = first;
     while work.number < end {
         let Work { number, peer, parts, part, .. } = work;
         // The next handle is on its way while this part is summed.

@@ -5,7 +5,7 @@ use crate::layout::{DispatchShared, RecvRegions, WARPS};
 use crate::order::{Found, Owned};
 use crate::placement::Placement;
 use crate::row::RowArgs;
-use crate::words::{CountMatrix, Flags, Operation};
+use crate::words::{BlockFlags, CountMatrix, Flags, Operation};
 
 /// The type of `topk_idx`.
 pub mod index {
@@ -47,10 +47,10 @@ pub struct DispatchArgs {
     pub block_bad: Global<u32>,
     /// `[1]`: the number of the dispatch whose routing this slot has: written, 0 if it failed.
     pub routing: Global<u64>,
-    /// i32 `[tokens][top_k]`: written: the rank that a selection's row went to, at the first selection of that rank, or at each where rows are
-    /// of one selection; else -1.
+    /// i32 `[tokens][top_k]`: written: the rank that a selection's row goes to, at the first selection of that rank, or at each where rows are
+    /// of one selection; else -1. The handle, but where rows lie by expert.
     pub send_rank: Global<i32>,
-    /// u32 `[tokens][top_k]`: written: the row there. On the way, its place among the rows of this rank that one warp counts.
+    /// u32 `[tokens][top_k]`: written: its place among the rows of this rank that one warp counts; in the handle, then, the row there.
     pub send_row: Global<u32>,
     /// u32 `[1 + ranks + local experts]`: written: rows received, in all, by source rank, by local expert; where rows lie by expert, `[local
     /// experts + 1]` behind them: where each expert's begin, and the end.
@@ -73,8 +73,12 @@ pub struct DispatchArgs {
     pub zero_padding: u32,
     /// u32 `[ranks]`, where rows lie by expert: how many tokens each rank dispatches; written at every peer.
     pub tokens_of: Region<u32>,
-    /// The grid's counters of the half before rows are copied on, where they lie by expert.
-    pub half: grid::GridCounters,
+    /// i32 `[tokens][top_k]` at every rank, where rows lie by expert: the handle's ranks. Written once all ranks are in the dispatch.
+    pub handle_rank: Region<i32>,
+    /// u32 `[tokens][top_k]` at every rank, where rows lie by expert: the handle's rows. Written with them.
+    pub handle_row: Region<u32>,
+    /// Where rows lie by expert, the blocks' landed words: the epoch.
+    pub block_landed: BlockFlags,
 }
 
 /// Which operation this is.
@@ -94,7 +98,7 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
-    /// Those of this block, of `tokens`.
+    /// Those of this block, of `tokens`: the same on every rank.
     #[inline(always)]
     pub(super) fn of_block(tokens: u32) -> Self {
         Self { start: 0, end: tokens }.part(thread::block_index(), tokens.div_ceil(thread::grid_blocks()))

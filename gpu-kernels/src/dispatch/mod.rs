@@ -50,7 +50,6 @@ mod finish;
 mod send;
 
 pub use args::{DispatchArgs, index};
-pub use by_expert::link;
 
 use epoxide_dsl::prelude::*;
 
@@ -94,7 +93,6 @@ fn attempt<R: Row, O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) ->
     // The free edges order the owners' reads with this block's bulk stores.
     let free = acquired.for_bulk_copies();
     if O::BY_EXPERT {
-        by_expert::mark_padding(a);
         by_expert::send::<R>(a, chunk, &free);
     } else {
         send::send::<R>(a, chunk, &free);

@@ -16,8 +16,6 @@ pub struct PrivateLayout {
     pub lent: Span,
     /// u64 `[2]`: the grid's counters.
     pub grid: Span,
-    /// u64 `[2]`: those of its first half, in operations that have two.
-    pub half: Span,
     /// u64 `[1]`: the claim of the fault record.
     pub claim: Span,
     /// u32 `[blocks][ranks + experts]`: each block's counts.
@@ -26,9 +24,10 @@ pub struct PrivateLayout {
     pub block_bad: Span,
     /// u64 `[slots]`: the handles: the number of the dispatch whose routing lies in the slot; 0 where there is none.
     pub routing: Span,
-    /// i32 `[slots][max_tokens][top_k]`: the handles: destination rank, or -1. Where rows lie by expert peers read them, in the window.
+    /// i32 `[slots][max_tokens][top_k]`: the handles: destination rank, or -1. Where rows lie by expert
+    /// handles lie in the window, and this is `[max_tokens][top_k]` for a dispatch's own use, as is the next.
     pub send_rank: Span,
-    /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination. Where rows lie by expert peers read them, in the window.
+    /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination.
     pub send_row: Span,
     /// u32 `[slots][1 + ranks + local experts]`: rows received: in all, by source, by local expert; where rows lie by expert, each slot's has
     /// `[local experts + 1]` more: where each expert's begin, and the end.
@@ -49,9 +48,10 @@ impl PrivateLayout {
         let ranks = u64::from(shape.ranks);
         let blocks = u64::from(shape.blocks);
         let slots = u64::from(shape.routing_slots);
+        let of_slot = u64::from(shape.max_tokens) * u64::from(shape.top_k);
         let selections = match shape.layout {
-            Layout::Compact => slots.checked_mul(u64::from(shape.max_tokens) * u64::from(shape.top_k))?,
-            Layout::ExpertContiguous { .. } => 0,
+            Layout::Compact => of_slot.checked_mul(slots)?,
+            Layout::ExpertContiguous { .. } => of_slot,
         };
         let counts = shape.received_counts(shape.max_local_experts());
         let mut at = Cursor::after(0);
@@ -61,7 +61,6 @@ impl PrivateLayout {
             dispatches: at.span("dispatches", 1, 8)?,
             lent: at.span("epoch of the last combine", 1, 8)?,
             grid: at.span("grid counters", 2, 8)?,
-            half: at.span("grid counters of the first half", 2, 8)?,
             claim: at.span("claim of the fault record", 1, 8)?,
             block_counts: at.span("block counts", blocks.checked_mul(counters)?, 4)?,
             block_bad: at.span("block faults", blocks, 4)?,
@@ -74,14 +73,13 @@ impl PrivateLayout {
     }
 
     /// All regions, in order.
-    pub fn spans(&self) -> [Span; 13] {
+    pub fn spans(&self) -> [Span; 12] {
         let Self {
             bases,
             epoch,
             dispatches,
             lent,
             grid,
-            half,
             claim,
             block_counts,
             block_bad,
@@ -97,7 +95,6 @@ impl PrivateLayout {
             dispatches,
             lent,
             grid,
-            half,
             claim,
             block_counts,
             block_bad,

@@ -3,7 +3,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::span::{Cursor, Span};
-use crate::shape::{Layout, Shape};
+use crate::shape::Shape;
 
 macro_rules! received_row {
     ($($(#[$doc:meta])* $part:ident: $element:ty, $name:literal, $slots:ident, |$shape:ident| $bytes:expr;)*) => {
@@ -74,11 +74,6 @@ received_row! {
     weights: f32, "received gate weights", of_routing, |shape| shape.top_k_stride() as u64 * 4;
     /// u64 `[slots][rows]`: source rank in the upper half, token in the lower.
     source: u64, "received sources", of_routing, |_shape| 8;
-    /// u32 `[slots][rows]`: the next row of the same token here; see [`crate::dispatch::link`]. Only where rows are of one selection.
-    link: u32, "received links", of_routing, |shape| match shape.layout {
-        Layout::Compact => 0,
-        Layout::ExpertContiguous { .. } => 4,
-    };
 }
 
 impl Shape {
@@ -102,7 +97,7 @@ impl Shape {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::WireFormat;
+    use crate::shape::{Layout, WireFormat};
 
     #[test]
     fn a_contiguous_row_holds_its_parts_side_by_side() {
@@ -120,10 +115,10 @@ mod tests {
             layout: Layout::Compact,
             routing_slots: 1,
         };
-        assert_eq!(bf16.contiguous(), ([0, 14336, 14336, 14368, 14400, 14416], 14416));
+        assert_eq!(bf16.contiguous(), ([0, 14336, 14336, 14368, 14400], 14416));
         let fp8 = Shape { format: WireFormat::Fp8, ..bf16 };
         // 56 scales.
-        assert_eq!(fp8.contiguous(), ([0, 7168, 7392, 7424, 7456, 7472], 7472));
+        assert_eq!(fp8.contiguous(), ([0, 7168, 7392, 7424, 7456], 7472));
         for shape in [bf16, fp8] {
             assert!((0..16).contains(&(shape.contiguous().1 - shape.received_bytes())));
         }

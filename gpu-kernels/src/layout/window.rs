@@ -13,8 +13,8 @@ pub struct WindowLayout {
     pub entry: Span,
     /// u64 `[2][ranks]`: "my rows have landed".
     pub landed: Span,
-    /// u64 `[2][ranks][blocks]`: "the sums of my rows are there"; only where rows lie by expert.
-    pub reduced: Span,
+    /// u64 `[2][ranks][blocks]`: "my block's rows have landed", or "the sums of my block are there"; only where rows lie by expert.
+    pub blocks: Span,
     /// u64 `[ranks]`: "I have read your expert outputs".
     pub done: Span,
     /// u64 `[2][ranks][row_words]`: the count matrix.
@@ -27,9 +27,9 @@ pub struct WindowLayout {
     pub sums: Span,
     /// u32 `[slots][ranks]`: how many tokens each rank dispatched; only where rows lie by expert.
     pub tokens: Span,
-    /// i32 `[slots][max_tokens][top_k]`: the handles: destination rank, or -1. Where rows lie by expert; else it is private.
+    /// i32 `[slots][max_tokens][top_k]`: the handles: destination rank, or -1. Where rows lie by expert; else they are private.
     pub send_rank: Span,
-    /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination. Where rows lie by expert; else it is private.
+    /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination. Where rows lie by expert; else they are private.
     pub send_row: Span,
     /// Bytes of a window.
     pub bytes: u64,
@@ -46,14 +46,14 @@ impl WindowLayout {
         let shape = &sizes.shape;
         let ranks = u64::from(shape.ranks);
         let by_expert = |count| if matches!(shape.layout, Layout::Compact) { 0 } else { count };
-        let (slots, blocks) = (u64::from(shape.routing_slots), u64::from(shape.blocks));
+        let slots = u64::from(shape.routing_slots);
         let selections = by_expert(slots.checked_mul(u64::from(shape.max_tokens) * u64::from(shape.top_k))?);
         let mut at = Cursor::after(0);
         Some(Self {
             abort: at.span("abort word", 1, 8)?,
             entry: at.span("entry words", 2 * ranks, 8)?,
             landed: at.span("landed words", 2 * ranks, 8)?,
-            reduced: at.span("reduced words", by_expert(2 * ranks * blocks), 8)?,
+            blocks: at.span("block words", by_expert(2 * ranks * u64::from(shape.blocks)), 8)?,
             done: at.span("done words", ranks, 8)?,
             counts: at.span("count matrix", (2 * ranks).checked_mul(sizes.count_words()?)?, 8)?,
             received: ReceivedSpans::lay(&mut at, shape)?,
@@ -89,7 +89,7 @@ impl WindowLayout {
             abort,
             entry,
             landed,
-            reduced,
+            blocks,
             done,
             counts,
             received,
@@ -101,7 +101,7 @@ impl WindowLayout {
             bytes: _,
         } = *self;
         let mut spans = Vec::with_capacity(11 + PARTS);
-        spans.extend([abort, entry, landed, reduced, done, counts]);
+        spans.extend([abort, entry, landed, blocks, done, counts]);
         spans.extend(received.all());
         spans.extend([expert_out, sums, tokens, send_rank, send_row]);
         spans

@@ -1,16 +1,17 @@
 //! Dispatch where rows lie by expert: every selection has a row.
 //!
 //! A row crosses to a rank once, to the place of the token's first selection there, and its receiver copies it on to the others. A
-//! sender's own rows go to all their places at once. In [`link`]s a sender tells the receiver which rows are of one token.
+//! sender's own rows go to all their places at once.
 //!
-//! The kernel has two halves. In the first every block sends; the last one through it posts the `landed` words. In the second every
-//! block waits for all peers' and copies on what is its share. All blocks are resident together and none waits for a `landed` word
-//! before it has sent, so none waits for ever.
-pub mod link;
+//! The kernel has two halves. In the first every block sends its tokens, and posts a landed word of its own to the blocks of its number on
+//! every rank. In the second it waits for theirs, and copies on what they sent: where to it reads from the sender's handle, which lies in the
+//! sender's window, and whose part for a block's tokens that block's word publishes; the sender writes there again only when all ranks are in a
+//! later dispatch, so what it counts before lies elsewhere. All blocks are resident together and none waits for a landed word before it has
+//! sent, so none waits for ever.
 mod multiply;
 mod send;
 
-pub(super) use multiply::{mark_padding, multiply};
+pub(super) use multiply::multiply;
 pub(super) use send::send;
 
 use epoxide_dsl::prelude::*;

@@ -5,7 +5,6 @@ use epoxide_dsl::wait::BulkAccess;
 use super::super::args::{Chunk, DispatchArgs};
 use super::super::count::Place;
 use super::super::send::{Selected, memory_of_warp, send_scales};
-use super::link;
 use crate::row::Row;
 
 /// Where a lane's selection sends its row.
@@ -17,8 +16,6 @@ struct Target {
     row: u32,
     /// Whether this rank stores it, or the owner copies it.
     stored: bool,
-    /// Its [`link`].
-    link: u32,
 }
 
 impl Target {
@@ -33,26 +30,26 @@ impl Target {
             let base = Shared::<u32>::dynamic(a.shared.bases).load_weak(expert);
             row =
                 base + Shared::<u32>::dynamic(a.shared.places).load_weak(warp * a.placement.experts + expert) + number;
-            a.handle_rows(token).store_weak(lane, row);
+        }
+        if lane < a.top_k {
+            let (window, at) = (a.op.window(), u64::from(token) * u64::from(a.top_k) + u64::from(lane));
+            window.own(a.handle_rank).store_weak(at, selected.rank);
+            window.own(a.handle_row).store_weak(at, row);
         }
         let same = warp::match_any(warp::ALL, selected.rank as u32);
         let first = same.trailing_zeros() == lane;
-        // Of the lanes behind this one, the next to the same rank.
-        let behind = same & !(u32::MAX >> (warp::LANES - 1 - lane));
-        let next = warp::shuffle(warp::ALL, row, if behind == 0 { lane } else { behind.trailing_zeros() });
         let own = peer == Some(a.op.window().me);
-        let link = link::word(first, (behind != 0).then_some(next));
-        Self { rank: selected.rank, row, stored: peer.is_some() && (own || first), link }
+        Self { rank: selected.rank, row, stored: peer.is_some() && (own || first) }
     }
 }
 
 /// Sends this block's rows, a warp per token.
 #[inline(always)]
 pub(in super::super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
+    tell_tokens(a);
     if warp::index() >= a.shared.copy_warps {
         return;
     }
-    tell_tokens(a);
     let bytes = R::bytes(&a.rows);
     let mut row = R::new(memory_of_warp::<R>(&a.shared));
     let mut token = chunk.start + warp::index();
@@ -87,14 +84,12 @@ pub(in super::super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &Bulk
     }
 }
 
-/// Tells every peer how many tokens this rank has.
+/// Tells every peer how many tokens this rank has. By every block, so that its landed word publishes it.
 #[inline(always)]
 fn tell_tokens(a: &DispatchArgs) {
-    let window = a.op.window();
-    for peer in thread::strided(warp::lane(), window.peers, warp::LANES) {
-        if warp::index() == 0 && thread::block_index() == 0 {
-            window.of(Peer(peer), a.tokens_of).store_weak(window.me, a.tokens);
-        }
+    let (window, peer) = (a.op.window(), Peer(thread::index()));
+    if peer.0 < window.peers {
+        window.of(peer, a.tokens_of).store_relaxed::<System>(window.me, a.tokens);
     }
 }
 
@@ -107,7 +102,6 @@ fn send_beside(a: &DispatchArgs, token: u32, selected: Selected, target: Target)
         window.of(peer, a.recv.source).store_weak(target.row, source);
         window.of(peer, a.recv.weights).store_weak(target.row, selected.weight);
         window.of(peer, a.recv.topk).store_weak(target.row, selected.index - a.placement.first(peer.0) as i32);
-        window.of(peer, a.recv.link).store_weak(target.row, target.link);
     }
 }
 
