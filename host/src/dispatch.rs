@@ -214,6 +214,7 @@ impl ElasticBuffer {
             }
         };
         let inner = self.comm.inner();
+        self.take_turn()?;
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape
         // on every rank; the grid and shared memory are those of the layouts.
         unsafe {

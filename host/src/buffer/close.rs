@@ -5,14 +5,16 @@ use crate::rendezvous::meet;
 use crate::transport::local::LeftBehind;
 
 impl ElasticBuffer {
-    /// Waits for this rank's operations, then for every rank, and frees the memory. Collective; a buffer that is dropped instead
+    /// Waits for this rank's operations and for all that is on its streams, then for every rank, and frees the memory. Collective; a buffer that is dropped instead
     /// leaves its memory to the group, until the last rank's [`Comm`](crate::Comm) is gone.
     ///
     /// # Errors
     ///
     /// The fault of an operation, or [`Error::Bootstrap`] when another rank is gone.
     pub fn close(mut self) -> Result<()> {
-        let done = self.synchronize();
+        // Work of the caller's on other streams may use what was received.
+        let all = self.comm.inner().memory.synchronize();
+        let done = self.synchronize().and(all);
         let inner = self.comm.inner();
         let turn = inner.rendezvous.turn();
         // Also after a fault: the other ranks are coming here too.
@@ -50,7 +52,7 @@ impl Drop for ElasticBuffer {
         }
         let inner = self.comm.inner();
         let part = LeftBehind {
-            after: vec![inner.runtime.mark(inner.stream)],
+            after: inner.marks(),
             memory: vec![self.windows.own(), self.private],
             mapped: vec![self.record],
             ..LeftBehind::of(&inner.runtime)

@@ -2,6 +2,7 @@
 mod close;
 mod open;
 mod state;
+mod stream;
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -27,7 +28,7 @@ use crate::transport::windows::Windows;
 /// Expert-parallel dispatch and combine for one rank.
 ///
 /// Made by all ranks of a group together; then every rank calls the same operations in the same order. A call returns once
-/// its work is enqueued on the rank's stream: [`ElasticBuffer::synchronize`] waits for it and returns its fault, if any.
+/// its work is enqueued on the buffer's stream ([`ElasticBuffer::set_stream`]): [`ElasticBuffer::synchronize`] waits for it and returns its fault, if any.
 pub struct ElasticBuffer {
     pub(crate) comm: Comm,
     pub(crate) config: Config,
@@ -63,7 +64,7 @@ impl std::fmt::Debug for ElasticBuffer {
 }
 
 impl ElasticBuffer {
-    /// The group's rank that this buffer belongs to.
+    /// The group's rank that this buffer belongs to, on the stream of its operations ([`Self::set_stream`]).
     pub fn comm(&self) -> &Comm {
         &self.comm
     }

@@ -45,6 +45,16 @@ pub(crate) enum RawEvent {
     Cuda(cuda::CudaEvent),
 }
 
+impl RawEvent {
+    /// Whether everything before it is done; false where there is no knowing.
+    pub(crate) fn is_reached(&self) -> bool {
+        match self {
+            Self::Sim(event) => event.is_complete(),
+            Self::Cuda(event) => event.is_reached(),
+        }
+    }
+}
+
 /// A rank's share of the SMs of a device that it shares with others; given back on drop.
 pub(crate) type Reservation = cuda::SmReservation;
 
@@ -318,6 +328,27 @@ impl Runtime {
             On::Sim(runtime, stream) => runtime.is_idle(stream),
             On::Cuda(runtime, stream) => runtime.is_idle(stream),
         })
+    }
+
+    /// Makes a further stream, which synchronises with no other.
+    pub(crate) fn create_stream(&self) -> Result<RawStream> {
+        match self {
+            Self::Sim(runtime) => runtime.create_stream().map(RawStream::Sim),
+            Self::Cuda(runtime) => runtime.create_stream().map(RawStream::Cuda),
+        }
+    }
+
+    /// Takes a `CUstream` of the caller's.
+    ///
+    /// # Safety
+    ///
+    /// On a GPU it is a live one, and lives as long as this rank.
+    pub(crate) unsafe fn adopt_stream(&self, stream: u64) -> Result<RawStream> {
+        match self {
+            Self::Sim(_) => Err(of_another("stream", self, "a CUDA stream")),
+            // SAFETY: the caller's promise.
+            Self::Cuda(runtime) => unsafe { runtime.adopt_stream(stream) }.map(RawStream::Cuda),
+        }
     }
 
     /// Waits until the stream is idle.
