@@ -10,7 +10,7 @@ use crate::buffer::{Dispatched, ElasticBuffer, State};
 use crate::error::{Error, Result};
 use crate::rows::{RawRows, Rows};
 use crate::slice::{DeviceSlice, check_len, check_rank};
-use crate::tensor::Index;
+use crate::tensor::{DeviceTensor, Index};
 
 /// What a rank dispatches.
 #[derive(Debug)]
@@ -211,6 +211,8 @@ impl ElasticBuffer {
                 alignment: alignment(shape),
                 zero_padding: self.config.zero_padding.into(),
                 half: GridCounters { words: Global::from_raw(self.private_span(p.half)) },
+                mirror: Global::from_raw(self.mirror.as_ref().map_or(0, |mirror| mirror.slot(slot).device)),
+                statistics: Global::from_raw(self.statistics.as_ref().map_or(0, DeviceTensor::address)),
             }
         };
         let inner = self.comm.inner();
@@ -219,7 +221,7 @@ impl ElasticBuffer {
         // on every rank; the grid and shared memory are those of the layouts.
         unsafe {
             inner.runtime.launch(
-                rows.kernels(shape).dispatch,
+                rows.kernels(shape).dispatch(self.config.observes()),
                 self.blocks,
                 self.shared.bytes(shape),
                 &args,

@@ -59,6 +59,8 @@
 //!   ([`WireRows::to_f32`]); on the device, typed and with shapes, [`RecvArrays`], or as plain addresses [`RecvView`].
 //! * Streams and events, to compute while rows travel: [`Comm::on_new_stream`], [`Comm::on_cuda_stream`], [`ElasticBuffer::wait`],
 //!   [`ElasticBuffer::record`] and [`ElasticBuffer::set_stream`].
+//! * What a dispatch brings, on the host while its rows still travel: [`ElasticBuffer::try_counts`] and [`ElasticBuffer::wait_counts`]; the load of
+//!   each expert over many dispatches: [`ElasticBuffer::expert_statistics`].
 //! * Kernels of your own between the operations: [`kernels`], [`Comm::load`] and [`Comm::launch`]; the example `engine` has such a layer.
 //! * From the experts to the combine, in four ways: [`ExpertOutputs`] compares them.
 //! * Without any tensor of ours: [`RawDispatchInput`], [`RawCombineInput`] and [`LocalGroup::on_streams`]; the example `raw_pointers`
@@ -87,6 +89,7 @@ mod by_expert;
 mod combine;
 mod comm;
 mod config;
+mod counts;
 mod dispatch;
 mod error;
 mod event;
@@ -95,6 +98,7 @@ mod group;
 mod handle;
 pub mod kernels;
 mod memory;
+mod mirror;
 mod pool;
 pub mod quantize;
 mod received;
@@ -104,6 +108,7 @@ mod rows;
 mod runtime;
 mod slice;
 mod sms;
+mod statistics;
 mod streams;
 mod tensor;
 mod transport;

@@ -73,6 +73,11 @@ pub struct DispatchArgs {
     pub zero_padding: u32,
     /// The grid's counters of the half before rows are copied on, where they lie by expert.
     pub half: grid::GridCounters,
+    /// u64 `[known_words]`: written: the received counts of this slot, for the host ([`Known`](crate::words::Known)); or no address. Only
+    /// where counts are observed.
+    pub mirror: Global<u64>,
+    /// u64 `[local experts]`: added to: selections of each local expert; or no address. Only where counts are observed.
+    pub statistics: Global<u64>,
 }
 
 /// Which operation this is.

@@ -21,7 +21,9 @@ use crate::comm::Comm;
 use crate::config::{BytesNeeded, Config, Layouts, bytes_needed};
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::mirror::Mirror;
 use crate::runtime::Mapped;
+use crate::tensor::DeviceTensor;
 use crate::transport::local::number;
 use crate::transport::windows::Windows;
 
@@ -39,7 +41,11 @@ pub struct ElasticBuffer {
     config_hash: u32,
     windows: Windows,
     private: u64,
-    record: Mapped,
+    pub(crate) record: Mapped,
+    /// Where the host sees counts before rows have landed.
+    pub(crate) mirror: Option<Mirror>,
+    /// u64 `[local experts]`: selections over many dispatches.
+    pub(crate) statistics: Option<DeviceTensor<u64>>,
     /// Operations enqueued so far: it names handles. The protocol's own epoch lives on the device.
     pub(crate) operations: u64,
     pub(crate) state: State,
@@ -137,6 +143,7 @@ impl ElasticBuffer {
     /// All ranks do it, with the same numbers, while none is in an operation and no dispatch waits for its combine.
     #[doc(hidden)]
     pub unsafe fn test_count_from(&mut self, operations: u64, dispatches: u64) -> Result<()> {
+        self.routings.count_from(dispatches);
         let inner = self.comm.inner();
         let p = &self.layouts.private;
         for (count, value) in [(p.epoch, operations), (p.dispatches, dispatches)] {

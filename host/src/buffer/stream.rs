@@ -57,6 +57,9 @@ impl ElasticBuffer {
         if from.stream != to.stream {
             to.streams.lead_on(&to.runtime, from.stream, to.stream)?;
         }
+        if let Some(statistics) = &self.statistics {
+            statistics.home().used_on(comm);
+        }
         self.comm = comm.clone();
         Ok(())
     }
