@@ -39,6 +39,10 @@ impl Comm {
     /// What is in order without the caller's events: the operations of a rank, on whatever streams, which run one at a time; and memory, which a
     /// dropped tensor leaves to others when the streams have come by whose operations used it.
     ///
+    /// The host waits, each time for one stream, only in calls that copy to it or from it: of a tensor for that of its [`Comm`], of a buffer
+    /// ([`received`](crate::ElasticBuffer::received), [`recv_counts`](crate::ElasticBuffer::recv_counts),
+    /// [`write_expert_outputs`](crate::ElasticBuffer::write_expert_outputs)) for the buffer's; and in `synchronize`, and `close`, which waits for all.
+    ///
     /// The stream stays as long as the rank does. A GPU has 8 of them unless `CUDA_DEVICE_MAX_CONNECTIONS` says otherwise, for all its ranks.
     ///
     /// # Errors
