@@ -13,6 +13,7 @@
 #[path = "../../cli/src/buffer_layout.rs"]
 mod buffer_layout;
 mod ceiling;
+mod counts;
 mod identity;
 mod measure;
 mod options;
@@ -74,7 +75,7 @@ fn run(options: &Options) -> Result<String> {
     // A table of one layout, the usual one, does not say so.
     let layouts = options.layout != [BufferLayout::Compact];
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(header(linked, layouts));
+    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(header(linked, layouts, options.counts_mirror));
     let progress = Progress::new();
     // Rows are made, and then go through each of their measurements.
     let measurements = options.format.len() * options.layout.len() * options.sms.len();
@@ -104,6 +105,7 @@ fn run(options: &Options) -> Result<String> {
         row.push(sms.to_string());
         row.extend(cells(&measured.dispatch, sms, linked));
         row.extend(cells(&measured.combine, sms, linked));
+        row.extend(measured.told.iter().flatten().map(|seconds| format!("{:.1}", seconds * 1e6)));
         table.add_row(row.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
         last = Some(measured);
     }
@@ -125,6 +127,12 @@ fn run(options: &Options) -> Result<String> {
     if options.replay {
         writeln!(out, "dispatch: of new rows by the routing of an old one, with no selections and no counts")?;
     }
+    if options.counts_mirror {
+        writeln!(
+            out,
+            "told: from the call of a dispatch until its host thread knows what it brings; done: until the stream has passed it. Both by the host's clock, each dispatch alone, so with the launch"
+        )?;
+    }
     if options.expands() {
         writeln!(
             out,
@@ -143,7 +151,7 @@ fn run(options: &Options) -> Result<String> {
     Ok(out)
 }
 
-fn header(linked: bool, layouts: bool) -> Vec<&'static str> {
+fn header(linked: bool, layouts: bool, told: bool) -> Vec<&'static str> {
     let mut header = vec!["tokens", "format"];
     header.extend(layouts.then_some("layout"));
     header.push("SMs");
@@ -152,6 +160,9 @@ fn header(linked: bool, layouts: bool) -> Vec<&'static str> {
         if linked {
             header.extend(["link", "of link"]);
         }
+    }
+    if told {
+        header.extend(["told us", "done us"]);
     }
     header
 }

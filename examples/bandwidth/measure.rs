@@ -10,6 +10,7 @@ use epoxide::{
 };
 
 use crate::ceiling::{self, Ceilings};
+use crate::counts::{self, Times};
 use crate::identity;
 use crate::options::{Case, Device, Format, Options};
 use crate::progress::Progress;
@@ -23,6 +24,8 @@ pub struct Measured {
     pub copy: f64,
     pub dispatch: Operation,
     pub combine: Operation,
+    /// Seconds until the host is told what a dispatch brings, and until it is done; with `--counts-mirror`.
+    pub told: Option<[f64; 2]>,
 }
 
 /// Times and bytes of an operation.
@@ -45,6 +48,8 @@ struct Outcome {
     ceilings: Ceilings,
     dispatch_ms: Vec<f64>,
     combine_ms: Vec<f64>,
+    /// With `--counts-mirror`.
+    told: Option<Times>,
     /// Rows that lie here from every rank.
     by_source: Vec<u32>,
     /// What goes to every rank.
@@ -141,7 +146,12 @@ pub fn run(options: &Options, work: &[Work], case: Case) -> Result<Measured> {
         linked: crossing * row / used,
         link_copy,
     };
+    let told = |of: fn(&Times) -> &Vec<f64>| {
+        let of_ranks: Option<Vec<_>> = outcomes.iter().map(|o| o.told.as_ref().map(of)).collect();
+        of_ranks.map(|times| median_of_slowest(&times) / 1e3)
+    };
     Ok(Measured {
+        told: told(|t| &t.told).zip(told(|t| &t.done)).map(<[f64; 2]>::from),
         device: outcomes[0].device.clone(),
         copy,
         // What came once is read, and copied on; what goes back once is a sum, written and read.
@@ -243,6 +253,10 @@ fn rank(
         events.push((start, middle, end));
     }
     buffer.synchronize()?;
+    let told = match options.counts_mirror {
+        true => Some(counts::measure(comm, &mut buffer, &input, &mut y, options.repeat)?),
+        false => None,
+    };
     // The experts' outputs have lain there all the time, and belong to what was dispatched each time.
     let mismatch = match before {
         Some(what) => Some(what),
@@ -254,6 +268,7 @@ fn rank(
         ceilings,
         dispatch_ms: times.iter().map(|(a, b, _)| comm.elapsed_ms(a, b)).collect::<epoxide::Result<_>>()?,
         combine_ms: times.iter().map(|(_, b, c)| comm.elapsed_ms(b, c)).collect::<epoxide::Result<_>>()?,
+        told,
         by_source,
         sent: routes::sent(&work.picks, top_k, &first),
         mismatch,

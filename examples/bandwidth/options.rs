@@ -78,6 +78,9 @@ pub struct Options {
     /// Measures dispatches that replay the first one's routing, in place of whole ones.
     #[arg(long)]
     pub replay: bool,
+    /// Lets each dispatch tell the host what it brings, and shows when the host knows it. The times of dispatch are with that.
+    #[arg(long, conflicts_with = "replay")]
+    pub counts_mirror: bool,
     /// Repetitions that are timed, after three that are not.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub repeat: u32,
@@ -154,7 +157,8 @@ impl Options {
     pub fn config(&self, case: Case) -> Config {
         let Case { tokens, format, layout, sms } = case;
         let config = Config::new(self.experts, self.top_k, self.hidden, tokens);
-        config.with_format(format.into()).with_layout(layout.layout(self.alignment)).with_num_sms(sms)
+        let config = config.with_format(format.into()).with_layout(layout.layout(self.alignment)).with_num_sms(sms);
+        if self.counts_mirror { config.with_counts_mirror() } else { config }
     }
 
     /// The GPUs.

@@ -86,6 +86,22 @@ fn layouts_are_named_where_they_are_not_the_usual_one() {
     }
 }
 
+/// When the host is told stands beside the rest, where it is asked for.
+#[test]
+fn what_the_host_is_told_has_columns_of_its_own() {
+    let program = Program::new(PLAYS, "told");
+    let ended = program.run_well(&small::with(&SMALL, &["--counts-mirror"]));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let words = ended.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("┆ told us ┆ done us │"), "{words}");
+    assert!(words.contains("told: from the call of a dispatch"), "{words}");
+    let columns = |line: &str| line.matches('┆').count();
+    let rows: Vec<usize> = ended.stdout.lines().filter(|line| line.starts_with('│')).map(columns).collect();
+    assert!(rows.len() > 1 && rows.iter().all(|row| *row == rows[0]), "{}", ended.stdout);
+    let refused = program.run_well(&small::with(&SMALL, &["--counts-mirror", "--replay"]));
+    assert!(refused.code == Some(2) && refused.stderr.contains("cannot be used with '--replay'"), "{refused:?}");
+}
+
 #[test]
 fn wrong_sums_are_not_measured() {
     let program = Program::new(PLAYS, "wrong");

@@ -104,6 +104,7 @@ impl ElasticBuffer {
         }
         let args = LendArgs { op: self.operation(Kind::Lend, 0) };
         let inner = self.comm.inner();
+        self.take_turn()?;
         // SAFETY: the kernel's launch contract: the buffer's own windows and flags; before the first combine both epochs are 0.
         unsafe { inner.runtime.launch(&lend, 1, 0, &args, inner.stream)? };
         self.lent_early = true;
@@ -296,6 +297,7 @@ impl ElasticBuffer {
                 reserved: 0,
             }
         };
+        self.take_turn()?;
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape on every
         // rank; the grid is that of the layouts, and the handle is the one whose routing the private memory holds.
         unsafe {

@@ -42,6 +42,10 @@ pub struct Config {
     pub routing_slots: u32,
     /// See [`Self::with_poisoned_expert_outputs`]. Ranks may differ in it.
     pub poison_expert_outputs: bool,
+    /// See [`Self::with_counts_mirror`]. Ranks may differ in it.
+    pub counts_mirror: bool,
+    /// See [`Self::with_expert_statistics`]. Ranks may differ in it.
+    pub expert_statistics: bool,
 }
 
 /// The longest timeout.
@@ -66,6 +70,8 @@ impl Config {
             max_window_bytes: 0,
             routing_slots: 1,
             poison_expert_outputs: false,
+            counts_mirror: false,
+            expert_statistics: false,
         }
     }
 
@@ -173,6 +179,30 @@ impl Config {
     pub fn with_poisoned_expert_outputs(mut self) -> Self {
         self.poison_expert_outputs = true;
         self
+    }
+
+    /// Lets each dispatch tell the host what it brings, in pinned memory, as soon as this rank knows it and while the rows still travel:
+    /// [`try_counts`](crate::ElasticBuffer::try_counts) and [`wait_counts`](crate::ElasticBuffer::wait_counts) read it without waiting for the
+    /// stream. Kernels of their own do it, so that a buffer without it pays nothing. For each routing slot it takes 8 bytes of the host's memory for
+    /// each rank and each local expert, twice for those where rows lie by expert.
+    #[must_use]
+    pub fn with_counts_mirror(mut self) -> Self {
+        self.counts_mirror = true;
+        self
+    }
+
+    /// Lets each dispatch add up on the device how many selections came for each local expert, for
+    /// [`expert_statistics`](crate::ElasticBuffer::expert_statistics). By the same kernels as [`Self::with_counts_mirror`]; it takes 8 bytes of
+    /// the rank's memory for tensors for each local expert.
+    #[must_use]
+    pub fn with_expert_statistics(mut self) -> Self {
+        self.expert_statistics = true;
+        self
+    }
+
+    /// Whether somebody is told the counts of a dispatch.
+    pub(crate) fn observes(&self) -> bool {
+        self.counts_mirror || self.expert_statistics
     }
 
     /// Checks that a block with `shared_memory` bytes can hold what dispatch holds of a row, as

@@ -10,7 +10,7 @@ use crate::buffer::{Dispatched, ElasticBuffer, State};
 use crate::error::{Error, Result};
 use crate::rows::{RawRows, Rows};
 use crate::slice::{DeviceSlice, check_len, check_rank};
-use crate::tensor::Index;
+use crate::tensor::{DeviceTensor, Index};
 
 /// What a rank dispatches.
 #[derive(Debug)]
@@ -220,14 +220,17 @@ impl ElasticBuffer {
                 handle_rank: Region::new(of_slot(w.send_rank)),
                 handle_row: Region::new(of_slot(w.send_row)),
                 block_landed: BlockFlags::new(Region::new(w.blocks.offset)),
+                mirror: Global::from_raw(self.mirror.as_ref().map_or(0, |mirror| mirror.slot(slot).device)),
+                statistics: Global::from_raw(self.statistics.as_ref().map_or(0, DeviceTensor::address)),
             }
         };
         let inner = self.comm.inner();
+        self.take_turn()?;
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape
         // on every rank; the grid and shared memory are those of the layouts.
         unsafe {
             inner.runtime.launch(
-                rows.kernels(shape).dispatch,
+                rows.kernels(shape).dispatch(self.config.observes()),
                 self.blocks,
                 self.shared.bytes(shape),
                 &args,

@@ -278,6 +278,25 @@ pub enum Error {
         /// The operation's number.
         epoch: u64,
     },
+    /// The host waited in vain to be told what a dispatch brings ([`wait_counts`](crate::ElasticBuffer::wait_counts)). The dispatch goes on, and
+    /// may be waited for again.
+    #[error(
+        "rank {rank} waited {waited_ms} ms{} for the counts of dispatch {dispatch} of buffer {buffer}, which some rank has not told yet",
+        if *virtual_time { " of virtual time" } else { "" }
+    )]
+    #[non_exhaustive]
+    CountsNotKnown {
+        /// The rank.
+        rank: u32,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
+        /// The number of the dispatch among the buffer's, from 1.
+        dispatch: u64,
+        /// How long the host waited.
+        waited_ms: u64,
+        /// Whether that is time of the simulated GPU.
+        virtual_time: bool,
+    },
     /// The device saw a peer with another configuration.
     #[error(
         "rank {peer} runs with another configuration than rank {rank} (hash {seen:#08x}, here {expected:#08x}) in operation {epoch} ({kernel}) of buffer {buffer}"

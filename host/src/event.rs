@@ -3,14 +3,22 @@ use crate::comm::Comm;
 use crate::error::Result;
 use crate::runtime::RawEvent;
 
-/// A point in a rank's stream.
+/// A point in a rank's stream, for other streams to wait for.
 #[derive(Clone, Debug)]
 pub struct Event {
     raw: RawEvent,
 }
 
+impl Event {
+    /// Whether everything before this point is done, without waiting; false also when the device failed. On a simulated machine with a
+    /// seed it changes only while host threads wait.
+    pub fn is_reached(&self) -> bool {
+        self.raw.is_reached()
+    }
+}
+
 impl Comm {
-    /// Marks this point of the rank's stream.
+    /// Marks this point of the stream of this handle.
     ///
     /// # Errors
     ///
@@ -20,7 +28,8 @@ impl Comm {
         Ok(Event { raw: inner.runtime.record_event(inner.stream)? })
     }
 
-    /// Lets this rank's stream wait for an event of any rank of the process.
+    /// Lets the stream of this handle wait for an event of any stream of any rank of the process. What is enqueued there from here on comes
+    /// after it; the host does not wait.
     ///
     /// # Errors
     ///

@@ -48,6 +48,16 @@ pub struct RecvView {
     pub max_rows: u64,
 }
 
+impl RecvCounts {
+    /// As kernels write them: in all, by source, by local expert, and offsets where there are some.
+    pub(crate) fn of(words: &[u32], ranks: u32, local_experts: u32) -> Self {
+        let (by_source, by_expert) = words[1..].split_at(ranks as usize);
+        let (by_expert, offsets) = by_expert.split_at(local_experts as usize);
+        let [by_source, by_expert, offsets] = [by_source, by_expert, offsets].map(<[u32]>::to_vec);
+        Self { rows: words[0], by_source, by_expert, offsets }
+    }
+}
+
 impl ElasticBuffer {
     /// Where `handle`'s rows lie in device memory, for kernels of the caller's own on the rank's stream
     /// ([`Comm::cuda_stream`](crate::Comm::cuda_stream)).
@@ -73,7 +83,7 @@ impl ElasticBuffer {
         })
     }
 
-    /// Reads how many rows `handle` brought here. Waits for the stream.
+    /// Reads how many rows `handle` brought here. Waits for the stream; [`Self::try_counts`] does not.
     ///
     /// # Errors
     ///
@@ -83,15 +93,11 @@ impl ElasticBuffer {
         self.check_handle("recv_counts", handle)?;
         self.synchronize()?;
         let view = self.recv_view(handle)?;
-        let ranks = self.comm.size() as usize;
         let (_, experts) = self.local_experts();
         let counts = self.layouts.shape.received_counts(experts);
         // SAFETY: the buffer's own words, which its layout has room for, and which this rank's dispatch alone writes.
         let words: Vec<u32> = unsafe { read(&self.comm, view.counts, counts.into())? };
         self.received_rows = Some(words[0].into());
-        let (by_source, by_expert) = words[1..].split_at(ranks);
-        let (by_expert, offsets) = by_expert.split_at(experts as usize);
-        let [by_source, by_expert, offsets] = [by_source, by_expert, offsets].map(<[u32]>::to_vec);
-        Ok(RecvCounts { rows: words[0], by_source, by_expert, offsets })
+        Ok(RecvCounts::of(&words, self.comm.size(), experts))
     }
 }

@@ -57,6 +57,10 @@
 //! * Memory: [`DeviceTensor`], and parts of it, [`DeviceSlice`] and [`DeviceSliceMut`].
 //! * From a dispatch to the experts: on the host [`Received`], its rows grouped by expert ([`Received::by_expert`]) and as f32
 //!   ([`WireRows::to_f32`]); on the device, typed and with shapes, [`RecvArrays`], or as plain addresses [`RecvView`].
+//! * Streams and events, to compute while rows travel: [`Comm::on_new_stream`], [`Comm::on_cuda_stream`], [`ElasticBuffer::wait`],
+//!   [`ElasticBuffer::record`] and [`ElasticBuffer::set_stream`].
+//! * What a dispatch brings, on the host while its rows still travel: [`ElasticBuffer::try_counts`] and [`ElasticBuffer::wait_counts`]; the load of
+//!   each expert over many dispatches: [`ElasticBuffer::expert_statistics`].
 //! * Kernels of your own between the operations: [`kernels`], [`Comm::load`] and [`Comm::launch`]; the example `engine` has such a layer.
 //! * From the experts to the combine, in four ways: [`ExpertOutputs`] compares them.
 //! * Without any tensor of ours: [`RawDispatchInput`], [`RawCombineInput`] and [`LocalGroup::on_streams`]; the example `raw_pointers`
@@ -75,8 +79,8 @@
 //! * **Room for the worst case**: a buffer holds whatever its peers can send, in [`Layout::ExpertContiguous`] up to `top_k` rows for every
 //!   token of every rank. No capacity bounds it yet: [`bytes_needed`] says what it takes.
 //! * **A row** is a multiple of 16 bytes on the wire, and fits in a block's shared memory ([`Config::check_row`]).
-//! * **One stream** for each rank, and one operation at a time in each buffer. A call waits for that stream where 112 launches, events and
-//!   waits are under way.
+//! * **One operation at a time** on each rank, on whichever of its streams ([`Comm::on_new_stream`]). A call waits for its stream where 112
+//!   launches, events and waits are under way there.
 #![warn(missing_debug_implementations)]
 
 mod again;
@@ -85,6 +89,7 @@ mod by_expert;
 mod combine;
 mod comm;
 mod config;
+mod counts;
 mod dispatch;
 mod error;
 mod event;
@@ -93,6 +98,7 @@ mod group;
 mod handle;
 pub mod kernels;
 mod memory;
+mod mirror;
 mod pool;
 pub mod quantize;
 mod received;
@@ -102,6 +108,8 @@ mod rows;
 mod runtime;
 mod slice;
 mod sms;
+mod statistics;
+mod streams;
 mod tensor;
 mod transport;
 mod view;

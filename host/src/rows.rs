@@ -5,8 +5,9 @@ use epoxide_kernels::dispatch::DispatchArgs;
 use epoxide_kernels::dispatch::again::DispatchAgainArgs;
 use epoxide_kernels::entries::{
     dispatch_again_brought, dispatch_again_copied, dispatch_again_quantized, dispatch_brought,
-    dispatch_brought_by_expert, dispatch_copied, dispatch_copied_by_expert, dispatch_quantized,
-    dispatch_quantized_by_expert,
+    dispatch_brought_by_expert, dispatch_brought_by_expert_observed, dispatch_brought_observed, dispatch_copied,
+    dispatch_copied_by_expert, dispatch_copied_by_expert_observed, dispatch_copied_observed, dispatch_quantized,
+    dispatch_quantized_by_expert, dispatch_quantized_by_expert_observed, dispatch_quantized_observed,
 };
 use epoxide_kernels::row::RowArgs;
 use epoxide_kernels::shape::Shape;
@@ -199,16 +200,37 @@ impl From<u64> for RawRows {
 pub(crate) struct RowKernels {
     /// A dispatch.
     pub dispatch: &'static Kernel<DispatchArgs>,
+    /// One whose counts are observed.
+    pub observed: &'static Kernel<DispatchArgs>,
     /// One by an old routing.
     pub again: &'static Kernel<DispatchAgainArgs>,
 }
 
-const COPIED: RowKernels = RowKernels { dispatch: &dispatch_copied, again: &dispatch_again_copied };
-const QUANTIZED: RowKernels = RowKernels { dispatch: &dispatch_quantized, again: &dispatch_again_quantized };
-const BROUGHT: RowKernels = RowKernels { dispatch: &dispatch_brought, again: &dispatch_again_brought };
-const COPIED_BY_EXPERT: RowKernels = RowKernels { dispatch: &dispatch_copied_by_expert, ..COPIED };
-const QUANTIZED_BY_EXPERT: RowKernels = RowKernels { dispatch: &dispatch_quantized_by_expert, ..QUANTIZED };
-const BROUGHT_BY_EXPERT: RowKernels = RowKernels { dispatch: &dispatch_brought_by_expert, ..BROUGHT };
+impl RowKernels {
+    /// The dispatch of a buffer whose counts are `observed` or not.
+    pub(crate) fn dispatch(&self, observed: bool) -> &'static Kernel<DispatchArgs> {
+        if observed { self.observed } else { self.dispatch }
+    }
+}
+
+const COPIED: RowKernels =
+    RowKernels { dispatch: &dispatch_copied, observed: &dispatch_copied_observed, again: &dispatch_again_copied };
+const QUANTIZED: RowKernels = RowKernels {
+    dispatch: &dispatch_quantized,
+    observed: &dispatch_quantized_observed,
+    again: &dispatch_again_quantized,
+};
+const BROUGHT: RowKernels =
+    RowKernels { dispatch: &dispatch_brought, observed: &dispatch_brought_observed, again: &dispatch_again_brought };
+const COPIED_BY_EXPERT: RowKernels =
+    RowKernels { dispatch: &dispatch_copied_by_expert, observed: &dispatch_copied_by_expert_observed, ..COPIED };
+const QUANTIZED_BY_EXPERT: RowKernels = RowKernels {
+    dispatch: &dispatch_quantized_by_expert,
+    observed: &dispatch_quantized_by_expert_observed,
+    ..QUANTIZED
+};
+const BROUGHT_BY_EXPERT: RowKernels =
+    RowKernels { dispatch: &dispatch_brought_by_expert, observed: &dispatch_brought_by_expert_observed, ..BROUGHT };
 
 /// All kernels that a buffer of this shape may launch: its rows come in these forms.
 pub(crate) fn row_kernels(shape: &Shape) -> &'static [RowKernels] {

@@ -4,7 +4,7 @@ use std::ops::{Bound, RangeBounds};
 
 use crate::comm::Comm;
 use crate::error::{Error, Result};
-use crate::tensor::{DeviceTensor, Element, read, write};
+use crate::tensor::{DeviceTensor, Element, Home, read, write};
 
 /// Elements of a [`DeviceTensor`] that lie one after another, for an operation to read. A whole tensor is one: operations take
 /// `&tensor` as well.
@@ -24,7 +24,7 @@ use crate::tensor::{DeviceTensor, Element, read, write};
 /// ```
 #[derive(Debug)]
 pub struct DeviceSlice<'a, T: Element> {
-    comm: &'a Comm,
+    home: &'a Home,
     address: u64,
     len: u64,
     of: PhantomData<&'a DeviceTensor<T>>,
@@ -33,7 +33,7 @@ pub struct DeviceSlice<'a, T: Element> {
 /// [`DeviceSlice`], for an operation to write.
 #[derive(Debug)]
 pub struct DeviceSliceMut<'a, T: Element> {
-    comm: &'a Comm,
+    home: &'a Home,
     address: u64,
     len: u64,
     of: PhantomData<&'a mut DeviceTensor<T>>,
@@ -49,20 +49,20 @@ impl<T: Element> Copy for DeviceSlice<'_, T> {}
 
 impl<'a, T: Element> From<&'a DeviceTensor<T>> for DeviceSlice<'a, T> {
     fn from(tensor: &'a DeviceTensor<T>) -> Self {
-        Self { comm: tensor.comm(), address: tensor.address(), len: tensor.len(), of: PhantomData }
+        Self { home: tensor.home(), address: tensor.address(), len: tensor.len(), of: PhantomData }
     }
 }
 
 impl<'a, T: Element> From<&'a mut DeviceTensor<T>> for DeviceSliceMut<'a, T> {
     fn from(tensor: &'a mut DeviceTensor<T>) -> Self {
         let (address, len) = (tensor.address(), tensor.len());
-        Self { comm: tensor.comm(), address, len, of: PhantomData }
+        Self { home: tensor.home(), address, len, of: PhantomData }
     }
 }
 
 impl<'a, T: Element> From<&'a mut DeviceSliceMut<'_, T>> for DeviceSliceMut<'a, T> {
     fn from(slice: &'a mut DeviceSliceMut<'_, T>) -> Self {
-        Self { comm: slice.comm, address: slice.address, len: slice.len, of: PhantomData }
+        Self { home: slice.home, address: slice.address, len: slice.len, of: PhantomData }
     }
 }
 
@@ -132,7 +132,7 @@ impl<'a, T: Element> DeviceSlice<'a, T> {
 
     /// None of another type, of the same rank.
     pub(crate) fn no_elements<U: Element>(self) -> DeviceSlice<'a, U> {
-        DeviceSlice { comm: self.comm, address: 0, len: 0, of: PhantomData }
+        DeviceSlice { home: self.home, address: 0, len: 0, of: PhantomData }
     }
 
     /// Copies all elements to the host; waits for the stream.
@@ -142,7 +142,7 @@ impl<'a, T: Element> DeviceSlice<'a, T> {
     /// As [`DeviceTensor::to_vec`].
     pub fn to_vec(&self) -> Result<Vec<T>> {
         // SAFETY: elements of a tensor that is borrowed: it is there, and what writes them is on the rank's stream, or over.
-        unsafe { read(self.comm, self.address, self.len) }
+        unsafe { read(&self.home.comm, self.address, self.len) }
     }
 }
 
@@ -164,7 +164,7 @@ impl<'a, T: Element> DeviceSliceMut<'a, T> {
 
     /// The same elements, to be read.
     pub fn as_slice(&self) -> DeviceSlice<'_, T> {
-        DeviceSlice { comm: self.comm, address: self.address, len: self.len, of: PhantomData }
+        DeviceSlice { home: self.home, address: self.address, len: self.len, of: PhantomData }
     }
 
     /// The elements of a range of these.
@@ -188,10 +188,10 @@ impl<'a, T: Element> DeviceSliceMut<'a, T> {
     ///
     /// [`Error::InvalidArgument`] when there are not as many.
     pub fn split_at(self, at: u64) -> Result<(Self, Self)> {
-        let (comm, address, len, of) = (self.comm, self.address, self.len, PhantomData);
+        let (home, address, len, of) = (self.home, self.address, self.len, PhantomData);
         within(len, ..at)?;
         let second = address + at * size_of::<T>() as u64;
-        Ok((Self { comm, address, len: at, of }, Self { comm, address: second, len: len - at, of }))
+        Ok((Self { home, address, len: at, of }, Self { home, address: second, len: len - at, of }))
     }
 
     /// Copies `values` to the first elements, in stream order; returns when `values` may be reused.
@@ -201,7 +201,7 @@ impl<'a, T: Element> DeviceSliceMut<'a, T> {
     /// [`Error::InvalidArgument`] when there are more values than elements.
     pub fn copy_from_host(&mut self, values: &[T]) -> Result<()> {
         // SAFETY: elements of a tensor, borrowed alone here; what uses them on the device is on the rank's stream, or over.
-        unsafe { write(self.comm, self.address, self.len, values) }
+        unsafe { write(&self.home.comm, self.address, self.len, values) }
     }
 }
 
@@ -225,12 +225,15 @@ pub(crate) fn within(len: u64, range: impl RangeBounds<u64>) -> Result<(u64, u64
     Ok((start, end - start))
 }
 
-/// Checks that a tensor belongs to the rank that uses it: its memory is on that device, and reused in that rank's order.
+/// Checks that a tensor belongs to the rank that uses it: its memory is on that device, and reused in that rank's order. It is then used on
+/// the stream of `comm`.
 pub(crate) fn check_rank<T: Element>(argument: &'static str, slice: DeviceSlice<'_, T>, comm: &Comm) -> Result<()> {
-    if slice.comm.is(comm) {
+    let home = slice.home;
+    if home.comm.is(comm) {
+        home.used_on(comm);
         return Ok(());
     }
-    let value = format!("a tensor of rank {} on {}", slice.comm.rank(), slice.comm.device());
+    let value = format!("a tensor of rank {} on {}", home.comm.rank(), home.comm.device());
     Err(Error::argument(argument, value, "made by the Comm of this buffer's rank, or a clone of it"))
 }
 

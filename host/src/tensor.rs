@@ -1,5 +1,6 @@
 //! Tensors in a rank's device memory.
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::bf16;
 
@@ -52,28 +53,49 @@ mod sealed {
 /// A one-dimensional array in a rank's device memory; rows of a matrix lie one after another.
 ///
 /// Work on the rank's stream may still use a tensor that is dropped: its memory goes to later tensors of the rank, whose uses come
-/// after on the same stream. Work elsewhere (on another stream, or another rank's) must be over before the tensor is dropped,
-/// or the rank's stream must wait for it first. [`Comm::empty`] says when it goes back to the GPU.
+/// after on the same stream. The stream is that of the [`Comm`] that made it. Operations of this crate on another stream of the rank
+/// ([`Comm::on_new_stream`]) hold the memory back until that stream has come by. Other work elsewhere, such as a kernel of the caller's own
+/// on another stream, must be over before the tensor is dropped, or the tensor's stream must wait for it first. [`Comm::empty`] says when it goes back to the GPU.
 #[derive(Debug)]
 pub struct DeviceTensor<T: Element> {
-    comm: Comm,
+    home: Home,
     /// Its memory, which may be a little more than the elements need.
     block: Block,
     len: u64,
     of: PhantomData<T>,
 }
 
+/// Whose a tensor is.
+#[derive(Debug)]
+pub(crate) struct Home {
+    /// Its rank, on the stream in whose order its memory is used again.
+    pub comm: Comm,
+    /// The rank's other streams that have used it, a bit for each.
+    others: AtomicU64,
+}
+
+impl Home {
+    /// Notes that work on the stream of `comm`, of the same rank, uses the tensor.
+    pub(crate) fn used_on(&self, comm: &Comm) {
+        let stream = comm.inner().stream_number;
+        if stream != self.comm.inner().stream_number {
+            self.others.fetch_or(1 << stream, Ordering::Relaxed);
+        }
+    }
+}
+
 impl<T: Element> DeviceTensor<T> {
     pub(crate) fn new(comm: Comm, len: u64) -> Result<Self> {
         let bytes = len.checked_mul(size_of::<T>() as u64);
         let bytes = bytes.ok_or_else(|| Error::argument("len", len, "a tensor's bytes must fit in 64 bits"))?;
-        let block = comm.inner().memory.take_block(bytes)?;
-        Ok(Self { comm, block, len, of: PhantomData })
+        let inner = comm.inner();
+        let block = inner.memory.take_block(bytes, inner.stream_number)?;
+        Ok(Self { home: Home { comm, others: AtomicU64::new(0) }, block, len, of: PhantomData })
     }
 
-    /// The rank that it belongs to.
-    pub(crate) fn comm(&self) -> &Comm {
-        &self.comm
+    /// The rank and the stream that it belongs to.
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
     }
 
     /// Elements.
@@ -98,7 +120,7 @@ impl<T: Element> DeviceTensor<T> {
     /// [`Error::InvalidArgument`] when there are more values than elements.
     pub fn copy_from_host(&mut self, values: &[T]) -> Result<()> {
         // SAFETY: the tensor's own elements, borrowed alone here; what uses them on the device is on the rank's stream, or over.
-        unsafe { write(&self.comm, self.block.address, self.len, values) }
+        unsafe { write(&self.home.comm, self.block.address, self.len, values) }
     }
 
     /// Copies all elements to the host; waits for the stream.
@@ -108,13 +130,15 @@ impl<T: Element> DeviceTensor<T> {
     /// [`Error::HostMemory`] when the host has too little memory; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     pub fn to_vec(&self) -> Result<Vec<T>> {
         // SAFETY: the tensor's own elements.
-        unsafe { read(&self.comm, self.block.address, self.len) }
+        unsafe { read(&self.home.comm, self.block.address, self.len) }
     }
 }
 
 impl<T: Element> Drop for DeviceTensor<T> {
     fn drop(&mut self) {
-        self.comm.inner().memory.put_block(std::mem::take(&mut self.block));
+        let inner = self.home.comm.inner();
+        let others = *self.home.others.get_mut();
+        inner.memory.put_block(std::mem::take(&mut self.block), inner.stream_number, others);
     }
 }
 

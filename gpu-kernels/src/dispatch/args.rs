@@ -79,6 +79,11 @@ pub struct DispatchArgs {
     pub handle_row: Region<u32>,
     /// Where rows lie by expert, the blocks' landed words: the epoch.
     pub block_landed: BlockFlags,
+    /// u64 `[known_words]`: written: the received counts of this slot, for the host ([`Known`](crate::words::Known)); or no address. Only
+    /// where counts are observed.
+    pub mirror: Global<u64>,
+    /// u64 `[local experts]`: added to: selections of each local expert; or no address. Only where counts are observed.
+    pub statistics: Global<u64>,
 }
 
 /// Which operation this is.

@@ -2,7 +2,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::{DispatchArgs, Now};
-use super::by_expert;
+use super::{by_expert, observe};
 use crate::layout::THREADS;
 use crate::order::Order;
 use crate::sum::sum;
@@ -33,6 +33,9 @@ pub(super) fn finish<O: Order>(
         by_expert::write_counts(a, now, complete);
     } else {
         write_counts(a, now, complete);
+    }
+    if O::OBSERVED {
+        observe::finish::<O>(a, now, complete);
     }
     if thread::index() == 0 {
         a.routing.store_weak(0, if complete { now.dispatch } else { 0 });

@@ -40,6 +40,8 @@
 //! Where rows lie by expert (`by_expert`), all blocks read the selections by expert before the first row is written, and nobody reads the tokens by
 //! rank; `landed` is posted by the last block through the kernel's first half, and acquired by all blocks.
 //!
+//! Where counts are `observe`d the host is told them as soon as they are here, before the rows have landed, and they are added up over dispatches.
+//!
 //! `count` counts, tells and places; `send` moves rows; `finish` closes the operation. [`again`] is the same without the first. How a row is made is a [`Row`], and in which order
 //! rows lie an [`Order`]: a kernel is an instance for one of each.
 pub mod again;
@@ -47,6 +49,7 @@ mod args;
 mod by_expert;
 mod count;
 mod finish;
+mod observe;
 mod send;
 
 pub use args::{DispatchArgs, index};
@@ -90,6 +93,9 @@ fn attempt<R: Row, O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) ->
     count::place_behind_earlier_blocks::<O>(a);
     let acquired = agree::<O>(a, watch, now)?;
     count::base_rows::<O>(a, now);
+    if O::OBSERVED {
+        observe::tell::<O>(a, watch, now)?;
+    }
     // The free edges order the owners' reads with this block's bulk stores.
     let free = acquired.for_bulk_copies();
     if O::BY_EXPERT {

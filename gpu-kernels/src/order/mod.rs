@@ -1,10 +1,12 @@
 //! Orders: in which order rows lie where they are received.
 mod by_expert;
 mod compact;
+mod observed;
 mod owned;
 
 pub use by_expert::ByExpert;
 pub use compact::Compact;
+pub use observed::Observed;
 pub use owned::Owned;
 
 use epoxide_dsl::prelude::*;
@@ -18,6 +20,9 @@ use crate::words::CountMatrix;
 pub trait Order {
     /// Whether a row is of one selection, so that rows are numbered for each expert; else for each rank.
     const BY_EXPERT: bool;
+
+    /// Whether somebody is told the counts.
+    const OBSERVED: bool = false;
 
     /// Waits until the counts are here that rows follow from. Block-collective, uniform.
     ///

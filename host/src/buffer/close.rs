@@ -1,18 +1,22 @@
 //! The end of a buffer: closed by all ranks together, or dropped, which leaves its memory to the group.
 use super::ElasticBuffer;
 use crate::error::{Error, Result};
+use crate::mirror::Mirror;
 use crate::rendezvous::meet;
+use crate::runtime::Mapped;
 use crate::transport::local::LeftBehind;
 
 impl ElasticBuffer {
-    /// Waits for this rank's operations, then for every rank, and frees the memory. Collective; a buffer that is dropped instead
+    /// Waits for this rank's operations and for all that is on its streams, then for every rank, and frees the memory. Collective; a buffer that is dropped instead
     /// leaves its memory to the group, until the last rank's [`Comm`](crate::Comm) is gone.
     ///
     /// # Errors
     ///
     /// The fault of an operation, or [`Error::Bootstrap`] when another rank is gone.
     pub fn close(mut self) -> Result<()> {
-        let done = self.synchronize();
+        // Work of the caller's on other streams may use what was received.
+        let all = self.comm.inner().memory.synchronize();
+        let done = self.synchronize().and(all);
         let inner = self.comm.inner();
         let turn = inner.rendezvous.turn();
         // Also after a fault: the other ranks are coming here too.
@@ -29,16 +33,26 @@ impl ElasticBuffer {
             // while the driver frees.
             let heap = inner.memory.heap();
             let tensors = inner.memory.give_back_unused();
-            // SAFETY: all ranks have met after their streams were idle, so no operation touches the three; `self` is consumed, and
+            let mapped = self.mapped();
+            // SAFETY: all ranks have met after their streams were idle, so no operation touches any of it; `self` is consumed, and
             // with `freed` set its `Drop` leaves nothing to the group that would free it again.
-            let freed =
-                unsafe { [self.windows.free(&heap), heap.free(self.private), heap.free_mapped(self.record), tensors] };
+            let freed = unsafe {
+                let mapped = mapped.into_iter().map(|mapped| heap.free_mapped(mapped)).fold(Ok(()), Result::and);
+                [self.windows.free(&heap), heap.free(self.private), mapped, tensors]
+            };
             inner.release_sms(self.blocks);
             self.freed = true;
             let left = meet(&turn, "closed", &[]).map(|_| ());
             return freed.into_iter().fold(done, Result::and).and(left);
         }
         done.and(met)
+    }
+}
+
+impl ElasticBuffer {
+    /// What it shares with the host.
+    fn mapped(&self) -> Vec<Mapped> {
+        [self.record].into_iter().chain(self.mirror.as_ref().map(Mirror::memory)).collect()
     }
 }
 
@@ -50,9 +64,9 @@ impl Drop for ElasticBuffer {
         }
         let inner = self.comm.inner();
         let part = LeftBehind {
-            after: vec![inner.runtime.mark(inner.stream)],
+            after: inner.marks(),
             memory: vec![self.windows.own(), self.private],
-            mapped: vec![self.record],
+            mapped: self.mapped(),
             ..LeftBehind::of(&inner.runtime)
         };
         inner.local.take_over(part);

@@ -2,6 +2,7 @@
 mod close;
 mod open;
 mod state;
+mod stream;
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -21,14 +22,16 @@ use crate::comm::Comm;
 use crate::config::{BytesNeeded, Config, Layouts, bytes_needed};
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::mirror::Mirror;
 use crate::runtime::Mapped;
+use crate::tensor::DeviceTensor;
 use crate::transport::local::number;
 use crate::transport::windows::Windows;
 
 /// Expert-parallel dispatch and combine for one rank.
 ///
 /// Made by all ranks of a group together; then every rank calls the same operations in the same order. A call returns once
-/// its work is enqueued on the rank's stream: [`ElasticBuffer::synchronize`] waits for it and returns its fault, if any.
+/// its work is enqueued on the buffer's stream ([`ElasticBuffer::set_stream`]): [`ElasticBuffer::synchronize`] waits for it and returns its fault, if any.
 pub struct ElasticBuffer {
     pub(crate) comm: Comm,
     pub(crate) config: Config,
@@ -39,7 +42,11 @@ pub struct ElasticBuffer {
     config_hash: u32,
     windows: Windows,
     private: u64,
-    record: Mapped,
+    pub(crate) record: Mapped,
+    /// Where the host sees counts before rows have landed.
+    pub(crate) mirror: Option<Mirror>,
+    /// u64 `[local experts]`: selections over many dispatches.
+    pub(crate) statistics: Option<DeviceTensor<u64>>,
     /// Operations enqueued so far: it names handles. The protocol's own epoch lives on the device.
     pub(crate) operations: u64,
     pub(crate) state: State,
@@ -64,7 +71,7 @@ impl std::fmt::Debug for ElasticBuffer {
 }
 
 impl ElasticBuffer {
-    /// The group's rank that this buffer belongs to.
+    /// The group's rank that this buffer belongs to, on the stream of its operations ([`Self::set_stream`]).
     pub fn comm(&self) -> &Comm {
         &self.comm
     }
@@ -137,6 +144,7 @@ impl ElasticBuffer {
     /// All ranks do it, with the same numbers, while none is in an operation and no dispatch waits for its combine.
     #[doc(hidden)]
     pub unsafe fn test_count_from(&mut self, operations: u64, dispatches: u64) -> Result<()> {
+        self.routings.count_from(dispatches);
         let inner = self.comm.inner();
         let p = &self.layouts.private;
         for (count, value) in [(p.epoch, operations), (p.dispatches, dispatches)] {

@@ -8,12 +8,14 @@ use epoxide_kernels::words::UNUSED_EVEN;
 
 use super::ElasticBuffer;
 use super::state::{Routings, State};
-use crate::comm::{Comm, CommInner};
+use crate::comm::Comm;
 use crate::config::{Config, Layout, Layouts, dispatch_shared};
 use crate::error::{Error, Result};
+use crate::mirror::Mirror;
 use crate::rendezvous::{agree, meet};
 use crate::rows::row_kernels;
 use crate::runtime::Mapped;
+use crate::tensor::DeviceTensor;
 use crate::transport::local::LeftBehind;
 use crate::transport::windows::{NotShared, Windows};
 
@@ -34,7 +36,7 @@ impl ElasticBuffer {
         let id = inner.next_buffer_id();
         let layouts = config.layouts(comm.size(), blocks)?;
         let mut part = LeftBehind::of(&inner.runtime);
-        let made = allocate(inner, &layouts, blocks, &mut part);
+        let made = allocate(comm, &config, &layouts, blocks, &mut part);
         // Every rank learns whether all could allocate before anyone relies on it.
         let shared = Windows::share(&turn, made.as_ref().map(|made| made.window));
         let (made, windows) = match (made, shared) {
@@ -71,6 +73,8 @@ impl ElasticBuffer {
             windows,
             private: made.private,
             record: made.record,
+            mirror: made.mirror,
+            statistics: made.statistics,
             operations: 0,
             state: State::Idle { combined: None },
             routings: Routings::new(layouts.shape.routing_slots),
@@ -115,6 +119,8 @@ struct Made {
     window: u64,
     private: u64,
     record: Mapped,
+    mirror: Option<Mirror>,
+    statistics: Option<DeviceTensor<u64>>,
 }
 
 /// Allocates a rank's memory and loads its kernels; what was allocated is in `part` if something failed.
@@ -122,11 +128,12 @@ struct Made {
 /// The driver may wait for running kernels in both. So this has its place between the first gather of `new` and the last: there
 /// every rank has launched all that it had to, and what runs ends without any host. Before the first, a kernel of another buffer
 /// could wait for a peer that has not launched yet, and now cannot; after the last, one of this buffer.
-fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBehind) -> Result<Made> {
+fn allocate(comm: &Comm, config: &Config, layouts: &Layouts, blocks: u32, part: &mut LeftBehind) -> Result<Made> {
+    let inner = comm.inner();
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
     for kernels in row_kernels(&layouts.shape) {
-        runtime.prepare(kernels.dispatch, shared.bytes(&layouts.shape))?;
+        runtime.prepare(kernels.dispatch(config.observes()), shared.bytes(&layouts.shape))?;
         runtime.prepare(kernels.again, shared.bytes(&layouts.shape))?;
     }
     match layouts.shape.layout {
@@ -141,9 +148,14 @@ fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBe
     part.memory.push(private);
     let record = runtime.allocate_mapped(RECORD_WORDS * 8)?;
     part.mapped.push(record);
+    let local_experts = layouts.shape.placement().count(comm.rank());
+    let counts = layouts.shape.received_counts(local_experts);
+    let mirror = config.counts_mirror.then(|| Mirror::new(runtime, layouts.shape.routing_slots, counts)).transpose()?;
+    part.mapped.extend(mirror.as_ref().map(Mirror::memory));
+    let statistics = config.expert_statistics.then(|| comm.tensor(&vec![0u64; local_experts as usize])).transpose()?;
     // Last: where it is made, the caller gives it back.
     inner.reserve_sms(blocks)?;
-    Ok(Made { shared, window, private, record })
+    Ok(Made { shared, window, private, record, mirror, statistics })
 }
 
 /// 24 bits of FNV-1a over the configuration: what ranks compare on the device, where a mismatch that the host could not see

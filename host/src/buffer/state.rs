@@ -78,13 +78,17 @@ fn stale(handle: &Dispatched, operation: u64, buffer: u64, current: String) -> E
 pub(crate) struct Routings {
     /// `[slots]`: the operation that made it.
     made_by: Vec<Option<u64>>,
+    /// `[slots]`: the number of the dispatch that made it, as the device counts them.
+    numbers: Vec<u64>,
+    /// How many dispatches there were.
+    dispatches: u64,
     /// The slot of the next dispatch that names none.
     next: u32,
 }
 
 impl Routings {
     pub(crate) fn new(slots: u32) -> Self {
-        Self { made_by: vec![None; slots as usize], next: 0 }
+        Self { made_by: vec![None; slots as usize], numbers: vec![0; slots as usize], dispatches: 0, next: 0 }
     }
 
     /// The slot for a dispatch: the one that it `named`, or the next in turn.
@@ -111,9 +115,21 @@ impl Routings {
     /// Notes that `operation` has taken `slot`, which it `named` or not.
     pub(crate) fn take(&mut self, slot: u32, operation: u64, named: Option<u32>) {
         self.made_by[slot as usize] = Some(operation);
+        self.dispatches += 1;
+        self.numbers[slot as usize] = self.dispatches;
         if named.is_none() {
             self.next = (slot + 1) % self.made_by.len() as u32;
         }
+    }
+
+    /// Goes on as if there had been so many dispatches.
+    pub(crate) fn count_from(&mut self, dispatches: u64) {
+        self.dispatches = dispatches;
+    }
+
+    /// The number of the dispatch whose routing is that of `handle`, which was [checked](Self::check).
+    pub(crate) fn number(&self, handle: &Dispatched) -> u64 {
+        self.numbers[handle.slot as usize]
     }
 
     /// Checks that the routing of `handle` lies in its slot of the buffer with this id.

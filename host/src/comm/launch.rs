@@ -32,12 +32,13 @@ impl Comm {
         }
     }
 
-    /// Launches a kernel of the caller's own on the rank's stream: behind what was enqueued before, a dispatch too, and before what comes
+    /// Launches a kernel of the caller's own on the stream of this handle: behind what was enqueued before, a dispatch too, and before what comes
     /// after, such as its combine. Enqueued; not collective. `grid` blocks of [`Kernel::threads`] threads have `shared_bytes` bytes of dynamic
     /// shared memory each.
     ///
     /// A kernel with a grid barrier (`cooperative`) has SMs reserved for all its blocks, as a buffer has for its operations, for as long as
-    /// the rank lives: else it could wait for SMs on which a peer's operation waits for this rank.
+    /// the rank lives: else it could wait for SMs on which a peer's operation waits for this rank. It has its turn among the rank's operations,
+    /// whatever their streams.
     ///
     /// # Errors
     ///
@@ -74,6 +75,9 @@ impl Comm {
                 let rule = format!("{name} has a grid barrier, so its blocks run together, {on_each} on an SM: {why}");
                 Error::argument("grid", grid, rule)
             })?;
+        }
+        if kernel.cooperative() {
+            inner.streams.take_turn(&inner.runtime, inner.stream)?;
         }
         // SAFETY: the arguments keep the kernel's contract, and its text and its source are one: the caller's promise.
         unsafe { inner.runtime.launch_guest(kernel, grid, shared_bytes, args, inner.stream) }

@@ -1,7 +1,9 @@
-//! A rank: its device, its stream, and its way to the other ranks.
+//! A rank: its device, its streams, and its way to the other ranks.
 mod launch;
+mod streams;
 mod tensors;
 
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,23 +17,42 @@ use crate::error::{Error, Result};
 use crate::kernels::Loaded;
 use crate::memory::Memory;
 use crate::rendezvous::Rendezvous;
-use crate::runtime::{RawStream, Runtime};
+use crate::runtime::{RawEvent, RawStream, Runtime};
 use crate::sms::{DefaultSms, ReservedSms};
+use crate::streams::Streams;
 use crate::transport::local::{LeftBehind, LocalGroupState};
 
 /// One rank of a group: cheap to clone, and what buffers and tensors are made from.
 ///
-/// Every operation of the safe API runs on the rank's own stream, in order.
+/// Every operation of the safe API runs on the rank's own stream, in order. A handle for a further stream is made by
+/// [`Self::on_new_stream`] or [`Self::on_cuda_stream`].
 #[derive(Clone)]
 pub struct Comm {
-    inner: Arc<CommInner>,
+    inner: OnStream,
+}
+
+/// A rank, on one of its streams.
+#[derive(Clone)]
+pub(crate) struct OnStream {
+    shared: Arc<CommInner>,
+    pub stream: RawStream,
+    /// The stream's among the rank's.
+    pub stream_number: u32,
+}
+
+impl Deref for OnStream {
+    type Target = CommInner;
+
+    fn deref(&self) -> &CommInner {
+        &self.shared
+    }
 }
 
 pub(crate) struct CommInner {
     pub rank: u32,
     pub size: u32,
     pub runtime: Arc<Runtime>,
-    pub stream: RawStream,
+    pub streams: Arc<Streams>,
     pub local: Arc<LocalGroupState>,
     default_sms: DefaultSms,
     pub rendezvous: Rendezvous,
@@ -66,12 +87,13 @@ impl Comm {
         // From here on the rank is there, and leaves when it is dropped.
         local.join();
         let runtime = Arc::new(runtime);
-        let memory = Memory::new(Arc::clone(&runtime), stream);
+        let streams = Streams::new(stream);
+        let memory = Memory::new(Arc::clone(&runtime), Arc::clone(&streams));
         let inner = CommInner {
             rank,
             size,
             runtime,
-            stream,
+            streams,
             local,
             default_sms,
             rendezvous,
@@ -80,10 +102,10 @@ impl Comm {
             kernels: Mutex::default(),
             buffers_made: Mutex::default(),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: OnStream { shared: Arc::new(inner), stream, stream_number: 0 } })
     }
 
-    pub(crate) fn inner(&self) -> &CommInner {
+    pub(crate) fn inner(&self) -> &OnStream {
         &self.inner
     }
 
@@ -94,7 +116,7 @@ impl Comm {
 
     /// Whether `other` is the same rank of the same group.
     pub(crate) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.inner, &other.inner)
+        Arc::ptr_eq(&self.inner.shared, &other.inner.shared)
     }
 
     /// This rank.
@@ -138,7 +160,7 @@ impl Comm {
         self.all_gather(&[]).map(|_| ())
     }
 
-    /// Waits until everything enqueued on this rank's stream is done.
+    /// Waits until everything enqueued on this handle's stream is done.
     ///
     /// # Errors
     ///
@@ -150,7 +172,7 @@ impl Comm {
         if inner.runtime.gives_back_freely() { inner.memory.give_back_unused() } else { Ok(()) }
     }
 
-    /// Holds this rank's stream for a while (of virtual time on the simulated GPU): for tests of uneven ranks.
+    /// Holds this handle's stream for a while (of virtual time on the simulated GPU): for tests of uneven ranks.
     ///
     /// # Errors
     ///
@@ -165,7 +187,7 @@ impl Comm {
         unsafe { self.inner.runtime.launch(&delay, 1, 0, &args, self.inner.stream) }
     }
 
-    /// The rank's `CUstream` as a number, for work of the caller's own in the same order; `None` on the simulated GPU.
+    /// The stream of this handle, a `CUstream` as a number, for work of the caller's own in the same order; `None` on the simulated GPU.
     ///
     /// The driver's queue of a stream holds about a thousand launches, and one into a full queue waits with the context locked, so
     /// that no other rank on the GPU can launch what this one waits for. Epoxide's own calls keep at most 112 entries ahead of the
@@ -183,6 +205,11 @@ impl CommInner {
         let mut made = self.buffers_made.lock().unwrap_or_else(PoisonError::into_inner);
         *made += 1;
         self.local.buffer_id(*made)
+    }
+
+    /// Points of all the rank's streams, behind what is on them.
+    pub(crate) fn marks(&self) -> Vec<Result<RawEvent>> {
+        self.streams.all().into_iter().map(|stream| self.runtime.mark(stream)).collect()
     }
 
     /// Reserves SMs for a buffer whose operations have `blocks` blocks. What was reserved stays so if this fails.
@@ -210,7 +237,7 @@ impl Drop for CommInner {
     fn drop(&mut self) {
         self.rendezvous.end();
         let own = LeftBehind {
-            after: vec![self.runtime.mark(self.stream)],
+            after: self.marks(),
             streams: self.runtime.leave_streams(),
             sms: self.sms.get_mut().unwrap_or_else(PoisonError::into_inner).leave(),
             // All of it is unused: a tensor holds its rank.

@@ -9,5 +9,13 @@ pub(crate) struct Mapped {
     pub device: u64,
 }
 
+impl Mapped {
+    /// What lies so many bytes on.
+    pub(crate) fn at(self, bytes: u64) -> Self {
+        // On a simulated GPU the pointer is none, whatever is added to it.
+        Self { host: self.host.wrapping_add(bytes as usize), device: self.device + bytes }
+    }
+}
+
 // SAFETY: an address range; every access to it is made through atomics by its users.
 unsafe impl Send for Mapped {}

@@ -9,6 +9,7 @@ pub(crate) mod sim;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::{Kernel, KernelArg};
@@ -43,6 +44,16 @@ impl RawStream {
 pub(crate) enum RawEvent {
     Sim(epoxide_sim::Event),
     Cuda(cuda::CudaEvent),
+}
+
+impl RawEvent {
+    /// Whether everything before it is done; false where there is no knowing.
+    pub(crate) fn is_reached(&self) -> bool {
+        match self {
+            Self::Sim(event) => event.is_complete(),
+            Self::Cuda(event) => event.is_reached(),
+        }
+    }
 }
 
 /// A rank's share of the SMs of a device that it shares with others; given back on drop.
@@ -175,6 +186,10 @@ fn of_another(argument: &'static str, runtime: &Runtime, value: impl std::fmt::D
 /// The most blocks of a launch in one dimension (CUDA Programming Guide, "Compute Capabilities").
 pub(crate) const MOST_BLOCKS: u32 = i32::MAX as u32;
 
+/// How long a host thread looks at a word without a pause, and its pauses from then on.
+const SPIN: Duration = Duration::from_micros(500);
+const NAP: Duration = Duration::from_micros(20);
+
 impl Runtime {
     forward! {
         /// Largest dynamic shared memory of a block.
@@ -210,6 +225,42 @@ impl Runtime {
                         unsafe { AtomicU64::from_ptr(mapped.host.cast::<u64>().add(index)).load(Ordering::Relaxed) };
                 }
                 Ok(())
+            }
+        }
+    }
+
+    /// Waits on the host until one of `words`, each with what was seen there, holds something else, for at most `patience`, of virtual time on the
+    /// simulated GPU. Returns what is left of it. Does not wait for a stream.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Simulator`], also when the machine halts meanwhile.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::peek_mapped`], of each of the words.
+    pub(crate) unsafe fn wait_mapped(&self, words: &[(Mapped, u64)], patience: Duration) -> Result<Duration> {
+        match self {
+            // SAFETY: the caller's promise.
+            Self::Sim(runtime) => unsafe { runtime.wait_mapped(words, patience) },
+            Self::Cuda(_) => {
+                let began = Instant::now();
+                loop {
+                    for &(word, seen) in words {
+                        let mut now = [0];
+                        // SAFETY: the caller's promise.
+                        unsafe { self.peek_mapped(word, &mut now)? };
+                        if now[0] != seen {
+                            return Ok(patience.saturating_sub(began.elapsed()));
+                        }
+                    }
+                    let waited = began.elapsed();
+                    if waited >= patience {
+                        return Ok(Duration::ZERO);
+                    }
+                    // What comes within microseconds is seen at once; for what does not, a core is left to others.
+                    if waited < SPIN { std::hint::spin_loop() } else { std::thread::sleep(NAP) }
+                }
             }
         }
     }
@@ -318,6 +369,27 @@ impl Runtime {
             On::Sim(runtime, stream) => runtime.is_idle(stream),
             On::Cuda(runtime, stream) => runtime.is_idle(stream),
         })
+    }
+
+    /// Makes a further stream, which synchronises with no other.
+    pub(crate) fn create_stream(&self) -> Result<RawStream> {
+        match self {
+            Self::Sim(runtime) => runtime.create_stream().map(RawStream::Sim),
+            Self::Cuda(runtime) => runtime.create_stream().map(RawStream::Cuda),
+        }
+    }
+
+    /// Takes a `CUstream` of the caller's.
+    ///
+    /// # Safety
+    ///
+    /// On a GPU it is a live one, and lives as long as this rank.
+    pub(crate) unsafe fn adopt_stream(&self, stream: u64) -> Result<RawStream> {
+        match self {
+            Self::Sim(_) => Err(of_another("stream", self, "a CUDA stream")),
+            // SAFETY: the caller's promise.
+            Self::Cuda(runtime) => unsafe { runtime.adopt_stream(stream) }.map(RawStream::Cuda),
+        }
     }
 
     /// Waits until the stream is idle.

@@ -92,6 +92,19 @@ impl SimRuntime {
         Ok(unsafe { self.actor().peek(mapped.device, words) }?)
     }
 
+    /// # Safety
+    ///
+    /// As for [`Runtime::wait_mapped`](super::Runtime::wait_mapped).
+    pub(crate) unsafe fn wait_mapped(&self, words: &[(Mapped, u64)], patience: Duration) -> Result<Duration> {
+        let actor = self.actor();
+        let words: Vec<(u64, u64)> = words.iter().map(|&(word, seen)| (word.device, seen)).collect();
+        let patience = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
+        let until = actor.machine().virtual_ns().saturating_add(patience);
+        // SAFETY: the caller's promise: they stay allocated, and are written as whole words.
+        unsafe { actor.wait_words(&words, until)? };
+        Ok(Duration::from_nanos(until.saturating_sub(actor.machine().virtual_ns())))
+    }
+
     pub(crate) fn create_stream(&self) -> Result<Stream> {
         Ok(self.actor().create_stream())
     }

@@ -15,7 +15,7 @@ use crate::runtime::{Heap, LeftStreams, Mapped, RawEvent, Reservation, Runtime, 
 pub(crate) struct LeftBehind {
     /// What frees it: ranks may be on different devices.
     pub heap: Heap,
-    /// The points of the rank's stream after which the rank itself uses nothing of it any more; an error where there is no
+    /// The points of the rank's streams after which the rank itself uses nothing of it any more; an error where there is no
     /// knowing.
     pub after: Vec<Result<RawEvent>>,
     /// The streams themselves, when the rank is gone.
@@ -23,7 +23,7 @@ pub(crate) struct LeftBehind {
     /// SMs that the rank's work may fill until then.
     pub sms: Option<Reservation>,
     /// Its memory for tensors, none of which is there any more.
-    pub tensors: Option<Pool<Segments>>,
+    pub tensors: Vec<Pool<Segments>>,
     /// Other device memory.
     pub memory: Vec<u64>,
     /// Memory shared with the host.
@@ -38,7 +38,7 @@ impl LeftBehind {
             after: Vec::new(),
             streams: None,
             sms: None,
-            tensors: None,
+            tensors: Vec::new(),
             memory: Vec::new(),
             mapped: Vec::new(),
         }
@@ -62,7 +62,7 @@ impl LeftBehind {
         if let Some(streams) = self.streams {
             streams.destroy_idle();
         }
-        if let Some(mut tensors) = self.tensors {
+        for mut tensors in self.tensors {
             // SAFETY: nobody uses what the rank's tensors had, by the caller's promise.
             let _ = unsafe { tensors.give_back() };
         }

@@ -105,6 +105,7 @@ mod tests {
     use crate::rendezvous::each_rank;
     use crate::runtime::sim::SimRuntime;
     use crate::runtime::{RawStream, Runtime};
+    use crate::streams::Streams;
 
     /// For a user that is no buffer: memory and a rendezvous are all it takes.
     #[test]
@@ -113,7 +114,7 @@ mod tests {
         let windows = each_rank(3, |rank, turn| {
             let runtime = SimRuntime::new(machine.actor(rank).unwrap());
             let stream = RawStream::Sim(runtime.create_stream().unwrap());
-            let memory = Memory::new(Arc::new(Runtime::Sim(runtime)), stream);
+            let memory = Memory::new(Arc::new(Runtime::Sim(runtime)), Streams::new(stream));
             let own = Windows::allocate(&memory, "a test's window", 4096, &[]).unwrap();
             let windows = Windows::share(turn, Ok(own)).unwrap();
             assert_eq!(windows.own(), own);

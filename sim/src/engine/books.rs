@@ -1,7 +1,7 @@
 //! The machine's books: what workers and actors share, and what of it is under the lock.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use super::launch::SM_PARTS;
 use super::queue::{Op, Placing, Queue, Ticket};
 use super::stream::Event;
 use super::thread::context::Seat;
-use super::time::progress::{Quiet, Running, Stillness, Watched};
+use super::time::progress::{Lookout, Quiet, Running, Stillness, Watched};
 use crate::config::MachineConfig;
 use crate::error::SimError;
 use crate::memory::arena::Arena;
@@ -29,6 +29,8 @@ pub(crate) struct Core {
     pub changes: AtomicU64,
     /// Whether workers must drop everything: the machine halted or ends.
     pub stop: AtomicBool,
+    /// Host threads that wait for a word of device memory: a seeded machine looks for them.
+    pub lookouts: AtomicUsize,
     /// A hash over the choices of a seeded schedule.
     pub trace: AtomicU64,
     /// Whether a worker's inbox has mail.
@@ -96,6 +98,7 @@ pub(crate) enum ActorState {
     InSynchronize(u32),
     InEvent(Event),
     InExchange,
+    InLookout(Lookout),
     /// Its actor said that it left, and counts as gone until it is used again.
     Left,
     Gone,
@@ -125,6 +128,7 @@ impl Core {
             clock: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             stop: AtomicBool::new(false),
+            lookouts: AtomicUsize::new(0),
             trace: AtomicU64::new(0),
             mail: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             books: Mutex::new(Books::new(&config, workers)),

@@ -6,7 +6,9 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::machine::Machine;
 use crate::config::Mode;
@@ -15,7 +17,12 @@ use crate::engine::launch::{Grid, Launch};
 use crate::engine::queue::{Op, Queue};
 use crate::engine::stream::Event;
 use crate::engine::stream::Stream;
+use crate::engine::time::progress::Lookout;
 use crate::error::SimError;
+use crate::memory::door::By;
+
+/// How long a host thread that looks at device memory of a fast machine sleeps between two looks.
+const NAP: Duration = Duration::from_micros(50);
 
 /// The host thread of one rank. Dropping it says that this host thread is gone; its queued work still runs.
 pub struct Actor {
@@ -198,6 +205,35 @@ impl Actor {
         running(&self.until_running(books))
     }
 
+    /// Blocks this host thread until one of `words` of device memory, each an address and what was seen there, holds something else, or
+    /// `until`, in ns of virtual time. On a seeded machine this is the way to wait for a kernel that runs on: time stands still while a host
+    /// thread runs.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Machine::peek`], for each of the words, until this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when an address is no multiple of 8 or not inside a live allocation; the error that halted the machine.
+    pub unsafe fn wait_words(&self, words: &[(u64, u64)], until: u64) -> Result<(), SimError> {
+        let core = self.core();
+        for &(at, _) in words {
+            core.arena.check_words(By::Actor { rank: self.rank }, "words", at, 1)?;
+        }
+        let mut books = self.enter();
+        running(&books)?;
+        let lookout = Lookout { words: words.to_vec(), until };
+        if core.is_over(self.rank, &lookout) {
+            return Ok(());
+        }
+        core.lookouts.fetch_add(1, Ordering::AcqRel);
+        self.block(&mut books, ActorState::InLookout(lookout));
+        let books = self.until_running(books);
+        core.lookouts.fetch_sub(1, Ordering::AcqRel);
+        running(&books)
+    }
+
     /// Gives `payload` to the host threads of all ranks and returns theirs, in rank order. Blocks until all have come.
     ///
     /// # Errors
@@ -305,8 +341,14 @@ impl Actor {
     /// Waits until somebody marks this actor as running, and looks at the machine now and then.
     fn until_running<'a>(&'a self, mut books: MutexGuard<'a, Books>) -> MutexGuard<'a, Books> {
         let core = self.core();
+        let fast = matches!(core.config.mode, Mode::Fast { .. });
         while !matches!(books.actors[self.rank as usize], ActorState::Running) {
-            books = core.host.wait_timeout(books, core.tick()).unwrap_or_else(PoisonError::into_inner).0;
+            let looks = fast && matches!(books.actors[self.rank as usize], ActorState::InLookout(_));
+            let nap = if looks { NAP } else { core.tick() };
+            books = core.host.wait_timeout(books, nap).unwrap_or_else(PoisonError::into_inner).0;
+            if looks {
+                core.end_lookouts(&mut books);
+            }
             if let Some(complaint) = core.look(&mut books) {
                 drop(books);
                 eprintln!("{complaint}");

@@ -131,7 +131,7 @@ impl Scheduler<'_> {
                 }
                 continue;
             };
-            if self.burst(chosen) {
+            if self.burst(chosen) || self.ends_lookouts() {
                 return;
             }
             if self.random.one_in(8) {
@@ -223,6 +223,11 @@ impl Scheduler<'_> {
         // The lock is released before `grid` is dropped, whose closure may own the machine's last handle.
         core.finish_block(&mut core.lock(), 0, &grid);
         true
+    }
+
+    /// Lets host threads go on whose word has changed; true when there were any, before whom nothing steps.
+    fn ends_lookouts(&self) -> bool {
+        self.core.lookouts.load(Ordering::Acquire) != 0 && self.core.end_lookouts(&mut self.core.lock())
     }
 
     /// Nothing is ready: lets a late copy happen, or everyone look again, or time jump. True when the outer loop must look

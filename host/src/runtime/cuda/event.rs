@@ -3,7 +3,7 @@ use std::fmt;
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys;
+use cudarc::driver::sys::{self, CUresult};
 
 use super::context::PrimaryContext;
 use super::driver::{Handle, check};
@@ -37,6 +37,12 @@ impl CudaEvent {
     /// The driver's handle, alive as long as this clone.
     pub(super) fn handle(&self) -> sys::CUevent {
         self.0.handle.0
+    }
+
+    /// Whether everything before it is done; false also when the device failed.
+    pub(crate) fn is_reached(&self) -> bool {
+        // SAFETY: a live event: it is destroyed with its last clone.
+        self.bind().is_ok() && unsafe { sys::cuEventQuery(self.handle()) } == CUresult::CUDA_SUCCESS
     }
 
     /// Makes the event's own context current: it may be of another GPU than the rank that waits for it.

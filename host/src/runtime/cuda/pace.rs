@@ -1,11 +1,11 @@
-//! How far a rank's host thread may run ahead of its stream.
+//! How far a rank's host thread may run ahead of its streams, each for itself.
 //!
 //! The driver's queue of a stream holds about a thousand launches, and a launch into a full one waits inside the driver, with
 //! the context locked: no other rank of the process can launch meanwhile, and if the stream waits for one of them, none ever
 //! will. So a rank waits for its own stream before its queue can be full, outside the driver's lock, where its peers go on. Kernels
 //! that callers launch through `Comm::launch` are counted as ours are. What they launch on the stream by other ways is not: the bound
 //! leaves them seven such launches for each of ours.
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
 use super::event::CudaEvent;
@@ -16,9 +16,9 @@ const STRIDE: u32 = 16;
 /// Marks that may lie ahead of the stream: the queue holds at most `STRIDE * (MARKS + 1)` entries, and their marks.
 const MARKS: usize = 6;
 
-/// What a rank has enqueued since its stream was last known to have come by.
+/// What a rank has enqueued on each stream since that was last known to have come by.
 #[derive(Debug, Default)]
-pub(super) struct Pace(Mutex<Ahead<CudaEvent>>);
+pub(super) struct Pace(Mutex<HashMap<u64, Ahead<CudaEvent>>>);
 
 #[derive(Debug)]
 struct Ahead<M> {
@@ -50,13 +50,13 @@ impl<M> Ahead<M> {
 }
 
 impl Pace {
-    /// Counts an entry; the mark to wait for before it is enqueued, if any. `mark` enqueues one.
+    /// Counts an entry of `stream`; the mark to wait for before it is enqueued, if any. `mark` enqueues one there.
     ///
     /// # Errors
     ///
     /// That of `mark`.
-    pub(super) fn count(&self, mark: impl FnOnce() -> Result<CudaEvent>) -> Result<Option<CudaEvent>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).count(mark)
+    pub(super) fn count(&self, stream: u64, mark: impl FnOnce() -> Result<CudaEvent>) -> Result<Option<CudaEvent>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(stream).or_default().count(mark)
     }
 }
 

@@ -27,7 +27,7 @@ impl CudaRuntime {
         Ok(stream)
     }
 
-    /// Takes a stream of the caller's for this rank; it is not destroyed with the rank.
+    /// Takes a stream of the caller's for this rank; it is not destroyed with the rank. One that the rank has already stays as it is.
     ///
     /// # Errors
     ///
@@ -37,6 +37,9 @@ impl CudaRuntime {
     ///
     /// `stream` is a live `CUstream`, and lives as long as this rank.
     pub(crate) unsafe fn adopt_stream(&self, stream: u64) -> Result<u64> {
+        if self.streams.has(stream) {
+            return Ok(stream);
+        }
         let claim = self.device.claim_stream()?;
         self.bind()?;
         let mut context = ptr::null_mut();
@@ -154,7 +157,7 @@ impl CudaRuntime {
     /// [`Error::Cuda`].
     pub(super) fn pace(&self, stream: u64) -> Result<()> {
         // Not under the lock: another thread of the rank may count on.
-        let oldest = self.pace.count(|| self.mark(stream))?;
+        let oldest = self.pace.count(stream, || self.mark(stream))?;
         oldest.map_or(Ok(()), |mark| self.synchronize_event(&mark))
     }
 }

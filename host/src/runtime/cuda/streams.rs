@@ -30,6 +30,11 @@ impl Streams {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream)
     }
 
+    /// Whether it is one of them.
+    pub(super) fn has(&self, stream: u64) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&stream)
+    }
+
     /// How many there are.
     pub(super) fn count(&self) -> u32 {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len() as u32

@@ -50,6 +50,14 @@ impl Stillness {
     }
 }
 
+/// What a host thread waits for that looks at device memory.
+pub(crate) struct Lookout {
+    /// Words, by address, and what they were.
+    pub words: Vec<(u64, u64)>,
+    /// When it goes on anyhow, in ns of virtual time.
+    pub until: u64,
+}
+
 /// A kernel some of whose blocks have started.
 pub(crate) struct Running {
     pub kernel: &'static str,

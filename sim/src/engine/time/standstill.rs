@@ -41,14 +41,19 @@ impl Core {
         if books.halt.is_some() || books.shutdown || busy || books.quiet.iter().any(|quiet| quiet.is_moving(changes)) {
             return;
         }
+        if self.end_lookouts(books) {
+            return;
+        }
         let at_work = |quiet: &&Quiet| quiet.has_blocks;
         let all_blocked = books.all_blocked();
         let mut next = books.quiet.iter().filter(at_work).map(|quiet| quiet.wake).fold(None, earlier);
         if all_blocked {
             next = books.quiet.iter().filter(at_work).map(|quiet| quiet.deadline).fold(next, earlier);
+            next = earlier(next, books.first_lookout());
         }
         if let Some(time) = next {
             self.clock.fetch_max(time, Ordering::Relaxed);
+            self.end_lookouts(books);
             self.changed();
             self.work.notify_all();
             return;
