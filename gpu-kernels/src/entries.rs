@@ -47,6 +47,42 @@ pub fn dispatch_brought(args: DispatchArgs) {
     dispatch::run::<Brought, Compact>(&args);
 }
 
+/// [`dispatch_copied`] where there may be too little room; see [`crate::dispatch::bound`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_copied_bounded(args: DispatchArgs) {
+    dispatch::run::<Copied, Compact<true>>(&args);
+}
+
+/// [`dispatch_quantized`] where there may be too little room; see [`crate::dispatch::bound`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_quantized_bounded(args: DispatchArgs) {
+    dispatch::run::<Quantized, Compact<true>>(&args);
+}
+
+/// [`dispatch_brought`] where there may be too little room; see [`crate::dispatch::bound`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_brought_bounded(args: DispatchArgs) {
+    dispatch::run::<Brought, Compact<true>>(&args);
+}
+
+/// [`dispatch_copied_by_expert`] where there may be too little room, and into slabs; see [`crate::dispatch::bound`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_copied_by_expert_bounded(args: DispatchArgs) {
+    dispatch::run::<Copied, ByExpert<true>>(&args);
+}
+
+/// [`dispatch_quantized_by_expert`] where there may be too little room, and into slabs; see [`crate::dispatch::bound`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_quantized_by_expert_bounded(args: DispatchArgs) {
+    dispatch::run::<Quantized, ByExpert<true>>(&args);
+}
+
+/// [`dispatch_brought_by_expert`] where there may be too little room, and into slabs; see [`crate::dispatch::bound`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_brought_by_expert_bounded(args: DispatchArgs) {
+    dispatch::run::<Brought, ByExpert<true>>(&args);
+}
+
 /// Dispatches rows as they are by an old routing; see [`crate::dispatch::again`].
 #[kernel(threads = 512, blocks_per_sm = 2, cooperative)]
 pub fn dispatch_again_copied(args: DispatchAgainArgs) {
@@ -91,6 +127,12 @@ const _: () = assert!(
         && dispatch_quantized_by_expert.threads() == layout::THREADS
         && dispatch_brought_by_expert.threads() == layout::THREADS
         && dispatch_brought.threads() == layout::THREADS
+        && dispatch_copied_bounded.threads() == layout::THREADS
+        && dispatch_quantized_bounded.threads() == layout::THREADS
+        && dispatch_brought_bounded.threads() == layout::THREADS
+        && dispatch_copied_by_expert_bounded.threads() == layout::THREADS
+        && dispatch_quantized_by_expert_bounded.threads() == layout::THREADS
+        && dispatch_brought_by_expert_bounded.threads() == layout::THREADS
         && dispatch_again_copied.threads() == layout::THREADS
         && dispatch_again_quantized.threads() == layout::THREADS
         && dispatch_again_brought.threads() == layout::THREADS

@@ -5,8 +5,9 @@ use epoxide_kernels::dispatch::DispatchArgs;
 use epoxide_kernels::dispatch::again::DispatchAgainArgs;
 use epoxide_kernels::entries::{
     dispatch_again_brought, dispatch_again_copied, dispatch_again_quantized, dispatch_brought,
-    dispatch_brought_by_expert, dispatch_copied, dispatch_copied_by_expert, dispatch_quantized,
-    dispatch_quantized_by_expert,
+    dispatch_brought_bounded, dispatch_brought_by_expert, dispatch_brought_by_expert_bounded, dispatch_copied,
+    dispatch_copied_bounded, dispatch_copied_by_expert, dispatch_copied_by_expert_bounded, dispatch_quantized,
+    dispatch_quantized_bounded, dispatch_quantized_by_expert, dispatch_quantized_by_expert_bounded,
 };
 use epoxide_kernels::row::RowArgs;
 use epoxide_kernels::shape::Shape;
@@ -210,8 +211,26 @@ const COPIED_BY_EXPERT: RowKernels = RowKernels { dispatch: &dispatch_copied_by_
 const QUANTIZED_BY_EXPERT: RowKernels = RowKernels { dispatch: &dispatch_quantized_by_expert, ..QUANTIZED };
 const BROUGHT_BY_EXPERT: RowKernels = RowKernels { dispatch: &dispatch_brought_by_expert, ..BROUGHT };
 
+const COPIED_BOUNDED: RowKernels = RowKernels { dispatch: &dispatch_copied_bounded, ..COPIED };
+const QUANTIZED_BOUNDED: RowKernels = RowKernels { dispatch: &dispatch_quantized_bounded, ..QUANTIZED };
+const BROUGHT_BOUNDED: RowKernels = RowKernels { dispatch: &dispatch_brought_bounded, ..BROUGHT };
+const COPIED_BY_EXPERT_BOUNDED: RowKernels = RowKernels { dispatch: &dispatch_copied_by_expert_bounded, ..COPIED };
+const QUANTIZED_BY_EXPERT_BOUNDED: RowKernels =
+    RowKernels { dispatch: &dispatch_quantized_by_expert_bounded, ..QUANTIZED };
+const BROUGHT_BY_EXPERT_BOUNDED: RowKernels = RowKernels { dispatch: &dispatch_brought_by_expert_bounded, ..BROUGHT };
+
 /// All kernels that a buffer of this shape may launch: its rows come in these forms.
 pub(crate) fn row_kernels(shape: &Shape) -> &'static [RowKernels] {
+    if shape.is_bounded() {
+        return match (shape.format, shape.layout) {
+            (WireFormat::Bf16, Layout::Compact) => &[COPIED_BOUNDED],
+            (WireFormat::Fp8, Layout::Compact) => &[QUANTIZED_BOUNDED, BROUGHT_BOUNDED],
+            (_, Layout::Compact) => &[BROUGHT_BOUNDED],
+            (WireFormat::Bf16, _) => &[COPIED_BY_EXPERT_BOUNDED],
+            (WireFormat::Fp8, _) => &[QUANTIZED_BY_EXPERT_BOUNDED, BROUGHT_BY_EXPERT_BOUNDED],
+            _ => &[BROUGHT_BY_EXPERT_BOUNDED],
+        };
+    }
     match (shape.format, shape.layout) {
         (WireFormat::Bf16, Layout::Compact) => &[COPIED],
         (WireFormat::Fp8, Layout::Compact) => &[QUANTIZED, BROUGHT],

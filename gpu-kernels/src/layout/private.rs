@@ -31,8 +31,10 @@ pub struct PrivateLayout {
     /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination.
     pub send_row: Span,
     /// u32 `[slots][1 + ranks + local experts]`: rows received: in all, by source, by local expert; where rows lie by expert, each slot's has
-    /// `[local experts + 1]` more: where each expert's begin, and the end.
+    /// `[local experts + 1]` more: where each expert's begin, and the end; where there is a bound, what [`crate::dispatch::bound`] says.
     pub recv_counts: Span,
+    /// u64 `[4]`: the first dispatch that did not fit, of those that nobody was told of; only where there is a bound.
+    pub overflow: Span,
     /// Its bytes.
     pub bytes: u64,
 }
@@ -66,12 +68,13 @@ impl PrivateLayout {
             send_rank: at.span("handle: ranks", selections, 4)?,
             send_row: at.span("handle: rows", selections, 4)?,
             recv_counts: at.span("received counts", slots.checked_mul(counts.into())?, 4)?,
+            overflow: at.span("dispatch that did not fit", if shape.is_bounded() { 4 } else { 0 }, 8)?,
             bytes: at.bytes()?,
         })
     }
 
     /// All regions, in order.
-    pub fn spans(&self) -> [Span; 13] {
+    pub fn spans(&self) -> [Span; 14] {
         let Self {
             bases,
             epoch,
@@ -86,6 +89,7 @@ impl PrivateLayout {
             send_rank,
             send_row,
             recv_counts,
+            overflow,
             bytes: _,
         } = *self;
         [
@@ -102,6 +106,7 @@ impl PrivateLayout {
             send_rank,
             send_row,
             recv_counts,
+            overflow,
         ]
     }
 }

@@ -3,7 +3,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::span::{Cursor, Span};
-use crate::shape::{Layout, Shape};
+use crate::shape::Shape;
 
 macro_rules! received_row {
     ($($(#[$doc:meta])* $part:ident: $element:ty, $name:literal, $slots:ident, |$shape:ident| $bytes:expr;)*) => {
@@ -75,10 +75,7 @@ received_row! {
     /// u64 `[slots][rows]`: source rank in the upper half, token in the lower.
     source: u64, "received sources", of_routing, |_shape| 8;
     /// u32 `[slots][rows]`: the next row of the same token here; see [`crate::dispatch::link`]. Only where rows are of one selection.
-    link: u32, "received links", of_routing, |shape| match shape.layout {
-        Layout::Compact => 0,
-        Layout::ExpertContiguous { .. } => 4,
-    };
+    link: u32, "received links", of_routing, |shape| if shape.layout.is_by_expert() { 4 } else { 0 };
 }
 
 impl Shape {
@@ -102,7 +99,7 @@ impl Shape {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::WireFormat;
+    use crate::shape::{Layout, WireFormat};
 
     #[test]
     fn a_contiguous_row_holds_its_parts_side_by_side() {

@@ -2,7 +2,7 @@
 use super::Sizes;
 use super::received::{PARTS, ReceivedSpans};
 use super::span::{Cursor, Span};
-use crate::shape::{Layout, Shape};
+use crate::shape::Shape;
 
 /// The regions of every rank's symmetric window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +39,8 @@ impl WindowLayout {
     pub fn of(sizes: &Sizes) -> Option<Self> {
         let shape = &sizes.shape;
         let ranks = u64::from(shape.ranks);
-        let summed = match shape.layout {
-            Layout::Compact => 0,
-            Layout::ExpertContiguous { .. } => Shape::worst_tokens(shape.ranks, shape.max_tokens),
-        };
+        let by_expert = shape.layout.is_by_expert();
+        let summed = if by_expert { Shape::worst_tokens(shape.ranks, shape.max_tokens) } else { 0 };
         let mut at = Cursor::after(0);
         Some(Self {
             abort: at.span("abort word", 1, 8)?,

@@ -7,10 +7,11 @@ use crate::words::CountMatrix;
 
 /// By source rank, then token.
 #[derive(Clone, Copy, Debug)]
-pub struct Compact;
+pub struct Compact<const BOUNDED: bool = false>;
 
-impl Order for Compact {
+impl<const BOUNDED: bool> Order for Compact<BOUNDED> {
     const BY_EXPERT: bool = false;
+    const BOUNDED: bool = BOUNDED;
 
     #[inline(always)]
     fn wait(counts: &CountMatrix, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome {
@@ -19,12 +20,17 @@ impl Order for Compact {
 
     #[inline(always)]
     fn bases(counted: &Counted, found: &Found) {
-        let &Counted { counts, window, number, .. } = counted;
+        let &Counted { counts, window, number, bound, .. } = counted;
         let peer = thread::index();
         if peer < window.peers {
             // After the rows of all lower ranks.
-            let base = sum(window.me.0, |source| counts.count(window, number, Peer(source), peer));
+            let count = |source| counts.count(window, number, Peer(source), peer);
+            let base = sum(window.me.0, count);
             found.bases.store_weak(peer, base);
+            if BOUNDED && base + sum(window.peers - window.me.0, |source| count(window.me.0 + source)) > bound.capacity
+            {
+                found.over.fetch_min_relaxed(0, peer);
+            }
         }
         block::sync();
     }

@@ -9,6 +9,7 @@ pub use owned::Owned;
 
 use epoxide_dsl::prelude::*;
 
+use crate::dispatch::bound::Bound;
 use crate::placement::Placement;
 use crate::words::CountMatrix;
 
@@ -18,6 +19,8 @@ use crate::words::CountMatrix;
 pub trait Order {
     /// Whether a row is of one selection, so that rows are numbered for each expert; else for each rank.
     const BY_EXPERT: bool;
+    /// Whether there may be more rows than room, so that somebody looks.
+    const BOUNDED: bool;
 
     /// Waits until the counts are here that rows follow from. Block-collective, uniform.
     ///
@@ -50,6 +53,8 @@ pub struct Counted {
     pub placement: Placement,
     /// Rows to whose multiples an expert's rows are padded.
     pub alignment: u32,
+    /// What there is room for, where that may be too little.
+    pub bound: Bound,
 }
 
 /// Where a block keeps what it found.
@@ -61,6 +66,9 @@ pub struct Found {
     pub totals: Shared<u32>,
     /// What is known of this rank's experts; only where rows lie by expert.
     pub owned: Owned,
+    /// `[1]`: the first rank, or where each expert has its room, expert, for whose rows there is none; `u32::MAX` where there is none such, as
+    /// it is before. Only where there is a bound.
+    pub over: Shared<u32>,
 }
 
 /// Numbers rows among those of this warp with the same key, in the order of the lanes; `key` is that of this lane's row, if it has one.

@@ -20,6 +20,7 @@ use crate::comm::Comm;
 use crate::config::{BytesNeeded, Config, Layouts, bytes_needed};
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::overflow::Overflows;
 use crate::runtime::Mapped;
 use crate::transport::local::number;
 use crate::transport::windows::Windows;
@@ -43,6 +44,7 @@ pub struct ElasticBuffer {
     pub(crate) operations: u64,
     pub(crate) state: State,
     pub(crate) routings: Routings,
+    pub(crate) overflows: Overflows,
     /// The expert output region was lent back after the last combine.
     pub(crate) lent_early: bool,
     /// Rows that the current dispatch brought, once the host has read their number.
@@ -97,8 +99,15 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// The fault, as [`Self::check`] does; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    /// The fault, as [`Self::check`] does; [`Error::CapacityExceeded`] of a dispatch, and of a combine or a replay behind it, which is no
+    /// fault: it is told once, the first one of several dispatches first; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     pub fn synchronize(&mut self) -> Result<()> {
+        self.wait()?;
+        self.untold_overflow()
+    }
+
+    /// [`Self::synchronize`] for one who asks of a dispatch itself whether its rows came.
+    pub(crate) fn wait(&mut self) -> Result<()> {
         self.comm.synchronize()?;
         self.check()
     }

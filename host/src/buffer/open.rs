@@ -9,8 +9,9 @@ use epoxide_kernels::words::UNUSED_EVEN;
 use super::ElasticBuffer;
 use super::state::{Routings, State};
 use crate::comm::{Comm, CommInner};
-use crate::config::{Config, Layout, Layouts, dispatch_shared};
+use crate::config::{Config, Layouts, dispatch_shared};
 use crate::error::{Error, Result};
+use crate::overflow::Overflows;
 use crate::rendezvous::{agree, meet};
 use crate::rows::row_kernels;
 use crate::runtime::Mapped;
@@ -33,6 +34,7 @@ impl ElasticBuffer {
         // The same on every rank from here on, and so are the numbers of buffers.
         let id = inner.next_buffer_id();
         let layouts = config.layouts(comm.size(), blocks)?;
+        config.check_worst_case(&layouts)?;
         let mut part = LeftBehind::of(&inner.runtime);
         let made = allocate(inner, &layouts, blocks, &mut part);
         // Every rank learns whether all could allocate before anyone relies on it.
@@ -74,6 +76,7 @@ impl ElasticBuffer {
             operations: 0,
             state: State::Idle { combined: None },
             routings: Routings::new(layouts.shape.routing_slots),
+            overflows: Overflows::new(layouts.shape.routing_slots),
             lent_early: false,
             received_rows: None,
             outputs: None,
@@ -129,10 +132,11 @@ fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBe
         runtime.prepare(kernels.dispatch, shared.bytes(&layouts.shape))?;
         runtime.prepare(kernels.again, shared.bytes(&layouts.shape))?;
     }
-    match layouts.shape.layout {
-        Layout::ExpertContiguous { .. } => runtime.prepare(&combine_by_expert, 0)?,
-        _ => runtime.prepare(&combine, 0)?,
-    };
+    if layouts.shape.layout.is_by_expert() {
+        runtime.prepare(&combine_by_expert, 0)?;
+    } else {
+        runtime.prepare(&combine, 0)?;
+    }
     runtime.prepare(&lend, 0)?;
     let (shared_regions, own_regions): (Vec<_>, Vec<_>) = layouts.regions().into_iter().partition(|r| r.symmetric);
     let window = Windows::allocate(&inner.memory, "the symmetric window", layouts.window.bytes, &shared_regions)?;

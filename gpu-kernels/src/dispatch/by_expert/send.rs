@@ -6,6 +6,7 @@ use super::super::args::{Chunk, DispatchArgs};
 use super::super::count::Place;
 use super::super::send::{Selected, memory_of_warp, send_scales};
 use super::link;
+use crate::order::Order;
 use crate::row::Row;
 
 /// Where a lane's selection sends its row.
@@ -28,11 +29,7 @@ impl Target {
         let (lane, peer) = (warp::lane(), selected.peer());
         let mut row = 0;
         if peer.is_some() {
-            let Place { warp, number } = Place::from_word(selected.place);
-            let expert = selected.index as u32;
-            let base = Shared::<u32>::dynamic(a.shared.bases).load_weak(expert);
-            row =
-                base + Shared::<u32>::dynamic(a.shared.places).load_weak(warp * a.placement.experts + expert) + number;
+            row = place(a, selected);
             a.handle_rows(token).store_weak(lane, row);
         }
         let same = warp::match_any(warp::ALL, selected.rank as u32);
@@ -46,9 +43,30 @@ impl Target {
     }
 }
 
+/// The row of a selection where it is received. Per thread.
+#[inline(always)]
+fn place(a: &DispatchArgs, selected: Selected) -> u32 {
+    let Place { warp, number } = Place::from_word(selected.place);
+    let expert = selected.index as u32;
+    let base = Shared::<u32>::dynamic(a.shared.bases).load_weak(expert);
+    base + Shared::<u32>::dynamic(a.shared.places).load_weak(warp * a.placement.experts + expert) + number
+}
+
+/// The selection, or none if its expert's slab is full before it: then the handle has none either. Per thread.
+#[inline(always)]
+fn keep(a: &DispatchArgs, token: u32, selected: Selected) -> Selected {
+    let Some(peer) = selected.peer() else { return selected };
+    let local = selected.index as u32 - a.placement.first(peer.0);
+    if place(a, selected) < (local + 1) * a.bound.capacity {
+        return selected;
+    }
+    a.handle_ranks(token).store_weak(warp::lane(), -1);
+    Selected { rank: -1, ..selected }
+}
+
 /// Sends this block's rows, a warp per token.
 #[inline(always)]
-pub(in super::super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
+pub(in super::super) fn send<R: Row, O: Order>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
     if warp::index() >= a.shared.copy_warps {
         return;
     }
@@ -57,7 +75,10 @@ pub(in super::super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &Bulk
     let mut token = chunk.start + warp::index();
     let mut next = Selected::load(a, token, chunk.end);
     while token < chunk.end {
-        let selected = next;
+        let mut selected = next;
+        if O::BOUNDED && a.bound.drops != 0 {
+            selected = keep(a, token, selected);
+        }
         let target = Target::new(a, token, selected);
         let stored = warp::ballot(warp::ALL, target.stored);
         let following = token + a.shared.copy_warps;
