@@ -74,7 +74,7 @@ fn slabs_are_bitwise_the_reference_and_one_row_too_many_is_an_error() {
     let device = Device::from_env();
     let bounds = Bounds { ranks: 1..=8, experts: 1..=64, top_k: 16, hidden: 256, tokens: 24 };
     let test = "slabs_are_bitwise_the_reference_and_one_row_too_many_is_an_error";
-    replay::law(module_path!(), test, 16, (bounds.cases(device), any::<bool>()), |(case, zeroed)| {
+    replay::law(module_path!(), test, 10, (bounds.cases(device), any::<bool>()), |(case, zeroed)| {
         let mut worlds = worlds(&case, 2);
         worlds.push(worlds[0].clone());
         let most = selections(&worlds[0]).into_iter().max().unwrap_or(0);
@@ -134,7 +134,7 @@ fn the_last_selections_of_an_expert_are_dropped_and_counted() {
     let bounds = Bounds { ranks: 1..=8, experts: 1..=64, top_k: 16, hidden: 256, tokens: 24 };
     let test = "the_last_selections_of_an_expert_are_dropped_and_counted";
     let cases = (bounds.cases(device), 0..=100u32);
-    replay::law(module_path!(), test, 24, cases, |(case, percent)| {
+    replay::law(module_path!(), test, 16, cases, |(case, percent)| {
         let worlds = worlds(&case, 3);
         let most = selections(&worlds[0]).into_iter().max().unwrap_or(0);
         let capacity = (most * percent / 100).max(1);

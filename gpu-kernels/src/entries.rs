@@ -47,37 +47,37 @@ pub fn dispatch_brought(args: DispatchArgs) {
     dispatch::run::<Brought, Compact>(&args);
 }
 
-/// [`dispatch_copied`] where there may be too little room; see [`crate::dispatch::bound`].
+/// [`dispatch_copied`] where there may be too little room; see [`crate::bound`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_copied_bounded(args: DispatchArgs) {
     dispatch::run::<Copied, Compact<true>>(&args);
 }
 
-/// [`dispatch_quantized`] where there may be too little room; see [`crate::dispatch::bound`].
+/// [`dispatch_quantized`] where there may be too little room; see [`crate::bound`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_quantized_bounded(args: DispatchArgs) {
     dispatch::run::<Quantized, Compact<true>>(&args);
 }
 
-/// [`dispatch_brought`] where there may be too little room; see [`crate::dispatch::bound`].
+/// [`dispatch_brought`] where there may be too little room; see [`crate::bound`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_brought_bounded(args: DispatchArgs) {
     dispatch::run::<Brought, Compact<true>>(&args);
 }
 
-/// [`dispatch_copied_by_expert`] where there may be too little room, and into slabs; see [`crate::dispatch::bound`].
+/// [`dispatch_copied_by_expert`] where there may be too little room, and into slabs; see [`crate::bound`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_copied_by_expert_bounded(args: DispatchArgs) {
     dispatch::run::<Copied, ByExpert<true>>(&args);
 }
 
-/// [`dispatch_quantized_by_expert`] where there may be too little room, and into slabs; see [`crate::dispatch::bound`].
+/// [`dispatch_quantized_by_expert`] where there may be too little room, and into slabs; see [`crate::bound`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_quantized_by_expert_bounded(args: DispatchArgs) {
     dispatch::run::<Quantized, ByExpert<true>>(&args);
 }
 
-/// [`dispatch_brought_by_expert`] where there may be too little room, and into slabs; see [`crate::dispatch::bound`].
+/// [`dispatch_brought_by_expert`] where there may be too little room, and into slabs; see [`crate::bound`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_brought_by_expert_bounded(args: DispatchArgs) {
     dispatch::run::<Brought, ByExpert<true>>(&args);

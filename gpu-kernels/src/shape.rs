@@ -172,10 +172,10 @@ impl Shape {
         matches!(self.layout, Layout::Slab { .. }) || self.rows < self.worst_rows()
     }
     /// Counts that a rank with so many experts receives: rows in all, by source, by local expert; where rows lie by expert, where each
-    /// expert's begin, and the end; where there is a bound, what became of it ([`crate::dispatch::bound`]).
+    /// expert's begin, and the end; where there is a bound, what became of it ([`crate::bound`]).
     pub const fn received_counts(&self, local_experts: u32) -> u32 {
         let offsets = if self.layout.is_by_expert() { local_experts + 1 } else { 0 };
-        let bound = if self.is_bounded() { crate::dispatch::bound::WORDS } else { 0 };
+        let bound = if self.is_bounded() { crate::bound::WORDS } else { 0 };
         1 + self.ranks + local_experts + offsets + bound
     }
     /// What a place is counted for: ranks, or experts where a row is of one selection.

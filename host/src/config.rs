@@ -5,7 +5,7 @@ use std::time::Duration;
 use epoxide_kernels::layout::Span;
 use epoxide_kernels::shape::Shape;
 use epoxide_plan::layouts::checked;
-use epoxide_plan::{LayerSizes, RowLayout, Workload};
+use epoxide_plan::{Capacity, LayerSizes, RowLayout, Workload};
 
 pub use epoxide_kernels::shape::{Layout, Overflow, WireFormat};
 pub use epoxide_plan::RegionBytes;
@@ -90,8 +90,8 @@ impl Config {
         Self::new(experts, top_k, hidden, tokens)
     }
 
-    /// The configuration of a buffer for what was planned, with that plan's SMs. It has room for the worst case, and its rows lie by source
-    /// where the plan has them in slabs, which there are not yet.
+    /// The configuration of a buffer for what was planned, with that plan's SMs and its capacity. Slabs of the worst case, whose size depends on
+    /// the ranks, are the caller's to size ([`Layout::Slab`]): for such a workload rows lie by source.
     ///
     /// ```
     /// use epoxide::plan::{Hardware, Topology, LayerSizes, Workload, plan};
@@ -104,12 +104,18 @@ impl Config {
     /// # Ok::<(), epoxide::Error>(())
     /// ```
     pub fn for_workload(workload: &Workload, num_sms: u32) -> Self {
-        let &Workload { experts, top_k, hidden, tokens, format, layout, .. } = workload;
-        let layout = match layout {
-            RowLayout::Expand { alignment } => Layout::ExpertContiguous { alignment },
-            _ => Layout::Compact,
+        let &Workload { experts, top_k, hidden, tokens, format, layout, capacity, .. } = workload;
+        let rows = match capacity {
+            Capacity::Rows(rows) => Some(rows),
+            _ => None,
         };
-        Self::new(experts, top_k, hidden, tokens).with_format(format).with_layout(layout).with_num_sms(num_sms)
+        let (layout, capacity) = match (layout, rows) {
+            (RowLayout::Expand { alignment }, _) => (Layout::ExpertContiguous { alignment }, rows),
+            (RowLayout::Slab, Some(rows)) => (Layout::Slab { capacity: u32::try_from(rows).unwrap_or(u32::MAX) }, None),
+            _ => (Layout::Compact, rows),
+        };
+        let config = Self::new(experts, top_k, hidden, tokens).with_format(format).with_layout(layout);
+        Self { capacity, ..config.with_num_sms(num_sms) }
     }
 
     /// Sets how rows travel in dispatch.

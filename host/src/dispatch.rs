@@ -212,7 +212,7 @@ impl ElasticBuffer {
                 alignment: alignment(shape),
                 zero_padding: self.config.zero_padding.into(),
                 half: GridCounters { words: Global::from_raw(self.private_span(p.half)) },
-                bound: self.bound(slot),
+                bound: self.bound(),
             }
         };
         let inner = self.comm.inner();

@@ -1,5 +1,5 @@
 //! What a dispatch brought: where it lies on the device, and how much.
-use epoxide_kernels::dispatch::bound::WORDS;
+use epoxide_kernels::bound::WORDS;
 
 use crate::buffer::{Dispatched, ElasticBuffer};
 use crate::error::Result;

@@ -1,7 +1,7 @@
 //! What a dispatch takes, and the part of it that is a block's or a warp's.
 use epoxide_dsl::prelude::*;
 
-use super::bound::Bound;
+use crate::bound::Bound;
 use crate::layout::{DispatchShared, RecvRegions, WARPS};
 use crate::order::{Found, Owned};
 use crate::placement::Placement;
@@ -54,7 +54,7 @@ pub struct DispatchArgs {
     /// u32 `[tokens][top_k]`: written: the row there. On the way, its place among the rows of this rank that one warp counts.
     pub send_row: Global<u32>,
     /// u32 `[1 + ranks + local experts]`: written: rows received, in all, by source rank, by local expert; where rows lie by expert, `[local
-    /// experts + 1]` behind them: where each expert's begin, and the end; where there is a bound, then what [`super::bound`] says.
+    /// experts + 1]` behind them: where each expert's begin, and the end; where there is a bound, then what [`crate::bound`] says.
     pub recv_counts: Global<u32>,
     /// Which rank owns which expert.
     pub placement: Placement,

@@ -2,7 +2,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::{DispatchArgs, Now};
-use super::{bound, by_expert};
+use super::{by_expert, fit};
 use crate::layout::THREADS;
 use crate::order::Order;
 use crate::sum::sum;
@@ -29,14 +29,14 @@ pub(super) fn finish<O: Order>(
         };
         complete = arrived.is_ok();
     }
-    let came = complete && !(O::BOUNDED && bound::is_exceeded(a));
+    let came = complete && !(O::BOUNDED && fit::is_exceeded(a));
     if O::BY_EXPERT {
         by_expert::write_counts::<O>(a, now, came);
     } else {
         write_counts(a, now, came);
     }
     if O::BOUNDED {
-        bound::tell::<O>(a, now, complete, came);
+        fit::tell::<O>(a, now, complete, came);
     }
     if thread::index() == 0 {
         a.routing.store_weak(0, if complete { now.dispatch } else { 0 });

@@ -40,16 +40,16 @@
 //! Where rows lie by expert (`by_expert`), all blocks read the selections by expert before the first row is written, and nobody reads the tokens by
 //! rank; `landed` is posted by the last block through the kernel's first half, and acquired by all blocks.
 //!
-//! Where there may be too little room ([`bound`]), all blocks of all ranks see that in the same counts, and send nothing.
+//! Where there may be too little room (`fit`), all blocks of all ranks see that in the same counts, and send nothing.
 //!
 //! `count` counts, tells and places; `send` moves rows; `finish` closes the operation. [`again`] is the same without the first. How a row is made is a [`Row`], and in which order
 //! rows lie an [`Order`]: a kernel is an instance for one of each.
 pub mod again;
 mod args;
-pub mod bound;
 mod by_expert;
 mod count;
 mod finish;
+mod fit;
 mod send;
 
 pub use args::{DispatchArgs, index};
@@ -94,8 +94,8 @@ fn attempt<R: Row, O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) ->
     count::place_behind_earlier_blocks::<O>(a);
     let acquired = agree::<O>(a, watch, now)?;
     count::base_rows::<O>(a, now);
-    if O::BOUNDED && bound::is_exceeded(a) {
-        bound::route_nothing::<O>(a, chunk);
+    if O::BOUNDED && fit::is_exceeded(a) {
+        fit::route_nothing::<O>(a, chunk);
         return Ok(());
     }
     // The free edges order the owners' reads with this block's bulk stores.

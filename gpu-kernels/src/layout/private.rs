@@ -31,9 +31,9 @@ pub struct PrivateLayout {
     /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination.
     pub send_row: Span,
     /// u32 `[slots][1 + ranks + local experts]`: rows received: in all, by source, by local expert; where rows lie by expert, each slot's has
-    /// `[local experts + 1]` more: where each expert's begin, and the end; where there is a bound, what [`crate::dispatch::bound`] says.
+    /// `[local experts + 1]` more: where each expert's begin, and the end; where there is a bound, what [`crate::bound`] says.
     pub recv_counts: Span,
-    /// u64 `[4]`: the first dispatch that did not fit, of those that nobody was told of; only where there is a bound.
+    /// u64 `[3]`: the first dispatch that did not fit, of those that nobody was told of; only where there is a bound.
     pub overflow: Span,
     /// Its bytes.
     pub bytes: u64,
@@ -68,7 +68,7 @@ impl PrivateLayout {
             send_rank: at.span("handle: ranks", selections, 4)?,
             send_row: at.span("handle: rows", selections, 4)?,
             recv_counts: at.span("received counts", slots.checked_mul(counts.into())?, 4)?,
-            overflow: at.span("dispatch that did not fit", if shape.is_bounded() { 4 } else { 0 }, 8)?,
+            overflow: at.span("dispatch that did not fit", if shape.is_bounded() { 3 } else { 0 }, 8)?,
             bytes: at.bytes()?,
         })
     }

@@ -9,7 +9,7 @@ pub use owned::Owned;
 
 use epoxide_dsl::prelude::*;
 
-use crate::dispatch::bound::Bound;
+use crate::bound::Bound;
 use crate::placement::Placement;
 use crate::words::CountMatrix;
 

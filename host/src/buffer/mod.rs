@@ -1,6 +1,7 @@
 //! The buffer: a rank's window, what it knows of its peers' windows, and the state of its operations.
 mod close;
 mod open;
+mod overflows;
 mod state;
 
 use std::cell::Cell;
@@ -13,6 +14,7 @@ use epoxide_dsl::window::{Peer, Region, Window};
 use epoxide_kernels::layout::{DispatchShared, Span};
 use epoxide_kernels::words::{EntryWords, Flags, Kind, Operation};
 
+pub(crate) use self::overflows::Overflows;
 pub use self::state::Dispatched;
 pub(crate) use self::state::{Routings, State};
 
@@ -20,7 +22,6 @@ use crate::comm::Comm;
 use crate::config::{BytesNeeded, Config, Layouts, bytes_needed};
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::overflow::Overflows;
 use crate::runtime::Mapped;
 use crate::transport::local::number;
 use crate::transport::windows::Windows;

@@ -7,11 +7,11 @@ use epoxide_kernels::layout::DispatchShared;
 use epoxide_kernels::words::UNUSED_EVEN;
 
 use super::ElasticBuffer;
+use super::overflows::Overflows;
 use super::state::{Routings, State};
 use crate::comm::{Comm, CommInner};
 use crate::config::{Config, Layouts, dispatch_shared};
 use crate::error::{Error, Result};
-use crate::overflow::Overflows;
 use crate::rendezvous::{agree, meet};
 use crate::rows::row_kernels;
 use crate::runtime::Mapped;

@@ -116,18 +116,13 @@ impl Routings {
         }
     }
 
-    /// The operation whose routing lies in `slot`.
-    pub(crate) fn made_by(&self, slot: u32) -> Option<u64> {
-        self.made_by.get(slot as usize).copied().flatten()
-    }
-
     /// Checks that the routing of `handle` lies in its slot of the buffer with this id.
     ///
     /// # Errors
     ///
     /// [`Error::StaleHandle`].
     pub(crate) fn check(&self, buffer: u64, handle: &Dispatched) -> Result<()> {
-        let there = self.made_by(handle.slot);
+        let there = self.made_by.get(handle.slot as usize).copied().flatten();
         if handle.buffer == buffer && there == Some(handle.routing) {
             return Ok(());
         }

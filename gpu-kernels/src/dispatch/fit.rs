@@ -1,4 +1,4 @@
-//! A bound: what a dispatch does where it may bring more rows than there is room for.
+//! Whether a dispatch fits, and what it does if not, where it may bring more rows than there is room for ([`crate::bound`]).
 //!
 //! # Protocol
 //!
@@ -15,60 +15,11 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::{Chunk, DispatchArgs, Now};
+use crate::bound::{WORDS, word};
 use crate::layout::THREADS;
 use crate::order::Order;
 use crate::placement::quotient;
 use crate::sum::sum;
-
-/// What there is room for.
-#[derive(Clone, Copy, Debug, KernelArg)]
-#[repr(C)]
-pub struct Bound {
-    /// `[4]`: the first dispatch that did not fit, of those that nobody was told of: its `operation`, 0 if there is none; rank and expert;
-    /// wanted rows and slot; its epoch.
-    pub overflow: Global<u64>,
-    /// What the host calls the dispatch; not 0.
-    pub operation: u64,
-    /// Rows of a rank; of an expert where each has a slab.
-    pub capacity: u32,
-    /// 1 where each expert has a slab.
-    pub slabs: u32,
-    /// 1 where selections that do not fit are dropped.
-    pub drops: u32,
-    /// The routing slot.
-    pub slot: u32,
-}
-
-/// Words behind a slot's received counts: see [`word`].
-pub const WORDS: u32 = 8;
-
-/// Which word behind a slot's received counts says what.
-pub mod word {
-    /// 1 if the dispatch did not fit and moved nothing; then the next ones say more.
-    pub const EXCEEDED: u32 = 0;
-    /// The lowest rank that has too little room.
-    pub const RANK: u32 = 1;
-    /// The lowest expert of it that has too little, where each has a slab, or `u32::MAX`.
-    pub const EXPERT: u32 = 2;
-    /// How many rows it was to get.
-    pub const WANTED: u32 = 3;
-    /// The low half of the dispatch's epoch.
-    pub const EPOCH_LOW: u32 = 4;
-    /// The high half.
-    pub const EPOCH_HIGH: u32 = 5;
-    /// Selections of this rank's experts that were dropped.
-    pub const DROPPED: u32 = 6;
-    /// Selections of all experts that were dropped.
-    pub const DROPPED_IN_ALL: u32 = 7;
-}
-
-impl Bound {
-    /// How many of `count` rows behind `before` others an expert keeps.
-    #[inline(always)]
-    pub fn kept(&self, before: u32, count: u32) -> u32 {
-        (before + count).min(self.capacity) - before.min(self.capacity)
-    }
-}
 
 /// Whether the dispatch does not fit, once bases are found. Block-uniform.
 #[inline(always)]
@@ -133,9 +84,8 @@ pub(super) fn tell<O: Order>(a: &DispatchArgs, now: Now, complete: bool, came: b
     let filed = a.bound.overflow;
     if exceeded && warp::lane() == 0 && filed.load_weak(0) == 0 {
         filed.store_weak(1, u64::from(rank) << 32 | u64::from(expert));
-        filed.store_weak(2, u64::from(wanted) << 32 | u64::from(a.bound.slot));
-        filed.store_weak(3, now.epoch);
-        filed.store_weak(0, a.bound.operation);
+        filed.store_weak(2, u64::from(wanted));
+        filed.store_weak(0, now.epoch);
     }
 }
 
