@@ -153,7 +153,7 @@ impl Config {
     /// // Rows as they come if experts are chosen evenly, and half as many again.
     /// let bounded = config.clone().with_capacity(8 * 4096 * 3 / 2);
     /// let [worst, bounded] = [config, bounded].map(|config| bytes_needed(&config, 8, 16).map(|bytes| bytes.total() >> 20));
-    /// assert_eq!((worst?, bounded?), (7729, 1808));
+    /// assert_eq!((worst?, bounded?), (7729, 1793));
     /// # Ok::<(), epoxide::Error>(())
     /// ```
     #[must_use]

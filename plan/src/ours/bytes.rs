@@ -111,8 +111,7 @@ mod tests {
                     let slabs = bounded[0].clone().with_layout(RowLayout::Slab);
                     for workload in [workload, by_expert, slabs].into_iter().chain(bounded) {
                         let worst = workload.worst_case_rows(ranks).unwrap();
-                        let linked = workload.layout != RowLayout::Compact && workload.capacity == Capacity::WorstCase;
-                        if linked && worst > MAX_LINKED_ROWS {
+                        if worst > MAX_LINKED_ROWS && workload.layout != RowLayout::Compact {
                             continue;
                         }
                         let [mut exact, projected] = both(ranks, &workload, num_sms);
