@@ -7,7 +7,6 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 use epoxide::WireFormat;
 use epoxide::plan::Protocol;
 
-use crate::buffer_layout::BufferLayout;
 use crate::draw::{DrawArg, Straggler};
 use crate::option_values::with_negative_numbers;
 use crate::swept::Sweep;
@@ -74,11 +73,14 @@ pub(crate) struct BytesArgs {
     #[command(flatten)]
     pub shape: Shape,
     /// How rows lie where they are received
-    #[arg(long, value_enum, default_value_t = BufferLayout::Compact)]
-    pub layout: BufferLayout,
+    #[arg(long, value_enum, default_value_t = Layout::Compact)]
+    pub layout: Layout,
     /// Rows to which an expert's rows are padded, with `--layout expand` [default: 1]
     #[arg(long, value_name = "ROWS")]
     pub alignment: Option<u32>,
+    /// Rows that a rank has room for, in slabs each expert [default: all that can be sent]
+    #[arg(long, value_name = "ROWS")]
+    pub capacity: Option<u64>,
     /// SMs of an operation
     #[arg(long, default_value_t = 16)]
     pub num_sms: u32,
@@ -139,7 +141,7 @@ pub(crate) struct PlanArgs {
     /// Rows to which an expert's rows are padded, with `--layout expand`
     #[arg(long, default_value_t = 1, help_heading = "Workload")]
     pub alignment: u32,
-    /// Rows that a rank can receive [default: as many as can be sent, so that none is ever too many]
+    /// Rows that a rank can receive, in slabs each expert [default: as many as can be sent, so that none is ever too many]
     #[arg(long, value_name = "ROWS", help_heading = "Workload")]
     pub capacity: Option<u64>,
     /// Groups of experts of which a token uses a few
@@ -231,7 +233,7 @@ pub(crate) enum Layout {
     /// One row per token and expert, contiguous by expert, which the receiver makes
     #[value(alias = "expert-contiguous")]
     Expand,
-    /// One row per token and expert, which cross the link each
+    /// One row per token and expert, in a slab of --capacity rows for each expert
     Slab,
 }
 

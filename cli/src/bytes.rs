@@ -2,16 +2,25 @@
 use epoxide::plan::Gpu;
 use epoxide::{Config, Error, Layout, bytes_needed};
 
-use crate::args::BytesArgs;
-use crate::buffer_layout::check_alignment;
+use crate::args::{self, BytesArgs};
+use crate::buffer_layout::{BufferLayout, check_alignment};
 
 /// Prints what a buffer takes.
 pub(crate) fn run(args: &BytesArgs) -> anyhow::Result<String> {
     let shape = &args.shape;
-    let layout = args.layout.layout(args.alignment);
-    check_alignment(args.alignment, layout != Layout::Compact).map_err(|error| anyhow::anyhow!(error))?;
+    let (layout, capacity) = match args.layout {
+        args::Layout::Compact => (BufferLayout::Compact.layout(args.alignment), args.capacity),
+        args::Layout::Expand => (BufferLayout::Expand.layout(args.alignment), args.capacity),
+        args::Layout::Slab => {
+            let all = u64::from(args.ranks) * u64::from(shape.tokens);
+            (Layout::Slab { capacity: u32::try_from(args.capacity.unwrap_or(all)).unwrap_or(u32::MAX) }, None)
+        }
+    };
+    let expands = matches!(layout, Layout::ExpertContiguous { .. });
+    check_alignment(args.alignment, expands).map_err(|error| anyhow::anyhow!(error))?;
     let config = Config::new(shape.experts, shape.top_k, shape.hidden, shape.tokens).with_format(shape.format.into());
-    let config = config.with_layout(layout);
+    let mut config = config.with_layout(layout);
+    config.capacity = capacity;
     let bytes = bytes_needed(&config, args.ranks, args.num_sms).map_err(|error| match error {
         // What the library calls otherwise.
         Error::InvalidArgument { argument: "max_tokens_per_rank" | "rows", .. } => {
@@ -44,6 +53,15 @@ mod tests {
         let text = run(&by_expert).expect("a valid shape").text;
         let rows = (8 * 128 * 8 + 32 * 127) / 128 * 128 * 14336;
         assert!(text.contains(&rows.to_string()) && text.contains("sums of expert outputs"), "{text}");
+        // Bounds: rows of a rank, or of each of its 32 experts.
+        let rows = |bounds: &[&str], rows: u64| {
+            let text = run(&[&["epoxide", "bytes", "--tokens", "128"], bounds].concat()).expect("a valid shape").text;
+            assert!(text.contains(&format!(" {}\n", rows * 14336)), "{text}");
+        };
+        rows(&["--capacity", "300"], 300);
+        rows(&["--layout", "expand", "--capacity", "2000"], 2000);
+        rows(&["--layout", "slab", "--capacity", "50"], 32 * 50);
+        rows(&["--layout", "slab"], 32 * 8 * 128);
         let error = run(&["epoxide", "bytes", "--alignment", "8"]).err().expect("nothing is aligned").to_string();
         assert!(error.ends_with("(--layout expand)"), "{error}");
         let error = run(&["epoxide", "bytes", "--top-k", "33"]).err().expect("33 > 32");

@@ -118,9 +118,10 @@ fn no_option_is_ignored() {
 
     let effective = |flag: &str| match flag {
         "--num-sms" => Some("30".to_owned()),
+        "--capacity" => Some("3000".to_owned()),
         flag => effective(flag),
     };
-    let bases = ["bytes", "bytes --format fp8", "bytes --ranks 64", "bytes --layout expand"];
+    let bases = ["bytes", "bytes --format fp8", "bytes --ranks 64", "bytes --layout expand", "bytes --layout slab"];
     command_line::nothing_is_ignored(&program, &arguments("bytes"), &bases, effective, str::to_owned);
     // What was looked at is printed; where, only an option says. Neither has a part in the other.
     let output = |text: &str| text.lines().filter(|line| !line.contains(" s; all")).collect::<Vec<_>>().join("\n");

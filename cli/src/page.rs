@@ -3,7 +3,7 @@ use std::fmt::Write;
 
 use epoxide::WireFormat;
 use epoxide::plan::simulate::{PhaseReport, Report};
-use epoxide::plan::{Bandwidth, Basis, Capacity, Phase, Plan, Protocol, Resource, Routing, RowLayout, Step, number};
+use epoxide::plan::{Bandwidth, Basis, Phase, Plan, Protocol, Resource, Routing, RowLayout, Step, number};
 
 use crate::planned::Planned;
 use crate::request::Request;
@@ -68,7 +68,7 @@ pub(crate) fn workload(request: &Request) -> String {
     let layout = match w.layout {
         RowLayout::Compact => String::new(),
         RowLayout::Expand { alignment } => format!(", expanded rows padded to {alignment}"),
-        _ => ", a row per token and expert on the link".into(),
+        _ => ", a slab of rows for each expert".into(),
     };
     let imbalance = if w.imbalance > 1.0 {
         format!(", busiest rank {} times the mean", number(w.imbalance))
@@ -133,17 +133,10 @@ fn unbuilt(request: &Request) -> String {
     if request.topology.domains() > 1 {
         parts.push("several NVLink domains");
     }
-    if request.workload.layout == RowLayout::Slab {
-        parts.push("slabs");
-    }
-    if request.workload.capacity != Capacity::WorstCase {
-        parts.push("a bounded capacity");
-    }
     if parts.is_empty() {
         parts.push("so many ranks");
     }
-    let verb = if parts == ["a bounded capacity"] { "is" } else { "are" };
-    format!("{} {verb} designed, not built yet", parts.join(" and "))
+    format!("{} are designed, not built yet", parts.join(" and "))
 }
 
 fn phase(name: &str, phase: &Phase) -> String {

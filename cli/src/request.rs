@@ -46,11 +46,17 @@ impl Request {
         options.many_sms = args.many_sms;
         let (hardware, found) = (machine.hardware.clone(), machine.found.clone());
         let topology = topology(args, machine)?;
-        if let (Some(capacity), Some(most)) = (args.capacity, workload.worst_case_rows(topology.ranks())) {
+        // Of slabs, those of an expert.
+        let most = match layout {
+            RowLayout::Slab => Some(u64::from(topology.ranks()) * u64::from(shape.tokens)),
+            _ => workload.worst_case_rows(topology.ranks()),
+        };
+        let who = if layout == RowLayout::Slab { "an expert" } else { "a rank" };
+        if let (Some(capacity), Some(most)) = (args.capacity, most) {
             // The planner takes it for the worst case, as a library may; from a person it is a mistake.
             anyhow::ensure!(
                 capacity <= most,
-                "capacity = {capacity}: a rank never receives more than {most} rows (--capacity); without it none is too many"
+                "capacity = {capacity}: {who} never receives more than {most} rows (--capacity); without it none is too many"
             );
         }
         Ok(Self { topology, hardware, found, workload, options })

@@ -195,7 +195,7 @@ pub(crate) fn text(sweep: &Points) -> String {
     out += &format!("{}\n", table.lines("  "));
     out += "  GB/s as DeepEP's tables count inside a domain: every received row, the rank's own too\n";
     if sweep.planned().any(|(_, planned)| planned.plan.projection) {
-        out += "  several NVLink domains, more than 64 ranks in one, and buffers that are bounded or of slabs are projections: designed, not built yet\n";
+        out += "  several NVLink domains and more than 64 ranks in one are projections: designed, not built yet\n";
     }
     let name = sweep.over.name();
     for (value, result) in &sweep.points {

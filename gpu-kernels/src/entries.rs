@@ -7,7 +7,7 @@ use crate::dispatch::again::{self, DispatchAgainArgs};
 use crate::dispatch::{self, DispatchArgs};
 use crate::layout;
 use crate::lend::{self, LendArgs};
-use crate::order::{ByExpert, Compact, Observed};
+use crate::order::{ByExpert, Compact};
 use crate::row::{Brought, Copied, Quantized};
 
 /// Dispatches rows as they are; see [`crate::dispatch`].
@@ -47,40 +47,40 @@ pub fn dispatch_brought(args: DispatchArgs) {
     dispatch::run::<Brought, Compact>(&args);
 }
 
-/// Dispatches rows as they are, with observed counts; see [`crate::dispatch`].
+/// Dispatches rows as they are, and its counts are observed; see [`crate::dispatch`].
 #[kernel(threads = 512, blocks_per_sm = 2, cooperative)]
 pub fn dispatch_copied_observed(args: DispatchArgs) {
-    dispatch::run::<Copied, Observed<Compact>>(&args);
+    dispatch::run::<Copied, Compact<true>>(&args);
 }
 
-/// Dispatches rows as they are, to where they lie by expert, with observed counts; see [`crate::dispatch`].
+/// Dispatches rows as they are, to where they lie by expert, and its counts are observed; see [`crate::dispatch`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_copied_by_expert_observed(args: DispatchArgs) {
-    dispatch::run::<Copied, Observed<ByExpert>>(&args);
+    dispatch::run::<Copied, ByExpert<true>>(&args);
 }
 
-/// Dispatches rows quantised to e4m3 with a scale for every 128 elements, with observed counts; see [`crate::dispatch`].
+/// Dispatches rows quantised to e4m3 with a scale for every 128 elements, and its counts are observed; see [`crate::dispatch`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_quantized_observed(args: DispatchArgs) {
-    dispatch::run::<Quantized, Observed<Compact>>(&args);
+    dispatch::run::<Quantized, Compact<true>>(&args);
 }
 
-/// Dispatches rows quantised to e4m3 with a scale for every 128 elements, to where they lie by expert, with observed counts; see [`crate::dispatch`].
+/// Dispatches rows quantised to e4m3 with a scale for every 128 elements, to where they lie by expert, and its counts are observed; see [`crate::dispatch`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_quantized_by_expert_observed(args: DispatchArgs) {
-    dispatch::run::<Quantized, Observed<ByExpert>>(&args);
+    dispatch::run::<Quantized, ByExpert<true>>(&args);
 }
 
-/// Dispatches rows that the caller has made, with their scales, with observed counts; see [`crate::dispatch`].
+/// Dispatches rows that the caller has made, with their scales, and its counts are observed; see [`crate::dispatch`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_brought_observed(args: DispatchArgs) {
-    dispatch::run::<Brought, Observed<Compact>>(&args);
+    dispatch::run::<Brought, Compact<true>>(&args);
 }
 
-/// Dispatches rows that the caller has made, with their scales, to where they lie by expert, with observed counts; see [`crate::dispatch`].
+/// Dispatches rows that the caller has made, with their scales, to where they lie by expert, and its counts are observed; see [`crate::dispatch`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_brought_by_expert_observed(args: DispatchArgs) {
-    dispatch::run::<Brought, Observed<ByExpert>>(&args);
+    dispatch::run::<Brought, ByExpert<true>>(&args);
 }
 
 /// Dispatches rows as they are by an old routing; see [`crate::dispatch::again`].

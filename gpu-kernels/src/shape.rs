@@ -14,6 +14,8 @@ pub const MAX_HIDDEN: u32 = 1 << 20;
 pub const MAX_TOKENS: u32 = (1 << 24) - 1;
 /// Most blocks of an operation.
 pub const MAX_BLOCKS: u32 = 1024;
+/// Most rows of a rank: 32 bits count them.
+pub const MAX_ROWS: u64 = u32::MAX as u64;
 /// Largest multiple to which an expert's rows are padded.
 pub const MAX_ALIGNMENT: u32 = 1024;
 /// Most bytes of an opaque row: those of the longest row in BF16.
@@ -53,6 +55,30 @@ pub enum Layout {
         /// Rows to whose multiples an expert's rows are padded: 1 to [`MAX_ALIGNMENT`].
         alignment: u32,
     },
+    /// One row for each selection, in a slab for each expert: the rows of a rank's expert number `e` begin at `e * capacity`, by source
+    /// rank, then token. What lies behind them in the slab pads.
+    Slab {
+        /// Rows of a slab: at least 1.
+        capacity: u32,
+    },
+}
+
+impl Layout {
+    /// Whether a row is of one selection, and rows lie by expert.
+    pub const fn is_by_expert(self) -> bool {
+        matches!(self, Self::ExpertContiguous { .. } | Self::Slab { .. })
+    }
+}
+
+/// What becomes of rows for which there is no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Overflow {
+    /// The dispatch moves no row, and every rank is told the same.
+    #[default]
+    Error,
+    /// An expert's last selections are dropped, by source rank, then token; they are counted, and add nothing in combine.
+    Drop,
 }
 
 /// The numbers that the layout follows from.
@@ -68,7 +94,7 @@ pub struct Shape {
     pub hidden: u32,
     /// Most tokens that a rank dispatches at once.
     pub max_tokens: u32,
-    /// Most rows that a rank receives: those of the worst case, [`Self::worst_rows`], since dispatch does not look whether there is room.
+    /// Rows that a rank has room for: those of the worst case, [`Self::worst_rows`], or fewer, and then it is [bounded](Self::is_bounded).
     pub rows: u64,
     /// Blocks of a dispatch or combine.
     pub blocks: u32,
@@ -108,30 +134,26 @@ impl Shape {
     /// Words from one received row's selections (or gate weights) to the next's: a multiple of 16 bytes where a row has those of a token,
     /// 1 where it is of one selection.
     pub const fn top_k_stride(&self) -> u32 {
-        match self.layout {
-            Layout::Compact => self.top_k.next_multiple_of(4),
-            Layout::ExpertContiguous { .. } => 1,
-        }
+        if self.layout.is_by_expert() { 1 } else { self.top_k.next_multiple_of(4) }
     }
     /// Tokens that a rank may hear of at once: every one of every rank.
     pub const fn worst_tokens(ranks: u32, max_tokens: u32) -> u64 {
         ranks as u64 * max_tokens as u64
     }
     /// The rows of the worst case: one for every token of every rank; or one for each of as many selections as a token can have on one rank,
-    /// and what pads the rows of every expert but for one whole.
+    /// and what pads the rows of every expert but for one whole. Of slabs, what they hold.
     pub const fn worst_rows(&self) -> u64 {
-        let tokens = Self::worst_tokens(self.ranks, self.max_tokens);
+        // Nothing overflows: of a shape that is not checked yet the numbers may be any.
+        let experts = match self.experts.checked_div(self.ranks) {
+            Some(all) => all + !self.experts.is_multiple_of(self.ranks) as u32,
+            None => 0,
+        };
         match self.layout {
-            Layout::Compact => tokens,
-            // Nothing overflows: of a shape that is not checked yet the numbers may be any.
+            Layout::Compact => Self::worst_tokens(self.ranks, self.max_tokens),
+            Layout::Slab { capacity } => experts as u64 * capacity as u64,
             Layout::ExpertContiguous { alignment } => {
-                let experts = match self.experts.checked_div(self.ranks) {
-                    Some(all) => all + !self.experts.is_multiple_of(self.ranks) as u32,
-                    None => 0,
-                };
-                let of_token = if self.top_k < experts { self.top_k } else { experts };
                 let padding = experts as u64 * (alignment.saturating_sub(1)) as u64;
-                let rows = tokens.saturating_mul(of_token as u64).saturating_add(padding);
+                let rows = self.worst_selections(experts).saturating_add(padding);
                 // Every expert's rows are a multiple, so all are.
                 match rows.checked_div(alignment as u64) {
                     Some(multiples) => multiples * alignment as u64,
@@ -140,21 +162,30 @@ impl Shape {
             }
         }
     }
+    /// Most selections of so many experts of one rank.
+    const fn worst_selections(&self, experts: u32) -> u64 {
+        let of_token = if self.top_k < experts { self.top_k } else { experts };
+        Self::worst_tokens(self.ranks, self.max_tokens).saturating_mul(of_token as u64)
+    }
+    /// Whether more rows may be sent to a rank, or an expert, than there is room for.
+    pub const fn is_bounded(&self) -> bool {
+        matches!(self.layout, Layout::Slab { .. }) || self.rows < self.worst_rows()
+    }
     /// Counts that a rank with so many experts receives: rows in all, by source, by local expert; where rows lie by expert, where each
-    /// expert's begin, and the end.
+    /// expert's begin, and the end; where there is a bound, what became of it ([`crate::bound`]).
     pub const fn received_counts(&self, local_experts: u32) -> u32 {
-        let offsets = match self.layout {
-            Layout::Compact => 0,
-            Layout::ExpertContiguous { .. } => local_experts + 1,
-        };
+        let bound = if self.is_bounded() { crate::bound::WORDS } else { 0 };
+        self.told_counts(local_experts) + bound
+    }
+
+    /// Those of them that are known before the rows have landed.
+    pub const fn told_counts(&self, local_experts: u32) -> u32 {
+        let offsets = if self.layout.is_by_expert() { local_experts + 1 } else { 0 };
         1 + self.ranks + local_experts + offsets
     }
     /// What a place is counted for: ranks, or experts where a row is of one selection.
     pub const fn keys(&self) -> u32 {
-        match self.layout {
-            Layout::Compact => self.ranks,
-            Layout::ExpertContiguous { .. } => self.experts,
-        }
+        if self.layout.is_by_expert() { self.experts } else { self.ranks }
     }
     /// Which rank owns which expert.
     pub const fn placement(&self) -> Placement {
@@ -212,8 +243,23 @@ impl Shape {
                 return broken("alignment", alignment, Rule::Alignment);
             }
         }
-        if self.rows < self.worst_rows() || self.rows > u32::MAX as u64 {
+        if let Layout::Slab { capacity } = self.layout
+            && (capacity == 0 || self.rows > MAX_ROWS || self.rows != self.worst_rows())
+        {
+            return broken("capacity", capacity, Rule::Slab { experts: self.max_local_experts() });
+        }
+        // Counts of what is sent are 32 bits wide too, whatever there is room for.
+        let most = match self.layout {
+            Layout::Compact => self.worst_rows(),
+            Layout::ExpertContiguous { .. } => self.worst_rows(),
+            Layout::Slab { .. } => self.worst_selections(self.max_local_experts()),
+        };
+        if most > u32::MAX as u64 {
             return broken("max_tokens_per_rank", self.max_tokens, Rule::Rows);
+        }
+        if self.rows == 0 || self.rows > self.worst_rows() || self.rows > MAX_ROWS {
+            let rows = if self.rows < u32::MAX as u64 { self.rows as u32 } else { u32::MAX };
+            return broken("capacity", rows, Rule::Capacity { worst: self.worst_rows() });
         }
         if self.blocks == 0 || self.blocks > MAX_BLOCKS {
             return broken("num_sms", self.blocks, Rule::Blocks);
@@ -267,8 +313,18 @@ pub enum Rule {
     ScaleWords,
     /// 1 to [`MAX_TOKENS`].
     Tokens,
-    /// At least those of the worst case, and such as 32 bits count.
+    /// Of the worst case there are such as 32 bits count.
     Rows,
+    /// At least 1, and no more than are linked or can come.
+    Capacity {
+        /// Rows of the worst case.
+        worst: u64,
+    },
+    /// At least 1, and all slabs of a rank together at most [`MAX_ROWS`].
+    Slab {
+        /// Most experts of a rank.
+        experts: u32,
+    },
     /// 1 to [`MAX_BLOCKS`].
     Blocks,
     /// 1 to [`MAX_ALIGNMENT`].
@@ -296,7 +352,17 @@ impl core::fmt::Display for Rule {
             }
             Self::ScaleWords => write!(f, "an opaque row has 0 to {MAX_SCALE_WORDS} words of scales"),
             Self::Tokens => write!(f, "1 to {MAX_TOKENS} tokens"),
-            Self::Rows => write!(f, "there is room for the rows of the worst case, and 32 bits count them"),
+            Self::Rows => write!(f, "32 bits count the rows of the worst case"),
+            Self::Capacity { worst } => {
+                let most = if *worst < MAX_ROWS { *worst } else { MAX_ROWS };
+                write!(f, "a rank has room for 1 to {most} rows")
+            }
+            Self::Slab { experts } => {
+                write!(
+                    f,
+                    "an expert's slab has at least 1 row, and those of a rank's {experts} experts at most {MAX_ROWS}"
+                )
+            }
             Self::Blocks => write!(f, "an operation has 1 to {MAX_BLOCKS} blocks"),
             Self::Alignment => write!(f, "an expert's rows are padded to a multiple of 1 to {MAX_ALIGNMENT}"),
             Self::RoutingSlots => write!(f, "a buffer has 1 to {MAX_ROUTING_SLOTS} routing slots"),

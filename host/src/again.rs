@@ -5,7 +5,6 @@ use epoxide_kernels::dispatch::again::DispatchAgainArgs;
 use epoxide_kernels::words::{Flags, Kind};
 
 use crate::buffer::{Dispatched, ElasticBuffer};
-use crate::config::Layout;
 use crate::error::{Error, Result};
 use crate::rows::{RawRows, Rows};
 
@@ -95,7 +94,7 @@ impl ElasticBuffer {
     /// As [`Self::dispatch_again_raw`].
     unsafe fn enqueue_again(&mut self, handle: &Dispatched, rows: &RawRows) -> Result<Dispatched> {
         rows.check(&self.layouts.shape)?;
-        if self.config.zero_padding && matches!(self.config.layout, Layout::ExpertContiguous { .. }) {
+        if self.config.zero_padding && self.config.layout.is_by_expert() {
             let rule =
                 "a replay writes no padding, where other rows may have lain meanwhile: dispatch, or do not ask for it";
             return Err(Error::argument("zero_padding", true, rule));
@@ -129,6 +128,7 @@ impl ElasticBuffer {
         // the slot has the routing of the handle's dispatch, of as many tokens, as just checked; the grid and shared memory are those of
         // the layouts.
         unsafe { inner.runtime.launch(kernel, self.blocks, shared_bytes, &args, inner.stream)? };
+        self.overflows.went_by(slot);
         let operation = self.dispatched(slot)?;
         Ok(Dispatched { buffer: self.id(), operation, routing, slot, tokens })
     }

@@ -5,7 +5,6 @@ use epoxide_kernels::combine::{CombineArgs, CombineByExpertArgs, UNKNOWN_OUTPUTS
 use epoxide_kernels::entries::{combine, combine_by_expert, lend};
 use epoxide_kernels::layout::Span;
 use epoxide_kernels::lend::LendArgs;
-use epoxide_kernels::shape::Layout;
 use epoxide_kernels::words::{BlockFlags, Kind};
 use half::bf16;
 
@@ -181,7 +180,7 @@ impl ElasticBuffer {
         let outputs = self.check_rows(rows.len() as u64)?;
         // Waits, and finds a fault: behind one peers may still be reading the region.
         let received = match self.received_rows {
-            Some(received) => self.synchronize().map(|()| received)?,
+            Some(received) => self.settle().map(|()| received)?,
             None => self.recv_counts(handle)?.rows.into(),
         };
         if outputs != received {
@@ -301,14 +300,14 @@ impl ElasticBuffer {
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape on every
         // rank; the grid is that of the layouts, and the handle is the one whose routing the private memory holds.
         unsafe {
-            match shape.layout {
-                Layout::ExpertContiguous { .. } => {
-                    let args = self.by_expert(args, handle.slot);
-                    inner.runtime.launch(&combine_by_expert, self.blocks, 0, &args, inner.stream)?;
-                }
-                _ => inner.runtime.launch(&combine, self.blocks, 0, &args, inner.stream)?,
+            if shape.layout.is_by_expert() {
+                let args = self.by_expert(args, handle.slot);
+                inner.runtime.launch(&combine_by_expert, self.blocks, 0, &args, inner.stream)?;
+            } else {
+                inner.runtime.launch(&combine, self.blocks, 0, &args, inner.stream)?;
             }
         }
+        self.overflows.went_by(handle.slot);
         self.operations += 1;
         self.state = State::Idle { combined: Some(handle.operation) };
         self.lent_early = false;

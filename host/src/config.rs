@@ -5,9 +5,9 @@ use std::time::Duration;
 use epoxide_kernels::layout::Span;
 use epoxide_kernels::shape::Shape;
 use epoxide_plan::layouts::checked;
-use epoxide_plan::{LayerSizes, RowLayout, Workload};
+use epoxide_plan::{Capacity, LayerSizes, RowLayout, Workload};
 
-pub use epoxide_kernels::shape::{Layout, WireFormat};
+pub use epoxide_kernels::shape::{Layout, Overflow, WireFormat};
 pub use epoxide_plan::RegionBytes;
 pub(crate) use epoxide_plan::layouts::{Layouts, dispatch_shared};
 
@@ -29,6 +29,10 @@ pub struct Config {
     pub format: WireFormat,
     /// How rows lie where they are received.
     pub layout: Layout,
+    /// Rows that a rank has room for: see [`Self::with_capacity`].
+    pub capacity: Option<u64>,
+    /// What becomes of rows for which there is no room: see [`Self::with_overflow`].
+    pub overflow: Overflow,
     /// See [`Self::with_zero_padding`].
     pub zero_padding: bool,
     /// Blocks of an operation, one on each SM; 0 takes [`Comm::default_num_sms`](crate::Comm::default_num_sms): what the planner says
@@ -48,6 +52,9 @@ pub struct Config {
     pub expert_statistics: bool,
 }
 
+/// Bytes of a window beyond which the worst case of rows by expert is no default.
+const MOST_UNASKED_BYTES: u64 = 16 << 30;
+
 /// The longest timeout.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
@@ -64,6 +71,8 @@ impl Config {
             max_tokens_per_rank,
             format: WireFormat::Bf16,
             layout: Layout::Compact,
+            capacity: None,
+            overflow: Overflow::Error,
             zero_padding: false,
             num_sms: 0,
             timeout: Duration::from_secs(30),
@@ -87,8 +96,8 @@ impl Config {
         Self::new(experts, top_k, hidden, tokens)
     }
 
-    /// The configuration of a buffer for what was planned, with that plan's SMs. It has room for the worst case, and its rows lie by source
-    /// where the plan has them in slabs, which there are not yet.
+    /// The configuration of a buffer for what was planned, with that plan's SMs and its capacity. Slabs of the worst case, whose size depends on
+    /// the ranks, are the caller's to size ([`Layout::Slab`]): for such a workload rows lie by source.
     ///
     /// ```
     /// use epoxide::plan::{Hardware, Topology, LayerSizes, Workload, plan};
@@ -101,12 +110,18 @@ impl Config {
     /// # Ok::<(), epoxide::Error>(())
     /// ```
     pub fn for_workload(workload: &Workload, num_sms: u32) -> Self {
-        let &Workload { experts, top_k, hidden, tokens, format, layout, .. } = workload;
-        let layout = match layout {
-            RowLayout::Expand { alignment } => Layout::ExpertContiguous { alignment },
-            _ => Layout::Compact,
+        let &Workload { experts, top_k, hidden, tokens, format, layout, capacity, .. } = workload;
+        let rows = match capacity {
+            Capacity::Rows(rows) => Some(rows),
+            _ => None,
         };
-        Self::new(experts, top_k, hidden, tokens).with_format(format).with_layout(layout).with_num_sms(num_sms)
+        let (layout, capacity) = match (layout, rows) {
+            (RowLayout::Expand { alignment }, _) => (Layout::ExpertContiguous { alignment }, rows),
+            (RowLayout::Slab, Some(rows)) => (Layout::Slab { capacity: u32::try_from(rows).unwrap_or(u32::MAX) }, None),
+            _ => (Layout::Compact, rows),
+        };
+        let config = Self::new(experts, top_k, hidden, tokens).with_format(format).with_layout(layout);
+        Self { capacity, ..config.with_num_sms(num_sms) }
     }
 
     /// Sets how rows travel in dispatch.
@@ -119,10 +134,47 @@ impl Config {
     /// Sets how rows lie where they are received.
     ///
     /// [`Layout::ExpertContiguous`] is what a grouped GEMM reads: a row for every selection, and every expert's rows from a multiple of the
-    /// alignment on. It needs room for the worst case, up to `top_k` times that of [`Layout::Compact`]: see [`bytes_needed`].
+    /// alignment on. Its worst case is up to `top_k` times that of [`Layout::Compact`], gigabytes where tokens are many ([`bytes_needed`]):
+    /// [`Self::with_capacity`] bounds it. [`Layout::Slab`] has a slab of fixed size for each expert, which is its bound.
     #[must_use]
     pub fn with_layout(mut self, layout: Layout) -> Self {
         self.layout = layout;
+        self
+    }
+
+    /// Bounds the rows that a rank has room for, so that the buffer takes less memory: in [`Layout::Compact`] one for each token and rank, in
+    /// [`Layout::ExpertContiguous`] one for each selection, with what pads the rows of each expert. The worst case is room for all that can
+    /// come, which is the default, and all that a larger bound means; [`Layout::Slab`] has its own bound.
+    ///
+    /// A dispatch that brings some rank more moves no row, on any rank: all get the same [`Error::CapacityExceeded`] from the next call that
+    /// waits for it ([`ElasticBuffer::synchronize`](crate::ElasticBuffer::synchronize) and those that read what was received). A combine
+    /// behind it, which may be enqueued already, gives rows of +0. The buffer goes on to work.
+    ///
+    /// Where the worst case in [`Layout::ExpertContiguous`] is a window of more than 16 GiB, a bound must be named; `u64::MAX` is the
+    /// worst case.
+    ///
+    /// ```
+    /// use epoxide::{Config, Layout, bytes_needed};
+    /// let config = Config::new(256, 8, 7168, 4096).with_layout(Layout::ExpertContiguous { alignment: 128 });
+    /// // Rows as they come if experts are chosen evenly, and half as many again.
+    /// let bounded = config.clone().with_capacity(8 * 4096 * 3 / 2);
+    /// let [worst, bounded] = [config, bounded].map(|config| bytes_needed(&config, 8, 16).map(|bytes| bytes.total() >> 20));
+    /// assert_eq!((worst?, bounded?), (7729, 1793));
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_capacity(mut self, rows: u64) -> Self {
+        self.capacity = Some(rows);
+        self
+    }
+
+    /// Sets what becomes of rows for which there is no room.
+    ///
+    /// [`Overflow::Drop`] is for [`Layout::Slab`] alone: an expert keeps the first selections, by source rank, then token, and the others are
+    /// dropped: nothing is sent for them, and they add nothing in combine. [`RecvCounts`](crate::RecvCounts) has how many they were.
+    #[must_use]
+    pub fn with_overflow(mut self, overflow: Overflow) -> Self {
+        self.overflow = overflow;
         self
     }
 
@@ -200,9 +252,9 @@ impl Config {
         self
     }
 
-    /// Whether somebody is told the counts of a dispatch.
-    pub(crate) fn observes(&self) -> bool {
-        self.counts_mirror || self.expert_statistics
+    /// Whether somebody looks at the counts of a dispatch on the device, in a buffer of this shape.
+    pub(crate) fn observes(&self, shape: &Shape) -> bool {
+        self.counts_mirror || self.expert_statistics || shape.is_bounded()
     }
 
     /// Checks that a block with `shared_memory` bytes can hold what dispatch holds of a row, as
@@ -245,11 +297,43 @@ impl Config {
             layout: self.layout,
             routing_slots: self.routing_slots,
         };
-        let shape = checked(Shape { rows: shape.worst_rows(), ..shape })?;
+        let worst = shape.worst_rows();
+        let rows = self.capacity.map_or(worst, |rows| rows.min(worst));
+        let slabs = matches!(self.layout, Layout::Slab { .. });
+        if slabs && let Some(rows) = self.capacity {
+            return Err(Error::argument(
+                "capacity",
+                rows,
+                "a layout of slabs has a capacity of its own: that of each slab",
+            ));
+        }
+        if self.overflow == Overflow::Drop && !slabs {
+            let rule = "selections are dropped for an expert whose slab is full: in Layout::Slab";
+            return Err(Error::argument("overflow", format!("{:?}", self.overflow), rule));
+        }
+        let shape = checked(Shape { rows, ..shape })?;
         if self.timeout.is_zero() || self.timeout > LONGEST_TIMEOUT {
             return Err(Error::argument("timeout", format!("{:?}", self.timeout), "more than 0 and at most a day"));
         }
         Ok(shape)
+    }
+
+    /// Checks that a window as large as the worst case was asked for, where it is much.
+    pub(crate) fn check_worst_case(&self, layouts: &Layouts) -> Result<()> {
+        let window = layouts.window.bytes;
+        if matches!(self.layout, Layout::ExpertContiguous { .. })
+            && self.capacity.is_none()
+            && window > MOST_UNASKED_BYTES
+        {
+            let rule = format!(
+                "the worst case takes a window of {:.1} GiB on each rank, {} rows: name how many rows a rank has room for \
+                 (with_capacity), or u64::MAX for all of them",
+                window as f64 / f64::from(1 << 30),
+                layouts.shape.rows
+            );
+            return Err(Error::argument("capacity", "None", rule));
+        }
+        Ok(())
     }
 
     /// The layouts for `ranks` ranks with `blocks` blocks each, if they keep the configuration's limit.
@@ -274,7 +358,7 @@ impl Config {
     }
 
     /// The fields that must agree between ranks, by name.
-    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 11] {
+    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 13] {
         [
             ("experts", self.experts.to_string()),
             ("top_k", self.top_k.to_string()),
@@ -282,6 +366,8 @@ impl Config {
             ("max_tokens_per_rank", self.max_tokens_per_rank.to_string()),
             ("format", format!("{:?}", self.format)),
             ("layout", format!("{:?}", self.layout)),
+            ("capacity", format!("{:?}", self.capacity)),
+            ("overflow", format!("{:?}", self.overflow)),
             ("zero_padding", self.zero_padding.to_string()),
             ("num_sms", blocks.to_string()),
             ("timeout", format!("{:?}", self.timeout)),

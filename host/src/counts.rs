@@ -2,6 +2,7 @@
 use std::time::Duration;
 
 use epoxide_dsl::fault::STATE_EMPTY;
+use epoxide_kernels::words::Known;
 
 use crate::buffer::{Dispatched, ElasticBuffer};
 use crate::error::{Error, Result};
@@ -82,7 +83,16 @@ impl ElasticBuffer {
         let seen = unsafe { self.mirror()?.read(&self.comm.inner().runtime, handle.routing_slot(), dispatch)? };
         let counts = match seen {
             Seen::Counts(words) => RecvCounts::of(&words, self.comm.size(), self.local_experts().1),
-            Seen::NotYet(word) => return Ok(Err(word)),
+            Seen::NotYet(word) => {
+                if Known::from_word(word) == (Known { dispatch, failed: true }) {
+                    // No fault was found, so it did not fit. It is over: that is no wait.
+                    self.synchronize()?;
+                    if let Some((_, error)) = self.overflow_of_slot(handle.routing_slot())? {
+                        return Err(error);
+                    }
+                }
+                return Ok(Err(word));
+            }
         };
         if self.check_handle("try_counts", handle).is_ok() {
             self.received_rows = Some(counts.rows.into());

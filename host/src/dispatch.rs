@@ -135,7 +135,8 @@ impl ElasticBuffer {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] for too many tokens, and for rows at another address or of a form that the buffer's format does not take;
-    /// [`Error::BufferTooSmall`] for a tensor with too few elements, [`Error::SlotBusy`], the fault of an earlier operation, or [`Error::Poisoned`].
+    /// [`Error::BufferTooSmall`] for a tensor with too few elements, [`Error::SlotBusy`]. Rows for which there is no room
+    /// ([`Config::with_capacity`](crate::Config::with_capacity)) are told by what waits for the dispatch. The fault of an earlier operation, or [`Error::Poisoned`].
     pub fn dispatch<I: Index>(&mut self, input: &DispatchInput<'_, I>) -> Result<Dispatched> {
         let selections = u64::from(input.tokens) * u64::from(self.config.top_k);
         let rows = input.rows.check(input.tokens, &self.comm, &self.layouts.shape)?;
@@ -222,6 +223,7 @@ impl ElasticBuffer {
                 block_landed: BlockFlags::new(Region::new(w.blocks.offset)),
                 mirror: Global::from_raw(self.mirror.as_ref().map_or(0, |mirror| mirror.slot(slot).device)),
                 statistics: Global::from_raw(self.statistics.as_ref().map_or(0, DeviceTensor::address)),
+                bound: self.bound(),
             }
         };
         let inner = self.comm.inner();
@@ -230,7 +232,7 @@ impl ElasticBuffer {
         // on every rank; the grid and shared memory are those of the layouts.
         unsafe {
             inner.runtime.launch(
-                rows.kernels(shape).dispatch(self.config.observes()),
+                rows.kernels(shape).dispatch(self.config.observes(shape)),
                 self.blocks,
                 self.shared.bytes(shape),
                 &args,
@@ -239,6 +241,7 @@ impl ElasticBuffer {
         };
         // At once: what fails from here on changes nothing in what the slot has.
         self.routings.take(slot, self.operations, routing_slot);
+        self.overflows.forget(slot);
         let operation = self.dispatched(slot)?;
         Ok(Dispatched { buffer: self.id(), operation, routing: operation, slot, tokens })
     }

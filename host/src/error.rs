@@ -199,6 +199,27 @@ pub enum Error {
         /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
         epoch: u64,
     },
+    /// A dispatch was to bring a rank, or an expert where each has a slab, more rows than there is room for. No row was moved, on any rank, and
+    /// every rank gets the same error; a combine behind it gives rows of +0. It is no fault: the buffer goes on to work.
+    #[error(
+        "rank {of_rank}{} was to receive {wanted} rows, and has room for {capacity} (operation {epoch} of buffer {buffer}, a dispatch): no row was moved",
+        expert.map_or(String::new(), |expert| format!("'s expert {expert}"))
+    )]
+    #[non_exhaustive]
+    CapacityExceeded {
+        /// The lowest rank that has too little room.
+        of_rank: u32,
+        /// Its lowest expert that has too little, where each has a slab.
+        expert: Option<u32>,
+        /// Rows that were to come, where they lie by expert with what pads them.
+        wanted: u64,
+        /// Rows that there is room for.
+        capacity: u64,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
+        /// The dispatch's number among the buffer's operations, from 1.
+        epoch: u64,
+    },
     /// Fewer expert outputs were handed over than the dispatch brought rows; nothing was summed.
     #[error(
         "rank {rank} was given {rows} rows of expert outputs for the {received} rows that it received (operation {epoch} of buffer {buffer}, a combine)"

@@ -1,4 +1,6 @@
 //! What a dispatch brought: where it lies on the device, and how much.
+use epoxide_kernels::bound::WORDS;
+
 use crate::buffer::{Dispatched, ElasticBuffer};
 use crate::error::Result;
 use crate::tensor::read;
@@ -7,15 +9,21 @@ use crate::tensor::read;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecvCounts {
-    /// In all; where rows lie by expert, with what pads them.
+    /// In all; where rows lie by expert, with what pads them: in slabs, all that they hold.
     pub rows: u32,
     /// From each source rank, `[ranks]`; in the compact layout rows lie in this order.
     pub by_source: Vec<u32>,
     /// Selections of each local expert, `[local experts]`.
     pub by_expert: Vec<u32>,
     /// Where rows lie by expert: the first row of each local expert, and the end of all, `[local experts + 1]`, multiples of the alignment.
-    /// Else empty.
+    /// In slabs, multiples of their capacity. Else empty.
     pub offsets: Vec<u32>,
+    /// Selections of this rank's experts that were dropped for want of room ([`Overflow::Drop`](crate::Overflow::Drop)).
+    pub dropped: u32,
+    /// Selections of all ranks' experts that were dropped.
+    ///
+    /// Both are 0 in counts that were told early ([`ElasticBuffer::try_counts`]).
+    pub dropped_in_all: u32,
 }
 
 /// Where the received rows lie in device memory, and in what shape. Rows and scales are valid until the next dispatch, by any routing; what goes
@@ -38,7 +46,9 @@ pub struct RecvView {
     /// u64 `[rows]`: source rank in the upper half, token in the lower; `u64::MAX` where a row pads.
     pub sources: u64,
     /// u32 `[1 + ranks + local experts]`: rows received in all, by source rank, by local expert; where rows lie by expert, u32
-    /// `[local experts + 1]` behind them: where each expert's begin, and the end.
+    /// `[local experts + 1]` behind them: where each expert's begin, and the end; where there is a bound, u32 `[8]` behind these: 1 if the
+    /// dispatch did not fit and moved nothing, and then the rank and the expert (or all ones) that have too little room, the rows that were
+    /// to come and the operation's number (two words); selections that were dropped, of this rank's experts and of all.
     pub counts: u64,
     /// BF16 `[max_rows, hidden]`: where expert outputs go, row by row, to be combined in place. Every received row must be written:
     /// nobody can see that one was not, but [`Config::with_poisoned_expert_outputs`](crate::Config::with_poisoned_expert_outputs)
@@ -54,7 +64,7 @@ impl RecvCounts {
         let (by_source, by_expert) = words[1..].split_at(ranks as usize);
         let (by_expert, offsets) = by_expert.split_at(local_experts as usize);
         let [by_source, by_expert, offsets] = [by_source, by_expert, offsets].map(<[u32]>::to_vec);
-        Self { rows: words[0], by_source, by_expert, offsets }
+        Self { rows: words[0], by_source, by_expert, offsets, dropped: 0, dropped_in_all: 0 }
     }
 }
 
@@ -87,17 +97,22 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// The fault of the dispatch; [`Error::StaleHandle`](crate::Error::StaleHandle),
+    /// The fault of the dispatch; [`Error::CapacityExceeded`](crate::Error::CapacityExceeded) if it did not fit, each time that it is
+    /// asked; [`Error::StaleHandle`](crate::Error::StaleHandle),
     /// [`Error::WrongOrder`](crate::Error::WrongOrder) after its combine.
     pub fn recv_counts(&mut self, handle: &Dispatched) -> Result<RecvCounts> {
         self.check_handle("recv_counts", handle)?;
-        self.synchronize()?;
+        self.settle()?;
         let view = self.recv_view(handle)?;
         let (_, experts) = self.local_experts();
         let counts = self.layouts.shape.received_counts(experts);
         // SAFETY: the buffer's own words, which its layout has room for, and which this rank's dispatch alone writes.
-        let words: Vec<u32> = unsafe { read(&self.comm, view.counts, counts.into())? };
+        let mut words: Vec<u32> = unsafe { read(&self.comm, view.counts, counts.into())? };
+        let bound =
+            if self.layouts.shape.is_bounded() { words.split_off(words.len() - WORDS as usize) } else { vec![] };
+        let dropped = self.fitted(handle, &bound)?;
         self.received_rows = Some(words[0].into());
-        Ok(RecvCounts::of(&words, self.comm.size(), experts))
+        let [dropped, dropped_in_all] = dropped;
+        Ok(RecvCounts { dropped, dropped_in_all, ..RecvCounts::of(&words, self.comm.size(), experts) })
     }
 }

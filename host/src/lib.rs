@@ -76,8 +76,9 @@
 //!   compute capability 9.0 or newer, and a driver for CUDA 12.0 or newer.
 //! * **A deadline**: every wait for a peer ends after [`Config::timeout`] (30 s), counted from the operation's entry. A rank that comes
 //!   later is an [`Error::PeerTimeout`] there and on all others, and the buffer is of no use any more.
-//! * **Room for the worst case**: a buffer holds whatever its peers can send, in [`Layout::ExpertContiguous`] up to `top_k` rows for every
-//!   token of every rank. No capacity bounds it yet: [`bytes_needed`] says what it takes.
+//! * **Room for the worst case**, unless it is bounded: a buffer holds whatever its peers can send, in [`Layout::ExpertContiguous`] up to
+//!   `top_k` rows for every token of every rank ([`bytes_needed`]). [`Config::with_capacity`] and [`Layout::Slab`] bound that; a dispatch
+//!   that does not fit moves nothing, and says so on every rank.
 //! * **A row** is a multiple of 16 bytes on the wire, and fits in a block's shared memory ([`Config::check_row`]).
 //! * **One operation at a time** on each rank, on whichever of its streams ([`Comm::on_new_stream`]). A call waits for its stream where 112
 //!   launches, events and waits are under way there.
@@ -99,6 +100,7 @@ mod handle;
 pub mod kernels;
 mod memory;
 mod mirror;
+mod overflow;
 mod pool;
 pub mod quantize;
 mod received;
@@ -118,7 +120,7 @@ pub use buffer::{Dispatched, ElasticBuffer};
 pub use by_expert::ByExpert;
 pub use combine::{CombineInput, ExpertOutputs, RawCombineInput};
 pub use comm::Comm;
-pub use config::{BytesNeeded, Config, Layout, RegionBytes, WireFormat, bytes_needed};
+pub use config::{BytesNeeded, Config, Layout, Overflow, RegionBytes, WireFormat, bytes_needed};
 pub use dispatch::{DispatchInput, IndexType, RawDispatchInput};
 pub use epoxide_plan as plan;
 pub use epoxide_plan::LayerSizes;

@@ -11,6 +11,8 @@ use crate::view::{DType, View};
 /// ([`Self::row_count`]) or to who waits ([`ElasticBuffer::recv_counts`]), so arrays by row are of the most rows; [`View::rows`] cuts
 /// them. Beyond the received rows is whatever was there.
 ///
+/// In [`Layout::Slab`](crate::Layout::Slab) arrays by row have a dimension more in front: `[local experts, capacity, ..]`.
+///
 /// The arrays borrow the buffer: nothing that takes their meaning away, a combine or another dispatch, can be called while they are in use.
 ///
 /// ```compile_fail,E0502
@@ -59,12 +61,18 @@ impl ElasticBuffer {
     pub fn recv_arrays(&self, handle: &Dispatched) -> Result<RecvArrays<'_>> {
         self.check_handle("recv_arrays", handle)?;
         let view = self.recv_view(handle)?;
-        let (rows, hidden, top_k) = (view.max_rows, u64::from(self.config.hidden), u64::from(self.config.top_k));
+        let (hidden, top_k) = (u64::from(self.config.hidden), u64::from(self.config.top_k));
         let (ranks, experts) = (u64::from(self.comm.size()), u64::from(self.local_experts().1));
-        let by_expert = matches!(self.config.layout, Layout::ExpertContiguous { .. });
+        // Every rank has room for the slabs of the one that has most experts.
+        let (rows, slabs) = match self.config.layout {
+            Layout::Slab { capacity } => (experts * u64::from(capacity), true),
+            _ => (view.max_rows, false),
+        };
+        let by_row = |array: View<'static>| if slabs { array.in_slabs(experts) } else { array };
+        let by_expert = self.config.layout.is_by_expert();
         // A row's selections, or its one.
         let selected = |address, dtype| match by_expert {
-            true => View::vector(address, dtype, rows),
+            true => by_row(View::vector(address, dtype, rows)),
             false => View::matrix(address, dtype, [rows, top_k], view.top_k_stride.into()),
         };
         let shape = &self.layouts.shape;
@@ -74,20 +82,21 @@ impl ElasticBuffer {
             _ => (DType::U8, DType::U32),
         };
         let (width, words) = (shape.wire_row_bytes() / wire.bytes(), u64::from(shape.scale_words()));
-        let scales = (words > 0).then(|| View::matrix(view.scales, scale, [rows, words], view.scale_stride.into()));
+        let scales =
+            (words > 0).then(|| by_row(View::matrix(view.scales, scale, [rows, words], view.scale_stride.into())));
         // One after another, as `RecvView::counts` says.
         let counts = |first: u64, len| View::vector(view.counts + first * DType::U32.bytes(), DType::U32, len);
         Ok(RecvArrays {
-            x: View::matrix(view.x, wire, [rows, width], width),
+            x: by_row(View::matrix(view.x, wire, [rows, width], width)),
             scales,
             topk_idx: selected(view.topk_idx, DType::I32),
             topk_weights: selected(view.topk_weights, DType::F32),
-            sources: View::vector(view.sources, DType::U64, rows),
+            sources: by_row(View::vector(view.sources, DType::U64, rows)),
             row_count: counts(0, 1),
             counts_by_source: counts(1, ranks),
             counts_by_expert: counts(1 + ranks, experts),
             offsets: by_expert.then(|| counts(1 + ranks + experts, experts + 1)),
-            expert_outputs: View::matrix(view.expert_outputs, DType::Bf16, [rows, hidden], hidden),
+            expert_outputs: by_row(View::matrix(view.expert_outputs, DType::Bf16, [rows, hidden], hidden)),
         })
     }
 }

@@ -200,7 +200,7 @@ impl From<u64> for RawRows {
 pub(crate) struct RowKernels {
     /// A dispatch.
     pub dispatch: &'static Kernel<DispatchArgs>,
-    /// One whose counts are observed.
+    /// One whose counts are observed: held against a bound, told early, or added up.
     pub observed: &'static Kernel<DispatchArgs>,
     /// One by an old routing.
     pub again: &'static Kernel<DispatchAgainArgs>,

@@ -44,6 +44,8 @@ impl DefaultSms {
         });
         let workload = workload.with_format(config.format).with_layout(match config.layout {
             Layout::ExpertContiguous { alignment } => RowLayout::Expand { alignment },
+            // The same kernels.
+            Layout::Slab { .. } => RowLayout::Expand { alignment: 1 },
             _ => RowLayout::Compact,
         });
         let fewest = |(topology, hardware): &(Topology, Hardware)| {

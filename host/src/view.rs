@@ -73,7 +73,7 @@ macro_rules! elements {
 }
 elements!(Bf16 => Bf16, E4m3 => E4m3, u8 => U8, f32 => F32, i32 => I32, u32 => U32, u64 => U64);
 
-/// An array of one or two dimensions in device memory: where it is, of what, in what shape. It owns nothing.
+/// An array of one to three dimensions in device memory: where it is, of what, in what shape. It owns nothing.
 ///
 /// It is enough to make a tensor of another library over it, without a copy: address, [`DType`], shape, and strides in elements. Such a
 /// tensor must not free the memory (cudarc's `CudaSlice` made by `upgrade_device_ptr` is to be leaked), and its work is on the rank's stream
@@ -85,9 +85,9 @@ elements!(Bf16 => Bf16, E4m3 => E4m3, u8 => U8, f32 => F32, i32 => I32, u32 => U
 pub struct View<'b> {
     address: u64,
     dtype: DType,
-    /// With as many dimensions as the array has; the second is 1 where there is one.
-    shape: [u64; 2],
-    strides: [u64; 2],
+    /// With as many dimensions as the array has; the others are 1.
+    shape: [u64; 3],
+    strides: [u64; 3],
     dimensions: usize,
     of: PhantomData<&'b ()>,
 }
@@ -95,12 +95,20 @@ pub struct View<'b> {
 impl View<'_> {
     /// `len` elements, one after another.
     pub(crate) fn vector(address: u64, dtype: DType, len: u64) -> Self {
-        Self { address, dtype, shape: [len, 1], strides: [1, 1], dimensions: 1, of: PhantomData }
+        Self { address, dtype, shape: [len, 1, 1], strides: [1; 3], dimensions: 1, of: PhantomData }
     }
 
     /// `rows` times `columns` elements, `stride` from one row to the next.
     pub(crate) fn matrix(address: u64, dtype: DType, [rows, columns]: [u64; 2], stride: u64) -> Self {
-        Self { address, dtype, shape: [rows, columns], strides: [stride, 1], dimensions: 2, of: PhantomData }
+        Self { address, dtype, shape: [rows, columns, 1], strides: [stride, 1, 1], dimensions: 2, of: PhantomData }
+    }
+
+    /// The same elements by `slabs` equal numbers of rows, or of elements where there is one dimension: with a dimension more, in front.
+    pub(crate) fn in_slabs(self, slabs: u64) -> Self {
+        let [rows, columns, _] = self.shape;
+        let (of_slab, [stride, next, _]) = (rows.checked_div(slabs).unwrap_or(0), self.strides);
+        let (shape, strides) = ([slabs, of_slab, columns], [of_slab * stride, stride, next]);
+        Self { shape, strides, dimensions: self.dimensions + 1, ..self }
     }
 
     /// The device address of the first element.
@@ -113,7 +121,7 @@ impl View<'_> {
         self.dtype
     }
 
-    /// Elements in each dimension, of which there are one or two.
+    /// Elements in each dimension, of which there are one to three.
     pub fn shape(&self) -> &[u64] {
         &self.shape[..self.dimensions]
     }
@@ -125,15 +133,16 @@ impl View<'_> {
 
     /// Elements in all.
     pub fn elements(&self) -> u64 {
-        self.shape[0] * self.shape[1]
+        self.shape.iter().product()
     }
 
     /// Whether the elements lie one after another, without a gap.
     pub fn is_contiguous(&self) -> bool {
-        self.dimensions == 1 || self.shape[0] <= 1 || self.strides[0] == self.shape[1]
+        let inner = |dimension: usize| self.shape[dimension + 1..].iter().product::<u64>();
+        (0..self.dimensions).all(|d| self.shape[d] <= 1 || self.strides[d] == inner(d))
     }
 
-    /// The rows of a range (elements, where there is one dimension): those that were received, say, or those of an expert.
+    /// The rows of a range (elements, where there is one dimension; slabs, where there are three): those that were received, say, or those of an expert.
     ///
     /// # Errors
     ///
@@ -141,7 +150,8 @@ impl View<'_> {
     pub fn rows(&self, range: impl RangeBounds<u64>) -> Result<Self> {
         let (start, rows) = within(self.shape[0], range)?;
         let address = self.address + start * self.strides[0] * self.dtype.bytes();
-        Ok(Self { address, shape: [rows, self.shape[1]], ..*self })
+        let [_, columns, depth] = self.shape;
+        Ok(Self { address, shape: [rows, columns, depth], ..*self })
     }
 
     /// The address for a kernel of the DSL. What the kernel does there is for whoever launches it to answer for.
@@ -172,6 +182,14 @@ mod tests {
         assert_eq!((rows.address(), rows.shape(), rows.strides()), (0x1000 + 2 * 4 * 4, &[5, 3][..], &[4, 1][..]));
         let refused = matrix.rows(..11).unwrap_err().to_string();
         assert_eq!(refused, "range = 0..11: begins before it ends, within the 10 elements");
+        // Ten rows in five slabs of two.
+        let slabs = matrix.in_slabs(5);
+        assert_eq!((slabs.shape(), slabs.strides(), slabs.elements()), (&[5, 2, 3][..], &[8, 4, 1][..], 30));
+        assert!(!slabs.is_contiguous() && View::matrix(0, DType::F32, [10, 4], 4).in_slabs(5).is_contiguous());
+        let third = slabs.rows(2..3).unwrap();
+        assert_eq!((third.address(), third.shape()), (0x1000 + 2 * 8 * 4, &[1, 2, 3][..]));
+        let vector = View::vector(0, DType::U32, 10).in_slabs(5);
+        assert_eq!((vector.shape(), vector.strides(), vector.is_contiguous()), (&[5, 2][..], &[2, 1][..], true));
         let vector = View::vector(0x1000, DType::U64, 10).rows(3..).unwrap();
         assert_eq!((vector.address(), vector.shape(), vector.strides()), (0x1018, &[7][..], &[1][..]));
     }

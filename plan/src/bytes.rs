@@ -9,7 +9,7 @@ use crate::layouts::RegionBytes;
 pub enum Basis {
     /// The layouts by which `epoxide` allocates: what its `bytes_needed` says.
     Exact,
-    /// The design, for what is not built yet: several domains, bounded capacity, slabs, more ranks.
+    /// The design, for what is not built yet: several domains, more ranks.
     Projection,
     /// DeepEP V2's formulas.
     DeepEpV2,

@@ -1,7 +1,7 @@
 //! How many rows take which way, for every rank.
 use crate::expectation::Expected;
 use crate::topology::Topology;
-use crate::workload::{RowLayout, Workload};
+use crate::workload::Workload;
 
 /// How many rows take which way, for one rank. All are expectations.
 #[derive(Clone, Copy, Debug)]
@@ -72,10 +72,7 @@ impl Flows {
 pub(crate) fn flows(topology: &Topology, workload: &Workload, expected: &Expected) -> Vec<Flows> {
     let tokens = f64::from(workload.tokens);
     let per_gpu = topology.ranks_per_gpu();
-    let copies = match workload.layout {
-        RowLayout::Slab => &expected.selections,
-        _ => &expected.to_rank,
-    };
+    let copies = &expected.to_rank;
     let of_domain: Vec<f64> =
         (0..topology.domains()).map(|d| topology.members(d).map(|r| copies[r as usize]).sum()).collect();
     let all_domains: f64 = expected.to_domain.iter().sum();

@@ -9,7 +9,7 @@ use crate::limits::{Limits, ResourceTime, Step};
 use crate::protocol::{PlanOptions, Protocol};
 use crate::topology::Topology;
 use crate::traffic::{Resource, StepTraffic};
-use crate::workload::{Capacity, Workload};
+use crate::workload::{Capacity, RowLayout, Workload};
 
 /// A rate in three accountings, in bytes per second per rank; over the main kernel's time.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -93,9 +93,16 @@ pub fn plan_with(topology: &Topology, hardware: &Hardware, workload: &Workload, 
     let expected = Expected::new(topology, workload);
     let flows = flows(topology, workload, &expected);
     if let Capacity::Rows(rows) = workload.capacity {
-        let received = workload.imbalance * flows.iter().map(|f| f.received).fold(0.0, f64::max);
+        let experts = match workload.layout {
+            RowLayout::Slab => f64::from(workload.experts.div_ceil(topology.ranks())),
+            _ => 1.0,
+        };
+        let of_rank = |f: &Flows| if workload.layout.is_by_expert() { f.expanded } else { f.received };
+        let received = workload.imbalance * flows.iter().map(of_rank).fold(0.0, f64::max) / experts;
         if (rows as f64) < received.floor() {
-            let rule = format!("the busiest rank receives {received:.0} rows, on average");
+            let who =
+                if workload.layout == RowLayout::Slab { "each expert of the busiest rank" } else { "the busiest rank" };
+            let rule = format!("{who} receives {received:.0} rows, on average");
             return Err(Error::argument("capacity", rows, rule));
         }
     }

@@ -20,11 +20,18 @@ pub enum RowLayout {
         /// Rows to which an expert's rows are padded: 1 to [`MAX_ALIGNMENT`](epoxide_kernels::shape::MAX_ALIGNMENT).
         alignment: u32,
     },
-    /// One row per (token, expert), which crosses the link each.
+    /// One row per (token, expert), in a slab of fixed size for each expert. Rows move as in [`Self::Expand`]. A buffer's [`Layout::Slab`].
     Slab,
 }
 
-/// How many rows a rank can receive.
+impl RowLayout {
+    /// Whether a token has a row for each of its experts.
+    pub(crate) fn is_by_expert(self) -> bool {
+        matches!(self, Self::Expand { .. } | Self::Slab)
+    }
+}
+
+/// How many rows a rank can receive; in slabs, each of its experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Capacity {
@@ -32,6 +39,16 @@ pub enum Capacity {
     WorstCase,
     /// So many rows: routing that sends more is an error, and so is a plan whose busiest rank receives more on average.
     Rows(u64),
+}
+
+impl Capacity {
+    /// The bound; where there is none, more than any.
+    pub(crate) fn rows(self) -> u64 {
+        match self {
+            Self::WorstCase => u64::MAX,
+            Self::Rows(rows) => rows,
+        }
+    }
 }
 
 /// How the gate chooses.
@@ -82,7 +99,7 @@ pub struct Workload {
     pub format: WireFormat,
     /// How received rows lie.
     pub layout: RowLayout,
-    /// How many rows a rank can receive.
+    /// How many rows a rank can receive; in slabs, each of its experts.
     pub capacity: Capacity,
     /// How the gate chooses.
     pub routing: Routing,
@@ -137,7 +154,7 @@ impl Workload {
         self
     }
 
-    /// The shape of a buffer for this workload on `ranks` ranks with one block, with room for the worst case.
+    /// The shape of a buffer for this workload on `ranks` ranks with one block.
     pub(crate) fn shape(&self, ranks: u32) -> Shape {
         let shape = Shape {
             ranks,
@@ -149,12 +166,18 @@ impl Workload {
             blocks: 1,
             format: self.format,
             layout: match self.layout {
-                RowLayout::Compact | RowLayout::Slab => Layout::Compact,
+                RowLayout::Compact => Layout::Compact,
+                RowLayout::Slab => {
+                    let capacity = self.capacity.rows().min(Shape::worst_tokens(ranks, self.tokens));
+                    Layout::Slab { capacity: u32::try_from(capacity).unwrap_or(u32::MAX) }
+                }
                 RowLayout::Expand { alignment } => Layout::ExpertContiguous { alignment },
             },
             routing_slots: 1,
         };
-        Shape { rows: shape.worst_rows(), ..shape }
+        let worst = shape.worst_rows();
+        let rows = if self.layout == RowLayout::Slab { worst } else { self.capacity.rows().min(worst) };
+        Shape { rows, ..shape }
     }
 
     /// Rows that a rank of `ranks` can receive at most, whatever its peers send: what [`Capacity::WorstCase`] has room for. `None` if
@@ -172,7 +195,7 @@ impl Workload {
                 let padded = selected.checked_add(a.checked_sub(1)?.checked_mul(local_experts)?)?;
                 Some(padded / a * a)
             }
-            // A sub-slab for every source and expert, each as long as its source has tokens.
+            // A slab for every expert, as long as all sources have tokens.
             RowLayout::Slab => copies.checked_mul(local_experts),
         }
     }
@@ -183,10 +206,14 @@ impl Workload {
             return Err(Error::argument("tokens", self.tokens, "a rank has 1 to 16777215 tokens"));
         }
         // The buffer's own rules for experts, top-k, hidden and alignment; they do not depend on the ranks.
-        checked(self.shape(1))?;
         if self.capacity == Capacity::Rows(0) {
             return Err(Error::argument("capacity", 0, "a rank can receive at least 1 row"));
         }
+        let shape = self.shape(1);
+        // How much slabs are together depends on the ranks.
+        let slabs = Shape { layout: Layout::Slab { capacity: 1 }, ..shape };
+        let by_rank = self.layout == RowLayout::Slab;
+        checked(if by_rank { Shape { rows: slabs.worst_rows(), ..slabs } } else { shape })?;
         if !(self.imbalance.is_finite() && self.imbalance >= 1.0) {
             return Err(Error::number(
                 "imbalance",

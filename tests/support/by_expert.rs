@@ -11,8 +11,42 @@ use super::reference::{Wire, World, dequantize_row, owned, round, same, scale_st
 /// A row: whose, and for which of its selections; `None` where it pads.
 pub type Slot = Option<(u32, u32, usize)>;
 
+/// What pads the rows of an expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// Up to a multiple.
+    Multiple(u32),
+    /// What is left of a slab of so many rows.
+    Slab(u32),
+}
+
+impl From<u32> for Padding {
+    fn from(alignment: u32) -> Self {
+        Self::Multiple(alignment)
+    }
+}
+
+/// The world in which what does not fit into slabs of `capacity` rows was never selected, and how many selections of each expert that are.
+pub fn dropped(world: &World, capacity: u32) -> (World, Vec<u32>) {
+    let (mut kept, mut dropped) = (world.clone(), Vec::new());
+    for expert in 0..world.experts {
+        let mut selections = 0;
+        for selection in kept.inputs.iter_mut().flat_map(|input| &mut input.topk_idx) {
+            if *selection == i64::from(expert) {
+                selections += 1;
+                if selections > capacity {
+                    *selection = -1;
+                }
+            }
+        }
+        dropped.push(selections.saturating_sub(capacity));
+    }
+    (kept, dropped)
+}
+
 /// What a rank receives: its rows, and where each of its experts' begin, and the end.
-pub fn slots(world: &World, rank: u32, alignment: u32) -> (Vec<Slot>, Vec<u32>) {
+pub fn slots(world: &World, rank: u32, padding: impl Into<Padding>) -> (Vec<Slot>, Vec<u32>) {
+    let padding = padding.into();
     let (mut slots, mut offsets) = (Vec::new(), vec![0]);
     for expert in owned(world.experts, world.ranks)[rank as usize].clone() {
         for source in 0..world.ranks {
@@ -22,7 +56,12 @@ pub fn slots(world: &World, rank: u32, alignment: u32) -> (Vec<Slot>, Vec<u32>) 
                 slots.extend(position.map(|k| Some((source, token, k))));
             }
         }
-        slots.resize(slots.len().next_multiple_of(alignment as usize), None);
+        let end = match padding {
+            Padding::Multiple(alignment) => slots.len().next_multiple_of(alignment as usize),
+            Padding::Slab(capacity) => offsets.len() * capacity as usize,
+        };
+        assert!(slots.len() <= end, "an expert's rows fit");
+        slots.resize(end, None);
         offsets.push(slots.len() as u32);
     }
     (slots, offsets)
@@ -71,11 +110,11 @@ pub fn check_received(
     world: &World,
     wires: &[Wire],
     rank: u32,
-    alignment: u32,
+    padding: impl Into<Padding>,
     zeroed: bool,
     got: &Received,
 ) -> std::result::Result<(), String> {
-    let (slots, offsets) = slots(world, rank, alignment);
+    let (slots, offsets) = slots(world, rank, padding);
     let mine = owned(world.experts, world.ranks)[rank as usize].clone();
     same("offsets", &got.counts.offsets, &offsets, 1)?;
     same("rows", &[got.counts.rows], &[slots.len() as u32], 1)?;
@@ -183,11 +222,11 @@ pub fn check_round(
     tensors: &mut Tensors,
     world: &World,
     wires: &[Wire],
-    alignment: u32,
+    padding: impl Into<Padding>,
 ) -> Result<std::result::Result<(), String>> {
     let tokens = world.inputs[comm.rank() as usize].tokens;
     let handle = tensors.dispatch(buffer, tokens)?;
-    check_round_of(comm, buffer, &handle, &mut tensors.y, world, wires, alignment)
+    check_round_of(comm, buffer, &handle, &mut tensors.y, world, wires, padding)
 }
 
 /// [`check_round`] from a handle on, whose rows are combined to `y`.
@@ -198,7 +237,7 @@ pub fn check_round_of(
     y: &mut DeviceTensor<bf16>,
     world: &World,
     wires: &[Wire],
-    alignment: u32,
+    padding: impl Into<Padding>,
 ) -> Result<std::result::Result<(), String>> {
     let rank = comm.rank();
     let received = buffer.received(handle)?;
@@ -208,7 +247,7 @@ pub fn check_round_of(
     let mut y = y.to_vec()?;
     y.truncate(world.inputs[rank as usize].tokens as usize * world.hidden as usize);
     let zeroed = buffer.config().zero_padding;
-    Ok(check_received(world, wires, rank, alignment, zeroed, &received).and_then(|()| {
+    Ok(check_received(world, wires, rank, padding, zeroed, &received).and_then(|()| {
         let want = combined(world, rank, &wires[rank as usize]);
         same("combined rows", &y, &want, world.hidden as usize)
     }))

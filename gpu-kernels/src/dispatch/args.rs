@@ -1,6 +1,7 @@
 //! What a dispatch takes, and the part of it that is a block's or a warp's.
 use epoxide_dsl::prelude::*;
 
+use crate::bound::Bound;
 use crate::layout::{DispatchShared, RecvRegions, WARPS};
 use crate::order::{Found, Owned};
 use crate::placement::Placement;
@@ -53,7 +54,7 @@ pub struct DispatchArgs {
     /// u32 `[tokens][top_k]`: written: its place among the rows of this rank that one warp counts; in the handle, then, the row there.
     pub send_row: Global<u32>,
     /// u32 `[1 + ranks + local experts]`: written: rows received, in all, by source rank, by local expert; where rows lie by expert, `[local
-    /// experts + 1]` behind them: where each expert's begin, and the end.
+    /// experts + 1]` behind them: where each expert's begin, and the end; where there is a bound, then what [`crate::bound`] says.
     pub recv_counts: Global<u32>,
     /// Which rank owns which expert.
     pub placement: Placement,
@@ -84,6 +85,8 @@ pub struct DispatchArgs {
     pub mirror: Global<u64>,
     /// u64 `[local experts]`: added to: selections of each local expert; or no address. Only where counts are observed.
     pub statistics: Global<u64>,
+    /// What there is room for, where that may be too little.
+    pub bound: Bound,
 }
 
 /// Which operation this is.
@@ -141,7 +144,8 @@ impl DispatchArgs {
     #[inline(always)]
     pub(super) fn found(&self) -> Found {
         let (bases, totals) = (Shared::dynamic(self.shared.bases), Shared::dynamic(self.shared.stages));
-        Found { bases, totals, owned: self.owned() }
+        // Nobody has found a bad selection, or rows would have no places.
+        Found { bases, totals, owned: self.owned(), over: Shared::dynamic(self.shared.bad) }
     }
     /// The ranks to which `token`'s selections send it.
     #[inline(always)]

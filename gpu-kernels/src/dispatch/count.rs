@@ -188,6 +188,7 @@ pub(super) fn place_behind_earlier_blocks<O: Order>(a: &DispatchArgs) {
 #[inline(always)]
 pub(super) fn base_rows<O: Order>(a: &DispatchArgs, now: Now) {
     let (window, placement) = (a.op.window(), a.placement);
-    let counted = Counted { counts: a.counts, window, number: now.dispatch, placement, alignment: a.alignment };
+    let (number, alignment) = (now.dispatch, a.alignment);
+    let counted = Counted { counts: a.counts, window, number, placement, alignment, bound: a.bound };
     O::bases(&counted, &a.found());
 }

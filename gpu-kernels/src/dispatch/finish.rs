@@ -2,7 +2,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::{DispatchArgs, Now};
-use super::{by_expert, observe};
+use super::{by_expert, fit, observe};
 use crate::layout::THREADS;
 use crate::order::Order;
 use crate::sum::sum;
@@ -29,13 +29,15 @@ pub(super) fn finish<O: Order>(
         };
         complete = arrived.is_ok();
     }
+    let came = complete && !(O::OBSERVED && fit::is_exceeded(a));
     if O::BY_EXPERT {
-        by_expert::write_counts(a, now, complete);
+        by_expert::write_counts::<O>(a, now, came);
     } else {
-        write_counts(a, now, complete);
+        write_counts(a, now, came);
     }
     if O::OBSERVED {
-        observe::finish::<O>(a, now, complete);
+        fit::tell::<O>(a, now, complete, came);
+        observe::finish::<O>(a, now, came);
     }
     if thread::index() == 0 {
         a.routing.store_weak(0, if complete { now.dispatch } else { 0 });

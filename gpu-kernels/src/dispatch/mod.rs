@@ -41,6 +41,7 @@
 //! rank; `landed` is posted by the last block through the kernel's first half, and acquired by all blocks.
 //!
 //! Where counts are `observe`d the host is told them as soon as they are here, before the rows have landed, and they are added up over dispatches.
+//! Where there may be too little room (`fit`), all blocks of all ranks see that in the same counts, and send nothing.
 //!
 //! `count` counts, tells and places; `send` moves rows; `finish` closes the operation. [`again`] is the same without the first. How a row is made is a [`Row`], and in which order
 //! rows lie an [`Order`]: a kernel is an instance for one of each.
@@ -49,6 +50,7 @@ mod args;
 mod by_expert;
 mod count;
 mod finish;
+mod fit;
 mod observe;
 mod send;
 
@@ -94,12 +96,16 @@ fn attempt<R: Row, O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) ->
     let acquired = agree::<O>(a, watch, now)?;
     count::base_rows::<O>(a, now);
     if O::OBSERVED {
+        if fit::is_exceeded(a) {
+            fit::route_nothing::<O>(a, chunk);
+            return Ok(());
+        }
         observe::tell::<O>(a, watch, now)?;
     }
     // The free edges order the owners' reads with this block's bulk stores.
     let free = acquired.for_bulk_copies();
     if O::BY_EXPERT {
-        by_expert::send::<R>(a, chunk, &free);
+        by_expert::send::<R, O>(a, chunk, &free);
     } else {
         send::send::<R>(a, chunk, &free);
     }

@@ -70,7 +70,15 @@ fn count<O: Order>(a: &DispatchArgs, now: Now, i: u32) -> u32 {
     if i == 0 {
         if O::BY_EXPERT { owned.first(owned.experts) } else { sum(window.peers, |source| word(source, me.0)) }
     } else if i <= window.peers {
-        if O::BY_EXPERT { sum(owned.experts, |expert| word(i - 1, first + expert)) } else { word(i - 1, me.0) }
+        if O::BY_EXPERT {
+            sum(owned.experts, |expert| {
+                let of_source = |source| word(source, first + expert);
+                let rows = of_source(i - 1);
+                if a.bound.drops != 0 { a.bound.kept(sum(i - 1, of_source), rows) } else { rows }
+            })
+        } else {
+            word(i - 1, me.0)
+        }
     } else {
         let i = i - 1 - window.peers;
         if !O::BY_EXPERT {

@@ -1,7 +1,7 @@
 //! A rank's memory that no peer touches.
 use super::Sizes;
 use super::span::{Cursor, Span};
-use crate::shape::{Layout, Shape};
+use crate::shape::Shape;
 
 /// A rank's memory that no peer touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +30,10 @@ pub struct PrivateLayout {
     /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination.
     pub send_row: Span,
     /// u32 `[slots][1 + ranks + local experts]`: rows received: in all, by source, by local expert; where rows lie by expert, each slot's has
-    /// `[local experts + 1]` more: where each expert's begin, and the end.
+    /// `[local experts + 1]` more: where each expert's begin, and the end; where there is a bound, what [`crate::bound`] says.
     pub recv_counts: Span,
+    /// u64 `[3]`: the first dispatch that did not fit, of those that nobody was told of; only where there is a bound.
+    pub overflow: Span,
     /// Its bytes.
     pub bytes: u64,
 }
@@ -49,10 +51,7 @@ impl PrivateLayout {
         let blocks = u64::from(shape.blocks);
         let slots = u64::from(shape.routing_slots);
         let of_slot = u64::from(shape.max_tokens) * u64::from(shape.top_k);
-        let selections = match shape.layout {
-            Layout::Compact => of_slot.checked_mul(slots)?,
-            Layout::ExpertContiguous { .. } => of_slot,
-        };
+        let selections = if shape.layout.is_by_expert() { of_slot } else { of_slot.checked_mul(slots)? };
         let counts = shape.received_counts(shape.max_local_experts());
         let mut at = Cursor::after(0);
         Some(Self {
@@ -68,12 +67,13 @@ impl PrivateLayout {
             send_rank: at.span("handle: ranks", selections, 4)?,
             send_row: at.span("handle: rows", selections, 4)?,
             recv_counts: at.span("received counts", slots.checked_mul(counts.into())?, 4)?,
+            overflow: at.span("dispatch that did not fit", if shape.is_bounded() { 3 } else { 0 }, 8)?,
             bytes: at.bytes()?,
         })
     }
 
     /// All regions, in order.
-    pub fn spans(&self) -> [Span; 12] {
+    pub fn spans(&self) -> [Span; 13] {
         let Self {
             bases,
             epoch,
@@ -87,6 +87,7 @@ impl PrivateLayout {
             send_rank,
             send_row,
             recv_counts,
+            overflow,
             bytes: _,
         } = *self;
         [
@@ -102,6 +103,7 @@ impl PrivateLayout {
             send_rank,
             send_row,
             recv_counts,
+            overflow,
         ]
     }
 }

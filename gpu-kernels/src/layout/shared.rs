@@ -1,7 +1,7 @@
 //! A dispatch block's dynamic shared memory.
 use epoxide_dsl::prelude::*;
 
-use crate::shape::{Layout, Shape, WireFormat};
+use crate::shape::{Shape, WireFormat};
 
 /// Threads of a dispatch block.
 pub const THREADS: u32 = 512;
@@ -29,7 +29,7 @@ pub struct DispatchShared {
     /// Warps that copy.
     pub copy_warps: u32,
     /// Offset of u32 `[local experts + 1]`, where each of this rank's experts' rows begin, and u32 `[local experts]`, how many they are;
-    /// only where rows lie by expert.
+    /// and where there is a bound u32 `[2]`, how many selections were dropped; only where rows lie by expert.
     pub owned: u32,
 }
 
@@ -68,18 +68,13 @@ impl DispatchShared {
 
     /// Mbarriers of a warp beside those of its stages: one for the rows that it copies on here.
     const fn more_mbarriers(shape: &Shape) -> u32 {
-        match shape.layout {
-            Layout::Compact => 0,
-            Layout::ExpertContiguous { .. } => 1,
-        }
+        shape.layout.is_by_expert() as u32
     }
 
     /// Bytes of what is known of this rank's experts.
     const fn owned_bytes(shape: &Shape) -> u32 {
-        match shape.layout {
-            Layout::Compact => 0,
-            Layout::ExpertContiguous { .. } => (2 * shape.max_local_experts() + 1) * 4,
-        }
+        let dropped = if shape.is_bounded() { 2 } else { 0 };
+        if shape.layout.is_by_expert() { (2 * shape.max_local_experts() + 1 + dropped) * 4 } else { 0 }
     }
 
     /// Bytes of the counters, and later of the totals of all experts.

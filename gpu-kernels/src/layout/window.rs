@@ -2,7 +2,7 @@
 use super::Sizes;
 use super::received::{PARTS, ReceivedSpans};
 use super::span::{Cursor, Span};
-use crate::shape::{Layout, Shape};
+use crate::shape::Shape;
 
 /// The regions of every rank's symmetric window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl WindowLayout {
     pub fn of(sizes: &Sizes) -> Option<Self> {
         let shape = &sizes.shape;
         let ranks = u64::from(shape.ranks);
-        let by_expert = |count| if matches!(shape.layout, Layout::Compact) { 0 } else { count };
+        let by_expert = |count| if shape.layout.is_by_expert() { count } else { 0 };
         let slots = u64::from(shape.routing_slots);
         let selections = by_expert(slots.checked_mul(u64::from(shape.max_tokens) * u64::from(shape.top_k))?);
         let mut at = Cursor::after(0);

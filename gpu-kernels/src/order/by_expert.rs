@@ -10,10 +10,11 @@ use crate::words::CountMatrix;
 
 /// By expert, then source rank, then token.
 #[derive(Clone, Copy, Debug)]
-pub struct ByExpert;
+pub struct ByExpert<const OBSERVED: bool = false>;
 
-impl Order for ByExpert {
+impl<const OBSERVED: bool> Order for ByExpert<OBSERVED> {
     const BY_EXPERT: bool = true;
+    const OBSERVED: bool = OBSERVED;
 
     #[inline(always)]
     fn wait(counts: &CountMatrix, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome {
@@ -22,24 +23,39 @@ impl Order for ByExpert {
 
     #[inline(always)]
     fn bases(counted: &Counted, found: &Found) {
-        let &Counted { counts, window, number, placement, alignment } = counted;
+        let &Counted { counts, window, number, placement, alignment, bound } = counted;
         let me = window.me.0;
+        let (slabs, drops) = (OBSERVED && bound.slabs != 0, OBSERVED && bound.drops != 0);
+        if drops && thread::index() < 2 {
+            found.owned.dropped().store_weak(thread::index(), 0);
+        }
         for expert in thread::strided(thread::index(), placement.experts, THREADS) {
             let count = |source| counts.count(window, number, Peer(source), counts.of_expert(expert));
             let before = sum(me, count);
             found.bases.store_weak(expert, before);
-            found.totals.store_weak(expert, before + sum(window.peers - me, |source| count(me + source)));
+            let total = before + sum(window.peers - me, |source| count(me + source));
+            found.totals.store_weak(expert, total);
+            if slabs && !drops && total > bound.capacity {
+                found.over.fetch_min_relaxed(0, expert);
+            }
         }
         block::sync();
         for owner in thread::strided(warp::index(), window.peers, WARPS) {
             let (first, experts) = (placement.first(owner), placement.count(owner));
             // Where the rows of this turn's experts begin.
-            let mut begin = 0;
+            let (mut begin, mut dropped) = (0, 0);
             let mut turn = 0;
             while turn < experts {
                 let local = turn + warp::lane();
-                let rows = if local < experts { found.totals.load_weak(first + local) } else { 0 };
-                let padded = quotient(rows + alignment - 1, alignment) * alignment;
+                let mut rows = if local < experts { found.totals.load_weak(first + local) } else { 0 };
+                if drops && rows > bound.capacity {
+                    dropped += rows - bound.capacity;
+                    rows = bound.capacity;
+                }
+                let mut padded = quotient(rows + alignment - 1, alignment) * alignment;
+                if slabs {
+                    padded = if local < experts { bound.capacity } else { 0 };
+                }
                 let up_to_here = warp::prefix_sum(padded);
                 if local < experts {
                     let base = begin + up_to_here - padded;
@@ -54,6 +70,18 @@ impl Order for ByExpert {
             }
             if owner == me && warp::lane() == 0 {
                 found.owned.words.store_weak(experts, begin);
+            }
+            if OBSERVED && !slabs && begin > bound.capacity && warp::lane() == 0 {
+                found.over.fetch_min_relaxed(0, owner);
+            }
+            if drops {
+                dropped = warp::sum(warp::ALL, dropped);
+                if warp::lane() == 0 && owner == me {
+                    found.owned.dropped().store_weak(0, dropped);
+                }
+                if warp::lane() == 0 {
+                    found.owned.dropped().fetch_add_relaxed(1, dropped);
+                }
             }
         }
         block::sync();

@@ -7,10 +7,11 @@ use crate::words::CountMatrix;
 
 /// By source rank, then token.
 #[derive(Clone, Copy, Debug)]
-pub struct Compact;
+pub struct Compact<const OBSERVED: bool = false>;
 
-impl Order for Compact {
+impl<const OBSERVED: bool> Order for Compact<OBSERVED> {
     const BY_EXPERT: bool = false;
+    const OBSERVED: bool = OBSERVED;
 
     #[inline(always)]
     fn wait(counts: &CountMatrix, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome {
@@ -19,12 +20,17 @@ impl Order for Compact {
 
     #[inline(always)]
     fn bases(counted: &Counted, found: &Found) {
-        let &Counted { counts, window, number, .. } = counted;
+        let &Counted { counts, window, number, bound, .. } = counted;
         let peer = thread::index();
         if peer < window.peers {
             // After the rows of all lower ranks.
-            let base = sum(window.me.0, |source| counts.count(window, number, Peer(source), peer));
+            let count = |source| counts.count(window, number, Peer(source), peer);
+            let base = sum(window.me.0, count);
             found.bases.store_weak(peer, base);
+            if OBSERVED && base + sum(window.peers - window.me.0, |source| count(window.me.0 + source)) > bound.capacity
+            {
+                found.over.fetch_min_relaxed(0, peer);
+            }
         }
         block::sync();
     }

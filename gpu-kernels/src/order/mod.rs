@@ -1,16 +1,15 @@
 //! Orders: in which order rows lie where they are received.
 mod by_expert;
 mod compact;
-mod observed;
 mod owned;
 
 pub use by_expert::ByExpert;
 pub use compact::Compact;
-pub use observed::Observed;
 pub use owned::Owned;
 
 use epoxide_dsl::prelude::*;
 
+use crate::bound::Bound;
 use crate::placement::Placement;
 use crate::words::CountMatrix;
 
@@ -20,9 +19,9 @@ use crate::words::CountMatrix;
 pub trait Order {
     /// Whether a row is of one selection, so that rows are numbered for each expert; else for each rank.
     const BY_EXPERT: bool;
-
-    /// Whether somebody is told the counts.
-    const OBSERVED: bool = false;
+    /// Whether somebody looks at the counts: because there may be more rows than room, or to be told them early, or to add them up. An instance of
+    /// its own, so that who does not ask pays nothing.
+    const OBSERVED: bool;
 
     /// Waits until the counts are here that rows follow from. Block-collective, uniform.
     ///
@@ -55,6 +54,8 @@ pub struct Counted {
     pub placement: Placement,
     /// Rows to whose multiples an expert's rows are padded.
     pub alignment: u32,
+    /// What there is room for, where that may be too little.
+    pub bound: Bound,
 }
 
 /// Where a block keeps what it found.
@@ -66,6 +67,9 @@ pub struct Found {
     pub totals: Shared<u32>,
     /// What is known of this rank's experts; only where rows lie by expert.
     pub owned: Owned,
+    /// `[1]`: the first rank, or where each expert has its room, expert, for whose rows there is none; `u32::MAX` where there is none such, as
+    /// it is before. Only where there is a bound.
+    pub over: Shared<u32>,
 }
 
 /// Numbers rows among those of this warp with the same key, in the order of the lanes; `key` is that of this lane's row, if it has one.

@@ -4,7 +4,7 @@ use epoxide_dsl::prelude::*;
 /// Where the rows of this rank's experts begin, and how many they are, in a block's shared memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Owned {
-    /// `[experts + 1]`, then `[experts]`.
+    /// `[experts + 1]`, then `[experts]`; where there is a bound, then `[2]`.
     pub words: Shared<u32>,
     /// This rank's experts.
     pub experts: u32,
@@ -20,5 +20,10 @@ impl Owned {
     #[inline(always)]
     pub fn count(self, expert: u32) -> u32 {
         self.words.load_weak(self.experts + 1 + expert)
+    }
+    /// How many selections were dropped, where there is a bound: of this rank's experts, then of all.
+    #[inline(always)]
+    pub fn dropped(self) -> Shared<u32> {
+        self.words.at(2 * self.experts + 1)
     }
 }

@@ -1,6 +1,7 @@
 //! The buffer: a rank's window, what it knows of its peers' windows, and the state of its operations.
 mod close;
 mod open;
+mod overflows;
 mod state;
 mod stream;
 
@@ -15,6 +16,7 @@ use epoxide_kernels::layout::{DispatchShared, Span};
 use epoxide_kernels::shape::Layout;
 use epoxide_kernels::words::{EntryWords, Flags, Kind, Operation};
 
+pub(crate) use self::overflows::Overflows;
 pub use self::state::Dispatched;
 pub(crate) use self::state::{Routings, State};
 
@@ -51,6 +53,7 @@ pub struct ElasticBuffer {
     pub(crate) operations: u64,
     pub(crate) state: State,
     pub(crate) routings: Routings,
+    pub(crate) overflows: Overflows,
     /// The expert output region was lent back after the last combine.
     pub(crate) lent_early: bool,
     /// Rows that the current dispatch brought, once the host has read their number.
@@ -105,8 +108,15 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// The fault, as [`Self::check`] does; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    /// The fault, as [`Self::check`] does; [`Error::CapacityExceeded`] of a dispatch, and of a combine or a replay behind it, which is no
+    /// fault: it is told once, the first one of several dispatches first; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     pub fn synchronize(&mut self) -> Result<()> {
+        self.settle()?;
+        self.untold_overflow()
+    }
+
+    /// [`Self::synchronize`] for one who asks of a dispatch itself whether its rows came.
+    pub(crate) fn settle(&mut self) -> Result<()> {
         self.comm.synchronize()?;
         self.check()
     }

@@ -7,9 +7,10 @@ use epoxide_kernels::layout::DispatchShared;
 use epoxide_kernels::words::UNUSED_EVEN;
 
 use super::ElasticBuffer;
+use super::overflows::Overflows;
 use super::state::{Routings, State};
 use crate::comm::Comm;
-use crate::config::{Config, Layout, Layouts, dispatch_shared};
+use crate::config::{Config, Layouts, dispatch_shared};
 use crate::error::{Error, Result};
 use crate::mirror::Mirror;
 use crate::rendezvous::{agree, meet};
@@ -35,6 +36,7 @@ impl ElasticBuffer {
         // The same on every rank from here on, and so are the numbers of buffers.
         let id = inner.next_buffer_id();
         let layouts = config.layouts(comm.size(), blocks)?;
+        config.check_worst_case(&layouts)?;
         let mut part = LeftBehind::of(&inner.runtime);
         let made = allocate(comm, &config, &layouts, blocks, &mut part);
         // Every rank learns whether all could allocate before anyone relies on it.
@@ -78,6 +80,7 @@ impl ElasticBuffer {
             operations: 0,
             state: State::Idle { combined: None },
             routings: Routings::new(layouts.shape.routing_slots),
+            overflows: Overflows::new(layouts.shape.routing_slots),
             lent_early: false,
             received_rows: None,
             outputs: None,
@@ -133,13 +136,14 @@ fn allocate(comm: &Comm, config: &Config, layouts: &Layouts, blocks: u32, part: 
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
     for kernels in row_kernels(&layouts.shape) {
-        runtime.prepare(kernels.dispatch(config.observes()), shared.bytes(&layouts.shape))?;
+        runtime.prepare(kernels.dispatch(config.observes(&layouts.shape)), shared.bytes(&layouts.shape))?;
         runtime.prepare(kernels.again, shared.bytes(&layouts.shape))?;
     }
-    match layouts.shape.layout {
-        Layout::ExpertContiguous { .. } => runtime.prepare(&combine_by_expert, 0)?,
-        _ => runtime.prepare(&combine, 0)?,
-    };
+    if layouts.shape.layout.is_by_expert() {
+        runtime.prepare(&combine_by_expert, 0)?;
+    } else {
+        runtime.prepare(&combine, 0)?;
+    }
     runtime.prepare(&lend, 0)?;
     let (shared_regions, own_regions): (Vec<_>, Vec<_>) = layouts.regions().into_iter().partition(|r| r.symmetric);
     let window = Windows::allocate(&inner.memory, "the symmetric window", layouts.window.bytes, &shared_regions)?;
@@ -149,7 +153,7 @@ fn allocate(comm: &Comm, config: &Config, layouts: &Layouts, blocks: u32, part: 
     let record = runtime.allocate_mapped(RECORD_WORDS * 8)?;
     part.mapped.push(record);
     let local_experts = layouts.shape.placement().count(comm.rank());
-    let counts = layouts.shape.received_counts(local_experts);
+    let counts = layouts.shape.told_counts(local_experts);
     let mirror = config.counts_mirror.then(|| Mirror::new(runtime, layouts.shape.routing_slots, counts)).transpose()?;
     part.mapped.extend(mirror.as_ref().map(Mirror::memory));
     let statistics = config.expert_statistics.then(|| comm.tensor(&vec![0u64; local_experts as usize])).transpose()?;

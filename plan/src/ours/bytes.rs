@@ -1,5 +1,4 @@
-//! What a buffer of ours takes: exact where the library allocates it (in one NVLink domain, with room for the worst case, rows by source or
-//! by expert), a projection where it does not yet.
+//! What a buffer of ours takes: exact where the library allocates it (in one NVLink domain), a projection where it does not yet.
 use epoxide_kernels::layout::{Cursor, PrivateLayout, Sizes, Span, WindowLayout};
 use epoxide_kernels::shape::{MAX_RANKS, Shape};
 
@@ -7,15 +6,11 @@ use crate::bytes::{Basis, PlannedBytes};
 use crate::error::{Error, Result};
 use crate::layouts::{Layouts, RegionBytes};
 use crate::topology::Topology;
-use crate::workload::{Capacity, RowLayout, Workload};
+use crate::workload::{RowLayout, Workload};
 
 /// Computes the bytes. `workload` has been checked.
 pub(super) fn planned(topology: &Topology, workload: &Workload, num_sms: u32) -> Result<PlannedBytes> {
-    let built = topology.domains() == 1
-        && topology.ranks() <= MAX_RANKS
-        && matches!(workload.layout, RowLayout::Compact | RowLayout::Expand { .. })
-        && workload.capacity == Capacity::WorstCase;
-    if built {
+    if topology.domains() == 1 && topology.ranks() <= MAX_RANKS {
         let exact = Layouts::new(Shape { blocks: num_sms, ..workload.shape(topology.ranks()) })?;
         let (window, private) = (exact.window.bytes, exact.private.bytes);
         return Ok(PlannedBytes { basis: Basis::Exact, regions: exact.regions(), window, private });
@@ -76,10 +71,13 @@ fn region(span: Span, symmetric: bool) -> Option<RegionBytes> {
 
 /// Most rows that a rank receives.
 fn most_rows(workload: &Workload, ranks: u32) -> Option<u64> {
-    let worst = workload.worst_case_rows(ranks)?;
-    Some(match workload.capacity {
-        Capacity::WorstCase => worst,
-        Capacity::Rows(rows) => rows.min(worst),
+    let (worst, capacity) = (workload.worst_case_rows(ranks)?, workload.capacity.rows());
+    Some(match workload.layout {
+        RowLayout::Slab => {
+            let experts = u64::from(workload.experts.div_ceil(ranks));
+            capacity.saturating_mul(experts).min(worst)
+        }
+        _ => capacity.min(worst),
     })
 }
 
@@ -107,7 +105,9 @@ mod tests {
                 for format in [WireFormat::Bf16, WireFormat::Fp8, opaque] {
                     let workload = Workload::new(LayerSizes { experts, top_k, hidden, tokens }).with_format(format);
                     let by_expert = workload.clone().with_layout(RowLayout::Expand { alignment: 128 });
-                    for workload in [workload, by_expert] {
+                    let bounded = [&workload, &by_expert].map(|of| of.clone().with_capacity(Capacity::Rows(3)));
+                    let slabs = bounded[0].clone().with_layout(RowLayout::Slab);
+                    for workload in [workload, by_expert, slabs].into_iter().chain(bounded) {
                         let worst = workload.worst_case_rows(ranks).unwrap();
                         if worst > u64::from(u32::MAX) && workload.layout != RowLayout::Compact {
                             continue;
@@ -137,25 +137,26 @@ mod tests {
         assert_eq!([rows(&[8, 8]), rows(&[8, 1]), rows(&[4, 2, 6])], [1, 8, 5]);
     }
 
-    /// Another capacity or layout resizes regions; it adds none and takes none away.
+    /// A bound takes less, and slabs as much as they are.
     #[test]
-    fn a_projection_on_one_domain_has_the_names_of_what_is_built() {
-        let names = |bytes: &PlannedBytes| bytes.regions.iter().map(|r| (r.name, r.symmetric)).collect::<Vec<_>>();
+    fn a_bound_is_what_there_is_room_for() {
+        let of = |workload: &Workload, name| {
+            let [exact, _] = both(8, workload, 4);
+            exact.regions.iter().find(|region| region.name == name).unwrap().bytes
+        };
         let workload =
             Workload::new(LayerSizes { experts: 32, top_k: 4, hidden: 256, tokens: 64 }).with_format(WireFormat::Fp8);
         let by_expert = workload.clone().with_layout(RowLayout::Expand { alignment: 128 });
-        for (built, workload) in [
-            (&workload, workload.clone().with_capacity(Capacity::Rows(100))),
-            (&workload, workload.clone().with_layout(RowLayout::Slab)),
-            (&by_expert, by_expert.clone().with_capacity(Capacity::Rows(256))),
+        for (workload, rows) in [
+            (workload.clone(), 8 * 64),
+            (workload.clone().with_capacity(Capacity::Rows(100)), 100),
+            (workload.clone().with_capacity(Capacity::Rows(1 << 40)), 8 * 64),
+            (by_expert.with_capacity(Capacity::Rows(256)), 256),
+            // Four experts of a rank.
+            (workload.clone().with_layout(RowLayout::Slab), 4 * 8 * 64),
+            (workload.with_layout(RowLayout::Slab).with_capacity(Capacity::Rows(100)), 400),
         ] {
-            let [mut exact, _] = both(8, built, 4);
-            exact.regions.retain(|region| region.bytes > 0);
-            let topology = Topology::new(8, 8).unwrap();
-            let projected = planned(&topology, &workload, 4).unwrap();
-            assert_eq!(projected.basis, Basis::Projection);
-            assert_ne!(projected.total(), exact.total());
-            assert_eq!(names(&projected), names(&exact));
+            assert_eq!([of(&workload, "received rows"), of(&workload, "expert outputs")], [rows * 256, rows * 512]);
         }
     }
 }

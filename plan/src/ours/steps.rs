@@ -5,7 +5,7 @@ use crate::flows::Flows;
 use crate::rows::{Rows, control_bytes, dispatched, returned};
 use crate::topology::Topology;
 use crate::traffic::{Resource, StepTraffic, Traffic};
-use crate::workload::{RowLayout, Workload};
+use crate::workload::Workload;
 
 fn rows(workload: &Workload) -> Rows {
     let shape = workload.shape(1);
@@ -47,7 +47,7 @@ pub(crate) fn dispatch(topology: &Topology, workload: &Workload, flows: &[Flows]
         t.add(Resource::Hbm, read + written);
         t
     };
-    let is_expand = matches!(workload.layout, RowLayout::Expand { .. });
+    let is_expand = workload.layout.is_by_expert();
     let with_copies = |f: &Flows| {
         let t = main(f);
         if is_expand { t.combine(&expand(f), |a, b| a + b) } else { t }
@@ -63,7 +63,7 @@ pub(crate) fn combine(topology: &Topology, workload: &Workload, flows: &[Flows])
     let rows = rows(workload);
     let tokens = f64::from(workload.tokens);
     let handle = tokens * f64::from(workload.top_k) * 8.0;
-    let is_expand = matches!(workload.layout, RowLayout::Expand { .. });
+    let is_expand = workload.layout.is_by_expert();
     let pull = |f: &Flows| {
         let mut t = returned(rows, f);
         t.slow.linked_loads = t.of(Resource::NvlinkIn);
@@ -95,6 +95,7 @@ mod tests {
     use crate::LayerSizes;
     use crate::expectation::Expected;
     use crate::flows::flows;
+    use crate::workload::RowLayout;
 
     /// The traffic of both operations, of one rank of `ranks`: reads and writes of SMs, and of memory.
     fn moved(ranks: u32, workload: &Workload) -> [[f64; 3]; 2] {

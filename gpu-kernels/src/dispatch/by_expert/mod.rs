@@ -12,17 +12,19 @@ mod multiply;
 mod send;
 
 pub(super) use multiply::multiply;
-pub(super) use send::send;
+pub(super) use send::{send, tell_tokens};
 
 use epoxide_dsl::prelude::*;
 
 use super::args::{DispatchArgs, Now};
 use crate::layout::{THREADS, WARPS};
+use crate::order::Order;
+use crate::sum::sum;
 
 /// Writes how many rows came, in all with what pads them, by source, by local expert, and where each expert's begin; zeros if they are not
 /// `complete`.
 #[inline(always)]
-pub(super) fn write_counts(a: &DispatchArgs, now: Now, complete: bool) {
+pub(super) fn write_counts<O: Order>(a: &DispatchArgs, now: Now, complete: bool) {
     let (window, owned) = (a.op.window(), a.owned());
     let first = a.placement.first(window.me.0);
     let (sources, experts) = (window.peers, owned.experts);
@@ -46,7 +48,13 @@ pub(super) fn write_counts(a: &DispatchArgs, now: Now, complete: bool) {
         let mut count = 0;
         if complete {
             for expert in thread::strided(warp::lane(), experts, warp::LANES) {
-                count += a.counts.count(window, now.dispatch, Peer(source), a.counts.of_expert(first + expert));
+                let of_expert = a.counts.of_expert(first + expert);
+                let selections = |source| a.counts.count(window, now.dispatch, Peer(source), of_expert);
+                let mut rows = selections(source);
+                if O::OBSERVED && a.bound.drops != 0 {
+                    rows = a.bound.kept(sum(source, selections), rows);
+                }
+                count += rows;
             }
         }
         count = warp::sum(warp::ALL, count);

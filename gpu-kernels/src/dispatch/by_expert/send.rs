@@ -5,6 +5,7 @@ use epoxide_dsl::wait::BulkAccess;
 use super::super::args::{Chunk, DispatchArgs};
 use super::super::count::Place;
 use super::super::send::{Selected, memory_of_warp, send_scales};
+use crate::order::Order;
 use crate::row::Row;
 
 /// Where a lane's selection sends its row.
@@ -25,11 +26,7 @@ impl Target {
         let (lane, peer) = (warp::lane(), selected.peer());
         let mut row = 0;
         if peer.is_some() {
-            let Place { warp, number } = Place::from_word(selected.place);
-            let expert = selected.index as u32;
-            let base = Shared::<u32>::dynamic(a.shared.bases).load_weak(expert);
-            row =
-                base + Shared::<u32>::dynamic(a.shared.places).load_weak(warp * a.placement.experts + expert) + number;
+            row = place(a, selected);
         }
         if lane < a.top_k {
             let (window, at) = (a.op.window(), u64::from(token) * u64::from(a.top_k) + u64::from(lane));
@@ -43,9 +40,29 @@ impl Target {
     }
 }
 
+/// The row of a selection where it is received. Per thread.
+#[inline(always)]
+fn place(a: &DispatchArgs, selected: Selected) -> u32 {
+    let Place { warp, number } = Place::from_word(selected.place);
+    let expert = selected.index as u32;
+    let base = Shared::<u32>::dynamic(a.shared.bases).load_weak(expert);
+    base + Shared::<u32>::dynamic(a.shared.places).load_weak(warp * a.placement.experts + expert) + number
+}
+
+/// The selection, or none if its expert's slab is full before it: then the handle has none either. Per thread.
+#[inline(always)]
+fn keep(a: &DispatchArgs, selected: Selected) -> Selected {
+    let Some(peer) = selected.peer() else { return selected };
+    let local = selected.index as u32 - a.placement.first(peer.0);
+    if place(a, selected) < (local + 1) * a.bound.capacity {
+        return selected;
+    }
+    Selected { rank: -1, ..selected }
+}
+
 /// Sends this block's rows, a warp per token.
 #[inline(always)]
-pub(in super::super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
+pub(in super::super) fn send<R: Row, O: Order>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
     tell_tokens(a);
     if warp::index() >= a.shared.copy_warps {
         return;
@@ -55,7 +72,10 @@ pub(in super::super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &Bulk
     let mut token = chunk.start + warp::index();
     let mut next = Selected::load(a, token, chunk.end);
     while token < chunk.end {
-        let selected = next;
+        let mut selected = next;
+        if O::OBSERVED && a.bound.drops != 0 {
+            selected = keep(a, selected);
+        }
         let target = Target::new(a, token, selected);
         let stored = warp::ballot(warp::ALL, target.stored);
         let following = token + a.shared.copy_warps;
@@ -86,7 +106,7 @@ pub(in super::super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &Bulk
 
 /// Tells every peer how many tokens this rank has. By every block, so that its landed word publishes it.
 #[inline(always)]
-fn tell_tokens(a: &DispatchArgs) {
+pub(in super::super) fn tell_tokens(a: &DispatchArgs) {
     let (window, peer) = (a.op.window(), Peer(thread::index()));
     if peer.0 < window.peers {
         window.of(peer, a.tokens_of).store_relaxed::<System>(window.me, a.tokens);
