@@ -58,7 +58,7 @@
 //! * From a dispatch to the experts: on the host [`Received`], its rows grouped by expert ([`Received::by_expert`]) and as f32
 //!   ([`WireRows::to_f32`]); on the device, typed and with shapes, [`RecvArrays`], or as plain addresses [`RecvView`].
 //! * Kernels of your own between the operations: [`kernels`], [`Comm::load`] and [`Comm::launch`]; the example `engine` has such a layer.
-//! * From the experts to the combine, in four ways: [`ExpertOutputs`] compares them.
+//! * From the experts to the combine, in four ways: [`ExpertOutputs`] compares them. What a combine does beside the sum: [`CombineInput`].
 //! * Without any tensor of ours: [`RawDispatchInput`], [`RawCombineInput`] and [`LocalGroup::on_streams`]; the example `raw_pointers`
 //!   shows them together.
 //! * FP8 rows, as operations of their own: [`quantize`].
@@ -83,11 +83,13 @@ mod again;
 mod buffer;
 mod by_expert;
 mod combine;
+mod combine_input;
 mod comm;
 mod config;
 mod dispatch;
 mod error;
 mod event;
+mod expert_outputs;
 mod fault;
 mod group;
 mod handle;
@@ -108,7 +110,7 @@ mod view;
 
 pub use buffer::{Dispatched, ElasticBuffer};
 pub use by_expert::ByExpert;
-pub use combine::{CombineInput, ExpertOutputs, RawCombineInput};
+pub use combine_input::{CombineInput, CombineOutput, RawCombineInput, ReturnedWeights};
 pub use comm::Comm;
 pub use config::{BytesNeeded, Config, Layout, RegionBytes, WireFormat, bytes_needed};
 pub use dispatch::{DispatchInput, IndexType, RawDispatchInput};
@@ -117,6 +119,7 @@ pub use epoxide_plan::LayerSizes;
 pub use epoxide_sim::{Machine, MachineConfig, Mode};
 pub use error::{Error, Result};
 pub use event::Event;
+pub use expert_outputs::ExpertOutputs;
 pub use group::{CudaStream, LocalGroup, RanksFailed};
 pub use half::bf16;
 pub use handle::{RecvCounts, RecvView};

@@ -153,6 +153,7 @@ impl Workload {
                 RowLayout::Expand { alignment } => Layout::ExpertContiguous { alignment },
             },
             routing_slots: 1,
+            returned_weights: false,
         };
         Shape { rows: shape.worst_rows(), ..shape }
     }

@@ -19,10 +19,24 @@ use epoxide_dsl::prelude::*;
 
 use super::args::{CombineArgs, CombineByExpertArgs};
 use super::parts::Part;
-use super::{Sum, enter, sum, sum_parts};
+use super::{Source, Sum, enter, sum, sum_parts};
 use crate::dispatch::link;
 use crate::grid_warps;
 use crate::words::Phase;
+
+/// A combine of rows that lie by expert.
+pub(crate) trait ByExpert: Sum {
+    /// What every such combine takes.
+    fn sums(&self) -> &CombineByExpertArgs;
+
+    /// Sums the rows of a token here to `to`: those at the addresses that the lanes of `sources` have, each with its row's number.
+    /// Warp-collective.
+    fn sum_at_owner(&self, to: Global<U32x4>, sources: u32, row: u32, address: u64);
+
+    /// What is pulled beside the rows.
+    #[inline(always)]
+    fn beside(&self) {}
+}
 
 impl Sum for CombineByExpertArgs {
     #[inline(always)]
@@ -32,45 +46,72 @@ impl Sum for CombineByExpertArgs {
 
     #[inline(always)]
     fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped> {
-        let entered = enter(&self.pull, watch);
-        if entered.is_ok() {
-            reduce(self);
-        }
-        // Nothing was copied in bulk.
-        let last = self.half.last_out(bulk::land_without_copies(), entered.is_err());
-        let (parts, first) = entered?;
-        let window = self.pull.op.window();
-        if let Some(landed) = last.as_ref().and_then(grid::LastOut::landed) {
-            watch.unless_aborted(Phase::End as u32)?;
-            self.reduced.post(window, watch.epoch(), landed);
-        }
-        let _there = self.reduced.wait(window, watch, Phase::Reduced, watch.epoch())?;
-        sum_parts(self, parts, first);
-        Ok(())
+        attempt(self, watch)
     }
 
     /// The sum of the rows of a rank that has several, the only one of another.
     #[inline(always)]
-    fn source(&self, part: Part, token: u32) -> u64 {
+    fn source(&self, part: Part, token: u32) -> Source {
         let window = self.pull.op.window();
         let row_bytes = self.pull.hidden * 2;
         let same = warp::match_any(warp::ALL, part.rank as u32);
-        let mut source = 0;
+        let of_one = same.count_ones() == 1;
+        let mut address = 0;
         if part.rank >= 0 && same.trailing_zeros() == warp::lane() {
             let peer = Peer(part.rank as u32);
-            source = if same.count_ones() > 1 {
-                window.of(peer, self.sums).rows(row_bytes).row(window.me.0 * self.max_tokens + token).address()
-            } else {
+            address = if of_one {
                 window.of(peer, self.pull.expert_out).rows(row_bytes).row(part.row).address()
+            } else {
+                window.of(peer, self.sums).rows(row_bytes).row(window.me.0 * self.max_tokens + token).address()
             };
         }
-        source
+        Source { address, of_one }
     }
+
+    #[inline(always)]
+    fn sum(&self, part: Part, token: u32, vectors: [u32; 2], sources: u32, source: Source) {
+        self.pull.sum(part, token, vectors, sources, source);
+    }
+}
+
+impl ByExpert for CombineByExpertArgs {
+    #[inline(always)]
+    fn sums(&self) -> &CombineByExpertArgs {
+        self
+    }
+
+    #[inline(always)]
+    fn sum_at_owner(&self, to: Global<U32x4>, sources: u32, _row: u32, address: u64) {
+        sum::sum_some_rows([0, self.pull.hidden / 8], to, sources, address);
+    }
+}
+
+/// A block's part: meets all ranks, sums what its experts made, and then what all did.
+#[inline(always)]
+pub(super) fn attempt<S: ByExpert>(rows: &S, watch: &wait::Watch) -> Result<(), fault::Stopped> {
+    let a = rows.sums();
+    let entered = enter(rows, watch);
+    if entered.is_ok() {
+        reduce(rows);
+    }
+    // Nothing was copied in bulk.
+    let last = a.half.last_out(bulk::land_without_copies(), entered.is_err());
+    let (parts, first) = entered?;
+    let window = a.pull.op.window();
+    if let Some(landed) = last.as_ref().and_then(grid::LastOut::landed) {
+        watch.unless_aborted(Phase::End as u32)?;
+        a.reduced.post(window, watch.epoch(), landed);
+    }
+    let _there = a.reduced.wait(window, watch, Phase::Reduced, watch.epoch())?;
+    rows.beside();
+    sum_parts(rows, parts, first);
+    Ok(())
 }
 
 /// Sums this block's share of the tokens that have several rows here.
 #[inline(always)]
-fn reduce(a: &CombineByExpertArgs) {
+fn reduce<S: ByExpert>(rows: &S) {
+    let a = rows.sums();
     let window = a.pull.op.window();
     let (links, sources) = (window.own(a.link), window.own(a.source));
     let row_bytes = a.pull.hidden * 2;
@@ -91,9 +132,9 @@ fn reduce(a: &CombineByExpertArgs) {
             // The first row has the lane behind the others, and is summed first.
             let row = other.unwrap_or(first + lane);
             let row = warp::shuffle(warp::ALL, row, if warp::lane() == 0 { others } else { warp::lane() - 1 });
-            let rows = u32::MAX >> (warp::LANES - 1 - others);
+            let all = u32::MAX >> (warp::LANES - 1 - others);
             let to = sums.row(warp::shuffle(warp::ALL, slot, lane)).as_global().cast();
-            sum::sum_some_rows([0, a.pull.hidden / 8], to, rows, outputs.row(row).address());
+            rows.sum_at_owner(to, all, row, outputs.row(row).address());
         }
     }
 }

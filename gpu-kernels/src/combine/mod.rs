@@ -18,22 +18,42 @@
 //! what is summed so are the sums of each rank: `by_expert` has its own protocol.
 mod args;
 mod by_expert;
+mod options;
 mod parts;
 mod sum;
+mod sum_with;
 
-pub use args::{CombineArgs, CombineByExpertArgs, UNKNOWN_OUTPUTS};
+pub use args::{
+    CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineOptions, CombineWithArgs, UNKNOWN_OUTPUTS,
+};
 
 use epoxide_dsl::fault::{Fault, Told};
 use epoxide_dsl::prelude::*;
 
 use crate::grid_warps;
 use crate::words::{Code, Kind, Phase, Status, no_routing};
+pub(crate) use options::ByExpertWith;
 use parts::{Part, Parts};
+
+/// Where a row lies that is summed for a lane's selection.
+#[derive(Clone, Copy)]
+pub(crate) struct Source {
+    /// Its address; 0 where there is none.
+    pub address: u64,
+    /// Whether it is of that selection alone, and not a sum already.
+    pub of_one: bool,
+}
 
 /// A combine of rows in some order.
 pub(crate) trait Sum {
     /// What every combine takes.
     fn args(&self) -> &CombineArgs;
+
+    /// What ranks agree on.
+    #[inline(always)]
+    fn kind(&self) -> Kind {
+        Kind::Combine
+    }
 
     /// A block's part: meets all ranks, and sums.
     ///
@@ -42,8 +62,11 @@ pub(crate) trait Sum {
     /// That the block stops.
     fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped>;
 
-    /// Where the row lies that is summed for this lane's selection of `token`; 0 where there is none. Warp-collective.
-    fn source(&self, part: Part, token: u32) -> u64;
+    /// Where the row lies that is summed for this lane's selection of `token`. Warp-collective.
+    fn source(&self, part: Part, token: u32) -> Source;
+
+    /// Sums vectors of `token`'s rows, of which the lanes of `sources` have one each: this lane's is `source`. Warp-collective.
+    fn sum(&self, part: Part, token: u32, vectors: [u32; 2], sources: u32, source: Source);
 }
 
 impl Sum for CombineArgs {
@@ -60,12 +83,19 @@ impl Sum for CombineArgs {
     }
 
     #[inline(always)]
-    fn source(&self, part: Part, _token: u32) -> u64 {
-        if part.rank < 0 {
-            return 0;
+    fn source(&self, part: Part, _token: u32) -> Source {
+        let mut address = 0;
+        if part.rank >= 0 {
+            let rows = self.op.window().of(Peer(part.rank as u32), self.expert_out).rows(self.hidden * 2);
+            address = rows.row(part.row).address();
         }
-        let rows = self.op.window().of(Peer(part.rank as u32), self.expert_out).rows(self.hidden * 2);
-        rows.row(part.row).address()
+        Source { address, of_one: false }
+    }
+
+    #[inline(always)]
+    fn sum(&self, _part: Part, token: u32, vectors: [u32; 2], sources: u32, source: Source) {
+        let y = self.y.rows(self.hidden * 2).row(token).cast();
+        sum::sum_rows(vectors, y, sources, source.address);
     }
 }
 
@@ -101,7 +131,8 @@ pub(crate) fn run<S: Sum>(sum: &S) {
 
 /// Meets all ranks. Returns how the tokens are divided, and this warp's first part.
 #[inline(always)]
-fn enter(a: &CombineArgs, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
+fn enter<S: Sum>(sum: &S, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
+    let (a, kind) = (sum.args(), sum.kind());
     let look = watch.look();
     let (received, dispatch) = (rows_to_be_covered(a), a.routing.load_weak(0));
     // The handle is this rank's own: it is on its way while the ranks meet.
@@ -116,9 +147,9 @@ fn enter(a: &CombineArgs, watch: &wait::Watch) -> Result<(Parts, Part), fault::S
     fault.settle()?;
     let (window, entry) = (a.op.window(), a.op.entry.of_dispatch(dispatch));
     if thread::block_index() == 0 && thread::index() < window.peers {
-        entry.post(window, Peer(thread::index()), watch.epoch(), Kind::Combine, Status::Ok);
+        entry.post(window, Peer(thread::index()), watch.epoch(), kind, Status::Ok);
     }
-    let _met = entry.meet(window, watch, Kind::Combine)?;
+    let _met = entry.meet(window, watch, kind)?;
     Ok((parts, first))
 }
 
@@ -138,11 +169,10 @@ fn sum_parts<S: Sum>(rows: &S, parts: Parts, first: Part) {
     while parts.token(part.number) < a.tokens {
         let token = parts.token(part.number);
         let source = rows.source(part, token);
-        let sources = warp::ballot(warp::ALL, source != 0);
-        let y = a.y.rows(a.hidden * 2).row(token).cast();
+        let sources = warp::ballot(warp::ALL, source.address != 0);
         // The next part's handle is on its way while this one is summed.
         let next = parts.load(a, part.number + grid_warps::count());
-        sum::sum_rows(parts.vectors(part.number, a.hidden), y, sources, source);
+        rows.sum(part, token, parts.vectors(part.number, a.hidden), sources, source);
         part = next;
     }
 }

@@ -4,7 +4,7 @@ use epoxide_dsl::prelude::*;
 use crate::quantize::widen;
 
 /// Loads of 16 bytes that a thread has in flight, 128 KiB an SM: this many vectors of a few rows, or few of many rows.
-const IN_FLIGHT: usize = 16;
+pub(super) const IN_FLIGHT: usize = 16;
 
 /// Sums the rows whose addresses the lanes of `sources` hold. Warp-collective.
 #[inline(always)]
@@ -68,9 +68,9 @@ fn sum_many([mut first, end]: [u32; 2], y: Global<U32x4>, sources: u32, source: 
 
 /// The addresses of some rows, the same in all lanes.
 #[derive(Clone, Copy)]
-struct Sources<const MOST: usize> {
-    addresses: [u64; MOST],
-    count: u32,
+pub(super) struct Sources<const MOST: usize> {
+    pub addresses: [u64; MOST],
+    pub count: u32,
 }
 
 impl<const MOST: usize> Sources<MOST> {
@@ -93,17 +93,7 @@ impl<const MOST: usize> Sources<MOST> {
     /// sums. All vectors are below `end` if they are `WHOLE`.
     #[inline(always)]
     fn add<const VECTORS: usize, const WHOLE: bool>(&self, first: u32, end: u32, sums: &mut [[f32; 8]; VECTORS]) {
-        const { assert!(MOST * VECTORS == IN_FLIGHT) };
-        let at = first + warp::lane();
-        let mut loaded = [[[0u32; 4]; MOST]; VECTORS];
-        unroll!(J in 8 if J < MOST && (J as u32) < self.count => {
-            // SAFETY: a row of an owner's expert outputs, which its entry word says are ready and which nobody
-            // writes before our done word; all vectors that are loaded are inside the row.
-            let row = unsafe { Symmetric::<U32x4>::from_raw(self.addresses[J]) }.at(at);
-            unroll!(V in 8 if V < VECTORS && (WHOLE || at + V as u32 * warp::LANES < end) => {
-                loaded[V][J] = row.load_weak_streaming(V as u32 * warp::LANES);
-            });
-        });
+        let loaded = self.load::<VECTORS, WHOLE>(first, end);
         unroll!(V in 8 if V < VECTORS => {
             unroll!(J in 8 if J < MOST => {
                 // A missing row adds +0, which changes no bit of a sum that began at +0.
@@ -111,6 +101,29 @@ impl<const MOST: usize> Sources<MOST> {
                 unroll!(I in 8 => { sums[V][I] += x[I]; });
             });
         });
+    }
+
+    /// Loads this lane's vectors from `first` on, a warp apart and below `end`, of every row; zeros where there is none. All vectors are below
+    /// `end` if they are `WHOLE`.
+    #[inline(always)]
+    pub(super) fn load<const VECTORS: usize, const WHOLE: bool>(
+        &self,
+        first: u32,
+        end: u32,
+    ) -> [[U32x4; MOST]; VECTORS] {
+        const { assert!(MOST * VECTORS <= IN_FLIGHT) };
+        let at = first + warp::lane();
+        let mut loaded = [[[0u32; 4]; MOST]; VECTORS];
+        unroll!(J in 8 if J < MOST && (J as u32) < self.count => {
+            // SAFETY: a row of an owner's expert outputs, which its entry word says are ready and which nobody
+            // writes before our done word, or a row of the caller's that the launch contract lets us read; all vectors that are loaded are
+            // inside the row.
+            let row = unsafe { Symmetric::<U32x4>::from_raw(self.addresses[J]) }.at(at);
+            unroll!(V in 8 if V < VECTORS && (WHOLE || at + V as u32 * warp::LANES < end) => {
+                loaded[V][J] = row.load_weak_streaming(V as u32 * warp::LANES);
+            });
+        });
+        loaded
     }
 }
 
@@ -120,10 +133,16 @@ fn store<const VECTORS: usize, const WHOLE: bool>(y: Global<U32x4>, first: u32, 
     let at = first + warp::lane();
     let y = y.at(at);
     unroll!(V in 8 if V < VECTORS && (WHOLE || at + V as u32 * warp::LANES < end) => {
-        let mut out = [0u32; 4];
-        unroll!(I in 4 => {
-            out[I] = Bf16::pair_from_f32(sums[V][2 * I], sums[V][2 * I + 1]);
-        });
-        y.store_weak(V as u32 * warp::LANES, out);
+        y.store_weak(V as u32 * warp::LANES, round(&sums[V]));
     });
+}
+
+/// Eight numbers, rounded to BF16.
+#[inline(always)]
+pub(super) fn round(x: &[f32; 8]) -> U32x4 {
+    let mut out = [0u32; 4];
+    unroll!(I in 4 => {
+        out[I] = Bf16::pair_from_f32(x[2 * I], x[2 * I + 1]);
+    });
+    out
 }

@@ -25,6 +25,8 @@ pub struct WindowLayout {
     pub expert_out: Span,
     /// BF16 `[ranks][max_tokens][hidden]`: the sum of what this rank's experts made of a token; only where rows lie by expert.
     pub sums: Span,
+    /// f32 `[rows][top_k_stride]`: weights that travel back; only where there are such.
+    pub returned: Span,
     /// Bytes of a window.
     pub bytes: u64,
 }
@@ -54,6 +56,7 @@ impl WindowLayout {
             received: ReceivedSpans::lay(&mut at, shape)?,
             expert_out: at.span("expert outputs", shape.rows, shape.bf16_row_bytes())?,
             sums: at.span("sums of expert outputs", summed, shape.bf16_row_bytes())?,
+            returned: at.span("returned weights", shape.rows, shape.returned_row_bytes())?,
             bytes: at.bytes()?,
         })
     }
@@ -73,11 +76,12 @@ impl WindowLayout {
     /// All regions, in order.
     pub fn spans(&self) -> Vec<Span> {
         // Every field by its name: a new region that is not listed here does not compile.
-        let Self { abort, entry, landed, reduced, done, counts, received, expert_out, sums, bytes: _ } = *self;
-        let mut spans = Vec::with_capacity(8 + PARTS);
+        let Self { abort, entry, landed, reduced, done, counts, received, expert_out, sums, returned, bytes: _ } =
+            *self;
+        let mut spans = Vec::with_capacity(9 + PARTS);
         spans.extend([abort, entry, landed, reduced, done, counts]);
         spans.extend(received.all());
-        spans.extend([expert_out, sums]);
+        spans.extend([expert_out, sums, returned]);
         spans
     }
 }

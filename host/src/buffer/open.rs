@@ -2,8 +2,11 @@
 use std::marker::PhantomData;
 
 use epoxide_dsl::fault::RECORD_WORDS;
-use epoxide_kernels::entries::{combine, combine_by_expert, lend};
+use epoxide_kernels::entries::{
+    combine, combine_by_expert, combine_by_expert_gated, combine_by_expert_with, combine_with, lend,
+};
 use epoxide_kernels::layout::DispatchShared;
+use epoxide_kernels::measure::copy_words::copy_words;
 use epoxide_kernels::words::UNUSED_EVEN;
 
 use super::ElasticBuffer;
@@ -34,7 +37,7 @@ impl ElasticBuffer {
         let id = inner.next_buffer_id();
         let layouts = config.layouts(comm.size(), blocks)?;
         let mut part = LeftBehind::of(&inner.runtime);
-        let made = allocate(inner, &layouts, blocks, &mut part);
+        let made = allocate(inner, &layouts, blocks, config.combine_options, &mut part);
         // Every rank learns whether all could allocate before anyone relies on it.
         let shared = Windows::share(&turn, made.as_ref().map(|made| made.window));
         let (made, windows) = match (made, shared) {
@@ -122,7 +125,13 @@ struct Made {
 /// The driver may wait for running kernels in both. So this has its place between the first gather of `new` and the last: there
 /// every rank has launched all that it had to, and what runs ends without any host. Before the first, a kernel of another buffer
 /// could wait for a peer that has not launched yet, and now cannot; after the last, one of this buffer.
-fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBehind) -> Result<Made> {
+fn allocate(
+    inner: &CommInner,
+    layouts: &Layouts,
+    blocks: u32,
+    combine_options: bool,
+    part: &mut LeftBehind,
+) -> Result<Made> {
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
     for kernels in row_kernels(&layouts.shape) {
@@ -133,6 +142,18 @@ fn allocate(inner: &CommInner, layouts: &Layouts, blocks: u32, part: &mut LeftBe
         Layout::ExpertContiguous { .. } => runtime.prepare(&combine_by_expert, 0)?,
         _ => runtime.prepare(&combine, 0)?,
     };
+    if combine_options {
+        match layouts.shape.layout {
+            Layout::ExpertContiguous { .. } => {
+                runtime.prepare(&combine_by_expert_with, 0)?;
+                runtime.prepare(&combine_by_expert_gated, 0)?
+            }
+            _ => runtime.prepare(&combine_with, 0)?,
+        };
+    }
+    if layouts.shape.returned_weights {
+        runtime.prepare(&copy_words, 0)?;
+    }
     runtime.prepare(&lend, 0)?;
     let (shared_regions, own_regions): (Vec<_>, Vec<_>) = layouts.regions().into_iter().partition(|r| r.symmetric);
     let window = Windows::allocate(&inner.memory, "the symmetric window", layouts.window.bytes, &shared_regions)?;
