@@ -5,6 +5,7 @@ use epoxide_dsl::prelude::*;
 use crate::combine::{self, ByExpertWith, CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineWithArgs};
 use crate::dispatch::again::{self, DispatchAgainArgs};
 use crate::dispatch::{self, DispatchArgs};
+use crate::gradient::{self, WeighGradientsArgs};
 use crate::layout;
 use crate::lend::{self, LendArgs};
 use crate::order::{ByExpert, Compact};
@@ -95,6 +96,12 @@ pub fn combine_by_expert_gated(args: CombineByExpertWithArgs) {
     combine::run(&ByExpertWith::<true>(&args));
 }
 
+/// Makes the gradient of a gate-weighted combine of rows that came; see [`crate::gradient`].
+#[kernel(threads = 512, blocks_per_sm = 2)]
+pub fn weigh_gradients(args: WeighGradientsArgs) {
+    gradient::run(&args);
+}
+
 /// Waits for the region of expert outputs; see [`crate::lend`]. One block.
 #[kernel(threads = 64)]
 pub fn lend(args: LendArgs) {
@@ -115,6 +122,7 @@ const _: () = assert!(
         && combine.threads() == layout::THREADS
         && combine_by_expert.threads() == layout::THREADS
         && combine_with.threads() == layout::THREADS
+        && weigh_gradients.threads() == layout::THREADS
         && combine_by_expert_with.threads() == layout::THREADS
         && combine_by_expert_gated.threads() == layout::THREADS
 );

@@ -343,7 +343,7 @@ impl ElasticBuffer {
     }
 
     /// Checks that `elements` are whole rows that the lent region holds; returns how many.
-    fn check_rows(&self, elements: u64) -> Result<u64> {
+    pub(crate) fn check_rows(&self, elements: u64) -> Result<u64> {
         let hidden = u64::from(self.config.hidden);
         let max = self.layouts.shape.rows;
         if !elements.is_multiple_of(hidden) || elements / hidden > max {

@@ -133,7 +133,8 @@ impl<'a> CombineInput<'a> {
     /// ([`Layout::ExpertContiguous`]). The same on every rank.
     ///
     /// A rank's rows of a token are multiplied in f32, the products are summed in f32, from +0, in ascending position, and the sum is rounded
-    /// once to BF16, that of a single row too. What is then summed over ranks are those.
+    /// once to BF16, that of a single row too. What is then summed over ranks are those. Its gradient is
+    /// [`ElasticBuffer::dispatch_gradient`](crate::ElasticBuffer::dispatch_gradient).
     #[must_use]
     pub fn gate_weighted(mut self) -> Self {
         self.gate_weighted = true;

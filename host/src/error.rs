@@ -201,7 +201,7 @@ pub enum Error {
     },
     /// Fewer expert outputs, or weights to return, were handed over than the dispatch brought rows; nothing was summed.
     #[error(
-        "rank {rank} was given {rows} rows of expert outputs, or of weights to return, for the {received} rows that it received (operation {epoch} of buffer {buffer}, a combine)"
+        "rank {rank} was given {rows} rows of expert outputs, or of weights to return, for the {received} rows that it received (operation {epoch} of buffer {buffer})"
     )]
     #[non_exhaustive]
     TooFewExpertOutputs {

@@ -49,7 +49,8 @@
 //! * Ranks: [`LocalGroup`] and [`Comm`].
 //! * What a buffer is configured with, and what it takes: [`Config`] and [`bytes_needed`].
 //! * The operations: [`ElasticBuffer`].
-//! * A routing again, for a recompute or for gradients: [`ElasticBuffer::dispatch_again`], and [`Config::with_routing_slots`].
+//! * A routing again, for a recompute or for gradients: [`ElasticBuffer::dispatch_again`], and [`Config::with_routing_slots`];
+//!   the gradient of a gate-weighted combine: [`ElasticBuffer::dispatch_gradient`].
 //! * Rows that are quantised already, and rows that nobody here looks into: [`Rows`].
 //! * How rows lie where they are received, [`Layout`]: one for each token and rank by source, or one for each selection by expert, each
 //!   expert's from a multiple of an alignment on, as a grouped GEMM reads them ([`Config::with_layout`], [`RecvCounts::offsets`],
@@ -91,6 +92,7 @@ mod error;
 mod event;
 mod expert_outputs;
 mod fault;
+mod gradient;
 mod group;
 mod handle;
 pub mod kernels;

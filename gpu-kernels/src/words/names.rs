@@ -39,6 +39,8 @@ numbered! {
         CombineReturning = 6, "combine with returned weights";
         /// [`crate::combine`] that does both.
         CombineGatedReturning = 7, "gate-weighted combine with returned weights";
+        /// [`crate::gradient`]; it has no entry word, and the epoch of its dispatch.
+        WeighGradients = 8, "gradient of gate weights";
     }
 }
 

@@ -3,7 +3,7 @@ use std::marker::PhantomData;
 
 use epoxide_dsl::fault::RECORD_WORDS;
 use epoxide_kernels::entries::{
-    combine, combine_by_expert, combine_by_expert_gated, combine_by_expert_with, combine_with, lend,
+    combine, combine_by_expert, combine_by_expert_gated, combine_by_expert_with, combine_with, lend, weigh_gradients,
 };
 use epoxide_kernels::layout::DispatchShared;
 use epoxide_kernels::measure::copy_words::copy_words;
@@ -153,6 +153,7 @@ fn allocate(
     }
     if layouts.shape.returned_weights {
         runtime.prepare(&copy_words, 0)?;
+        runtime.prepare(&weigh_gradients, 0)?;
     }
     runtime.prepare(&lend, 0)?;
     let (shared_regions, own_regions): (Vec<_>, Vec<_>) = layouts.regions().into_iter().partition(|r| r.symmetric);
