@@ -153,7 +153,9 @@ fn allocate(
     }
     if layouts.shape.returned_weights {
         runtime.prepare(&copy_words, 0)?;
-        runtime.prepare(&weigh_gradients, 0)?;
+        if matches!(layouts.shape.layout, Layout::ExpertContiguous { .. }) {
+            runtime.prepare(&weigh_gradients, 0)?;
+        }
     }
     runtime.prepare(&lend, 0)?;
     let (shared_regions, own_regions): (Vec<_>, Vec<_>) = layouts.regions().into_iter().partition(|r| r.symmetric);
