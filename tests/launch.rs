@@ -7,7 +7,7 @@ use custom_kernel_device::gated_experts::{GatedExpertsArgs, gated_experts};
 use epoxide::kernels::{Family, Global};
 use epoxide::{
     CombineInput, Comm, Config, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout, LocalGroup, Machine,
-    MachineConfig, Mode, Result, WireFormat,
+    MachineConfig, Mode, Result, WireFormat, bf16,
 };
 use proptest::prelude::*;
 use support::errors::{dispatch, run, schedules, small};
@@ -148,7 +148,7 @@ fn kernels_may_be_loaded_while_operations_are_in_flight() {
             comm.load(KERNELS)?;
             comm.load(KERNELS)?;
             enqueue(&buffer, &handle, &factors(&comm, 8)?, 1)?;
-            let mut y = comm.empty(4 * 64)?;
+            let mut y = comm.empty::<bf16>(4 * 64)?;
             buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
             buffer.synchronize()?;
             buffer.close()?;
@@ -211,7 +211,7 @@ fn what_cannot_be_launched_is_refused_by_kernel_argument_and_rule() {
             Error::InvalidArgument { argument: "dtype", .. },
             "dtype = f32: the array's elements are bf16"
         );
-        let mut y = comm.empty(64)?;
+        let mut y = comm.empty::<bf16>(64)?;
         // Right at last.
         enqueue(&buffer, &handle, &factors(&comm, 8)?, 1)?;
         buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;

@@ -170,8 +170,20 @@ fn a_buffer_lies_as_its_layout_says() {
 #[test]
 fn sizes_that_do_not_fit_in_64_bits_have_no_layout() {
     let (ranks, experts, top_k, hidden, max_tokens, blocks, format) = (1, 8, 2, 256, 16, 1, WireFormat::Bf16);
-    let (layout, routing_slots) = (Layout::Compact, 1);
-    let shape = |rows| Shape { ranks, experts, top_k, hidden, max_tokens, rows, blocks, format, layout, routing_slots };
+    let (layout, routing_slots, returned_weights) = (Layout::Compact, 1, false);
+    let shape = |rows| Shape {
+        ranks,
+        experts,
+        top_k,
+        hidden,
+        max_tokens,
+        rows,
+        blocks,
+        format,
+        layout,
+        routing_slots,
+        returned_weights,
+    };
     let fits = Sizes { shape: shape(1 << 50), counters: 9 };
     assert!(WindowLayout::of(&fits).is_some() && PrivateLayout::of(&fits).is_some());
     for rows in [1 << 55, u64::MAX / 512, u64::MAX] {
@@ -180,6 +192,19 @@ fn sizes_that_do_not_fit_in_64_bits_have_no_layout() {
     for counters in [1 << 62, u64::MAX - 1, u64::MAX] {
         let sizes = Sizes { counters, ..fits };
         assert!(WindowLayout::of(&sizes).is_none() && PrivateLayout::of(&sizes).is_none(), "{counters} counters");
+    }
+}
+
+/// A word for each row and selection, at the window's end, and nothing else.
+#[test]
+fn weights_that_travel_back_take_a_word_for_each_selection_of_a_row() {
+    for (layout, stride) in [(Layout::Compact, 8), (Layout::ExpertContiguous { alignment: 16 }, 1)] {
+        let config = Config::new(16, 5, 64, 10).with_layout(layout);
+        let [without, with] = [config.clone(), config.with_returned_weights()].map(|c| bytes_needed(&c, 4, 2).unwrap());
+        let bytes = |name: &str| with.regions.iter().find(|region| region.name == name).unwrap().bytes;
+        assert_eq!(bytes("returned weights"), bytes("expert outputs") / 128 * stride * 4, "{layout:?}");
+        assert_eq!(with.window - without.window, bytes("returned weights").next_multiple_of(256), "{layout:?}");
+        assert_eq!(with.private, without.private);
     }
 }
 

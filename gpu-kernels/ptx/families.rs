@@ -24,6 +24,30 @@ pub const DISPATCH_QUANTIZED_BY_EXPERT: Family =
 pub const DISPATCH_BROUGHT_BY_EXPERT: Family =
     Family::new("dispatch_brought_by_expert", &["dispatch_brought_by_expert"], include_str!("dispatch_brought_by_expert_sm_90.ptx"));
 
+/// `dispatch_copied_observed`.
+pub const DISPATCH_COPIED_OBSERVED: Family =
+    Family::new("dispatch_copied_observed", &["dispatch_copied_observed"], include_str!("dispatch_copied_observed_sm_90.ptx"));
+
+/// `dispatch_copied_by_expert_observed`.
+pub const DISPATCH_COPIED_BY_EXPERT_OBSERVED: Family =
+    Family::new("dispatch_copied_by_expert_observed", &["dispatch_copied_by_expert_observed"], include_str!("dispatch_copied_by_expert_observed_sm_90.ptx"));
+
+/// `dispatch_quantized_observed`.
+pub const DISPATCH_QUANTIZED_OBSERVED: Family =
+    Family::new("dispatch_quantized_observed", &["dispatch_quantized_observed"], include_str!("dispatch_quantized_observed_sm_90.ptx"));
+
+/// `dispatch_quantized_by_expert_observed`.
+pub const DISPATCH_QUANTIZED_BY_EXPERT_OBSERVED: Family =
+    Family::new("dispatch_quantized_by_expert_observed", &["dispatch_quantized_by_expert_observed"], include_str!("dispatch_quantized_by_expert_observed_sm_90.ptx"));
+
+/// `dispatch_brought_observed`.
+pub const DISPATCH_BROUGHT_OBSERVED: Family =
+    Family::new("dispatch_brought_observed", &["dispatch_brought_observed"], include_str!("dispatch_brought_observed_sm_90.ptx"));
+
+/// `dispatch_brought_by_expert_observed`.
+pub const DISPATCH_BROUGHT_BY_EXPERT_OBSERVED: Family =
+    Family::new("dispatch_brought_by_expert_observed", &["dispatch_brought_by_expert_observed"], include_str!("dispatch_brought_by_expert_observed_sm_90.ptx"));
+
 /// `dispatch_again_copied`.
 pub const AGAIN_COPIED: Family =
     Family::new("again_copied", &["dispatch_again_copied"], include_str!("again_copied_sm_90.ptx"));
@@ -44,6 +68,26 @@ pub const COMBINE: Family =
 pub const COMBINE_BY_EXPERT: Family =
     Family::new("combine_by_expert", &["combine_by_expert"], include_str!("combine_by_expert_sm_90.ptx"));
 
+/// `combine_with`.
+pub const COMBINE_WITH: Family =
+    Family::new("combine_with", &["combine_with"], include_str!("combine_with_sm_90.ptx"));
+
+/// `combine_by_expert_with`.
+pub const COMBINE_BY_EXPERT_WITH: Family =
+    Family::new("combine_by_expert_with", &["combine_by_expert_with"], include_str!("combine_by_expert_with_sm_90.ptx"));
+
+/// `combine_by_expert_gated`.
+pub const COMBINE_BY_EXPERT_GATED: Family =
+    Family::new("combine_by_expert_gated", &["combine_by_expert_gated"], include_str!("combine_by_expert_gated_sm_90.ptx"));
+
+/// `copy_words`.
+pub const RETURNED_WEIGHTS: Family =
+    Family::new("returned_weights", &["copy_words"], include_str!("returned_weights_sm_90.ptx"));
+
+/// `weigh_gradients`.
+pub const GRADIENT: Family =
+    Family::new("gradient", &["weigh_gradients"], include_str!("gradient_sm_90.ptx"));
+
 /// `lend`.
 pub const LEND: Family =
     Family::new("lend", &["lend"], include_str!("lend_sm_90.ptx"));
@@ -57,4 +101,4 @@ pub const MEASURE: Family =
     Family::new("measure", &["delay"], include_str!("measure_sm_90.ptx"));
 
 /// Every family.
-pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, DISPATCH_BROUGHT, DISPATCH_COPIED_BY_EXPERT, DISPATCH_QUANTIZED_BY_EXPERT, DISPATCH_BROUGHT_BY_EXPERT, AGAIN_COPIED, AGAIN_QUANTIZED, AGAIN_BROUGHT, COMBINE, COMBINE_BY_EXPERT, LEND, TENSOR, MEASURE];
+pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, DISPATCH_BROUGHT, DISPATCH_COPIED_BY_EXPERT, DISPATCH_QUANTIZED_BY_EXPERT, DISPATCH_BROUGHT_BY_EXPERT, DISPATCH_COPIED_OBSERVED, DISPATCH_COPIED_BY_EXPERT_OBSERVED, DISPATCH_QUANTIZED_OBSERVED, DISPATCH_QUANTIZED_BY_EXPERT_OBSERVED, DISPATCH_BROUGHT_OBSERVED, DISPATCH_BROUGHT_BY_EXPERT_OBSERVED, AGAIN_COPIED, AGAIN_QUANTIZED, AGAIN_BROUGHT, COMBINE, COMBINE_BY_EXPERT, COMBINE_WITH, COMBINE_BY_EXPERT_WITH, COMBINE_BY_EXPERT_GATED, RETURNED_WEIGHTS, GRADIENT, LEND, TENSOR, MEASURE];

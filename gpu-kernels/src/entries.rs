@@ -2,9 +2,10 @@
 //! [`crate::dequantize`] and [`crate::measure`].
 use epoxide_dsl::prelude::*;
 
-use crate::combine::{self, CombineArgs, CombineByExpertArgs};
+use crate::combine::{self, ByExpertWith, CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineWithArgs};
 use crate::dispatch::again::{self, DispatchAgainArgs};
 use crate::dispatch::{self, DispatchArgs};
+use crate::gradient::{self, WeighGradientsArgs};
 use crate::layout;
 use crate::lend::{self, LendArgs};
 use crate::order::{ByExpert, Compact};
@@ -113,6 +114,30 @@ pub fn combine_by_expert(args: CombineByExpertArgs) {
     combine::run(&args);
 }
 
+/// Sums the experts' outputs, with options; see [`crate::combine`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn combine_with(args: CombineWithArgs) {
+    combine::run(&args);
+}
+
+/// Sums the experts' outputs where rows lie by expert, with options; see [`crate::combine`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn combine_by_expert_with(args: CombineByExpertWithArgs) {
+    combine::run(&ByExpertWith::<false>(&args));
+}
+
+/// Sums the experts' outputs where rows lie by expert, weighed by their gate weights, with options; see [`crate::combine`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn combine_by_expert_gated(args: CombineByExpertWithArgs) {
+    combine::run(&ByExpertWith::<true>(&args));
+}
+
+/// Makes the gradient of a gate-weighted combine of rows that came; see [`crate::gradient`].
+#[kernel(threads = 512, blocks_per_sm = 2)]
+pub fn weigh_gradients(args: WeighGradientsArgs) {
+    gradient::run(&args);
+}
+
 /// Waits for the region of expert outputs; see [`crate::lend`]. One block.
 #[kernel(threads = 64)]
 pub fn lend(args: LendArgs) {
@@ -138,6 +163,10 @@ const _: () = assert!(
         && dispatch_again_brought.threads() == layout::THREADS
         && combine.threads() == layout::THREADS
         && combine_by_expert.threads() == layout::THREADS
+        && combine_with.threads() == layout::THREADS
+        && weigh_gradients.threads() == layout::THREADS
+        && combine_by_expert_with.threads() == layout::THREADS
+        && combine_by_expert_gated.threads() == layout::THREADS
 );
 #[cfg(not(target_arch = "nvptx64"))]
 const _: () = assert!(lend.threads() >= crate::shape::MAX_RANKS && layout::THREADS >= crate::shape::MAX_RANKS);

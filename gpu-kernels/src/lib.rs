@@ -18,6 +18,7 @@ pub mod dispatch;
 pub mod entries;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod families;
+pub mod gradient;
 mod grid_warps;
 pub mod layout;
 pub mod lend;

@@ -104,6 +104,8 @@ pub struct Shape {
     pub layout: Layout,
     /// Routings that are kept at once.
     pub routing_slots: u32,
+    /// Whether combines may bring weights back, which takes a region for them.
+    pub returned_weights: bool,
 }
 
 impl Shape {
@@ -135,6 +137,10 @@ impl Shape {
     /// 1 where it is of one selection.
     pub const fn top_k_stride(&self) -> u32 {
         if self.layout.is_by_expert() { 1 } else { self.top_k.next_multiple_of(4) }
+    }
+    /// Bytes of a row's weights that travel back: a word for each of its selections.
+    pub const fn returned_row_bytes(&self) -> u64 {
+        if self.returned_weights { self.top_k_stride() as u64 * 4 } else { 0 }
     }
     /// Tokens that a rank may hear of at once: every one of every rank.
     pub const fn worst_tokens(ranks: u32, max_tokens: u32) -> u64 {

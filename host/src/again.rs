@@ -92,7 +92,7 @@ impl ElasticBuffer {
     /// # Safety
     ///
     /// As [`Self::dispatch_again_raw`].
-    unsafe fn enqueue_again(&mut self, handle: &Dispatched, rows: &RawRows) -> Result<Dispatched> {
+    pub(crate) unsafe fn enqueue_again(&mut self, handle: &Dispatched, rows: &RawRows) -> Result<Dispatched> {
         rows.check(&self.layouts.shape)?;
         if self.config.zero_padding && self.config.layout.is_by_expert() {
             let rule =

@@ -1,90 +1,23 @@
 //! Combine: enqueues one, with what the host can see checked before.
-use epoxide_dsl::memory::Global;
+use epoxide_dsl::memory::{Global, Optional};
 use epoxide_dsl::window::Region;
-use epoxide_kernels::combine::{CombineArgs, CombineByExpertArgs, UNKNOWN_OUTPUTS};
-use epoxide_kernels::entries::{combine, combine_by_expert, lend};
+use epoxide_kernels::combine::{
+    CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineOptions, CombineWithArgs, UNKNOWN_OUTPUTS,
+};
+use epoxide_kernels::entries::{
+    combine, combine_by_expert, combine_by_expert_gated, combine_by_expert_with, combine_with, lend,
+};
 use epoxide_kernels::layout::Span;
 use epoxide_kernels::lend::LendArgs;
 use epoxide_kernels::words::{BlockFlags, Kind};
 use half::bf16;
 
 use crate::buffer::{Dispatched, ElasticBuffer, State};
+use crate::combine_input::{Checked, CombineInput, RawCombineInput};
 use crate::error::{Error, Result};
-use crate::slice::{DeviceSlice, DeviceSliceMut, check_address, check_len, check_rank};
-use crate::tensor::{DeviceTensor, as_bytes};
-
-/// Where the experts' outputs are: one BF16 row for each received row, in the same order.
-///
-/// They come there in one of four ways:
-///
-/// | way | from | rows | what is checked | cost |
-/// |---|---|---|---|---|
-/// | [`write_expert_outputs`](ElasticBuffer::write_expert_outputs), then [`InPlace`](Self::InPlace) | a host slice | exactly the received ones | by the call | waits for the dispatch and for the copy |
-/// | [`stage_expert_outputs`](ElasticBuffer::stage_expert_outputs), then [`InPlace`](Self::InPlace) | a tensor, or a part of one | at least the received ones: it may be as large as the region, `[max_rows, hidden]` | by the call, and by the combine on the device | a copy on the device, enqueued |
-/// | [`Tensor`](Self::Tensor) | the same | the same | by the combine | the same, within the combine |
-/// | kernels of the caller's own at [`RecvView::expert_outputs`](crate::RecvView::expert_outputs), then [`InPlace`](Self::InPlace) | the kernels | every received one | nothing; [`Config::with_poisoned_expert_outputs`](crate::Config::with_poisoned_expert_outputs) makes a missing row NaN | none |
-///
-/// The first is for experts on the host, the second and third for experts that write memory of their own, the fourth saves the
-/// copy. A host slice's length says how many rows there are; a tensor is often made before that is known, so it may have more, and what is
-/// beyond is not read.
-///
-/// Outputs that do not depend on the dispatch may be there before it: [`lend_expert_outputs`](ElasticBuffer::lend_expert_outputs) gives
-/// the region early, to the caller's own kernels or to
-/// [`stage_lent_expert_outputs`](ElasticBuffer::stage_lent_expert_outputs). The combine is then [`InPlace`](Self::InPlace).
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub enum ExpertOutputs<'a> {
-    /// In the region that the buffer lends ([`RecvView::expert_outputs`](crate::RecvView::expert_outputs)). What the caller's own work
-    /// wrote there cannot be counted: see [`ElasticBuffer::combine`].
-    InPlace,
-    /// In a tensor of the caller's or a part of one, BF16 `[rows, hidden]` at an address that is a multiple of 16, which is copied to that
-    /// region first. `(&tensor).into()` makes one.
-    Tensor(DeviceSlice<'a, bf16>),
-}
-
-impl<'a> From<DeviceSlice<'a, bf16>> for ExpertOutputs<'a> {
-    fn from(rows: DeviceSlice<'a, bf16>) -> Self {
-        Self::Tensor(rows)
-    }
-}
-
-impl<'a> From<&'a DeviceTensor<bf16>> for ExpertOutputs<'a> {
-    fn from(rows: &'a DeviceTensor<bf16>) -> Self {
-        Self::Tensor(rows.into())
-    }
-}
-
-/// What a rank combines.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct CombineInput<'a> {
-    /// Where the experts' outputs are.
-    pub outputs: ExpertOutputs<'a>,
-    /// Written: BF16 `[tokens, hidden]`, at an address that is a multiple of 16.
-    pub y: DeviceSliceMut<'a, bf16>,
-}
-
-impl<'a> CombineInput<'a> {
-    /// Sums `outputs` ([`ExpertOutputs::InPlace`], a tensor or a part of one) into `y`, a tensor (`&mut y`) or a part of one.
-    pub fn new(outputs: impl Into<ExpertOutputs<'a>>, y: impl Into<DeviceSliceMut<'a, bf16>>) -> Self {
-        Self { outputs: outputs.into(), y: y.into() }
-    }
-}
-
-/// [`CombineInput`] as device addresses, for callers with memory of their own. The expert outputs are in the lent region.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct RawCombineInput {
-    /// BF16 `[tokens, hidden]`, at an address that is a multiple of 16.
-    pub y: u64,
-}
-
-impl RawCombineInput {
-    /// Sums into `y`.
-    pub fn new(y: u64) -> Self {
-        Self { y }
-    }
-}
+use crate::expert_outputs::ExpertOutputs;
+use crate::slice::{DeviceSlice, check_address, check_rank};
+use crate::tensor::as_bytes;
 
 impl ElasticBuffer {
     /// Lends the expert output region back after a combine, before the next dispatch has completed: for outputs that do not
@@ -199,14 +132,41 @@ impl ElasticBuffer {
         Ok(())
     }
 
-    /// Fills the region for expert outputs with NaN. Enqueued.
+    /// Copies weights to return to the region for them; returns of how many rows they are.
+    fn stage_weights(&mut self, weights: DeviceSlice<'_, f32>) -> Result<u64> {
+        let shape = &self.layouts.shape;
+        let (stride, max) = (u64::from(shape.top_k_stride()), shape.rows);
+        let (elements, rows) = (weights.len(), weights.len() / stride);
+        let rule = if !elements.is_multiple_of(stride) || rows > max {
+            format!("whole rows of {stride} words, at most {max} of them")
+        } else {
+            match self.received_rows.filter(|&received| rows < received) {
+                Some(received) => format!("{stride} words for each of the {received} rows that the dispatch brought"),
+                None => {
+                    let inner = self.comm.inner();
+                    let to = self.window_span(self.layouts.window.returned);
+                    // SAFETY: whole rows that the region holds, as just checked, from a tensor, which is memory of its own, to the region,
+                    // which is lent: until this rank's combine no peer touches it, and that is behind this on the stream.
+                    unsafe { inner.runtime.copy_words_on_device(to, weights.address(), elements, inner.stream)? };
+                    return Ok(rows);
+                }
+            }
+        };
+        Err(Error::argument("weights to return", format!("{elements} elements"), rule))
+    }
+
+    /// Fills the regions for expert outputs and for weights to return with NaN. Enqueued.
     pub(crate) fn poison_expert_outputs(&self) -> Result<()> {
         let inner = self.comm.inner();
-        let region = self.layouts.window.expert_out;
-        // BF16 of all ones is a NaN.
-        // SAFETY: the whole of a region of this rank's window. The callers have just enqueued the operation that lends it, behind
-        // which no peer touches it until this rank's combine.
-        unsafe { inner.runtime.fill(self.window_span(region), 0xff, region.bytes, inner.stream) }
+        for region in [self.layouts.window.expert_out, self.layouts.window.returned] {
+            if region.bytes > 0 {
+                // BF16 or f32 of all ones is a NaN.
+                // SAFETY: the whole of a region of this rank's window. The callers have just enqueued the operation that lends it, behind
+                // which no peer touches it until this rank's combine.
+                unsafe { inner.runtime.fill(self.window_span(region), 0xff, region.bytes, inner.stream)? };
+            }
+        }
+        Ok(())
     }
 
     /// Sums, for every token that `handle` dispatched, the rows that its experts' ranks made of it. Collective; returns once
@@ -214,7 +174,8 @@ impl ElasticBuffer {
     ///
     /// The sum is in f32, from 0, in ascending position of a rank's first selection, rounded once to BF16: bitwise the same
     /// for any number of SMs. Where rows lie by expert, what is summed so are the sums of each rank, its own too: in f32, from 0, in ascending
-    /// position, rounded once to BF16. Gate weights are the experts' side to apply.
+    /// position, rounded once to BF16. Gate weights are the experts' side to apply, or the combine's, where [`CombineInput`] says so: that has
+    /// the options, which a buffer is [made for](crate::Config::with_combine_options).
     ///
     /// Of what [`Self::write_expert_outputs`], [`Self::stage_expert_outputs`] or a tensor handed over for this dispatch ([`ExpertOutputs`]
     /// compares them), the last one's
@@ -227,20 +188,20 @@ impl ElasticBuffer {
     ///
     /// [`Error::StaleHandle`] or [`Error::WrongOrder`] for a handle that is not current or already combined,
     /// [`Error::BufferTooSmall`] for a `y` with too few elements, [`Error::InvalidArgument`] for expert outputs that are no whole rows, too
-    /// many or too few, and for a part of a tensor at an address that is no multiple of 16, the fault of an earlier operation, or [`Error::Poisoned`].
+    /// many or too few, for a part of a tensor at an address that is no multiple of 16, and for options that the buffer is not made for or
+    /// its layout does not have; the fault of an earlier operation, or [`Error::Poisoned`]. Ranks that differ in whether rows are gate-weighted or
+    /// weights brought back get [`Error::OutOfStep`] of the operation.
     pub fn combine(&mut self, handle: &Dispatched, input: CombineInput<'_>) -> Result<()> {
-        let CombineInput { outputs, y } = input;
-        check_rank("y", y.as_slice(), &self.comm)?;
-        check_address("y", y.address())?;
-        check_len("y", "output rows", y.as_slice(), u64::from(handle.tokens) * u64::from(self.config.hidden))?;
+        let Checked { outputs, weights, raw } = input.check(handle.tokens, &self.comm, &self.config)?;
         self.check()?;
         self.check_handle("combine", handle)?;
         if let ExpertOutputs::Tensor(rows) = outputs {
             self.stage(rows)?;
         }
-        // SAFETY: the tensor is this process's device memory, large enough as just checked, and stays allocated until the
+        let weights = weights.map(|weights| self.stage_weights(weights)).transpose()?;
+        // SAFETY: the tensors are this process's device memory, large enough as just checked, and stay allocated until the
         // stream has passed this operation.
-        unsafe { self.enqueue_combine(handle, &RawCombineInput::new(y.address())) }
+        unsafe { self.enqueue_combine(handle, &raw, weights) }
     }
 
     /// [`Self::combine`] to a device address, of expert outputs in the lent region.
@@ -251,26 +212,32 @@ impl ElasticBuffer {
     ///
     /// # Safety
     ///
-    /// `input.y` is valid for writes of BF16 `[tokens, hidden]`, and nothing else touches it until the operation is done.
+    /// `input.y` is valid for writes of `[tokens, hidden]`, and for reads of what was written there if the combine accumulates, and
+    /// `input.returned_weights` for writes of f32 `[tokens, top_k]`; nothing else touches them until the operation is done. Biases are valid for
+    /// reads of BF16 `[tokens, hidden]`, and nothing writes them until then; they do not overlap with what is written.
     pub unsafe fn combine_raw(&mut self, handle: &Dispatched, input: &RawCombineInput) -> Result<()> {
         self.check()?;
         self.check_handle("combine", handle)?;
-        // SAFETY: `y` has room for the handle's tokens, and nobody else touches it until the operation is done: the caller's promise.
-        unsafe { self.enqueue_combine(handle, input) }
+        input.check(handle.tokens, &self.config)?;
+        // SAFETY: all have room for the handle's tokens, and nobody else touches them until the operation is done: the caller's promise.
+        unsafe { self.enqueue_combine(handle, input, None) }
     }
 
-    /// Enqueues the kernel for a handle that was checked: the one way to it.
+    /// Enqueues the kernel for a handle and an input that were checked, with so many rows of `weights` staged: the one way to it.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for an address that is no multiple of 16, and for too few expert outputs.
+    /// [`Error::InvalidArgument`] for too few expert outputs.
     ///
     /// # Safety
     ///
     /// As [`Self::combine_raw`].
-    unsafe fn enqueue_combine(&mut self, handle: &Dispatched, input: &RawCombineInput) -> Result<()> {
-        let RawCombineInput { y } = *input;
-        check_address("y", y)?;
+    unsafe fn enqueue_combine(
+        &mut self,
+        handle: &Dispatched,
+        input: &RawCombineInput,
+        weights: Option<u64>,
+    ) -> Result<()> {
         if let (Some(received), Some(outputs)) = (self.received_rows, self.outputs)
             && outputs < received
         {
@@ -278,20 +245,22 @@ impl ElasticBuffer {
         }
         let inner = self.comm.inner();
         let (p, shape) = (&self.layouts.private, &self.layouts.shape);
+        // What was handed over of both must be for all rows.
+        let outputs = [self.outputs, weights].into_iter().flatten().min();
         // SAFETY: the buffer's own memory, laid out for its shape; `y` is the caller's promise.
         let args = unsafe {
             CombineArgs {
-                op: self.operation(Kind::Combine, handle.slot),
+                op: self.operation(input.kind(), handle.slot),
                 expert_out: Region::new(self.layouts.window.expert_out.offset),
                 routing: Global::from_raw(self.private_slot(p.routing, handle.slot)),
                 send_rank: Global::from_raw(self.handle_slot(handle.slot)[0]),
                 send_row: Global::from_raw(self.handle_slot(handle.slot)[1]),
                 received: Global::from_raw(self.private_slot(p.recv_counts, handle.slot)),
-                y: Global::from_raw(y),
+                y: Global::from_raw(input.y),
                 tokens: handle.tokens,
                 top_k: shape.top_k,
                 hidden: shape.hidden,
-                outputs: self.outputs.and_then(|rows| rows.try_into().ok()).unwrap_or(UNKNOWN_OUTPUTS),
+                outputs: outputs.and_then(|rows| rows.try_into().ok()).unwrap_or(UNKNOWN_OUTPUTS),
                 slot: handle.slot,
                 reserved: 0,
             }
@@ -300,11 +269,21 @@ impl ElasticBuffer {
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape on every
         // rank; the grid is that of the layouts, and the handle is the one whose routing the private memory holds.
         unsafe {
+            let (runtime, blocks, stream, pull) = (&inner.runtime, self.blocks, inner.stream, args);
+            let plain = input.is_plain();
             if shape.layout.is_by_expert() {
-                let args = self.by_expert(args, handle.slot);
-                inner.runtime.launch(&combine_by_expert, self.blocks, 0, &args, inner.stream)?;
+                let (sums, options) = (self.by_expert(pull, handle.slot), self.options(input, handle.slot));
+                let with = CombineByExpertWithArgs { sums, options };
+                match (plain, input.gate_weighted) {
+                    (true, _) => runtime.launch(&combine_by_expert, blocks, 0, &sums, stream)?,
+                    (_, true) => runtime.launch(&combine_by_expert_gated, blocks, 0, &with, stream)?,
+                    (_, false) => runtime.launch(&combine_by_expert_with, blocks, 0, &with, stream)?,
+                }
+            } else if plain {
+                runtime.launch(&combine, blocks, 0, &pull, stream)?;
             } else {
-                inner.runtime.launch(&combine, self.blocks, 0, &args, inner.stream)?;
+                let with = CombineWithArgs { pull, options: self.options(input, handle.slot) };
+                runtime.launch(&combine_with, blocks, 0, &with, stream)?;
             }
         }
         self.overflows.went_by(handle.slot);
@@ -332,6 +311,30 @@ impl ElasticBuffer {
         }
     }
 
+    /// What a combine with options takes beside.
+    fn options(&self, input: &RawCombineInput, slot: u32) -> CombineOptions {
+        let (w, shape) = (&self.layouts.window, &self.layouts.shape);
+        let regions = w.received.slot(shape, slot).regions();
+        let [bias, second_bias] = input.biases().map(|address| match address {
+            0 => Optional::none(),
+            // SAFETY: only made here; whose it is, and that it is there, is the promise to the kernel that takes it.
+            address => Optional::some(unsafe { Global::from_raw(address) }),
+        });
+        CombineOptions {
+            bias,
+            second_bias,
+            // SAFETY: as above.
+            weights: unsafe { Global::from_raw(input.returned_weights.unwrap_or(0)) },
+            returned: Region::new(w.returned.offset),
+            topk: regions.topk,
+            gates: regions.weights,
+            top_k_stride: shape.top_k_stride(),
+            wide: input.y_is_f32.into(),
+            accumulate: input.accumulate.into(),
+            returning: input.returned_weights.is_some().into(),
+        }
+    }
+
     fn too_few_outputs(&self, outputs: u64, received: u64) -> Error {
         let hidden = self.config.hidden;
         let rule = format!("one row for each of the {received} that the dispatch brought, of {hidden} elements");
@@ -339,7 +342,7 @@ impl ElasticBuffer {
     }
 
     /// Checks that `elements` are whole rows that the lent region holds; returns how many.
-    fn check_rows(&self, elements: u64) -> Result<u64> {
+    pub(crate) fn check_rows(&self, elements: u64) -> Result<u64> {
         let hidden = u64::from(self.config.hidden);
         let max = self.layouts.shape.rows;
         if !elements.is_multiple_of(hidden) || elements / hidden > max {

@@ -44,6 +44,10 @@ pub struct Config {
     pub max_window_bytes: u64,
     /// Routings that the buffer keeps: 1 to 256. See [`Self::with_routing_slots`].
     pub routing_slots: u32,
+    /// See [`Self::with_combine_options`].
+    pub combine_options: bool,
+    /// See [`Self::with_returned_weights`].
+    pub returned_weights: bool,
     /// See [`Self::with_poisoned_expert_outputs`]. Ranks may differ in it.
     pub poison_expert_outputs: bool,
     /// See [`Self::with_counts_mirror`]. Ranks may differ in it.
@@ -78,6 +82,8 @@ impl Config {
             timeout: Duration::from_secs(30),
             max_window_bytes: 0,
             routing_slots: 1,
+            combine_options: false,
+            returned_weights: false,
             poison_expert_outputs: false,
             counts_mirror: false,
             expert_statistics: false,
@@ -225,7 +231,33 @@ impl Config {
         self
     }
 
-    /// For debugging: fills the region for expert outputs with NaN each time that it is lent, so that a received row for which nobody
+    /// Gives combines their options: biases, sums that are added to what is there, sums in f32, and, where rows lie by expert, gate weights
+    /// ([`CombineInput`](crate::CombineInput) has them). A combine with options is a kernel of its own, which is loaded with the buffer;
+    /// one without is as fast as ever.
+    #[must_use]
+    pub fn with_combine_options(mut self) -> Self {
+        self.combine_options = true;
+        self
+    }
+
+    /// Makes room for weights that a combine brings back, f32 for each row and selection
+    /// ([`CombineInput::with_returned_weights`](crate::CombineInput::with_returned_weights)), and gives combines
+    /// [their options](Self::with_combine_options).
+    ///
+    /// ```
+    /// use epoxide::{Config, bytes_needed};
+    /// let config = Config::new(256, 8, 7168, 4096);
+    /// let more = bytes_needed(&config.clone().with_returned_weights(), 8, 16)?.window - bytes_needed(&config, 8, 16)?.window;
+    /// assert_eq!(more, 8 * 4096 * 8 * 4); // 8 x 4096 rows, 8 selections
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_returned_weights(mut self) -> Self {
+        self.returned_weights = true;
+        self.with_combine_options()
+    }
+
+    /// For debugging: fills the region for expert outputs, and that for weights to return, with NaN each time that it is lent, so that a received row for which nobody
     /// wrote an output shows in the sums. It costs a write of the whole region.
     #[must_use]
     pub fn with_poisoned_expert_outputs(mut self) -> Self {
@@ -296,6 +328,7 @@ impl Config {
             format: self.format,
             layout: self.layout,
             routing_slots: self.routing_slots,
+            returned_weights: self.returned_weights,
         };
         let worst = shape.worst_rows();
         let rows = self.capacity.map_or(worst, |rows| rows.min(worst));
@@ -358,7 +391,7 @@ impl Config {
     }
 
     /// The fields that must agree between ranks, by name.
-    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 13] {
+    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 15] {
         [
             ("experts", self.experts.to_string()),
             ("top_k", self.top_k.to_string()),
@@ -373,6 +406,8 @@ impl Config {
             ("timeout", format!("{:?}", self.timeout)),
             ("max_window_bytes", self.max_window_bytes.to_string()),
             ("routing_slots", self.routing_slots.to_string()),
+            ("combine_options", self.combine_options.to_string()),
+            ("returned_weights", self.returned_weights.to_string()),
         ]
     }
 }

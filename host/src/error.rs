@@ -220,9 +220,9 @@ pub enum Error {
         /// The dispatch's number among the buffer's operations, from 1.
         epoch: u64,
     },
-    /// Fewer expert outputs were handed over than the dispatch brought rows; nothing was summed.
+    /// Fewer expert outputs, or weights to return, were handed over than the dispatch brought rows; nothing was summed.
     #[error(
-        "rank {rank} was given {rows} rows of expert outputs for the {received} rows that it received (operation {epoch} of buffer {buffer}, a combine)"
+        "rank {rank} was given {rows} rows of expert outputs, or of weights to return, for the {received} rows that it received (operation {epoch} of buffer {buffer})"
     )]
     #[non_exhaustive]
     TooFewExpertOutputs {

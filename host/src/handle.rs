@@ -54,6 +54,10 @@ pub struct RecvView {
     /// nobody can see that one was not, but [`Config::with_poisoned_expert_outputs`](crate::Config::with_poisoned_expert_outputs)
     /// makes its sums NaN.
     pub expert_outputs: u64,
+    /// f32 `[max_rows, top_k_stride]`: where weights go that the combine brings back
+    /// ([`ReturnedWeights::InPlace`](crate::ReturnedWeights::InPlace)); 0 where the buffer has [no region](crate::Config::with_returned_weights)
+    /// for them. Those of received rows must be written whose local expert is not -1.
+    pub returned_weights: u64,
     /// Most rows.
     pub max_rows: u64,
 }
@@ -89,6 +93,7 @@ impl ElasticBuffer {
             sources: self.window_span(received.source),
             counts: self.private_slot(self.layouts.private.recv_counts, handle.slot),
             expert_outputs: self.window_span(w.expert_out),
+            returned_weights: if shape.returned_weights { self.window_span(w.returned) } else { 0 },
             max_rows: shape.rows,
         })
     }

@@ -49,7 +49,8 @@
 //! * Ranks: [`LocalGroup`] and [`Comm`].
 //! * What a buffer is configured with, and what it takes: [`Config`] and [`bytes_needed`].
 //! * The operations: [`ElasticBuffer`].
-//! * A routing again, for a recompute or for gradients: [`ElasticBuffer::dispatch_again`], and [`Config::with_routing_slots`].
+//! * A routing again, for a recompute or for gradients: [`ElasticBuffer::dispatch_again`], and [`Config::with_routing_slots`];
+//!   the gradient of a gate-weighted combine: [`ElasticBuffer::dispatch_gradient`].
 //! * Rows that are quantised already, and rows that nobody here looks into: [`Rows`].
 //! * How rows lie where they are received, [`Layout`]: one for each token and rank by source, or one for each selection by expert, each
 //!   expert's from a multiple of an alignment on, as a grouped GEMM reads them ([`Config::with_layout`], [`RecvCounts::offsets`],
@@ -62,7 +63,7 @@
 //! * What a dispatch brings, on the host while its rows still travel: [`ElasticBuffer::try_counts`] and [`ElasticBuffer::wait_counts`]; the load of
 //!   each expert over many dispatches: [`ElasticBuffer::expert_statistics`].
 //! * Kernels of your own between the operations: [`kernels`], [`Comm::load`] and [`Comm::launch`]; the example `engine` has such a layer.
-//! * From the experts to the combine, in four ways: [`ExpertOutputs`] compares them.
+//! * From the experts to the combine, in four ways: [`ExpertOutputs`] compares them. What a combine does beside the sum: [`CombineInput`].
 //! * Without any tensor of ours: [`RawDispatchInput`], [`RawCombineInput`] and [`LocalGroup::on_streams`]; the example `raw_pointers`
 //!   shows them together.
 //! * FP8 rows, as operations of their own: [`quantize`].
@@ -88,13 +89,16 @@ mod again;
 mod buffer;
 mod by_expert;
 mod combine;
+mod combine_input;
 mod comm;
 mod config;
 mod counts;
 mod dispatch;
 mod error;
 mod event;
+mod expert_outputs;
 mod fault;
+mod gradient;
 mod group;
 mod handle;
 pub mod kernels;
@@ -118,7 +122,7 @@ mod view;
 
 pub use buffer::{Dispatched, ElasticBuffer};
 pub use by_expert::ByExpert;
-pub use combine::{CombineInput, ExpertOutputs, RawCombineInput};
+pub use combine_input::{CombineInput, CombineOutput, RawCombineInput, ReturnedWeights};
 pub use comm::Comm;
 pub use config::{BytesNeeded, Config, Layout, Overflow, RegionBytes, WireFormat, bytes_needed};
 pub use dispatch::{DispatchInput, IndexType, RawDispatchInput};
@@ -127,6 +131,7 @@ pub use epoxide_plan::LayerSizes;
 pub use epoxide_sim::{Machine, MachineConfig, Mode};
 pub use error::{Error, Result};
 pub use event::Event;
+pub use expert_outputs::ExpertOutputs;
 pub use group::{CudaStream, LocalGroup, RanksFailed};
 pub use half::bf16;
 pub use handle::{RecvCounts, RecvView};

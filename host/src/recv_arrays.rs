@@ -49,6 +49,9 @@ pub struct RecvArrays<'b> {
     /// BF16 `[max_rows, hidden]`: where expert outputs go, a row for each received row, to be combined
     /// [in place](crate::ExpertOutputs::InPlace). It may be written until the combine.
     pub expert_outputs: View<'b>,
+    /// Where weights go that the combine brings back ([in place](crate::ReturnedWeights::InPlace)), f32, shaped as [`Self::topk_idx`]; those
+    /// count where that is not -1. None where the buffer has [no region](crate::Config::with_returned_weights) for them.
+    pub returned_weights: Option<View<'b>>,
 }
 
 impl ElasticBuffer {
@@ -97,6 +100,7 @@ impl ElasticBuffer {
             counts_by_expert: counts(1 + ranks, experts),
             offsets: by_expert.then(|| counts(1 + ranks + experts, experts + 1)),
             expert_outputs: by_row(View::matrix(view.expert_outputs, DType::Bf16, [rows, hidden], hidden)),
+            returned_weights: shape.returned_weights.then(|| selected(view.returned_weights, DType::F32)),
         })
     }
 }

@@ -174,6 +174,7 @@ impl Workload {
                 RowLayout::Expand { alignment } => Layout::ExpertContiguous { alignment },
             },
             routing_slots: 1,
+            returned_weights: false,
         };
         let worst = shape.worst_rows();
         let rows = if self.layout == RowLayout::Slab { worst } else { self.capacity.rows().min(worst) };

@@ -6,6 +6,7 @@
 
 pub mod brought;
 pub mod by_expert;
+pub mod combine_options;
 pub mod errors;
 pub mod exchange;
 pub mod forge;

@@ -22,7 +22,7 @@ pub struct CombineArgs {
     pub send_row: Global<u32>,
     /// `[1]`: how many rows the dispatch brought.
     pub received: Global<u32>,
-    /// BF16 `[tokens][hidden]`: written.
+    /// BF16 `[tokens][hidden]`, or f32 where the [`CombineOptions`] say so: written.
     pub y: Global<u8>,
     /// Tokens of this rank.
     pub tokens: u32,
@@ -64,4 +64,59 @@ pub struct CombineByExpertArgs {
     pub max_tokens: u32,
     /// Fills the struct to a multiple of 8 bytes.
     pub reserved: u32,
+}
+
+/// What a combine does beside the sum.
+///
+/// Launch contract: biases have the rows of all tokens, and nothing writes them while the kernel runs; `topk` and `gates` are of the slot,
+/// as the dispatch wrote them; where `accumulate`, `y` is written. The owners' work that wrote `returned` was stream-ordered before
+/// their launches.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct CombineOptions {
+    /// BF16 `[tokens][hidden]`: added behind the ranks' rows.
+    pub bias: Optional<u8>,
+    /// BF16 `[tokens][hidden]`: added behind that.
+    pub second_bias: Optional<u8>,
+    /// f32 `[tokens][top_k]`: written, with what the owners return for each selection, 0 where it is none, where weights are `returning`.
+    pub weights: Global<f32>,
+    /// f32 `[rows][top_k_stride]` at every rank: what it returns.
+    pub returned: Region<f32>,
+    /// i32 `[rows][top_k_stride]` at every rank: local experts, or -1.
+    pub topk: Region<i32>,
+    /// f32 `[rows]` at every rank: gate weights; where rows are weighed by them.
+    pub gates: Region<f32>,
+    /// Words from one row's selections to the next's.
+    pub top_k_stride: u32,
+    /// 1 where `y` is f32.
+    pub wide: u32,
+    /// 1 where what is in `y` is added.
+    pub accumulate: u32,
+    /// 1 where weights travel back.
+    pub returning: u32,
+}
+
+/// Arguments of [`combine_with`](crate::entries::combine_with).
+///
+/// Launch contract: those of both.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct CombineWithArgs {
+    /// What every combine takes.
+    pub pull: CombineArgs,
+    /// What it does beside.
+    pub options: CombineOptions,
+}
+
+/// Arguments of [`combine_by_expert_with`](crate::entries::combine_by_expert_with) and
+/// [`combine_by_expert_gated`](crate::entries::combine_by_expert_gated).
+///
+/// Launch contract: those of both.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct CombineByExpertWithArgs {
+    /// What a combine of rows that lie by expert takes.
+    pub sums: CombineByExpertArgs,
+    /// What it does beside.
+    pub options: CombineOptions,
 }

@@ -30,6 +30,20 @@ use crate::placement::quotient;
 use crate::turns;
 use crate::words::Phase;
 
+/// A combine of rows that lie by expert.
+pub(crate) trait ByExpert: Sum {
+    /// What every such combine takes.
+    fn sums(&self) -> &CombineByExpertArgs;
+
+    /// Sums vectors of the rows of a token here to `to`: those at the addresses that the lanes of `rows` have, each with its row's number.
+    /// Warp-collective.
+    fn sum_at_owner(&self, vectors: [u32; 2], to: Global<U32x4>, rows: u32, row: u32, address: u64);
+
+    /// What is pulled beside the rows.
+    #[inline(always)]
+    fn beside(&self) {}
+}
+
 impl Sum for CombineByExpertArgs {
     #[inline(always)]
     fn args(&self) -> &CombineArgs {
@@ -38,35 +52,73 @@ impl Sum for CombineByExpertArgs {
 
     #[inline(always)]
     fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped> {
-        // The first handle of a peer's is on its way while the ranks meet.
-        let work = Work::first(self);
-        let (parts, first) = enter(&self.pull, watch)?;
-        reduce(self, work);
-        let window = self.pull.op.window();
-        self.reduced.post(window, watch.epoch(), &bulk::land_without_copies());
-        let _there = self.reduced.wait(window, watch, Phase::Reduced, watch.epoch())?;
-        sum_parts(self, parts, first);
-        Ok(())
+        attempt(self, watch)
     }
 
     /// Of another rank the sum, or its only row; of the own one all rows.
     #[inline(always)]
-    fn sum(&self, part: Part, token: u32, vectors: [u32; 2], y: Global<U32x4>) {
-        let (window, row_bytes) = (self.pull.op.window(), self.pull.hidden * 2);
-        let same = warp::match_any(warp::ALL, part.rank as u32);
-        let own = part.rank == window.me.0 as i32;
-        let mut source = 0;
-        if part.rank >= 0 && (own || same.trailing_zeros() == warp::lane()) {
-            let peer = Peer(part.rank as u32);
-            source = if !own && same.count_ones() > 1 {
-                window.of(peer, self.sums).rows(row_bytes).row(window.me.0 * self.max_tokens + token).address()
-            } else {
-                window.of(peer, self.pull.expert_out).rows(row_bytes).row(part.row).address()
-            };
-        }
-        let [single, several] = [!own, own].map(|which| warp::ballot(warp::ALL, source != 0 && which));
-        sum::sum_with_several(vectors, y, sum::Rows::with_several(single, several), source);
+    fn sum(&self, part: Part, token: u32, vectors: [u32; 2]) {
+        let own = part.rank == self.pull.op.window().me.0 as i32;
+        let address = if own { super::source(&self.pull, part) } else { pulled(self, part, token).address };
+        let [single, several] = [!own, own].map(|which| warp::ballot(warp::ALL, address != 0 && which));
+        let y = self.pull.y.rows(self.pull.hidden * 2).row(token).cast();
+        sum::sum_with_several(vectors, y, sum::Rows::with_several(single, several), address);
     }
+}
+
+impl ByExpert for CombineByExpertArgs {
+    #[inline(always)]
+    fn sums(&self) -> &CombineByExpertArgs {
+        self
+    }
+
+    #[inline(always)]
+    fn sum_at_owner(&self, vectors: [u32; 2], to: Global<U32x4>, rows: u32, _row: u32, address: u64) {
+        sum::sum_some_rows(vectors, to, sum::Rows::of_ranks(rows), address);
+    }
+}
+
+/// A row that is pulled for a lane's selection.
+#[derive(Clone, Copy)]
+pub(super) struct Pulled {
+    /// Its address; 0 where there is none.
+    pub address: u64,
+    /// Whether it is of that selection alone, and not a sum already.
+    pub of_one: bool,
+}
+
+/// Which row of a rank is pulled, by the lane of its first selection: the sum, or the only one. Warp-collective.
+#[inline(always)]
+pub(super) fn pulled(a: &CombineByExpertArgs, part: Part, token: u32) -> Pulled {
+    let (window, row_bytes) = (a.pull.op.window(), a.pull.hidden * 2);
+    let same = warp::match_any(warp::ALL, part.rank as u32);
+    let of_one = same.count_ones() == 1;
+    let mut address = 0;
+    if part.rank >= 0 && same.trailing_zeros() == warp::lane() {
+        address = if of_one {
+            super::source(&a.pull, part)
+        } else {
+            let sums = window.of(Peer(part.rank as u32), a.sums).rows(row_bytes);
+            sums.row(window.me.0 * a.max_tokens + token).address()
+        };
+    }
+    Pulled { address, of_one }
+}
+
+/// A block's part: meets all ranks, sums what its experts made for others, and then what all did.
+#[inline(always)]
+pub(super) fn attempt<S: ByExpert>(rows: &S, watch: &wait::Watch) -> Result<(), fault::Stopped> {
+    let a = rows.sums();
+    // The first handle of a peer's is on its way while the ranks meet.
+    let work = Work::first(a);
+    let (parts, first) = enter(rows, watch)?;
+    reduce(rows, work);
+    let window = a.pull.op.window();
+    a.reduced.post(window, watch.epoch(), &bulk::land_without_copies());
+    let _there = a.reduced.wait(window, watch, Phase::Reduced, watch.epoch())?;
+    rows.beside();
+    sum_parts(rows, parts, first);
+    Ok(())
 }
 
 /// A part of some peer's token, of which this rank may have several rows.
@@ -114,7 +166,8 @@ impl Work {
 
 /// Sums this warp's share of the parts of other ranks' tokens that have several rows here.
 #[inline(always)]
-fn reduce(a: &CombineByExpertArgs, first: Work) {
+fn reduce<S: ByExpert>(rows: &S, first: Work) {
+    let a = rows.sums();
     let window = a.pull.op.window();
     let row_bytes = a.pull.hidden * 2;
     let (outputs, sums) = (window.own(a.pull.expert_out).rows(row_bytes), window.own(a.sums).rows(row_bytes));
@@ -132,10 +185,10 @@ fn reduce(a: &CombineByExpertArgs, first: Work) {
         if part.rank == window.me.0 as i32 {
             source = outputs.row(part.row).address();
         }
-        let rows = warp::ballot(warp::ALL, source != 0);
-        if rows.count_ones() > 1 {
+        let here = warp::ballot(warp::ALL, source != 0);
+        if here.count_ones() > 1 {
             let to = sums.row(peer.0 * a.max_tokens + parts.token(part.number)).as_global().cast();
-            sum::sum_some_rows(parts.vectors(part.number, a.pull.hidden), to, sum::Rows::of_ranks(rows), source);
+            rows.sum_at_owner(parts.vectors(part.number, a.pull.hidden), to, here, part.row, source);
         }
     }
 }

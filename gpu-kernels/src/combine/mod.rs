@@ -18,16 +18,21 @@
 //! what is summed so are the sums of each rank: `by_expert` has its own protocol.
 mod args;
 mod by_expert;
+mod options;
 mod parts;
 mod sum;
+mod sum_with;
 
-pub use args::{CombineArgs, CombineByExpertArgs, UNKNOWN_OUTPUTS};
+pub use args::{
+    CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineOptions, CombineWithArgs, UNKNOWN_OUTPUTS,
+};
 
 use epoxide_dsl::fault::{Fault, Told};
 use epoxide_dsl::prelude::*;
 
 use crate::grid_warps;
 use crate::words::{Code, Kind, Phase, Status, no_routing};
+pub(crate) use options::ByExpertWith;
 use parts::{Part, Parts};
 use sum::Rows;
 
@@ -36,6 +41,12 @@ pub(crate) trait Sum {
     /// What every combine takes.
     fn args(&self) -> &CombineArgs;
 
+    /// What ranks agree on.
+    #[inline(always)]
+    fn kind(&self) -> Kind {
+        Kind::Combine
+    }
+
     /// A block's part: meets all ranks, and sums.
     ///
     /// # Errors
@@ -43,8 +54,8 @@ pub(crate) trait Sum {
     /// That the block stops.
     fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped>;
 
-    /// Sums these vectors of the rows of `token` into `y`, as this lane's selection of it went. Warp-collective.
-    fn sum(&self, part: Part, token: u32, vectors: [u32; 2], y: Global<U32x4>);
+    /// Sums these vectors of the rows of `token`, as this lane's selection of it went, and writes the sum. Warp-collective.
+    fn sum(&self, part: Part, token: u32, vectors: [u32; 2]);
 }
 
 impl Sum for CombineArgs {
@@ -61,14 +72,21 @@ impl Sum for CombineArgs {
     }
 
     #[inline(always)]
-    fn sum(&self, part: Part, _token: u32, vectors: [u32; 2], y: Global<U32x4>) {
-        let mut source = 0;
-        if part.rank >= 0 {
-            let rows = self.op.window().of(Peer(part.rank as u32), self.expert_out).rows(self.hidden * 2);
-            source = rows.row(part.row).address();
-        }
-        sum::sum_rows(vectors, y, Rows::of_ranks(warp::ballot(warp::ALL, source != 0)), source);
+    fn sum(&self, part: Part, token: u32, vectors: [u32; 2]) {
+        let address = source(self, part);
+        let y = self.y.rows(self.hidden * 2).row(token).cast();
+        sum::sum_rows(vectors, y, Rows::of_ranks(warp::ballot(warp::ALL, address != 0)), address);
     }
+}
+
+/// Where the row lies that this lane's selection went to; 0 where there is none.
+#[inline(always)]
+fn source(a: &CombineArgs, part: Part) -> u64 {
+    if part.rank < 0 {
+        return 0;
+    }
+    let rows = a.op.window().of(Peer(part.rank as u32), a.expert_out).rows(a.hidden * 2);
+    rows.row(part.row).address()
 }
 
 /// Sums the rows.
@@ -103,7 +121,8 @@ pub(crate) fn run<S: Sum>(sum: &S) {
 
 /// Meets all ranks. Returns how the tokens are divided, and this warp's first part.
 #[inline(always)]
-fn enter(a: &CombineArgs, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
+fn enter<S: Sum>(sum: &S, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
+    let (a, kind) = (sum.args(), sum.kind());
     let look = watch.look();
     let (received, dispatch) = (rows_to_be_covered(a), a.routing.load_weak(0));
     // The handle is this rank's own: it is on its way while the ranks meet.
@@ -118,9 +137,9 @@ fn enter(a: &CombineArgs, watch: &wait::Watch) -> Result<(Parts, Part), fault::S
     fault.settle()?;
     let (window, entry) = (a.op.window(), a.op.entry.of_dispatch(dispatch));
     if thread::block_index() == 0 && thread::index() < window.peers {
-        entry.post(window, Peer(thread::index()), watch.epoch(), Kind::Combine, Status::Ok);
+        entry.post(window, Peer(thread::index()), watch.epoch(), kind, Status::Ok);
     }
-    let _met = entry.meet(window, watch, Kind::Combine)?;
+    let _met = entry.meet(window, watch, kind)?;
     Ok((parts, first))
 }
 
@@ -139,10 +158,9 @@ fn sum_parts<S: Sum>(rows: &S, parts: Parts, first: Part) {
     let mut part = first;
     while parts.token(part.number) < a.tokens {
         let token = parts.token(part.number);
-        let y = a.y.rows(a.hidden * 2).row(token).cast();
         // The next part's handle is on its way while this one is summed.
         let next = parts.load(a, part.number + grid_warps::count());
-        rows.sum(part, token, parts.vectors(part.number, a.hidden), y);
+        rows.sum(part, token, parts.vectors(part.number, a.hidden));
         part = next;
     }
 }

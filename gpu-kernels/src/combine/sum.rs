@@ -4,7 +4,7 @@ use epoxide_dsl::prelude::*;
 use crate::quantize::widen;
 
 /// Loads of 16 bytes that a thread has in flight, 128 KiB an SM: this many vectors of a few rows, or few of many rows.
-const IN_FLIGHT: usize = 16;
+pub(super) const IN_FLIGHT: usize = 16;
 
 /// Which lanes have the address of a row, in the order in which the rows are added.
 #[derive(Clone, Copy)]
@@ -96,17 +96,17 @@ fn sum_few<const ROWS: usize, const VECTORS: usize, const P: bool>(
     mut rows: Rows<P>,
     source: u64,
 ) {
-    let sources = Sources::<ROWS, P>::take(&mut rows, source);
+    let taken = Taken::<ROWS, P>::take(&mut rows, source);
     let at_once = VECTORS as u32 * warp::LANES;
     while first + at_once <= end {
         let mut sums = [Sum::ZERO; VECTORS];
-        sources.add::<VECTORS, true>(first, end, &mut sums);
+        taken.add::<VECTORS, true>(first, end, &mut sums);
         store::<VECTORS, true>(y, first, end, &sums);
         first += at_once;
     }
     if first < end {
         let mut sums = [Sum::ZERO; VECTORS];
-        sources.add::<VECTORS, false>(first, end, &mut sums);
+        taken.add::<VECTORS, false>(first, end, &mut sums);
         store::<VECTORS, false>(y, first, end, &sums);
     }
 }
@@ -124,8 +124,8 @@ fn sum_many<const VECTORS: usize, const P: bool>(
         let mut sums = [Sum::ZERO; VECTORS];
         let mut left = rows;
         while left.count() != 0 {
-            let sources = Sources::<8, P>::take(&mut left, source);
-            sources.add::<VECTORS, false>(first, end, &mut sums);
+            let taken = Taken::<8, P>::take(&mut left, source);
+            taken.add::<VECTORS, false>(first, end, &mut sums);
         }
         store::<VECTORS, false>(y, first, end, &sums);
         first += VECTORS as u32 * warp::LANES;
@@ -147,26 +147,57 @@ impl Sum {
 
 /// The addresses of some rows, the same in all lanes.
 #[derive(Clone, Copy)]
-struct Sources<const MOST: usize, const P: bool> {
-    addresses: [u64; MOST],
-    count: u32,
+pub(super) struct Sources<const MOST: usize> {
+    pub addresses: [u64; MOST],
+    pub count: u32,
+}
+
+/// Some rows.
+#[derive(Clone, Copy)]
+struct Taken<const MOST: usize, const P: bool> {
+    sources: Sources<MOST>,
     /// Those that are of one rank which has several, a bit for each,
     several: u32,
     /// and the bit of its last one, if that is here.
     last: u32,
 }
 
-impl<const MOST: usize, const P: bool> Sources<MOST, P> {
+impl<const MOST: usize> Sources<MOST> {
+    /// Loads this lane's vectors from `first` on, a warp apart and below `end`, of every row; zeros where there is none. All vectors are below
+    /// `end` if they are `WHOLE`.
+    #[inline(always)]
+    pub(super) fn load<const VECTORS: usize, const WHOLE: bool>(
+        &self,
+        first: u32,
+        end: u32,
+    ) -> [[U32x4; MOST]; VECTORS] {
+        const { assert!(MOST * VECTORS <= IN_FLIGHT) };
+        let at = first + warp::lane();
+        let mut loaded = [[[0u32; 4]; MOST]; VECTORS];
+        unroll!(J in 8 if J < MOST && (J as u32) < self.count => {
+            // SAFETY: a row of an owner's expert outputs, which its entry word says are ready and which nobody
+            // writes before our done word, or a row of the caller's that the launch contract lets us read; all vectors that are loaded are
+            // inside the row.
+            let row = unsafe { Symmetric::<U32x4>::from_raw(self.addresses[J]) }.at(at);
+            unroll!(V in 8 if V < VECTORS && (WHOLE || at + V as u32 * warp::LANES < end) => {
+                loaded[V][J] = row.load_weak_streaming(V as u32 * warp::LANES);
+            });
+        });
+        loaded
+    }
+}
+
+impl<const MOST: usize, const P: bool> Taken<MOST, P> {
     /// The first of `rows`, which are those that are left then. Warp-collective.
     #[inline(always)]
     fn take(rows: &mut Rows<P>, source: u64) -> Self {
-        let mut some = Self { addresses: [0; MOST], count: 0, several: 0, last: 0 };
+        let mut some = Self { sources: Sources { addresses: [0; MOST], count: 0 }, several: 0, last: 0 };
         unroll!(J in 8 if J < MOST && rows.count() != 0 => {
             let (from, several) = rows.next();
             let low = warp::shuffle(warp::ALL, source as u32, from);
             let high = warp::shuffle(warp::ALL, (source >> 32) as u32, from);
-            some.addresses[J] = u64::from(high) << 32 | u64::from(low);
-            some.count += 1;
+            some.sources.addresses[J] = u64::from(high) << 32 | u64::from(low);
+            some.sources.count += 1;
             if several {
                 some.several |= 1 << J;
                 if rows.several == 0 {
@@ -182,16 +213,7 @@ impl<const MOST: usize, const P: bool> Sources<MOST, P> {
     #[inline(always)]
     fn add<const VECTORS: usize, const WHOLE: bool>(&self, first: u32, end: u32, sums: &mut [Sum; VECTORS]) {
         const { assert!(MOST * VECTORS == if P { IN_FLIGHT / 2 } else { IN_FLIGHT }) };
-        let at = first + warp::lane();
-        let mut loaded = [[[0u32; 4]; MOST]; VECTORS];
-        unroll!(J in 8 if J < MOST && (J as u32) < self.count => {
-            // SAFETY: a row of an owner's expert outputs, which its entry word says are ready and which nobody
-            // writes before our done word; all vectors that are loaded are inside the row.
-            let row = unsafe { Symmetric::<U32x4>::from_raw(self.addresses[J]) }.at(at);
-            unroll!(V in 8 if V < VECTORS && (WHOLE || at + V as u32 * warp::LANES < end) => {
-                loaded[V][J] = row.load_weak_streaming(V as u32 * warp::LANES);
-            });
-        });
+        let mut loaded = self.sources.load::<VECTORS, WHOLE>(first, end);
         unroll!(V in 8 if V < VECTORS => {
             if P {
                 self.sum_several(&mut loaded[V], &mut sums[V].several);
@@ -229,7 +251,7 @@ impl<const MOST: usize, const P: bool> Sources<MOST, P> {
 
 /// Rounds a vector.
 #[inline(always)]
-fn round(sum: &[f32; 8]) -> [u32; 4] {
+pub(super) fn round(sum: &[f32; 8]) -> [u32; 4] {
     let mut out = [0u32; 4];
     unroll!(I in 4 => {
         out[I] = Bf16::pair_from_f32(sum[2 * I], sum[2 * I + 1]);

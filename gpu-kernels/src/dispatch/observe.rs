@@ -70,15 +70,7 @@ fn count<O: Order>(a: &DispatchArgs, now: Now, i: u32) -> u32 {
     if i == 0 {
         if O::BY_EXPERT { owned.first(owned.experts) } else { sum(window.peers, |source| word(source, me.0)) }
     } else if i <= window.peers {
-        if O::BY_EXPERT {
-            sum(owned.experts, |expert| {
-                let of_source = |source| word(source, first + expert);
-                let rows = of_source(i - 1);
-                if a.bound.drops != 0 { a.bound.kept(sum(i - 1, of_source), rows) } else { rows }
-            })
-        } else {
-            word(i - 1, me.0)
-        }
+        if O::BY_EXPERT { rows_of_source(a, now, i - 1) } else { word(i - 1, me.0) }
     } else {
         let i = i - 1 - window.peers;
         if !O::BY_EXPERT {
@@ -89,4 +81,24 @@ fn count<O: Order>(a: &DispatchArgs, now: Now, i: u32) -> u32 {
             owned.first(i - owned.experts)
         }
     }
+}
+
+/// How many rows a source has here, where they lie by expert. Per thread.
+#[inline(always)]
+fn rows_of_source(a: &DispatchArgs, now: Now, source: u32) -> u32 {
+    let (window, owned) = (a.op.window(), a.owned());
+    let first = a.counts.of_expert(a.placement.first(window.me.0));
+    let mut rows = 0;
+    for counter in thread::strided(first, first + owned.experts, 1) {
+        let mut of_expert = a.counts.count(window, now.dispatch, Peer(source), counter);
+        if a.bound.drops != 0 {
+            let mut before = 0;
+            for earlier in thread::strided(0, source, 1) {
+                before += a.counts.count(window, now.dispatch, Peer(earlier), counter);
+            }
+            of_expert = a.bound.kept(before, of_expert);
+        }
+        rows += of_expert;
+    }
+    rows
 }

@@ -114,6 +114,7 @@ mod tests {
             format: WireFormat::Bf16,
             layout: Layout::Compact,
             routing_slots: 1,
+            returned_weights: false,
         };
         assert_eq!(bf16.contiguous(), ([0, 14336, 14336, 14368, 14400], 14416));
         let fp8 = Shape { format: WireFormat::Fp8, ..bf16 };

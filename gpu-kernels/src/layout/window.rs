@@ -31,6 +31,8 @@ pub struct WindowLayout {
     pub send_rank: Span,
     /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination. Where rows lie by expert; else they are private.
     pub send_row: Span,
+    /// f32 `[rows][top_k_stride]`: weights that travel back; only where there are such.
+    pub returned: Span,
     /// Bytes of a window.
     pub bytes: u64,
 }
@@ -66,6 +68,7 @@ impl WindowLayout {
             tokens: at.span("tokens of each rank", by_expert(slots * ranks), 4)?,
             send_rank: at.span("handle: ranks", selections, 4)?,
             send_row: at.span("handle: rows", selections, 4)?,
+            returned: at.span("returned weights", shape.rows, shape.returned_row_bytes())?,
             bytes: at.bytes()?,
         })
     }
@@ -98,12 +101,13 @@ impl WindowLayout {
             tokens,
             send_rank,
             send_row,
+            returned,
             bytes: _,
         } = *self;
-        let mut spans = Vec::with_capacity(11 + PARTS);
+        let mut spans = Vec::with_capacity(12 + PARTS);
         spans.extend([abort, entry, landed, blocks, done, counts]);
         spans.extend(received.all());
-        spans.extend([expert_out, sums, tokens, send_rank, send_row]);
+        spans.extend([expert_out, sums, tokens, send_rank, send_row, returned]);
         spans
     }
 }

@@ -1,3 +1,4 @@
 //! Kernels that measure others, or hold them up.
 pub mod copy;
+pub mod copy_words;
 pub mod delay;

@@ -33,6 +33,14 @@ numbered! {
         Lend = 3, "lend after combine";
         /// [`crate::dispatch::again`].
         DispatchAgain = 4, "dispatch again";
+        /// [`crate::combine`] of rows that it weighs by their gate weights.
+        CombineGated = 5, "gate-weighted combine";
+        /// [`crate::combine`] that brings weights back.
+        CombineReturning = 6, "combine with returned weights";
+        /// [`crate::combine`] that does both.
+        CombineGatedReturning = 7, "gate-weighted combine with returned weights";
+        /// [`crate::gradient`]; it has no entry word, and the epoch of its dispatch.
+        WeighGradients = 8, "gradient of gate weights";
     }
 }
 
@@ -67,8 +75,8 @@ numbered! {
         OutOfStep = CODE_FIRST_OF_KERNELS + 2, "ranks are in different operations";
         /// Ranks have different configurations: expected and seen are their hashes.
         Configuration = CODE_FIRST_OF_KERNELS + 3, "ranks have different configurations";
-        /// Fewer expert outputs were handed over than rows were received: expected and seen are the numbers of rows.
-        OutputsTooFew = CODE_FIRST_OF_KERNELS + 4, "fewer expert outputs were handed over there than rows were received";
+        /// Fewer expert outputs, or weights to return, were handed over than rows were received: expected and seen are the numbers of rows.
+        OutputsTooFew = CODE_FIRST_OF_KERNELS + 4, "fewer expert outputs, or weights to return, were handed over there than rows were received";
         /// Ranks work by different routings: expected and seen are the [`Routing`](super::Routing)s.
         OtherHandle = CODE_FIRST_OF_KERNELS + 5, "ranks work by different handles";
         /// The routing to work by is not there: expected is its slot.

@@ -2,8 +2,11 @@
 use std::marker::PhantomData;
 
 use epoxide_dsl::fault::RECORD_WORDS;
-use epoxide_kernels::entries::{combine, combine_by_expert, lend};
+use epoxide_kernels::entries::{
+    combine, combine_by_expert, combine_by_expert_gated, combine_by_expert_with, combine_with, lend, weigh_gradients,
+};
 use epoxide_kernels::layout::DispatchShared;
+use epoxide_kernels::measure::copy_words::copy_words;
 use epoxide_kernels::words::UNUSED_EVEN;
 
 use super::ElasticBuffer;
@@ -143,6 +146,20 @@ fn allocate(comm: &Comm, config: &Config, layouts: &Layouts, blocks: u32, part: 
         runtime.prepare(&combine_by_expert, 0)?;
     } else {
         runtime.prepare(&combine, 0)?;
+    }
+    if config.combine_options {
+        if layouts.shape.layout.is_by_expert() {
+            runtime.prepare(&combine_by_expert_with, 0)?;
+            runtime.prepare(&combine_by_expert_gated, 0)?;
+        } else {
+            runtime.prepare(&combine_with, 0)?;
+        }
+    }
+    if layouts.shape.returned_weights {
+        runtime.prepare(&copy_words, 0)?;
+        if layouts.shape.layout.is_by_expert() {
+            runtime.prepare(&weigh_gradients, 0)?;
+        }
     }
     runtime.prepare(&lend, 0)?;
     let (shared_regions, own_regions): (Vec<_>, Vec<_>) = layouts.regions().into_iter().partition(|r| r.symmetric);

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::{Kernel, KernelArg};
 use epoxide_kernels::measure::copy::{CopyArgs, copy};
+use epoxide_kernels::measure::copy_words::{CopyWordsArgs, copy_words};
 use epoxide_plan::RegionBytes;
 
 pub(crate) use self::mapped::Mapped;
@@ -319,6 +320,28 @@ impl Runtime {
         // SAFETY: the kernel's launch contract is two ranges of `vectors` times 16 bytes, aligned to 16, that do not overlap and that
         // nothing else writes until it has run: the caller's promise.
         unsafe { self.launch(&copy, grid, 0, &args, stream) }
+    }
+
+    /// [`Self::copy_on_device`] of `words` of 4 bytes, wherever they lie.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::copy_on_device`], but that the addresses are multiples of 4.
+    pub(crate) unsafe fn copy_words_on_device(&self, to: u64, from: u64, words: u64, stream: RawStream) -> Result<()> {
+        if words == 0 {
+            return Ok(());
+        }
+        let grid = match self {
+            Self::Sim(_) => 1,
+            Self::Cuda(_) => {
+                u32::try_from(words.div_ceil(copy_words.threads().into())).unwrap_or(u32::MAX).min(MOST_BLOCKS)
+            }
+        };
+        // SAFETY: memory of that size, which the caller promises.
+        let args = unsafe { CopyWordsArgs { from: Global::from_raw(from), to: Global::from_raw(to), words } };
+        // SAFETY: the kernel's launch contract is two ranges of `words` times 4 bytes, aligned to 4, that do not overlap and that
+        // nothing else writes until it has run: the caller's promise.
+        unsafe { self.launch(&copy_words, grid, 0, &args, stream) }
     }
 
     /// Blocks of a launch that fills the device with so many on each SM. Every simulated thread costs host time: there they are few.

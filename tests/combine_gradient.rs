@@ -1,0 +1,184 @@
+//! The gradient of a gate-weighted combine is bitwise what the plain reference says: weighed rows of dy, the gradients of gate weights, and both
+//! back at their tokens.
+mod support;
+
+use epoxide::{
+    CombineInput, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, Layout, Mode, Result, ReturnedWeights,
+    WireFormat, WireRows, bf16,
+};
+use proptest::prelude::*;
+use support::by_expert::{expert_outputs, slots};
+use support::combine_options::{Agreed, Extra, Own, combined};
+use support::exchange::Tensors;
+use support::reference::{World, round, same};
+use support::routing::{Bounds, Case};
+use support::{Checked, Device, replay};
+
+const LAYOUT: Layout = Layout::ExpertContiguous { alignment: 4 };
+
+/// The product of two rows, in the order of the contract.
+fn product(dy: &[bf16], output: &[bf16]) -> f32 {
+    let mut partial = [0.0f32; 32];
+    for (e, (dy, output)) in dy.iter().zip(output).enumerate() {
+        partial[e / 8 % 32] += f32::from(*dy) * f32::from(*output);
+    }
+    let mut sums = partial.to_vec();
+    while sums.len() > 1 {
+        sums = sums.chunks_exact(2).map(|pair| pair[0] + pair[1]).collect();
+    }
+    sums[0]
+}
+
+/// A gradient, weighed.
+fn weighed(dy: &[bf16], weight: f32) -> Vec<bf16> {
+    dy.iter().map(|dy| round(f32::from(*dy) * weight)).collect()
+}
+
+/// The gate weight of a selection.
+fn gate(world: &World, source: u32, token: u32, position: usize) -> f32 {
+    world.inputs[source as usize].topk_weights[token as usize * world.top_k as usize + position]
+}
+
+/// The gradients of `rank`'s tokens where experts hand the weighed gradient on, and of its gate weights.
+fn back_at_tokens(world: &World, gradients: &World, rank: u32) -> (Vec<bf16>, Vec<f32>) {
+    let owners = world.owners();
+    let (mut dx, mut dw) = (Vec::new(), Vec::new());
+    for token in 0..world.inputs[rank as usize].tokens {
+        let (dy, x) = (gradients.row(rank, token), world.row(rank, token));
+        let mut of_ranks: Vec<(u32, Vec<f32>)> = Vec::new();
+        for (k, &selected) in world.selections(rank, token).iter().enumerate() {
+            let Ok(selected) = u32::try_from(selected) else {
+                dw.push(0.0);
+                continue;
+            };
+            let output: Vec<_> = x.iter().map(|x| support::by_expert::expert(selected, *x)).collect();
+            dw.push(product(dy, &output));
+            let owner = owners[selected as usize];
+            if !of_ranks.iter().any(|(rank, _)| *rank == owner) {
+                of_ranks.push((owner, vec![0.0; dy.len()]));
+            }
+            let (_, sum) = of_ranks.iter_mut().find(|(rank, _)| *rank == owner).expect("just added");
+            let row = weighed(dy, gate(world, rank, token, k));
+            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += f32::from(x));
+        }
+        let mut total = vec![0.0f32; dy.len()];
+        for (_, sum) in of_ranks {
+            total.iter_mut().zip(sum).for_each(|(total, x)| *total += f32::from(round(x)));
+        }
+        dx.extend(total.into_iter().map(round));
+    }
+    (dx, dw)
+}
+
+/// A training step without its experts' own gradients: forward, gate-weighted, and back.
+fn step(device: Device, case: &Case) -> Checked {
+    let (world, gradients) = (case.world(), Case { data: case.data ^ 0xdada, ..case.clone() }.world());
+    let hidden = case.hidden as usize;
+    device.check(case.ranks, case.mode, |comm| {
+        let rank = comm.rank();
+        let mut buffer = ElasticBuffer::new(&comm, case.config().with_layout(LAYOUT).with_returned_weights())?;
+        let tokens = case.tokens[rank as usize];
+        let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
+        tensors.fill(&world, rank)?;
+        let dy = comm.tensor(&gradients.inputs[rank as usize].x)?;
+        let mut dw = comm.tensor(&vec![-3.0f32; (tokens * case.top_k) as usize])?;
+        let handle = tensors.dispatch(&mut buffer, tokens)?;
+        let received = buffer.received(&handle)?;
+        let saved = comm.tensor(&expert_outputs(&world, rank, &received))?;
+        buffer.combine(&handle, CombineInput::new(&saved, &mut tensors.y).gate_weighted())?;
+        let forward = tensors.sums(tokens, case.hidden)?;
+        let back = buffer.dispatch_gradient(&handle, &dy, &saved)?;
+        let WireRows::Bf16(rows) = buffer.received(&back)?.x else { return Ok(Err("no BF16".to_owned())) };
+        buffer.write_expert_outputs(&back, &rows)?;
+        let input = CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y);
+        buffer.combine(&back, input.with_returned_weights(ReturnedWeights::InPlace, &mut dw))?;
+        buffer.synchronize()?;
+        let (dx, dw) = (tensors.sums(tokens, case.hidden)?, dw.to_vec()?);
+        buffer.close()?;
+        // What pads is nobody's.
+        let (mut got, mut want) = (Vec::new(), Vec::new());
+        for (slot, row) in slots(&world, rank, 4).0.into_iter().zip(rows.chunks_exact(hidden)) {
+            if let Some((source, token, k)) = slot {
+                got.extend_from_slice(row);
+                want.extend(weighed(gradients.row(source, token), gate(&world, source, token, k)));
+            }
+        }
+        let (agreed, own) = (Agreed { gated: true, returned: false }, Own::default());
+        let sums = combined(&world, rank, &world.wire(rank), LAYOUT, agreed, own, &Extra::new(0, 0));
+        let (want_dx, want_dw) = back_at_tokens(&world, &gradients, rank);
+        Ok(same("sums", &forward, &sums.into_iter().map(round).collect::<Vec<_>>(), hidden)
+            .and(same("weighed rows", &got, &want, hidden))
+            .and(same("gradients of gate weights", &dw, &want_dw, case.top_k as usize))
+            .and(same("gradients of tokens", &dx, &want_dx, hidden)))
+    })
+}
+
+#[test]
+fn random_steps_are_bitwise_the_reference() {
+    let device = Device::from_env();
+    let bounds = Bounds { ranks: 1..=4, experts: 1..=24, top_k: 12, hidden: 1400, tokens: 10 };
+    let cases = bounds.cases(device).prop_map(|case| {
+        let hidden = case.hidden.next_multiple_of(8);
+        Case { format: WireFormat::Bf16, hidden, ..case }
+    });
+    replay::law(module_path!(), "random_steps_are_bitwise_the_reference", 10, cases, |case| step(device, &case));
+}
+
+fn config(layout: Layout) -> Config {
+    Config::new(4, 2, 64, 4).with_layout(layout).with_num_sms(1)
+}
+
+/// One token of each rank, to both.
+fn dispatch(buffer: &mut ElasticBuffer) -> Result<epoxide::Dispatched> {
+    let comm = buffer.comm().clone();
+    let (x, weights) = (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[1.0f32; 2])?);
+    buffer.dispatch(&DispatchInput::new(1, &x, &comm.tensor(&[0i64, 3])?, &weights))
+}
+
+/// Outputs for fewer rows than were received are found on the device, and named.
+#[test]
+fn too_few_saved_outputs_are_a_fault() {
+    let device = Device::from_env();
+    let results = device.run_all(2, Mode::Fast { workers: 0 }, |comm| {
+        let mut buffer = ElasticBuffer::new(&comm, config(LAYOUT).with_returned_weights())?;
+        let handle = dispatch(&mut buffer)?;
+        let (all, one) = (comm.tensor(&[bf16::ONE; 16 * 64])?, comm.tensor(&[bf16::ONE; 64])?);
+        let mut y = comm.empty::<bf16>(64)?;
+        let rows = buffer.recv_counts(&handle)?.rows;
+        buffer.combine(&handle, CombineInput::new(all.prefix(u64::from(rows) * 64)?, &mut y).gate_weighted())?;
+        buffer.dispatch_gradient(&handle, &one, &one)?;
+        buffer.synchronize()
+    });
+    for error in results {
+        let error = error.expect_err("rows are missing");
+        assert!(
+            matches!(error, Error::TooFewExpertOutputs { rows: 1, received: 4, .. })
+                || error.to_string().contains("fewer expert outputs"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn what_has_no_such_gradient_is_refused_by_name() {
+    let device = Device::from_env();
+    let configs = [
+        (config(Layout::Compact).with_returned_weights(), "layout = Compact: "),
+        (config(LAYOUT).with_returned_weights().with_format(WireFormat::Fp8), "format = Fp8: "),
+        (config(LAYOUT).with_combine_options(), "returned_weights = false: "),
+        (config(LAYOUT).with_returned_weights(), "expert outputs = 63 elements: whole rows of 64"),
+    ];
+    for (config, wanted) in configs {
+        let results = device.run_all(1, Mode::Fast { workers: 0 }, |comm| {
+            let mut buffer = ElasticBuffer::new(&comm, config.clone())?;
+            let handle = dispatch(&mut buffer)?;
+            let x = comm.tensor(&[bf16::ONE; 64])?;
+            let outputs = if wanted.starts_with("expert") { x.prefix(63)? } else { (&x).into() };
+            buffer.dispatch_gradient(&handle, &x, outputs).map(drop)
+        });
+        for error in results {
+            let said = error.expect_err(wanted).to_string();
+            assert!(said.starts_with(wanted), "{said}");
+        }
+    }
+}

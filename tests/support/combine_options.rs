@@ -1,0 +1,231 @@
+//! The plain reference of combine's options, and one combine checked against it.
+use std::collections::BTreeMap;
+
+use epoxide::{
+    CombineInput, CombineOutput, Comm, Dispatched, ElasticBuffer, ExpertOutputs, Layout, Received, Result,
+    ReturnedWeights, bf16,
+};
+
+use super::reference::{Wire, World, expert, owned, round, same};
+use super::routing::Random;
+use super::{by_expert, exchange};
+
+/// What ranks agree on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Agreed {
+    pub gated: bool,
+    pub returned: bool,
+}
+
+/// What a rank may do as it likes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    pub biases: usize,
+    pub accumulate: bool,
+    pub wide: bool,
+    /// Tensors are parts of larger ones.
+    pub cut: bool,
+}
+
+impl Own {
+    /// All there are, every second in parts of tensors.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..12).map(|i| Self { biases: i % 3, accumulate: i / 3 % 2 == 1, wide: i / 6 == 1, cut: i % 2 == 1 })
+    }
+
+    /// Any of them.
+    pub fn random(random: &mut Random) -> Self {
+        let at = random.below(12) as usize;
+        Self { cut: random.below(2) == 1, ..Self::all().nth(at).expect("one of the 12") }
+    }
+}
+
+/// The biases of a rank's tokens, and what is in `y` before.
+pub struct Extra {
+    pub biases: [Vec<bf16>; 2],
+    pub before: Vec<f32>,
+}
+
+impl Extra {
+    /// Numbers of all magnitudes, of which the biases often cancel: their sum depends on the order.
+    pub fn new(elements: usize, seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let mut number = || (random.below(4096) as f32 - 2048.0) * 2.0f32.powi(random.below(24) as i32 - 12);
+        let first: Vec<_> = (0..elements).map(|_| bf16::from_f32(number())).collect();
+        let second = first.iter().enumerate().map(|(i, x)| if i % 2 == 0 { -*x } else { bf16::from_f32(number()) });
+        let second = second.collect();
+        Self { biases: [first, second], before: (0..elements).map(|_| number()).collect() }
+    }
+}
+
+/// What ranks bring to the sum of a token: a row each, by their first selections.
+fn rows_of_ranks(world: &World, source: u32, token: u32, seen: &[bf16], layout: Layout, gated: bool) -> Vec<Vec<f32>> {
+    let owners = world.owners();
+    let at = token as usize * world.top_k as usize;
+    let (mut order, mut sums) = (Vec::new(), BTreeMap::<u32, Vec<f32>>::new());
+    for (k, selected) in world.selections(source, token).iter().enumerate() {
+        let Ok(selected) = u32::try_from(*selected) else { continue };
+        let owner = owners[selected as usize];
+        if !sums.contains_key(&owner) {
+            order.push(owner);
+        } else if layout == Layout::Compact {
+            continue;
+        }
+        let weight = world.inputs[source as usize].topk_weights[at + k];
+        let sum = sums.entry(owner).or_insert_with(|| vec![0.0; seen.len()]);
+        for (sum, x) in sum.iter_mut().zip(seen) {
+            let x = match layout {
+                Layout::Compact => expert(owner, *x),
+                _ => by_expert::expert(selected, *x),
+            };
+            *sum += if gated { f32::from(x) * weight } else { f32::from(x) };
+        }
+    }
+    order.iter().map(|owner| sums[owner].iter().map(|sum| f32::from(round(*sum))).collect()).collect()
+}
+
+/// The sums of `source`'s tokens, before they are rounded.
+pub fn combined(
+    world: &World,
+    source: u32,
+    wire: &Wire,
+    layout: Layout,
+    agreed: Agreed,
+    own: Own,
+    extra: &Extra,
+) -> Vec<f32> {
+    let hidden = world.hidden as usize;
+    let (mut y, mut seen) = (Vec::new(), vec![bf16::ZERO; hidden]);
+    for token in 0..world.inputs[source as usize].tokens {
+        wire.dequantized(token, world.hidden, &mut seen);
+        let mut rows = rows_of_ranks(world, source, token, &seen, layout, agreed.gated);
+        let here = token as usize * hidden..(token as usize + 1) * hidden;
+        for bias in &extra.biases[..own.biases] {
+            rows.push(bias[here.clone()].iter().map(|x| f32::from(*x)).collect());
+        }
+        if own.accumulate {
+            let before = extra.before[here].iter();
+            rows.push(before.map(|x| if own.wide { *x } else { f32::from(bf16::from_f32(*x)) }).collect());
+        }
+        let mut sum = vec![0.0f32; hidden];
+        for row in rows {
+            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+        }
+        y.extend(sum);
+    }
+    y
+}
+
+/// What the owner of its expert returns for a selection.
+pub fn weight(source: u32, token: u32, position: usize, salt: u64) -> f32 {
+    let mut random = Random::new(salt ^ u64::from(source) << 40 ^ u64::from(token) << 8 ^ position as u64);
+    random.below(1 << 24) as f32 / 4096.0 - 2048.0
+}
+
+/// What comes back for a rank's tokens.
+pub fn weights_back(world: &World, source: u32, salt: u64) -> Vec<f32> {
+    let mut weights = Vec::new();
+    for token in 0..world.inputs[source as usize].tokens {
+        let selections = world.selections(source, token).iter().enumerate();
+        weights.extend(selections.map(|(k, &e)| if e < 0 { 0.0 } else { weight(source, token, k, salt) }));
+    }
+    weights
+}
+
+/// What a rank returns for the rows that it received: NaN where nobody may look.
+pub fn weights_of_rows(world: &World, rank: u32, received: &Received, layout: Layout, salt: u64) -> Vec<f32> {
+    let (top_k, first) = (world.top_k as usize, owned(world.experts, world.ranks)[rank as usize].start);
+    let mut weights = Vec::new();
+    for (row, &(source, token)) in received.sources.iter().enumerate() {
+        if layout != Layout::Compact {
+            let local = received.topk_idx[row];
+            let position = || {
+                let selected = i64::from(first) + i64::from(local);
+                world.selections(source, token).iter().position(|&e| e == selected).expect("it selected it")
+            };
+            weights.push(if local < 0 { f32::NAN } else { weight(source, token, position(), salt) });
+            continue;
+        }
+        let local = &received.topk_idx[row * top_k..][..top_k];
+        let of_row = local.iter().enumerate();
+        weights.extend(of_row.map(|(k, &e)| if e < 0 { f32::NAN } else { weight(source, token, k, salt) }));
+        weights.resize(weights.len().next_multiple_of(4), f32::NAN);
+    }
+    weights
+}
+
+/// How a tensor's elements lie in a larger one: so many before them, and as many behind.
+fn margin(own: Own, whole: u64) -> u64 {
+    if own.cut { whole } else { 0 }
+}
+
+/// Elements with `margin` others on both sides.
+fn within<T: Copy>(elements: &[T], margin: u64, other: T) -> Vec<T> {
+    let around = vec![other; margin as usize];
+    [around.as_slice(), elements, around.as_slice()].concat()
+}
+
+/// Runs the experts of a dispatch on the host, combines with options, and checks all that is written.
+#[allow(clippy::too_many_arguments, reason = "a case of a test")]
+pub fn check_combine(
+    comm: &Comm,
+    buffer: &mut ElasticBuffer,
+    handle: &Dispatched,
+    world: &World,
+    wires: &[Wire],
+    agreed: Agreed,
+    own: Own,
+    salt: u64,
+) -> Result<std::result::Result<(), String>> {
+    let (rank, layout, hidden) = (comm.rank(), buffer.config().layout, world.hidden as usize);
+    let received = buffer.received(handle)?;
+    let outputs = match layout {
+        Layout::Compact => exchange::expert_outputs(rank, world.hidden, &received),
+        _ => by_expert::expert_outputs(world, rank, &received),
+    };
+    buffer.write_expert_outputs(handle, &outputs)?;
+    let elements = world.inputs[rank as usize].tokens as usize * hidden;
+    let selections = world.inputs[rank as usize].tokens as usize * world.top_k as usize;
+    let extra = Extra::new(elements, salt ^ u64::from(rank));
+    // Rows begin at a multiple of 16 bytes, weights anywhere.
+    let (rows, words) = (margin(own, 8), margin(own, 1));
+    let nonsense = bf16::from_bits(0x5a5a);
+    let biases = [0, 1].map(|i| comm.tensor(&within(&extra.biases[i], rows, bf16::NAN)));
+    let [first, second] = biases;
+    let biases = [first?, second?];
+    let before: Vec<_> = extra.before.iter().map(|x| bf16::from_f32(*x)).collect();
+    let mut narrow = comm.tensor(&within(&before, rows, nonsense))?;
+    let mut wide = comm.tensor(&within(&extra.before, rows, 1e30))?;
+    let mut back = comm.tensor(&within(&vec![-1.5f32; selections], words, 2.5))?;
+    let from = comm.tensor(&within(&weights_of_rows(world, rank, &received, layout, salt), words, f32::NAN))?;
+    let end = elements as u64 + rows;
+    let y: CombineOutput<'_> =
+        if own.wide { wide.slice_mut(rows..end)?.into() } else { narrow.slice_mut(rows..end)?.into() };
+    let mut input = CombineInput::new(ExpertOutputs::InPlace, y);
+    for bias in &biases[..own.biases] {
+        input = input.with_bias(bias.slice(rows..end)?);
+    }
+    if own.accumulate {
+        input = input.accumulating();
+    }
+    if agreed.gated {
+        input = input.gate_weighted();
+    }
+    if agreed.returned {
+        let from: ReturnedWeights<'_> = from.slice(words..from.len() - words)?.into();
+        input = input.with_returned_weights(from, back.slice_mut(words..words + selections as u64)?);
+    }
+    buffer.combine(handle, input)?;
+    buffer.synchronize()?;
+    let want = combined(world, rank, &wires[rank as usize], layout, agreed, own, &extra);
+    let (narrow, wide, back) = (narrow.to_vec()?, wide.to_vec()?, back.to_vec()?);
+    let sums = if own.wide {
+        same("sums in f32", &wide, &within(&want, rows, 1e30), hidden)
+    } else {
+        let want: Vec<_> = want.into_iter().map(round).collect();
+        same("sums", &narrow, &within(&want, rows, nonsense), hidden)
+    };
+    let wanted = if agreed.returned { weights_back(world, rank, salt) } else { vec![-1.5; selections] };
+    let weights = same("weights", &back, &within(&wanted, words, 2.5), world.top_k as usize);
+    Ok(sums.and(weights).map_err(|why| format!("{layout:?} {agreed:?} {own:?}: {why}")))
+}
