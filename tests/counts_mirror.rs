@@ -80,7 +80,7 @@ fn the_host_is_told_what_arrives() {
     let bounds = Bounds { ranks: 1..=5, experts: 1..=40, top_k: 8, hidden: 320, tokens: 24 };
     let cases = (bounds.cases(device), proptest::option::of(1..=16u32));
     let early = AtomicU32::new(0);
-    replay::law(module_path!(), "the_host_is_told_what_arrives", 12, cases, |(case, by_expert)| {
+    replay::law(module_path!(), "the_host_is_told_what_arrives", 8, cases, |(case, by_expert)| {
         device.check(case.ranks, case.mode, |comm| rounds(&comm, &case, by_expert, &early))
     });
     // Of the simulated schedules; a GPU may be done before its host has looked.

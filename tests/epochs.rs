@@ -1,6 +1,8 @@
 //! Words that carry half of a number: none is taken for one from 2^32 operations before, nor for one before its first use.
 mod support;
 
+use std::time::Duration;
+
 use epoxide::{Comm, ElasticBuffer, IndexType, Mode, Result, WireFormat};
 use support::exchange::{Tensors, check_received, check_round_of};
 use support::reference::{Wire, World};
@@ -42,7 +44,10 @@ const HISTORIES: [&[Step]; 8] = [
 
 /// A rank's part in a history of dispatches with these worlds.
 fn run_rank(comm: &Comm, steps: &[Step], case: &Case, worlds: &[World]) -> Result<Checked> {
-    let mut buffer = ElasticBuffer::new(comm, case.config())?;
+    // Half of the buffers tell the host the counts, by the number of the dispatch too.
+    let mirrored = case.num_sms == 2;
+    let config = if mirrored { case.config().with_counts_mirror() } else { case.config() };
+    let mut buffer = ElasticBuffer::new(comm, config)?;
     let wires: Vec<Vec<Wire>> =
         worlds.iter().map(|world| (0..case.ranks).map(|rank| world.wire(rank)).collect()).collect();
     let mut tensors = Vec::new();
@@ -68,6 +73,13 @@ fn run_rank(comm: &Comm, steps: &[Step], case: &Case, worlds: &[World]) -> Resul
             (Again, Some(last)) => buffer.dispatch_again(last, &tensors.x)?,
             _ => tensors.dispatch(&mut buffer, world.inputs[comm.rank() as usize].tokens)?,
         };
+        if mirrored {
+            let told = buffer.wait_counts(&handle, Duration::from_secs(3600))?;
+            let counts = buffer.recv_counts(&handle)?;
+            if told != counts {
+                return Ok(Err(format!("dispatch {next} of {steps:?}: told {told:?}, and it is {counts:?}")));
+            }
+        }
         let right = if *step == Dispatch {
             let received = buffer.received(&handle)?;
             check_received(world, wires, &world.arrivals(comm.rank()), &received)

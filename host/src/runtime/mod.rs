@@ -3,13 +3,13 @@
 //! Both have the same methods; this file is the only place that asks which one it is. A group makes the one or the other, and nothing
 //! else of this crate knows.
 pub(crate) mod cuda;
+mod further_streams;
 mod guests;
+mod looks;
 mod mapped;
 pub(crate) mod sim;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::{Kernel, KernelArg};
@@ -187,10 +187,6 @@ fn of_another(argument: &'static str, runtime: &Runtime, value: impl std::fmt::D
 /// The most blocks of a launch in one dimension (CUDA Programming Guide, "Compute Capabilities").
 pub(crate) const MOST_BLOCKS: u32 = i32::MAX as u32;
 
-/// How long a host thread looks at a word without a pause, and its pauses from then on.
-const SPIN: Duration = Duration::from_micros(500);
-const NAP: Duration = Duration::from_micros(20);
-
 impl Runtime {
     forward! {
         /// Largest dynamic shared memory of a block.
@@ -204,66 +200,6 @@ impl Runtime {
         fn gives_back_alone(&self) -> bool;
         /// Allocates memory that host and device share, zeroed.
         fn allocate_mapped(&self, bytes: u64) -> Result<Mapped>;
-    }
-
-    /// Reads the first words of memory that host and device share, each by one relaxed atomic load, without waiting for the device.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Simulator`], when they are not inside one live allocation of a simulated machine.
-    ///
-    /// # Safety
-    ///
-    /// This runtime allocated at least so many words as mapped memory, and they still live; the device writes them as whole words.
-    pub(crate) unsafe fn peek_mapped(&self, mapped: Mapped, words: &mut [u64]) -> Result<()> {
-        match self {
-            // SAFETY: the caller's promise.
-            Self::Sim(runtime) => unsafe { runtime.peek_mapped(mapped, words) },
-            Self::Cuda(_) => {
-                for (index, word) in words.iter_mut().enumerate() {
-                    // SAFETY: the caller's promise; pinned memory is page-aligned, and what else accesses it does so atomically.
-                    *word =
-                        unsafe { AtomicU64::from_ptr(mapped.host.cast::<u64>().add(index)).load(Ordering::Relaxed) };
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Waits on the host until one of `words`, each with what was seen there, holds something else, for at most `patience`, of virtual time on the
-    /// simulated GPU. Returns what is left of it. Does not wait for a stream.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Simulator`], also when the machine halts meanwhile.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Self::peek_mapped`], of each of the words.
-    pub(crate) unsafe fn wait_mapped(&self, words: &[(Mapped, u64)], patience: Duration) -> Result<Duration> {
-        match self {
-            // SAFETY: the caller's promise.
-            Self::Sim(runtime) => unsafe { runtime.wait_mapped(words, patience) },
-            Self::Cuda(_) => {
-                let began = Instant::now();
-                loop {
-                    for &(word, seen) in words {
-                        let mut now = [0];
-                        // SAFETY: the caller's promise.
-                        unsafe { self.peek_mapped(word, &mut now)? };
-                        if now[0] != seen {
-                            return Ok(patience.saturating_sub(began.elapsed()));
-                        }
-                    }
-                    let waited = began.elapsed();
-                    if waited >= patience {
-                        return Ok(Duration::ZERO);
-                    }
-                    // What comes within microseconds is seen at once; for what does not, a core is left to others.
-                    if waited < SPIN { std::hint::spin_loop() } else { std::thread::sleep(NAP) }
-                }
-            }
-        }
     }
 
     /// Whether the device's clock is virtual: its times are no wall time.
@@ -392,27 +328,6 @@ impl Runtime {
             On::Sim(runtime, stream) => runtime.is_idle(stream),
             On::Cuda(runtime, stream) => runtime.is_idle(stream),
         })
-    }
-
-    /// Makes a further stream, which synchronises with no other.
-    pub(crate) fn create_stream(&self) -> Result<RawStream> {
-        match self {
-            Self::Sim(runtime) => runtime.create_stream().map(RawStream::Sim),
-            Self::Cuda(runtime) => runtime.create_stream().map(RawStream::Cuda),
-        }
-    }
-
-    /// Takes a `CUstream` of the caller's.
-    ///
-    /// # Safety
-    ///
-    /// On a GPU it is a live one, and lives as long as this rank.
-    pub(crate) unsafe fn adopt_stream(&self, stream: u64) -> Result<RawStream> {
-        match self {
-            Self::Sim(_) => Err(of_another("stream", self, "a CUDA stream")),
-            // SAFETY: the caller's promise.
-            Self::Cuda(runtime) => unsafe { runtime.adopt_stream(stream) }.map(RawStream::Cuda),
-        }
     }
 
     /// Waits until the stream is idle.

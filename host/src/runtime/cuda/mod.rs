@@ -19,6 +19,8 @@
 //!
 //! A kernel that faulted is reported by whatever call comes next, with the driver's name for it; such errors are sticky.
 mod budget;
+#[cfg(test)]
+mod callers_streams;
 mod context;
 mod device;
 mod driver;

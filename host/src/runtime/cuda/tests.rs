@@ -12,7 +12,7 @@ use half::bf16;
 
 use super::{CudaDevice, CudaRuntime};
 use crate::error::Error;
-use crate::{Config, CudaStream, DispatchInput, ElasticBuffer, LocalGroup};
+use crate::{Config, DispatchInput, ElasticBuffer, LocalGroup};
 
 /// `out[i] = first + i` for all threads of the grid; and a kernel that waits until a word in mapped memory is no longer zero, or
 /// until it has asked 2^26 times.
@@ -364,34 +364,4 @@ fn a_faulted_kernel_is_reported_with_the_drivers_words() {
         assert!(said.starts_with("cuStreamSynchronize failed: CUDA_ERROR_ILLEGAL_ADDRESS: "), "{said}");
         assert!(said.ends_with("[rank 1, GPU 0]"), "{said}");
     }
-}
-
-/// Ranks on streams of the caller's: their work is in its order, the streams outlive them, and what cannot be used is refused.
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn a_callers_streams_are_used_and_left_alone() {
-    let callers = CudaRuntime::new(CudaDevice::open(0).unwrap(), 0).unwrap();
-    let streams: Vec<u64> = (0..2).map(|_| callers.create_stream().unwrap()).collect();
-    let given: Vec<CudaStream> = streams.iter().map(|stream| CudaStream { device: 0, stream: *stream }).collect();
-    // SAFETY: live streams, one for each rank, destroyed below when the group is gone.
-    let group = unsafe { LocalGroup::on_streams(&given) }.unwrap();
-    let seen = group.run(|comm| {
-        let mut buffer = ElasticBuffer::new(&comm, Config::new(4, 1, 64, 4).with_num_sms(1))?;
-        let x = comm.tensor(&[bf16::ONE; 64])?;
-        let (idx, weights) = (comm.tensor(&[3i64])?, comm.tensor(&[1.0f32])?);
-        comm.barrier()?;
-        let handle = buffer.dispatch(&DispatchInput::new(1, &x, &idx, &weights))?;
-        let rows = buffer.recv_counts(&handle)?.rows;
-        Ok((comm.cuda_stream(), rows))
-    });
-    let want = given.iter().zip([0, 2]).map(|(given, rows)| (Some(given.stream), rows)).collect::<Vec<_>>();
-    assert_eq!(seen.unwrap(), want);
-    for stream in streams {
-        callers.synchronize(stream).unwrap();
-        callers.destroy_stream(stream).unwrap();
-    }
-    // The default stream is blocking.
-    // SAFETY: the default stream lives as long as its context.
-    let refused = unsafe { LocalGroup::on_streams(&[CudaStream { device: 0, stream: 0 }]) }.unwrap_err().to_string();
-    assert!(refused.starts_with("stream = 0x0: must be non-blocking"), "{refused}");
 }
