@@ -117,7 +117,7 @@ fn the_bytes_of_one_domain_are_those_of_the_library() {
         assert!(page.contains("exactly what a buffer allocates") && !page.contains("projection"), "{page}");
     }
     // With a bound too.
-    let bounded = ["plan", "--tokens", "128", "--layout", "expand", "--capacity", "1000"];
+    let bounded = ["plan", "--tokens", "128", "--layout", "expand", "--capacity", "2000"];
     let page = prints(&bounded);
     assert!(page.contains("exactly what a buffer allocates") && !page.contains("a projection"), "{page}");
 }
