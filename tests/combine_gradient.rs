@@ -72,7 +72,13 @@ fn back_at_tokens(world: &World, gradients: &World, rank: u32) -> (Vec<bf16>, Ve
 
 /// A training step without its experts' own gradients: forward, gate-weighted, and back.
 fn step(device: Device, case: &Case) -> Checked {
-    let (world, gradients) = (case.world(), Case { data: case.data ^ 0xdada, ..case.clone() }.world());
+    let (world, mut gradients) = (case.world(), Case { data: case.data ^ 0xdada, ..case.clone() }.world());
+    // Of all magnitudes, so that the order of a sum shows.
+    for input in &mut gradients.inputs {
+        for (e, x) in input.x.iter_mut().enumerate() {
+            *x = bf16::from_f32(f32::from(*x) * 2.0f32.powi((e * 7 % 23) as i32 - 11));
+        }
+    }
     let hidden = case.hidden as usize;
     device.check(case.ranks, case.mode, |comm| {
         let rank = comm.rank();

@@ -294,7 +294,7 @@ fn without_a_wait_of_this_layout_the_uneven_rounds_fail() {
         (
             "gpu-kernels/src/combine/by_expert.rs",
             include_str!("../gpu-kernels/src/combine/by_expert.rs"),
-            "self.reduced.wait(",
+            "a.reduced.wait(",
         ),
         ("gpu-kernels/src/lend.rs", include_str!("../gpu-kernels/src/lend.rs"), "op.done.wait("),
     ] {
