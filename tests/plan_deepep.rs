@@ -117,7 +117,7 @@ fn is_declared(name: &str, sources: &[String]) -> bool {
         let of = |keyword: &&str| {
             line.find(keyword).is_some_and(|at| line[at + keyword.len()..].strip_prefix(name).is_some_and(whole))
         };
-        variant || ["pub ", "fn ", "struct ", "enum ", "mod "].iter().any(|keyword| of(&keyword))
+        variant || ["pub ", "fn ", "struct ", "enum ", "mod "].iter().any(of)
     };
     sources.iter().any(|source| source.lines().any(|line| declares(line.trim_start())))
 }
