@@ -33,7 +33,7 @@ use sense::Sense;
 use support::{Device, replay};
 
 /// Cells of an ordinary run.
-const SAMPLE: usize = 40;
+const SAMPLE: usize = 30;
 
 /// The seed of the whole unless the environment names another.
 const WHOLE_SEED: u64 = 1;
