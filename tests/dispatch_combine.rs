@@ -29,7 +29,7 @@ fn check(device: Device, case: &Case) -> Result<(), String> {
 fn random_routings_are_bitwise_the_reference() {
     let device = Device::from_env();
     let bounds = Bounds { ranks: 1..=8, experts: 1..=64, top_k: 32, hidden: 640, tokens: 40 };
-    replay::law(module_path!(), "random_routings_are_bitwise_the_reference", 48, bounds.cases(device), |case| {
+    replay::law(module_path!(), "random_routings_are_bitwise_the_reference", 16, bounds.cases(device), |case| {
         check(device, &case)
     });
 }
@@ -38,7 +38,7 @@ fn random_routings_are_bitwise_the_reference() {
 fn many_experts_are_bitwise_the_reference() {
     let device = Device::from_env();
     let bounds = Bounds { ranks: 1..=8, experts: 1..=2048, top_k: 16, hidden: 64, tokens: 100 };
-    replay::law(module_path!(), "many_experts_are_bitwise_the_reference", 16, bounds.cases(device), |case| {
+    replay::law(module_path!(), "many_experts_are_bitwise_the_reference", 6, bounds.cases(device), |case| {
         check(device, &case)
     });
 }
@@ -48,7 +48,7 @@ fn many_ranks_are_bitwise_the_reference() {
     let device = Device::from_env();
     let bounds = Bounds { ranks: 9..=64, experts: 1..=300, top_k: 16, hidden: 64, tokens: 12 };
     let bounds = if device == Device::Cuda { Bounds { ranks: 7..=8, ..bounds } } else { bounds };
-    replay::law(module_path!(), "many_ranks_are_bitwise_the_reference", 4, bounds.cases(device), |case| {
+    replay::law(module_path!(), "many_ranks_are_bitwise_the_reference", 2, bounds.cases(device), |case| {
         check(device, &Case { num_sms: 1, ..case })
     });
 }

@@ -57,7 +57,7 @@ fn random_routings_are_bitwise_the_reference() {
     let device = Device::from_env();
     let bounds = Bounds { ranks: 1..=8, experts: 1..=64, top_k: 32, hidden: 320, tokens: 24 };
     let cases = aligned(bounds.cases(device));
-    replay::law(module_path!(), "random_routings_are_bitwise_the_reference", 24, cases, |case| check(device, &case, 2));
+    replay::law(module_path!(), "random_routings_are_bitwise_the_reference", 8, cases, |case| check(device, &case, 2));
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn many_experts_are_bitwise_the_reference() {
     let device = Device::from_env();
     let bounds = Bounds { ranks: 1..=8, experts: 1..=2048, top_k: 16, hidden: 64, tokens: 60 };
     let cases = aligned(bounds.cases(device)).prop_map(|(case, alignment, zeroed)| (case, alignment.min(8), zeroed));
-    replay::law(module_path!(), "many_experts_are_bitwise_the_reference", 8, cases, |case| check(device, &case, 1));
+    replay::law(module_path!(), "many_experts_are_bitwise_the_reference", 3, cases, |case| check(device, &case, 1));
 }
 
 /// One expert, all tokens; every token the same experts; none at all; top-1.
@@ -109,7 +109,7 @@ fn extremes_are_bitwise_the_reference() {
 fn brought_rows_and_replays_are_bitwise_the_reference() {
     const ALIGNMENT: u32 = 4;
     let device = Device::from_env();
-    for seed in replay::seeds(4) {
+    for seed in replay::seeds(1) {
         for mode in device.schedules([seed]) {
             let case = Case { format: WireFormat::Fp8, mode, ..uneven(seed) };
             let worlds: Vec<_> = (0..2).map(|i| Case { data: case.data + i, ..case.clone() }.world()).collect();
@@ -260,7 +260,7 @@ fn uneven_rounds(comm: &Comm, case: &Case, rounds: u64) -> Result<Checked> {
 #[test]
 fn uneven_rounds_are_bitwise_the_reference() {
     let device = Device::from_env();
-    for seed in replay::seeds(6) {
+    for seed in replay::seeds(3) {
         for mode in device.schedules([seed]) {
             let case = Case { mode, ..uneven(seed) };
             if let Err(why) = device.check(case.ranks, mode, |comm| uneven_rounds(&comm, &case, 20)) {
@@ -282,9 +282,9 @@ fn without_a_wait_of_this_layout_the_uneven_rounds_fail() {
             let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
             complaints(group.run_all(|comm| uneven_rounds(&comm, &case, 6))).err()
         };
-        (0..4).filter_map(of_seed).collect::<Vec<_>>()
+        (0..4).find_map(of_seed)
     };
-    assert_eq!(wrong(None), Vec::<String>::new());
+    assert_eq!(wrong(None), None);
     for (file, source, text) in [
         (
             "gpu-kernels/src/dispatch/by_expert/multiply.rs",
@@ -299,7 +299,7 @@ fn without_a_wait_of_this_layout_the_uneven_rounds_fail() {
         ("gpu-kernels/src/lend.rs", include_str!("../gpu-kernels/src/lend.rs"), "op.done.wait("),
     ] {
         let wrong = wrong(Some(Mutation::of(file, source, text).expect("the wait is there")));
-        assert!(!wrong.is_empty(), "no seed noticed that {text} is gone");
+        assert!(wrong.is_some(), "no seed noticed that {text} is gone");
     }
 }
 

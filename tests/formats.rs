@@ -67,16 +67,16 @@ fn check(device: Device, case: &Case, lie: Lie, brings: impl Fn(u32, u32) -> boo
 fn opaque_rows_arrive_as_they_were_brought() {
     let device = Device::from_env();
     let lies = [(0, 0), (1, 0), (0, 1), (4, 4), (5, 3), (2, 2)].map(|(gap, before)| Lie { gap, before });
+    let modes = device.schedules([7]);
     let mut next = 0;
-    for mode in device.schedules([7]) {
-        for row_bytes in [16, 48, 112, 1008, 3600, 16_368, 16_384] {
-            for scale_words in [0, 1, 3, 4, 56, 131, 224] {
-                let lie = lies[next % lies.len()];
-                next += 1;
-                let format = WireFormat::Opaque { row_bytes, scale_words };
-                let case = case(3, 24, format, vec![5, 1, 8], next as u64, mode);
-                check(device, &case, lie, |_, _| true).unwrap_or_else(|e| panic!("{format:?}, {lie:?}: {e}"));
-            }
+    for row_bytes in [16, 48, 112, 1008, 3600, 16_368, 16_384] {
+        for scale_words in [0, 1, 3, 4, 56, 131, 224] {
+            // By turns, so that every size meets every schedule.
+            let (lie, mode) = (lies[next % lies.len()], modes[next % modes.len()]);
+            next += 1;
+            let format = WireFormat::Opaque { row_bytes, scale_words };
+            let case = case(3, 24, format, vec![5, 1, 8], next as u64, mode);
+            check(device, &case, lie, |_, _| true).unwrap_or_else(|e| panic!("{format:?}, {lie:?}: {e}"));
         }
     }
 }
@@ -84,7 +84,7 @@ fn opaque_rows_arrive_as_they_were_brought() {
 #[test]
 fn random_rows_that_are_brought_arrive() {
     let device = Device::from_env();
-    for seed in replay::seeds(12) {
+    for seed in replay::seeds(4) {
         let mut random = Random::new(seed);
         let ranks = 1 + random.below(8.min(device.max_ranks()));
         let opaque = random.below(2) == 0;

@@ -158,7 +158,7 @@ impl History {
 #[test]
 fn replays_are_bitwise_the_reference() {
     let device = Device::from_env();
-    for seed in replay::seeds(3) {
+    for seed in replay::seeds(1) {
         for mode in device.schedules([seed]) {
             let opaque = WireFormat::Opaque { row_bytes: 80, scale_words: 5 };
             let many = device.max_ranks().min(17);
@@ -253,7 +253,7 @@ fn uneven(device: Device, history: &History) -> Checked {
 #[test]
 fn replays_of_uneven_ranks_are_bitwise_the_reference() {
     let device = Device::from_env();
-    for seed in replay::seeds(4) {
+    for seed in replay::seeds(2) {
         for mode in device.schedules([seed]) {
             let history = History { ranks: 4, slots: 3, steps: 24, tokens: 10, format: WireFormat::Bf16, seed, mode };
             uneven(device, &history).unwrap_or_else(|why| {

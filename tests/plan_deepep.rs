@@ -107,3 +107,47 @@ fn deepep_is_not_planned_with_opaque_rows() {
     let ours = |workload: &Workload| plan_with(&topology, &hardware, workload, &PlanOptions::new()).unwrap();
     assert!(ours(&workload).bytes.total() < ours(&workload.clone().with_format(WireFormat::Fp8)).bytes.total());
 }
+
+/// Whether some line declares `name`: a function, a type, a field, or a variant.
+fn is_declared(name: &str, sources: &[String]) -> bool {
+    let whole = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+    let declares = |line: &str| {
+        let named = line.strip_prefix(name).is_some_and(whole);
+        let variant = named && name.starts_with(|c: char| c.is_uppercase());
+        let of = |keyword: &&str| {
+            line.find(keyword).is_some_and(|at| line[at + keyword.len()..].strip_prefix(name).is_some_and(whole))
+        };
+        variant || ["pub ", "fn ", "struct ", "enum ", "mod "].iter().any(of)
+    };
+    sources.iter().any(|source| source.lines().any(|line| declares(line.trim_start())))
+}
+
+/// What docs/from-deepep.md says that is here is here, by that name.
+#[test]
+fn the_names_for_users_of_deepep_are_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut sources = Vec::new();
+    let mut folders: Vec<_> = ["host/src", "plan/src", "gpu-kernels/src"].map(|folder| root.join(folder)).into();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => sources.push(std::fs::read_to_string(path).unwrap()),
+            }
+        }
+    }
+    let page = std::fs::read_to_string(root.join("docs/from-deepep.md")).unwrap();
+    let mut names = 0;
+    for row in page.lines().filter(|line| line.starts_with("| ")) {
+        let here = row.split('|').nth(2).unwrap_or_default();
+        for path in here.split('`').skip(1).step_by(2).filter(|path| path.contains("::")) {
+            names += 1;
+            for name in path.split("::") {
+                assert!(is_declared(name, &sources), "{row}: there is no {name}");
+            }
+        }
+    }
+    assert!(names > 60, "{names} names");
+    assert!(!is_declared("low_latency_dispatch", &sources) && !is_declared("Rows_", &sources));
+}

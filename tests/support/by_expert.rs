@@ -6,7 +6,7 @@ use epoxide::{
 };
 
 use super::exchange::Tensors;
-use super::reference::{Wire, World, dequantize_row, owned, round, same, scale_stride};
+use super::reference::{Wire, World, dequantize_row, opaque_elements, owned, round, same, scale_stride};
 
 /// A row: whose, and for which of its selections; `None` where it pads.
 pub type Slot = Option<(u32, u32, usize)>;
@@ -173,7 +173,18 @@ fn check_row(
             same("codes", &codes[row * hidden..][..hidden], &want_codes, hidden)?;
             same("scales", &scales[row * stride..][..stride], &want_scales, stride)
         }
-        WireRows::Opaque { .. } => Err("these tests have no opaque rows".to_owned()),
+        WireRows::Opaque { rows, scales, .. } => {
+            let (bytes, stride) = (world.wire_row_bytes() as usize, world.scale_words().div_ceil(4) as usize * 4);
+            let want = slot.map(|(source, token, _)| (&wires[source as usize], token as usize));
+            let (want_rows, want_scales) = match want {
+                Some((Wire::Opaque { rows, scales, .. }, token)) => {
+                    (rows[token * bytes..][..bytes].to_vec(), scales[token * stride..][..stride].to_vec())
+                }
+                _ => (vec![0; bytes], vec![0; stride]),
+            };
+            same("bytes", &rows[row * bytes..][..bytes], &want_rows, bytes)?;
+            same("scales", &scales[row * stride..][..stride], &want_scales, stride)
+        }
     }
 }
 
@@ -208,7 +219,10 @@ pub fn expert_outputs(world: &World, rank: u32, received: &Received) -> Vec<bf16
                 let stride = *scale_stride as usize;
                 dequantize_row(&codes[row * hidden..][..hidden], &scales[row * stride..][..stride], output);
             }
-            WireRows::Opaque { .. } => unreachable!("these tests have no opaque rows"),
+            WireRows::Opaque { rows, .. } => {
+                let bytes = world.wire_row_bytes() as usize;
+                opaque_elements(&rows[row * bytes..][..bytes], output);
+            }
         }
         output.iter_mut().for_each(|x| *x = expert(first + local as u32, *x));
     }

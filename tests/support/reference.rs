@@ -98,6 +98,15 @@ impl World {
         arrivals
     }
 
+    /// Bytes of a row as it travels, without scales.
+    pub fn wire_row_bytes(&self) -> u32 {
+        match self.format {
+            WireFormat::Bf16 => 2 * self.hidden,
+            WireFormat::Opaque { row_bytes, .. } => row_bytes,
+            _ => self.hidden,
+        }
+    }
+
     /// Scales of a row.
     pub fn scale_words(&self) -> u32 {
         match self.format {

@@ -7,7 +7,7 @@ use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunne
 /// Checks a law on `cases` random values of `strategy`, new ones in every run.
 ///
 /// `binary` is the test's `module_path!()`, `test` its function's name. `EPOXIDE_TEST_SEED` runs the one case of that seed,
-/// `EPOXIDE_TEST_CASES` sets how many are tried.
+/// `EPOXIDE_TEST_CASES` sets how many are tried, `EPOXIDE_TEST_TIMES` how many times as many as else.
 pub fn law<S: Strategy>(
     binary: &str,
     test: &str,
@@ -35,13 +35,19 @@ pub fn law<S: Strategy>(
     }
 }
 
+/// The seed that the environment names.
+pub fn named_seed() -> Option<u64> {
+    number("EPOXIDE_TEST_SEED")
+}
+
 /// The seeds of a random test: the one of the environment, or `cases` new ones.
 pub fn seeds(cases: u32) -> Vec<u64> {
-    if let Some(seed) = number("EPOXIDE_TEST_SEED") {
+    if let Some(seed) = named_seed() {
         return vec![seed];
     }
     let run = RandomState::new().hash_one(0u8);
-    let cases = number("EPOXIDE_TEST_CASES").unwrap_or_else(|| u64::from(cases));
+    let times = number("EPOXIDE_TEST_TIMES").unwrap_or(1);
+    let cases = number("EPOXIDE_TEST_CASES").unwrap_or_else(|| times * u64::from(cases));
     (0..cases).map(|case| run.wrapping_add(case.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect()
 }
 

@@ -6,6 +6,7 @@ mod ci;
 mod circles;
 mod families;
 mod kernels;
+mod matrix;
 mod ptx;
 
 use std::process::ExitCode;
@@ -28,6 +29,8 @@ enum Task {
     Assemble(assemble::Args),
     /// Find files that use each other, around; fail on a circle that is not in the list of known ones.
     Circles(circles::Args),
+    /// Test every combination of layouts, formats, routings and the rest: what an ordinary test run takes a sample of.
+    Matrix(matrix::Args),
     /// Run everything that must hold before a change lands.
     Ci(ci::Args),
 }
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Task::Ptx(args) => ptx::run(&args),
         Task::Assemble(args) => assemble::run(&args),
         Task::Circles(args) => circles::run(&args),
+        Task::Matrix(args) => matrix::run(&args),
         Task::Ci(args) => ci::run(&args),
     };
     match result {

@@ -1,0 +1,60 @@
+//! One MoE layer of a training step, forward and backward: what to copy from.
+//!
+//! The backward pass of a dispatch is a combine, and that of a combine a dispatch by the same routing, `dispatch_again`: the gradient of
+//! every token's sum comes to each row that was summed, in the row's place. Experts that run on the GPU do the same with
+//! `ElasticBuffer::recv_arrays` and kernels of their own.
+use epoxide::{CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, Result, bf16};
+
+use crate::backward::{Outcome, parameter};
+use crate::by_hand::{EXPERTS, HIDDEN, TOP_K, Tokens};
+
+/// Runs the layer for a rank's tokens: expert `e` makes `gate * parameter_e * x` of a row, element by element.
+///
+/// # Errors
+///
+/// What the library returns.
+pub fn run(comm: &Comm, all: &Tokens) -> Result<Outcome> {
+    let config = Config::new(EXPERTS, TOP_K, HIDDEN, all.tokens);
+    let mut buffer = ElasticBuffer::new(comm, config.with_layout(Layout::ExpertContiguous { alignment: 8 }))?;
+    let (first, experts) = buffer.local_experts();
+    let (topk_idx, topk_weights) = all.routing(comm.rank());
+    let (topk_idx, topk_weights) = (comm.tensor(&topk_idx)?, comm.tensor(&topk_weights)?);
+    let x = comm.tensor(&all.rows(comm.rank()))?;
+    let dy = comm.tensor(&all.d_outputs(comm.rank()))?;
+    let (mut y, mut dx) = (comm.empty::<bf16>(x.len())?, comm.empty::<bf16>(x.len())?);
+
+    // Forward. The received rows are kept: the gradients of the parameters need them.
+    let handle = buffer.dispatch(&DispatchInput::new(all.tokens, &x, &topk_idx, &topk_weights))?;
+    let saved = buffer.received(&handle)?;
+    let (rows, hidden) = (saved.x.to_f32(HIDDEN)?, HIDDEN as usize);
+    let mut outputs = vec![bf16::ZERO; rows.len()];
+    let local = |row: usize| u32::try_from(saved.topk_idx[row]).ok().map(|local| (local, saved.topk_weights[row]));
+    for (at, (output, x)) in outputs.iter_mut().zip(&rows).enumerate() {
+        if let Some((expert, gate)) = local(at / hidden) {
+            *output = bf16::from_f32(gate * (parameter(first + expert, (at % hidden) as u32) * x));
+        }
+    }
+    buffer.write_expert_outputs(&handle, &outputs)?;
+    buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+
+    // Backward: the gradients of the sums go where the rows went.
+    let again = buffer.dispatch_again(&handle, &dy)?;
+    let gradients = buffer.received(&again)?.x.to_f32(HIDDEN)?;
+    let mut d_parameters = vec![0.0; (experts * HIDDEN) as usize];
+    let mut d_gates = vec![0.0; saved.sources.len()];
+    let mut d_rows = vec![bf16::ZERO; rows.len()];
+    for (at, (x, d)) in rows.iter().zip(&gradients).enumerate() {
+        if let Some((expert, gate)) = local(at / hidden) {
+            let parameter = parameter(first + expert, (at % hidden) as u32);
+            d_parameters[expert as usize * hidden + at % hidden] += gate * d * x;
+            d_gates[at / hidden] += d * (parameter * x);
+            d_rows[at] = bf16::from_f32(gate * (parameter * d));
+        }
+    }
+    buffer.write_expert_outputs(&again, &d_rows)?;
+    buffer.combine(&again, CombineInput::new(ExpertOutputs::InPlace, &mut dx))?;
+    buffer.synchronize()?;
+    buffer.close()?;
+    let d_gates = saved.sources.into_iter().zip(d_gates).filter(|(source, _)| source.0 != u32::MAX).collect();
+    Ok(Outcome { y: y.to_vec()?, dx: dx.to_vec()?, d_parameters, d_gates })
+}

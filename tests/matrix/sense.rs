@@ -1,0 +1,95 @@
+//! Which combinations are none, and which the library refuses: with the reason.
+use super::dimensions::{Cell, Lie, Schedule};
+use super::support::Device;
+use super::worlds;
+
+/// Whether a cell is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sense {
+    Runs,
+    /// A call of it is refused, with an error that says so.
+    Refused(&'static str),
+    /// There is no such thing, or not here.
+    Senseless(&'static str),
+}
+
+/// What makes no sense.
+pub struct Rule {
+    pub why: &'static str,
+    /// Whether the dimensions of which the whole has every combination decide it: else another draw may do.
+    pub of_picks: bool,
+    broken: fn(&Cell, Device) -> bool,
+}
+
+/// What makes no sense, and why.
+pub const RULES: &[Rule] = &[
+    Rule {
+        why: "compact rows are not aligned",
+        of_picks: true,
+        broken: |cell, _| cell.layout == Lie::Compact && cell.alignment > 1,
+    },
+    Rule {
+        why: "compact rows have no padding",
+        of_picks: true,
+        broken: |cell, _| cell.layout == Lie::Compact && cell.padding,
+    },
+    Rule {
+        why: "more ranks than the device has room for",
+        of_picks: false,
+        broken: |cell, device| cell.ranks > device.max_ranks(),
+    },
+    Rule {
+        why: "a GPU has a schedule of its own",
+        of_picks: false,
+        broken: |cell, device| device == Device::Cuda && cell.schedule == Schedule::Seeded,
+    },
+    Rule {
+        why: "64 ranks are run with rows that are short",
+        of_picks: false,
+        broken: |cell, _| cell.ranks == 64 && cell.row_bytes > 1008,
+    },
+    Rule {
+        why: "64 ranks are run with one SM each",
+        of_picks: false,
+        broken: |cell, _| cell.ranks == 64 && cell.num_sms > 1,
+    },
+    Rule { why: "more bytes than a cell may have", of_picks: false, broken: |cell, _| bytes(cell) > MOST_BYTES },
+];
+
+/// What a call refuses.
+pub struct Refusal {
+    /// How the error begins.
+    pub why: &'static str,
+    refused: fn(&Cell) -> bool,
+}
+
+/// What the library refuses, with how its error begins.
+pub const REFUSALS: &[Refusal] = &[Refusal {
+    why: "zero_padding = true: a replay writes no padding",
+    refused: |cell| cell.layout == Lie::ByExpert && cell.padding && cell.again,
+}];
+
+/// The most bytes that all ranks may receive in one operation, so that a cell takes a part of a second.
+const MOST_BYTES: u64 = 6 << 20;
+
+/// At most so many bytes are received by all ranks.
+fn bytes(cell: &Cell) -> u64 {
+    let (ranks, experts) = (u64::from(cell.ranks), u64::from(worlds::experts(cell)));
+    let tokens = ranks * u64::from(worlds::most_tokens(cell));
+    let rows = match cell.layout {
+        Lie::Compact => tokens * u64::from(cell.top_k).min(ranks),
+        Lie::ByExpert => tokens * u64::from(cell.top_k) + experts * u64::from(cell.alignment - 1),
+    };
+    rows * u64::from(cell.row_bytes.max(2 * worlds::hidden(cell)))
+}
+
+/// Whether a cell is run, and why not.
+pub fn of(cell: &Cell, device: Device) -> Sense {
+    if let Some(rule) = RULES.iter().find(|rule| (rule.broken)(cell, device)) {
+        return Sense::Senseless(rule.why);
+    }
+    match REFUSALS.iter().find(|refusal| (refusal.refused)(cell)) {
+        Some(refusal) => Sense::Refused(refusal.why),
+        None => Sense::Runs,
+    }
+}

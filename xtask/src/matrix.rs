@@ -1,0 +1,59 @@
+//! `cargo xtask matrix`: the whole of what `tests/matrix.rs` samples, and the random tests beside it with many more cases than usual.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::kernels::root;
+
+/// Options of `cargo xtask matrix`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Where: sim, cuda (GPU 0), or GPUs to deal the ranks out to, as in cuda:0,1
+    #[arg(long, default_value = "sim")]
+    device: String,
+    /// Only cells with these values, as in rows=Opaque,ranks=8,ranks=64; a dimension that is not there is said which there are. Leaves the
+    /// random tests out.
+    #[arg(long, value_name = "DIMENSION=VALUE,..", default_value = "", hide_default_value = true)]
+    filter: String,
+    /// What sizes and data follow from
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// Tests of random cases that the matrix stands beside: in an ordinary run they try few.
+const RANDOM: [&str; 6] = ["dispatch_combine", "epochs", "expert_contiguous", "formats", "handles", "skew"];
+
+/// How many times the cases of an ordinary run those try.
+const TIMES: &str = "8";
+
+/// Runs `cargo xtask matrix`.
+pub fn run(args: &Args) -> Result<()> {
+    let mut whole = test(args, &["matrix"]);
+    whole.env("EPOXIDE_MATRIX", &args.filter).args(["--", "--exact", "the_whole", "--ignored", "--nocapture"]);
+    if let Some(seed) = args.seed {
+        whole.env("EPOXIDE_TEST_SEED", seed.to_string());
+    }
+    finish(&mut whole)?;
+    if args.filter.is_empty() {
+        finish(test(args, &RANDOM).env("EPOXIDE_TEST_TIMES", TIMES))?;
+    }
+    Ok(())
+}
+
+/// Tests of the library, as fast as they can be.
+fn test(args: &Args, names: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root()).env("EPOXIDE_TEST_DEVICE", &args.device);
+    command.args(["test", "--locked", "--release", "-p", "epoxide"]);
+    command.args(names.iter().flat_map(|name| ["--test", name]));
+    command
+}
+
+fn finish(command: &mut Command) -> Result<()> {
+    let status = command.status().context("cannot start cargo")?;
+    if !status.success() {
+        bail!("a test failed ({status}); above is the line that replays it");
+    }
+    Ok(())
+}
