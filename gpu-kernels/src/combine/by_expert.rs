@@ -59,7 +59,10 @@ impl Sum for CombineByExpertArgs {
     #[inline(always)]
     fn sum(&self, part: Part, token: u32, vectors: [u32; 2]) {
         let own = part.rank == self.pull.op.window().me.0 as i32;
-        let address = if own { super::source(&self.pull, part) } else { pulled(self, part, token).address };
+        let mut address = pulled(self, part, token).address;
+        if own {
+            address = super::source(&self.pull, part);
+        }
         let [single, several] = [!own, own].map(|which| warp::ballot(warp::ALL, address != 0 && which));
         let y = self.pull.y.rows(self.pull.hidden * 2).row(token).cast();
         sum::sum_with_several(vectors, y, sum::Rows::with_several(single, several), address);
