@@ -30,9 +30,9 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// [`SimError::InvalidArgument`] when there is no such rank, or it has a host thread.
+    /// [`SimError::InvalidArgument`] when there is no such rank, it has a host thread, or it is in another process.
     pub fn actor(&self, rank: u32) -> Result<Actor, SimError> {
-        self.check_rank(rank)?;
+        self.check_here(rank)?;
         let mut books = self.core().lock();
         let state = &mut books.actors[rank as usize];
         if !matches!(state, ActorState::Absent | ActorState::Gone) {

@@ -30,9 +30,14 @@ impl Machine {
     /// [`SimError::InvalidArgument`] for a configuration out of range; [`SimError::Host`] when the host has no address
     /// space or thread left.
     pub fn new(config: MachineConfig) -> Result<Self, SimError> {
+        Self::start(config, None)
+    }
+
+    /// [`Self::new`], of all ranks or as the process of one of them.
+    pub(crate) fn start(config: MachineConfig, process: Option<u32>) -> Result<Self, SimError> {
         config.validate()?;
         context::install_panic_hook();
-        let core = Arc::new(Core::new(config)?);
+        let core = Arc::new(Core::new(config, process)?);
         // The handle exists before the threads do, so that a refused thread still ends those before it.
         let mut handle = Handle { core: Arc::clone(&core), workers: Vec::new() };
         for index in 0..core.seats.len() {
@@ -85,10 +90,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Returns virtual time in ns.
+    /// Returns virtual time in ns. Of a machine that is one process among several: the host's, since the machine began.
     #[must_use]
     pub fn virtual_ns(&self) -> u64 {
-        self.core().clock.load(Ordering::Relaxed)
+        self.core().clock.now()
     }
 
     /// Returns a hash over every choice of a seeded schedule so far: one seed, one hash. 0 in the fast mode.

@@ -148,7 +148,7 @@ impl Scheduler<'_> {
     /// Lets a block's waiting threads look again, but its pollers only if something changed since they last could: however
     /// many they are, in the end they all wait, and then time may pass or the machine is stuck.
     fn wake(&mut self, place: usize) {
-        let now = self.core.clock.load(Ordering::Relaxed);
+        let now = self.core.clock.now();
         let resident = &mut self.residents[place];
         let news = std::mem::replace(&mut resident.looked_at, self.changes) != self.changes;
         let state = resident.state();
@@ -212,7 +212,7 @@ impl Scheduler<'_> {
         if state.warps[warp as usize].ready == 0 {
             state.ready_warps &= !(1 << warp);
         }
-        core.pass_time(self.bench.take_elapsed());
+        core.clock.pass(self.bench.take_elapsed());
         if !resident.is_finished() {
             return false;
         }
@@ -237,7 +237,7 @@ impl Scheduler<'_> {
             self.rounds = 0;
         }
         self.rounds += 1;
-        let now = self.core.clock.load(Ordering::Relaxed);
+        let now = self.core.clock.now();
         let mut woken = false;
         for resident in &mut self.residents {
             resident.looked_at = self.changes;
