@@ -23,6 +23,11 @@ impl Memory {
         Self { runtime, stream, pool }
     }
 
+    /// The rank's device.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
     /// Memory for a tensor. It may have been a dropped one's, whose last use is on the same stream.
     pub(crate) fn take_block(&self, bytes: u64) -> Result<Block> {
         let mut pool = self.pool();
