@@ -1,5 +1,6 @@
 //! A rank: its device, its stream, and its way to the other ranks.
 mod launch;
+mod process;
 mod tensors;
 
 use std::sync::{Arc, Mutex, PoisonError};
