@@ -57,7 +57,7 @@ mod memory;
 mod mutation;
 mod worker;
 
-pub use config::{MachineConfig, Mode};
+pub use config::{Death, MachineConfig, Mode};
 pub use engine::launch::Launch;
 pub use engine::stream::{Event, Stream};
 pub use error::SimError;

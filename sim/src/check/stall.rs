@@ -100,6 +100,7 @@ pub(crate) fn hosts(books: &Books, patience: Duration) -> Vec<String> {
             ActorState::InEvent(_) => "waits for an event".to_string(),
             ActorState::InExchange => "is in an exchange".to_string(),
             ActorState::Left | ActorState::Gone => "is gone".to_string(),
+            ActorState::Killed => "was killed".to_string(),
         };
         Some(format!("  host thread of rank {rank} {what}"))
     };

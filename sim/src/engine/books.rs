@@ -31,6 +31,8 @@ pub(crate) struct Core {
     pub changes: AtomicU64,
     /// Whether workers must drop everything: the machine halted or ends.
     pub stop: AtomicBool,
+    /// Whether a rank was killed of which something may still be there.
+    pub killed: AtomicBool,
     /// A hash over the choices of a seeded schedule.
     pub trace: AtomicU64,
     /// Whether a worker's inbox has mail.
@@ -101,6 +103,8 @@ pub(crate) enum ActorState {
     /// Its actor said that it left, and counts as gone until it is used again.
     Left,
     Gone,
+    /// Its rank was killed: it counts as gone for good, whatever the thread does.
+    Killed,
 }
 
 impl ActorState {
@@ -111,7 +115,7 @@ impl ActorState {
 
     /// Whether its rank has no host thread any more.
     pub(crate) fn is_gone(&self) -> bool {
-        matches!(self, Self::Left | Self::Gone)
+        matches!(self, Self::Left | Self::Gone | Self::Killed)
     }
 }
 
@@ -128,6 +132,7 @@ impl Core {
             clock: if process.is_some() { Clock::real() } else { Clock::simulated() },
             changes: AtomicU64::new(0),
             stop: AtomicBool::new(false),
+            killed: AtomicBool::new(false),
             trace: AtomicU64::new(0),
             mail: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             books: Mutex::new(Books::new(&config, process, workers)),

@@ -160,12 +160,12 @@ impl Actor {
     pub fn synchronize(&self, stream: Stream) -> Result<(), SimError> {
         let mut books = self.enter();
         self.check_stream(&books, stream)?;
-        running(&books)?;
+        self.running(&books)?;
         if books.streams[self.rank as usize][stream.index as usize].ops.is_empty() {
             return Ok(());
         }
         self.block(&mut books, ActorState::InSynchronize(stream.index));
-        running(&self.until_running(books))
+        self.running(&self.until_running(books))
     }
 
     /// Returns whether everything that was enqueued on the stream is done. It waits for nothing, and leaves this actor as it is.
@@ -176,7 +176,7 @@ impl Actor {
     pub fn is_idle(&self, stream: Stream) -> Result<bool, SimError> {
         let books = self.core().lock();
         self.check_stream(&books, stream)?;
-        running(&books)?;
+        self.running(&books)?;
         Ok(books.streams[self.rank as usize][stream.index as usize].ops.is_empty())
     }
 
@@ -190,12 +190,12 @@ impl Actor {
     pub fn synchronize_event(&self, event: &Event) -> Result<(), SimError> {
         self.check_event(event)?;
         let mut books = self.enter();
-        running(&books)?;
+        self.running(&books)?;
         if event.is_complete() {
             return Ok(());
         }
         self.block(&mut books, ActorState::InEvent(event.clone()));
-        running(&self.until_running(books))
+        self.running(&self.until_running(books))
     }
 
     /// Gives `payload` to the host threads of all ranks and returns theirs, in rank order. Blocks until all have come.
@@ -206,7 +206,7 @@ impl Actor {
     /// longer than [`MachineConfig::patience`](crate::MachineConfig::patience); the error that halted the machine.
     pub fn exchange(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>, SimError> {
         let mut books = self.enter();
-        running(&books)?;
+        self.running(&books)?;
         let ranks = gone(&books);
         if !ranks.is_empty() {
             return Err(SimError::PeerGone { rank: self.rank, ranks });
@@ -229,13 +229,24 @@ impl Actor {
             None => {
                 books.payloads[self.rank as usize] = None;
                 // Nobody but an outcome or a halt marks an actor in an exchange as running.
-                running(&books).map(|()| Vec::new())
+                self.running(&books).map(|()| Vec::new())
             }
         }
     }
 
     fn core(&self) -> &Core {
         self.machine.core()
+    }
+
+    /// The error that halted the machine, or that this rank was killed.
+    fn running(&self, books: &Books) -> Result<(), SimError> {
+        if let Some(halt) = &books.halt {
+            return Err(halt.clone());
+        }
+        match books.actors[self.rank as usize] {
+            ActorState::Killed => Err(SimError::Killed { rank: self.rank }),
+            _ => Ok(()),
+        }
     }
 
     /// The books, in which this actor counts as running, even if it had left.
@@ -253,6 +264,10 @@ impl Actor {
     fn go(&self, state: ActorState) {
         let core = self.core();
         let mut books = core.lock();
+        if matches!(books.actors[self.rank as usize], ActorState::Killed) {
+            // All of that was done then, and a killed rank's host thread changes nothing any more.
+            return;
+        }
         books.actors[self.rank as usize] = state;
         books.payloads[self.rank as usize] = None;
         books.hear(self.rank);
@@ -285,7 +300,7 @@ impl Actor {
     fn push(&self, books: &mut Books, stream: Stream, op: Op) -> Result<(), SimError> {
         let core = self.core();
         self.check_stream(books, stream)?;
-        running(books)?;
+        self.running(books)?;
         books.streams[self.rank as usize][stream.index as usize].ops.push_back(op);
         // A seeded machine moves its streams itself, in rank order, once every host thread is blocked: the order in
         // which host threads come here is the host's.
@@ -305,7 +320,7 @@ impl Actor {
     /// Waits until somebody marks this actor as running, and looks at the machine now and then.
     fn until_running<'a>(&'a self, mut books: MutexGuard<'a, Books>) -> MutexGuard<'a, Books> {
         let core = self.core();
-        while !matches!(books.actors[self.rank as usize], ActorState::Running) {
+        while !matches!(books.actors[self.rank as usize], ActorState::Running | ActorState::Killed) {
             books = core.host.wait_timeout(books, core.tick()).unwrap_or_else(PoisonError::into_inner).0;
             if let Some(complaint) = core.look(&mut books) {
                 drop(books);
@@ -327,11 +342,6 @@ impl Drop for Actor {
     fn drop(&mut self) {
         self.go(ActorState::Gone);
     }
-}
-
-/// The error that halted the machine, if one did.
-fn running(books: &Books) -> Result<(), SimError> {
-    books.halt.clone().map_or(Ok(()), Err)
 }
 
 /// The ranks whose host threads are gone.
