@@ -115,7 +115,7 @@ pub use config::{BytesNeeded, Config, Layout, RegionBytes, WireFormat, bytes_nee
 pub use dispatch::{DispatchInput, IndexType, RawDispatchInput};
 pub use epoxide_plan as plan;
 pub use epoxide_plan::LayerSizes;
-pub use epoxide_sim::{Machine, MachineConfig, Mode};
+pub use epoxide_sim::{Death, Machine, MachineConfig, Mode};
 pub use error::{Error, Result};
 pub use event::Event;
 pub use gone::Gone;
