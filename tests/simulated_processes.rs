@@ -3,7 +3,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use epoxide::{Config, ElasticBuffer, Error, IndexType, Mode, WireFormat};
+use epoxide::{Config, ElasticBuffer, Error, IndexType, LocalGroup, Mode, WireFormat};
 use support::exchange::{Tensors, check_round};
 use support::processes::{Rank, Ranks};
 use support::reference::Wire;
@@ -29,6 +29,8 @@ fn case(ranks: u32, data: u64, format: WireFormat) -> Case {
 
 /// Several operations of a buffer, each with data of its own, and the next buffer with another format.
 fn exchange(rank: Rank) -> epoxide::Result<()> {
+    // What a process numbers for itself is not the same in all of them.
+    let _others = (0..rank.rank).map(|_| LocalGroup::simulated(1, Mode::Fast { workers: 1 })).collect::<Vec<_>>();
     let machine = rank.machine();
     let comm = rank.comm(machine)?;
     assert!(comm.device().ends_with("a process of its own"), "{}", comm.device());
@@ -56,6 +58,25 @@ fn dispatch_and_combine_are_bitwise_the_reference() {
     }
     let ranks = Ranks::start(4, "dispatch_and_combine_are_bitwise_the_reference", "");
     ranks.end(Duration::from_secs(60));
+}
+
+/// Rank 1 has nothing to receive from its last combine and ends, while rank 0 still reads what rank 1's experts made.
+#[test]
+fn who_ends_early_leaves_its_rows_to_who_still_reads_them() {
+    if let Some(rank) = Rank::of_this_process() {
+        let case = Case { tokens: vec![400, 0], hidden: 4096, num_sms: 1, experts: 4, ..case(2, 77, WireFormat::Bf16) };
+        let world = case.world();
+        let wires: Vec<Wire> = (0..2).map(|rank| world.wire(rank)).collect();
+        let machine = rank.machine();
+        let comm = rank.comm(machine).expect("both are there");
+        let mut buffer = ElasticBuffer::new(&comm, case.config()).expect("fits");
+        let tokens = case.tokens[comm.rank() as usize];
+        let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index).expect("fits");
+        tensors.fill(&world, comm.rank()).expect("fits");
+        let checked = check_round(&comm, &mut buffer, &mut tensors, &world, &wires).expect("both come so far");
+        return checked.unwrap_or_else(|complaint| panic!("rank {}: {complaint}", comm.rank()));
+    }
+    Ranks::start(2, "who_ends_early_leaves_its_rows_to_who_still_reads_them", "").end(Duration::from_secs(30));
 }
 
 const SHORT: Duration = Duration::from_millis(1500);

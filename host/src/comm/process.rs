@@ -17,7 +17,7 @@ use epoxide_sim::{Machine, MachineConfig};
 
 use super::Comm;
 use crate::error::{Error, Result};
-use crate::rendezvous::{Link, Processes, Rendezvous, Way, agree};
+use crate::rendezvous::{Gathered, Link, Processes, Rendezvous, Way, agree};
 use crate::runtime::sim::SimRuntime;
 use crate::runtime::{RawStream, Runtime};
 use crate::sms::DefaultSms;
@@ -32,30 +32,24 @@ impl Comm {
     /// [`Error::ConfigMismatch`] when ranks give machines of other sizes; [`Error::Simulator`] when the machine cannot be made, or a
     /// peer's memory not mapped; [`Error::InvalidArgument`] for a machine with another number of ranks, or ranks of other hosts;
     /// [`Error::PeerGone`] and [`Error::Bootstrap`] when not all came so far.
-    pub(crate) fn simulated_process(processes: Processes, config: MachineConfig) -> Result<Self> {
-        let processes = Arc::new(processes);
-        Self::simulate(&processes, config).inspect_err(|error| processes.abort(&error.to_string()))
-    }
-
-    fn simulate(processes: &Arc<Processes>, config: MachineConfig) -> Result<Self> {
+    pub(crate) fn simulated_process(processes: &Arc<Processes>, config: MachineConfig) -> Result<Self> {
         let (rank, size) = (processes.rank(), processes.size());
-        if config.ranks != size {
-            return Err(Error::argument("ranks", config.ranks, format!("{size} ranks have met, each a process")));
-        }
+        // What only this rank finds out, it tells the others, who wait for it. What all find out each says for itself.
+        let told = |error: Error| {
+            processes.abort(&error.to_string());
+            error
+        };
         let fields = [
             ("arena_bytes", config.arena_bytes.to_string()),
             ("sms_per_rank", config.sms_per_rank.to_string()),
             ("shared_bytes_per_block", config.shared_bytes_per_block.to_string()),
         ];
-        let machine = Machine::of_process(config, rank)?;
+        let machine = machine(rank, size, config).map_err(told)?;
         let rendezvous = Rendezvous::new(Way::Processes(Arc::clone(processes)));
         agree(&rendezvous.turn(), &fields)?;
         let own = machine.own_part().expect("a machine of one process has its part");
         let parts = processes.all_gather_fds(b"part", &[own])?;
-        for (peer, part) in (0..).zip(parts).filter(|(peer, _)| *peer != rank) {
-            let none = || Error::Bootstrap { message: format!("rank {peer} handed over no device memory") };
-            machine.map_part(peer, part.fds.first().ok_or_else(none)?.as_fd())?;
-        }
+        map_parts(&machine, rank, &parts).map_err(told)?;
         processes.barrier()?;
         let runtime = SimRuntime::new(machine.actor(rank)?);
         let stream = RawStream::Sim(runtime.create_stream()?);
@@ -77,6 +71,23 @@ impl Comm {
     ) -> Result<Self> {
         let link = |connection: UnixStream| Link { connection: connection.into(), local: true, process: None };
         let links = connections.into_iter().map(|connection| connection.map(link)).collect();
-        Self::simulated_process(Processes::new(rank, links, patience)?, config)
+        Self::simulated_process(&Arc::new(Processes::new(rank, links, patience)?), config)
     }
+}
+
+/// The machine of one rank's process.
+fn machine(rank: u32, size: u32, config: MachineConfig) -> Result<Machine> {
+    if config.ranks != size {
+        return Err(Error::argument("ranks", config.ranks, format!("{size} ranks have met, each a process")));
+    }
+    Ok(Machine::of_process(config, rank)?)
+}
+
+/// Maps what the others handed over.
+fn map_parts(machine: &Machine, rank: u32, parts: &[Gathered]) -> Result<()> {
+    for (peer, part) in (0..).zip(parts).filter(|(peer, _)| *peer != rank) {
+        let none = || Error::Bootstrap { message: format!("rank {peer} handed over no device memory") };
+        machine.map_part(peer, part.fds.first().ok_or_else(none)?.as_fd())?;
+    }
+    Ok(())
 }
