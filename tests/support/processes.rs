@@ -60,13 +60,12 @@ pub struct Ranks {
 impl Ranks {
     /// Starts the calling test's binary once for each rank, to run `test` alone, told `told`.
     pub fn start(ranks: u32, test: &str, told: &str) -> Self {
-        let mut links: Vec<Vec<Option<UnixStream>>> = (0..ranks).map(|_| (0..ranks).map(|_| None).collect()).collect();
-        for i in 0..ranks as usize {
-            for j in 0..i {
-                let (a, b) = UnixStream::pair().expect("a pair of sockets");
-                (links[i][j], links[j][i]) = (Some(a), Some(b));
-            }
+        let mut ends = BTreeMap::new();
+        for (i, j) in (0..ranks).flat_map(|i| (0..i).map(move |j| (i, j))) {
+            let (a, b) = UnixStream::pair().expect("a pair of sockets");
+            ends.extend([((i, j), a), ((j, i), b)]);
         }
+        let links: Vec<Vec<_>> = (0..ranks).map(|i| (0..ranks).map(|j| ends.remove(&(i, j))).collect()).collect();
         let children = (0..ranks).zip(links).map(|(rank, links)| (rank, start(rank, links, test, told))).collect();
         Self { children }
     }
