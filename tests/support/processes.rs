@@ -1,18 +1,20 @@
-//! Ranks that are processes: the test binary again, once for each, with connections to each other.
+//! Ranks that are processes: the test binary again, once for each.
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use epoxide::processes::{MeetingPoint, Place};
 use epoxide::{Comm, MachineConfig, Mode, Result};
 use rustix::process::{Pid, Signal};
 
-/// Says to the test binary that it is a rank: which, and its descriptors by peer, `-` for itself.
+/// Says to the test binary that it is a rank: which, of how many, and where it meets the others.
 const RANK: &str = "EPOXIDE_TEST_RANK";
-const CONNECTIONS: &str = "EPOXIDE_TEST_CONNECTIONS";
+const RANKS: &str = "EPOXIDE_TEST_RANKS";
+const NAME: &str = "EPOXIDE_TEST_NAME";
 /// What the test gives to its ranks.
 const TOLD: &str = "EPOXIDE_TEST_TOLD";
 
@@ -23,32 +25,28 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Rank {
     pub rank: u32,
     pub told: String,
-    connections: Vec<Option<UnixStream>>,
+    ranks: u32,
+    name: String,
 }
 
 impl Rank {
     /// The rank that this process is, if a test made it one.
     pub fn of_this_process() -> Option<Self> {
         let rank = std::env::var(RANK).ok()?.parse().expect("a rank");
-        let connections = std::env::var(CONNECTIONS).expect("the descriptors");
-        let connection = |fd: &str| {
-            let fd = fd.parse().ok()?;
-            // SAFETY: the test opened it for this process, which takes each of them once, here.
-            Some(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))
-        };
-        let connections = connections.split(',').map(connection).collect();
-        Some(Self { rank, told: std::env::var(TOLD).unwrap_or_default(), connections })
+        let given = |name| std::env::var(name).expect("a rank is told all of it");
+        Some(Self { rank, told: given(TOLD), ranks: given(RANKS).parse().expect("a number"), name: given(NAME) })
     }
 
     /// The machine of a test's group.
     pub fn machine(&self) -> MachineConfig {
-        let ranks = self.connections.len() as u32;
+        let ranks = self.ranks;
         MachineConfig::new(ranks, Mode::Fast { workers: 1 }).with_arena_bytes(u64::from(ranks) << 28)
     }
 
     /// Meets the others.
     pub fn comm(self, machine: MachineConfig) -> Result<Comm> {
-        Comm::test_simulated_process(self.rank, self.connections, PATIENCE, machine)
+        let place = Place::new(self.rank, self.ranks).with_meeting_point(MeetingPoint::local(self.name));
+        Comm::simulated(&place.with_timeout(PATIENCE).meet()?, machine)
     }
 }
 
@@ -60,13 +58,9 @@ pub struct Ranks {
 impl Ranks {
     /// Starts the calling test's binary once for each rank, to run `test` alone, told `told`.
     pub fn start(ranks: u32, test: &str, told: &str) -> Self {
-        let mut ends = BTreeMap::new();
-        for (i, j) in (0..ranks).flat_map(|i| (0..i).map(move |j| (i, j))) {
-            let (a, b) = UnixStream::pair().expect("a pair of sockets");
-            ends.extend([((i, j), a), ((j, i), b)]);
-        }
-        let links: Vec<Vec<_>> = (0..ranks).map(|i| (0..ranks).map(|j| ends.remove(&(i, j))).collect()).collect();
-        let children = (0..ranks).zip(links).map(|(rank, links)| (rank, start(rank, links, test, told))).collect();
+        static GROUPS: AtomicU32 = AtomicU32::new(0);
+        let name = format!("epoxide-test-{}-{}", std::process::id(), GROUPS.fetch_add(1, Ordering::Relaxed));
+        let children = (0..ranks).map(|rank| (rank, start(rank, ranks, &name, test, told))).collect();
         Self { children }
     }
 
@@ -121,19 +115,13 @@ impl Drop for Ranks {
     }
 }
 
-fn start(rank: u32, links: Vec<Option<UnixStream>>, test: &str, told: &str) -> Child {
-    let text = |link: &Option<UnixStream>| link.as_ref().map_or("-".to_owned(), |link| link.as_raw_fd().to_string());
-    let connections = links.iter().map(text).collect::<Vec<_>>().join(",");
+fn start(rank: u32, ranks: u32, name: &str, test: &str, told: &str) -> Child {
     let mut command = Command::new(std::env::current_exe().expect("this binary"));
     command.args(["--exact", test, "--nocapture"]).stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.env(RANK, rank.to_string()).env(CONNECTIONS, connections).env(TOLD, told);
+    command.env(RANK, rank.to_string()).env(RANKS, ranks.to_string()).env(NAME, name).env(TOLD, told);
     let parent = Pid::from_raw(std::process::id() as i32);
     let prepare = move || {
-        for link in links.iter().flatten() {
-            let link: BorrowedFd<'_> = link.as_fd();
-            rustix::io::fcntl_setfd(link, rustix::io::FdFlags::empty())?;
-        }
         // With the test, also one that was killed, its ranks end.
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         if rustix::process::getppid() != parent {
@@ -143,6 +131,5 @@ fn start(rank: u32, links: Vec<Option<UnixStream>>, test: &str, told: &str) -> C
     };
     // SAFETY: what is done between fork and exec is system calls, which allocate nothing and take no lock.
     unsafe { command.pre_exec(prepare) };
-    // The command, and with it this process's ends of the connections, is dropped here: a rank's peers are all who have them.
     command.spawn().expect("this binary starts again")
 }

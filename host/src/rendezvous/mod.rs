@@ -10,7 +10,8 @@ mod threads;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) use self::agreement::{agree, meet};
-pub(crate) use self::processes::{Gathered, Link, Processes};
+pub use self::processes::MeetingPoint;
+pub(crate) use self::processes::{Processes, Secret, Start, random};
 pub(crate) use self::simulated::Simulated;
 pub(crate) use self::threads::Member;
 
@@ -30,6 +31,7 @@ pub(crate) enum Way {
     /// Through memory that the threads of one process share.
     Threads(Member),
     /// Over connections between processes.
+    #[allow(dead_code, reason = "for ways to peers' memory")]
     Processes(Arc<Processes>),
 }
 

@@ -30,7 +30,8 @@ pub(crate) struct Link {
     pub process: Option<OwnedFd>,
 }
 
-/// One rank among ranks that are processes, connected with every other one. [`Drop`] leaves, and waits for no peer.
+/// One rank among ranks that are processes, connected with every other one. [`Drop`] leaves, or gives up where the thread panics,
+/// and waits for no peer.
 pub(crate) struct Processes {
     rank: u32,
     patience: Duration,
@@ -39,11 +40,27 @@ pub(crate) struct Processes {
     peers: Arc<Peers>,
     /// Held by the thread that gathers.
     rounds: Mutex<u64>,
-    /// Why no all-gather can succeed any more, though peers may be there: this rank has given up, or left.
-    over: Mutex<Option<Error>>,
+    over: Mutex<Over>,
     watch: Watch,
     /// The process that made it: one that was forked from it has no part in it.
     made_by: u32,
+}
+
+/// What has come to an end.
+#[derive(Default)]
+struct Over {
+    /// Why no all-gather can succeed any more: a rank is gone, or this one has given up or left. Nothing is sent for one then.
+    why: Option<Error>,
+    /// Whether the peers were told that this rank leaves or gives up.
+    told: bool,
+}
+
+impl Over {
+    /// Takes down why; true if the peers have yet to be told.
+    fn end(&mut self, why: Error) -> bool {
+        self.why.get_or_insert(why);
+        !std::mem::replace(&mut self.told, true)
+    }
 }
 
 /// The sending side of a connection.
@@ -104,7 +121,7 @@ impl Processes {
     /// # Errors
     ///
     /// [`Error::PeerGone`] when a rank is gone whose payload has not come; [`Error::Bootstrap`] with the ranks that did not come in time;
-    /// [`Error::InvalidArgument`] for more than 16 MiB. After a rank has not come in time every later call fails, here and on
+    /// [`Error::InvalidArgument`] for more than 16 MiB. Once a rank is gone or has not come in time, every later call fails, here and on
     /// the others: who was late would be in another round.
     pub(crate) fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
         Ok(self.all_gather_fds(payload, &[])?.into_iter().map(|gathered| gathered.payload).collect())
@@ -155,8 +172,8 @@ impl Processes {
         let own = Gathered { payload: payload.to_vec(), fds: own };
 
         let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(over) = self.over().clone() {
-            return Err(over);
+        if let Some(why) = self.over().why.clone() {
+            return Err(why);
         }
         *rounds += 1;
         let deadline = Instant::now() + self.patience;
@@ -193,6 +210,7 @@ impl Processes {
     }
 
     /// Has `told` called with every rank that is gone, now and as soon as it goes, on the watch's thread: a plain store and no more.
+    #[allow(dead_code, reason = "for the kernels' half of the watch")]
     pub(crate) fn when_gone(&self, told: impl Fn(u32) + Send + 'static) {
         self.peers.tell(Box::new(told));
     }
@@ -207,7 +225,7 @@ impl Processes {
     /// Says that this rank will not come to any rendezvous again, so that nobody waits for it.
     pub(crate) fn leave(&self) {
         let error = Error::Bootstrap { message: format!("rank {} has left the group", self.rank) };
-        if self.over().replace(error).is_none() {
+        if self.over().end(error) {
             self.tell_all(Kind::Leave, &[]);
         }
     }
@@ -216,15 +234,16 @@ impl Processes {
     fn reach_all(&self, message: &Message<'_>, deadline: Instant) -> Result<(), Missing> {
         let ways: Vec<(u32, &Way)> =
             (0..).zip(&self.links).filter_map(|(rank, way)| Some((rank, way.as_ref()?))).collect();
-        let _whole: Vec<_> =
-            ways.iter().map(|(_, way)| way.whole.lock().unwrap_or_else(PoisonError::into_inner)).collect();
+        let mut whole: Vec<_> =
+            ways.iter().map(|(_, way)| Some(way.whole.lock().unwrap_or_else(PoisonError::into_inner))).collect();
         let connections: Vec<&OwnedFd> = ways.iter().map(|(_, way)| &*way.connection).collect();
-        let unread = send(&connections, message, deadline);
+        // Each is free for another frame as soon as this one is in it.
+        let unread = send(&connections, message, deadline, &mut |i| whole[i] = None);
         if unread.is_empty() { Ok(()) } else { Err(Missing::Late(unread.into_iter().map(|i| ways[i].0).collect())) }
     }
 
     fn give_up(&self, error: Error, reason: &str) {
-        if self.over().replace(error).is_none() {
+        if self.over().end(error) {
             // What does not fit into a connection that nobody reads is cut.
             let reason = reason.get(..reason.len().min(4096)).unwrap_or("a reason that is too long");
             self.tell_all(Kind::Abort, reason.as_bytes());
@@ -250,7 +269,7 @@ impl Processes {
                 }
             };
             if whole.is_some() {
-                send(&[&*way.connection], &Message { kind, round: 0, payload, fds: &[] }, deadline);
+                send(&[&*way.connection], &Message { kind, round: 0, payload, fds: &[] }, deadline, &mut |_| {});
             }
         }
     }
@@ -258,7 +277,10 @@ impl Processes {
     fn not_met(&self, missing: Missing) -> Error {
         let rank = self.rank;
         match missing {
-            Missing::Gone(rank, how) => Error::PeerGone { rank, how },
+            Missing::Gone(rank, how) => {
+                let error = Error::PeerGone { rank, how };
+                self.over().why.get_or_insert(error).clone()
+            }
             Missing::Late(late) => {
                 let waited = format!("waited {} s for ranks {late:?}", self.patience.as_secs_f64());
                 let error = Error::Bootstrap { message: format!("rank {rank} {waited}") };
@@ -274,7 +296,7 @@ impl Processes {
         }
     }
 
-    fn over(&self) -> MutexGuard<'_, Option<Error>> {
+    fn over(&self) -> MutexGuard<'_, Over> {
         self.over.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -284,7 +306,12 @@ impl Drop for Processes {
         if std::process::id() != self.made_by {
             return self.watch.forget();
         }
-        self.leave();
+        // Of a thread that unwinds, it is no leaving in order.
+        if std::thread::panicking() {
+            self.abort("it panicked");
+        } else {
+            self.leave();
+        }
         self.watch.end();
     }
 }

@@ -15,6 +15,7 @@ pub(crate) struct Gathered {
     /// Its bytes.
     pub payload: Vec<u8>,
     /// Its file descriptors, in its order; they are closed when a program is executed.
+    #[allow(dead_code, reason = "for ways to peers' memory")]
     pub fds: Vec<OwnedFd>,
 }
 
@@ -115,6 +116,7 @@ impl Peers {
     }
 
     /// Has `told` called for every rank that is gone or goes.
+    #[allow(dead_code, reason = "for the kernels' half of the watch")]
     pub(super) fn tell(&self, told: Told) {
         let mut state = self.state();
         state.gone.iter().for_each(|(rank, _)| told(*rank));
@@ -132,6 +134,10 @@ impl Peers {
             // Who gave up did not have this round, and a rank that comes late to it is told so, though all payloads are there.
             if let Some((rank, how)) = state.gone.iter().find(|(_, how)| matches!(how, Gone::Aborted { .. })) {
                 return Err(Missing::Gone(*rank, how.clone()));
+            }
+            // Of a round that failed here, and not there.
+            for peer in &mut state.peers {
+                peer.waiting.retain(|(there, _)| *there >= round);
             }
             let others = || (0..).zip(&state.peers).filter(|(rank, _)| *rank != own);
             if let Some((rank, _)) = others().find(|(_, p)| p.waiting.front().is_some_and(|(there, _)| *there != round))

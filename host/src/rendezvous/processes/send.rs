@@ -21,12 +21,24 @@ pub(super) struct Message<'a> {
 
 /// Sends a message over all connections, and returns those whose peer did not read it all in time. Such a connection is of no use any
 /// more: part of a frame may be in it. One that has ended is not among them: whoever reads there sees that.
-pub(super) fn send(connections: &[&OwnedFd], message: &Message<'_>, deadline: Instant) -> Vec<usize> {
+/// `done` is called for each of the others, as soon as nothing is left to do there.
+pub(super) fn send(
+    connections: &[&OwnedFd],
+    message: &Message<'_>,
+    deadline: Instant,
+    done: &mut dyn FnMut(usize),
+) -> Vec<usize> {
     let header = header(message.kind, message.round, message.payload.len(), message.fds.len());
     // Which connection, and how much of the frame went into it.
     let mut left: Vec<(usize, usize)> = (0..connections.len()).map(|i| (i, 0)).collect();
     loop {
-        left.retain_mut(|(i, sent)| !send_more(connections[*i], &header, message, sent));
+        left.retain_mut(|(i, sent)| {
+            let over = send_more(connections[*i], &header, message, sent);
+            if over {
+                done(*i);
+            }
+            !over
+        });
         let time = deadline.saturating_duration_since(Instant::now());
         if left.is_empty() || time.is_zero() {
             return left.into_iter().map(|(i, _)| i).collect();

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use super::Processes;
 use super::frame::{Kind, header};
-use super::{Link, Processes};
+use super::member::Link;
 use crate::error::Error;
 use crate::gone::Gone;
 
@@ -152,6 +153,26 @@ fn one_that_does_not_read_is_late_itself_and_makes_nobody_late() {
     drop(there);
 }
 
+/// Nor does it keep the others from hearing that this rank gives up.
+#[test]
+fn who_gives_up_is_heard_though_one_does_not_read() {
+    let (stopped, there) = UnixStream::pair().unwrap();
+    let (a, mut b) = UnixStream::pair().unwrap();
+    let rank = Processes::new(0, vec![None, link(stopped), link(a)], SOON).unwrap();
+    std::thread::scope(|scope| {
+        let gathers = scope.spawn(|| rank.all_gather(&vec![7; 4 << 20]));
+        let mut frame = vec![0; header(Kind::Gather, 1, 0, 0).len() + (4 << 20)];
+        b.read_exact(&mut frame).unwrap();
+        rank.abort("enough");
+        let mut last = vec![0; header(Kind::Abort, 0, 6, 0).len() + 6];
+        b.read_exact(&mut last).unwrap();
+        assert!(last.ends_with(b"enough"));
+        // It ends when the one that does not read does.
+        drop(there);
+        gathers.join().unwrap().unwrap_err();
+    });
+}
+
 #[test]
 fn who_leaves_after_its_last_word_is_not_missed_and_before_it_is() {
     let mut ranks = group(3, SOON);
@@ -171,6 +192,9 @@ fn who_leaves_after_its_last_word_is_not_missed_and_before_it_is() {
     assert_eq!(said, ["rank 2 is gone: it has left the group"; 2]);
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert_eq!(ranks[2].barrier().unwrap_err().to_string(), "bootstrap: rank 2 has left the group");
+    // Again and again, and nobody is flooded.
+    (0..20).for_each(|_| drop(ranks[0].barrier().unwrap_err()));
+    assert_eq!(ranks[1].barrier().unwrap_err().to_string(), "rank 2 is gone: it has left the group");
     // In order: nothing is wrong.
     ranks[0].check().unwrap();
     drop(ranks.remove(2));
@@ -198,6 +222,18 @@ fn a_rank_that_gives_up_tells_all_why_at_once() {
     let also = Arc::clone(&late);
     ranks[0].when_gone(move |rank| also.store(rank, Ordering::Relaxed));
     assert_eq!((late.load(Ordering::Relaxed), word.load(Ordering::Relaxed)), (1, 1));
+}
+
+#[test]
+fn a_rank_whose_thread_panics_gives_up() {
+    let mut ranks = group(2, SOON);
+    let other = ranks.pop().unwrap();
+    let panics = std::thread::spawn(move || {
+        let _other = other;
+        panic!("as is meant");
+    });
+    assert_eq!(ranks[0].barrier().unwrap_err().to_string(), "rank 1 is gone: it gave up: it panicked");
+    panics.join().unwrap_err();
 }
 
 /// A rank, and the far end of its connection to a peer, with that peer's process.

@@ -181,8 +181,9 @@ impl Watcher {
         self.read(i);
         let under = &mut self.watched[i];
         (under.process, under.connection, under.ends) = (None, None, None);
-        self.peers.is_gone(under.rank, Gone::Ended);
+        // Who is woken by the one finds the other.
         self.peers.is_over(under.rank);
+        self.peers.is_gone(under.rank, Gone::Ended);
     }
 }
 
