@@ -62,6 +62,9 @@ pub(crate) enum Command {
     /// Look at this machine: what works here, what does not, and what to do
     #[command(after_long_help = PREFLIGHT_HELP)]
     Preflight(PreflightArgs),
+    /// Start a command once for every rank of this host
+    #[command(after_long_help = RUN_HELP)]
+    Run(RunArgs),
 }
 
 /// The configuration of a buffer.
@@ -211,6 +214,23 @@ pub(crate) struct PreflightArgs {
     pub root: PathBuf,
 }
 
+/// What `epoxide run` takes.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Ranks: how many times the command is started
+    #[arg(short = 'n', long, value_name = "RANKS")]
+    pub ranks: u32,
+    /// When a rank fails, let the others go on
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Seconds from asking ranks to end (SIGTERM) to killing them
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    pub grace: f64,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Format {
     Bf16,
@@ -298,6 +318,22 @@ JSON (--json)
                              dispatch, combine: {seconds, model, busiest, resource, rank, imbalance, queueing, disturbance, events}
   With --sweep: {sweep: NAME, points: [{value, plan}]}, or {value, error} where a value cannot be planned.
   Resources: sm_loads, sm_stores, hbm, nvlink_out, nvlink_in, rdma_out, rdma_in, nic_messages.";
+
+const RUN_HELP: &str = "\
+EXAMPLES
+  epoxide run -n 8 -- target/release/layer --tokens 4096
+  epoxide run -n 2 -- sh -c 'echo I am rank $RANK of $WORLD_SIZE'
+  epoxide run -n 2 -- env MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python train.py
+
+THE RANKS
+  Each has RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE and EPOXIDE_JOB (a name of this run's own) in its environment, no standard input, and a process
+  group of its own. Its lines come out with its number in front. SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on to all.
+  When a rank fails, the others are asked to end (SIGTERM), and killed after --grace; what a rank leaves of its group when it ends is killed.
+  For several hosts: torchrun, srun or mpirun. docs/processes.md in the repository says more.
+
+EXIT CODE
+  0 if every rank ended with 0; else that of the first rank that did not, 128 and the signal's number if it was killed by one; 1 where the ranks' output
+  cannot be written; 2 for options that cannot be, and a command that cannot be started.";
 
 const PREFLIGHT_HELP: &str = "\
 EXIT CODE

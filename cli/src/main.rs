@@ -19,6 +19,7 @@ mod preflight;
 mod progress;
 mod report;
 mod request;
+mod run;
 mod simulation;
 mod standard_output;
 mod sweep;
@@ -50,7 +51,13 @@ fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(cli) => cli,
         Err(said) => return ending::answer_options(said),
     };
-    match run(&cli) {
+    let answer = match &cli.command {
+        Command::Run(args) => return run::run(args),
+        Command::Bytes(shape) => bytes::run(shape).map(Answer::good),
+        Command::Plan(args) => plan::run(args),
+        Command::Preflight(args) => preflight::run(args),
+    };
+    match answer {
         Ok(answer) => {
             answer.notes.iter().for_each(|note| ending::say("note", note));
             ending::end(&(answer.text.trim_end().to_owned() + "\n"), if answer.success { 0 } else { FAILED })
@@ -58,13 +65,5 @@ fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
         // A file that cannot be written is nothing that the caller gave.
         Err(error) if error.is::<Unwritten>() => fail(format_args!("{error:#}"), FAILED),
         Err(error) => fail(format_args!("{error:#}"), BAD_INPUT),
-    }
-}
-
-fn run(cli: &Cli) -> anyhow::Result<Answer> {
-    match &cli.command {
-        Command::Bytes(shape) => Ok(Answer::good(bytes::run(shape)?)),
-        Command::Plan(args) => plan::run(args),
-        Command::Preflight(args) => preflight::run(args),
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release --example moe_layer            # on simulated GPUs, no hardware needed
 //! cargo run --release --example moe_layer -- -h      # everything else
+//! epoxide run -n 4 -- target/release/examples/moe_layer    # a process for each rank
 //! ```
 //!
 //! To learn how the library is used, read [`layer`]: it is what each rank does. The rest makes an input that is worth
@@ -22,6 +23,7 @@ mod options;
 mod output;
 mod parallel;
 mod plan;
+mod processes;
 #[path = "../../cli/src/progress.rs"]
 mod progress;
 #[path = "../ranks_on_gpus.rs"]
@@ -44,7 +46,8 @@ mod small;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use epoxide::{LocalGroup, Mode, bf16};
+use epoxide::processes::Place;
+use epoxide::{Comm, LocalGroup, Mode, bf16};
 
 use crate::experts::Experts;
 use crate::layer::{Clock, Layer};
@@ -65,12 +68,30 @@ fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
         Err(code) => return code,
     };
     let mut text = String::new();
-    match run(&options, &mut text) {
-        Ok(()) => output::end(&(text + "verified\n"), 0),
+    match run(options, &mut text) {
+        Ok(Verdict::Verified) => output::end(&(text + "verified\n"), 0),
+        Ok(Verdict::OfRank0) => 0,
         Err(Failure::Unverified(found)) => output::end(&format!("{text}FAILED: {found}\n"), output::FAILED),
         Err(Failure::Run(error)) => output::fail(error, output::FAILED),
         Err(Failure::BadInput(error)) => output::fail(error, output::BAD_INPUT),
     }
+}
+
+/// How a run ends well.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// All of the layer is what it must be.
+    Verified,
+    /// This process is one rank of several, and the first of them says it.
+    OfRank0,
+}
+
+/// Where the ranks are.
+enum Ranks {
+    /// In this process.
+    Threads(LocalGroup),
+    /// This process is one.
+    Process(Comm),
 }
 
 /// How a run ends otherwise.
@@ -98,7 +119,10 @@ impl Failure {
     }
 }
 
-fn run(options: &Options, out: &mut String) -> Result<(), Failure> {
+fn run(mut options: Options, out: &mut String) -> Result<Verdict, Failure> {
+    let place = processes::place(&options)?;
+    options.found_ranks = place.as_ref().map(Place::size);
+    let options = &options;
     options.check().map_err(Failure::bad_input)?;
     let progress = Progress::new();
     let mut before = Clock::new();
@@ -107,17 +131,18 @@ fn run(options: &Options, out: &mut String) -> Result<(), Failure> {
     let config = options.config(input.tokens, input.hidden, input.experts).map_err(Failure::bad_input)?;
     before.lap("input");
     // A missing GPU is better known before the work than after it.
-    let group = match options.device {
-        Device::Sim => LocalGroup::simulated(options.ranks, Mode::Fast { workers: 0 }),
-        Device::Cuda => LocalGroup::on_gpus(&options.gpu_of_ranks()),
+    let ranks = match (place, options.device) {
+        (Some(place), _) => place.meet().and_then(|world| processes::rank(&world)).map(Ranks::Process),
+        (None, Device::Sim) => LocalGroup::simulated(options.ranks(), Mode::Fast { workers: 0 }).map(Ranks::Threads),
+        (None, Device::Cuda) => LocalGroup::on_gpus(&options.gpu_of_ranks()).map(Ranks::Threads),
     };
-    let group = group.map_err(|error| Failure::of_library("cannot make the ranks", &error))?;
+    let ranks = ranks.map_err(|error| Failure::of_library("cannot make the ranks", &error))?;
     before.lap("set up");
 
     progress.step("router");
     let routing = Routing::new(&input, options.top_k as usize, options.seed, &progress);
     before.lap("router");
-    let plan = Plan::new(&routing, options.ranks as usize, input.experts, options.by_expert());
+    let plan = Plan::new(&routing, options.ranks() as usize, input.experts, options.by_expert());
     before.lap("check, bit for bit");
     let experts = Experts::new(input.experts, input.hidden, options.expert_width as usize, options.seed)
         .map_err(Failure::bad_input)?;
@@ -135,8 +160,17 @@ fn run(options: &Options, out: &mut String) -> Result<(), Failure> {
         experts: &experts,
         progress: &progress,
     };
-    let outcomes = group.run(|comm| layer.run(comm));
-    let mut outcomes = outcomes.map_err(|error| Failure::of_library("the run failed", &error))?;
+    let failed = |error| Failure::of_library("the run failed", &error);
+    let mut outcomes = match ranks {
+        Ranks::Threads(group) => group.run(|comm| layer.run(comm)).map_err(failed)?,
+        Ranks::Process(comm) => {
+            let outcomes = processes::gather(&comm, &layer.run(comm.clone()).map_err(failed)?)?;
+            if comm.rank() > 0 {
+                return Ok(Verdict::OfRank0);
+            }
+            outcomes
+        }
+    };
 
     // From here on the ranks and their device memory are gone.
     let mut after = Clock::new();
@@ -175,7 +209,7 @@ fn run(options: &Options, out: &mut String) -> Result<(), Failure> {
 }
 
 /// What follows from the checks.
-fn verdict(out: &mut String, mismatches: &[String], accuracy: &reference::Accuracy) -> Result<(), Failure> {
+fn verdict(out: &mut String, mismatches: &[String], accuracy: &reference::Accuracy) -> Result<Verdict, Failure> {
     match mismatches {
         [] => {
             *out +=
@@ -189,7 +223,7 @@ fn verdict(out: &mut String, mismatches: &[String], accuracy: &reference::Accura
     }
     // Written so that a NaN fails.
     if accuracy.worst_ratio() <= 1.0 {
-        return Ok(());
+        return Ok(Verdict::Verified);
     }
     let (token, error, tolerance) = accuracy.worst.unwrap_or_default();
     Err(Failure::Unverified(format!("token {token} is off by {error:.2e} of the reference, tolerance {tolerance:.2e}")))

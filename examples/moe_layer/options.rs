@@ -13,6 +13,8 @@ use crate::ranks_on_gpus;
 
 /// Shared memory of a block, of the simulated GPU and of Hopper. What a GPU has less is found when the buffers are made.
 const SHARED_MEMORY: u32 = 232_448;
+/// Ranks where nobody says.
+const RANKS: u32 = 8;
 /// Tokens of a rank, elements of a row and experts where neither the command line nor a file says.
 const TOKENS: usize = 128;
 const HIDDEN: usize = 1024;
@@ -47,9 +49,12 @@ pub struct Options {
     /// A safetensors file with hidden_states (BF16 [T, H]) and router_logits (F32 [T, E])
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     input: Option<PathBuf>,
-    /// Ranks, 1 to 64
-    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub ranks: u32,
+    /// Ranks, 1 to 64 [default: 8, or as many as a launcher has made processes of]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    ranks: Option<u32>,
+    /// Ranks that are processes.
+    #[arg(skip)]
+    pub found_ranks: Option<u32>,
     /// Tokens of each rank [default: 128, or what the input file has]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..1 << 24))]
     tokens: Option<u32>,
@@ -127,7 +132,17 @@ impl Options {
     pub fn check(&self) -> Result<()> {
         let aligned = check_alignment(self.alignment, self.layout == BufferLayout::Expand);
         aligned.map_err(|error| anyhow::anyhow!(error))?;
-        ranks_on_gpus::check_named(self.gpus.as_deref(), self.ranks, self.device == Device::Cuda)
+        ranks_on_gpus::check_named(self.gpus.as_deref(), self.ranks(), self.device == Device::Cuda)
+    }
+
+    /// How many ranks the command line asks for.
+    pub fn asked_ranks(&self) -> Option<u32> {
+        self.ranks
+    }
+
+    /// Ranks in all.
+    pub fn ranks(&self) -> u32 {
+        self.found_ranks.or(self.ranks).unwrap_or(RANKS)
     }
 
     /// Reads or makes the input, with the shape that the options ask for.
@@ -136,7 +151,7 @@ impl Options {
     ///
     /// When the file is bad, contradicts an option, or the shape breaks one of the library's rules.
     pub fn load(&self, progress: &Progress) -> Result<Input> {
-        let ranks = self.ranks as usize;
+        let ranks = self.ranks() as usize;
         let Some(path) = &self.input else {
             let given = |option: Option<u32>, default: usize| option.map_or(default, |value| value as usize);
             let (tokens, hidden) = (given(self.tokens, TOKENS), given(self.hidden, HIDDEN));
@@ -173,7 +188,7 @@ impl Options {
     ///
     /// The rule that it breaks.
     pub fn config(&self, tokens: usize, hidden: usize, experts: usize) -> Result<Config> {
-        let max_tokens = tokens.div_ceil(self.ranks as usize);
+        let max_tokens = tokens.div_ceil(self.ranks() as usize);
         let fits = |what: &str, value: usize| {
             u32::try_from(value).map_err(|_| anyhow::anyhow!("{value} {what} are more than 32 bits can count"))
         };
@@ -186,8 +201,8 @@ impl Options {
         let config = config.with_format(self.wire_format()).with_num_sms(self.num_sms);
         let config = config.with_layout(self.layout.layout(self.alignment));
         // The rules do not depend on the number of SMs, which only the device knows when it is left open.
-        bytes_needed(&config, self.ranks, self.num_sms.max(1))?;
-        config.check_row(self.ranks, SHARED_MEMORY)?;
+        bytes_needed(&config, self.ranks(), self.num_sms.max(1))?;
+        config.check_row(self.ranks(), SHARED_MEMORY)?;
         Ok(config)
     }
 
@@ -214,7 +229,7 @@ impl Options {
 
     /// The GPU of every rank.
     pub fn gpu_of_ranks(&self) -> Vec<u32> {
-        ranks_on_gpus::deal(self.gpus.as_deref(), self.ranks)
+        ranks_on_gpus::deal(self.gpus.as_deref(), self.ranks())
     }
 
     /// How often to dispatch and combine.

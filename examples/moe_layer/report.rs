@@ -30,7 +30,13 @@ pub fn shape(out: &mut String, options: &Options, input: &Input) {
         out,
         format_args!(
             "layer   {} tokens on {} ranks, hidden {}, {} experts of width {}, top-{}, {format} on the wire, seed {}",
-            input.tokens, options.ranks, input.hidden, input.experts, options.expert_width, options.top_k, options.seed
+            input.tokens,
+            options.ranks(),
+            input.hidden,
+            input.experts,
+            options.expert_width,
+            options.top_k,
+            options.seed
         ),
     );
     if let Some(alignment) = options.by_expert() {

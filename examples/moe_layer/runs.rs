@@ -1,15 +1,16 @@
 //! Tests of whole runs: inputs that are hard on the tolerance, and every way to be told the options.
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use clap::{CommandFactory, Parser};
 use epoxide::bf16;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use crate::Failure;
 use crate::command_line::{self, Program};
 use crate::options::Options;
 use crate::small;
+use crate::{Failure, Verdict};
 
 /// The smallest layer that has everything: 2 ranks with an expert each.
 const SMALL: [&str; 12] =
@@ -42,12 +43,12 @@ fn file(program: &Program, tokens: usize, hidden: usize, x: bf16, logits: &[f32]
 }
 
 /// Runs a layer here; how it ended, and what it printed.
-fn run(path: &std::path::Path, more: &[&str]) -> (Result<(), Failure>, String) {
+fn run(path: &std::path::Path, more: &[&str]) -> (Result<Verdict, Failure>, String) {
     let path = path.to_str().expect("UTF-8");
     let args = ["moe_layer", "--input", path, "--ranks", "2", "--top-k", "1"];
     let options = Options::try_parse_from(args.iter().chain(more)).expect("good options");
     let mut text = String::new();
-    (crate::run(&options, &mut text), text)
+    (crate::run(options, &mut text), text)
 }
 
 /// The number before "(smallest)".
@@ -88,6 +89,31 @@ fn rows_by_expert_are_verified_as_all_others() {
         let ended = program.run_well(&[&shape[..], &args[..], &["--expert-width", "8"]].concat());
         assert!(ended.code == Some(0) && ended.stdout.ends_with("\nverified\n"), "{ended:?}");
         assert!(ended.stdout.contains("One row of a token is sent to a rank"), "{}", ended.stdout);
+    }
+}
+
+/// The environment is a launcher's; no option says anything.
+#[test]
+fn a_launcher_s_processes_are_its_ranks() {
+    let program = program("processes");
+    let job = format!("moe_layer-{}", std::process::id());
+    for (format, more) in [("bf16", &[][..]), ("fp8", &["--layout", "expand", "--repeat", "2"])] {
+        let shape = ["--format", format, "--tokens", "20", "--hidden", "144", "--experts", "10", "--top-k", "4"];
+        let args = [&shape[..], more].concat();
+        let start = |rank: u32| {
+            let mut command = program.command(&args);
+            command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
+            command.env("WORLD_SIZE", "3").env("LOCAL_WORLD_SIZE", "3").env("EPOXIDE_JOB", format!("{job}-{format}"));
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
+        };
+        let ranks: Vec<_> = (0..3).map(start).collect();
+        let said = ranks.into_iter().map(|rank| rank.wait_with_output().expect("it ends"));
+        for (rank, said) in said.enumerate() {
+            let (out, err) = (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+            assert!(said.status.success(), "rank {rank}: {out}{err}");
+            assert_eq!(out.ends_with("\nverified\n"), rank == 0, "rank {rank}: {out}{err}");
+            assert_eq!(out.contains("a process of its own"), rank == 0, "rank {rank}: {out}{err}");
+        }
     }
 }
 

@@ -3,6 +3,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use crate::gone::Gone;
+
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -444,6 +446,15 @@ pub enum Error {
     Simulator {
         /// Its report.
         message: String,
+    },
+    /// A rank that is a process of its own is gone.
+    #[error("rank {rank} is gone: {how}")]
+    #[non_exhaustive]
+    PeerGone {
+        /// The rank.
+        rank: u32,
+        /// How it went.
+        how: Gone,
     },
     /// Ranks could not find or reach each other on the host.
     #[error("bootstrap: {message}")]

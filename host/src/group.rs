@@ -185,7 +185,7 @@ impl LocalGroup {
             // A rank that was left alone says so too, but it is not what went wrong; and on the device, who gave up first is not
             // always who is told first.
             let consequence = |error: &Error| match error {
-                Error::Bootstrap { .. } | Error::PeerAborted { .. } => 2,
+                Error::Bootstrap { .. } | Error::PeerAborted { .. } | Error::PeerGone { .. } => 2,
                 Error::PeerTimeout { .. } => 1,
                 _ => 0,
             };

@@ -68,11 +68,12 @@
 //!   shows them together.
 //! * FP8 rows, as operations of their own: [`quantize`].
 //! * What a configuration will take and what limits it, before anything runs: [`plan`].
+//! * Ranks that are processes, how they are started and meet: [`launcher`] and [`processes`].
 //! * What can go wrong, on the host and on the device: [`Error`].
 //!
 //! ## Limits
 //!
-//! * **One process**: ranks are threads of it, 1 to 64 of them.
+//! * **One process**: ranks are threads of it, 1 to 64 of them. Ranks that are processes have simulated GPUs so far ([`Comm::simulated`]).
 //! * **One NVLink domain**: every two GPUs of a group reach each other's memory over NVLink, or are one; or all are simulated. GPUs have
 //!   compute capability 9.0 or newer, and a driver for CUDA 12.0 or newer.
 //! * **A deadline**: every wait for a peer ends after [`Config::timeout`] (30 s), counted from the operation's entry. A rank that comes
@@ -98,14 +99,17 @@ mod error;
 mod event;
 mod expert_outputs;
 mod fault;
+mod gone;
 mod gradient;
 mod group;
 mod handle;
 pub mod kernels;
+pub mod launcher;
 mod memory;
 mod mirror;
 mod overflow;
 mod pool;
+pub mod processes;
 pub mod quantize;
 mod received;
 mod recv_arrays;
@@ -128,10 +132,11 @@ pub use config::{BytesNeeded, Config, Layout, Overflow, RegionBytes, WireFormat,
 pub use dispatch::{DispatchInput, IndexType, RawDispatchInput};
 pub use epoxide_plan as plan;
 pub use epoxide_plan::LayerSizes;
-pub use epoxide_sim::{Machine, MachineConfig, Mode};
+pub use epoxide_sim::{Death, Machine, MachineConfig, Mode};
 pub use error::{Error, Result};
 pub use event::Event;
 pub use expert_outputs::ExpertOutputs;
+pub use gone::Gone;
 pub use group::{CudaStream, LocalGroup, RanksFailed};
 pub use half::bf16;
 pub use handle::{RecvCounts, RecvView};

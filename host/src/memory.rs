@@ -60,6 +60,11 @@ impl Memory {
         Self { runtime, streams, pools: Mutex::new(Some(Pools::default())) }
     }
 
+    /// The rank's device.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
     /// Memory for a tensor of the stream with this number. It may have been a dropped one's, whose last use is on the same stream, or over.
     pub(crate) fn take_block(&self, bytes: u64, stream: u32) -> Result<Block> {
         let mut pools = self.pools();

@@ -62,6 +62,18 @@ pub struct MachineConfig {
     pub watchdog: Duration,
     /// A step that the machine leaves out, for tests of tests.
     pub mutation: Option<Mutation>,
+    /// When a rank is killed, in a seeded schedule.
+    pub death: Option<Death>,
+}
+
+/// A rank that is killed in the middle of a seeded schedule, as by [`Machine::kill`](crate::Machine::kill): with the same seed and the
+/// same host threads it is the same death.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Death {
+    /// The rank.
+    pub rank: u32,
+    /// After how many turns of the machine's threads ([`Machine::turns`](crate::Machine::turns)).
+    pub turn: u64,
 }
 
 /// How finely one rank's part of the arena is cut: parts begin and end on these boundaries.
@@ -83,6 +95,7 @@ impl MachineConfig {
             patience: Duration::from_secs(30),
             watchdog: Duration::from_secs(600),
             mutation: None,
+            death: None,
         }
     }
 
@@ -128,6 +141,13 @@ impl MachineConfig {
         self
     }
 
+    /// Kills a rank in the middle of a seeded schedule.
+    #[must_use]
+    pub fn with_death(mut self, death: Death) -> Self {
+        self.death = Some(death);
+        self
+    }
+
     /// Checks every field against its rule.
     pub(crate) fn validate(&self) -> Result<(), SimError> {
         if !(1..=1024).contains(&self.ranks) {
@@ -148,6 +168,22 @@ impl MachineConfig {
                     argument,
                     format_args!("{time:?}"),
                     format_args!("at least {SHORTEST:?}"),
+                ));
+            }
+        }
+        if let Some(Death { rank, .. }) = self.death {
+            if rank >= self.ranks {
+                return Err(SimError::invalid(
+                    "death",
+                    rank,
+                    format_args!("one of the machine's {} ranks", self.ranks),
+                ));
+            }
+            if !matches!(self.mode, Mode::Seeded { .. }) {
+                return Err(SimError::invalid(
+                    "death",
+                    rank,
+                    "of a seeded machine: a turn means nothing in the fast mode",
                 ));
             }
         }

@@ -92,6 +92,13 @@ pub enum SimError {
         /// How long nothing moved.
         patience: Duration,
     },
+    /// The rank was killed ([`Machine::kill`](crate::Machine::kill)): nothing of it runs any more.
+    #[error("rank {rank} was killed")]
+    #[non_exhaustive]
+    Killed {
+        /// The rank.
+        rank: u32,
+    },
     /// Host threads were busy elsewhere for too long, and a seeded machine does not go on without them; it halted.
     #[error(
         "a seeded machine steps only while every host thread is blocked, and those of ranks {ranks:?} ran, or had not come, for {patience:?} of wall time while others waited (MachineConfig::patience)"

@@ -10,6 +10,8 @@
 //! a hang is a report ([`SimError::Deadlock`]), a broken rule names the kernel, the thread and the source line, and nothing
 //! runs or waits for ever ([`MachineConfig::watchdog`], [`MachineConfig::patience`]).
 //!
+//! Ranks may be processes, each with a machine of its own that shares device memory with the others ([`Machine::of_process`]).
+//!
 //! **What a kernel must keep to.** Its frames hold only values without `Drop`: a thread that never ends is abandoned, not
 //! unwound. It spins on nothing but [`device::poll_pause`] and its like: a bare loop on a flag never gives up its turn.
 //! A kernel that polls more than 64 times before it does something by itself is taken as stuck: after 64 rounds in which
@@ -57,7 +59,7 @@ mod memory;
 mod mutation;
 mod worker;
 
-pub use config::{MachineConfig, Mode};
+pub use config::{Death, MachineConfig, Mode};
 pub use engine::launch::Launch;
 pub use engine::stream::{Event, Stream};
 pub use error::SimError;

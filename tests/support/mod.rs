@@ -14,6 +14,7 @@ pub mod gated;
 pub mod gpu;
 pub mod laws;
 pub mod plans;
+pub mod processes;
 pub mod reference;
 pub mod replay;
 pub mod routing;

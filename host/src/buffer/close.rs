@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::mirror::Mirror;
 use crate::rendezvous::meet;
 use crate::runtime::Mapped;
-use crate::transport::local::LeftBehind;
+use crate::transport::local::{LeftBehind, number};
 
 impl ElasticBuffer {
     /// Waits for this rank's operations and for all that is on its streams, then for every rank, and frees the memory. Collective; a buffer that is dropped instead
@@ -20,12 +20,12 @@ impl ElasticBuffer {
         let inner = self.comm.inner();
         let turn = inner.rendezvous.turn();
         // Also after a fault: the other ranks are coming here too.
-        let met = meet(&turn, "close", &self.id.to_le_bytes()).and_then(|all| {
-            match all.iter().position(|id| *id != self.id.to_le_bytes()) {
-                None => Ok(()),
-                Some(rank) => Err(Error::Bootstrap {
-                    message: format!("rank {rank} closes another buffer than rank {}", inner.rank),
-                }),
+        // The group's part of the id is each process's own.
+        let own = number(self.id).to_le_bytes();
+        let met = meet(&turn, "close", &own).and_then(|all| match all.iter().position(|number| *number != own) {
+            None => Ok(()),
+            Some(rank) => {
+                Err(Error::Bootstrap { message: format!("rank {rank} closes another buffer than rank {}", inner.rank) })
             }
         });
         if met.is_ok() {

@@ -43,7 +43,7 @@ impl ElasticBuffer {
         let mut part = LeftBehind::of(&inner.runtime);
         let made = allocate(comm, &config, &layouts, blocks, &mut part);
         // Every rank learns whether all could allocate before anyone relies on it.
-        let shared = Windows::share(&turn, made.as_ref().map(|made| made.window));
+        let shared = Windows::share(&turn, &inner.memory, made.as_ref().map(|made| made.window));
         let (made, windows) = match (made, shared) {
             (Ok(made), Ok(windows)) => (made, windows),
             (made, shared) => {

@@ -3,12 +3,15 @@
 //! It is used when a buffer is made and closed, and by [`Comm::all_gather`](crate::Comm::all_gather) and
 //! [`Comm::barrier`](crate::Comm::barrier), never by an operation.
 mod agreement;
+mod processes;
 mod simulated;
 mod threads;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) use self::agreement::{agree, meet};
+pub use self::processes::MeetingPoint;
+pub(crate) use self::processes::{Processes, Secret, Start, random};
 pub(crate) use self::simulated::Simulated;
 pub(crate) use self::threads::Member;
 
@@ -27,6 +30,9 @@ pub(crate) enum Way {
     Machine(Simulated),
     /// Through memory that the threads of one process share.
     Threads(Member),
+    /// Over connections between processes.
+    #[allow(dead_code, reason = "for ways to peers' memory")]
+    Processes(Arc<Processes>),
 }
 
 impl Rendezvous {
@@ -45,6 +51,7 @@ impl Rendezvous {
         match &self.way {
             Way::Machine(simulated) => simulated.leave(),
             Way::Threads(member) => member.leave(),
+            Way::Processes(processes) => processes.leave(),
         }
     }
 
@@ -54,6 +61,7 @@ impl Rendezvous {
             // Its host thread is there as long as it drives the device; then it says so itself.
             Way::Machine(_) => {}
             Way::Threads(member) => member.leave(),
+            Way::Processes(processes) => processes.leave(),
         }
     }
 }
@@ -69,12 +77,13 @@ impl Turn<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::Bootstrap`](crate::Error::Bootstrap) when some rank is gone or does not come;
-    /// [`Error::Simulator`](crate::Error::Simulator) when the machine stopped.
+    /// [`Error::Bootstrap`](crate::Error::Bootstrap) when some rank is gone or does not come, and
+    /// [`Error::PeerGone`](crate::Error::PeerGone) when one that is a process is; [`Error::Simulator`](crate::Error::Simulator) when the machine stopped.
     pub(crate) fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
         match self.way {
             Way::Machine(simulated) => simulated.all_gather(payload),
             Way::Threads(member) => member.all_gather(payload),
+            Way::Processes(processes) => processes.all_gather(payload),
         }
     }
 }

@@ -204,7 +204,29 @@ impl Runtime {
 
     /// Whether the device's clock is virtual: its times are no wall time.
     pub(crate) fn has_virtual_time(&self) -> bool {
-        matches!(self, Self::Sim(_))
+        matches!(self, Self::Sim(runtime) if !runtime.is_among_processes())
+    }
+
+    /// Whether peers are other processes, which may still read what this rank leaves: their mappings keep it, and nothing frees it.
+    pub(crate) fn is_among_processes(&self) -> bool {
+        matches!(self, Self::Sim(runtime) if runtime.is_among_processes())
+    }
+
+    /// What peers are told of memory of this rank's, from which they [find](Self::find) it.
+    pub(crate) fn tell(&self, address: u64) -> Result<u64> {
+        match self {
+            Self::Sim(runtime) => runtime.tell(address),
+            // Threads of one process have the same addresses.
+            Self::Cuda(_) => Ok(address),
+        }
+    }
+
+    /// Where this rank's device has what `rank` [told](Self::tell).
+    pub(crate) fn find(&self, rank: u32, told: u64) -> Result<u64> {
+        match self {
+            Self::Sim(runtime) => runtime.find(rank, told),
+            Self::Cuda(_) => Ok(told),
+        }
     }
 
     unsafe_on_stream! {

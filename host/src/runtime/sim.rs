@@ -44,7 +44,26 @@ impl SimRuntime {
     pub(crate) fn description(&self) -> String {
         let actor = self.actor();
         let config = actor.machine().config();
-        format!("simulated GPU, {} SMs a rank, {:?}", config.sms_per_rank, config.mode)
+        let process = if actor.machine().process_rank().is_some() { ", a process of its own" } else { "" };
+        format!("simulated GPU, {} SMs a rank, {:?}{process}", config.sms_per_rank, config.mode)
+    }
+
+    /// Whether the machine's other ranks are other processes.
+    pub(crate) fn is_among_processes(&self) -> bool {
+        self.actor().machine().process_rank().is_some()
+    }
+
+    /// Addresses are each process's own; where memory is in its rank's part is the same for all.
+    pub(crate) fn tell(&self, address: u64) -> Result<u64> {
+        let actor = self.actor();
+        match actor.machine().locate(address) {
+            Some((rank, offset)) if rank == actor.rank() => Ok(offset),
+            _ => Err(Error::argument("address", format_args!("{address:#x}"), "this rank's own device memory")),
+        }
+    }
+
+    pub(crate) fn find(&self, rank: u32, told: u64) -> Result<u64> {
+        Ok(self.actor().machine().address_of(rank, told)?)
     }
 
     pub(crate) fn allocate(&self, what: &'static str, bytes: u64, regions: &[RegionBytes]) -> Result<u64> {

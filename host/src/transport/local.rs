@@ -4,6 +4,9 @@
 //! leaves its streams and the memory of its tensors. The last rank of the group waits for all those events, then destroys and
 //! frees everything: until then a peer may still read a window, and on a GPU freeing waits for the whole device, where a peer
 //! may be waiting for this rank.
+//!
+//! A simulated rank that is a process is a group of its own here. It waits for its work, and frees nothing: its memory is there as
+//! long as it or a peer is, and goes with the last.
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -143,9 +146,10 @@ impl LocalGroupState {
     /// Takes over what a rank itself leaves; the rank is gone, and the last one frees everything.
     pub(crate) fn leave(&self, runtime: &Runtime, own: LeftBehind) {
         let left = self.departures().leave(own);
+        let is_over = |one: &LeftBehind| one.is_over(runtime) && !runtime.is_among_processes();
         // SAFETY: the last rank is gone, so no host code holds any of it, and `settle` frees only when all streams have passed
-        // the last use of every rank's.
-        settle(left, |one| one.is_over(runtime), |one| unsafe { one.free() }, LeftBehind::keep);
+        // the last use of every rank's, all of which are of this process.
+        settle(left, is_over, |one| unsafe { one.free() }, LeftBehind::keep);
     }
 
     fn departures(&self) -> MutexGuard<'_, Departures<LeftBehind>> {

@@ -42,20 +42,25 @@ impl Windows {
         memory.allocate(what, bytes, regions)
     }
 
-    /// Gives this rank's window to all and gets theirs; an error on every rank if one of them gives the reason why it has none.
+    /// Gives this rank's window, which lies in `memory`, to all and gets theirs; an error on every rank if one of them gives the reason
+    /// why it has none.
     ///
     /// # Errors
     ///
     /// [`NotShared`] says whether the ranks met.
-    pub(crate) fn share(turn: &Turn<'_>, own: std::result::Result<u64, &Error>) -> Shared<Self> {
-        let payload = match own {
-            Ok(address) => [b"+", address.to_le_bytes().as_slice()].concat(),
+    pub(crate) fn share(turn: &Turn<'_>, memory: &Memory, own: std::result::Result<u64, &Error>) -> Shared<Self> {
+        let runtime = memory.runtime();
+        let own = own.map_err(Clone::clone);
+        let told = own.clone().and_then(|address| runtime.tell(address));
+        let payload = match &told {
+            Ok(told) => [b"+", told.to_le_bytes().as_slice()].concat(),
             Err(error) => format!("-{error}").into_bytes(),
         };
         let all = meet(turn, "window", &payload).map_err(NotShared::Apart)?;
-        let all = all.iter().enumerate().map(|(rank, payload)| address(rank, payload)).collect::<Shared<Vec<u64>>>()?;
-        let own = own.map_err(|error| NotShared::Missing(error.clone()))?;
-        Ok(Self { own, all })
+        let all = all.iter().enumerate().map(|(rank, payload)| told_by(rank, payload)).collect::<Shared<Vec<u64>>>()?;
+        let own = told.and(own).map_err(NotShared::Missing)?;
+        let found = (0..).zip(all).map(|(rank, told)| runtime.find(rank, told)).collect::<Result<_>>();
+        Ok(Self { own, all: found.map_err(NotShared::Apart)? })
     }
 
     /// The address of this rank's window.
@@ -83,16 +88,16 @@ impl Windows {
     }
 }
 
-/// The address that a rank gave.
-fn address(rank: usize, payload: &[u8]) -> Shared<u64> {
+/// What a rank told of its window.
+fn told_by(rank: usize, payload: &[u8]) -> Shared<u64> {
     let said = |message| Error::Bootstrap { message };
     if let Some(why) = payload.strip_prefix(b"-") {
         let why = String::from_utf8_lossy(why);
         return Err(NotShared::Missing(said(format!("rank {rank} could not make its buffer: {why}"))));
     }
-    let address = payload.strip_prefix(b"+").and_then(|address| address.try_into().ok());
-    let address = address.ok_or_else(|| NotShared::Apart(said(format!("rank {rank} gave no address"))))?;
-    Ok(u64::from_le_bytes(address))
+    let told = payload.strip_prefix(b"+").and_then(|told| told.try_into().ok());
+    let told = told.ok_or_else(|| NotShared::Apart(said(format!("rank {rank} told of no window"))))?;
+    Ok(u64::from_le_bytes(told))
 }
 
 #[cfg(test)]
@@ -107,16 +112,24 @@ mod tests {
     use crate::runtime::{RawStream, Runtime};
     use crate::streams::Streams;
 
+    fn machine(ranks: u32) -> Machine {
+        Machine::new(MachineConfig::new(ranks, Mode::Fast { workers: 1 })).unwrap()
+    }
+
+    fn memory(machine: &Machine, rank: u32) -> Memory {
+        let runtime = SimRuntime::new(machine.actor(rank).unwrap());
+        let stream = RawStream::Sim(runtime.create_stream().unwrap());
+        Memory::new(Arc::new(Runtime::Sim(runtime)), Streams::new(stream))
+    }
+
     /// For a user that is no buffer: memory and a rendezvous are all it takes.
     #[test]
     fn every_rank_gets_every_ranks_address_and_frees_its_own() {
-        let machine = Machine::new(MachineConfig::new(3, Mode::Fast { workers: 1 })).unwrap();
+        let machine = machine(3);
         let windows = each_rank(3, |rank, turn| {
-            let runtime = SimRuntime::new(machine.actor(rank).unwrap());
-            let stream = RawStream::Sim(runtime.create_stream().unwrap());
-            let memory = Memory::new(Arc::new(Runtime::Sim(runtime)), Streams::new(stream));
+            let memory = memory(&machine, rank);
             let own = Windows::allocate(&memory, "a test's window", 4096, &[]).unwrap();
-            let windows = Windows::share(turn, Ok(own)).unwrap();
+            let windows = Windows::share(turn, &memory, Ok(own)).unwrap();
             assert_eq!(windows.own(), own);
             assert_eq!(windows.addresses()[rank as usize], own);
             meet(turn, "used", &[]).unwrap();
@@ -134,9 +147,12 @@ mod tests {
     #[test]
     fn one_rank_without_a_window_is_an_error_on_all() {
         let refused = Error::HostMemory { what: "a test", bytes: 7 };
+        let machine = machine(3);
         let said = each_rank(3, |rank, turn| {
-            let own = if rank == 1 { Err(&refused) } else { Ok(u64::from(rank)) };
-            Windows::share(turn, own).unwrap_err()
+            let memory = memory(&machine, rank);
+            let own = Windows::allocate(&memory, "a test's window", 4096, &[]).unwrap();
+            let own = if rank == 1 { Err(&refused) } else { Ok(own) };
+            Windows::share(turn, &memory, own).unwrap_err()
         });
         for result in said {
             let NotShared::Missing(error) = result else { panic!("all met: {result:?}") };
@@ -146,8 +162,9 @@ mod tests {
 
     #[test]
     fn ranks_that_did_not_meet_are_told_apart() {
+        let (machine, none) = (machine(1), Error::HostMemory { what: "a test", bytes: 7 });
         let said = each_rank(2, |rank, turn| match rank {
-            0 => Windows::share(turn, Ok(1)).unwrap_err(),
+            0 => Windows::share(turn, &memory(&machine, 0), Err(&none)).unwrap_err(),
             _ => NotShared::Apart(meet(turn, "close", &[]).unwrap_err()),
         });
         assert!(said.iter().all(|result| matches!(result, NotShared::Apart(_))), "{said:?}");

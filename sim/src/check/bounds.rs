@@ -8,6 +8,10 @@ impl Arena {
         let Some(extent) = self.extent_of(address, 1) else {
             return format!("device address {address:#x}, where no live allocation is");
         };
+        if self.is_elsewhere(address) {
+            let (rank, offset) = (self.rank_of(address), address - extent.address);
+            return format!("device address {address:#x}, {offset} bytes into {}", elsewhere(rank));
+        }
         let (rank, offset, what) = (self.rank_of(address), address - extent.address, self.describe(extent, address));
         format!(
             "device address {address:#x}, {offset} bytes into rank {rank}'s allocation of {} bytes{what}",
@@ -31,9 +35,20 @@ impl Arena {
                 } else {
                     format!("{} bytes beyond", (address + bytes).saturating_sub(end))
                 };
+                if self.is_elsewhere(start) {
+                    let what = elsewhere(self.rank_of(start));
+                    return format!("it is {by} {what}, {start:#x}..{end:#x}");
+                }
                 let what = self.describe(extent, address);
                 format!("it is {by} an allocation of {} bytes, {start:#x}..{end:#x}{what}", extent.bytes)
             }
         }
     }
+}
+
+/// What is said of memory whose allocations only its own process knows.
+fn elsewhere(rank: u32) -> String {
+    format!(
+        "rank {rank}'s part of device memory, which is another process's (what is allocated there is not known here)"
+    )
 }

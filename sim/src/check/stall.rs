@@ -101,6 +101,7 @@ pub(crate) fn hosts(books: &Books, patience: Duration) -> Vec<String> {
             ActorState::InExchange => "is in an exchange".to_string(),
             ActorState::InLookout(lookout) => format!("waits for a word until {} ns of virtual time", lookout.until),
             ActorState::Left | ActorState::Gone => "is gone".to_string(),
+            ActorState::Killed => "was killed".to_string(),
         };
         Some(format!("  host thread of rank {rank} {what}"))
     };

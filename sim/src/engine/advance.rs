@@ -41,7 +41,7 @@ impl Core {
         match queue.ops.front_mut() {
             None | Some(Op::UnderWay) => false,
             Some(Op::Record(event)) => {
-                event.reach(self.clock.load(Ordering::Relaxed));
+                event.reach(self.clock.now());
                 let event = event.clone();
                 queue.ops.pop_front();
                 for actor in &mut books.actors {

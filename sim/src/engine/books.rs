@@ -9,6 +9,7 @@ use super::launch::SM_PARTS;
 use super::queue::{Op, Placing, Queue, Ticket};
 use super::stream::Event;
 use super::thread::context::Seat;
+use super::time::clock::Clock;
 use super::time::progress::{Lookout, Quiet, Running, Stillness, Watched};
 use crate::config::MachineConfig;
 use crate::error::SimError;
@@ -20,10 +21,11 @@ pub(crate) struct Core {
     pub id: u64,
     pub config: MachineConfig,
     pub arena: Arena,
+    /// The one rank that is here, of a machine whose ranks are processes.
+    pub process: Option<u32>,
     /// One for each worker.
     pub seats: Vec<Seat>,
-    /// Virtual time in ns.
-    pub clock: AtomicU64,
+    pub clock: Clock,
     /// Counts changes that anyone could see. A worker that finds it unchanged over its quiet rounds may sleep; when all
     /// have, the machine stands still.
     pub changes: AtomicU64,
@@ -31,6 +33,8 @@ pub(crate) struct Core {
     pub stop: AtomicBool,
     /// Host threads that wait for a word of device memory: a seeded machine looks for them.
     pub lookouts: AtomicUsize,
+    /// Whether a rank was killed of which something may still be there.
+    pub killed: AtomicBool,
     /// A hash over the choices of a seeded schedule.
     pub trace: AtomicU64,
     /// Whether a worker's inbox has mail.
@@ -102,6 +106,8 @@ pub(crate) enum ActorState {
     /// Its actor said that it left, and counts as gone until it is used again.
     Left,
     Gone,
+    /// Its rank was killed: it counts as gone for good, whatever the thread does.
+    Killed,
 }
 
 impl ActorState {
@@ -112,26 +118,28 @@ impl ActorState {
 
     /// Whether its rank has no host thread any more.
     pub(crate) fn is_gone(&self) -> bool {
-        matches!(self, Self::Left | Self::Gone)
+        matches!(self, Self::Left | Self::Gone | Self::Killed)
     }
 }
 
 impl Core {
-    /// A machine that nobody has touched, with a place for each worker.
-    pub(crate) fn new(config: MachineConfig) -> Result<Self, SimError> {
+    /// A machine that nobody has touched, with a place for each worker: of all ranks, or the process of one of them.
+    pub(crate) fn new(config: MachineConfig, process: Option<u32>) -> Result<Self, SimError> {
         static MACHINES: AtomicU64 = AtomicU64::new(1);
         let workers = config.worker_count();
         Ok(Self {
             id: MACHINES.fetch_add(1, Ordering::Relaxed),
-            arena: Arena::new(&config)?,
+            arena: Arena::new(&config, process)?,
+            process,
             seats: (0..workers).map(|_| Seat::new(config.watchdog)).collect(),
-            clock: AtomicU64::new(0),
+            clock: if process.is_some() { Clock::real() } else { Clock::simulated() },
             changes: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             lookouts: AtomicUsize::new(0),
+            killed: AtomicBool::new(false),
             trace: AtomicU64::new(0),
             mail: (0..workers).map(|_| AtomicBool::new(false)).collect(),
-            books: Mutex::new(Books::new(&config, workers)),
+            books: Mutex::new(Books::new(&config, process, workers)),
             work: Condvar::new(),
             host: Condvar::new(),
             settled: Condvar::new(),
@@ -142,14 +150,6 @@ impl Core {
     /// The books. Every holder leaves them whole before anything that may panic, so a poisoned lock is still good.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lets virtual time pass. It ends at its largest value: a jump to a deadline there must not wrap it.
-    pub(crate) fn pass_time(&self, elapsed: u64) {
-        if elapsed > 0 {
-            let later = |now: u64| Some(now.saturating_add(elapsed));
-            let _ = self.clock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
-        }
     }
 
     /// Says that something changed that anyone could see.
@@ -176,10 +176,12 @@ impl Core {
 }
 
 impl Books {
-    fn new(config: &MachineConfig, workers: usize) -> Self {
+    fn new(config: &MachineConfig, process: Option<u32>, workers: usize) -> Self {
         let ranks = config.ranks as usize;
+        // Nobody waits here for a host thread of another process.
+        let actor = |rank| if process.is_none_or(|here| here == rank) { ActorState::Absent } else { ActorState::Gone };
         Self {
-            actors: (0..ranks).map(|_| ActorState::Absent).collect(),
+            actors: (0..config.ranks).map(actor).collect(),
             streams: (0..ranks).map(|_| Vec::new()).collect(),
             launches: vec![0; ranks],
             placing: (0..ranks).map(|_| VecDeque::new()).collect(),

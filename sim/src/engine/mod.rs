@@ -4,6 +4,7 @@ pub(crate) mod advance;
 pub(crate) mod block;
 pub(crate) mod books;
 pub(crate) mod chance;
+pub(crate) mod death;
 pub(crate) mod launch;
 pub(crate) mod queue;
 pub(crate) mod stream;

@@ -37,9 +37,9 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// [`SimError::InvalidArgument`] when there is no such rank, or it has a host thread.
+    /// [`SimError::InvalidArgument`] when there is no such rank, it has a host thread, or it is in another process.
     pub fn actor(&self, rank: u32) -> Result<Actor, SimError> {
-        self.check_rank(rank)?;
+        self.check_here(rank)?;
         let mut books = self.core().lock();
         let state = &mut books.actors[rank as usize];
         if !matches!(state, ActorState::Absent | ActorState::Gone) {
@@ -167,12 +167,12 @@ impl Actor {
     pub fn synchronize(&self, stream: Stream) -> Result<(), SimError> {
         let mut books = self.enter();
         self.check_stream(&books, stream)?;
-        running(&books)?;
+        self.running(&books)?;
         if books.streams[self.rank as usize][stream.index as usize].ops.is_empty() {
             return Ok(());
         }
         self.block(&mut books, ActorState::InSynchronize(stream.index));
-        running(&self.until_running(books))
+        self.running(&self.until_running(books))
     }
 
     /// Returns whether everything that was enqueued on the stream is done. It waits for nothing, and leaves this actor as it is.
@@ -183,7 +183,7 @@ impl Actor {
     pub fn is_idle(&self, stream: Stream) -> Result<bool, SimError> {
         let books = self.core().lock();
         self.check_stream(&books, stream)?;
-        running(&books)?;
+        self.running(&books)?;
         Ok(books.streams[self.rank as usize][stream.index as usize].ops.is_empty())
     }
 
@@ -197,12 +197,12 @@ impl Actor {
     pub fn synchronize_event(&self, event: &Event) -> Result<(), SimError> {
         self.check_event(event)?;
         let mut books = self.enter();
-        running(&books)?;
+        self.running(&books)?;
         if event.is_complete() {
             return Ok(());
         }
         self.block(&mut books, ActorState::InEvent(event.clone()));
-        running(&self.until_running(books))
+        self.running(&self.until_running(books))
     }
 
     /// Blocks this host thread until one of `words` of device memory, each an address and what was seen there, holds something else, or
@@ -222,7 +222,7 @@ impl Actor {
             core.arena.check_words(By::Actor { rank: self.rank }, "words", at, 1)?;
         }
         let mut books = self.enter();
-        running(&books)?;
+        self.running(&books)?;
         let lookout = Lookout { words: words.to_vec(), until };
         if core.is_over(self.rank, &lookout) {
             return Ok(());
@@ -231,7 +231,7 @@ impl Actor {
         self.block(&mut books, ActorState::InLookout(lookout));
         let books = self.until_running(books);
         core.lookouts.fetch_sub(1, Ordering::AcqRel);
-        running(&books)
+        self.running(&books)
     }
 
     /// Gives `payload` to the host threads of all ranks and returns theirs, in rank order. Blocks until all have come.
@@ -242,7 +242,7 @@ impl Actor {
     /// longer than [`MachineConfig::patience`](crate::MachineConfig::patience); the error that halted the machine.
     pub fn exchange(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>, SimError> {
         let mut books = self.enter();
-        running(&books)?;
+        self.running(&books)?;
         let ranks = gone(&books);
         if !ranks.is_empty() {
             return Err(SimError::PeerGone { rank: self.rank, ranks });
@@ -265,13 +265,24 @@ impl Actor {
             None => {
                 books.payloads[self.rank as usize] = None;
                 // Nobody but an outcome or a halt marks an actor in an exchange as running.
-                running(&books).map(|()| Vec::new())
+                self.running(&books).map(|()| Vec::new())
             }
         }
     }
 
     fn core(&self) -> &Core {
         self.machine.core()
+    }
+
+    /// The error that halted the machine, or that this rank was killed.
+    fn running(&self, books: &Books) -> Result<(), SimError> {
+        if let Some(halt) = &books.halt {
+            return Err(halt.clone());
+        }
+        match books.actors[self.rank as usize] {
+            ActorState::Killed => Err(SimError::Killed { rank: self.rank }),
+            _ => Ok(()),
+        }
     }
 
     /// The books, in which this actor counts as running, even if it had left.
@@ -289,6 +300,10 @@ impl Actor {
     fn go(&self, state: ActorState) {
         let core = self.core();
         let mut books = core.lock();
+        if matches!(books.actors[self.rank as usize], ActorState::Killed) {
+            // All of that was done then, and a killed rank's host thread changes nothing any more.
+            return;
+        }
         books.actors[self.rank as usize] = state;
         books.payloads[self.rank as usize] = None;
         books.hear(self.rank);
@@ -321,7 +336,7 @@ impl Actor {
     fn push(&self, books: &mut Books, stream: Stream, op: Op) -> Result<(), SimError> {
         let core = self.core();
         self.check_stream(books, stream)?;
-        running(books)?;
+        self.running(books)?;
         books.streams[self.rank as usize][stream.index as usize].ops.push_back(op);
         // A seeded machine moves its streams itself, in rank order, once every host thread is blocked: the order in
         // which host threads come here is the host's.
@@ -342,7 +357,7 @@ impl Actor {
     fn until_running<'a>(&'a self, mut books: MutexGuard<'a, Books>) -> MutexGuard<'a, Books> {
         let core = self.core();
         let fast = matches!(core.config.mode, Mode::Fast { .. });
-        while !matches!(books.actors[self.rank as usize], ActorState::Running) {
+        while !matches!(books.actors[self.rank as usize], ActorState::Running | ActorState::Killed) {
             let looks = fast && matches!(books.actors[self.rank as usize], ActorState::InLookout(_));
             let nap = if looks { NAP } else { core.tick() };
             books = core.host.wait_timeout(books, nap).unwrap_or_else(PoisonError::into_inner).0;
@@ -369,11 +384,6 @@ impl Drop for Actor {
     fn drop(&mut self) {
         self.go(ActorState::Gone);
     }
-}
-
-/// The error that halted the machine, if one did.
-fn running(books: &Books) -> Result<(), SimError> {
-    books.halt.clone().map_or(Ok(()), Err)
 }
 
 /// The ranks whose host threads are gone.

@@ -30,9 +30,14 @@ impl Machine {
     /// [`SimError::InvalidArgument`] for a configuration out of range; [`SimError::Host`] when the host has no address
     /// space or thread left.
     pub fn new(config: MachineConfig) -> Result<Self, SimError> {
+        Self::start(config, None)
+    }
+
+    /// [`Self::new`], of all ranks or as the process of one of them.
+    pub(crate) fn start(config: MachineConfig, process: Option<u32>) -> Result<Self, SimError> {
         config.validate()?;
         context::install_panic_hook();
-        let core = Arc::new(Core::new(config)?);
+        let core = Arc::new(Core::new(config, process)?);
         // The handle exists before the threads do, so that a refused thread still ends those before it.
         let mut handle = Handle { core: Arc::clone(&core), workers: Vec::new() };
         for index in 0..core.seats.len() {
@@ -85,10 +90,39 @@ impl Machine {
         Ok(())
     }
 
-    /// Returns virtual time in ns.
+    /// Returns virtual time in ns. Of a machine that is one process among several: the host's, since the machine began.
     #[must_use]
     pub fn virtual_ns(&self) -> u64 {
-        self.core().clock.load(Ordering::Relaxed)
+        self.core().clock.now()
+    }
+
+    /// Kills a rank of a seeded machine, as if it were a process that is killed: its kernels stop where they are, its streams too, its
+    /// host thread can call nothing any more ([`SimError::Killed`]), and its memory stays as it is. The others see that its host
+    /// thread is gone, and no more.
+    ///
+    /// From the host thread of any rank it is the same death with the same seed; so is [`MachineConfig::death`], in the middle of a
+    /// kernel.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] when there is no such rank, or in the fast mode.
+    pub fn kill(&self, rank: u32) -> Result<(), SimError> {
+        self.check_rank(rank)?;
+        if !matches!(self.config().mode, Mode::Seeded { .. }) {
+            return Err(SimError::invalid("mode", format_args!("{:?}", self.config().mode), "Mode::Seeded"));
+        }
+        let mut books = self.core().lock();
+        self.core().kill(&mut books, rank);
+        Ok(())
+    }
+
+    /// Returns how many turns the threads of a seeded machine have had so far, its host calls counted in. 0 in the fast mode.
+    #[must_use]
+    pub fn turns(&self) -> u64 {
+        match self.config().mode {
+            Mode::Seeded { .. } => self.core().seats[0].reins().turns(),
+            Mode::Fast { .. } => 0,
+        }
     }
 
     /// Returns a hash over every choice of a seeded schedule so far: one seed, one hash. 0 in the fast mode.

@@ -36,7 +36,7 @@ impl Machine {
     ///
     /// As [`Machine::allocate`]; [`SimError::InvalidArgument`] for a region that is not inside, or no whole number of elements.
     pub fn allocate_as(&self, allocation: &Allocation) -> Result<u64, SimError> {
-        self.check_rank(allocation.rank)?;
+        self.check_here(allocation.rank)?;
         self.core().arena.allocate(allocation)
     }
 
@@ -106,7 +106,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// [`SimError::Busy`] while a stream of any rank has work; [`SimError::InvalidArgument`] when the address is no multiple of 8
+    /// [`SimError::Busy`] while a stream of any rank has work, and where ranks are processes; [`SimError::InvalidArgument`] when the address is no multiple of 8
     /// or the words are not inside one live allocation; [`SimError::Host`] when the host has no memory for the answer.
     pub fn read(&self, from: u64, words: usize) -> Result<Vec<u64>, SimError> {
         let mut out = self.room(from, words)?;
@@ -122,7 +122,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// [`SimError::Busy`] while a stream of any rank has work; [`SimError::InvalidArgument`] when the bytes are not inside one
+    /// [`SimError::Busy`] while a stream of any rank has work, and where ranks are processes; [`SimError::InvalidArgument`] when the bytes are not inside one
     /// live allocation.
     pub fn read_bytes(&self, from: u64, out: &mut [u8]) -> Result<(), SimError> {
         let books = self.core().at_rest()?;
@@ -249,6 +249,9 @@ impl Actor {
 impl Core {
     /// The books of a machine in which nothing touches device memory as long as they are held.
     fn at_rest(&self) -> Result<MutexGuard<'_, Books>, SimError> {
+        if self.process.is_some() {
+            return Err(SimError::Busy { what: "other processes may be at work".to_string() });
+        }
         let mut books = self.lock();
         loop {
             if let Some(what) = books.work() {

@@ -3,6 +3,7 @@
 mod actor;
 mod machine;
 mod memory;
+mod process;
 
 pub use actor::Actor;
 pub use machine::Machine;

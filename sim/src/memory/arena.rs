@@ -1,4 +1,6 @@
-//! Device memory: one anonymous mapping for all ranks, backed page by page as it is touched.
+//! Device memory: one range of addresses for all ranks, backed page by page as it is touched.
+//!
+//! It is anonymous memory of the process, or, where ranks are processes, a file for each ([`shared`](super::shared)).
 //!
 //! A device address is a host address, so a simulated load is a host load. Each rank owns an equal part of the mapping and
 //! allocates from it first-fit; parts are apart so that one rank's addresses do not depend on what the other ranks' host
@@ -10,6 +12,7 @@
 //! allocation that an address may belong to.
 
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -20,6 +23,7 @@ use super::raw::fill_bytes;
 use crate::config::{MachineConfig, PART_ALIGNMENT};
 use crate::error::SimError;
 use crate::memory::owner::{Extent, GRANULE, Owner, Owners};
+use crate::memory::shared::Shared;
 
 /// Every allocation begins on such a boundary, as the CUDA allocator's do.
 const MINIMUM_ALIGNMENT: u64 = 256;
@@ -36,6 +40,8 @@ const SPARE: u64 = 64 << 20;
 pub(crate) struct Arena {
     /// Owns the mapping. It is only ever reached through raw pointers.
     mapping: MmapMut,
+    /// What lies in it, where ranks are processes.
+    shared: Option<Shared>,
     base: u64,
     /// Owns the table of [`Self::owners`].
     _table: MmapMut,
@@ -65,8 +71,8 @@ struct Used {
 }
 
 impl Arena {
-    /// Reserves the address space.
-    pub(crate) fn new(config: &MachineConfig) -> Result<Self, SimError> {
+    /// Reserves the address space: for all ranks, or as the process of one of them.
+    pub(crate) fn new(config: &MachineConfig, process: Option<u32>) -> Result<Self, SimError> {
         let part_bytes = config.part_bytes();
         let stride = part_bytes + (part_bytes / SPARE_SHARE).next_multiple_of(PART_ALIGNMENT) + SPARE;
         let reserve = |bytes: u64| {
@@ -80,16 +86,54 @@ impl Arena {
                 .map_err(|error| SimError::Host { what: "address space for the arena", message: error.to_string() })
         };
         let bytes = stride * u64::from(config.ranks);
-        let (mut mapping, mut table) = (reserve(bytes)?, reserve(bytes / GRANULE * size_of::<Owner>() as u64)?);
+        // Of the ranks whose allocations are known here.
+        let (first, known) = process.map_or((0, bytes), |rank| (u64::from(rank) * stride, stride));
+        let (mut mapping, mut table) = (reserve(bytes)?, reserve(known / GRANULE * size_of::<Owner>() as u64)?);
         let base = mapping.as_mut_ptr().expose_provenance() as u64;
+        // SAFETY: the range was just reserved, and the arena keeps it.
+        let shared = process.map(|rank| unsafe { Shared::new(rank, config.ranks, base, stride) }).transpose()?;
         // SAFETY: fresh zeros, a page boundary, as many owners as there are granules, and the arena keeps the mapping.
-        let owners = unsafe { Owners::new(base, bytes / GRANULE, table.as_mut_ptr().cast()) };
+        let mut owners = unsafe { Owners::new(base + first, known / GRANULE, table.as_mut_ptr().cast()) };
+        if let Some(shared) = &shared {
+            // SAFETY: the arena keeps them, behind a pointer of their own.
+            owners = unsafe { owners.and_elsewhere(base, stride, shared.foreign()) };
+        }
         let part = |rank| {
             let free = BTreeMap::from([(rank * stride, stride)]);
             Mutex::new(Part { free, used: BTreeMap::new(), left: part_bytes })
         };
         let parts = (0..u64::from(config.ranks)).map(part).collect();
-        Ok(Self { mapping, base, _table: table, owners, stride, freed: AtomicU64::new(0), parts })
+        Ok(Self { mapping, shared, base, _table: table, owners, stride, freed: AtomicU64::new(0), parts })
+    }
+
+    /// The files that it lies in, where ranks are processes.
+    pub(crate) fn shared(&self) -> Option<&Shared> {
+        self.shared.as_ref()
+    }
+
+    /// Maps another process's part. Only where ranks are processes.
+    pub(crate) fn map(&self, rank: u32, part: BorrowedFd<'_>) -> Result<(), SimError> {
+        let Some(shared) = &self.shared else {
+            return Err(SimError::invalid("part", "a part", "this machine has all its ranks in one process"));
+        };
+        // SAFETY: as they were made with.
+        unsafe { shared.map(rank, part, self.base, self.stride) }
+    }
+
+    /// Whether an address of device memory is in another process's part: it is not known whether an allocation is there.
+    pub(crate) fn is_elsewhere(&self, address: u64) -> bool {
+        self.shared.as_ref().is_some_and(|shared| self.rank_of(address) != shared.rank)
+    }
+
+    /// Where an address is in its rank's part; `None` outside of device memory.
+    pub(crate) fn locate(&self, address: u64) -> Option<(u32, u64)> {
+        let offset = address.wrapping_sub(self.base);
+        (offset < self.bytes()).then(|| (self.rank_of(address), offset % self.stride))
+    }
+
+    /// What [`Self::locate`] was asked, in this process; `None` for what is not in the part.
+    pub(crate) fn address_of(&self, rank: u32, offset: u64) -> Option<u64> {
+        (offset < self.stride).then(|| self.base + u64::from(rank) * self.stride + offset)
     }
 
     /// How often something was freed.
@@ -177,12 +221,18 @@ impl Arena {
         let bytes = self.near(address).map_or(0, |extent| extent.bytes);
         self.own(first, first + length, Extent { address: 0, bytes: 0 });
         self.freed.fetch_add(1, Ordering::AcqRel);
-        // SAFETY: the range lies inside the mapping, on granule boundaries, and belongs to an allocation that nobody owns any
-        // more. DONTNEED on private anonymous memory makes its bytes zero; no reference into the mapping exists (it is reached
-        // through raw pointers only), so no reference sees its referent change.
-        let advised =
-            unsafe { self.mapping.unchecked_advise_range(UncheckedAdvice::DontNeed, first as usize, length as usize) };
-        if advised.is_err() {
+        let given_back = match &self.shared {
+            // An allocation is in the own part.
+            Some(shared) => shared.remove(first % self.stride, length),
+            None => {
+                let (advice, first, length) = (UncheckedAdvice::DontNeed, first as usize, length as usize);
+                // SAFETY: the range lies inside the mapping, on granule boundaries, and belongs to an allocation that nobody owns
+                // any more. DONTNEED on private anonymous memory makes its bytes zero; no reference into the mapping exists (it is
+                // reached through raw pointers only), so no reference sees its referent change.
+                unsafe { self.mapping.unchecked_advise_range(advice, first, length) }.is_ok()
+            }
+        };
+        if !given_back {
             // The host refuses where pages are locked or larger. Nobody could touch the guards.
             // SAFETY: inside the mapping and an allocation that nobody owns any more.
             unsafe { fill_bytes(address as usize, 0, bytes as usize) };
@@ -235,7 +285,7 @@ mod tests {
     fn arena() -> Arena {
         let mut config = MachineConfig::new(2, Mode::Seeded { seed: 0 });
         config.arena_bytes = 8 << 20;
-        Arena::new(&config).expect("8 MiB of address space")
+        Arena::new(&config, None).expect("8 MiB of address space")
     }
 
     fn take(arena: &Arena, rank: u32, bytes: u64, align: u64) -> Result<u64, SimError> {

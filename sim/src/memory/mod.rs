@@ -6,4 +6,5 @@ pub(crate) mod arena;
 pub(crate) mod door;
 pub(crate) mod owner;
 mod raw;
+pub(crate) mod shared;
 pub(crate) mod word;

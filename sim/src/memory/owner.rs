@@ -24,11 +24,21 @@ pub(crate) struct Owner {
     bytes: AtomicU64,
 }
 
-/// Where everyone finds the owners of granules.
+/// Where everyone finds the owners of granules, and of the parts of other processes.
 #[derive(Clone, Copy)]
 pub(crate) struct Owners {
     base: u64,
     granules: u64,
+    table: *const Owner,
+    elsewhere: Elsewhere,
+}
+
+/// Memory of other processes: cut into parts, each of which is as one allocation.
+#[derive(Clone, Copy)]
+struct Elsewhere {
+    base: u64,
+    stride: u64,
+    parts: u64,
     table: *const Owner,
 }
 
@@ -93,24 +103,51 @@ impl Owners {
     /// `table` is of so many owners, all zero or as they were made, on a boundary of theirs, and nothing else has them. It
     /// outlives everyone who is given these.
     pub(crate) unsafe fn new(base: u64, granules: u64, table: *mut Owner) -> Self {
-        Self { base, granules, table }
+        Self { base, granules, table, elsewhere: Elsewhere::NOWHERE }
+    }
+
+    /// These, and behind what they do not know the parts of other processes: of `stride` bytes each, from `base` on.
+    ///
+    /// # Safety
+    ///
+    /// `parts` outlives everyone who is given what this returns.
+    pub(crate) unsafe fn and_elsewhere(self, base: u64, stride: u64, parts: &[Owner]) -> Self {
+        let elsewhere = Elsewhere { base, stride, parts: parts.len() as u64, table: parts.as_ptr() };
+        Self { elsewhere, ..self }
     }
 
     /// Of no memory at all.
     pub(crate) fn none() -> Self {
-        Self { base: 0, granules: 0, table: std::ptr::null() }
+        Self { base: 0, granules: 0, table: std::ptr::null(), elsewhere: Elsewhere::NOWHERE }
     }
 
     /// Whose `address` may be, if it is device memory.
     #[inline(always)]
     pub(crate) fn of<'a>(self, address: u64) -> Option<&'a Owner> {
         let granule = address.wrapping_sub(self.base) / GRANULE;
-        // SAFETY: the promise of `new`; an owner is only ever accessed as atomics.
-        (granule < self.granules).then(|| unsafe { &*self.table.add(granule as usize) })
+        if granule < self.granules {
+            // SAFETY: the promise of `new`; an owner is only ever accessed as atomics.
+            return Some(unsafe { &*self.table.add(granule as usize) });
+        }
+        self.elsewhere.of(address)
     }
 }
 
-// SAFETY: the pointer is to a table of atomics that outlives this, by the promise of `Owners::new`.
+impl Elsewhere {
+    /// There is none.
+    const NOWHERE: Self = Self { base: 0, stride: 1, parts: 0, table: std::ptr::null() };
+
+    /// The part that `address` is in.
+    #[cold]
+    #[inline(never)]
+    fn of<'a>(self, address: u64) -> Option<&'a Owner> {
+        let part = address.wrapping_sub(self.base) / self.stride;
+        // SAFETY: the promise of `Owners::and_elsewhere`; an owner is only ever accessed as atomics.
+        (part < self.parts).then(|| unsafe { &*self.table.add(part as usize) })
+    }
+}
+
+// SAFETY: the pointers are to tables of atomics that outlive this, by the promises of `Owners::new` and `Owners::and_elsewhere`.
 unsafe impl Send for Owners {}
 // SAFETY: as above.
 unsafe impl Sync for Owners {}

@@ -19,11 +19,15 @@ use crate::worker::resident::{Bench, Resident, states};
 /// The longest sleep between two looks at memory that a host thread or another worker may change.
 const LONGEST_NAP: Duration = Duration::from_millis(1);
 
+/// The longest where another process may change it, who wakes nobody here.
+const LONGEST_NAP_AMONG_PROCESSES: Duration = Duration::from_micros(200);
+
 /// Runs worker `index` until the machine ends.
 pub(crate) fn work(core: &Core, index: usize) {
     let mut bench = Bench::new(core, index, false, Chance::none());
     let mut residents: Vec<Resident> = Vec::new();
     let (mut rounds, mut seen, mut nap) = (0, 0, Duration::ZERO);
+    let longest_nap = if core.process.is_some() { LONGEST_NAP_AMONG_PROCESSES } else { LONGEST_NAP };
     loop {
         if core.stop.load(Ordering::Acquire) {
             retire_all(&mut residents, &mut bench);
@@ -58,7 +62,7 @@ pub(crate) fn work(core: &Core, index: usize) {
         if core.changes.load(Ordering::Acquire) == seen && !core.stop.load(Ordering::Acquire) {
             core.quiet(&mut books, index, seen, &states(&mut residents));
             if core.changes.load(Ordering::Acquire) == seen && !core.stop.load(Ordering::Acquire) {
-                nap = (nap * 2).clamp(Duration::from_micros(50), LONGEST_NAP);
+                nap = (nap * 2).clamp(Duration::from_micros(50), longest_nap);
                 drop(core.work.wait_timeout(books, nap).unwrap_or_else(PoisonError::into_inner));
             }
         }
@@ -77,7 +81,7 @@ fn go_round(core: &Core, index: usize, bench: &mut Bench, residents: &mut Vec<Re
             }
         }
         finished |= resident.is_finished();
-        core.pass_time(bench.take_elapsed());
+        core.clock.pass(bench.take_elapsed());
         if core.stop.load(Ordering::Relaxed) {
             return true;
         }

@@ -172,17 +172,19 @@ impl Resident {
         }
     }
 
-    /// Whether `thread` is what keeps its overdue kernel from its end. One that polls in vain is not: it waits for another.
+    /// Whether `thread` is what keeps its overdue kernel from its end. One that polls in vain is not: it waits for another. But where
+    /// that may be another process, it waits for nobody who could be told to end.
     #[cold]
     fn overdue(&mut self, context: *mut Context, thread: u32) -> Option<Failure> {
         if !self.grid.overdue.load(Ordering::Relaxed) {
             return None;
         }
         // SAFETY: the thread is suspended, so the context is the worker's alone.
-        let (dirty, watchdog) = unsafe { ((*context).dirty, (*context).watchdog) };
+        let (dirty, watchdog, alone) =
+            unsafe { ((*context).dirty, (*context).watchdog, !(*(*context).clock).is_real()) };
         let state = self.state();
         let waiting = state.lanes[thread as usize].waiting;
-        let in_vain = !dirty && matches!(waiting, Waiting::Poll { .. } | Waiting::Mbarrier { .. });
+        let in_vain = alone && !dirty && matches!(waiting, Waiting::Poll { .. } | Waiting::Mbarrier { .. });
         let tally = state.tally(thread);
         tally.restless = if in_vain { 0 } else { tally.restless + 1 };
         if tally.restless < RESTLESS_TURNS {

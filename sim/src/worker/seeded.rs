@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::duties::{kernel_failed, retire_all, run_host_call, wait, wait_for_end};
-use crate::engine::books::Core;
+use crate::config::Death;
+use crate::engine::books::{ActorState, Core};
 use crate::engine::chance::{Chance, mix};
 use crate::engine::queue::Ticket;
 use crate::engine::thread::context::Failure;
@@ -33,6 +34,8 @@ struct Scheduler<'a> {
     rounds: u32,
     /// The machine's count of changes when this worker last knew of all of them.
     known: u64,
+    /// A death that is yet to come.
+    death: Option<Death>,
 }
 
 /// Runs the worker until the machine ends.
@@ -49,12 +52,16 @@ pub(crate) fn work(core: &Core, seed: u64) {
         settled: 0,
         rounds: 0,
         known: 0,
+        death: core.config.death,
         random,
     };
     loop {
         if core.stop.load(Ordering::Acquire) {
             retire_all(&mut scheduler.residents, &mut scheduler.bench);
             return wait_for_end(core, 0);
+        }
+        if core.killed.load(Ordering::Acquire) {
+            scheduler.bury();
         }
         let mail = scheduler.take_mail();
         // Host calls may change what blocks poll. Mail alone counts, so that a host thread that comes or goes while the
@@ -82,7 +89,7 @@ impl Scheduler<'_> {
         let mut books = core.lock();
         core.trace.store(self.trace, Ordering::Relaxed);
         loop {
-            if core.stop.load(Ordering::Acquire) {
+            if core.stop.load(Ordering::Acquire) || core.killed.load(Ordering::Acquire) {
                 return Vec::new();
             }
             if books.all_blocked() {
@@ -121,6 +128,9 @@ impl Scheduler<'_> {
     fn step(&mut self) {
         self.rounds = 0;
         while !self.residents.is_empty() && !self.core.stop.load(Ordering::Relaxed) {
+            if self.core.killed.load(Ordering::Acquire) {
+                return;
+            }
             if self.random.one_in(32) {
                 self.draw_anew();
             }
@@ -148,7 +158,7 @@ impl Scheduler<'_> {
     /// Lets a block's waiting threads look again, but its pollers only if something changed since they last could: however
     /// many they are, in the end they all wait, and then time may pass or the machine is stuck.
     fn wake(&mut self, place: usize) {
-        let now = self.core.clock.load(Ordering::Relaxed);
+        let now = self.core.clock.now();
         let resident = &mut self.residents[place];
         let news = std::mem::replace(&mut resident.looked_at, self.changes) != self.changes;
         let state = resident.state();
@@ -188,6 +198,13 @@ impl Scheduler<'_> {
         let longest = 1 << self.random.below(8);
         let turns = 1 + self.random.below(longest);
         for _ in 0..turns {
+            if let Some(Death { rank, turn }) = self.death
+                && core.seats[0].reins().turns() >= turn
+            {
+                self.death = None;
+                core.kill(&mut core.lock(), rank);
+                break;
+            }
             let lanes = resident.state().warps[warp as usize].ready;
             if lanes == 0 {
                 break;
@@ -212,7 +229,7 @@ impl Scheduler<'_> {
         if state.warps[warp as usize].ready == 0 {
             state.ready_warps &= !(1 << warp);
         }
-        core.pass_time(self.bench.take_elapsed());
+        core.clock.pass(self.bench.take_elapsed());
         if !resident.is_finished() {
             return false;
         }
@@ -242,7 +259,7 @@ impl Scheduler<'_> {
             self.rounds = 0;
         }
         self.rounds += 1;
-        let now = self.core.clock.load(Ordering::Relaxed);
+        let now = self.core.clock.now();
         let mut woken = false;
         for resident in &mut self.residents {
             resident.looked_at = self.changes;
@@ -288,6 +305,24 @@ impl Scheduler<'_> {
                 resident.warp_priorities[warp] = self.random.draw() as u32;
             }
         }
+    }
+
+    /// Drops all that is there of ranks that were killed.
+    fn bury(&mut self) {
+        let core = self.core;
+        let mut books = core.lock();
+        let buried = core.bury(&mut books);
+        let is_dead =
+            |resident: &mut Resident| matches!(books.actors[resident.grid.stream.rank as usize], ActorState::Killed);
+        let dead: Vec<Resident> = self.residents.extract_if(.., is_dead).collect();
+        for resident in &dead {
+            books.loads[0] -= u64::from(resident.grid.launch.threads);
+        }
+        // What is dropped may own the machine's last handle.
+        drop(books);
+        dead.into_iter().for_each(|resident| resident.retire(&mut self.bench));
+        drop(buried);
+        self.changes += 1;
     }
 
     fn fail(&mut self, place: usize, thread: u32, failure: Failure) {

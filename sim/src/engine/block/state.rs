@@ -221,6 +221,11 @@ impl BlockState {
         self.warps[(thread / 32) as usize].exited |= 1 << (thread % 32);
     }
 
+    /// Whether a thread polls or sleeps: something else than its own block may let it go on.
+    pub(crate) fn hopes(&self) -> bool {
+        self.lanes.iter().any(|lane| matches!(lane.waiting, Waiting::Poll { .. } | Waiting::Sleep { .. }))
+    }
+
     /// The earliest wake-up of a sleeper, and the earliest deadline after `now` of a poll.
     pub(crate) fn earliest(&self, now: u64) -> (Option<u64>, Option<u64>) {
         let (mut wake, mut deadline) = (None::<u64>, None::<u64>);

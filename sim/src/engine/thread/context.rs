@@ -9,12 +9,12 @@ use std::cell::{Cell, UnsafeCell};
 use std::panic::Location;
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::engine::block::state::{BlockState, Waiting};
 use crate::engine::chance::Chance;
 use crate::engine::thread::reins::{Alarm, Reins};
+use crate::engine::time::clock::Clock;
 use crate::memory::arena::Arena;
 use crate::memory::owner::Owners;
 use crate::mutation::Mutation;
@@ -43,8 +43,8 @@ pub(crate) struct Context {
     pub adversarial: bool,
     /// The step that is left out.
     pub mutation: Option<Mutation>,
-    /// The machine's virtual time in ns, without `elapsed`.
-    pub clock: *const AtomicU64,
+    /// The machine's time, without `elapsed`.
+    pub clock: *const Clock,
     /// Virtual time that this worker has not yet added to the machine's.
     pub elapsed: u64,
     /// The schedule's chance; used in the seeded modes only.
@@ -235,7 +235,7 @@ pub(crate) unsafe fn preemption_point(context: *mut Context) {
     }
 }
 
-/// Virtual time as the worker sees it, in ns.
+/// Time as the worker sees it, in ns.
 ///
 /// # Safety
 ///
@@ -243,7 +243,7 @@ pub(crate) unsafe fn preemption_point(context: *mut Context) {
 #[inline]
 pub(crate) unsafe fn now(context: *const Context) -> u64 {
     // SAFETY: the clock belongs to the machine, which outlives its workers.
-    unsafe { (*(*context).clock).load(Ordering::Relaxed).saturating_add((*context).elapsed) }
+    unsafe { (*(*context).clock).with((*context).elapsed) }
 }
 
 /// Runs a kernel's entry; whatever it panics with becomes the context's failure.

@@ -3,8 +3,6 @@
 //! Such a host thread is blocked, so kernels step and time may pass; but no time is jumped over a word that has changed. A seeded machine
 //! looks after each burst of turns, so that one seed is one run; of a fast one the host thread looks itself, now and then.
 
-use std::sync::atomic::Ordering;
-
 use super::progress::Lookout;
 use crate::engine::books::{ActorState, Books, Core};
 use crate::memory::door::By;
@@ -19,7 +17,7 @@ impl Core {
             // One that is not there any more is for its reader to be told of.
             read.is_err() || word[0] != seen
         };
-        self.clock.load(Ordering::Relaxed) >= lookout.until || lookout.words.iter().any(changed)
+        self.clock.now() >= lookout.until || lookout.words.iter().any(changed)
     }
 
     /// Marks the host threads as running whose wait is over; whether there were any.

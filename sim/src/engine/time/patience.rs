@@ -38,7 +38,7 @@ impl Core {
         let seeded = !matches!(self.config.mode, Mode::Fast { .. });
         let standing = Standing {
             changes: self.changes.load(Ordering::Acquire),
-            clock: self.clock.load(Ordering::Relaxed),
+            clock: self.clock.virtual_ns(),
             calls: books.calls,
             turns: if seeded { self.seats[0].reins().turns() } else { 0 },
         };

@@ -16,6 +16,8 @@ pub(crate) struct Quiet {
     pub changes: u64,
     pub wake: Option<u64>,
     pub deadline: Option<u64>,
+    /// Whether a thread polls or sleeps: another process, or the host's time, may let it go on.
+    pub hopes: bool,
     /// Who waits for what; only if no actor was running.
     pub report: Vec<String>,
 }

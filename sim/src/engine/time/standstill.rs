@@ -3,6 +3,9 @@
 //! Each worker says how its quiet rounds ended: at which count of changes, with which earliest wake-up and deadline. If
 //! all workers were quiet over the same count, then nothing changed since before the first of those rounds began, and
 //! nothing will. A worker that did change something counts it before it can call itself quiet.
+//!
+//! Where ranks are processes, a thread that polls may wait for another process, of which nothing is known here: while one does,
+//! or sleeps, nothing is concluded. A wait without a deadline is then the watchdog's.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -20,14 +23,15 @@ pub(crate) const QUIET_ROUNDS: u32 = 64;
 impl Core {
     /// Notes that `worker` was quiet while the count of changes was `changes`, and decides if it was the last.
     pub(crate) fn quiet(&self, books: &mut Books, worker: usize, changes: u64, blocks: &[&BlockState]) {
-        let now = self.clock.load(Ordering::Relaxed);
+        let now = self.clock.now();
         let mut quiet = Quiet { has_blocks: true, changes, ..Quiet::default() };
         for state in blocks {
             let (wake, deadline) = state.earliest(now);
             quiet.wake = earlier(quiet.wake, wake);
             quiet.deadline = earlier(quiet.deadline, deadline);
+            quiet.hopes |= self.clock.is_real() && state.hopes();
         }
-        if books.all_blocked() && quiet.wake.is_none() && quiet.deadline.is_none() {
+        if books.all_blocked() && !quiet.hopes && quiet.wake.is_none() && quiet.deadline.is_none() {
             quiet.report = stall::blocks(&self.arena, blocks);
         }
         books.quiet[worker] = quiet;
@@ -44,6 +48,10 @@ impl Core {
         if self.end_lookouts(books) {
             return;
         }
+        if books.quiet.iter().any(|quiet| quiet.hopes) {
+            // The other processes do what they do, and time passes: workers look again by themselves.
+            return;
+        }
         let at_work = |quiet: &&Quiet| quiet.has_blocks;
         let all_blocked = books.all_blocked();
         let mut next = books.quiet.iter().filter(at_work).map(|quiet| quiet.wake).fold(None, earlier);
@@ -52,7 +60,7 @@ impl Core {
             next = earlier(next, books.first_lookout());
         }
         if let Some(time) = next {
-            self.clock.fetch_max(time, Ordering::Relaxed);
+            self.clock.jump(time);
             self.end_lookouts(books);
             self.changed();
             self.work.notify_all();

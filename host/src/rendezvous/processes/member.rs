@@ -1,0 +1,317 @@
+//! One rank among ranks that are processes.
+//!
+//! This is the seam that ways to peers' memory build on: bytes are gathered, file descriptors of memory are handed over, and who is gone
+//! is known. It is made with a connection to every peer; how these come to be is the affair of `meeting` and `mesh`.
+use std::fmt;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use super::frame::{Kind, MAX_FDS, MAX_PAYLOAD};
+pub(crate) use super::peers::Gathered;
+use super::peers::{Missing, Peers};
+use super::send::{Message, send};
+use super::watch::{Watch, Watched};
+use crate::error::{Error, Result};
+use crate::gone::Gone;
+
+/// How long a rank that gives up or leaves tries to say so to a peer that does not read: in all, for all of them.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// A connection to a peer, on which nothing has been sent but the hello.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// A stream socket.
+    pub connection: OwnedFd,
+    /// Whether it is a Unix socket: then the peer is on this host, and file descriptors can be handed to it.
+    pub local: bool,
+    /// The peer's process, if it is on this host and the system has descriptors for processes.
+    pub process: Option<OwnedFd>,
+}
+
+/// One rank among ranks that are processes, connected with every other one. [`Drop`] leaves, or gives up where the thread panics,
+/// and waits for no peer.
+pub(crate) struct Processes {
+    rank: u32,
+    patience: Duration,
+    /// None for the rank itself.
+    links: Vec<Option<Way>>,
+    peers: Arc<Peers>,
+    /// Held by the thread that gathers.
+    rounds: Mutex<u64>,
+    over: Mutex<Over>,
+    watch: Watch,
+    /// The process that made it: one that was forked from it has no part in it.
+    made_by: u32,
+}
+
+/// What has come to an end.
+#[derive(Default)]
+struct Over {
+    /// Why no all-gather can succeed any more: a rank is gone, or this one has given up or left. Nothing is sent for one then.
+    why: Option<Error>,
+    /// Whether the peers were told that this rank leaves or gives up.
+    told: bool,
+}
+
+impl Over {
+    /// Takes down why; true if the peers have yet to be told.
+    fn end(&mut self, why: Error) -> bool {
+        self.why.get_or_insert(why);
+        !std::mem::replace(&mut self.told, true)
+    }
+}
+
+/// The sending side of a connection.
+struct Way {
+    connection: Arc<OwnedFd>,
+    local: bool,
+    /// Held while a frame is sent, so that frames are whole.
+    whole: Mutex<()>,
+}
+
+impl fmt::Debug for Processes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Processes(rank {} of {})", self.rank, self.links.len())
+    }
+}
+
+impl Processes {
+    /// The rank `rank` among as many as `links` has entries, with a connection to each but itself. A step that takes longer than
+    /// `patience` fails.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Bootstrap`] when its thread cannot be started.
+    pub(crate) fn new(rank: u32, links: Vec<Option<Link>>, patience: Duration) -> Result<Self> {
+        let peers = Arc::new(Peers::new(links.len() as u32));
+        let (mut ways, mut watched) = (Vec::new(), Vec::new());
+        for (peer, link) in (0..).zip(links) {
+            ways.push(link.map(|Link { connection, local, process }| {
+                let connection = Arc::new(connection);
+                watched.push(Watched { rank: peer, connection: Arc::clone(&connection), process });
+                Way { connection, local, whole: Mutex::default() }
+            }));
+        }
+        let watch = Watch::start(Arc::clone(&peers), watched).map_err(|error| Error::Bootstrap {
+            message: format!("rank {rank} cannot start the thread that watches its peers: {error}"),
+        })?;
+        let (rounds, over, made_by) = (Mutex::default(), Mutex::default(), std::process::id());
+        Ok(Self { rank, patience, links: ways, peers, rounds, over, watch, made_by })
+    }
+
+    /// This rank.
+    pub(crate) fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    /// Ranks of the group.
+    pub(crate) fn size(&self) -> u32 {
+        self.links.len() as u32
+    }
+
+    /// Whether file descriptors can be handed to `rank`: it is on this host and in this network namespace. The rank itself is.
+    pub(crate) fn is_local(&self, rank: u32) -> bool {
+        self.links.get(rank as usize).is_some_and(|link| link.as_ref().is_none_or(|link| link.local))
+    }
+
+    /// Gives `payload` to every rank and returns everyone's, in rank order. Collective: all ranks call it, in the same order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PeerGone`] when a rank is gone whose payload has not come; [`Error::Bootstrap`] with the ranks that did not come in time;
+    /// [`Error::InvalidArgument`] for more than 16 MiB. Once a rank is gone or has not come in time, every later call fails, here and on
+    /// the others: who was late would be in another round.
+    pub(crate) fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(self.all_gather_fds(payload, &[])?.into_iter().map(|gathered| gathered.payload).collect())
+    }
+
+    /// Waits until every rank is here. Collective.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::all_gather`].
+    pub(crate) fn barrier(&self) -> Result<()> {
+        self.all_gather(&[]).map(drop)
+    }
+
+    /// [`Self::all_gather`] of bytes and of file descriptors, up to 16: every rank gets descriptors of its own for what the others gave,
+    /// and its own duplicated. The caller keeps those that it gave. They may be of memory (a memfd, an exported allocation of a
+    /// GPU), which then lives until nobody has it open or mapped. Received ones are closed when another program is executed.
+    ///
+    /// A rank may give none, and then also to ranks of another host.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::all_gather`]; [`Error::InvalidArgument`] for descriptors where a rank is not [local](Self::is_local), or for too many. A
+    /// rank with too many open to take more has the giver as gone.
+    pub(crate) fn all_gather_fds(&self, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Vec<Gathered>> {
+        if payload.len() > MAX_PAYLOAD {
+            return Err(Error::argument(
+                "payload",
+                payload.len(),
+                format!("at most {MAX_PAYLOAD} bytes of a rank are gathered"),
+            ));
+        }
+        if fds.len() > MAX_FDS {
+            return Err(Error::argument(
+                "fds",
+                fds.len(),
+                format!("at most {MAX_FDS} file descriptors of a rank are gathered"),
+            ));
+        }
+        if let (false, Some(far)) = (fds.is_empty(), (0..self.size()).find(|rank| !self.is_local(*rank))) {
+            let rule = format!(
+                "rank {far} is on another host, or in another network namespace, which file descriptors do not reach"
+            );
+            return Err(Error::argument("fds", fds.len(), rule));
+        }
+        let own = fds.iter().map(|fd| fd.try_clone_to_owned()).collect::<io::Result<Vec<_>>>();
+        let own = own.map_err(|error| Error::Bootstrap { message: format!("rank {}: {error}", self.rank) })?;
+        let own = Gathered { payload: payload.to_vec(), fds: own };
+
+        let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = self.over().why.clone() {
+            return Err(why);
+        }
+        *rounds += 1;
+        let deadline = Instant::now() + self.patience;
+        let message = Message { kind: Kind::Gather, round: *rounds, payload, fds };
+        let reached = self.reach_all(&message, deadline);
+        // Who could not be reached is gone, or has not read in time: the wait for its payload says so, unless it had sent that before.
+        let met = self.peers.gather(self.rank, *rounds, deadline);
+        let mut all = met.and_then(|all| reached.map(|()| all)).map_err(|missing| self.not_met(missing))?;
+        all[self.rank as usize] = Some(own);
+        Ok(all.into_iter().flatten().collect())
+    }
+
+    /// Who is gone, in the order in which it was seen.
+    pub(crate) fn gone(&self) -> Vec<(u32, Gone)> {
+        self.peers.gone()
+    }
+
+    /// An error for the first who is gone and had not left, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PeerGone`].
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.gone().into_iter().find(|(_, how)| *how != Gone::Left) {
+            Some((rank, how)) => Err(Error::PeerGone { rank, how }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the process of `rank`, which is on this host, has ended: then nothing of its kernels is written any more. Without
+    /// descriptors for processes, and of another host, it is never known.
+    pub(crate) fn is_over(&self, rank: u32) -> bool {
+        self.peers.over(rank)
+    }
+
+    /// Has `told` called with every rank that is gone, now and as soon as it goes, on the watch's thread: a plain store and no more.
+    #[allow(dead_code, reason = "for the kernels' half of the watch")]
+    pub(crate) fn when_gone(&self, told: impl Fn(u32) + Send + 'static) {
+        self.peers.tell(Box::new(told));
+    }
+
+    /// Gives up: every peer is told why, at once. From any thread, and not collective; nobody is waited for. All-gathers of this rank fail
+    /// from now on.
+    pub(crate) fn abort(&self, reason: &str) {
+        let error = Error::Bootstrap { message: format!("rank {} has given up: {reason}", self.rank) };
+        self.give_up(error, reason);
+    }
+
+    /// Says that this rank will not come to any rendezvous again, so that nobody waits for it.
+    pub(crate) fn leave(&self) {
+        let error = Error::Bootstrap { message: format!("rank {} has left the group", self.rank) };
+        if self.over().end(error) {
+            self.tell_all(Kind::Leave, &[]);
+        }
+    }
+
+    /// Sends a message to all peers, to all at once, so that none waits behind one that does not read.
+    fn reach_all(&self, message: &Message<'_>, deadline: Instant) -> Result<(), Missing> {
+        let ways: Vec<(u32, &Way)> =
+            (0..).zip(&self.links).filter_map(|(rank, way)| Some((rank, way.as_ref()?))).collect();
+        let mut whole: Vec<_> =
+            ways.iter().map(|(_, way)| Some(way.whole.lock().unwrap_or_else(PoisonError::into_inner))).collect();
+        let connections: Vec<&OwnedFd> = ways.iter().map(|(_, way)| &*way.connection).collect();
+        // Each is free for another frame as soon as this one is in it.
+        let unread = send(&connections, message, deadline, &mut |i| whole[i] = None);
+        if unread.is_empty() { Ok(()) } else { Err(Missing::Late(unread.into_iter().map(|i| ways[i].0).collect())) }
+    }
+
+    fn give_up(&self, error: Error, reason: &str) {
+        if self.over().end(error) {
+            // What does not fit into a connection that nobody reads is cut.
+            let reason = reason.get(..reason.len().min(4096)).unwrap_or("a reason that is too long");
+            self.tell_all(Kind::Abort, reason.as_bytes());
+        }
+    }
+
+    /// Says something to all peers, as far as they read.
+    fn tell_all(&self, kind: Kind, payload: &[u8]) {
+        if std::process::id() != self.made_by {
+            return;
+        }
+        let deadline = Instant::now() + LAST_WORDS;
+        for way in self.links.iter().flatten() {
+            // A thread that gathers may hold it, because the peer does not read: then it does not read this either.
+            let whole = loop {
+                match way.whole.try_lock() {
+                    Ok(whole) => break Some(whole),
+                    Err(TryLockError::Poisoned(whole)) => break Some(whole.into_inner()),
+                    Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                        std::thread::sleep(Duration::from_millis(1))
+                    }
+                    Err(TryLockError::WouldBlock) => break None,
+                }
+            };
+            if whole.is_some() {
+                send(&[&*way.connection], &Message { kind, round: 0, payload, fds: &[] }, deadline, &mut |_| {});
+            }
+        }
+    }
+
+    fn not_met(&self, missing: Missing) -> Error {
+        let rank = self.rank;
+        match missing {
+            Missing::Gone(rank, how) => {
+                let error = Error::PeerGone { rank, how };
+                self.over().why.get_or_insert(error).clone()
+            }
+            Missing::Late(late) => {
+                let waited = format!("waited {} s for ranks {late:?}", self.patience.as_secs_f64());
+                let error = Error::Bootstrap { message: format!("rank {rank} {waited}") };
+                self.give_up(error.clone(), &format!("it {waited}"));
+                error
+            }
+            Missing::OutOfRound(peer) => {
+                let what = format!("rank {peer} is in another all-gather than rank {rank}");
+                let error = Error::Bootstrap { message: what.clone() };
+                self.give_up(error.clone(), &what);
+                error
+            }
+        }
+    }
+
+    fn over(&self) -> MutexGuard<'_, Over> {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        if std::process::id() != self.made_by {
+            return self.watch.forget();
+        }
+        // Of a thread that unwinds, it is no leaving in order.
+        if std::thread::panicking() {
+            self.abort("it panicked");
+        } else {
+            self.leave();
+        }
+        self.watch.end();
+    }
+}

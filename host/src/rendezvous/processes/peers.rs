@@ -1,0 +1,165 @@
+//! What a rank has heard from its peers: payloads of all-gathers, and who is gone.
+//!
+//! The watch's thread writes it down; threads that gather wait for it.
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::frame::{Frame, Kind};
+use crate::gone::Gone;
+
+/// What a rank gave to an all-gather.
+#[derive(Debug)]
+pub(crate) struct Gathered {
+    /// Its bytes.
+    pub payload: Vec<u8>,
+    /// Its file descriptors, in its order; they are closed when a program is executed.
+    #[allow(dead_code, reason = "for ways to peers' memory")]
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Called once for each rank that is gone, with the rank.
+pub(super) type Told = Box<dyn Fn(u32) + Send>;
+
+/// Frames of a peer that wait to be taken: it may be one round ahead of this rank.
+const MOST_WAITING: usize = 2;
+
+/// All peers; a rank is none of its own.
+pub(super) struct Peers {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    peers: Vec<Peer>,
+    /// In the order in which it was seen.
+    gone: Vec<(u32, Gone)>,
+    told: Vec<Told>,
+}
+
+#[derive(Default)]
+struct Peer {
+    waiting: VecDeque<(u64, Gathered)>,
+    gone: bool,
+    over: bool,
+}
+
+/// Why a round is not complete.
+pub(super) enum Missing {
+    /// This one is gone, and its payload has not come.
+    Gone(u32, Gone),
+    /// These did not come in time.
+    Late(Vec<u32>),
+    /// One is in another round.
+    OutOfRound(u32),
+}
+
+impl Peers {
+    pub(super) fn new(ranks: u32) -> Self {
+        let peers = (0..ranks).map(|_| Peer::default()).collect();
+        Self { state: Mutex::new(State { peers, gone: Vec::new(), told: Vec::new() }), changed: Condvar::new() }
+    }
+
+    /// Takes a frame from a peer.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub(super) fn heard(&self, rank: u32, frame: Frame) -> Result<(), String> {
+        match frame.kind {
+            Kind::Gather => {
+                let mut state = self.state();
+                let waiting = &mut state.peers[rank as usize].waiting;
+                if waiting.len() == MOST_WAITING {
+                    return Err("more all-gathers than it can have begun".to_owned());
+                }
+                waiting.push_back((frame.round, Gathered { payload: frame.payload, fds: frame.fds }));
+                drop(state);
+                self.changed.notify_all();
+            }
+            Kind::Leave => self.is_gone(rank, Gone::Left),
+            Kind::Abort => {
+                let reason = String::from_utf8_lossy(&frame.payload).into_owned();
+                self.is_gone(rank, Gone::Aborted { reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that a rank is gone. The first word of it counts.
+    pub(super) fn is_gone(&self, rank: u32, how: Gone) {
+        let mut state = self.state();
+        if std::mem::replace(&mut state.peers[rank as usize].gone, true) {
+            return;
+        }
+        state.gone.push((rank, how));
+        state.told.iter().for_each(|told| told(rank));
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Says that a rank's process has ended, and with it all that it had running on a device.
+    pub(super) fn is_over(&self, rank: u32) {
+        self.state().peers[rank as usize].over = true;
+        self.changed.notify_all();
+    }
+
+    /// Whether [`Self::is_over`] was said of it.
+    pub(super) fn over(&self, rank: u32) -> bool {
+        self.state().peers[rank as usize].over
+    }
+
+    /// Who is gone, in the order in which it was seen.
+    pub(super) fn gone(&self) -> Vec<(u32, Gone)> {
+        self.state().gone.clone()
+    }
+
+    /// Has `told` called for every rank that is gone or goes.
+    #[allow(dead_code, reason = "for the kernels' half of the watch")]
+    pub(super) fn tell(&self, told: Told) {
+        let mut state = self.state();
+        state.gone.iter().for_each(|(rank, _)| told(*rank));
+        state.told.push(told);
+    }
+
+    /// Waits for the payloads of `round` from all but `own`; `own`'s place has none.
+    ///
+    /// # Errors
+    ///
+    /// [`Missing`]; payloads that have come stay.
+    pub(super) fn gather(&self, own: u32, round: u64, deadline: Instant) -> Result<Vec<Option<Gathered>>, Missing> {
+        let mut state = self.state();
+        loop {
+            // Who gave up did not have this round, and a rank that comes late to it is told so, though all payloads are there.
+            if let Some((rank, how)) = state.gone.iter().find(|(_, how)| matches!(how, Gone::Aborted { .. })) {
+                return Err(Missing::Gone(*rank, how.clone()));
+            }
+            // Of a round that failed here, and not there.
+            for peer in &mut state.peers {
+                peer.waiting.retain(|(there, _)| *there >= round);
+            }
+            let others = || (0..).zip(&state.peers).filter(|(rank, _)| *rank != own);
+            if let Some((rank, _)) = others().find(|(_, p)| p.waiting.front().is_some_and(|(there, _)| *there != round))
+            {
+                return Err(Missing::OutOfRound(rank));
+            }
+            let missing: Vec<u32> = others().filter(|(_, p)| p.waiting.is_empty()).map(|(rank, _)| rank).collect();
+            if missing.is_empty() {
+                return Ok(state.peers.iter_mut().map(|p| Some(p.waiting.pop_front()?.1)).collect());
+            }
+            if let Some((rank, how)) = state.gone.iter().find(|(rank, _)| missing.contains(rank)) {
+                return Err(Missing::Gone(*rank, how.clone()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Missing::Late(missing));
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,93 @@
+//! A rank that is killed at any step, as if it were a process: every other one ends with an error that says who is missing, by its
+//! deadline. In one process, by seeded schedules, so that each death can be had again.
+mod support;
+
+use std::time::Duration;
+
+use epoxide::{Death, ElasticBuffer, Error, IndexType, LocalGroup, Machine, MachineConfig, Mode, Result, WireFormat};
+use support::exchange::{Tensors, check_round};
+use support::reference::Wire;
+use support::replay;
+use support::routing::{Case, Choice};
+
+const RANKS: u32 = 3;
+/// Virtual time.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A buffer's whole life on three ranks, of which one is killed at some step; what each rank came to, and how many steps there were.
+fn life(seed: u64, death: Option<Death>) -> (Vec<Result<()>>, u64) {
+    let case = Case {
+        ranks: RANKS,
+        experts: 5,
+        top_k: 2,
+        hidden: 16,
+        format: if seed.is_multiple_of(2) { WireFormat::Bf16 } else { WireFormat::Fp8 },
+        num_sms: 1 + (seed % 2) as u32,
+        tokens: vec![3, 1, 2],
+        index: IndexType::I32,
+        choice: Choice::Uniform,
+        holes: 2,
+        data: seed,
+        mode: Mode::Seeded { seed },
+    };
+    let world = case.world();
+    let wires: Vec<Wire> = (0..RANKS).map(|rank| world.wire(rank)).collect();
+    let config = death.into_iter().fold(MachineConfig::new(RANKS, case.mode), MachineConfig::with_death);
+    let machine = Machine::new(config).expect("a machine");
+    let group = LocalGroup::on_machine(&machine).expect("a group");
+    let results = group.run_all(|comm| {
+        let mut buffer = ElasticBuffer::new(&comm, case.config().with_timeout(TIMEOUT))?;
+        let tokens = case.tokens[comm.rank() as usize];
+        let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
+        tensors.fill(&world, comm.rank())?;
+        for _ in 0..2 {
+            let checked = check_round(&comm, &mut buffer, &mut tensors, &world, &wires)?;
+            checked.unwrap_or_else(|complaint| panic!("{case:?}, {death:?}: {complaint}"));
+        }
+        buffer.close()
+    });
+    (results, machine.turns())
+}
+
+/// Whether a rank's error says that it missed one.
+fn says_who(error: &Error, here: u32, dead: u32) -> bool {
+    match error {
+        Error::PeerTimeout { rank, peer, elapsed_ms, .. } => {
+            *rank == here && *peer == dead && u128::from(*elapsed_ms) >= TIMEOUT.as_millis()
+        }
+        // Of one that waited for the dead one, or of who waited for that one.
+        Error::PeerAborted { rank, origin, reason, .. } => *rank == here && *origin != dead && reason.contains("rank "),
+        Error::Bootstrap { message, .. } => message.contains("are gone"),
+        _ => false,
+    }
+}
+
+#[test]
+fn every_other_rank_ends_with_an_error_wherever_one_is_killed() {
+    let (mut deaths, mut on_device) = (0, 0);
+    // EPOXIDE_TEST_CASES=12 makes it 300 deaths.
+    for seed in replay::seeds(2) {
+        let (whole, turns) = life(seed, None);
+        whole.into_iter().for_each(|result| result.expect("nobody is killed"));
+        for point in 0..25 {
+            let death = Death { rank: (seed % 3) as u32, turn: turns * point / 25 };
+            let (results, _) = life(seed, Some(death));
+            let replay =
+                || replay::line("killed_ranks", "every_other_rank_ends_with_an_error_wherever_one_is_killed", seed);
+            for (rank, result) in (0..).zip(&results) {
+                match result {
+                    Err(error) if rank == death.rank => {
+                        assert!(error.to_string().contains("was killed"), "{error}, {death:?}\n{}", replay());
+                    }
+                    Err(error) => {
+                        assert!(says_who(error, rank, death.rank), "rank {rank}: {error}, {death:?}\n{}", replay());
+                        on_device += u32::from(!matches!(error, Error::Bootstrap { .. }));
+                    }
+                    Ok(()) => panic!("rank {rank} came to its end, {death:?}\n{}", replay()),
+                }
+            }
+            deaths += 1;
+        }
+    }
+    assert!(on_device * 2 > deaths, "{on_device} ranks of {deaths} groups waited on the device");
+}
