@@ -143,7 +143,8 @@ fn ranks_that_do_not_come_are_named() {
 #[test]
 fn environments_that_contradict_each_other_are_named_on_every_rank() {
     // The launcher's own variables can be overridden for all ranks; for one, by a shell.
-    let script = r#"[ $RANK = 1 ] && export WORLD_SIZE=3 LOCAL_WORLD_SIZE=3; exec "$0" --exact a_rank --nocapture --quiet"#;
+    let script =
+        r#"[ $RANK = 1 ] && export WORLD_SIZE=3 LOCAL_WORLD_SIZE=3; exec "$0" --exact a_rank --nocapture --quiet"#;
     let program = std::env::current_exe().unwrap();
     let launch = epoxide::launcher::Launch::new("sh", [std::ffi::OsStr::new("-c"), script.as_ref(), program.as_ref()]);
     let out = launched::Page::default();

@@ -20,6 +20,12 @@ impl World {
         Self { processes: Arc::new(processes), local_rank }
     }
 
+    /// What ways to peers' memory build on.
+    #[allow(dead_code, reason = "for ways to peers' memory")]
+    pub(crate) fn processes(&self) -> &Arc<Processes> {
+        &self.processes
+    }
+
     /// This rank.
     pub fn rank(&self) -> u32 {
         self.processes.rank()
