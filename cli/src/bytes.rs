@@ -40,35 +40,38 @@ pub(crate) fn run(args: &BytesArgs) -> anyhow::Result<String> {
 mod tests {
     use clap::Parser;
 
-    use crate::args::Cli;
+    use crate::args::{Cli, Command};
 
     #[test]
     fn bytes_are_printed_by_region_and_errors_name_the_rule() {
-        let run = |args: &[&str]| crate::run(&Cli::parse_from(args));
-        let text = run(&["epoxide", "bytes", "--tokens", "128"]).expect("a valid shape").text;
+        let run = |args: &[&str]| match Cli::parse_from(args).command {
+            Command::Bytes(shape) => super::run(&shape),
+            _ => panic!("it is bytes that are asked for"),
+        };
+        let text = run(&["epoxide", "bytes", "--tokens", "128"]).expect("a valid shape");
         // 8 ranks x 128 tokens x 7168 x 2 bytes.
         assert!(text.contains("received rows") && text.contains("14680064"), "{text}");
         // Every token's 8 selections on each of 8 ranks, and what pads 32 experts' rows.
         let by_expert = ["epoxide", "bytes", "--tokens", "128", "--layout", "expand", "--alignment", "128"];
-        let text = run(&by_expert).expect("a valid shape").text;
+        let text = run(&by_expert).expect("a valid shape");
         let rows = (8 * 128 * 8 + 32 * 127) / 128 * 128 * 14336;
         assert!(text.contains(&rows.to_string()) && text.contains("sums of expert outputs"), "{text}");
         // Bounds: rows of a rank, or of each of its 32 experts.
         let rows = |bounds: &[&str], rows: u64| {
-            let text = run(&[&["epoxide", "bytes", "--tokens", "128"], bounds].concat()).expect("a valid shape").text;
+            let text = run(&[&["epoxide", "bytes", "--tokens", "128"], bounds].concat()).expect("a valid shape");
             assert!(text.contains(&format!(" {}\n", rows * 14336)), "{text}");
         };
         rows(&["--capacity", "300"], 300);
         rows(&["--layout", "expand", "--capacity", "2000"], 2000);
         rows(&["--layout", "slab", "--capacity", "50"], 32 * 50);
         rows(&["--layout", "slab"], 32 * 8 * 128);
-        let error = run(&["epoxide", "bytes", "--alignment", "8"]).err().expect("nothing is aligned").to_string();
+        let error = run(&["epoxide", "bytes", "--alignment", "8"]).expect_err("nothing is aligned").to_string();
         assert!(error.ends_with("(--layout expand)"), "{error}");
-        let error = run(&["epoxide", "bytes", "--top-k", "33"]).err().expect("33 > 32");
+        let error = run(&["epoxide", "bytes", "--top-k", "33"]).expect_err("33 > 32");
         assert_eq!(error.to_string(), "top_k = 33: a token selects 1 to 32 experts");
-        let error = run(&["epoxide", "bytes", "--tokens", "0"]).err().expect("no token").to_string();
+        let error = run(&["epoxide", "bytes", "--tokens", "0"]).expect_err("no token").to_string();
         assert_eq!(error, "max_tokens_per_rank = 0: 1 to 16777215 tokens (--tokens)");
-        let error = run(&["epoxide", "bytes", "--hidden", "1048576"]).err().expect("2 MiB a row").to_string();
+        let error = run(&["epoxide", "bytes", "--hidden", "1048576"]).expect_err("2 MiB a row").to_string();
         assert!(error.starts_with("hidden = 1048576: a row, 2097152 bytes, must fit in the 232448 bytes"), "{error}");
     }
 }

@@ -244,10 +244,10 @@ impl Shape {
         if self.max_tokens == 0 || self.max_tokens > MAX_TOKENS {
             return broken("max_tokens_per_rank", self.max_tokens, Rule::Tokens);
         }
-        if let Layout::ExpertContiguous { alignment } = self.layout {
-            if alignment == 0 || alignment > MAX_ALIGNMENT {
-                return broken("alignment", alignment, Rule::Alignment);
-            }
+        if let Layout::ExpertContiguous { alignment } = self.layout
+            && (alignment == 0 || alignment > MAX_ALIGNMENT)
+        {
+            return broken("alignment", alignment, Rule::Alignment);
         }
         if let Layout::Slab { capacity } = self.layout
             && (capacity == 0 || self.rows > MAX_ROWS || self.rows != self.worst_rows())

@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A line that is longer comes in pieces, so that memory is bounded.
 const LONGEST_LINE: u64 = 64 << 10;
 
+/// Who takes lines, or what it said when it refused one.
+type Taker = Result<Box<dyn Write + Send>, Option<io::Error>>;
+
 /// Where lines go.
 #[derive(Clone)]
 pub(super) struct Sink {
-    /// What it said when it refused one: then it is given none any more.
-    to: Arc<Mutex<Result<Box<dyn Write + Send>, Option<io::Error>>>>,
+    /// Once it has refused one, it is given none any more.
+    to: Arc<Mutex<Taker>>,
     /// Digits of the longest rank.
     width: usize,
 }

@@ -19,7 +19,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The ranks: none has been reaped whose place is not empty.
 type Groups = Arc<Mutex<Vec<Option<Group>>>>;
 
-/// Ranks that have been started ([`Launch::start`]). Dropped, it kills them.
+/// Ranks that have been started ([`Launch::start`](super::Launch::start)). Dropped, it kills them.
 ///
 /// They are killed as well when the thread that started them ends, so it stays there.
 pub struct Running {

@@ -8,11 +8,11 @@
 //!      welcome, with its own proof,
 //!      or refusal, in words       ─▶
 //! ```
+use std::time::Instant;
+
 use super::codec::{Fields, Reader, message};
 use super::secret::{Nonce, Secret, is_proven, prove, random};
 use super::wire::{NotReceived, Wire};
-
-use std::time::Instant;
 
 pub(super) const GREETING: u8 = 1;
 pub(super) const HELLO: u8 = 2;

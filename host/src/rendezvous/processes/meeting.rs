@@ -229,7 +229,7 @@ fn reach(
     deadline: Instant,
 ) -> Result<(Wire, super::hello::Said), String> {
     let rank = card.rank;
-    let (mut pause, mut not_greeted) = (Duration::from_millis(5), None);
+    let (mut pause, mut not_greeted, mut last) = (Duration::from_millis(5), None, None);
     loop {
         let wire = match point {
             MeetingPoint::Local { name } => Wire::connect_unix(&local_name(name)),
@@ -260,6 +260,8 @@ fn reach(
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
                 return Err(format!("rank {rank} cannot connect to {point}: {error}"));
             }
+            // The last attempt may have had no time: the one before says why.
+            Err(error) if error.kind() == ErrorKind::TimedOut => last.unwrap_or_else(|| error.to_string()),
             Err(error) => error.to_string(),
         };
         let left = deadline.saturating_duration_since(Instant::now());
@@ -268,6 +270,7 @@ fn reach(
                 "rank {rank} waited for rank 0 at {point}, in vain: {why}; is rank 0 started, and reached from here?"
             ));
         }
+        last = Some(why);
         std::thread::sleep(pause.min(left));
         pause = (pause * 2).min(Duration::from_millis(200));
     }

@@ -225,7 +225,9 @@ impl Processes {
     /// Says that this rank will not come to any rendezvous again, so that nobody waits for it.
     pub(crate) fn leave(&self) {
         let error = Error::Bootstrap { message: format!("rank {} has left the group", self.rank) };
-        if self.over().end(error) {
+        let tells = self.over().end(error);
+        self.peers.end();
+        if tells {
             self.tell_all(Kind::Leave, &[]);
         }
     }
@@ -238,12 +240,15 @@ impl Processes {
             ways.iter().map(|(_, way)| Some(way.whole.lock().unwrap_or_else(PoisonError::into_inner))).collect();
         let connections: Vec<&OwnedFd> = ways.iter().map(|(_, way)| &*way.connection).collect();
         // Each is free for another frame as soon as this one is in it.
-        let unread = send(&connections, message, deadline, &mut |i| whole[i] = None);
+        let unread =
+            send(&connections, message, deadline, &mut |i| whole[i] = None, &|| self.peers.is_in_vain(message.round));
         if unread.is_empty() { Ok(()) } else { Err(Missing::Late(unread.into_iter().map(|i| ways[i].0).collect())) }
     }
 
     fn give_up(&self, error: Error, reason: &str) {
-        if self.over().end(error) {
+        let tells = self.over().end(error);
+        self.peers.end();
+        if tells {
             // What does not fit into a connection that nobody reads is cut.
             let reason = reason.get(..reason.len().min(4096)).unwrap_or("a reason that is too long");
             self.tell_all(Kind::Abort, reason.as_bytes());
@@ -269,7 +274,13 @@ impl Processes {
                 }
             };
             if whole.is_some() {
-                send(&[&*way.connection], &Message { kind, round: 0, payload, fds: &[] }, deadline, &mut |_| {});
+                send(
+                    &[&*way.connection],
+                    &Message { kind, round: 0, payload, fds: &[] },
+                    deadline,
+                    &mut |_| {},
+                    &|| false,
+                );
             }
         }
     }
@@ -281,6 +292,11 @@ impl Processes {
                 let error = Error::PeerGone { rank, how };
                 self.over().why.get_or_insert(error).clone()
             }
+            Missing::Over => self
+                .over()
+                .why
+                .clone()
+                .unwrap_or_else(|| Error::Bootstrap { message: format!("rank {rank} has left the group") }),
             Missing::Late(late) => {
                 let waited = format!("waited {} s for ranks {late:?}", self.patience.as_secs_f64());
                 let error = Error::Bootstrap { message: format!("rank {rank} {waited}") };

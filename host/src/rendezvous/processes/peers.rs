@@ -36,6 +36,8 @@ struct State {
     /// In the order in which it was seen.
     gone: Vec<(u32, Gone)>,
     told: Vec<Told>,
+    /// This rank has left or given up.
+    over: bool,
 }
 
 #[derive(Default)]
@@ -53,12 +55,17 @@ pub(super) enum Missing {
     Late(Vec<u32>),
     /// One is in another round.
     OutOfRound(u32),
+    /// This rank itself has left or given up.
+    Over,
 }
 
 impl Peers {
     pub(super) fn new(ranks: u32) -> Self {
         let peers = (0..ranks).map(|_| Peer::default()).collect();
-        Self { state: Mutex::new(State { peers, gone: Vec::new(), told: Vec::new() }), changed: Condvar::new() }
+        Self {
+            state: Mutex::new(State { peers, gone: Vec::new(), told: Vec::new(), over: false }),
+            changed: Condvar::new(),
+        }
     }
 
     /// Takes a frame from a peer.
@@ -123,6 +130,19 @@ impl Peers {
         state.told.push(told);
     }
 
+    /// Says that this rank has left or given up: nobody waits any more.
+    pub(super) fn end(&self) {
+        self.state().over = true;
+        self.changed.notify_all();
+    }
+
+    /// Whether `round` cannot succeed any more. One who has left in order after its payload is not missed.
+    pub(super) fn is_in_vain(&self, round: u64) -> bool {
+        let state = self.state();
+        let missed = |rank: u32| state.peers[rank as usize].waiting.iter().all(|(there, _)| *there != round);
+        state.over || state.gone.iter().any(|(rank, how)| matches!(how, Gone::Aborted { .. }) || missed(*rank))
+    }
+
     /// Waits for the payloads of `round` from all but `own`; `own`'s place has none.
     ///
     /// # Errors
@@ -131,6 +151,9 @@ impl Peers {
     pub(super) fn gather(&self, own: u32, round: u64, deadline: Instant) -> Result<Vec<Option<Gathered>>, Missing> {
         let mut state = self.state();
         loop {
+            if state.over {
+                return Err(Missing::Over);
+            }
             // Who gave up did not have this round, and a rank that comes late to it is told so, though all payloads are there.
             if let Some((rank, how)) = state.gone.iter().find(|(_, how)| matches!(how, Gone::Aborted { .. })) {
                 return Err(Missing::Gone(*rank, how.clone()));

@@ -2,7 +2,7 @@
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -19,14 +19,18 @@ pub(super) struct Message<'a> {
     pub fds: &'a [BorrowedFd<'a>],
 }
 
-/// Sends a message over all connections, and returns those whose peer did not read it all in time. Such a connection is of no use any
-/// more: part of a frame may be in it. One that has ended is not among them: whoever reads there sees that.
+/// How often is asked whether it is still worth waiting for.
+const A_WHILE: Duration = Duration::from_millis(50);
+
+/// Sends a message over all connections, and returns those whose peer did not read it all in time, or before it was in vain. Such a
+/// connection is of no use any more: part of a frame may be in it. One that has ended is not among them: whoever reads there sees that.
 /// `done` is called for each of the others, as soon as nothing is left to do there.
 pub(super) fn send(
     connections: &[&OwnedFd],
     message: &Message<'_>,
     deadline: Instant,
     done: &mut dyn FnMut(usize),
+    in_vain: &dyn Fn() -> bool,
 ) -> Vec<usize> {
     let header = header(message.kind, message.round, message.payload.len(), message.fds.len());
     // Which connection, and how much of the frame went into it.
@@ -40,13 +44,13 @@ pub(super) fn send(
             !over
         });
         let time = deadline.saturating_duration_since(Instant::now());
-        if left.is_empty() || time.is_zero() {
+        if left.is_empty() || time.is_zero() || in_vain() {
             return left.into_iter().map(|(i, _)| i).collect();
         }
         let out = |&(i, _): &(usize, usize)| PollFd::from_borrowed_fd(connections[i].as_fd(), PollFlags::OUT);
         let mut fds: Vec<PollFd<'_>> = left.iter().map(out).collect();
         // Whatever it says, what is left is tried again.
-        let _ = poll(&mut fds, Some(&Timespec::try_from(time).unwrap_or_default()));
+        let _ = poll(&mut fds, Some(&Timespec::try_from(time.min(A_WHILE)).unwrap_or_default()));
     }
 }
 
