@@ -17,6 +17,13 @@ impl Index for Peer {
     }
 }
 
+/// A rank of the world. Whose a row is, and where a handle says that it went, is told by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct Rank(pub u32);
+// SAFETY: a transparent u32.
+unsafe impl kernel::KernelArg for Rank {}
+
 /// A place in every peer's window, at the same offset in each.
 #[repr(transparent)]
 pub struct Region<T> {
@@ -72,6 +79,24 @@ pub struct Window {
 }
 
 impl Window {
+    /// Which rank a peer is. The two have the same number while the window's domain is the world.
+    #[inline(always)]
+    pub const fn rank_of(self, peer: Peer) -> Rank {
+        Rank(peer.0)
+    }
+
+    /// Which peer a rank is.
+    #[inline(always)]
+    pub const fn peer_of(self, rank: Rank) -> Peer {
+        Peer(rank.0)
+    }
+
+    /// This rank.
+    #[inline(always)]
+    pub const fn rank(self) -> Rank {
+        self.rank_of(self.me)
+    }
+
     /// The region in the window of `peer`.
     #[inline(always)]
     #[track_caller]

@@ -58,7 +58,7 @@ impl Sum for CombineByExpertArgs {
     /// Of another rank the sum, or its only row; of the own one all rows.
     #[inline(always)]
     fn sum(&self, part: Part, token: u32, vectors: [u32; 2]) {
-        let own = part.rank == self.pull.op.window().me.0 as i32;
+        let own = part.rank == self.pull.op.window().rank().0 as i32;
         let mut address = pulled(self, part, token).address;
         if own {
             address = super::source(&self.pull, part);
@@ -101,7 +101,7 @@ pub(super) fn pulled(a: &CombineByExpertArgs, part: Part, token: u32) -> Pulled 
         address = if of_one {
             super::source(&a.pull, part)
         } else {
-            let sums = window.of(Peer(part.rank as u32), a.sums).rows(row_bytes);
+            let sums = window.of(window.peer_of(Rank(part.rank as u32)), a.sums).rows(row_bytes);
             sums.row(window.me.0 * a.max_tokens + token).address()
         };
     }
@@ -185,7 +185,7 @@ fn reduce<S: ByExpert>(rows: &S, first: Work) {
         // The next handle is on its way while this part is summed.
         work = Work::load(a, number + warp::count());
         let mut source = 0;
-        if part.rank == window.me.0 as i32 {
+        if part.rank == window.rank().0 as i32 {
             source = outputs.row(part.row).address();
         }
         let here = warp::ballot(warp::ALL, source != 0);

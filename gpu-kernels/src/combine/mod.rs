@@ -85,7 +85,7 @@ fn source(a: &CombineArgs, part: Part) -> u64 {
     if part.rank < 0 {
         return 0;
     }
-    let rows = a.op.window().of(Peer(part.rank as u32), a.expert_out).rows(a.hidden * 2);
+    let rows = a.op.window().of(a.op.window().peer_of(Rank(part.rank as u32)), a.expert_out).rows(a.hidden * 2);
     rows.row(part.row).address()
 }
 

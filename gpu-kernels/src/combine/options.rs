@@ -70,11 +70,11 @@ impl CombineWithArgs {
                 rows[J] = send_row.load_weak(first + J as u32);
             });
             unroll!(J in 8 if ranks[J] >= 0 => {
-                let topk = window.of(Peer(ranks[J] as u32), self.options.topk).rows(stride);
+                let topk = window.of(window.peer_of(Rank(ranks[J] as u32)), self.options.topk).rows(stride);
                 experts[J] = topk.row(rows[J]).load_weak(position);
             });
             unroll!(J in 8 if experts[J] >= 0 => {
-                let returned = window.of(Peer(ranks[J] as u32), self.options.returned).rows(stride);
+                let returned = window.of(window.peer_of(Rank(ranks[J] as u32)), self.options.returned).rows(stride);
                 value = returned.row(rows[J]).load_weak(position);
             });
             first += 8;
@@ -107,7 +107,7 @@ impl<const GATED: bool> Sum for ByExpertWith<'_, GATED> {
         let (pull, options) = (&self.0.sums.pull, &self.0.options);
         let (me, own) = (pull.op.window().me, pull.op.window().own(self.0.sums.sums));
         let mut address = 0;
-        if part.rank == me.0 as i32 {
+        if part.rank == pull.op.window().rank().0 as i32 {
             address = super::source(pull, part);
         }
         let here = warp::ballot(warp::ALL, address != 0);
@@ -120,7 +120,7 @@ impl<const GATED: bool> Sum for ByExpertWith<'_, GATED> {
         let mut weight = 1.0;
         // A sum has been weighed; an only row has not.
         if GATED && source.address != 0 && source.of_one {
-            let weights = pull.op.window().of(Peer(part.rank as u32), options.gates);
+            let weights = pull.op.window().of(pull.op.window().peer_of(Rank(part.rank as u32)), options.gates);
             weight = weights.load_weak(part.row);
         }
         let ending = Ending::<GATED>::new(pull, options, token, weight);
@@ -155,7 +155,7 @@ impl<const GATED: bool> ByExpert for ByExpertWith<'_, GATED> {
             if rank < 0 {
                 return 0.0;
             }
-            a.op.window().of(Peer(rank as u32), options.returned).load_weak(row)
+            a.op.window().of(a.op.window().peer_of(Rank(rank as u32)), options.returned).load_weak(row)
         });
     }
 }

@@ -136,13 +136,13 @@ fn send<R: Row>(a: &DispatchAgainArgs, free: &BulkAccess) {
         if lanes != 0 {
             let mut to = None;
             if copy.rank >= 0 {
-                to = Some(window.of(Peer(copy.rank as u32), a.recv.x).rows(bytes).row(copy.row));
+                to = Some(window.of(window.peer_of(Rank(copy.rank as u32)), a.recv.x).rows(bytes).row(copy.row));
             }
             row = row.send(&a.rows, token, lanes.count_ones(), to, free, |scales| {
                 while R::SCALES && lanes != 0 {
                     let k = lanes.trailing_zeros();
                     lanes &= lanes - 1;
-                    let to = Peer(warp::shuffle(warp::ALL, copy.rank as u32, k));
+                    let to = window.peer_of(Rank(warp::shuffle(warp::ALL, copy.rank as u32, k)));
                     let at = warp::shuffle(warp::ALL, copy.row, k);
                     send_scales(window.of(to, a.recv.scales), a.rows.scale_stride, at, scales);
                 }

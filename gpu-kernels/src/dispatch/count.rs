@@ -88,7 +88,8 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
                 counters.fetch_add_relaxed(a.counts.of_expert(index as u32), 1);
             }
             let place = Place { warp: warp::index(), number };
-            a.handle_ranks(token).store_weak(position, if sends { owner as i32 } else { -1 });
+            a.handle_ranks(token)
+                .store_weak(position, if sends { a.op.window().rank_of(Peer(owner)).0 as i32 } else { -1 });
             a.handle_rows(token).store_weak(position, if sends { place.to_word() } else { 0 });
         }
     }

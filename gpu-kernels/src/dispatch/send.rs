@@ -6,6 +6,7 @@ use super::args::{Chunk, DispatchArgs};
 use super::count::Place;
 use crate::layout::DispatchShared;
 use crate::row::{Row, WarpMemory};
+use crate::words::Source;
 
 /// What a lane knows of one selection of a token.
 #[derive(Clone, Copy)]
@@ -38,8 +39,8 @@ impl Selected {
 
     /// The peer to which the row goes for this selection.
     #[inline(always)]
-    pub(super) fn peer(self) -> Option<Peer> {
-        (self.rank >= 0).then_some(Peer(self.rank as u32))
+    pub(super) fn peer(self, window: Window) -> Option<Peer> {
+        (self.rank >= 0).then_some(window.peer_of(Rank(self.rank as u32)))
     }
 }
 
@@ -57,14 +58,14 @@ impl Copies {
     #[inline(always)]
     fn new(a: &DispatchArgs, token: u32, selected: Selected) -> Self {
         let mut row = 0;
-        if let Some(Peer(peer)) = selected.peer() {
+        if let Some(Peer(peer)) = selected.peer(a.op.window()) {
             let Place { warp, number } = Place::from_word(selected.place);
             let base = Shared::<u32>::dynamic(a.shared.bases).load_weak(peer);
             let of_warp = Shared::<u32>::dynamic(a.shared.places).load_weak(warp * a.peers() + peer);
             row = base + of_warp + number;
             a.handle_rows(token).store_weak(warp::lane(), row);
         }
-        Self { lanes: warp::ballot(warp::ALL, selected.peer().is_some()), row }
+        Self { lanes: warp::ballot(warp::ALL, selected.peer(a.op.window()).is_some()), row }
     }
 }
 
@@ -85,7 +86,8 @@ pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
         // a load waits for those behind it too.
         next = Selected::load(a, token + a.shared.copy_warps, chunk.end);
         if copies.lanes != 0 {
-            let to = selected.peer().map(|peer| a.op.window().of(peer, a.recv.x).rows(bytes).row(copies.row));
+            let to =
+                selected.peer(a.op.window()).map(|peer| a.op.window().of(peer, a.recv.x).rows(bytes).row(copies.row));
             row = row.send(&a.rows, token, copies.lanes.count_ones(), to, free, |scales| {
                 send_beside::<R>(a, token, selected, copies, scales);
             });
@@ -113,7 +115,7 @@ fn send_beside<R: Row>(a: &DispatchArgs, token: u32, selected: Selected, copies:
     while lanes != 0 {
         let k = lanes.trailing_zeros();
         lanes &= lanes - 1;
-        let to = Peer(warp::shuffle(warp::ALL, rank as u32, k));
+        let to = window.peer_of(Rank(warp::shuffle(warp::ALL, rank as u32, k)));
         let row = warp::shuffle(warp::ALL, copies.row, k);
         let local = index - a.placement.first(to.0) as i32;
         let is_local = index >= 0 && local >= 0 && local < a.placement.count(to.0) as i32;
@@ -124,7 +126,7 @@ fn send_beside<R: Row>(a: &DispatchArgs, token: u32, selected: Selected, copies:
             weights.store_weak(lane, if is_local { weight } else { 0.0 });
         }
         if lane == 0 {
-            let source = u64::from(window.me.0) << 32 | u64::from(token);
+            let source = Source { rank: window.rank(), token }.to_word();
             window.of(to, a.recv.source).store_weak(row, source);
         }
         if R::SCALES {

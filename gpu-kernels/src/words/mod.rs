@@ -7,6 +7,7 @@ mod flags;
 mod known;
 mod names;
 mod routing;
+mod source;
 mod stamped;
 mod status;
 
@@ -18,6 +19,7 @@ pub use flags::Flags;
 pub use known::{Known, known_words};
 pub use names::{Code, Kind, Phase};
 pub use routing::{Routing, no_routing};
+pub use source::Source;
 pub use stamped::{Stamped, UNUSED_EVEN};
 pub use status::{DETAIL_WORDS, Status};
 

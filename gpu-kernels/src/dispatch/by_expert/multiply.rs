@@ -10,7 +10,7 @@ use crate::layout::WARPS;
 use crate::placement::remainder;
 use crate::row::Row;
 use crate::turns;
-use crate::words::Phase;
+use crate::words::{Phase, Source};
 
 /// The second half of a block's part, which has `ended` the first so: it tells the blocks of its number that its rows are there, waits for
 /// theirs, and copies them on.
@@ -94,7 +94,7 @@ fn copy_on<R: Row>(a: &DispatchArgs, free: &BulkAccess) {
     let mut next = Sent::load(a, warp::index());
     while next.number < end {
         let Sent { number, rank, row } = next;
-        let here = warp::ballot(warp::ALL, rank == window.me.0 as i32);
+        let here = warp::ballot(warp::ALL, rank == window.rank().0 as i32);
         // The next one's handle is on its way while this one's row is.
         next = Sent::load(a, number + a.shared.copy_warps);
         // It came to the first, if to any.
@@ -163,7 +163,7 @@ fn copy_scales(a: &DispatchArgs, came: u32, row: u32, mut others: u32) {
 #[inline(always)]
 fn mark(a: &DispatchArgs, row: u32) {
     let window = a.op.window();
-    window.own(a.recv.source).store_weak(row, NOBODY);
+    window.own(a.recv.source).store_weak(row, Source::NOBODY);
     window.own(a.recv.topk).store_weak(row, -1);
     window.own(a.recv.weights).store_weak(row, 0.0);
 }
@@ -182,6 +182,3 @@ fn zero<R: Row>(a: &DispatchArgs, row: u32, bytes: u32) {
         zero(window.own(a.recv.scales).rows(a.rows.scale_stride).row(row).cast(), a.rows.scale_stride / 4);
     }
 }
-
-/// The source of a row that pads.
-const NOBODY: u64 = u64::MAX;

@@ -7,6 +7,7 @@ use super::super::count::Place;
 use super::super::send::{Selected, memory_of_warp, send_scales};
 use crate::order::Order;
 use crate::row::Row;
+use crate::words::Source;
 
 /// Where a lane's selection sends its row.
 #[derive(Clone, Copy)]
@@ -23,7 +24,7 @@ impl Target {
     /// Finds it, and writes the row to the handle. Warp-collective.
     #[inline(always)]
     fn new(a: &DispatchArgs, token: u32, selected: Selected) -> Self {
-        let (lane, peer) = (warp::lane(), selected.peer());
+        let (lane, peer) = (warp::lane(), selected.peer(a.op.window()));
         let mut row = 0;
         if peer.is_some() {
             row = place(a, selected);
@@ -52,7 +53,7 @@ fn place(a: &DispatchArgs, selected: Selected) -> u32 {
 /// The selection, or none if its expert's slab is full before it: then the handle has none either. Per thread.
 #[inline(always)]
 fn keep(a: &DispatchArgs, selected: Selected) -> Selected {
-    let Some(peer) = selected.peer() else { return selected };
+    let Some(peer) = selected.peer(a.op.window()) else { return selected };
     let local = selected.index as u32 - a.placement.first(peer.0);
     if place(a, selected) < (local + 1) * a.bound.capacity {
         return selected;
@@ -86,7 +87,8 @@ pub(in super::super) fn send<R: Row, O: Order>(a: &DispatchArgs, chunk: Chunk, f
         if stored != 0 {
             let mut to = None;
             if target.stored {
-                to = Some(a.op.window().of(Peer(target.rank as u32), a.recv.x).rows(bytes).row(target.row));
+                let window = a.op.window();
+                to = Some(window.of(window.peer_of(Rank(target.rank as u32)), a.recv.x).rows(bytes).row(target.row));
             }
             // Before the row is made, which takes most registers, so that what is written here need not be kept.
             send_beside(a, token, selected, target);
@@ -117,8 +119,8 @@ pub(in super::super) fn tell_tokens(a: &DispatchArgs) {
 #[inline(always)]
 fn send_beside(a: &DispatchArgs, token: u32, selected: Selected, target: Target) {
     let window = a.op.window();
-    if let Some(peer) = selected.peer() {
-        let source = u64::from(window.me.0) << 32 | u64::from(token);
+    if let Some(peer) = selected.peer(a.op.window()) {
+        let source = Source { rank: window.rank(), token }.to_word();
         window.of(peer, a.recv.source).store_weak(target.row, source);
         window.of(peer, a.recv.weights).store_weak(target.row, selected.weight);
         window.of(peer, a.recv.topk).store_weak(target.row, selected.index - a.placement.first(peer.0) as i32);
@@ -132,7 +134,7 @@ fn send_all_scales(a: &DispatchArgs, stored: u32, rank: i32, row: u32, scales: S
     while lanes != 0 {
         let k = lanes.trailing_zeros();
         lanes &= lanes - 1;
-        let peer = Peer(warp::shuffle(warp::ALL, rank as u32, k));
+        let peer = a.op.window().peer_of(Rank(warp::shuffle(warp::ALL, rank as u32, k)));
         let row = warp::shuffle(warp::ALL, row, k);
         send_scales(a.op.window().of(peer, a.recv.scales), a.rows.scale_stride, row, scales);
     }
