@@ -88,12 +88,12 @@ fn every_number_of_a_configuration_has_its_rule() {
     let largest =
         Config::new(u32::MAX, u32::MAX, 8, u32::MAX).with_layout(Layout::ExpertContiguous { alignment: u32::MAX });
     assert_error!(refusal(&largest, 1), Error::InvalidArgument { argument: "experts", .. }, "1 to 2048");
-    let many = Config::new(2048, 32, 8, 1 << 20).with_layout(Layout::ExpertContiguous { alignment: 1 });
+    let many = Config::new(2048, 32, 8, 1 << 21).with_layout(Layout::ExpertContiguous { alignment: 1 });
     assert_error!(
         refusal(&many, 64),
         Error::InvalidArgument { argument: "max_tokens_per_rank", .. },
-        "1048576",
-        "rows that lie by expert are at most 2147483647, and the worst case takes 2147483648"
+        "2097152",
+        "32 bits count the rows of the worst case"
     );
 }
 

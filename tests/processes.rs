@@ -44,6 +44,8 @@ fn a_rank() {
             let world = meet();
             world.barrier().unwrap();
             if rank == 1 {
+                // What it has to say of the first barrier may still be on its way.
+                std::thread::sleep(Duration::from_millis(200));
                 end_by(Signal::STOP);
             }
             println!("told {}", world.barrier().unwrap_err());

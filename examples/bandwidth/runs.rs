@@ -152,7 +152,7 @@ fn no_option_is_ignored() {
             "--format" => "fp8",
             "--layout" => "expand",
             "--alignment" => "8",
-            "--corrupt" | "--replay" => "",
+            "--corrupt" | "--replay" | "--counts-mirror" => "",
             "--repeat" => "2",
             "--seed" => "2",
             _ => return None,

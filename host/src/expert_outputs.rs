@@ -26,7 +26,7 @@ use crate::tensor::DeviceTensor;
 #[non_exhaustive]
 pub enum ExpertOutputs<'a> {
     /// In the region that the buffer lends ([`RecvView::expert_outputs`](crate::RecvView::expert_outputs)). What the caller's own work
-    /// wrote there cannot be counted: see [`ElasticBuffer::combine`].
+    /// wrote there cannot be counted: see [`ElasticBuffer::combine`](crate::ElasticBuffer::combine).
     InPlace,
     /// In a tensor of the caller's or a part of one, BF16 `[rows, hidden]` at an address that is a multiple of 16, which is copied to that
     /// region first. `(&tensor).into()` makes one.

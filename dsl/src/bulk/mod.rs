@@ -31,10 +31,10 @@ pub struct Loads {
 pub struct Landed(());
 
 impl Landed {
-    /// Posts `word` at `flag`, releasing at system scope everything that the block landed. Per thread.
+    /// Posts `word` at `flag`, which speaks of this block alone, releasing at system scope everything that the block landed. Per thread.
     #[inline(always)]
     #[track_caller]
-    pub fn publish(&self, flag: Symmetric<u64>, word: u64) {
+    pub fn publish_of_block(&self, flag: Symmetric<u64>, word: u64) {
         flag.store_release::<System>(0, word);
     }
 }

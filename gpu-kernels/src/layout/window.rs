@@ -66,8 +66,8 @@ impl WindowLayout {
                 shape.bf16_row_bytes(),
             )?,
             tokens: at.span("tokens of each rank", by_expert(slots * ranks), 4)?,
-            send_rank: at.span("handle: ranks", selections, 4)?,
-            send_row: at.span("handle: rows", selections, 4)?,
+            send_rank: at.span("handle for peers: ranks", selections, 4)?,
+            send_row: at.span("handle for peers: rows", selections, 4)?,
             returned: at.span("returned weights", shape.rows, shape.returned_row_bytes())?,
             bytes: at.bytes()?,
         })

@@ -27,7 +27,7 @@ impl BlockFlags {
     pub fn post(&self, window: Window, number: u64, landed: &bulk::Landed) {
         let peer = Peer(thread::index());
         if peer.0 < window.peers {
-            landed.publish(window.of(peer, self.words).at(at(window, number, window.me)), number);
+            landed.publish_of_block(window.of(peer, self.words).at(at(window, number, window.me)), number);
         }
     }
 

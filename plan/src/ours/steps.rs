@@ -35,7 +35,7 @@ pub(crate) fn dispatch(topology: &Topology, workload: &Workload, flows: &[Flows]
     };
     let expand = |f: &Flows| {
         // Every selection has a row. To another rank one crosses for all of a token's; its receiver reads it once and stores it to the other
-        // places. A rank's own rows are stored to all of their places at once. What goes beside a row is its sender's to write, 20 bytes that
+        // places. A rank's own rows are stored to all of their places at once. What goes beside a row is its sender's to write, 16 bytes that
         // are counted where they lie and not on the link.
         let data = rows.wire - metadata;
         let further = (f.expanded - f.received).max(0.0);
@@ -53,7 +53,7 @@ pub(crate) fn dispatch(topology: &Topology, workload: &Workload, flows: &[Flows]
         if is_expand { t.combine(&expand(f), |a, b| a + b) } else { t }
     };
     // The grid agrees on its counts; rows land; the grid's last block knows of it, and its word goes to the peers. Where the receiver copies
-    // them on, these land, and the grid's last block knows of that.
+    // them on: a block's word goes to the peers, the handle is read there, copies land, and the grid's last block knows of that.
     let round_trips = if is_expand { 6 } else { 4 };
     StepTraffic::new("dispatch", workload, flows, with_copies, round_trips, u32::from(topology.domains() > 1) * 2)
 }
@@ -73,18 +73,19 @@ pub(crate) fn combine(topology: &Topology, workload: &Workload, flows: &[Flows])
         let memory = tokens + f.received + 2.0 * f.remote_in + 2.0 * f.remote_out;
         t.add(Resource::Hbm, memory * rows.output + handle);
         if is_expand {
-            // Where a token has several rows on a rank, also its own, they are read and their sum is written there first.
-            let summed = (f.expanded - f.received + f.several).max(0.0) * rows.output;
-            let sums = f.several * rows.output;
-            t.add(Resource::SmRead, summed);
-            t.add(Resource::SmWrite, sums);
-            t.add(Resource::Hbm, summed + sums);
+            // Where another rank's token has several rows here, they are read and their sum is written first. A rank reads all rows of its own
+            // tokens while it sums.
+            let own_further = (f.own.expanded - f.own.received).max(0.0);
+            let sums = (f.several - f.own.several).max(0.0);
+            let summed = ((f.expanded - f.received).max(0.0) - own_further).max(0.0) + sums;
+            t.add(Resource::SmRead, (summed + own_further) * rows.output);
+            t.add(Resource::SmWrite, sums * rows.output);
+            t.add(Resource::Hbm, (summed + own_further + sums) * rows.output);
         }
         t
     };
-    // Rows are pulled; the grid's last block knows of it. Before, where there are sums: they are made, the grid's last block knows of it, and
-    // its word goes to the peers.
-    let round_trips = if is_expand { 5 } else { 2 };
+    // Rows are pulled; the grid's last block knows of it. Before, where there are sums: they are made, and a block's word goes to the peers.
+    let round_trips = if is_expand { 4 } else { 2 };
     let step = StepTraffic::new("combine", workload, flows, pull, round_trips, u32::from(topology.domains() > 1));
     StepTraffic { pulls: true, ..step }
 }
@@ -113,17 +114,16 @@ mod tests {
         assert!((got - want).abs() <= want.abs() * 1e-9, "{got}, not {want}");
     }
 
-    /// All of a token's selections are here, and of this rank: they are stored from where the row was loaded, and summed before they are
-    /// pulled.
+    /// All of a token's selections are here, and of this rank: they are stored from where the row was loaded, and go straight into the sum.
     #[test]
     fn a_rank_alone_copies_nothing_on_and_sums_all() {
         let [_, by_expert] = both(Workload::new(LayerSizes { experts: 8, top_k: 4, hidden: 64, tokens: 100 }));
         let [dispatch, combine] = moved(1, &by_expert);
-        let (row, wire) = (128.0, 128.0 + 20.0);
+        let (row, wire) = (128.0, 128.0 + 16.0);
         close(dispatch[0], 100.0 * row);
         close(dispatch[1], 400.0 * wire);
-        close(combine[0], 100.0 * (4.0 + 1.0) * row);
-        close(combine[1], 100.0 * (1.0 + 1.0) * row);
+        close(combine[0], 100.0 * 4.0 * row);
+        close(combine[1], 100.0 * row);
     }
 
     /// Every token has all experts, two of each rank: the rows of the others are read once and written once more.
@@ -131,13 +131,13 @@ mod tests {
     fn what_crossed_once_is_read_once_and_written_for_each_further_place() {
         let [_, by_expert] = both(Workload::new(LayerSizes { experts: 8, top_k: 8, hidden: 64, tokens: 100 }));
         let [dispatch, combine] = moved(4, &by_expert);
-        let (row, wire) = (128.0, 128.0 + 20.0);
+        let (row, wire) = (128.0, 128.0 + 16.0);
         // Of three other ranks' tokens each.
         close(dispatch[0], 100.0 * row + 300.0 * row);
         close(dispatch[1], 400.0 * wire + 400.0 * wire);
-        // Two rows of each token summed, and four sums of each own token pulled.
-        close(combine[0], 800.0 * row + 400.0 * row);
-        close(combine[1], 400.0 * row + 100.0 * row);
+        // Two rows of each of three other ranks' tokens summed; of each own token three sums pulled, and two rows read.
+        close(combine[0], 600.0 * row + 300.0 * row + 200.0 * row);
+        close(combine[1], 300.0 * row + 100.0 * row);
     }
 
     /// Where no token has two experts of a rank, the layouts move the same rows; only what lies beside one differs.
