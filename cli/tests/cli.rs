@@ -300,7 +300,7 @@ fn every_bad_input_has_a_message_that_names_it_and_the_rule() {
         ("--layout expand --alignment 0", &["alignment = 0"]),
         ("--layout expand --alignment 1025", &["alignment = 1025", "a multiple of 1 to 1024"]),
         (
-            "--layout expand --tokens 16777215 --ranks 64 --per-node 64",
+            "--layout expand --alignment 1024 --tokens 16777215 --ranks 32 --per-node 32",
             &["max_tokens_per_rank = 16777215: 32 bits count the rows of the worst case", "(--tokens)"],
         ),
         // Numbers that do not fit are refused where they are read.
