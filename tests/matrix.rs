@@ -1,4 +1,4 @@
-//! Everything that a buffer can be asked for, in combination: bitwise what the plain references say, or refused as documented.
+//! What a buffer can be asked for, in combination (slabs, bounds and combine's options have tests of their own): bitwise what the plain references say, or refused as documented.
 //!
 //! [`dimensions`] lists what there is to combine, a line for each dimension; [`sense`] says which combinations make no sense or are refused,
 //! and why; [`round`] runs one, a *cell*. An ordinary test run tries a sample, a new one every time. The whole is

@@ -321,7 +321,7 @@ JSON (--json)
 
 const RUN_HELP: &str = "\
 EXAMPLES
-  epoxide run -n 8 -- target/release/layer --tokens 4096
+  epoxide run -n 8 -- target/release/examples/moe_layer --tokens 64
   epoxide run -n 2 -- sh -c 'echo I am rank $RANK of $WORLD_SIZE'
   epoxide run -n 2 -- env MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python train.py
 

@@ -20,7 +20,8 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for a buffer without a mirror; [`Error::StaleHandle`]; the fault of an operation, or [`Error::Poisoned`].
+    /// [`Error::InvalidArgument`] for a buffer without a mirror; [`Error::StaleHandle`]; [`Error::CapacityExceeded`] of a dispatch that did not
+    /// fit, for which it waits for the stream; the fault of an operation, or [`Error::Poisoned`].
     pub fn try_counts(&mut self, handle: &Dispatched) -> Result<Option<RecvCounts>> {
         Ok(self.look_for_counts(handle)?.ok())
     }

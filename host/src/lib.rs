@@ -53,8 +53,9 @@
 //!   the gradient of a gate-weighted combine: [`ElasticBuffer::dispatch_gradient`].
 //! * Rows that are quantised already, and rows that nobody here looks into: [`Rows`].
 //! * How rows lie where they are received, [`Layout`]: one for each token and rank by source, or one for each selection by expert, each
-//!   expert's from a multiple of an alignment on, as a grouped GEMM reads them ([`Config::with_layout`], [`RecvCounts::offsets`],
-//!   [`Config::with_zero_padding`]).
+//!   expert's from a multiple of an alignment on, as a grouped GEMM reads them, or in a slab for each expert ([`Config::with_layout`],
+//!   [`RecvCounts::offsets`], [`Config::with_zero_padding`]); and how many there is room for: [`Config::with_capacity`],
+//!   [`Config::with_overflow`].
 //! * Memory: [`DeviceTensor`], and parts of it, [`DeviceSlice`] and [`DeviceSliceMut`].
 //! * From a dispatch to the experts: on the host [`Received`], its rows grouped by expert ([`Received::by_expert`]) and as f32
 //!   ([`WireRows::to_f32`]); on the device, typed and with shapes, [`RecvArrays`], or as plain addresses [`RecvView`].
@@ -73,7 +74,7 @@
 //!
 //! ## Limits
 //!
-//! * **One process**: ranks are threads of it, 1 to 64 of them. Ranks that are processes have simulated GPUs so far ([`Comm::simulated`]).
+//! * **One process on GPUs**: ranks are threads of it, 1 to 64 of them. Ranks that are processes have simulated GPUs so far ([`Comm::simulated`]).
 //! * **One NVLink domain**: every two GPUs of a group reach each other's memory over NVLink, or are one; or all are simulated. GPUs have
 //!   compute capability 9.0 or newer, and a driver for CUDA 12.0 or newer.
 //! * **A deadline**: every wait for a peer ends after [`Config::timeout`] (30 s), counted from the operation's entry. A rank that comes

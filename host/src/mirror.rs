@@ -18,7 +18,8 @@ pub(crate) struct Mirror {
 pub(crate) enum Seen {
     /// What it brings.
     Counts(Vec<u32>),
-    /// Nothing yet, or that it failed, for which there is a fault record now or soon; with the slot's first word.
+    /// Nothing yet, or that it failed, for which there is a fault record now or soon, or did not fit; with the slot's
+    /// first word.
     NotYet(u64),
 }
 

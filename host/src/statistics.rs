@@ -5,7 +5,7 @@ use crate::tensor::{DeviceTensor, read};
 
 impl ElasticBuffer {
     /// How many selections came for each local expert, over all dispatches since the buffer was made or the last [reset](Self::reset_expert_statistics):
-    /// for who balances the experts. Replays do not count, nor a dispatch that failed. For a buffer
+    /// for who balances the experts. Replays do not count, nor a dispatch that failed or did not fit, nor selections that were dropped. For a buffer
     /// [with statistics](crate::Config::with_expert_statistics). Waits for the stream.
     ///
     /// ```

@@ -22,7 +22,19 @@ pub struct Args {
 }
 
 /// Tests of random cases that the matrix stands beside: in an ordinary run they try few.
-const RANDOM: [&str; 6] = ["dispatch_combine", "epochs", "expert_contiguous", "formats", "handles", "skew"];
+const RANDOM: [&str; 11] = [
+    "capacity",
+    "combine_gradient",
+    "combine_options",
+    "counts_mirror",
+    "dispatch_combine",
+    "epochs",
+    "expert_contiguous",
+    "formats",
+    "handles",
+    "skew",
+    "slabs",
+];
 
 /// How many times the cases of an ordinary run those try.
 const TIMES: &str = "8";

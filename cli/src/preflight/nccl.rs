@@ -17,7 +17,7 @@ pub(super) fn look() -> [Check; 1] {
         Ok(library) => library,
         Err(error) => {
             let finding = format!("NCCL cannot be loaded: {:#}", anyhow::Error::from(error));
-            let advice = "not needed by this version, whose ranks are threads of one process; several processes will need it. If it is \
+            let advice = "not needed by this version, whose ranks on GPUs are threads of one process; several processes will need it. If it is \
                           installed (pip's is in site-packages/nvidia/nccl/lib), put its directory into LD_LIBRARY_PATH";
             return [Check::new("nccl", Status::Absent, finding).advice(advice)];
         }
@@ -51,7 +51,7 @@ fn judge(version: i32) -> Check {
     Check::new(
         "nccl",
         Status::Ok,
-        format!("{finding}; not used by this version, whose ranks are threads of one process"),
+        format!("{finding}; not used by this version, whose ranks on GPUs are threads of one process"),
     )
 }
 

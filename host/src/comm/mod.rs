@@ -25,7 +25,7 @@ use crate::transport::local::{LeftBehind, LocalGroupState};
 
 /// One rank of a group: cheap to clone, and what buffers and tensors are made from.
 ///
-/// Every operation of the safe API runs on the rank's own stream, in order. A handle for a further stream is made by
+/// What is made by a handle runs on the handle's stream, in order: at first the rank's own. A handle for a further stream is made by
 /// [`Self::on_new_stream`] or [`Self::on_cuda_stream`].
 #[derive(Clone)]
 pub struct Comm {

@@ -3,7 +3,7 @@
 //! ```no_run
 //! use epoxide::launcher::Launch;
 //!
-//! let running = Launch::new("target/release/examples/layer", ["--tokens", "64"]).with_ranks(8).start(std::io::stdout(), std::io::stderr())?;
+//! let running = Launch::new("target/release/examples/moe_layer", ["--tokens", "64"]).with_ranks(8).start(std::io::stdout(), std::io::stderr())?;
 //! let outcome = running.wait();
 //! std::process::exit(outcome.code().into());
 //! # #[allow(unreachable_code)]

@@ -1,4 +1,4 @@
-//! Threads of one process: every rank's device memory is addressable by all, so a window is an address.
+//! What the ranks of a process leave behind: as threads, every rank's device memory is addressable by all.
 //!
 //! Windows belong to the group. A rank that drops its buffer leaves it here with the event after its last work, and a rank that goes
 //! leaves its streams and the memory of its tensors. The last rank of the group waits for all those events, then destroys and
