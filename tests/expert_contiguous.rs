@@ -303,7 +303,7 @@ fn without_a_wait_of_this_layout_the_uneven_rounds_fail() {
     }
 }
 
-/// A bad selection is told to all ranks, and a peer that never comes is named: in both halves' absence nobody hangs.
+/// A bad selection is told to all ranks, and a peer that never comes is named: nobody hangs.
 #[test]
 fn faults_are_named_as_in_every_layout() {
     for mode in Device::Simulated.schedules(1..=4) {

@@ -250,7 +250,10 @@ impl Shape {
             return broken("alignment", alignment, Rule::Alignment);
         }
         if let Layout::Slab { capacity } = self.layout
-            && (capacity == 0 || self.rows > MAX_ROWS || self.rows != self.worst_rows())
+            && (capacity == 0
+                || self.rows != self.worst_rows()
+                // A place in a slab is counted beyond its end, where selections are dropped.
+                || self.rows.saturating_add(self.worst_selections(self.max_local_experts())) > MAX_ROWS)
         {
             return broken("capacity", capacity, Rule::Slab { experts: self.max_local_experts() });
         }
@@ -366,7 +369,7 @@ impl core::fmt::Display for Rule {
             Self::Slab { experts } => {
                 write!(
                     f,
-                    "an expert's slab has at least 1 row, and those of a rank's {experts} experts at most {MAX_ROWS}"
+                    "an expert's slab has at least 1 row, and those of a rank's {experts} experts, with all selections that can come, at most {MAX_ROWS}"
                 )
             }
             Self::Blocks => write!(f, "an operation has 1 to {MAX_BLOCKS} blocks"),

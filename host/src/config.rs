@@ -154,7 +154,8 @@ impl Config {
     ///
     /// A dispatch that brings some rank more moves no row, on any rank: all get the same [`Error::CapacityExceeded`] from the next call that
     /// waits for it ([`ElasticBuffer::synchronize`](crate::ElasticBuffer::synchronize) and those that read what was received). A combine
-    /// behind it, which may be enqueued already, gives rows of +0. The buffer goes on to work.
+    /// behind it, which may be enqueued already, gives rows of +0. The buffer goes on to work. Of
+    /// several that were enqueued before that call, and their combines, the first is told for all.
     ///
     /// Where the worst case in [`Layout::ExpertContiguous`] is a window of more than 16 GiB, a bound must be named; `u64::MAX` is the
     /// worst case.

@@ -12,7 +12,8 @@ use crate::transport::local::number;
 
 impl ElasticBuffer {
     /// What `handle` brings here, if this rank knows it yet: [`Self::recv_counts`] without waiting for anything. All ranks have told by then how
-    /// many rows they send; the rows themselves may not have landed.
+    /// many rows they send; the rows themselves may not have landed. Only of a dispatch that did not fit a bound is the error known once the
+    /// stream is idle, which is waited for.
     ///
     /// For a buffer [with a mirror](crate::Config::with_counts_mirror). The counts are there, also after the combine and for a replay, until
     /// another dispatch takes the handle's routing slot. On a simulated machine with a seed nothing moves while a host thread runs: there
@@ -21,7 +22,7 @@ impl ElasticBuffer {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] for a buffer without a mirror; [`Error::StaleHandle`]; [`Error::CapacityExceeded`] of a dispatch that did not
-    /// fit, for which it waits for the stream; the fault of an operation, or [`Error::Poisoned`].
+    /// fit; the fault of an operation, or [`Error::Poisoned`].
     pub fn try_counts(&mut self, handle: &Dispatched) -> Result<Option<RecvCounts>> {
         Ok(self.look_for_counts(handle)?.ok())
     }
@@ -85,12 +86,12 @@ impl ElasticBuffer {
         let counts = match seen {
             Seen::Counts(words) => RecvCounts::of(&words, self.comm.size(), self.local_experts().1),
             Seen::NotYet(word) => {
-                if Known::from_word(word) == (Known { dispatch, failed: true }) {
-                    // No fault was found, so it did not fit. It is over: that is no wait.
-                    self.synchronize()?;
-                    if let Some((_, error)) = self.overflow_of_slot(handle.routing_slot())? {
-                        return Err(error);
-                    }
+                let failed = Known::from_word(word) == (Known { dispatch, failed: true });
+                if failed && self.layouts.shape.is_bounded() {
+                    // No fault was found, so it did not fit. Its words lie in device memory: that is a wait for the stream.
+                    self.settle()?;
+                    let words = self.words_of_slot(handle.routing_slot())?;
+                    self.fitted(handle, &words)?;
                 }
                 return Ok(Err(word));
             }

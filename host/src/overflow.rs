@@ -70,13 +70,17 @@ impl ElasticBuffer {
     }
 
     /// Of the dispatch whose routing lies in `slot`, that it did not fit; the stream is idle.
-    pub(crate) fn overflow_of_slot(&self, slot: u32) -> Result<Option<(u64, Error)>> {
+    fn overflow_of_slot(&self, slot: u32) -> Result<Option<(u64, Error)>> {
+        Ok(self.said(&self.words_of_slot(slot)?))
+    }
+
+    /// The words behind the counts of `slot`, in a buffer with a bound; the stream is idle.
+    pub(crate) fn words_of_slot(&self, slot: u32) -> Result<Vec<u32>> {
         let (_, experts) = self.local_experts();
         let before = self.layouts.shape.received_counts(experts) - WORDS;
         let counts = self.private_slot(self.layouts.private.recv_counts, slot);
         // SAFETY: the buffer's own words, which this rank's dispatches alone write, and none runs.
-        let words: Vec<u32> = unsafe { read(&self.comm, counts + 4 * u64::from(before), WORDS.into())? };
-        Ok(self.said(&words))
+        unsafe { read(&self.comm, counts + 4 * u64::from(before), WORDS.into()) }
     }
 
     /// What the words behind a slot's counts say: the dispatch's epoch and the error, if it did not fit.

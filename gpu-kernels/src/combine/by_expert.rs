@@ -12,7 +12,7 @@
 //! sums the rows of the parts that block `b` of every other rank will pull, where there are several here, and writes the sums to
 //! `sums[source][token]`. Which rows those are it reads from the source's own handle, which lies in the source's window. Then it posts
 //! its word, waits for those of the blocks of its number, and pulls: of every other rank one row, the sum or the only one; its own
-//! rank's rows are summed on the way, and go through no memory.
+//! rank's rows are summed on the way, and go through no memory (with options they do, by way of `sums`).
 //!
 //! Nobody reads the sums of the combine before any more: every peer posted its entry word after its own last operation was over. A
 //! handle may be read from a peer from the moment its dispatch is over here (its landed words published it) until this rank enters its next

@@ -21,6 +21,8 @@ pub mod index {
 /// Arguments of a dispatch.
 ///
 /// Launch contract: `op`, `recv`, `landed` and `counts` describe windows laid out by `WindowLayout` for the same shape at every rank;
+/// where rows
+/// lie by expert, so do `tokens_of`, `handle_rank`, `handle_row` and `block_landed`, and all ranks launch as many blocks;
 /// `rows`, `topk_idx` and `topk_weights` hold `tokens` rows and are not written while the kernel runs; the launch has no more blocks than
 /// the layouts were made for, and their dynamic shared memory, and all blocks are resident together.
 #[derive(Clone, Copy, Debug, KernelArg)]

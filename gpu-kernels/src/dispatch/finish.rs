@@ -1,4 +1,4 @@
-//! Finishing: peers are told, theirs are waited for, and the received counts written.
+//! Finishing: peers are told and theirs waited for, unless every block has done so, and the received counts written.
 use epoxide_dsl::prelude::*;
 
 use super::args::{DispatchArgs, Now};
@@ -8,7 +8,7 @@ use crate::order::Order;
 use crate::sum::sum;
 use crate::words::{Flags, Phase};
 
-/// The last block out: tells every peer that its rows are there, waits for theirs, writes the counts, advances the numbers. It says
+/// The last block out: in the compact order tells every peer that its rows are there and waits for theirs; writes the counts, advances the numbers. It says
 /// whether it stopped at that.
 #[inline(always)]
 pub(super) fn finish<O: Order>(

@@ -38,7 +38,7 @@
 //! have come the operation is whole, whatever happens to others.
 //!
 //! Where rows lie by expert (`by_expert`), all blocks read the selections by expert before the first row is written, and nobody reads the tokens by
-//! rank; `landed` is posted by the last block through the kernel's first half, and acquired by all blocks.
+//! rank. In place of `landed` every block posts a word of its own to the blocks of its number, which acquire it: `by_expert` has that protocol.
 //!
 //! Where counts are `observe`d the host is told them as soon as they are here, before the rows have landed, and they are added up over dispatches.
 //! Where there may be too little room (`fit`), all blocks of all ranks see that in the same counts, and send nothing.

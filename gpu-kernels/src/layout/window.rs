@@ -19,14 +19,15 @@ pub struct WindowLayout {
     pub done: Span,
     /// u64 `[2][ranks][row_words]`: the count matrix.
     pub counts: Span,
+    /// u32 `[slots][ranks]`: how many tokens each rank dispatched; only where rows lie by expert. Zero before the first, so that a combine
+    /// behind a dispatch that failed looks at no token.
+    pub tokens: Span,
     /// What a row brings with it, the row first.
     pub received: ReceivedSpans,
     /// BF16 `[rows][hidden]`: what the experts made of each row.
     pub expert_out: Span,
     /// BF16 `[ranks][max_tokens][hidden]`: the sum of what this rank's experts made of another rank's token; only where rows lie by expert.
     pub sums: Span,
-    /// u32 `[slots][ranks]`: how many tokens each rank dispatched; only where rows lie by expert.
-    pub tokens: Span,
     /// i32 `[slots][max_tokens][top_k]`: the handles: destination rank, or -1. Where rows lie by expert; else they are private.
     pub send_rank: Span,
     /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination. Where rows lie by expert; else they are private.
@@ -58,6 +59,7 @@ impl WindowLayout {
             blocks: at.span("block words", by_expert(2 * ranks * u64::from(shape.blocks)), 8)?,
             done: at.span("done words", ranks, 8)?,
             counts: at.span("count matrix", (2 * ranks).checked_mul(sizes.count_words()?)?, 8)?,
+            tokens: at.span("tokens of each rank", by_expert(slots * ranks), 4)?,
             received: ReceivedSpans::lay(&mut at, shape)?,
             expert_out: at.span("expert outputs", shape.rows, shape.bf16_row_bytes())?,
             sums: at.span(
@@ -65,7 +67,6 @@ impl WindowLayout {
                 by_expert(Shape::worst_tokens(shape.ranks, shape.max_tokens)),
                 shape.bf16_row_bytes(),
             )?,
-            tokens: at.span("tokens of each rank", by_expert(slots * ranks), 4)?,
             send_rank: at.span("handle for peers: ranks", selections, 4)?,
             send_row: at.span("handle for peers: rows", selections, 4)?,
             returned: at.span("returned weights", shape.rows, shape.returned_row_bytes())?,
@@ -73,7 +74,7 @@ impl WindowLayout {
         })
     }
 
-    /// The flags and counts, which must be zero before the first operation, but for [`Self::unused_even`]: the first so many bytes of
+    /// The flags, counts and numbers of tokens, which must be zero before the first operation, but for [`Self::unused_even`]: the first so many bytes of
     /// the window.
     pub fn zeroed_bytes(&self) -> u64 {
         self.received.x.offset
@@ -105,9 +106,9 @@ impl WindowLayout {
             bytes: _,
         } = *self;
         let mut spans = Vec::with_capacity(12 + PARTS);
-        spans.extend([abort, entry, landed, blocks, done, counts]);
+        spans.extend([abort, entry, landed, blocks, done, counts, tokens]);
         spans.extend(received.all());
-        spans.extend([expert_out, sums, tokens, send_rank, send_row, returned]);
+        spans.extend([expert_out, sums, send_rank, send_row, returned]);
         spans
     }
 }
