@@ -1,6 +1,5 @@
 //! Tests of every way to be told the options.
 use clap::CommandFactory;
-use epoxide::LocalGroup;
 
 use crate::command_line::{self, Program};
 use crate::options::Options;
@@ -27,24 +26,16 @@ fn what_comes_back_is_verified_on_every_number_of_ranks() {
 #[test]
 fn the_exit_code_says_who_is_at_fault() {
     let program = Program::new(PLAYS, "codes");
-    for (args, said) in [
+    let lines = [
         ("--ranks 9", "9 is not in 1..=8"),
         ("--ranks 0", "0 is not in 1..=8"),
         ("--tokens -5", "'-5'"),
         ("--tokens 4097", "4097 is not in 1..=4096"),
         ("--gpus 0", "--device sim has none"),
         ("--device cuda --gpus 0,0,0", "--gpus names 3 GPUs for 2 ranks"),
-    ] {
-        let ended = program.run_well(&small::with(&SMALL, &args.split(' ').collect::<Vec<_>>()));
-        assert!(ended.code == Some(2) && ended.stderr.contains(said), "{args}: {ended:?}");
-    }
-    // What is spelt like it is another device.
-    let ended = program.run_well(&["--device", "cpu"]);
-    let listed = ended.stderr.contains("'cpu'") && ended.stderr.contains("[possible values: sim, cuda]");
-    assert!(ended.code == Some(2) && listed && !ended.stderr.contains("tip"), "{ended:?}");
-    let ended = program.run_well(&["--gpus", "99999"]);
-    let code = if LocalGroup::gpus().is_ok() { 2 } else { 1 };
-    assert_eq!(ended.code, Some(code), "{ended:?}");
+    ];
+    small::are_refused(&program, &SMALL, &lines);
+    small::devices_that_are_not_there_are_refused(&program);
 }
 
 #[test]
@@ -62,21 +53,5 @@ fn no_command_line_makes_it_panic() {
 #[test]
 fn no_option_is_ignored() {
     let program = Program::new(PLAYS, "effects");
-    let command = Options::command();
-    // Where it runs unless told.
-    let other = if LocalGroup::gpus().is_ok_and(|gpus| gpus > 0) { "sim" } else { "cuda" };
-    let effective = |flag: &str| {
-        let value = match flag {
-            "--device" => other,
-            "--gpus" => "0,0",
-            "--ranks" => "1",
-            "--tokens" => "2",
-            _ => return None,
-        };
-        Some(value.to_owned())
-    };
-    // Each option is left out of one of these, and what is not there is added.
-    let bases = small::each_left_out(&SMALL);
-    let bases: Vec<&str> = bases.iter().map(String::as_str).collect();
-    command_line::nothing_is_ignored(&program, command.get_arguments(), &bases, effective, str::to_owned);
+    small::no_option_is_ignored(&program, &Options::command(), &SMALL, &[]);
 }

@@ -28,14 +28,12 @@ fn what_comes_back_is_verified() {
 #[test]
 fn the_exit_code_says_who_is_at_fault() {
     let program = Program::new(PLAYS, "codes");
-    for (args, said) in [
+    let lines = [
         ("--ranks 17", "17 is not in 1..=16"),
         ("--tokens 4097", "4097 is not in 1..=4096"),
         ("--gpus 0", "--device sim has none"),
-    ] {
-        let ended = program.run_well(&small::with(&SMALL, &args.split(' ').collect::<Vec<_>>()));
-        assert!(ended.code == Some(2) && ended.stderr.contains(said), "{args}: {ended:?}");
-    }
+    ];
+    small::are_refused(&program, &SMALL, &lines);
 }
 
 #[test]
@@ -53,21 +51,7 @@ fn no_command_line_makes_it_panic() {
 #[test]
 fn no_option_is_ignored() {
     let program = Program::new(PLAYS, "effects");
-    // Where it runs unless told.
-    let other = if LocalGroup::gpus().is_ok_and(|gpus| gpus > 0) { "sim" } else { "cuda" };
-    let effective = |flag: &str| {
-        let value = match flag {
-            "--device" => other,
-            "--gpus" => "0,0",
-            "--ranks" => "1",
-            "--tokens" => "2",
-            _ => return None,
-        };
-        Some(value.to_owned())
-    };
-    let bases = small::each_left_out(&SMALL);
-    let bases: Vec<&str> = bases.iter().map(String::as_str).collect();
-    command_line::nothing_is_ignored(&program, Options::command().get_arguments(), &bases, effective, str::to_owned);
+    small::no_option_is_ignored(&program, &Options::command(), &SMALL, &[]);
 }
 
 /// Every number that comes out is compared.

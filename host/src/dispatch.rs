@@ -187,9 +187,10 @@ impl ElasticBuffer {
         let slot = self.routings.slot(routing_slot, self.state)?;
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
         // Where rows lie by expert, the handle is another.
-        let [send_rank, send_row] = match shape.layout {
-            Layout::Compact => self.handle_slot(slot),
-            _ => [p.send_rank, p.send_row].map(|span| self.private_span(span)),
+        let [send_rank, send_row] = if shape.layout.is_by_expert() {
+            [p.send_rank, p.send_row].map(|span| self.private_span(span))
+        } else {
+            self.handle_slot(slot)
         };
         let of_slot = |span: Span| span.slot(slot, shape.routing_slots).offset;
         // SAFETY: the buffer's own memory, laid out for its shape; the inputs are the caller's promise.

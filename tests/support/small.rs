@@ -1,5 +1,6 @@
 //! Runs of an example that are small but for what is tried: `small` is options that take a value each.
 use clap::Command;
+use epoxide::LocalGroup;
 
 use crate::command_line::{self, Program};
 
@@ -36,4 +37,40 @@ pub fn no_command_line_panics(program: &Program, options: &Command, small: &[&st
     let mut lines = command_line::singles(options.get_arguments());
     lines.extend(command_line::mixtures(&lines, mixtures, 1));
     command_line::for_each(&lines, |line| drop(program.run_well(&with(small, line))));
+}
+
+/// Checks that each of `lines` is the options' fault, of which it is said so.
+#[allow(dead_code, reason = "not all examples are layers with few options")]
+pub fn are_refused(program: &Program, small: &[&str], lines: &[(&str, &str)]) {
+    for (args, said) in lines {
+        let ended = program.run_well(&with(small, &args.split(' ').collect::<Vec<_>>()));
+        assert!(ended.code == Some(2) && ended.stderr.contains(said), "{args}: {ended:?}");
+    }
+}
+
+/// Checks that a device of another name is refused with those that there are, and so is a GPU that is not there.
+#[allow(dead_code, reason = "not all examples are layers with few options")]
+pub fn devices_that_are_not_there_are_refused(program: &Program) {
+    // What is spelt like it is another device.
+    let ended = program.run_well(&["--device", "cpu"]);
+    let listed = ended.stderr.contains("'cpu'") && ended.stderr.contains("[possible values: sim, cuda]");
+    assert!(ended.code == Some(2) && listed && !ended.stderr.contains("tip"), "{ended:?}");
+    let ended = program.run_well(&["--gpus", "99999"]);
+    let code = if LocalGroup::gpus().is_ok() { 2 } else { 1 };
+    assert_eq!(ended.code, Some(code), "{ended:?}");
+}
+
+/// Checks that no option is ignored: each is left out of one line and added. `own` gives those that not every layer has a value that matters.
+#[allow(dead_code, reason = "not all examples are layers with few options")]
+pub fn no_option_is_ignored(program: &Program, options: &Command, small: &[&str], own: &[(&str, &str)]) {
+    // Where it runs unless told.
+    let other = if LocalGroup::gpus().is_ok_and(|gpus| gpus > 0) { "sim" } else { "cuda" };
+    let usual = [("--device", other), ("--gpus", "0,0"), ("--ranks", "1"), ("--tokens", "2")];
+    let effective = |flag: &str| {
+        let mut values = own.iter().chain(&usual);
+        values.find(|(of, _)| *of == flag).map(|(_, value)| (*value).to_owned())
+    };
+    let bases = each_left_out(small);
+    let bases: Vec<&str> = bases.iter().map(String::as_str).collect();
+    command_line::nothing_is_ignored(program, options.get_arguments(), &bases, effective, str::to_owned);
 }

@@ -13,7 +13,6 @@ use epoxide_dsl::grid::GridCounters;
 use epoxide_dsl::memory::{Global, Symmetric};
 use epoxide_dsl::window::{Peer, Region, Window};
 use epoxide_kernels::layout::{DispatchShared, Span};
-use epoxide_kernels::shape::Layout;
 use epoxide_kernels::words::{EntryWords, Flags, Kind, Operation};
 
 pub(crate) use self::overflows::Overflows;
@@ -189,9 +188,10 @@ impl ElasticBuffer {
     /// The handle of a routing slot: the ranks and the rows. Where peers read it, it lies in the window.
     pub(crate) fn handle_slot(&self, slot: u32) -> [u64; 2] {
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
-        match shape.layout {
-            Layout::Compact => [p.send_rank, p.send_row].map(|span| self.private_slot(span, slot)),
-            _ => [w.send_rank, w.send_row].map(|span| self.window_span(span.slot(slot, shape.routing_slots))),
+        if shape.layout.is_by_expert() {
+            [w.send_rank, w.send_row].map(|span| self.window_span(span.slot(slot, shape.routing_slots)))
+        } else {
+            [p.send_rank, p.send_row].map(|span| self.private_slot(span, slot))
         }
     }
 
