@@ -236,6 +236,13 @@ impl Watch {
         Look(if thread::index() == 0 { self.channel.own_abort().load_relaxed::<System>(0) } else { 0 })
     }
 
+    /// Looks whether some rank, this one too, has given up. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn is_aborted(&self) -> bool {
+        self.channel.own_abort().load_relaxed::<System>(0) != 0
+    }
+
     /// What a look found: that some rank has given up, in the thread that looked. Per thread.
     #[inline(always)]
     pub fn found(&self, look: Look, phase: u32) -> Fault {

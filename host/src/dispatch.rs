@@ -205,7 +205,6 @@ impl ElasticBuffer {
                 topk_idx: Global::from_raw(topk_idx),
                 topk_weights: Global::from_raw(topk_weights),
                 block_counts: Global::from_raw(self.private_span(p.block_counts)),
-                block_bad: Global::from_raw(self.private_span(p.block_bad)),
                 routing: Global::from_raw(self.private_slot(p.routing, slot)),
                 send_rank: Global::from_raw(send_rank),
                 send_row: Global::from_raw(send_row),

@@ -31,7 +31,7 @@ use epoxide_dsl::fault::{Fault, Told};
 use epoxide_dsl::prelude::*;
 
 use crate::grid_warps;
-use crate::words::{Code, Kind, Phase, Status, no_routing};
+use crate::words::{Code, Kind, Phase, no_routing};
 pub(crate) use options::ByExpertWith;
 use parts::{Part, Parts};
 use sum::Rows;
@@ -137,7 +137,7 @@ fn enter<S: Sum>(sum: &S, watch: &wait::Watch) -> Result<(Parts, Part), fault::S
     fault.settle()?;
     let (window, entry) = (a.op.window(), a.op.entry.of_dispatch(dispatch));
     if thread::block_index() == 0 && thread::index() < window.peers {
-        entry.post(window, Peer(thread::index()), watch.epoch(), kind, Status::Ok);
+        entry.post(window, Peer(thread::index()), watch.epoch(), kind);
     }
     let _met = entry.meet(window, watch, kind)?;
     Ok((parts, first))

@@ -24,7 +24,7 @@ use super::finish::exchange;
 use super::send::{memory_of_warp, send_scales};
 use crate::layout::{DispatchShared, RecvRegions, THREADS};
 use crate::row::{Row, RowArgs};
-use crate::words::{Flags, Kind, Operation, Phase, Status, no_routing};
+use crate::words::{Flags, Kind, Operation, Phase, no_routing};
 
 /// Arguments of a dispatch by an old routing.
 ///
@@ -87,11 +87,11 @@ fn attempt<R: Row>(a: &DispatchAgainArgs, watch: &wait::Watch) -> Result<(), fau
     no_routing(dispatch, a.slot, a.op.window(), watch.found(look, Phase::Entry as u32)).settle()?;
     let (window, entry) = (a.op.window(), a.op.entry.of_dispatch(dispatch));
     if thread::block_index() == 0 && thread::index() < window.peers {
-        entry.post(window, Peer(thread::index()), watch.epoch(), Kind::DispatchAgain, Status::Ok);
+        entry.post(window, Peer(thread::index()), watch.epoch(), Kind::DispatchAgain);
     }
-    let met = entry.meet(window, watch, Kind::DispatchAgain)?;
+    let acquired = entry.meet(window, watch, Kind::DispatchAgain)?;
     // The free edges order the owners' reads with this block's bulk stores.
-    send::<R>(a, &met.acquired.for_bulk_copies());
+    send::<R>(a, &acquired.for_bulk_copies());
     Ok(())
 }
 

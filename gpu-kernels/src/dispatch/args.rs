@@ -2,7 +2,7 @@
 use epoxide_dsl::prelude::*;
 
 use crate::bound::Bound;
-use crate::layout::{DispatchShared, RecvRegions, WARPS};
+use crate::layout::{DispatchShared, RecvRegions};
 use crate::order::{Found, Owned};
 use crate::placement::Placement;
 use crate::row::RowArgs;
@@ -44,10 +44,8 @@ pub struct DispatchArgs {
     pub topk_idx: Global<u8>,
     /// f32 `[tokens][top_k]`.
     pub topk_weights: Global<f32>,
-    /// u32 `[blocks][ranks + experts]`.
+    /// u32 `[blocks][ranks + 1 + experts]`.
     pub block_counts: Global<u32>,
-    /// u32 `[blocks]`.
-    pub block_bad: Global<u32>,
     /// `[1]`: the number of the dispatch whose routing this slot has: written, 0 if it failed.
     pub routing: Global<u64>,
     /// i32 `[tokens][top_k]`: written: the rank that a selection's row goes to, at the first selection of that rank, or at each where rows are
@@ -100,6 +98,14 @@ pub(super) struct Now {
     pub dispatch: u64,
 }
 
+impl Now {
+    /// As the operation's numbers are until the last block is out.
+    #[inline(always)]
+    pub(super) fn load(a: &DispatchArgs) -> Self {
+        Self { epoch: a.op.next_epoch(), dispatch: a.dispatches.load_weak(0) + 1 }
+    }
+}
+
 /// Contiguous tokens.
 #[derive(Clone, Copy)]
 pub(super) struct Chunk {
@@ -114,10 +120,10 @@ impl Chunk {
         Self { start: 0, end: tokens }.part(thread::block_index(), tokens.div_ceil(thread::grid_blocks()))
     }
 
-    /// Those of this warp, of the block's: whole turns of `at_once`, a power of two.
+    /// Those of this warp, of the block's first `warps`: whole turns of `at_once`, a power of two.
     #[inline(always)]
-    pub(super) fn of_warp(self, at_once: u32) -> Self {
-        let tokens = (self.end - self.start).div_ceil(WARPS);
+    pub(super) fn of_warp(self, warps: u32, at_once: u32) -> Self {
+        let tokens = (self.end - self.start).div_ceil(warps);
         self.part(warp::index(), (tokens + at_once - 1) & !(at_once - 1))
     }
 
@@ -146,8 +152,8 @@ impl DispatchArgs {
     #[inline(always)]
     pub(super) fn found(&self) -> Found {
         let (bases, totals) = (Shared::dynamic(self.shared.bases), Shared::dynamic(self.shared.stages));
-        // Nobody has found a bad selection, or rows would have no places.
-        Found { bases, totals, owned: self.owned(), over: Shared::dynamic(self.shared.bad) }
+        let bad = Shared::dynamic(self.shared.bad);
+        Found { bases, totals, owned: self.owned(), bad, over: bad.at(1) }
     }
     /// The ranks to which `token`'s selections send it.
     #[inline(always)]

@@ -2,10 +2,12 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::{Chunk, DispatchArgs, Now};
+use crate::grid_warps;
 use crate::layout::{THREADS, WARPS};
-use crate::order::{Counted, Order, number};
+use crate::order::{Counted, Order};
+use crate::placement::quotient;
 use crate::sum::sum;
-use crate::words::{BadSelection, Kind, Status};
+use crate::words::{BadSelection, Kind};
 
 /// Where a token's copy goes among those of its key, a rank or an expert, while only its warp's are numbered: the warp, and the number there. The handle
 /// holds it until the copy is made.
@@ -32,31 +34,81 @@ impl Place {
     }
 }
 
-/// Counts this block's tokens per rank and expert, finds its first bad selection, and notes where each selection goes. Each warp takes
-/// tokens that lie side by side, so that it can number them by itself.
+/// Turns that a block's warps take at most where every block counts all tokens of the rank: so many cost about what the grid's meeting does.
+const TURNS: u32 = 4;
+
+/// Lanes for a token, as a power of two: as many as hold its selections.
+#[inline(always)]
+fn lanes_log2(a: &DispatchArgs) -> u32 {
+    32 - (a.top_k - 1).leading_zeros()
+}
+
+/// Whether every block counts all tokens of the rank by itself, and not its own ones for the grid to add up. The same in all blocks.
+#[inline(always)]
+pub(super) fn each_counts_all(a: &DispatchArgs) -> bool {
+    a.tokens <= (TURNS * a.shared.count_warps * warp::LANES) >> lanes_log2(a)
+}
+
+/// Counts tokens per rank and expert, the rank's or this block's own, finds their first bad selection, and notes where each selection of this
+/// block's goes. Each warp takes tokens that lie side by side, so that it can number them by itself.
 #[inline(always)]
 pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     let counters = Shared::<u32>::dynamic(a.shared.stages);
     let places = Shared::<u32>::dynamic(a.shared.places);
     let bad = Shared::<u32>::dynamic(a.shared.bad);
-    for i in thread::strided(thread::index(), a.counts.counters(), THREADS) {
+    // The masks behind them too.
+    for i in thread::strided(thread::index(), a.counts.counters() * (1 + a.shared.count_warps), THREADS) {
         counters.store_weak(i, 0);
     }
-    let (keys, first_key) = O::keys(&a.counts);
+    let (keys, _) = O::keys(&a.counts);
     for i in thread::strided(thread::index(), keys * WARPS, THREADS) {
         places.store_weak(i, 0);
     }
     if thread::index() == 0 {
         bad.store_weak(0, BadSelection::NONE.key());
+        a.found().over.store_weak(0, u32::MAX);
     }
     block::sync();
 
-    // As many lanes for a token as hold its selections, and a power of two, so that a warp takes several tokens at once.
-    let lanes_log2 = 32 - (a.top_k - 1).leading_zeros();
-    let (of_warp, position) = (warp::lane() >> lanes_log2, warp::lane() & ((1 << lanes_log2) - 1));
+    if warp::index() < a.shared.count_warps {
+        count_of_warp::<O>(a, chunk);
+    }
+    block::sync();
+
+    number_behind_earlier_warps::<O>(a);
+    if thread::index() == 0 {
+        counters.store_weak(a.counts.first_bad(), bad.load_weak(0));
+        // From here on a rank's.
+        bad.store_weak(0, u32::MAX);
+    }
+    block::sync();
+
+    if !each_counts_all(a) {
+        let own = a.block_counts.rows(a.counts.counters()).row(thread::block_index());
+        for i in thread::strided(thread::index(), a.counts.counters(), THREADS) {
+            own.store_weak(i, counters.load_weak(i));
+        }
+    }
+}
+
+/// A warp's part of it.
+#[inline(always)]
+fn count_of_warp<O: Order>(a: &DispatchArgs, chunk: Chunk) {
+    let counters = Shared::<u32>::dynamic(a.shared.stages);
+    let bad = Shared::<u32>::dynamic(a.shared.bad);
+    // Which lanes have an expert, or a rank, in this turn: 0 between turns.
+    let lanes_of = counters.at((1 + warp::index()) * a.counts.counters());
+    let (keys, _) = O::keys(&a.counts);
+    let counted = Shared::<u32>::dynamic(a.shared.places).at(warp::index() * keys);
+
+    // A warp takes several tokens at once.
+    let (lanes_log2, lane) = (lanes_log2(a), warp::lane());
+    let (of_warp, position) = (lane >> lanes_log2, lane & ((1 << lanes_log2) - 1));
     let at_once = warp::LANES >> lanes_log2;
-    let mine = chunk.of_warp(at_once);
-    let counted = places.at(warp::index() * keys);
+    let earlier = (1 << lane) - 1;
+    let earlier_of_token = earlier & (u32::MAX << (of_warp << lanes_log2));
+    let of_block = if each_counts_all(a) { Chunk { start: 0, end: a.tokens } } else { chunk };
+    let mine = of_block.of_warp(a.shared.count_warps, at_once);
     let load = |token: u32| if token < mine.end && position < a.top_k { a.selection(token, position) } else { -1 };
     let mut first = mine.start;
     let mut next = load(first + of_warp);
@@ -66,36 +118,84 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
         // The next tokens' selections are on their way while these are counted.
         next = load(first + of_warp);
         let selects = index >= 0 && index < i64::from(a.placement.experts);
-        // Tokens are kept apart. Nobody asks whom a lane with nothing to match matches; the fewer keys, the faster.
-        let of_token = of_warp << 16;
-        let nobody = u32::MAX;
-        let owner = if selects { a.placement.owner(index as u32) } else { 0 };
-        let same_expert = warp::match_any(warp::ALL, if selects { of_token | index as u32 } else { nobody });
-        let same_rank = warp::match_any(warp::ALL, if selects { of_token | owner } else { nobody });
-        let first_of_rank = selects && same_rank.trailing_zeros() == warp::lane();
-        let repeated = selects && same_expert.trailing_zeros() != warp::lane();
-        let (sends, key) = if O::BY_EXPERT { (selects, index as u32) } else { (first_of_rank, owner) };
-        let number = number(counted, sends.then_some(key));
+        let (mut owner, mut expert) = (0, 0);
+        if selects {
+            owner = a.placement.owner(index as u32);
+            expert = a.counts.of_expert(index as u32);
+            lanes_of.fetch_add_relaxed(expert, 1 << lane);
+            if !O::BY_EXPERT {
+                lanes_of.fetch_add_relaxed(owner, 1 << lane);
+            }
+        }
+        warp::sync(warp::ALL);
+        let (mut same_expert, mut same_rank) = (0, 0);
+        if selects {
+            same_expert = lanes_of.load_weak(expert);
+            if !O::BY_EXPERT {
+                same_rank = lanes_of.load_weak(owner);
+            }
+        }
+        let repeated = same_expert & earlier_of_token != 0;
+        // Who sends a row, and which lanes do for the same key.
+        let (mut sends, mut key, mut same) = (selects, index as u32, same_expert);
+        if !O::BY_EXPERT {
+            (sends, key) = (selects && same_rank & earlier_of_token == 0, owner);
+            same = same_rank & warp::ballot(warp::ALL, sends);
+        }
+        let mut number = 0;
+        if sends {
+            number = counted.load_weak(key) + (same & earlier).count_ones();
+        }
+        // All have read before the first lanes count and clear, and these have before the next turn.
+        warp::sync(warp::ALL);
+        if sends && same & earlier == 0 {
+            counted.store_weak(key, number + same.count_ones());
+            lanes_of.store_weak(if O::BY_EXPERT { expert } else { owner }, 0);
+        }
+        if !O::BY_EXPERT && same_expert != 0 && same_expert & earlier == 0 {
+            // Rows are counted by their places.
+            counters.fetch_add_relaxed(expert, same_expert.count_ones());
+            lanes_of.store_weak(expert, 0);
+        }
+        warp::sync(warp::ALL);
         if token < mine.end && position < a.top_k {
             let out_of_range = index < -1 || index >= i64::from(a.placement.experts);
             if out_of_range || repeated {
                 bad.fetch_min_relaxed(0, BadSelection::new(token, position, repeated).key());
             }
-            // The others are counted by their places.
-            if O::BY_EXPERT && first_of_rank {
-                counters.fetch_add_relaxed(owner, 1);
-            } else if !O::BY_EXPERT && selects {
-                counters.fetch_add_relaxed(a.counts.of_expert(index as u32), 1);
+            if token >= chunk.start && token < chunk.end {
+                let place = Place { warp: warp::index(), number };
+                a.handle_ranks(token)
+                    .store_weak(position, if sends { a.op.window().rank_of(Peer(owner)).0 as i32 } else { -1 });
+                a.handle_rows(token).store_weak(position, if sends { place.to_word() } else { 0 });
             }
-            let place = Place { warp: warp::index(), number };
-            a.handle_ranks(token)
-                .store_weak(position, if sends { a.op.window().rank_of(Peer(owner)).0 as i32 } else { -1 });
-            a.handle_rows(token).store_weak(position, if sends { place.to_word() } else { 0 });
         }
     }
-    block::sync();
+}
 
-    // Each warp's rows for a key come after those of the warps before it: a lane for each warp.
+/// Moves each warp's rows for a key behind those of the warps before it, and counts the key's.
+#[inline(always)]
+fn number_behind_earlier_warps<O: Order>(a: &DispatchArgs) {
+    let counters = Shared::<u32>::dynamic(a.shared.stages);
+    let places = Shared::<u32>::dynamic(a.shared.places);
+    let (keys, first_key) = O::keys(&a.counts);
+    if O::BY_EXPERT {
+        // Keys are many: a thread for each. What a warp reads lies side by side then.
+        for key in thread::strided(thread::index(), keys, THREADS) {
+            let mut counted = [0; WARPS as usize];
+            unroll!(W in 16 => {
+                counted[W] = places.load_weak(W as u32 * keys + key);
+            });
+            let mut before = 0;
+            unroll!(W in 16 => {
+                places.store_weak(W as u32 * keys + key, before);
+                before += counted[W];
+            });
+            counters.store_weak(first_key + key, before);
+        }
+        return;
+    }
+    // A lane for each warp.
     for key in thread::strided(warp::index(), keys, WARPS) {
         let of_warp = places.at(warp::lane() * keys + key);
         let mut counted = 0;
@@ -110,64 +210,92 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
             counters.store_weak(first_key + key, up_to_here);
         }
     }
-    block::sync();
+}
+const _: () = assert!(WARPS == 16, "the warps are unrolled");
 
-    let own = a.block_counts.rows(a.counts.counters()).row(thread::block_index());
-    for i in thread::strided(thread::index(), a.counts.counters(), THREADS) {
-        own.store_weak(i, counters.load_weak(i));
-    }
-    if thread::index() == 0 {
-        a.block_bad.store_weak(thread::block_index(), bad.load_weak(0));
+/// Posts this rank's entry word at every peer, by block 0, before it counts: what the word covers was over before the launch.
+#[inline(always)]
+pub(super) fn enter(a: &DispatchArgs, watch: &wait::Watch) {
+    let window = a.op.window();
+    // By the last threads, whose warps have the fewest tokens.
+    let first = THREADS - window.peers;
+    // Behind a fault nothing is published.
+    if thread::block_index() == 0 && thread::index() >= first && !watch.is_aborted() {
+        a.op.entry.post(window, Peer(thread::index() - first), watch.epoch(), Kind::Dispatch);
     }
 }
 
-/// Gives this rank's row of the count matrix to every peer: each block a slice of it, block 0 the entry word.
+/// Gives this rank's row of the count matrix to every peer: each block a part of it.
 #[inline(always)]
-pub(super) fn publish(a: &DispatchArgs, now: Now) {
-    let blocks = thread::grid_blocks();
-    let (window, counted) = (a.op.window(), a.block_counts.rows(a.counts.counters()));
-    let mut counter = thread::block_index() * THREADS + thread::index();
-    while counter < a.counts.counters() {
-        let total = sum(blocks, |block| counted.row(block).load_weak(counter));
-        a.counts.publish(window, now.dispatch, counter, total);
-        counter += blocks * THREADS;
-    }
-    let peer = Peer(thread::index());
-    // The warps whose threads have a peer, whole.
-    if thread::block_index() == 0 && warp::index() * warp::LANES < window.peers {
-        let mut key = BadSelection::NONE.key();
-        for block in thread::strided(warp::lane(), blocks, warp::LANES) {
-            key = key.min(a.block_bad.load_weak(block));
-        }
-        let first = BadSelection::from_key(warp::min(warp::ALL, key));
-        if peer.0 >= window.peers {
+pub(super) fn publish<O: Order>(a: &DispatchArgs, now: Now) {
+    let (window, blocks) = (a.op.window(), thread::grid_blocks());
+    let (first, told) = O::told(&a.counts);
+    if each_counts_all(a) {
+        let counters = Shared::<u32>::dynamic(a.shared.stages).at(first);
+        // A thread of the grid for each peer and counter, those of a counter in different blocks. Block 0 was late.
+        let late = if blocks > 1 { 1 } else { 0 };
+        let threads = THREADS * (blocks - late);
+        if thread::block_index() < late {
             return;
         }
-        let status = first.status();
-        if status != Status::Ok {
-            let index = a.selection(first.token(), first.position()) as u64;
-            let details = [first.token(), first.position(), index as u32, (index >> 32) as u32];
-            a.counts.publish_details(window, now.dispatch, peer, details);
+        let thread = thread::index() * (blocks - late) + thread::block_index() - late;
+        for i in thread::strided(thread, told * window.peers, threads) {
+            let counter = quotient(i, window.peers);
+            tell(a, now, Peer(i - counter * window.peers), first + counter, counters.load_weak(counter));
         }
-        // Released after the details, so that who acquires a bad status finds them.
-        a.op.entry.post(window, peer, now.epoch, Kind::Dispatch, status);
+        return;
     }
+    let counted = a.block_counts.rows(a.counts.counters());
+    // A warp of the grid for each counter.
+    for counter in thread::strided(first + grid_warps::index(), first + told, grid_warps::count()) {
+        let (mut total, mut least) = (0, u32::MAX);
+        for block in thread::strided(warp::lane(), blocks, warp::LANES) {
+            let count = counted.row(block).load_weak(counter);
+            total += count;
+            least = least.min(count);
+        }
+        total = warp::sum(warp::ALL, total);
+        if counter == a.counts.first_bad() {
+            total = warp::min(warp::ALL, least);
+        }
+        for peer in thread::strided(warp::lane(), window.peers, warp::LANES) {
+            tell(a, now, Peer(peer), counter, total);
+        }
+    }
+}
+
+/// Gives a counter to a peer. Per thread.
+#[inline(always)]
+fn tell(a: &DispatchArgs, now: Now, peer: Peer, counter: u32, count: u32) {
+    if counter != a.counts.first_bad() {
+        a.counts.tell(a.op.window(), now.dispatch, peer, counter, count);
+        return;
+    }
+    let bad = BadSelection::from_key(count);
+    let index = || a.selection(bad.token(), bad.position()) as u64;
+    a.counts.tell_bad(a.op.window(), now.dispatch, peer, bad, index);
 }
 
 /// Moves this block's rows behind those of the blocks before it, for every key.
 #[inline(always)]
 pub(super) fn place_behind_earlier_blocks<O: Order>(a: &DispatchArgs) {
+    if each_counts_all(a) {
+        return;
+    }
     let places = Shared::<u32>::dynamic(a.shared.places);
     let counted = a.block_counts.rows(a.counts.counters());
     let (keys, first_key) = O::keys(&a.counts);
     let lane = warp::lane();
     if O::BY_EXPERT {
-        // Keys are many: a thread for each.
-        for key in thread::strided(thread::index(), keys, THREADS) {
-            let placed = sum(thread::block_index(), |block| counted.row(block).load_weak(first_key + key));
+        // Keys are many: a thread for each, or some that share the blocks.
+        let sharing = if keys < THREADS { quotient(THREADS, keys) } else { 1 };
+        for i in thread::strided(thread::index(), keys * sharing, THREADS) {
+            let share = quotient(i, keys);
+            let key = i - share * keys;
+            let blocks = quotient(thread::block_index() + sharing - 1 - share, sharing);
+            let placed = sum(blocks, |block| counted.row(share + block * sharing).load_weak(first_key + key));
             for of_warp in thread::strided(0, WARPS, 1) {
-                let at = places.at(of_warp * keys + key);
-                at.store_weak(0, at.load_weak(0) + placed);
+                places.fetch_add_relaxed(of_warp * keys + key, placed);
             }
         }
         return;
@@ -185,11 +313,9 @@ pub(super) fn place_behind_earlier_blocks<O: Order>(a: &DispatchArgs) {
     }
 }
 
-/// Finds where this rank's rows begin for each key. The places of all warps are there afterwards too.
+/// What is counted, and where this block keeps what it finds.
 #[inline(always)]
-pub(super) fn base_rows<O: Order>(a: &DispatchArgs, now: Now) {
-    let (window, placement) = (a.op.window(), a.placement);
-    let (number, alignment) = (now.dispatch, a.alignment);
-    let counted = Counted { counts: a.counts, window, number, placement, alignment, bound: a.bound };
-    O::bases(&counted, &a.found());
+pub(super) fn counted(a: &DispatchArgs, now: Now) -> Counted {
+    let (window, placement, bound) = (a.op.window(), a.placement, a.bound);
+    Counted { counts: a.counts, window, number: now.dispatch, placement, alignment: a.alignment, bound }
 }

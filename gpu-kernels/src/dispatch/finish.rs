@@ -31,7 +31,10 @@ pub(super) fn finish<O: Order>(
     }
     let came = complete && !(O::OBSERVED && fit::is_exceeded(a));
     if O::BY_EXPERT {
-        by_expert::write_counts::<O>(a, now, came);
+        // A block has written them, unless it has stopped.
+        if !complete {
+            by_expert::write_no_counts(a);
+        }
     } else {
         write_counts(a, now, came);
     }

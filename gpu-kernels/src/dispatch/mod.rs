@@ -11,8 +11,8 @@
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
-//! | `counts`² `[s][..]` at every rank, of `d` | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, the bad selection if any | the tokens per rank by all blocks, before the first row is written; the selections by the last block, after the `landed` words, which publish them too |
-//! | `entry`² `[s]` at every rank, of `e` | block 0 of `s`, release | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch; its selections are valid or not | all blocks, acquire, before the first row is written |
+//! | `counts`² `[s][..]` at every rank, of `d` | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, its first bad selection or that there is none | the tokens per rank and the bad selection by all blocks, before the first row is written; the selections by the last block, after the `landed` words, which publish them too |
+//! | `entry`² `[s]` at every rank, of `e` | block 0 of `s`, release, before it counts | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch | all blocks, acquire, before the first row is written |
 //! | `landed`² `[s]` at rank r, of `e` | the last block of `s` out, release, with the token of `wait_group 0` from every block | all rows of `s` for r are **there** | the last block of r out, acquire; r's consumers are stream-ordered after |
 //!
 //! When a dispatch completes, a rank may also write its expert outputs again: every peer's `entry` word of `e` was posted after
@@ -37,8 +37,11 @@
 //! just now some blocks may know and others not, but the last block out does, and posts no `landed` word. When every peer's
 //! have come the operation is whole, whatever happens to others.
 //!
-//! Where rows lie by expert (`by_expert`), all blocks read the selections by expert before the first row is written, and nobody reads the tokens by
-//! rank. In place of `landed` every block posts a word of its own to the blocks of its number, which acquire it: `by_expert` has that protocol.
+//! Where tokens are few every block counts all of the rank's, which takes less than to meet and add up what each has counted; nobody sees a difference.
+//! The word of a bad selection is released after what goes with it, and who finds one acquires it.
+//!
+//! Where rows lie by expert (`by_expert`), all blocks read the selections by expert before the first row is written, and the tokens by
+//! rank are not told. In place of `landed` every block posts a word of its own to the blocks of its number, which acquire it: `by_expert` has that protocol.
 //!
 //! Where counts are `observe`d the host is told them as soon as they are here, before the rows have landed, and they are added up over dispatches.
 //! Where there may be too little room (`fit`), all blocks of all ranks see that in the same counts, and send nothing.
@@ -66,11 +69,13 @@ use args::{Chunk, Now};
 /// Moves the rows.
 #[inline(always)]
 pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
-    let now = Now { epoch: a.op.next_epoch(), dispatch: a.dispatches.load_weak(0) + 1 };
+    let now = Now::load(a);
     let watch = wait::Watch::begin(a.op.fault, now.epoch);
     let mut ended = attempt::<R, O>(a, &watch, now);
+    // Once more: the last block out advances them, and no register need hold them while rows are made.
+    let now = Now::load(a);
     if O::BY_EXPERT {
-        ended = by_expert::multiply::<R>(a, &watch, ended);
+        ended = by_expert::multiply::<R, O>(a, &watch, now, ended);
     }
     let landed = bulk::land();
     if let Some(last) = a.op.grid.last_out(landed, ended.is_err()) {
@@ -86,15 +91,18 @@ pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
 #[inline(always)]
 fn attempt<R: Row, O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Result<(), fault::Stopped> {
     let chunk = Chunk::of_block(a.tokens);
-    // The answer is not needed before something is published, and counting touches nothing that a peer sees.
+    count::enter(a, watch);
+    // The answer is not needed before counts are published, and counting touches nothing that a peer sees.
     let look = watch.look();
     count::count::<O>(a, chunk);
-    let _counted = a.op.grid.sync(watch, Phase::Counted as u32)?;
+    if !count::each_counts_all(a) {
+        let _counted = a.op.grid.sync(watch, Phase::Counted as u32)?;
+    }
     watch.found(look, Phase::Counted as u32).settle()?;
-    count::publish(a, now);
+    count::publish::<O>(a, now);
     count::place_behind_earlier_blocks::<O>(a);
     let acquired = agree::<O>(a, watch, now)?;
-    count::base_rows::<O>(a, now);
+    O::bases(&count::counted(a, now), &a.found());
     if O::OBSERVED {
         if fit::is_exceeded(a) {
             fit::route_nothing::<O>(a, chunk);
@@ -115,9 +123,10 @@ fn attempt<R: Row, O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) ->
 /// Waits until every rank has entered and told its counts.
 #[inline(always)]
 fn agree<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Result<wait::Acquired, fault::Stopped> {
-    let window = a.op.window();
-    let met = a.op.entry.meet(window, watch, Kind::Dispatch)?;
-    stop_if_bad(&a.op.entry, &a.counts, window, now.dispatch, watch, met.status)?;
-    let _counts = O::wait(&a.counts, window, watch, now.dispatch)?;
-    Ok(met.acquired)
+    let (window, counted) = (a.op.window(), count::counted(a, now));
+    O::begin(&counted, &a.found());
+    let acquired = a.op.entry.meet(window, watch, Kind::Dispatch)?;
+    let _counts = O::wait(&counted, &a.found(), watch)?;
+    stop_if_bad(&a.counts, window, now.dispatch, a.found().bad.load_weak(0))?;
+    Ok(acquired)
 }

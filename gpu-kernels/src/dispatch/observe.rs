@@ -22,7 +22,7 @@ pub(super) fn tell<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) ->
         return Ok(());
     }
     if !O::BY_EXPERT {
-        let _counts = a.counts.wait_by_expert(a.op.window(), watch, now.dispatch)?;
+        let _counts = a.counts.wait_by_expert(a.op.window(), watch, now.dispatch, |_| {}, |_, _, _| {})?;
     }
     // The warp that copies the fewest rows, or none: where rows are long, shared memory is not enough for all warps' stages.
     if warp::index() == WARPS - 1 {

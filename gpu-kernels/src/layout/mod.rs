@@ -37,7 +37,7 @@ impl Sizes {
         if !shape.is_valid() {
             return None;
         }
-        Some(Self { shape: *shape, counters: shape.ranks as u64 + shape.experts as u64 })
+        Some(Self { shape: *shape, counters: CountMatrix::counters_for(shape.ranks as u64, shape.experts as u64) })
     }
 
     /// Words of a row of the count matrix; `None` if they are more than 64 bits count.

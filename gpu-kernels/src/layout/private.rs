@@ -18,10 +18,8 @@ pub struct PrivateLayout {
     pub grid: Span,
     /// u64 `[1]`: the claim of the fault record.
     pub claim: Span,
-    /// u32 `[blocks][ranks + experts]`: each block's counts.
+    /// u32 `[blocks][ranks + 1 + experts]`: each block's counts, with its first bad selection.
     pub block_counts: Span,
-    /// u32 `[blocks]`: each block's first bad selection.
-    pub block_bad: Span,
     /// u64 `[slots]`: the handles: the number of the dispatch whose routing lies in the slot; 0 where there is none.
     pub routing: Span,
     /// i32 `[slots][max_tokens][top_k]`: the handles: destination rank, or -1. Where rows lie by expert
@@ -62,7 +60,6 @@ impl PrivateLayout {
             grid: at.span("grid counters", 2, 8)?,
             claim: at.span("claim of the fault record", 1, 8)?,
             block_counts: at.span("block counts", blocks.checked_mul(counters)?, 4)?,
-            block_bad: at.span("block faults", blocks, 4)?,
             routing: at.span("handle: dispatches", slots, 8)?,
             send_rank: at.span("handle: ranks", selections, 4)?,
             send_row: at.span("handle: rows", selections, 4)?,
@@ -73,7 +70,7 @@ impl PrivateLayout {
     }
 
     /// All regions, in order.
-    pub fn spans(&self) -> [Span; 13] {
+    pub fn spans(&self) -> [Span; 12] {
         let Self {
             bases,
             epoch,
@@ -82,7 +79,6 @@ impl PrivateLayout {
             grid,
             claim,
             block_counts,
-            block_bad,
             routing,
             send_rank,
             send_row,
@@ -90,20 +86,6 @@ impl PrivateLayout {
             overflow,
             bytes: _,
         } = *self;
-        [
-            bases,
-            epoch,
-            dispatches,
-            lent,
-            grid,
-            claim,
-            block_counts,
-            block_bad,
-            routing,
-            send_rank,
-            send_row,
-            recv_counts,
-            overflow,
-        ]
+        [bases, epoch, dispatches, lent, grid, claim, block_counts, routing, send_rank, send_row, recv_counts, overflow]
     }
 }

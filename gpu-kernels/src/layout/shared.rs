@@ -2,6 +2,7 @@
 use epoxide_dsl::prelude::*;
 
 use crate::shape::{Shape, WireFormat};
+use crate::words::CountMatrix;
 
 /// Threads of a dispatch block.
 pub const THREADS: u32 = 512;
@@ -9,7 +10,8 @@ pub const THREADS: u32 = 512;
 pub const WARPS: u32 = THREADS / warp::LANES;
 
 /// A dispatch block's dynamic shared memory: an mbarrier for every stage, row bases, places, the first bad selection, then for each copying
-/// warp its stages, where the counters lie before the first row comes, and after them what bases are found from.
+/// warp its stages, where the counters lie before the first row comes, with a mask of each counter for each counting warp behind them, and after
+/// them what bases are found from.
 #[derive(Clone, Copy, Debug, KernelArg, PartialEq, Eq)]
 #[repr(C)]
 pub struct DispatchShared {
@@ -18,9 +20,10 @@ pub struct DispatchShared {
     /// Offset of u32 `[warps][keys]`: how many of this rank's earlier rows for a key are of tokens that an earlier warp, or an earlier
     /// block, has counted.
     pub places: u32,
-    /// Offset of u32 `[1]`: the first bad selection.
+    /// Offset of u32 `[2]`: the first bad selection, and then the first rank that has one; for whose rows there is no room.
     pub bad: u32,
-    /// Offset of the stages, and of u32 `[ranks + experts]`: counters, which are read for the last time before the grid meets.
+    /// Offset of the stages, and of u32 `[1 + counting warps][ranks + 1 + experts]`: counters, which are read for the last time before counts are
+    /// awaited, and masks of the lanes that have each.
     pub stages: u32,
     /// Bytes of a stage.
     pub stage_bytes: u32,
@@ -28,6 +31,8 @@ pub struct DispatchShared {
     pub stages_of_warp: u32,
     /// Warps that copy.
     pub copy_warps: u32,
+    /// Warps that count.
+    pub count_warps: u32,
     /// Offset of u32 `[local experts + 1]`, where each of this rank's experts' rows begin, and u32 `[local experts]`, how many they are;
     /// and where there is a bound u32 `[2]`, how many selections were dropped; only where rows lie by expert.
     pub owned: u32,
@@ -42,16 +47,18 @@ impl DispatchShared {
         let of_keys = shape.keys().checked_mul(4)?;
         let places = bases.checked_add(of_keys)?;
         let bad = of_keys.checked_mul(WARPS)?.checked_add(places)?;
-        let owned = bad.checked_add(4)?;
+        let owned = bad.checked_add(8)?;
         let stages = owned.checked_add(Self::owned_bytes(shape))?.checked_next_multiple_of(128)?;
-        let counted = Self::counted_bytes(shape)?;
+        let counters = Self::counters_bytes(shape)?;
+        let room = available.checked_sub(stages)?;
         let of_warp = stage_bytes.checked_mul(stages_of_warp)?;
-        let fit = available.checked_sub(stages.checked_add(counted)?).map_or(0, |_| (available - stages) / of_warp);
-        let copy_warps = if fit < WARPS { fit } else { WARPS };
-        if copy_warps == 0 {
+        let at_most_all = |warps: u32| if warps < WARPS { warps } else { WARPS };
+        let copy_warps = at_most_all(room / of_warp);
+        let count_warps = at_most_all((room / counters).saturating_sub(1));
+        if copy_warps == 0 || count_warps == 0 {
             return None;
         }
-        Some(Self { bases, places, bad, stages, stage_bytes, stages_of_warp, copy_warps, owned })
+        Some(Self { bases, places, bad, stages, stage_bytes, stages_of_warp, copy_warps, count_warps, owned })
     }
 
     /// Bytes of a stage, and stages of a warp: a row in BF16 is loaded into its one stage and copied from there; one with scales is
@@ -77,14 +84,16 @@ impl DispatchShared {
         if shape.layout.is_by_expert() { (2 * shape.max_local_experts() + 1 + dropped) * 4 } else { 0 }
     }
 
-    /// Bytes of the counters, and later of the totals of all experts.
-    fn counted_bytes(shape: &Shape) -> Option<u32> {
-        shape.ranks.checked_add(shape.experts)?.checked_mul(4)
+    /// Bytes of the counters, and of a warp's masks; later of the totals of all experts.
+    fn counters_bytes(shape: &Shape) -> Option<u32> {
+        let counters = CountMatrix::counters_for(shape.ranks as u64, shape.experts as u64);
+        u32::try_from(counters).ok()?.checked_mul(4)
     }
 
     /// Bytes of the block's dynamic shared memory, for the shape that it was divided for.
     pub fn bytes(&self, shape: &Shape) -> u32 {
         let stages = self.stage_bytes * self.stages_of_warp * self.copy_warps;
-        self.stages + stages.max(Self::counted_bytes(shape).unwrap_or(0))
+        let counted = Self::counters_bytes(shape).unwrap_or(0) * (1 + self.count_warps);
+        self.stages + stages.max(counted)
     }
 }

@@ -5,8 +5,6 @@ use epoxide_dsl::prelude::*;
 use super::{Counted, Found, Order};
 use crate::layout::{THREADS, WARPS};
 use crate::placement::quotient;
-use crate::sum::sum;
-use crate::words::CountMatrix;
 
 /// By expert, then source rank, then token.
 #[derive(Clone, Copy, Debug)]
@@ -17,57 +15,74 @@ impl<const OBSERVED: bool> Order for ByExpert<OBSERVED> {
     const OBSERVED: bool = OBSERVED;
 
     #[inline(always)]
-    fn wait(counts: &CountMatrix, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome {
-        counts.wait_by_expert(window, watch, number)
+    fn begin(counted: &Counted, found: &Found) {
+        // What lies there was read before.
+        block::sync();
+        for expert in thread::strided(thread::index(), counted.placement.experts, THREADS) {
+            found.bases.store_weak(expert, 0);
+            found.totals.store_weak(expert, 0);
+        }
+        if OBSERVED && counted.bound.drops != 0 && thread::index() < 2 {
+            found.owned.dropped().store_weak(thread::index(), 0);
+        }
+        block::sync();
+    }
+
+    #[inline(always)]
+    fn wait(counted: &Counted, found: &Found, watch: &wait::Watch) -> wait::Outcome {
+        let &Counted { counts, window, number, .. } = counted;
+        // Added up as they come: who reads them once more waits for the memory once more.
+        let bad = |source| {
+            found.bad.fetch_min_relaxed(0, source);
+        };
+        counts.wait_by_expert(window, watch, number, bad, |source, expert, count| {
+            if source < window.me.0 {
+                found.bases.fetch_add_relaxed(expert, count);
+            }
+            found.totals.fetch_add_relaxed(expert, count);
+        })
     }
 
     #[inline(always)]
     fn bases(counted: &Counted, found: &Found) {
-        let &Counted { counts, window, number, placement, alignment, bound } = counted;
+        let &Counted { window, placement, alignment, bound, .. } = counted;
         let me = window.me.0;
         let (slabs, drops) = (OBSERVED && bound.slabs != 0, OBSERVED && bound.drops != 0);
-        if drops && thread::index() < 2 {
-            found.owned.dropped().store_weak(thread::index(), 0);
-        }
-        for expert in thread::strided(thread::index(), placement.experts, THREADS) {
-            let count = |source| counts.count(window, number, Peer(source), counts.of_expert(expert));
-            let before = sum(me, count);
-            found.bases.store_weak(expert, before);
-            let total = before + sum(window.peers - me, |source| count(me + source));
-            found.totals.store_weak(expert, total);
-            if slabs && !drops && total > bound.capacity {
-                found.over.fetch_min_relaxed(0, expert);
+        if slabs && !drops {
+            for expert in thread::strided(thread::index(), placement.experts, THREADS) {
+                if found.totals.load_weak(expert) > bound.capacity {
+                    found.over.fetch_min_relaxed(0, expert);
+                }
             }
         }
-        block::sync();
         for owner in thread::strided(warp::index(), window.peers, WARPS) {
             let (first, experts) = (placement.first(owner), placement.count(owner));
-            // Where the rows of this turn's experts begin.
-            let (mut begin, mut dropped) = (0, 0);
-            let mut turn = 0;
-            while turn < experts {
-                let local = turn + warp::lane();
-                let mut rows = if local < experts { found.totals.load_weak(first + local) } else { 0 };
-                if drops && rows > bound.capacity {
-                    dropped += rows - bound.capacity;
-                    rows = bound.capacity;
-                }
-                let mut padded = quotient(rows + alignment - 1, alignment) * alignment;
-                if slabs {
-                    padded = if local < experts { bound.capacity } else { 0 };
-                }
-                let up_to_here = warp::prefix_sum(padded);
-                if local < experts {
-                    let base = begin + up_to_here - padded;
-                    found.bases.store_weak(first + local, found.bases.load_weak(first + local) + base);
-                    if owner == me {
-                        found.owned.words.store_weak(local, base);
-                        found.owned.words.store_weak(experts + 1 + local, rows);
-                    }
-                }
-                begin += warp::shuffle(warp::ALL, up_to_here, warp::LANES - 1);
-                turn += warp::LANES;
+            // A lane's experts lie side by side.
+            let each = experts.div_ceil(warp::LANES);
+            let (mine, end) = (warp::lane() * each, (warp::lane() + 1) * each);
+            let end = if end < experts { end } else { experts };
+            let padded = |rows: u32| {
+                if slabs { bound.capacity } else { quotient(rows + alignment - 1, alignment) * alignment }
+            };
+            let kept = |rows: u32| if drops && rows > bound.capacity { bound.capacity } else { rows };
+            let (mut rows_of_lane, mut dropped) = (0, 0);
+            for local in thread::strided(mine, end, 1) {
+                let rows = found.totals.load_weak(first + local);
+                dropped += rows - kept(rows);
+                rows_of_lane += padded(kept(rows));
             }
+            let up_to_here = warp::prefix_sum(rows_of_lane);
+            let mut base = up_to_here - rows_of_lane;
+            for local in thread::strided(mine, end, 1) {
+                let rows = kept(found.totals.load_weak(first + local));
+                found.bases.store_weak(first + local, found.bases.load_weak(first + local) + base);
+                if owner == me {
+                    found.owned.words.store_weak(local, base);
+                    found.owned.words.store_weak(experts + 1 + local, rows);
+                }
+                base += padded(rows);
+            }
+            let begin = warp::shuffle(warp::ALL, up_to_here, warp::LANES - 1);
             if owner == me && warp::lane() == 0 {
                 found.owned.words.store_weak(experts, begin);
             }

@@ -3,7 +3,6 @@ use epoxide_dsl::prelude::*;
 
 use super::{Counted, Found, Order};
 use crate::sum::sum;
-use crate::words::CountMatrix;
 
 /// By source rank, then token.
 #[derive(Clone, Copy, Debug)]
@@ -14,8 +13,10 @@ impl<const OBSERVED: bool> Order for Compact<OBSERVED> {
     const OBSERVED: bool = OBSERVED;
 
     #[inline(always)]
-    fn wait(counts: &CountMatrix, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome {
-        counts.wait_by_peer(window, watch, number)
+    fn wait(counted: &Counted, found: &Found, watch: &wait::Watch) -> wait::Outcome {
+        counted.counts.wait_by_peer(counted.window, watch, counted.number, |source| {
+            found.bad.fetch_min_relaxed(0, source);
+        })
     }
 
     #[inline(always)]

@@ -23,21 +23,33 @@ pub trait Order {
     /// its own, so that who does not ask pays nothing.
     const OBSERVED: bool;
 
-    /// Waits until the counts are here that rows follow from. Block-collective, uniform.
+    /// Makes ready what [`Self::wait`] fills. Block-collective; the block meets before it waits.
+    #[inline(always)]
+    fn begin(_counted: &Counted, _found: &Found) {}
+
+    /// Waits until the counts are here that rows follow from, and finds the first rank with a bad selection. Block-collective, uniform.
     ///
     /// # Errors
     ///
     /// That the block stops.
-    fn wait(counts: &CountMatrix, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome;
+    fn wait(counted: &Counted, found: &Found, watch: &wait::Watch) -> wait::Outcome;
 
     /// Writes the first row of this rank's for each key, where it is received, to `found`. Block-collective; the block meets at its end.
     fn bases(counted: &Counted, found: &Found);
 
+    /// Which counters peers are told: from the first on, so many.
+    #[inline(always)]
+    fn told(counts: &CountMatrix) -> (u32, u32) {
+        // Where rows are of one selection, nobody asks for tokens by rank.
+        let first = if Self::BY_EXPERT { counts.first_bad() } else { 0 };
+        (first, counts.counters() - first)
+    }
+
     /// How many keys there are, and which counter is of the first.
     #[inline(always)]
     fn keys(counts: &CountMatrix) -> (u32, u32) {
-        let (peers, experts) = (counts.of_expert(0), counts.counters() - counts.of_expert(0));
-        if Self::BY_EXPERT { (experts, peers) } else { (peers, 0) }
+        let first = counts.of_expert(0);
+        if Self::BY_EXPERT { (counts.counters() - first, first) } else { (counts.first_bad(), 0) }
     }
 }
 
@@ -67,28 +79,9 @@ pub struct Found {
     pub totals: Shared<u32>,
     /// What is known of this rank's experts; only where rows lie by expert.
     pub owned: Owned,
-    /// `[1]`: the first rank, or where each expert has its room, expert, for whose rows there is none; `u32::MAX` where there is none such, as
-    /// it is before. Only where there is a bound.
+    /// `[1]`: the first rank with a bad selection; `u32::MAX` where there is none, as it is before.
+    pub bad: Shared<u32>,
+    /// `[1]`: the first rank, or where each expert has its room, expert, for whose rows there is none; `u32::MAX` where there is none
+    /// such. Only where there is a bound.
     pub over: Shared<u32>,
-}
-
-/// Numbers rows among those of this warp with the same key, in the order of the lanes; `key` is that of this lane's row, if it has one.
-/// Warp-collective.
-#[inline(always)]
-pub(crate) fn number(counted: Shared<u32>, key: Option<u32>) -> u32 {
-    // Nobody asks whom a lane with nothing to send matches.
-    let same = warp::match_any(warp::ALL, key.unwrap_or(u32::MAX));
-    let mut place = 0;
-    if let Some(key) = key {
-        place = counted.load_weak(key) + (same & ((1 << warp::lane()) - 1)).count_ones();
-    }
-    // All have read before the first of each kind counts them, and it has counted before they read again.
-    warp::sync(warp::ALL);
-    if let Some(key) = key
-        && same.trailing_zeros() == warp::lane()
-    {
-        counted.store_weak(key, place + same.count_ones());
-    }
-    warp::sync(warp::ALL);
-    place
 }

@@ -2,7 +2,7 @@
 use epoxide_dsl::fault::{Fault, Told};
 use epoxide_dsl::prelude::*;
 
-use super::{Code, CountMatrix, EntryWords, Phase, Status};
+use super::{Code, CountMatrix, Phase};
 use crate::shape::{MAX_TOKENS, MAX_TOP_K};
 
 /// The place of a bad selection as one number, by which the first is the smallest.
@@ -41,21 +41,20 @@ impl BadSelection {
     pub const fn position(self) -> u32 {
         self.key >> 1 & 0x7f
     }
-    /// What the entry word says of it.
+    /// Whether it is the token's expert for the second time, and not out of range.
     #[inline(always)]
-    pub const fn status(self) -> Status {
-        if self.key == Self::NONE.key {
-            Status::Ok
-        } else if self.key & 1 == 1 {
-            Status::Repeated
-        } else {
-            Status::OutOfRange
-        }
+    pub const fn is_repeated(self) -> bool {
+        self.key & 1 == 1
+    }
+    /// Whether there is one.
+    #[inline(always)]
+    pub const fn is_some(self) -> bool {
+        self.key != Self::NONE.key
     }
 }
 
-/// Stops the block if some rank has a bad selection, for the lowest such rank. `status` is that of the peer whose number is the
-/// thread's. Block-collective, uniform.
+/// Stops the block if some rank has a bad selection; `first` is the lowest such rank, or `u32::MAX`. Block-collective, uniform, when the counts
+/// have come.
 ///
 /// Every rank sees the same words, so each finds it by itself.
 ///
@@ -64,31 +63,17 @@ impl BadSelection {
 /// That the block stops.
 #[inline(always)]
 #[track_caller]
-pub fn stop_if_bad(
-    entry: &EntryWords,
-    counts: &CountMatrix,
-    window: Window,
-    number: u64,
-    watch: &wait::Watch,
-    status: u32,
-) -> Result<(), fault::Stopped> {
-    if !block::any(status != Status::Ok as u32).get() {
+pub fn stop_if_bad(counts: &CountMatrix, window: Window, number: u64, first: u32) -> Result<(), fault::Stopped> {
+    if first == u32::MAX {
         return Ok(());
     }
     let mut fault = Fault::NONE;
     if thread::index() == 0 {
-        let mut peer = 0;
-        while peer < window.peers && !fault.is_some() {
-            let status = entry.of(window, Peer(peer), watch.epoch()).status;
-            if status != Status::Ok as u32 {
-                let code = if status == Status::Repeated as u32 { Code::IndexRepeated } else { Code::IndexOutOfRange };
-                let word = |i| u64::from(counts.detail(window, number, Peer(peer), i));
-                let (expected, seen) = (word(0) << 32 | word(1), word(3) << 32 | word(2));
-                let (code, phase) = (code as u32, Phase::Entry as u32);
-                fault = Fault { code, phase, peer, told: Told::Here, expected, seen };
-            }
-            peer += 1;
-        }
+        let (bad, index) = counts.bad(window, number, Peer(first));
+        let code = if bad.is_repeated() { Code::IndexRepeated } else { Code::IndexOutOfRange };
+        let expected = u64::from(bad.token()) << 32 | u64::from(bad.position());
+        let (code, phase) = (code as u32, Phase::Counts as u32);
+        fault = Fault { code, phase, peer: first, told: Told::Here, expected, seen: index };
     }
     fault.settle()
 }

@@ -3,12 +3,14 @@ use epoxide_dsl::KernelArg;
 use epoxide_dsl::prelude::*;
 
 use super::flags::slot;
-use super::status::DETAIL_WORDS;
-use super::{Phase, Stamped};
+use super::{BadSelection, Phase, Stamped};
 use crate::placement::quotient;
 
+/// Words behind the counts in a row of the count matrix: the low and high half of a bad selection's index.
+const DETAIL_WORDS: u32 = 2;
+
 /// The matrix `[2 parities][peers][words]` in every peer's window, stamped with the number of the dispatch. A row is one source's:
-/// its distinct tokens for each peer, its selections of each of the domain's experts, and the details of its bad selection.
+/// its distinct tokens for each peer, its first [`BadSelection`], its selections of each of the domain's experts, and details of the bad one.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct CountMatrix {
@@ -23,74 +25,120 @@ impl CountMatrix {
         Self { words, peers, experts }
     }
 
+    /// Counters of a row: those by peer, the bad selection, those by expert.
+    pub const fn counters_for(peers: u64, experts: u64) -> u64 {
+        peers + 1 + experts
+    }
+
     /// Words of a row for so many counters.
     pub const fn row_words(counters: u64) -> Option<u64> {
         counters.checked_add(DETAIL_WORDS as u64)
     }
 
-    /// Counts in a row: those by peer, then those by expert.
+    /// Counters in a row: those by peer, [`Self::first_bad`], those by expert.
     #[inline(always)]
     pub fn counters(&self) -> u32 {
-        self.peers + self.experts
+        self.peers + 1 + self.experts
+    }
+
+    /// Which counter is none, but the key of the first bad selection.
+    #[inline(always)]
+    pub fn first_bad(&self) -> u32 {
+        self.peers
     }
 
     /// Which counter is of an expert.
     #[inline(always)]
     pub fn of_expert(&self, expert: u32) -> u32 {
-        self.peers + expert
+        self.peers + 1 + expert
     }
 
-    /// Gives counter `counter` of this rank to every peer. Relaxed: the word is all that it publishes. Per thread.
+    /// Gives counter `counter` of this rank to a peer. Relaxed: the word is all that it publishes. Per thread.
     #[inline(always)]
     #[track_caller]
-    pub fn publish(&self, window: Window, number: u64, counter: u32, count: u32) {
+    pub fn tell(&self, window: Window, number: u64, peer: Peer, counter: u32, count: u32) {
         let (at, word) = (self.index(window, number, window.me, counter), Stamped::new(count, number).to_word());
-        let mut first = 0;
-        while first < window.peers {
-            // Some addresses are on their way at a time: one after the other, each store would wait for the memory.
-            unroll!(J in 4 if first + (J as u32) < window.peers => {
-                window.of(Peer(first + J as u32), self.words).store_relaxed::<System>(at, word);
-            });
-            first += 4;
+        window.of(peer, self.words).store_relaxed::<System>(at, word);
+    }
+
+    /// Gives this rank's first bad selection to a peer, of which `index` tells the index. Relaxed if there is none; else released after the
+    /// details, so that who acquires it finds them. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn tell_bad(&self, window: Window, number: u64, peer: Peer, bad: BadSelection, index: impl FnOnce() -> u64) {
+        let (row, me) = (window.of(peer, self.words), window.me);
+        let at = self.index(window, number, me, self.first_bad());
+        let word = Stamped::new(bad.key(), number).to_word();
+        if !bad.is_some() {
+            row.store_relaxed::<System>(at, word);
+            return;
         }
-    }
-
-    /// Gives the details of this rank's bad selection to a peer, before the entry word that says that there are some. Per thread.
-    #[inline(always)]
-    #[track_caller]
-    pub fn publish_details(&self, window: Window, number: u64, peer: Peer, details: [u32; DETAIL_WORDS as usize]) {
-        let row = window.of(peer, self.words);
-        unroll!(I in 4 => {
-            let at = self.index(window, number, window.me, self.counters() + I as u32);
-            row.store_relaxed::<System>(at, Stamped::new(details[I], number).to_word());
+        let index = index();
+        unroll!(I in 2 => {
+            let at = self.index(window, number, me, self.counters() + I as u32);
+            row.store_relaxed::<System>(at, Stamped::new((index >> (32 * I)) as u32, number).to_word());
         });
+        row.store_release::<System>(at, word);
     }
 
-    /// Waits for the counts by peer of every source. Block-collective, uniform.
+    /// Waits for the counts by peer of every source, and gives each source that has a bad selection to `bad`, in the thread that has waited for it.
+    /// Block-collective, uniform.
     #[inline(always)]
     #[track_caller]
-    pub fn wait_by_peer(&self, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome {
-        self.wait(window, watch, number, 0, self.peers)
+    pub fn wait_by_peer(&self, window: Window, watch: &wait::Watch, number: u64, bad: impl Fn(u32)) -> wait::Outcome {
+        self.wait(window, watch, number, (0, self.peers + 1), |source, counter, payload| {
+            if counter == self.peers && payload != BadSelection::NONE.key() {
+                bad(source);
+            }
+        })
     }
 
-    /// Waits for the counts by expert of every source. Block-collective, uniform.
+    /// Waits for the counts by expert of every source, and gives source, expert and count of each to `come`; else as [`Self::wait_by_peer`].
     #[inline(always)]
     #[track_caller]
-    pub fn wait_by_expert(&self, window: Window, watch: &wait::Watch, number: u64) -> wait::Outcome {
-        self.wait(window, watch, number, self.peers, self.experts)
+    pub fn wait_by_expert(
+        &self,
+        window: Window,
+        watch: &wait::Watch,
+        number: u64,
+        bad: impl Fn(u32),
+        come: impl Fn(u32, u32, u32),
+    ) -> wait::Outcome {
+        self.wait(window, watch, number, (self.peers, 1 + self.experts), |source, counter, payload| {
+            if counter != 0 {
+                come(source, counter - 1, payload);
+            } else if payload != BadSelection::NONE.key() {
+                bad(source);
+            }
+        })
     }
 
-    /// Waits for `count` counters of every source, from the one numbered `first` on.
+    /// Waits for counters of every source: from the first on, so many.
     #[inline(always)]
     #[track_caller]
-    fn wait(&self, window: Window, watch: &wait::Watch, number: u64, first: u32, count: u32) -> wait::Outcome {
+    fn wait(
+        &self,
+        window: Window,
+        watch: &wait::Watch,
+        number: u64,
+        (first, count): (u32, u32),
+        come: impl Fn(u32, u32, u32),
+    ) -> wait::Outcome {
         let own = window.own(self.words);
         watch.wait_until(Phase::Counts as u32, window.peers * count, |flag| {
             let source = quotient(flag, count);
-            let at = self.index(window, number, Peer(source), first + (flag - source * count));
+            let counter = flag - source * count;
+            let at = self.index(window, number, Peer(source), first + counter);
             // Relaxed: the word is all that it publishes.
             let expected = Stamped::new(0, number).to_word();
-            wait::Poll::relaxed::<System>(own, at, source, expected, |seen| Stamped::from_word(seen).is_of(number))
+            wait::Poll::relaxed::<System>(own, at, source, expected, |seen| {
+                let word = Stamped::from_word(seen);
+                let came = word.is_of(number);
+                if came {
+                    come(source, counter, word.payload);
+                }
+                came
+            })
         })
     }
 
@@ -102,11 +150,14 @@ impl CountMatrix {
         Stamped::from_word(word).payload
     }
 
-    /// Detail `i` of `source`'s bad selection, after an entry word that says that there is one.
+    /// The first bad selection of `source`, which has come and is some, and its index. Per thread.
     #[inline(always)]
     #[track_caller]
-    pub fn detail(&self, window: Window, number: u64, source: Peer, i: u32) -> u32 {
-        self.count(window, number, source, self.counters() + i)
+    pub fn bad(&self, window: Window, number: u64, source: Peer) -> (BadSelection, u64) {
+        let at = self.index(window, number, source, self.first_bad());
+        let word = window.own(self.words).load_acquire::<System>(at);
+        let detail = |i| u64::from(self.count(window, number, source, self.counters() + i));
+        (BadSelection::from_key(Stamped::from_word(word).payload), detail(1) << 32 | detail(0))
     }
 
     #[inline(always)]

@@ -6,15 +6,13 @@ use epoxide_dsl::fault::{Fault, Told};
 use epoxide_dsl::prelude::*;
 
 use super::flags::slot;
-use super::{Code, Kind, Phase, Routing, Stamped, Status};
+use super::{Code, Kind, Phase, Routing, Stamped};
 
-/// The payload of an entry word: what the peer is doing, and whether it may.
+/// The payload of an entry word: what the peer is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// A [`Kind`].
     pub kind: u32,
-    /// A [`Status`].
-    pub status: u32,
     /// Low 24 bits of the configuration's hash, folded with the [`Routing`].
     pub config: u32,
 }
@@ -23,12 +21,12 @@ impl Entry {
     /// Packs into a payload.
     #[inline(always)]
     pub const fn to_payload(self) -> u32 {
-        (self.kind & 0xf) << 28 | (self.status & 0xf) << 24 | self.config & 0xff_ffff
+        (self.kind & 0xf) << 28 | self.config & 0xff_ffff
     }
     /// Reads a payload.
     #[inline(always)]
     pub const fn from_payload(p: u32) -> Self {
-        Self { kind: p >> 28, status: p >> 24 & 0xf, config: p & 0xff_ffff }
+        Self { kind: p >> 28, config: p & 0xff_ffff }
     }
 }
 
@@ -41,15 +39,6 @@ pub struct EntryWords {
     hash: u32,
     /// The same, folded with the routing: what is posted.
     config: u32,
-}
-
-/// All ranks are in the same operation.
-#[derive(Debug)]
-pub struct Met {
-    /// What they released before is visible.
-    pub acquired: wait::Acquired,
-    /// The status of the peer whose number is the thread's; [`Status::Ok`] where there is none.
-    pub status: u32,
 }
 
 impl EntryWords {
@@ -67,8 +56,8 @@ impl EntryWords {
     /// Posts this rank's entry word at `peer`, releasing what this rank did before. Per thread.
     #[inline(always)]
     #[track_caller]
-    pub fn post(&self, window: Window, peer: Peer, epoch: u64, kind: Kind, status: Status) {
-        let payload = Entry { kind: kind as u32, status: status as u32, config: self.config }.to_payload();
+    pub fn post(&self, window: Window, peer: Peer, epoch: u64, kind: Kind) {
+        let payload = Entry { kind: kind as u32, config: self.config }.to_payload();
         let word = Stamped::new(payload, epoch).to_word();
         window.of(peer, self.words).store_release::<System>(slot::<2>(window, epoch, window.me), word);
     }
@@ -83,9 +72,9 @@ impl EntryWords {
     /// That the block stops: a wait failed, or ranks disagree.
     #[inline(always)]
     #[track_caller]
-    pub fn meet(&self, window: Window, watch: &wait::Watch, kind: Kind) -> Result<Met, fault::Stopped> {
+    pub fn meet(&self, window: Window, watch: &wait::Watch, kind: Kind) -> wait::Outcome {
         let (own, epoch, kind) = (window.own(self.words), watch.epoch(), kind as u32);
-        let entry = Entry { kind, status: Status::Ok as u32, config: self.config };
+        let entry = Entry { kind, config: self.config };
         let expected = Stamped::new(entry.to_payload(), epoch).to_word();
         // Thread p waits for peer p, and keeps what it saw: there are no more peers than threads.
         let mine = Cell::new(expected);
@@ -112,14 +101,6 @@ impl EntryWords {
         };
         let (phase, peer, expected, seen) = (Phase::Entry as u32, thread::index(), u64::from(here), u64::from(there));
         Fault { code, phase, peer, told: Told::Here, expected, seen }.settle()?;
-        Ok(Met { acquired, status: its.status })
-    }
-
-    /// Reads `peer`'s entry, which [`Self::meet`] has seen. Per thread.
-    #[inline(always)]
-    #[track_caller]
-    pub fn of(&self, window: Window, peer: Peer, epoch: u64) -> Entry {
-        let word = window.own(self.words).load_relaxed::<System>(slot::<2>(window, epoch, peer));
-        Entry::from_payload(Stamped::from_word(word).payload)
+        Ok(acquired)
     }
 }

@@ -9,19 +9,17 @@ mod names;
 mod routing;
 mod source;
 mod stamped;
-mod status;
 
 pub use bad::{BadSelection, stop_if_bad};
 pub use block_flags::BlockFlags;
 pub use counts::CountMatrix;
-pub use entry::{Entry, EntryWords, Met};
+pub use entry::{Entry, EntryWords};
 pub use flags::Flags;
 pub use known::{Known, known_words};
 pub use names::{Code, Kind, Phase};
 pub use routing::{Routing, no_routing};
 pub use source::Source;
 pub use stamped::{Stamped, UNUSED_EVEN};
-pub use status::{DETAIL_WORDS, Status};
 
 use epoxide_dsl::KernelArg;
 use epoxide_dsl::prelude::*;

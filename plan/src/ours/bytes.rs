@@ -1,6 +1,7 @@
 //! What a buffer of ours takes: exact where the library allocates it (in one NVLink domain), a projection where it does not yet.
 use epoxide_kernels::layout::{Cursor, PrivateLayout, Sizes, Span, WindowLayout};
 use epoxide_kernels::shape::{MAX_RANKS, Shape};
+use epoxide_kernels::words::CountMatrix;
 
 use crate::bytes::{Basis, PlannedBytes};
 use crate::error::{Error, Result};
@@ -33,7 +34,7 @@ fn projected(topology: &Topology, workload: &Workload, num_sms: u32) -> Option<P
     let placement = shape.placement();
     let domain_experts = placement.first(members.end) - placement.first(members.start);
     // Rows are counted for the ranks and the experts of one domain.
-    let counters = u64::from(largest) + u64::from(domain_experts);
+    let counters = CountMatrix::counters_for(largest.into(), domain_experts.into());
     let shape = Shape { rows: most_rows(workload, shape.ranks)?, ..shape };
     let sizes = Sizes { shape, counters };
     let (window, private) = (WindowLayout::of(&sizes)?, PrivateLayout::of(&sizes)?);

@@ -21,17 +21,30 @@ use crate::layout::{THREADS, WARPS};
 use crate::order::Order;
 use crate::sum::sum;
 
-/// Writes how many rows came, in all with what pads them, by source, by local expert, and where each expert's begin; zeros if they are not
-/// `complete`.
+/// How many words [`write_counts`] writes.
 #[inline(always)]
-pub(super) fn write_counts<O: Order>(a: &DispatchArgs, now: Now, complete: bool) {
+fn count_words(a: &DispatchArgs) -> u32 {
+    1 + a.peers() + a.owned().experts + (a.owned().experts + 1)
+}
+
+/// Writes zeros for how many rows came.
+#[inline(always)]
+pub(super) fn write_no_counts(a: &DispatchArgs) {
+    for i in thread::strided(thread::index(), count_words(a), THREADS) {
+        a.recv_counts.store_weak(i, 0);
+    }
+}
+
+/// Writes how many rows came, in all with what pads them, by source, by local expert, and where each expert's begin; zeros if they did not come.
+#[inline(always)]
+fn write_counts<O: Order>(a: &DispatchArgs, now: Now, came: bool) {
     let (window, owned) = (a.op.window(), a.owned());
     let first = a.placement.first(window.me.0);
     let (sources, experts) = (window.peers, owned.experts);
-    for i in thread::strided(thread::index(), 1 + sources + experts + (experts + 1), THREADS) {
+    for i in thread::strided(thread::index(), count_words(a), THREADS) {
         let of_source = i >= 1 && i <= sources;
         let mut count = 0;
-        if complete && !of_source {
+        if came && !of_source {
             count = if i == 0 {
                 owned.first(experts)
             } else if i <= sources + experts {
@@ -46,7 +59,7 @@ pub(super) fn write_counts<O: Order>(a: &DispatchArgs, now: Now, complete: bool)
     }
     for source in thread::strided(warp::index(), sources, WARPS) {
         let mut count = 0;
-        if complete {
+        if came {
             for expert in thread::strided(warp::lane(), experts, warp::LANES) {
                 let of_expert = a.counts.of_expert(first + expert);
                 let selections = |source| a.counts.count(window, now.dispatch, Peer(source), of_expert);

@@ -3,10 +3,13 @@ use bulk::{Loads, Ring};
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
-use super::super::args::{Chunk, DispatchArgs};
+use super::super::args::{Chunk, DispatchArgs, Now};
+use super::super::fit;
 use super::super::send::memory_of_warp;
+use super::write_counts;
 use crate::grid_warps;
 use crate::layout::WARPS;
+use crate::order::Order;
 use crate::placement::remainder;
 use crate::row::Row;
 use crate::turns;
@@ -19,9 +22,10 @@ use crate::words::{Phase, Source};
 ///
 /// That the block stops, or has stopped before.
 #[inline(always)]
-pub(in super::super) fn multiply<R: Row>(
+pub(in super::super) fn multiply<R: Row, O: Order>(
     a: &DispatchArgs,
     watch: &wait::Watch,
+    now: Now,
     ended: Result<(), fault::Stopped>,
 ) -> Result<(), fault::Stopped> {
     let landed = bulk::land();
@@ -31,6 +35,10 @@ pub(in super::super) fn multiply<R: Row>(
     a.block_landed.post(a.op.window(), watch.epoch(), &landed);
     // While peers' rows are awaited, which do not lie there; whoever reads it comes behind the kernel.
     mark_padding(a);
+    // By the block with the fewest tokens.
+    if thread::block_index() + 1 == thread::grid_blocks() {
+        write_counts::<O>(a, now, !(O::OBSERVED && fit::is_exceeded(a)));
+    }
     if a.zero_padding != 0 {
         zero_padding::<R>(a);
     }
