@@ -94,7 +94,8 @@ impl ElasticBuffer {
     ///
     /// None that [`Self::new`] would not have returned.
     pub fn bytes(&self) -> Result<BytesNeeded> {
-        bytes_needed(&self.config, self.comm.size(), self.blocks)
+        let bytes = bytes_needed(&self.config, self.comm.size(), self.blocks)?;
+        Ok(bytes.with_granularity(self.comm.inner().runtime.window_granule()))
     }
 
     /// First expert of this rank, and how many it has.

@@ -36,6 +36,7 @@ impl ElasticBuffer {
         let inner = comm.inner();
         let turn = inner.rendezvous.turn();
         agree(&turn, &config.fields(blocks))?;
+        inner.add_up_sms(&turn, blocks)?;
         // The same on every rank from here on, and so are the numbers of buffers.
         let id = inner.next_buffer_id();
         let layouts = config.layouts(comm.size(), blocks)?;

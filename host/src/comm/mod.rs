@@ -1,5 +1,6 @@
 //! A rank: its device, its streams, and its way to the other ranks.
 mod launch;
+mod on_gpu;
 mod process;
 mod streams;
 mod tensors;
@@ -17,7 +18,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::kernels::Loaded;
 use crate::memory::Memory;
-use crate::rendezvous::Rendezvous;
+use crate::rendezvous::{Rendezvous, Turn, meet};
 use crate::runtime::{RawEvent, RawStream, Runtime};
 use crate::sms::{DefaultSms, ReservedSms};
 use crate::streams::Streams;
@@ -211,6 +212,14 @@ impl CommInner {
     /// Points of all the rank's streams, behind what is on them.
     pub(crate) fn marks(&self) -> Vec<Result<RawEvent>> {
         self.streams.all().into_iter().map(|stream| self.runtime.mark(stream)).collect()
+    }
+
+    /// Checks that the SMs of ranks that share a GPU as processes fit on it together, with `blocks` for a new buffer. Within a collective
+    /// call; where no GPU is shared so, it does nothing.
+    pub(crate) fn add_up_sms(&self, turn: &Turn<'_>, blocks: u32) -> Result<()> {
+        let Some(shared) = self.default_sms.shared() else { return Ok(()) };
+        let own = self.sms.lock().unwrap_or_else(PoisonError::into_inner).with(blocks);
+        shared.check(&meet(turn, "SMs", &own.to_le_bytes())?)
     }
 
     /// Reserves SMs for a buffer whose operations have `blocks` blocks. What was reserved stays so if this fails.

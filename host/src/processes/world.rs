@@ -1,9 +1,10 @@
 //! A rank that has met the others.
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gone::Gone;
 use crate::rendezvous::Processes;
+use crate::runtime::cuda::CudaDevice;
 
 /// One rank among ranks that are processes, connected with all others ([`Place::meet`](super::Place::meet)). Cheap to clone.
 ///
@@ -38,6 +39,22 @@ impl World {
     /// This rank's number among those of its host, if the launcher says so.
     pub fn local_rank(&self) -> Option<u32> {
         self.local_rank
+    }
+
+    /// The GPU that is this rank's turn: [`Self::local_rank`], or else the rank, dealt out to those that this process may use.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDriver`](crate::Error::NoDriver), [`Error::DriverFailed`](crate::Error::DriverFailed),
+    /// [`Error::DriverTooOld`](crate::Error::DriverTooOld); [`Error::InvalidArgument`](crate::Error::InvalidArgument) where there is none.
+    pub fn gpu(&self) -> Result<u32> {
+        match CudaDevice::count()? {
+            0 => {
+                let rule = "the CUDA driver sees no GPU (is CUDA_VISIBLE_DEVICES empty?); run on the simulated GPU";
+                Err(Error::argument("device", "none", rule))
+            }
+            gpus => Ok(self.local_rank.unwrap_or_else(|| self.rank()) % gpus),
+        }
     }
 
     /// Whether a rank is on this host and in this network namespace, so that memory can be shared with it. The rank itself is.

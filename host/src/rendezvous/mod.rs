@@ -7,11 +7,12 @@ mod processes;
 mod simulated;
 mod threads;
 
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub(crate) use self::agreement::{agree, meet};
+pub(crate) use self::agreement::{agree, meet, meet_with};
 pub use self::processes::MeetingPoint;
-pub(crate) use self::processes::{Processes, Secret, Start, random};
+pub(crate) use self::processes::{Gathered, Processes, Secret, Start, random};
 pub(crate) use self::simulated::Simulated;
 pub(crate) use self::threads::Member;
 
@@ -31,7 +32,6 @@ pub(crate) enum Way {
     /// Through memory that the threads of one process share.
     Threads(Member),
     /// Over connections between processes.
-    #[allow(dead_code, reason = "for ways to peers' memory")]
     Processes(Arc<Processes>),
 }
 
@@ -84,6 +84,22 @@ impl Turn<'_> {
             Way::Machine(simulated) => simulated.all_gather(payload),
             Way::Threads(member) => member.all_gather(payload),
             Way::Processes(processes) => processes.all_gather(payload),
+        }
+    }
+
+    /// [`Self::all_gather`] of bytes and file descriptors, which only ranks that are processes give.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::all_gather`].
+    pub(crate) fn all_gather_fds(&self, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Vec<Gathered>> {
+        match self.way {
+            Way::Processes(processes) => processes.all_gather_fds(payload, fds),
+            Way::Machine(_) | Way::Threads(_) => {
+                debug_assert!(fds.is_empty(), "ranks of one process share its descriptors");
+                let bare = |payload| Gathered { payload, fds: Vec::new() };
+                Ok(self.all_gather(payload)?.into_iter().map(bare).collect())
+            }
         }
     }
 }

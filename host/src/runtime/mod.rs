@@ -9,6 +9,7 @@ mod looks;
 mod mapped;
 pub(crate) mod sim;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use epoxide_dsl::memory::Global;
@@ -92,6 +93,15 @@ impl pool::Segments for Segments {
             Self::Cuda(segments) => unsafe { segments.release(segment) },
         }
     }
+}
+
+/// What a rank tells its peers of memory of its own.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// An address, an offset, or a size: what the runtime finds it by.
+    pub place: u64,
+    /// The memory itself, for another process.
+    pub memory: Option<OwnedFd>,
 }
 
 /// Whose memory it is: frees what a rank allocated, also when the rank is gone.
@@ -207,25 +217,41 @@ impl Runtime {
         matches!(self, Self::Sim(runtime) if !runtime.is_among_processes())
     }
 
-    /// Whether peers are other processes, which may still read what this rank leaves: their mappings keep it, and nothing frees it.
+    /// Whether peers are other processes, which may still read what this rank leaves: their mappings keep it.
     pub(crate) fn is_among_processes(&self) -> bool {
-        matches!(self, Self::Sim(runtime) if runtime.is_among_processes())
-    }
-
-    /// What peers are told of memory of this rank's, from which they [find](Self::find) it.
-    pub(crate) fn tell(&self, address: u64) -> Result<u64> {
         match self {
-            Self::Sim(runtime) => runtime.tell(address),
-            // Threads of one process have the same addresses.
-            Self::Cuda(_) => Ok(address),
+            Self::Sim(runtime) => runtime.is_among_processes(),
+            Self::Cuda(runtime) => runtime.is_among_processes(),
         }
     }
 
-    /// Where this rank's device has what `rank` [told](Self::tell).
-    pub(crate) fn find(&self, rank: u32, told: u64) -> Result<u64> {
+    /// Whether what a rank leaves is freed at its end. A simulated rank that is a process leaves its part as it is: freeing takes
+    /// memory from its peers too.
+    pub(crate) fn frees_what_is_left(&self) -> bool {
+        !matches!(self, Self::Sim(runtime) if runtime.is_among_processes())
+    }
+
+    /// Bytes of which a window is a whole number.
+    pub(crate) fn window_granule(&self) -> u64 {
         match self {
-            Self::Sim(runtime) => runtime.find(rank, told),
-            Self::Cuda(_) => Ok(told),
+            Self::Sim(_) => 1,
+            Self::Cuda(runtime) => runtime.window_granule(),
+        }
+    }
+
+    /// What peers are told of memory of this rank's, from which they [find](Self::find) it.
+    pub(crate) fn tell(&self, address: u64) -> Result<Told> {
+        match self {
+            Self::Sim(runtime) => Ok(Told { place: runtime.tell(address)?, memory: None }),
+            Self::Cuda(runtime) => runtime.tell(address),
+        }
+    }
+
+    /// Where this rank's device has what `rank` [told](Self::tell) of its part of the window whose part here is `own`.
+    pub(crate) fn find(&self, own: u64, rank: u32, told: Told) -> Result<u64> {
+        match self {
+            Self::Sim(runtime) => runtime.find(rank, told.place),
+            Self::Cuda(runtime) => runtime.find(own, rank, told),
         }
     }
 

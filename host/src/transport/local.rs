@@ -5,8 +5,8 @@
 //! frees everything: until then a peer may still read a window, and on a GPU freeing waits for the whole device, where a peer
 //! may be waiting for this rank.
 //!
-//! A simulated rank that is a process is a group of its own here. It waits for its work, and frees nothing: its memory is there as
-//! long as it or a peer is, and goes with the last.
+//! A rank that is a process is a group of its own here. It waits for its work, and takes away what it has: of a window its own mappings, since
+//! those of its peers keep the memory. A simulated one frees nothing: its memory is there as long as it or a peer is, and goes with the last.
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -146,7 +146,7 @@ impl LocalGroupState {
     /// Takes over what a rank itself leaves; the rank is gone, and the last one frees everything.
     pub(crate) fn leave(&self, runtime: &Runtime, own: LeftBehind) {
         let left = self.departures().leave(own);
-        let is_over = |one: &LeftBehind| one.is_over(runtime) && !runtime.is_among_processes();
+        let is_over = |one: &LeftBehind| one.is_over(runtime) && runtime.frees_what_is_left();
         // SAFETY: the last rank is gone, so no host code holds any of it, and `settle` frees only when all streams have passed
         // the last use of every rank's, all of which are of this process.
         settle(left, is_over, |one| unsafe { one.free() }, LeftBehind::keep);

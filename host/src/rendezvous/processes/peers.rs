@@ -15,7 +15,6 @@ pub(crate) struct Gathered {
     /// Its bytes.
     pub payload: Vec<u8>,
     /// Its file descriptors, in its order; they are closed when a program is executed.
-    #[allow(dead_code, reason = "for ways to peers' memory")]
     pub fds: Vec<OwnedFd>,
 }
 

@@ -26,6 +26,7 @@ mod device;
 mod driver;
 mod event;
 mod guests;
+mod ipc;
 mod kernels;
 mod launch;
 mod memory;
@@ -46,6 +47,7 @@ use cudarc::driver::sys::CUresult;
 pub(crate) use self::budget::SmReservation;
 pub(crate) use self::device::CudaDevice;
 pub(crate) use self::event::CudaEvent;
+pub(crate) use self::ipc::{Ipc, IpcFacts};
 pub(crate) use self::segments::CudaSegments;
 pub(crate) use self::streams::LeftStreams;
 
@@ -68,6 +70,8 @@ pub(crate) struct CudaRuntime {
     staging: Mutex<Option<Staging>>,
     /// Kernels of the caller's own that the rank loaded, by name.
     guests: Mutex<BTreeMap<&'static str, Function>>,
+    /// Where peers are other processes.
+    ipc: Option<Ipc>,
     device: Arc<CudaDevice>,
 }
 
@@ -80,7 +84,18 @@ impl CudaRuntime {
     pub(crate) fn new(device: Arc<CudaDevice>, rank: u32) -> Result<Self> {
         let staging = Mutex::new(Some(device.take_staging()?));
         let (streams, pace, guests) = (Streams::default(), Pace::default(), Mutex::default());
-        Ok(Self { rank, streams, pace, staging, guests, device })
+        Ok(Self { rank, streams, pace, staging, guests, ipc: None, device })
+    }
+
+    /// The same, whose peers are other processes.
+    pub(crate) fn among_processes(mut self, ipc: Ipc) -> Self {
+        self.ipc = Some(ipc);
+        self
+    }
+
+    /// Whether its peers are other processes.
+    pub(crate) fn is_among_processes(&self) -> bool {
+        self.ipc.is_some()
     }
 
     /// The rank's number.
