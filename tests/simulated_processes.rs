@@ -1,9 +1,11 @@
-//! Simulated ranks that are processes: what they compute is what threads do, and a process that dies takes nobody along.
+//! Ranks that are processes, simulated ones or on GPUs: what they compute is what threads do, and a process that dies takes nobody along.
 mod support;
 
 use std::time::{Duration, Instant};
 
-use epoxide::{Config, ElasticBuffer, Error, IndexType, LocalGroup, Mode, WireFormat};
+use epoxide::{Config, ElasticBuffer, Error, IndexType, Layout, LocalGroup, Mode, WireFormat};
+use support::Device;
+use support::by_expert;
 use support::exchange::{Tensors, check_round};
 use support::processes::{Rank, Ranks};
 use support::reference::Wire;
@@ -34,17 +36,21 @@ fn exchange(rank: Rank) -> epoxide::Result<()> {
     let machine = rank.machine();
     let comm = rank.comm(machine)?;
     assert!(comm.device().ends_with("a process of its own"), "{}", comm.device());
-    for format in [WireFormat::Bf16, WireFormat::Fp8] {
+    let layouts = [Layout::Compact, Layout::ExpertContiguous { alignment: 4 }];
+    for (format, layout) in [WireFormat::Bf16, WireFormat::Fp8].into_iter().flat_map(|f| layouts.map(|l| (f, l))) {
         let first = case(comm.size(), 0, format);
-        let mut buffer = ElasticBuffer::new(&comm, first.config())?;
+        let mut buffer = ElasticBuffer::new(&comm, first.config().with_layout(layout))?;
         let tokens = first.tokens[comm.rank() as usize];
         let mut tensors = Tensors::empty(&comm, tokens, first.hidden, first.top_k, first.index)?;
         for iteration in 0..4 {
             let world = case(comm.size(), iteration, format).world();
             let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
             tensors.fill(&world, comm.rank())?;
-            let checked = check_round(&comm, &mut buffer, &mut tensors, &world, &wires)?;
-            checked.unwrap_or_else(|complaint| panic!("{format:?}, iteration {iteration}: {complaint}"));
+            let checked = match layout {
+                Layout::Compact => check_round(&comm, &mut buffer, &mut tensors, &world, &wires)?,
+                _ => by_expert::check_round(&comm, &mut buffer, &mut tensors, &world, &wires, 4)?,
+            };
+            checked.unwrap_or_else(|complaint| panic!("{format:?}, {layout:?}, iteration {iteration}: {complaint}"));
         }
         buffer.close()?;
     }
@@ -155,6 +161,9 @@ fn a_collective_call_without_a_killed_rank_ends_at_once() {
 
 #[test]
 fn machines_that_differ_are_an_error_on_all() {
+    if Device::from_env() == Device::Cuda {
+        return;
+    }
     if let Some(rank) = Rank::of_this_process() {
         let mut machine = rank.machine();
         if rank.rank == 1 {

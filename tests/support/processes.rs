@@ -7,9 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use epoxide::processes::{MeetingPoint, Place};
+use epoxide::processes::{MeetingPoint, Place, World};
 use epoxide::{Comm, MachineConfig, Mode, Result};
 use rustix::process::{Pid, Signal};
+
+use super::Device;
 
 /// Says to the test binary that it is a rank: which, of how many, and where it meets the others.
 const RANK: &str = "EPOXIDE_TEST_RANK";
@@ -44,9 +46,21 @@ impl Rank {
     }
 
     /// Meets the others.
+    pub fn meet(&self) -> Result<World> {
+        let place = Place::new(self.rank, self.ranks).with_meeting_point(MeetingPoint::local(self.name.clone()));
+        place.with_timeout(PATIENCE).meet()
+    }
+
+    /// Meets the others, on the device that the environment names: a simulated machine, or GPUs that are dealt out.
     pub fn comm(self, machine: MachineConfig) -> Result<Comm> {
-        let place = Place::new(self.rank, self.ranks).with_meeting_point(MeetingPoint::local(self.name));
-        Comm::simulated(&place.with_timeout(PATIENCE).meet()?, machine)
+        let world = self.meet()?;
+        match Device::from_env() {
+            Device::Simulated => Comm::simulated(&world, machine),
+            Device::Cuda => {
+                let gpus = super::gpus();
+                Comm::on_gpu(&world, gpus[self.rank as usize % gpus.len()])
+            }
+        }
     }
 }
 

@@ -57,7 +57,8 @@ impl Comm {
         }
         let granule = ranks.iter().map(|(_, facts)| facts.granule).max().unwrap_or(1);
         let beside = |uuid: &[u8; 16]| ranks.iter().filter(|(_, facts)| facts.uuid == *uuid).count() as u32;
-        let sharing: Vec<_> = ranks.iter().map(|(gpu, facts)| (gpu.name.clone(), gpu.sms, beside(&facts.uuid))).collect();
+        let sharing: Vec<_> =
+            ranks.iter().map(|(gpu, facts)| (gpu.name.clone(), gpu.sms, beside(&facts.uuid))).collect();
         let uuids: Vec<_> = ranks.iter().map(|(_, facts)| facts.uuid).collect();
         let shared = SharedGpus::new(ranks.iter().map(|(gpu, _)| gpu.clone()).collect(), &uuids);
         let mut warnings = Vec::new();
@@ -87,16 +88,17 @@ impl Comm {
 
 /// Opens a GPU that shares memory with other processes.
 fn opened(device: u32) -> Result<(Arc<CudaDevice>, IpcFacts)> {
-    let gpu = CudaDevice::open(device).map_err(|error| match (error, std::env::var("CUDA_DEVICE_MAX_CONNECTIONS")) {
-        // Tried: with 8 clients and 32 connections no context is made.
-        (Error::Cuda { call, message }, Ok(connections)) => Error::Cuda {
-            call,
-            message: format!(
-                "{message}; CUDA_DEVICE_MAX_CONNECTIONS is {connections}: under MPS unset it, or set it to 2"
-            ),
-        },
-        (error, _) => error,
-    })?;
+    let gpu =
+        CudaDevice::open(device).map_err(|error| match (error, std::env::var("CUDA_DEVICE_MAX_CONNECTIONS")) {
+            // Tried: with 8 clients and 32 connections no context is made.
+            (Error::Cuda { call, message }, Ok(connections)) => Error::Cuda {
+                call,
+                message: format!(
+                    "{message}; CUDA_DEVICE_MAX_CONNECTIONS is {connections}: under MPS unset it, or set it to 2"
+                ),
+            },
+            (error, _) => error,
+        })?;
     let facts = gpu.ipc_facts()?;
     Ok((gpu, facts))
 }

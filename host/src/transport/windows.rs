@@ -60,7 +60,8 @@ impl Windows {
         };
         let memory: Vec<_> = memory.into_iter().map(AsFd::as_fd).collect();
         let all = meet_with(turn, "window", &payload, &memory).map_err(NotShared::Apart)?;
-        let all = all.into_iter().enumerate().map(|(rank, given)| told_by(rank, given)).collect::<Shared<Vec<Told>>>()?;
+        let all =
+            all.into_iter().enumerate().map(|(rank, given)| told_by(rank, given)).collect::<Shared<Vec<Told>>>()?;
         let own = told.map(drop).and(own).map_err(NotShared::Missing)?;
         let found = (0..).zip(all).map(|(rank, told)| runtime.find(own, rank, told)).collect::<Result<Vec<u64>>>();
         if !runtime.is_among_processes() {

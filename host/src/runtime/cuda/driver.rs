@@ -112,7 +112,8 @@ impl Driver {
         // bytes.
         let uuid = unsafe { library.get::<DeviceGetUuid>(c"cuDeviceGetUuid_v2") }.ok().map(|symbol| *symbol);
         // SAFETY: the library is never unloaded; the type is that of cuda.h's declaration, in which an enumeration is an `int`.
-        let attribute = unsafe { library.get::<DeviceGetAttribute>(c"cuDeviceGetAttribute") }.ok().map(|symbol| *symbol);
+        let attribute =
+            unsafe { library.get::<DeviceGetAttribute>(c"cuDeviceGetAttribute") }.ok().map(|symbol| *symbol);
         Ok(Self { version, devices: devices.try_into().unwrap_or(0), func_load, elapsed, uuid, attribute })
     }
 

@@ -162,8 +162,7 @@ impl CudaRuntime {
         let mut base = 0;
         // SAFETY: a valid place for the answer; a whole number of granules; flags must be 0.
         self.check("cuMemAddressReserve", unsafe { sys::cuMemAddressReserve(&mut base, range, 0, 0, 0) })?;
-        let mut window =
-            SharedWindow { base, slot, mapped: vec![false; ipc.ranks as usize], exported: None };
+        let mut window = SharedWindow { base, slot, mapped: vec![false; ipc.ranks as usize], exported: None };
         let own = window.at(ipc.rank);
         match create(device, own, slot) {
             Ok(exported) => window.exported = exported,
@@ -241,9 +240,8 @@ fn create(device: sys::CUdevice, address: u64, bytes: u64) -> Result<Option<Owne
     }
     let mut descriptor: RawFd = -1;
     // SAFETY: of this type the handle is a descriptor, an `int` (cuda.h); flags must be 0.
-    let exported = unsafe {
-        sys::cuMemExportToShareableHandle((&raw mut descriptor).cast(), handle, FILE_DESCRIPTOR, 0)
-    };
+    let exported =
+        unsafe { sys::cuMemExportToShareableHandle((&raw mut descriptor).cast(), handle, FILE_DESCRIPTOR, 0) };
     let exported = check("cuMemExportToShareableHandle", exported).and_then(|()| {
         // SAFETY: the driver has just opened it for the caller.
         let memory = unsafe { OwnedFd::from_raw_fd(descriptor) };

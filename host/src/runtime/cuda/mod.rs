@@ -120,7 +120,8 @@ impl CudaRuntime {
 
     /// What the device is, in words.
     pub(crate) fn description(&self) -> String {
-        self.device.description()
+        let process = if self.is_among_processes() { ", a process of its own" } else { "" };
+        self.device.description() + process
     }
 
     /// Takes the rank's streams, which may be busy, for whoever waits for their work. The rank uses none any more.
