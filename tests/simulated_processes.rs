@@ -3,7 +3,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use epoxide::{Config, ElasticBuffer, Error, IndexType, Layout, LocalGroup, Mode, WireFormat};
+use epoxide::{Config, ElasticBuffer, Error, Gone, IndexType, Layout, LocalGroup, Mode, WireFormat};
 use support::Device;
 use support::by_expert;
 use support::exchange::{Tensors, check_round};
@@ -85,14 +85,17 @@ fn who_ends_early_leaves_its_rows_to_who_still_reads_them() {
     Ranks::start(2, "who_ends_early_leaves_its_rows_to_who_still_reads_them", "").end(Duration::from_secs(30));
 }
 
-const SHORT: Duration = Duration::from_millis(1500);
+/// Far beyond what a test waits for.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// By when every survivor has its error.
+const SOON: Duration = Duration::from_secs(1);
 
-/// Operations without an end, until one fails.
-fn until_an_error(rank: Rank) -> Error {
+/// Operations without an end, until one fails; and how long that one took.
+fn until_an_error(rank: Rank) -> (Error, Duration) {
     let machine = rank.machine();
     let comm = rank.comm(machine).expect("all are there");
     let case = case(comm.size(), 5, WireFormat::Bf16);
-    let config: Config = case.config().with_timeout(SHORT);
+    let config: Config = case.config().with_timeout(DEADLINE);
     let mut buffer = ElasticBuffer::new(&comm, config).expect("all are there");
     let mut tensors =
         Tensors::empty(&comm, case.tokens[comm.rank() as usize], case.hidden, case.top_k, case.index).expect("fits");
@@ -100,27 +103,25 @@ fn until_an_error(rank: Rank) -> Error {
     let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
     tensors.fill(&world, comm.rank()).expect("fits");
     loop {
+        let begun = Instant::now();
         match check_round(&comm, &mut buffer, &mut tensors, &world, &wires) {
             Ok(checked) => checked.expect("as long as all are there, all is right"),
-            Err(error) => return error,
+            Err(error) => return (error, begun.elapsed()),
         }
         println!("one more");
     }
 }
 
 #[test]
-fn a_killed_rank_is_an_error_on_the_others_by_their_deadline() {
-    let test = "a_killed_rank_is_an_error_on_the_others_by_their_deadline";
+fn a_killed_rank_is_an_error_on_the_others_within_a_second() {
+    let test = "a_killed_rank_is_an_error_on_the_others_within_a_second";
     if let Some(rank) = Rank::of_this_process() {
         let dead = rank.told.parse::<u32>().expect("the test says who");
         let here = rank.rank;
-        let error = until_an_error(rank);
-        let named = match &error {
-            Error::PeerTimeout { rank, peer, virtual_time: false, .. } => *rank == here && *peer == dead,
-            Error::PeerAborted { rank, reason, .. } => *rank == here && reason.contains(&format!("rank {dead}")),
-            _ => false,
-        };
+        let (error, took) = until_an_error(rank);
+        let named = matches!(&error, Error::PeerGone { rank, how: Gone::Ended, .. } if *rank == dead);
         assert!(named, "rank {here}: {error}");
+        assert!(took < SOON, "rank {here}: {took:?}");
         return;
     }
     for (dead, after) in [(1, 0), (0, 7), (2, 23)] {
@@ -128,14 +129,50 @@ fn a_killed_rank_is_an_error_on_the_others_by_their_deadline() {
         ranks.wait_for(dead, "one more\n");
         std::thread::sleep(Duration::from_millis(after));
         ranks.kill(dead);
-        let begun = Instant::now();
-        let said = ranks.end(SHORT + Duration::from_secs(5));
+        let said = ranks.end(DEADLINE / 3);
         assert_eq!(said.len(), 2);
-        assert!(begun.elapsed() >= Duration::from_millis(500), "they waited for it: {:?}", begun.elapsed());
         let left: Vec<_> =
             std::fs::read_dir("/dev/shm").into_iter().flatten().flatten().map(|file| file.file_name()).collect();
         assert!(!left.iter().any(|name| name.to_string_lossy().contains("epoxide")), "{left:?}");
     }
+}
+
+/// Who gives up says why, from any thread, and no operation goes on that waits for it; its own neither.
+#[test]
+fn a_rank_that_gives_up_ends_the_operations_of_all() {
+    let test = "a_rank_that_gives_up_ends_the_operations_of_all";
+    if let Some(rank) = Rank::of_this_process() {
+        let (here, machine) = (rank.rank, rank.machine());
+        let comm = rank.comm(machine).expect("all are there");
+        let case = case(comm.size(), 5, WireFormat::Bf16);
+        let mut buffer = ElasticBuffer::new(&comm, case.config().with_timeout(DEADLINE)).expect("all are there");
+        let world = case.world();
+        let tokens = case.tokens[here as usize];
+        let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index).expect("fits");
+        tensors.fill(&world, here).expect("fits");
+        comm.barrier().expect("all are there");
+        let begun = Instant::now();
+        let error = std::thread::scope(|scope| {
+            if here == 1 {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(50));
+                    comm.abort("no more memory");
+                });
+            }
+            // Rank 2 does not come.
+            if here == 2 {
+                std::thread::sleep(Duration::from_secs(2));
+                return comm.barrier().expect_err("rank 1 has given up");
+            }
+            let dispatched = tensors.dispatch(&mut buffer, tokens).map(drop);
+            dispatched.and_then(|()| buffer.synchronize()).expect_err("rank 2 does not come")
+        });
+        let named = matches!(&error, Error::PeerGone { rank: 1, how: Gone::Aborted { reason, .. }, .. } if reason == "no more memory");
+        assert!(named, "rank {here}: {error}");
+        assert!(here == 2 || begun.elapsed() < SOON, "rank {here}: {:?}", begun.elapsed());
+        return;
+    }
+    Ranks::start(3, test, "").end(DEADLINE / 2);
 }
 
 /// A collective call finds out at once: its connection has ended.

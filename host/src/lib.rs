@@ -88,6 +88,7 @@
 #![warn(missing_debug_implementations)]
 
 mod again;
+mod alarm;
 mod buffer;
 mod by_expert;
 mod combine;

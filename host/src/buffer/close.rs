@@ -28,6 +28,7 @@ impl ElasticBuffer {
                 Err(Error::Bootstrap { message: format!("rank {rank} closes another buffer than rank {}", inner.rank) })
             }
         });
+        inner.alarm.dismiss(self.id);
         if met.is_ok() {
             // Every rank's stream was idle when it came: nobody uses this window, and no peer can be waiting for this rank
             // while the driver frees.
@@ -63,6 +64,7 @@ impl Drop for ElasticBuffer {
             return;
         }
         let inner = self.comm.inner();
+        inner.alarm.dismiss(self.id);
         let part = LeftBehind {
             after: inner.marks(),
             memory: vec![self.windows.own(), self.private],

@@ -132,8 +132,9 @@ impl ElasticBuffer {
             return Err(Error::Poisoned { cause: Box::new(cause.clone()) });
         }
         // SAFETY: this runtime allocated the record with the buffer, whose kernels write it as words.
-        let filed =
-            unsafe { fault::read(&self.comm.inner().runtime, self.record, number(self.id), self.config.experts) };
+        let inner = self.comm.inner();
+        let how = |rank| inner.how_it_went(rank);
+        let filed = unsafe { fault::read(&inner.runtime, self.record, number(self.id), self.config.experts, &how) };
         match filed? {
             None => Ok(()),
             Some(error) => {

@@ -1,7 +1,7 @@
 //! Making a buffer: ranks compare what they were given, allocate, give each other their windows, and wait for all.
 use std::marker::PhantomData;
 
-use epoxide_dsl::fault::RECORD_WORDS;
+use epoxide_dsl::fault::{HOST_ABORT, RECORD_WORDS};
 use epoxide_kernels::entries::{
     combine, combine_by_expert, combine_by_expert_gated, combine_by_expert_with, combine_with, lend, weigh_gradients,
 };
@@ -42,12 +42,13 @@ impl ElasticBuffer {
         let layouts = config.layouts(comm.size(), blocks)?;
         config.check_worst_case(&layouts)?;
         let mut part = LeftBehind::of(&inner.runtime);
-        let made = allocate(comm, &config, &layouts, blocks, &mut part);
+        let made = allocate(comm, &config, &layouts, blocks, id, &mut part);
         // Every rank learns whether all could allocate before anyone relies on it.
         let shared = Windows::share(&turn, &inner.memory, made.as_ref().map(|made| made.window));
         let (made, windows) = match (made, shared) {
             (Ok(made), Ok(windows)) => (made, windows),
             (made, shared) => {
+                inner.alarm.dismiss(id);
                 if made.is_ok() {
                     inner.release_sms(blocks);
                 }
@@ -135,7 +136,14 @@ struct Made {
 /// The driver may wait for running kernels in both. So this has its place between the first gather of `new` and the last: there
 /// every rank has launched all that it had to, and what runs ends without any host. Before the first, a kernel of another buffer
 /// could wait for a peer that has not launched yet, and now cannot; after the last, one of this buffer.
-fn allocate(comm: &Comm, config: &Config, layouts: &Layouts, blocks: u32, part: &mut LeftBehind) -> Result<Made> {
+fn allocate(
+    comm: &Comm,
+    config: &Config,
+    layouts: &Layouts,
+    blocks: u32,
+    id: u64,
+    part: &mut LeftBehind,
+) -> Result<Made> {
     let inner = comm.inner();
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
@@ -170,6 +178,8 @@ fn allocate(comm: &Comm, config: &Config, layouts: &Layouts, blocks: u32, part: 
     part.memory.push(private);
     let record = runtime.allocate_mapped(RECORD_WORDS * 8)?;
     part.mapped.push(record);
+    // SAFETY: it is dismissed before the record is freed, or left to be; the word is for the host alone to store to.
+    unsafe { inner.alarm.attend(id, runtime.host_word(record.at(HOST_ABORT * 8))) };
     let local_experts = layouts.shape.placement().count(comm.rank());
     let counts = layouts.shape.told_counts(local_experts);
     let mirror = config.counts_mirror.then(|| Mirror::new(runtime, layouts.shape.routing_slots, counts)).transpose()?;

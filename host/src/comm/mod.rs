@@ -14,8 +14,10 @@ use epoxide_kernels::measure::copy::copy;
 use epoxide_kernels::measure::delay::{DelayArgs, delay};
 use epoxide_kernels::quantize::quantize;
 
+use crate::alarm::Alarm;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::gone::Gone;
 use crate::kernels::Loaded;
 use crate::memory::Memory;
 use crate::rendezvous::{Rendezvous, Turn, meet};
@@ -56,6 +58,8 @@ pub(crate) struct CommInner {
     pub runtime: Arc<Runtime>,
     pub streams: Arc<Streams>,
     pub local: Arc<LocalGroupState>,
+    /// Who is gone, and how this rank's kernels hear of it.
+    pub alarm: Arc<Alarm>,
     default_sms: DefaultSms,
     pub rendezvous: Rendezvous,
     sms: Mutex<ReservedSms>,
@@ -88,6 +92,8 @@ impl Comm {
         runtime.prepare(&dequantize, 0)?;
         // From here on the rank is there, and leaves when it is dropped.
         local.join();
+        let alarm = Alarm::new();
+        local.hear(Arc::clone(&alarm));
         let runtime = Arc::new(runtime);
         let streams = Streams::new(stream);
         let memory = Memory::new(Arc::clone(&runtime), Arc::clone(&streams));
@@ -97,6 +103,7 @@ impl Comm {
             runtime,
             streams,
             local,
+            alarm,
             default_sms,
             rendezvous,
             sms: Mutex::default(),
@@ -162,6 +169,15 @@ impl Comm {
         self.all_gather(&[]).map(|_| ())
     }
 
+    /// Gives up: whatever waits for this rank, or on it, ends with [`Error::PeerGone`] and this reason, on the device within about a
+    /// millisecond. From any thread, and not collective; it waits for nobody. Operations of this rank that wait end too, and buffers
+    /// that had such an operation are poisoned.
+    pub fn abort(&self, reason: &str) {
+        let how = Gone::Aborted { reason: reason.to_owned() };
+        self.inner.local.raise(self.inner.rank, &how);
+        self.inner.rendezvous.abort(reason);
+    }
+
     /// Waits until everything enqueued on this handle's stream is done.
     ///
     /// # Errors
@@ -207,6 +223,11 @@ impl CommInner {
         let mut made = self.buffers_made.lock().unwrap_or_else(PoisonError::into_inner);
         *made += 1;
         self.local.buffer_id(*made)
+    }
+
+    /// How a rank went of which the device says that it is gone, if this rank knows.
+    pub(crate) fn how_it_went(&self, rank: u32) -> Option<Gone> {
+        if self.runtime.was_killed(rank) { Some(Gone::Ended) } else { self.alarm.how(rank) }
     }
 
     /// Points of all the rank's streams, behind what is on them.

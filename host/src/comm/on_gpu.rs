@@ -75,6 +75,7 @@ impl Comm {
         let sms = DefaultSms::of_gpus(size, &sharing).with_shared(shared).with_warnings(warnings);
         let comm = Self::new(rank, size, Runtime::Cuda(runtime), stream, rendezvous, LocalGroupState::new(), sms);
         let comm = comm.map_err(told)?;
+        comm.watch(processes);
         // Kernels are loaded: whoever goes on waits for nobody's driver.
         comm.barrier()?;
         Ok(comm)

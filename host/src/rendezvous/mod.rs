@@ -55,6 +55,15 @@ impl Rendezvous {
         }
     }
 
+    /// Gives up: nobody waits for this rank any more, and ranks that are processes are told why.
+    pub(crate) fn abort(&self, reason: &str) {
+        match &self.way {
+            Way::Machine(simulated) => simulated.leave(),
+            Way::Threads(member) => member.leave(),
+            Way::Processes(processes) => processes.abort(reason),
+        }
+    }
+
     /// [`Self::leave`] with the end of the rank, when its device may still be at work.
     pub(crate) fn end(&self) {
         match &self.way {

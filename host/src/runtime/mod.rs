@@ -5,6 +5,7 @@
 pub(crate) mod cuda;
 mod further_streams;
 mod guests;
+mod host_word;
 mod looks;
 mod mapped;
 pub(crate) mod sim;
@@ -18,6 +19,7 @@ use epoxide_kernels::measure::copy::{CopyArgs, copy};
 use epoxide_kernels::measure::copy_words::{CopyWordsArgs, copy_words};
 use epoxide_plan::RegionBytes;
 
+pub(crate) use self::host_word::HostWord;
 pub(crate) use self::mapped::Mapped;
 
 use crate::error::{Error, Result};

@@ -10,7 +10,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::alarm::Alarm;
 use crate::error::Result;
+use crate::gone::Gone;
 use crate::pool::Pool;
 use crate::runtime::{Heap, LeftStreams, Mapped, RawEvent, Reservation, Runtime, Segments};
 
@@ -117,6 +119,8 @@ pub(crate) struct LocalGroupState {
     /// Unique in the process.
     id: u64,
     departures: Mutex<Departures<LeftBehind>>,
+    /// Of the ranks that are here.
+    alarms: Mutex<Vec<Arc<Alarm>>>,
 }
 
 impl LocalGroupState {
@@ -124,7 +128,7 @@ impl LocalGroupState {
     pub(crate) fn new() -> Arc<Self> {
         static GROUPS: AtomicU64 = AtomicU64::new(1);
         let departures = Mutex::new(Departures { members: 0, left: Vec::new() });
-        Arc::new(Self { id: GROUPS.fetch_add(1, Ordering::Relaxed), departures })
+        Arc::new(Self { id: GROUPS.fetch_add(1, Ordering::Relaxed), departures, alarms: Mutex::default() })
     }
 
     /// The id of the group's buffer `number`, unique in the process.
@@ -136,6 +140,16 @@ impl LocalGroupState {
     /// that are there still find out which of them is the last.
     pub(crate) fn join(&self) {
         self.departures().members += 1;
+    }
+
+    /// Adds the alarm of a rank that is here.
+    pub(crate) fn hear(&self, alarm: Arc<Alarm>) {
+        self.alarms.lock().unwrap_or_else(PoisonError::into_inner).push(alarm);
+    }
+
+    /// Raises the alarms of all ranks that are here, the one's that is gone too.
+    pub(crate) fn raise(&self, rank: u32, how: &Gone) {
+        self.alarms.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|alarm| alarm.raise(rank, how));
     }
 
     /// Takes over a rank's part of a buffer. Waits for nobody and frees nothing.

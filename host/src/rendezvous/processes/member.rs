@@ -210,8 +210,7 @@ impl Processes {
     }
 
     /// Has `told` called with every rank that is gone, now and as soon as it goes, on the watch's thread: a plain store and no more.
-    #[allow(dead_code, reason = "for the kernels' half of the watch")]
-    pub(crate) fn when_gone(&self, told: impl Fn(u32) + Send + 'static) {
+    pub(crate) fn when_gone(&self, told: impl Fn(u32, &Gone) + Send + 'static) {
         self.peers.tell(Box::new(told));
     }
 

@@ -18,8 +18,8 @@ pub(crate) struct Gathered {
     pub fds: Vec<OwnedFd>,
 }
 
-/// Called once for each rank that is gone, with the rank.
-pub(super) type Told = Box<dyn Fn(u32) + Send>;
+/// Called once for each rank that is gone, with how it went.
+pub(super) type Told = Box<dyn Fn(u32, &Gone) + Send>;
 
 /// Frames of a peer that wait to be taken: it may be one round ahead of this rank.
 const MOST_WAITING: usize = 2;
@@ -99,8 +99,8 @@ impl Peers {
         if std::mem::replace(&mut state.peers[rank as usize].gone, true) {
             return;
         }
+        state.told.iter().for_each(|told| told(rank, &how));
         state.gone.push((rank, how));
-        state.told.iter().for_each(|told| told(rank));
         drop(state);
         self.changed.notify_all();
     }
@@ -122,10 +122,9 @@ impl Peers {
     }
 
     /// Has `told` called for every rank that is gone or goes.
-    #[allow(dead_code, reason = "for the kernels' half of the watch")]
     pub(super) fn tell(&self, told: Told) {
         let mut state = self.state();
-        state.gone.iter().for_each(|(rank, _)| told(*rank));
+        state.gone.iter().for_each(|(rank, how)| told(*rank, how));
         state.told.push(told);
     }
 
