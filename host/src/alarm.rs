@@ -28,6 +28,8 @@ struct State {
     gone: Vec<(u32, Gone)>,
     /// What is in the words: 0, or of the first rank that is gone and had not left in order.
     word: u64,
+    /// Ranks that the group goes on without, a bit for each.
+    masked: u64,
     /// By buffer.
     words: Vec<(u64, HostWord)>,
 }
@@ -45,7 +47,7 @@ impl Alarm {
             return;
         }
         state.gone.push((rank, how.clone()));
-        if state.word == 0 && *how != Gone::Left {
+        if state.word == 0 && state.raises(rank, how) {
             state.word = word_of(rank);
             // Under the lock: nobody frees a word meanwhile.
             state.words.iter().for_each(|(_, word)| word.store(state.word));
@@ -76,6 +78,21 @@ impl Alarm {
         }
     }
 
+    /// Goes on without these ranks, a bit for each: they raise nothing any more. Words that were stored stay until they are
+    /// [refreshed](Self::refresh).
+    pub(crate) fn mask(&self, ranks: u64) {
+        let mut state = self.state();
+        state.masked |= ranks;
+        let first = state.gone.iter().find(|(rank, how)| state.raises(*rank, how)).map(|(rank, _)| *rank);
+        state.word = first.map_or(0, word_of);
+    }
+
+    /// Stores to the word of a buffer what there is to say now.
+    pub(crate) fn refresh(&self, buffer: u64) {
+        let state = self.state();
+        state.words.iter().filter(|(of, _)| *of == buffer).for_each(|(_, word)| word.store(state.word));
+    }
+
     /// How a rank went of which the device says that it is gone; `None` if this rank does not hear of it by itself.
     pub(crate) fn how(&self, rank: u32) -> Option<Gone> {
         let deadline = Instant::now() + FOR_THE_WATCH;
@@ -94,6 +111,13 @@ impl Alarm {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Whether whatever waits for anybody ends because of that rank.
+    fn raises(&self, rank: u32, how: &Gone) -> bool {
+        *how != Gone::Left && self.masked >> rank & 1 == 0
     }
 }
 

@@ -107,6 +107,7 @@ mod group;
 mod handle;
 pub mod kernels;
 pub mod launcher;
+mod masked;
 mod memory;
 mod mirror;
 mod overflow;

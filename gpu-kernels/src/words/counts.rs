@@ -55,6 +55,14 @@ impl CountMatrix {
         }
     }
 
+    /// Writes here what `peer` would publish that has no token. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn stand_in(&self, window: Window, peer: Peer, number: u64, counter: u32) {
+        let word = Stamped::new(0, number).to_word();
+        window.own(self.words).store_weak(self.index(window, number, peer, counter), word);
+    }
+
     /// Gives the details of this rank's bad selection to a peer, before the entry word that says that there are some. Per thread.
     #[inline(always)]
     #[track_caller]

@@ -2,6 +2,7 @@
 mod close;
 mod open;
 mod overflows;
+mod reset;
 mod state;
 mod stream;
 
@@ -16,6 +17,7 @@ use epoxide_kernels::layout::{DispatchShared, Span};
 use epoxide_kernels::words::{EntryWords, Flags, Kind, Operation};
 
 pub(crate) use self::overflows::Overflows;
+pub(crate) use self::reset::{Masked, SELECTIONS};
 pub use self::state::Dispatched;
 pub(crate) use self::state::{Routings, State};
 
@@ -60,6 +62,8 @@ pub struct ElasticBuffer {
     /// Expert outputs that were handed over since the last combine; `None` where the caller's own work may write them.
     pub(crate) outputs: Option<u64>,
     fault: Option<Error>,
+    /// Ranks that it goes on without.
+    pub(crate) masked: Option<Masked>,
     /// `close` has freed the memory.
     freed: bool,
     /// One thread at a time: an operation and its checks are not atomic.

@@ -9,9 +9,9 @@ use epoxide_kernels::layout::DispatchShared;
 use epoxide_kernels::measure::copy_words::copy_words;
 use epoxide_kernels::words::UNUSED_EVEN;
 
-use super::ElasticBuffer;
 use super::overflows::Overflows;
 use super::state::{Routings, State};
+use super::{ElasticBuffer, Masked};
 use crate::comm::Comm;
 use crate::config::{Config, Layouts, dispatch_shared};
 use crate::error::{Error, Result};
@@ -22,6 +22,12 @@ use crate::runtime::Mapped;
 use crate::tensor::DeviceTensor;
 use crate::transport::local::LeftBehind;
 use crate::transport::windows::{NotShared, Windows};
+
+/// Fills the words of a buffer so that no operation expects them, and writes the table of windows. Waits for the stream.
+pub(super) fn initialised(buffer: &ElasticBuffer) -> Result<()> {
+    buffer.forget_dropped()?;
+    buffer.initialise()
+}
 
 impl ElasticBuffer {
     /// Makes a rank's buffer. Collective: every rank of the group calls it, with the same configuration.
@@ -90,10 +96,11 @@ impl ElasticBuffer {
             received_rows: None,
             outputs: None,
             fault: None,
+            masked: made.masked,
             freed: false,
             not_sync: PhantomData,
         };
-        let ready = buffer.initialise();
+        let ready = initialised(&buffer);
         // A peer writes into this window as soon as it enters an operation, so all wait for all; who failed says so.
         let all = meet(&turn, "ready", if ready.is_ok() { b"ok" } else { b"failed" })?;
         ready?;
@@ -129,6 +136,7 @@ struct Made {
     record: Mapped,
     mirror: Option<Mirror>,
     statistics: Option<DeviceTensor<u64>>,
+    masked: Option<Masked>,
 }
 
 /// Allocates a rank's memory and loads its kernels; what was allocated is in `part` if something failed.
@@ -185,9 +193,11 @@ fn allocate(
     let mirror = config.counts_mirror.then(|| Mirror::new(runtime, layouts.shape.routing_slots, counts)).transpose()?;
     part.mapped.extend(mirror.as_ref().map(Mirror::memory));
     let statistics = config.expert_statistics.then(|| comm.tensor(&vec![0u64; local_experts as usize])).transpose()?;
+    let masked = Masked::of(inner, layouts)?;
+    part.memory.extend(masked.as_ref().map(|masked| masked.memory));
     // Last: where it is made, the caller gives it back.
     inner.reserve_sms(blocks)?;
-    Ok(Made { shared, window, private, record, mirror, statistics })
+    Ok(Made { shared, window, private, record, mirror, statistics, masked })
 }
 
 /// 24 bits of FNV-1a over the configuration: what ranks compare on the device, where a mismatch that the host could not see

@@ -20,7 +20,8 @@ use crate::error::{Error, Result};
 use crate::gone::Gone;
 use crate::kernels::Loaded;
 use crate::memory::Memory;
-use crate::rendezvous::{Rendezvous, Turn, meet};
+use crate::processes::without_masked;
+use crate::rendezvous::{Rendezvous, Turn, agree, meet};
 use crate::runtime::{RawEvent, RawStream, Runtime};
 use crate::sms::{DefaultSms, ReservedSms};
 use crate::streams::Streams;
@@ -151,13 +152,14 @@ impl Comm {
         self.inner.default_sms.of(config)
     }
 
-    /// Gives `payload` to every rank and returns everyone's, in rank order. Collective.
+    /// Gives `payload` to every rank and returns everyone's, in rank order, nothing of those that are [masked](Self::mask). Collective.
     ///
     /// # Errors
     ///
     /// [`Error::Bootstrap`] or [`Error::Simulator`] when another rank is gone.
     pub fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.inner.rendezvous.turn().all_gather(payload)
+        let turn = self.inner.rendezvous.turn();
+        Ok(without_masked(turn.masked(), turn.all_gather(payload)?))
     }
 
     /// Waits on the host until every rank is here. Collective.
@@ -176,6 +178,37 @@ impl Comm {
         let how = Gone::Aborted { reason: reason.to_owned() };
         self.inner.local.raise(self.inner.rank, &how);
         self.inner.rendezvous.abort(reason);
+    }
+
+    /// Goes on without these ranks, whose processes have ended: collective calls are without them, buffers once they are
+    /// [reset](crate::ElasticBuffer::reset), and new ones at once. Collective: every other living rank calls it, with the same ranks, as often
+    /// as the others. It waits until their processes have ended for certain, and with them what they had running on a device.
+    ///
+    /// ```no_run
+    /// # use epoxide::{Comm, ElasticBuffer, Error};
+    /// # fn recover(comm: &Comm, buffer: &mut ElasticBuffer) -> epoxide::Result<()> {
+    /// if let Err(Error::PeerGone { rank, .. }) = buffer.synchronize() {
+    ///     comm.mask(&[rank])?;
+    ///     buffer.reset()?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for a rank that lives, for this one, and for ranks that are threads of one process;
+    /// [`Error::ConfigMismatch`] when ranks name others; [`Error::PeerGone`] when one more is gone.
+    pub fn mask(&self, ranks: &[u32]) -> Result<()> {
+        self.inner.rendezvous.mask(ranks)?;
+        self.inner.alarm.mask(self.inner.rendezvous.masked());
+        agree(&self.inner.rendezvous.turn(), &[("masked ranks", format!("{:?}", self.masked()))])
+    }
+
+    /// The ranks that the group goes on without.
+    pub fn masked(&self) -> Vec<u32> {
+        let masked = self.inner.rendezvous.masked();
+        (0..self.size()).filter(|rank| masked >> rank & 1 == 1).collect()
     }
 
     /// Waits until everything enqueued on this handle's stream is done.

@@ -62,7 +62,8 @@ impl World {
         self.processes.is_local(rank)
     }
 
-    /// Gives `payload`, up to 16 MiB, to every rank and returns everyone's, in rank order. Collective.
+    /// Gives `payload`, up to 16 MiB, to every rank and returns everyone's, in rank order, nothing of those that are [masked](crate::Comm::mask).
+    /// Collective.
     ///
     /// # Errors
     ///
@@ -71,7 +72,8 @@ impl World {
     /// [`Place::with_timeout`](super::Place::with_timeout), after which no collective call of the group succeeds any more;
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for more bytes.
     pub fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.processes.all_gather(payload)
+        let masked = self.processes.masked();
+        Ok(without_masked(masked, self.processes.all_gather(payload)?))
     }
 
     /// Waits until every rank is here. Collective.
@@ -107,4 +109,10 @@ impl World {
     pub fn is_over(&self, rank: u32) -> bool {
         rank < self.size() && self.processes.is_over(rank)
     }
+}
+
+/// What was gathered, with nothing of the masked ranks.
+pub(crate) fn without_masked(masked: u64, all: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    let own = |(rank, payload)| if masked >> rank & 1 == 1 { Vec::new() } else { payload };
+    (0u32..).zip(all).map(own).collect()
 }

@@ -16,7 +16,7 @@ pub(crate) use self::processes::{Gathered, Processes, Secret, Start, random};
 pub(crate) use self::simulated::Simulated;
 pub(crate) use self::threads::Member;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// One rank's way to the others.
 pub(crate) struct Rendezvous {
@@ -64,6 +64,29 @@ impl Rendezvous {
         }
     }
 
+    /// Goes on without these ranks, which are processes that have ended. Every other rank does so too, as often and with the same ranks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for ranks of one process, and for one that lives.
+    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<()> {
+        match &self.way {
+            Way::Processes(processes) => processes.mask(ranks),
+            Way::Machine(_) | Way::Threads(_) => {
+                let rule = "ranks that are processes can be masked, and not threads of one";
+                Err(Error::argument("ranks", format!("{ranks:?}"), rule))
+            }
+        }
+    }
+
+    /// The ranks that it goes on without, a bit for each.
+    pub(crate) fn masked(&self) -> u64 {
+        match &self.way {
+            Way::Processes(processes) => processes.masked(),
+            Way::Machine(_) | Way::Threads(_) => 0,
+        }
+    }
+
     /// [`Self::leave`] with the end of the rank, when its device may still be at work.
     pub(crate) fn end(&self) {
         match &self.way {
@@ -82,7 +105,8 @@ pub(crate) struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Gives `payload` to every rank and returns everyone's, in rank order. All ranks call it, in the same order.
+    /// Gives `payload` to every rank and returns everyone's, in rank order; for a rank that is masked the own one. All ranks call it, in the
+    /// same order.
     ///
     /// # Errors
     ///
@@ -93,6 +117,14 @@ impl Turn<'_> {
             Way::Machine(simulated) => simulated.all_gather(payload),
             Way::Threads(member) => member.all_gather(payload),
             Way::Processes(processes) => processes.all_gather(payload),
+        }
+    }
+
+    /// The ranks that are masked, a bit for each.
+    pub(crate) fn masked(&self) -> u64 {
+        match self.way {
+            Way::Processes(processes) => processes.masked(),
+            Way::Machine(_) | Way::Threads(_) => 0,
         }
     }
 

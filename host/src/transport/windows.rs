@@ -63,7 +63,10 @@ impl Windows {
         let all =
             all.into_iter().enumerate().map(|(rank, given)| told_by(rank, given)).collect::<Shared<Vec<Told>>>()?;
         let own = told.map(drop).and(own).map_err(NotShared::Missing)?;
-        let found = (0..).zip(all).map(|(rank, told)| runtime.find(own, rank, told)).collect::<Result<Vec<u64>>>();
+        // What goes to a masked rank is of no use: it goes to the own window, at places that say the same of this rank.
+        let masked = turn.masked();
+        let find = |(rank, told)| if masked >> rank & 1 == 1 { Ok(own) } else { runtime.find(own, rank, told) };
+        let found = (0u32..).zip(all).map(find).collect::<Result<Vec<u64>>>();
         if !runtime.is_among_processes() {
             return Ok(Self { own, all: found.map_err(NotShared::Apart)? });
         }
