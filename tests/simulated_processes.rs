@@ -4,6 +4,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use epoxide::{Config, ElasticBuffer, Error, Gone, IndexType, Layout, LocalGroup, Mode, WireFormat};
+use rustix::process::Signal;
 use support::Device;
 use support::by_expert;
 use support::exchange::{Tensors, check_round};
@@ -91,11 +92,11 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_secs(1);
 
 /// Operations without an end, until one fails; and how long that one took.
-fn until_an_error(rank: Rank) -> (Error, Duration) {
+fn until_an_error(rank: Rank, timeout: Duration) -> (Error, Duration) {
     let machine = rank.machine();
     let comm = rank.comm(machine).expect("all are there");
     let case = case(comm.size(), 5, WireFormat::Bf16);
-    let config: Config = case.config().with_timeout(DEADLINE);
+    let config: Config = case.config().with_timeout(timeout);
     let mut buffer = ElasticBuffer::new(&comm, config).expect("all are there");
     let mut tensors =
         Tensors::empty(&comm, case.tokens[comm.rank() as usize], case.hidden, case.top_k, case.index).expect("fits");
@@ -118,7 +119,7 @@ fn a_killed_rank_is_an_error_on_the_others_within_a_second() {
     if let Some(rank) = Rank::of_this_process() {
         let dead = rank.told.parse::<u32>().expect("the test says who");
         let here = rank.rank;
-        let (error, took) = until_an_error(rank);
+        let (error, took) = until_an_error(rank, DEADLINE);
         let named = matches!(&error, Error::PeerGone { rank, how: Gone::Ended, .. } if *rank == dead);
         assert!(named, "rank {here}: {error}");
         assert!(took < SOON, "rank {here}: {took:?}");
@@ -135,6 +136,32 @@ fn a_killed_rank_is_an_error_on_the_others_within_a_second() {
             std::fs::read_dir("/dev/shm").into_iter().flatten().flatten().map(|file| file.file_name()).collect();
         assert!(!left.iter().any(|name| name.to_string_lossy().contains("epoxide")), "{left:?}");
     }
+}
+
+/// A process that hangs is there, and nothing says that it is gone: the deadline does, with its number.
+#[test]
+fn a_stopped_rank_is_named_at_the_deadline() {
+    const SHORT: Duration = Duration::from_millis(1500);
+    let test = "a_stopped_rank_is_named_at_the_deadline";
+    if let Some(rank) = Rank::of_this_process() {
+        let here = rank.rank;
+        let (error, took) = until_an_error(rank, SHORT);
+        let named = match &error {
+            Error::PeerTimeout { rank, peer: 1, virtual_time: false, .. } => *rank == here,
+            Error::PeerAborted { rank, reason, .. } => *rank == here && reason.contains("rank 1"),
+            _ => false,
+        };
+        assert!(named, "rank {here}: {error}");
+        assert!(here == 1 || took >= SHORT / 2, "rank {here}: {took:?}");
+        return;
+    }
+    let mut ranks = Ranks::start(3, test, "");
+    ranks.wait_for(1, "one more\n");
+    ranks.signal(1, Signal::STOP);
+    assert_eq!(ranks.end_but(1, DEADLINE / 3).len(), 2);
+    // It finds what the others have said of it.
+    ranks.signal(1, Signal::CONT);
+    ranks.end(DEADLINE / 3);
 }
 
 /// Who gives up says why, from any thread, and no operation goes on that waits for it; its own neither.

@@ -85,6 +85,19 @@ impl Ranks {
         child.wait().expect("it is ours");
     }
 
+    /// Sends a signal to a rank's process.
+    pub fn signal(&self, rank: u32, signal: Signal) {
+        let pid = Pid::from_raw(self.children[&rank].id() as i32).expect("a process");
+        rustix::process::kill_process(pid, signal).expect("it is there");
+    }
+
+    /// Waits until all but `rank` have ended.
+    pub fn end_but(&mut self, rank: u32, within: Duration) -> BTreeMap<u32, String> {
+        let kept = self.children.remove(&rank).expect("it has not ended");
+        let others = Self { children: std::mem::replace(&mut self.children, BTreeMap::from([(rank, kept)])) };
+        others.end(within)
+    }
+
     /// Waits until `rank` has written `line` on its standard output.
     pub fn wait_for(&mut self, rank: u32, line: &str) {
         let output = self.children.get_mut(&rank).and_then(|child| child.stdout.as_mut()).expect("its output");

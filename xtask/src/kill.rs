@@ -1,0 +1,33 @@
+//! `cargo xtask kill`: many more real kills of ranks that are processes than an ordinary test run makes.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::kernels::root;
+
+/// Options of `cargo xtask kill`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// How many ranks are killed, each in a group of its own
+    #[arg(long, default_value_t = 200)]
+    times: u32,
+    /// What is killed when follows from it
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// Runs `cargo xtask kill`.
+pub fn run(args: &Args) -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root()).env("EPOXIDE_TEST_KILLS", args.times.to_string());
+    if let Some(seed) = args.seed {
+        command.env("EPOXIDE_TEST_SEED", seed.to_string());
+    }
+    command.args(["test", "--locked", "--release", "-p", "epoxide", "--test", "kills"]);
+    let status = command.status().context("cannot start cargo")?;
+    if !status.success() {
+        bail!("a survivor did not end as it must ({status}); above is which kill it was");
+    }
+    Ok(())
+}
