@@ -1,5 +1,6 @@
 //! The buffer: a rank's window, what it knows of its peers' windows, and the state of its operations.
 mod close;
+mod masked;
 mod open;
 mod overflows;
 mod reset;
@@ -16,8 +17,8 @@ use epoxide_dsl::window::{Peer, Region, Window};
 use epoxide_kernels::layout::{DispatchShared, Span};
 use epoxide_kernels::words::{EntryWords, Flags, Kind, Operation};
 
+pub(crate) use self::masked::{Masked, SELECTIONS};
 pub(crate) use self::overflows::Overflows;
-pub(crate) use self::reset::{Masked, SELECTIONS};
 pub use self::state::Dispatched;
 pub(crate) use self::state::{Routings, State};
 

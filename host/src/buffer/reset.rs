@@ -1,46 +1,14 @@
 //! As new after a fault, in the same memory; and going on without ranks that are gone.
 use epoxide_dsl::fault::HOST_ABORT;
-use epoxide_kernels::entries::{stand_in, without_masked};
 
-use super::ElasticBuffer;
 use super::open::initialised;
 use super::overflows::Overflows;
 use super::state::{Routings, State};
+use super::{ElasticBuffer, Masked};
 use crate::comm::OnStream;
-use crate::config::Layouts;
 use crate::error::{Error, Result};
 use crate::rendezvous::meet;
 use crate::transport::local::number;
-
-/// Ranks that a buffer goes on without.
-pub(crate) struct Masked {
-    /// A bit for each.
-    pub ranks: u64,
-    /// Device memory: how many selections were dropped, and the selections of a dispatch without those.
-    pub memory: u64,
-}
-
-/// Where the selections lie in that memory.
-pub(crate) const SELECTIONS: u64 = 256;
-
-impl Masked {
-    /// What a buffer needs whose group has masked ranks, nothing if it has none. Within a collective call.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfMemory`]; [`Error::Cuda`].
-    pub(super) fn of(inner: &OnStream, layouts: &Layouts) -> Result<Option<Self>> {
-        let ranks = inner.rendezvous.masked();
-        if ranks == 0 {
-            return Ok(None);
-        }
-        inner.runtime.prepare(&stand_in, 0)?;
-        inner.runtime.prepare(&without_masked, 0)?;
-        let selections = u64::from(layouts.shape.max_tokens) * u64::from(layouts.shape.top_k);
-        let memory = inner.memory.allocate("selections without masked ranks", SELECTIONS + 4 * selections, &[])?;
-        Ok(Some(Self { ranks, memory }))
-    }
-}
 
 impl ElasticBuffer {
     /// Makes the buffer as new after a fault, in the memory that it has. Collective: every rank of the group calls it, whether it has seen

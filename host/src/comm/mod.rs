@@ -202,7 +202,14 @@ impl Comm {
     pub fn mask(&self, ranks: &[u32]) -> Result<()> {
         self.inner.rendezvous.mask(ranks)?;
         self.inner.alarm.mask(self.inner.rendezvous.masked());
-        agree(&self.inner.rendezvous.turn(), &[("masked ranks", format!("{:?}", self.masked()))])
+        let turn = self.inner.rendezvous.turn();
+        agree(&turn, &[("masked ranks", format!("{:?}", self.masked()))])?;
+        // Who was gone may have left the others at different points of making a buffer.
+        let mut made = self.inner.buffers_made.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = meet(&turn, "buffers made", &made.to_le_bytes())?;
+        let numbers = all.iter().filter_map(|bytes| Some(u64::from_le_bytes(bytes.as_slice().try_into().ok()?)));
+        *made = numbers.fold(*made, u64::max);
+        Ok(())
     }
 
     /// The ranks that the group goes on without.

@@ -9,8 +9,8 @@ mod host_word;
 mod looks;
 mod mapped;
 pub(crate) mod sim;
+mod told;
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use epoxide_dsl::memory::Global;
@@ -21,6 +21,7 @@ use epoxide_plan::RegionBytes;
 
 pub(crate) use self::host_word::HostWord;
 pub(crate) use self::mapped::Mapped;
+pub(crate) use self::told::Told;
 
 use crate::error::{Error, Result};
 use crate::pool;
@@ -95,15 +96,6 @@ impl pool::Segments for Segments {
             Self::Cuda(segments) => unsafe { segments.release(segment) },
         }
     }
-}
-
-/// What a rank tells its peers of memory of its own.
-#[derive(Debug)]
-pub(crate) struct Told {
-    /// An address, an offset, or a size: what the runtime finds it by.
-    pub place: u64,
-    /// The memory itself, for another process.
-    pub memory: Option<OwnedFd>,
 }
 
 /// Whose memory it is: frees what a rank allocated, also when the rank is gone.

@@ -9,8 +9,8 @@ use epoxide_kernels::families::Family;
 use super::budget::{Budget, Claim, SmReservation};
 use super::context::PrimaryContext;
 use super::driver::{Driver, check, check_for};
-use super::ipc::SharedWindows;
 use super::kernels::Kernels;
+use super::shared_window::SharedWindows;
 use super::staging::Staging;
 use crate::error::{Error, Result};
 

@@ -33,6 +33,7 @@ mod memory;
 mod module;
 mod pace;
 mod segments;
+mod shared_window;
 mod staging;
 mod stream;
 mod streams;
@@ -47,8 +48,8 @@ use cudarc::driver::sys::CUresult;
 pub(crate) use self::budget::SmReservation;
 pub(crate) use self::device::CudaDevice;
 pub(crate) use self::event::CudaEvent;
-pub(crate) use self::ipc::{Ipc, IpcFacts};
 pub(crate) use self::segments::CudaSegments;
+pub(crate) use self::shared_window::{Ipc, IpcFacts};
 pub(crate) use self::streams::LeftStreams;
 
 use self::module::Function;
