@@ -136,9 +136,9 @@ impl ElasticBuffer {
         if let Some(cause) = &self.fault {
             return Err(Error::Poisoned { cause: Box::new(cause.clone()) });
         }
-        // SAFETY: this runtime allocated the record with the buffer, whose kernels write it as words.
         let inner = self.comm.inner();
         let how = |rank| inner.how_it_went(rank);
+        // SAFETY: this runtime allocated the record with the buffer, whose kernels write it as words.
         let filed = unsafe { fault::read(&inner.runtime, self.record, number(self.id), self.config.experts, &how) };
         match filed? {
             None => Ok(()),

@@ -90,7 +90,7 @@ impl CudaDevice {
 impl CudaRuntime {
     /// Bytes of which a window is a whole number.
     pub(crate) fn window_granule(&self) -> u64 {
-        self.ipc.map_or(1, |ipc| ipc.granule)
+        self.ipc.as_ref().map_or(1, |ipc| ipc.granule)
     }
 
     /// Allocates the rank's own part of a window, in a range with room for everyone's. The context is current.
@@ -138,7 +138,7 @@ impl CudaRuntime {
 
     /// Where this rank's kernels have what `rank` [told](Self::tell), beside its `own`.
     pub(crate) fn find(&self, own: u64, rank: u32, told: Told) -> Result<u64> {
-        let Some(ipc) = self.ipc else { return Ok(told.place) };
+        let Some(ipc) = self.ipc.as_deref() else { return Ok(told.place) };
         if rank == ipc.rank {
             return Ok(own);
         }

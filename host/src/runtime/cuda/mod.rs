@@ -72,7 +72,7 @@ pub(crate) struct CudaRuntime {
     /// Kernels of the caller's own that the rank loaded, by name.
     guests: Mutex<BTreeMap<&'static str, Function>>,
     /// Where peers are other processes.
-    ipc: Option<Ipc>,
+    ipc: Option<Box<Ipc>>,
     device: Arc<CudaDevice>,
 }
 
@@ -90,7 +90,7 @@ impl CudaRuntime {
 
     /// The same, whose peers are other processes.
     pub(crate) fn among_processes(mut self, ipc: Ipc) -> Self {
-        self.ipc = Some(ipc);
+        self.ipc = Some(Box::new(ipc));
         self
     }
 
