@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use epoxide::{Comm, Config, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Result, WireFormat};
 use support::exchange::{Indices, Tensors, check_round};
+use support::masked::without;
 use support::processes::{Rank, Ranks};
 use support::reference::{Wire, World};
 use support::routing::{Case, Choice};
@@ -122,25 +123,6 @@ fn faults_and_goes_on(comm: &Comm, case: &Case, config: &Config, fault: Fault) -
     Ok(checked)
 }
 
-/// What the others exchange without some ranks: nothing comes from them, and no selection of their experts counts. And how many selections
-/// of each rank those are.
-fn without(world: &World, gone: &[u32]) -> (World, Vec<u64>) {
-    let (mut left, owners) = (world.clone(), world.owners());
-    let mut dropped = Vec::new();
-    for (rank, input) in (0..).zip(&mut left.inputs) {
-        if gone.contains(&rank) {
-            input.tokens = 0;
-            input.x.clear();
-            input.topk_idx.clear();
-            input.topk_weights.clear();
-        }
-        let lost = |e: &i64| usize::try_from(*e).is_ok_and(|e| owners.get(e).is_some_and(|owner| gone.contains(owner)));
-        dropped.push(input.topk_idx.iter().filter(|e| lost(e)).count() as u64);
-        input.topk_idx.iter_mut().filter(|e| lost(e)).for_each(|e| *e = -1);
-    }
-    (left, dropped)
-}
-
 const RANKS: u32 = 4;
 
 /// One after the other is killed, and those that are left go on.
@@ -243,7 +225,7 @@ fn only_who_is_gone_is_masked() {
         .and_then(|group| {
             group.run(|comm| {
                 let refused = comm.mask(&[1 - comm.rank()]).expect_err("it is a thread").to_string();
-                assert!(refused.contains("not threads of one"), "{refused}");
+                assert!(refused.contains("it was not killed"), "{refused}");
                 Ok(())
             })
         })

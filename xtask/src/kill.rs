@@ -1,4 +1,4 @@
-//! `cargo xtask kill`: many more real kills of ranks that are processes than an ordinary test run makes.
+//! `cargo xtask kill`: many more kills than an ordinary test run makes, of ranks that are processes, and of those of seeded machines.
 
 use std::process::Command;
 
@@ -17,6 +17,9 @@ pub struct Args {
     seed: Option<u64>,
 }
 
+/// Seeded schedules in which a rank dies.
+const CASES: u32 = 12;
+
 /// Runs `cargo xtask kill`.
 pub fn run(args: &Args) -> Result<()> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -24,7 +27,9 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(seed) = args.seed {
         command.env("EPOXIDE_TEST_SEED", seed.to_string());
     }
-    command.args(["test", "--locked", "--release", "-p", "epoxide", "--test", "kills"]);
+    // 25 deaths a case, each at another step.
+    command.env("EPOXIDE_TEST_CASES", CASES.to_string());
+    command.args(["test", "--locked", "--release", "-p", "epoxide", "--test", "kills", "--test", "killed_ranks"]);
     let status = command.status().context("cannot start cargo")?;
     if !status.success() {
         bail!("a survivor did not end as it must ({status}); above is which kill it was");

@@ -197,7 +197,8 @@ impl Comm {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for a rank that lives, for this one, and for ranks that are threads of one process;
+    /// [`Error::InvalidArgument`] for a rank that lives, for this one, and for threads of one process, but for ranks of a simulated machine that were
+    /// [killed](crate::Machine::kill);
     /// [`Error::ConfigMismatch`] when ranks name others; [`Error::PeerGone`] when one more is gone.
     pub fn mask(&self, ranks: &[u32]) -> Result<()> {
         self.inner.rendezvous.mask(ranks)?;

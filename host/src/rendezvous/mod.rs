@@ -64,15 +64,16 @@ impl Rendezvous {
         }
     }
 
-    /// Goes on without these ranks, which are processes that have ended. Every other rank does so too, as often and with the same ranks.
+    /// Goes on without these ranks, which are processes that have ended, or ranks of a machine that were killed. Every other rank does so too, as often and with the same ranks.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for ranks of one process, and for one that lives.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for threads of one process, and for one that lives.
     pub(crate) fn mask(&self, ranks: &[u32]) -> Result<()> {
         match &self.way {
             Way::Processes(processes) => processes.mask(ranks),
-            Way::Machine(_) | Way::Threads(_) => {
+            Way::Machine(simulated) => simulated.mask(ranks),
+            Way::Threads(_) => {
                 let rule = "ranks that are processes can be masked, and not threads of one";
                 Err(Error::argument("ranks", format!("{ranks:?}"), rule))
             }
@@ -83,7 +84,8 @@ impl Rendezvous {
     pub(crate) fn masked(&self) -> u64 {
         match &self.way {
             Way::Processes(processes) => processes.masked(),
-            Way::Machine(_) | Way::Threads(_) => 0,
+            Way::Machine(simulated) => simulated.masked(),
+            Way::Threads(_) => 0,
         }
     }
 
@@ -124,7 +126,8 @@ impl Turn<'_> {
     pub(crate) fn masked(&self) -> u64 {
         match self.way {
             Way::Processes(processes) => processes.masked(),
-            Way::Machine(_) | Way::Threads(_) => 0,
+            Way::Machine(simulated) => simulated.masked(),
+            Way::Threads(_) => 0,
         }
     }
 

@@ -84,6 +84,8 @@ pub(crate) struct Books {
     pub touching: usize,
     /// Who is told of ranks that are killed.
     pub mourners: Vec<Mourner>,
+    /// For each rank those, a bit for each, that it goes on without: they were killed.
+    pub masked: Vec<u64>,
 }
 
 /// A word of a rank's memory by which its kernels hear of ranks that are killed.
@@ -215,6 +217,7 @@ impl Books {
             lost: vec![false; workers],
             touching: 0,
             mourners: Vec::new(),
+            masked: vec![0; ranks],
         }
     }
 
