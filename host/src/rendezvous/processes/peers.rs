@@ -21,8 +21,8 @@ pub(crate) struct Gathered {
 /// Called once for each rank that is gone, with how it went.
 pub(super) type Told = Box<dyn Fn(u32, &Gone) + Send>;
 
-/// Frames of a peer that wait to be taken: it may be one round ahead of this rank, and have been in one before that failed.
-const MOST_WAITING: usize = 3;
+/// Frames of a peer that wait to be taken: it may be one round ahead of this rank.
+const MOST_WAITING: usize = 2;
 
 /// Each time that the group goes on without a rank, its rounds are numbered from another multiple of 2^ERA on.
 pub(super) const ERA: u32 = 32;
@@ -88,6 +88,8 @@ impl Peers {
             Kind::Gather => {
                 let mut state = self.state();
                 let waiting = &mut state.peers[rank as usize].waiting;
+                // It goes on without a rank, and what it gave before is of rounds that failed.
+                waiting.retain(|(there, _)| there >> ERA >= frame.round >> ERA);
                 if waiting.len() == MOST_WAITING {
                     return Err("more all-gathers than it can have begun".to_owned());
                 }
