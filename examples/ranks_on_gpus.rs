@@ -1,6 +1,7 @@
 //! Which GPU each rank of an example runs on.
 use anyhow::{Result, bail, ensure};
-use epoxide::LocalGroup;
+use epoxide::processes::World;
+use epoxide::{Comm, LocalGroup};
 
 /// Checks the GPUs that `--gpus` names, if it was given, for so many ranks.
 ///
@@ -21,6 +22,24 @@ pub fn check_named(gpus: Option<&[u32]>, ranks: u32, on_cuda: bool) -> Result<()
 /// The GPU of every rank: the named ones, or GPU 0, dealt out in turn.
 pub fn deal(gpus: Option<&[u32]>, ranks: u32) -> Vec<u32> {
     gpus.unwrap_or(&[0]).iter().copied().cycle().take(ranks as usize).collect()
+}
+
+/// The rank of a process, on the named GPU that is its turn, or else on that of all.
+///
+/// # Errors
+///
+/// The library's.
+#[allow(dead_code, reason = "not all examples know launchers")]
+pub fn of_process(world: &World, gpus: Option<&[u32]>) -> epoxide::Result<Comm> {
+    let gpu = match gpus {
+        Some(gpus) => gpus[world.rank() as usize % gpus.len()],
+        None => world.gpu()?,
+    };
+    let comm = Comm::on_gpu(world, gpu)?;
+    if world.rank() == 0 {
+        comm.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+    }
+    Ok(comm)
 }
 
 /// The GPU of every rank, or none on the simulated GPU; where `--device` does not say, they are GPUs if some are named or there.

@@ -3,13 +3,16 @@
 //! A thread that finds one says so to its block ([`Fault::settle`]), which stops, goes on to the kernel's end, and files it there
 //! ([`Watch::file`](crate::wait::Watch::file)): one record in memory that the host can read, and an *abort word*: to every rank, or to this one alone where
 //! every rank finds out by itself. A wait whose flag is missing polls its own abort word, so that nobody waits for a rank that gave up. The
-//! first record stays as long as its memory.
+//! first record stays as long as its memory. The host has an abort word of its own, beside the record, by which waits hear that a peer is gone:
+//! a plain store and no driver call.
 use crate::memory::{Global, Gpu, Symmetric, System};
 use crate::window::{Region, Window};
 use crate::{KernelArg, block, thread};
 
-/// Words of 8 bytes in a fault record.
-pub const RECORD_WORDS: u64 = 16;
+/// Words of 8 bytes in a fault record, and in what is beside it: the host's abort word.
+pub const RECORD_WORDS: u64 = 32;
+/// Where the host's abort word lies in them, in a line of its own: 0, or a packed [`Abort`] that the host has stored there.
+pub const HOST_ABORT: u64 = 16;
 
 /// State of a record: no fault was filed, or it is not complete.
 pub const STATE_EMPTY: u64 = 0;
@@ -20,6 +23,8 @@ pub const STATE_FILED: u64 = 1;
 pub const CODE_TIMEOUT: u32 = 1;
 /// A peer posted its abort word.
 pub const CODE_ABORTED: u32 = 2;
+/// The host says that a rank is gone: it stored its abort word.
+pub const CODE_GONE: u32 = 3;
 /// The first code that kernels define themselves.
 pub const CODE_FIRST_OF_KERNELS: u32 = 16;
 
@@ -28,7 +33,7 @@ pub const CODE_FIRST_OF_KERNELS: u32 = 16;
 #[repr(C)]
 pub struct FaultChannel {
     /// The record, `[RECORD_WORDS]`, in memory that the host can read while the kernel runs. It is only stored to: not every
-    /// system has atomics between the GPU and host memory.
+    /// system has atomics between the GPU and host memory. But for its word [`HOST_ABORT`], which the host stores and a wait loads.
     pub record: Global<u64>,
     /// `[1]`, in this GPU's memory, 0 until a thread takes the record.
     pub claim: Global<u64>,
@@ -141,6 +146,13 @@ impl FaultChannel {
     #[track_caller]
     pub fn own_abort(&self) -> Symmetric<u64> {
         self.window.own(self.abort)
+    }
+
+    /// What the host says: its abort word.
+    #[inline(always)]
+    #[track_caller]
+    pub(crate) fn host_abort(&self) -> u64 {
+        self.record.load_relaxed::<System>(HOST_ABORT)
     }
 
     /// Writes the record of a fault in operation `epoch` unless it is taken.

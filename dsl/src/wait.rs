@@ -3,7 +3,11 @@
 //! A [`Watch`] is made once, at an operation's entry. Each wait on another block or rank is one [`Watch::wait_until`]: one
 //! thread per flag polls, and the outcome is made uniform before anyone branches. While the flag is missing it yields on the
 //! simulator, backs off on the GPU and polls the abort word too; at its deadline it gives up.
-use crate::fault::{Abort, CODE_ABORTED, CODE_TIMEOUT, Fault, FaultChannel, Stopped, Told};
+//!
+//! Now and then it reads the host's abort word as well, which lies in host memory: on a GPU each thread that waits does so for 2 of
+//! every 1049 us, the threads of a block one after another, so that about one a block reads every 20 us. A read takes some 1.5 us, in which a
+//! flag can come: 3 ns of a wait, on average.
+use crate::fault::{Abort, CODE_ABORTED, CODE_GONE, CODE_TIMEOUT, Fault, FaultChannel, Stopped, Told};
 use crate::memory::{Global, Index, Scope, Symmetric, System};
 use crate::window::Peer;
 use crate::{arch, block, clock, thread};
@@ -204,7 +208,7 @@ impl Watch {
             if look.ready {
                 return Fault::NONE;
             }
-            let fault = self.gave_up(phase, look);
+            let fault = self.gave_up(phase, flag, look);
             if fault.is_some() {
                 return fault;
             }
@@ -216,14 +220,15 @@ impl Watch {
     /// Why waiting for `look` must stop, if it must.
     #[inline(always)]
     #[track_caller]
-    fn gave_up(&self, phase: u32, look: Poll) -> Fault {
-        let code = if self.channel.own_abort().load_relaxed::<System>(0) != 0 {
-            CODE_ABORTED
-        } else if clock::global_ns() >= self.deadline_ns {
-            CODE_TIMEOUT
-        } else {
-            0
-        };
+    fn gave_up(&self, phase: u32, flag: u32, look: Poll) -> Fault {
+        let (aborted, now) = (self.channel.own_abort().load_relaxed::<System>(0), clock::global_ns());
+        let late = now >= self.deadline_ns;
+        let mut code = if late { CODE_TIMEOUT } else { 0 };
+        // Who is gone is no timeout, also where this is the first look.
+        if late || arch::asks_host(now, flag) {
+            code = if self.channel.host_abort() == 0 { code } else { CODE_GONE };
+        }
+        code = if aborted == 0 { code } else { CODE_ABORTED };
         let Poll { peer, expected, seen, .. } = look;
         Fault { code, phase, peer, told: Told::All, expected, seen }
     }
@@ -286,6 +291,11 @@ impl Watch {
                 found.peer = Abort::from_word(found.seen).origin;
                 tells = found.peer != me;
             } else {
+                if found.code == CODE_GONE {
+                    found.seen = channel.host_abort();
+                    found.expected = 0;
+                    found.peer = Abort::from_word(found.seen).peer;
+                }
                 tells = matches!(found.told, Told::All);
             }
             channel.record(&found, self.epoch, self.elapsed_ns());

@@ -65,7 +65,11 @@ fn of_many_faults_at_once_one_is_filed_whole() {
             assert_eq!((abort.code, abort.origin), (CODE, 0), "{mode:?}, rank {rank}");
             assert!((1000..1064).contains(&abort.peer), "{mode:?}, rank {rank}: {abort:?}");
         }
-        assert_eq!(windows.record(&machine, 1), [STATE_EMPTY; 16], "{mode:?}: who is told files nothing by that");
+        assert_eq!(
+            windows.record(&machine, 1),
+            [STATE_EMPTY; RECORD_WORDS as usize],
+            "{mode:?}: who is told files nothing by that"
+        );
     }
 }
 

@@ -1,7 +1,9 @@
 //! Waits that end: with the flags, at the deadline of virtual time, or by a peer's abort word.
 mod rig;
 
-use epoxide_dsl::fault::{Abort, CODE_ABORTED, CODE_TIMEOUT, FaultChannel, STATE_EMPTY, STATE_FILED};
+use epoxide_dsl::fault::{
+    Abort, CODE_ABORTED, CODE_GONE, CODE_TIMEOUT, FaultChannel, HOST_ABORT, STATE_EMPTY, STATE_FILED,
+};
 use epoxide_dsl::prelude::*;
 use epoxide_sim::{Machine, MachineConfig, Mode, Mutation};
 use rig::*;
@@ -213,6 +215,35 @@ fn one_ranks_timeout_ends_the_waits_of_all() {
                 assert!(record[8] < 2 * SECOND, "{mode:?}, rank {rank}: {record:?}");
             }
         }
+    }
+}
+
+/// The host stores it; a wait whose flag is missing finds it long before its deadline, and tells the others. One that ends looks at nothing.
+#[test]
+fn the_host_s_word_ends_a_wait_that_would_not() {
+    let word = Abort { code: CODE_GONE, origin: 0xffff, peer: 5 }.to_word();
+    for mode in modes() {
+        let scene = Scene::new(3, mode);
+        // SAFETY: the host's word in a record of this test's own, which kernels read with strong loads.
+        unsafe { scene.machine.write(scene.windows.record_of(1) + HOST_ABORT * 8, &[word]) }.expect("in bounds");
+        run_on_all(&scene.machine, |rank| {
+            vec![exchange.simulated(1, 0, scene.args(rank, 1000 * SECOND, (0, FLAGS - 10)))]
+        });
+        for rank in 0..3 {
+            assert_eq!(scene.outcome(rank), [2; 64], "{mode:?}, rank {rank}");
+            let abort = Abort::from_word(scene.windows.abort(&scene.machine, rank as u32));
+            assert_eq!(abort, Abort { code: CODE_GONE, origin: 1, peer: 5 }, "{mode:?}, rank {rank}");
+            let record = scene.windows.record(&scene.machine, rank as u32);
+            let said = if rank == 1 { (CODE_GONE, 5) } else { (CODE_ABORTED, 1) };
+            assert_eq!((record[1], record[3] as u32), (said.0.into(), said.1), "{mode:?}, rank {rank}");
+            assert_eq!(Abort::from_word(record[7]).peer, 5, "{mode:?}, rank {rank}: {record:?}");
+            assert!(record[8] < SECOND, "{mode:?}, rank {rank}: {record:?}");
+        }
+        let scene = Scene::new(1, mode);
+        // SAFETY: as above.
+        unsafe { scene.machine.write(scene.windows.record_of(0) + HOST_ABORT * 8, &[word]) }.expect("in bounds");
+        run(&scene.machine, [exchange.simulated(1, 0, scene.args(0, SECOND, (0, FLAGS)))]).expect("it ends");
+        assert_eq!(scene.outcome(0), [1; 64], "{mode:?}: all flags are there");
     }
 }
 

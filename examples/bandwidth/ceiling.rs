@@ -19,12 +19,13 @@ pub struct Ceilings {
     pub pull: Option<f64>,
 }
 
-/// Measures them; collective. `gpus` is the GPU of every rank: the first rank of each takes part.
+/// Measures them; collective. `gpus` is the GPU of every rank: the first rank of each takes part. Ranks that are `apart` do not reach each
+/// other's tensors, so that there is no ceiling of a link.
 ///
 /// # Errors
 ///
 /// The library's.
-pub fn measure(comm: &Comm, gpus: &[u32]) -> Result<Ceilings> {
+pub fn measure(comm: &Comm, gpus: &[u32], apart: bool) -> Result<Ceilings> {
     let rank = comm.rank() as usize;
     // The first rank of every GPU.
     let firsts: Vec<usize> = (0..gpus.len()).filter(|&r| !gpus[..r].contains(&gpus[r])).collect();
@@ -59,7 +60,7 @@ pub fn measure(comm: &Comm, gpus: &[u32]) -> Result<Ceilings> {
     };
     let copy = timed(own[0], own[1], rank == 0)?.map(|rate| 2.0 * rate);
     let (mut push, mut pull) = (None, None);
-    if comm.cuda_stream().is_some() && firsts.len() > 1 {
+    if comm.cuda_stream().is_some() && firsts.len() > 1 && !apart {
         // A ring: everyone sends to the next, or takes from it.
         let next = place.map_or(rank, |place| firsts[(place + 1) % firsts.len()]);
         push = timed(own[0], address(next, 1), place.is_some())?;

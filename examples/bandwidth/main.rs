@@ -19,6 +19,7 @@ mod measure;
 mod options;
 #[path = "../output.rs"]
 mod output;
+mod processes;
 #[path = "../../cli/src/progress.rs"]
 mod progress;
 #[path = "../ranks_on_gpus.rs"]
@@ -42,7 +43,7 @@ use anyhow::Result;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
 use crate::buffer_layout::BufferLayout;
-use crate::measure::{Operation, Work};
+use crate::measure::{Operation, Ranks, Work};
 use crate::options::{Case, Device, Options};
 use crate::progress::Progress;
 
@@ -52,15 +53,22 @@ fn main() -> ExitCode {
 
 /// The program; its exit code.
 fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let options = match output::options::<Options>(args) {
+    let mut options = match output::options::<Options>(args) {
         Ok(options) => options,
         Err(code) => return code,
+    };
+    let place = match processes::place(&mut options) {
+        Ok(place) => place,
+        Err(error) => return output::fail(error, output::BAD_INPUT),
     };
     if let Err(error) = options.check() {
         return output::fail(format_args!("{error:#}"), output::BAD_INPUT);
     }
-    match run(&options) {
-        Ok(text) => output::end(&text, 0),
+    let ran = processes::ranks(place.as_ref(), &mut options).and_then(|ranks| Ok((run(&options, &ranks)?, ranks)));
+    match ran {
+        // The first rank has said it.
+        Ok((_, ranks)) if ranks.process().is_some_and(|rank| rank > 0) => 0,
+        Ok((text, _)) => output::end(&text, 0),
         Err(error) => {
             let code = error.downcast_ref().map_or(output::FAILED, output::code_of);
             output::fail(format_args!("{error:#}"), code)
@@ -69,7 +77,7 @@ fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 /// Measures everything, and says what was found.
-fn run(options: &Options) -> Result<String> {
+fn run(options: &Options, ranks: &Ranks) -> Result<String> {
     let gpus = options.gpu_of_ranks();
     let linked = options.device == Device::Cuda && gpus.iter().any(|gpu| *gpu != gpus[0]);
     // A table of one layout, the usual one, does not say so.
@@ -82,7 +90,7 @@ fn run(options: &Options) -> Result<String> {
     let rows = |tokens: u32| tokens as usize * options.ranks as usize;
     progress.expect(options.tokens.iter().map(|&tokens| rows(tokens) * (1 + measurements)).sum());
     progress.step("try all buffers");
-    measure::rehearse(options)?;
+    measure::rehearse(options, ranks)?;
     let mut work: Option<(u32, Vec<Work>)> = None;
     let mut last = None;
     for case in options.cases() {
@@ -91,11 +99,11 @@ fn run(options: &Options) -> Result<String> {
             Some(made) => work.insert(made),
             None => {
                 progress.step("make rows");
-                work.insert((tokens, measure::work(options, tokens, &progress)?))
+                work.insert((tokens, measure::work(options, ranks, tokens, &progress)?))
             }
         };
         progress.step("measure");
-        let measured = measure::run(options, &work.1, case)?;
+        let measured = measure::run(options, ranks, &work.1, case)?;
         progress.rows(rows(tokens));
         let mut row = vec![
             tokens.to_string(),
@@ -113,9 +121,10 @@ fn run(options: &Options) -> Result<String> {
     let mut out = String::new();
     let Some(last) = last else { return Ok(out) };
     let spread = if linked { format!(" on GPUs {:?}", options.gpus()) } else { String::new() };
+    let apart = if ranks.process().is_some() { ", each a process" } else { "" };
     writeln!(
         out,
-        "{}; {} ranks{spread}, hidden {}, top-{} of {}, routing of seed {}, median of {}",
+        "{}; {} ranks{spread}{apart}, hidden {}, top-{} of {}, routing of seed {}, median of {}",
         last.device, options.ranks, options.hidden, options.top_k, options.experts, options.seed, options.repeat
     )?;
     writeln!(out, "{table}")?;
@@ -140,7 +149,12 @@ fn run(options: &Options) -> Result<String> {
             options.alignment()
         )?;
     }
-    if linked {
+    if linked && ranks.process().is_some() {
+        writeln!(
+            out,
+            "link: GB/s into a GPU from the others; what a plain kernel moves, ranks that are processes do not measure"
+        )?;
+    } else if linked {
         writeln!(
             out,
             "link: GB/s into a GPU from the others; of link: that over what a plain kernel moves while all GPUs do so: {:.1} GB/s written to a peer (dispatch), {:.1} GB/s read from one (combine)",
@@ -177,7 +191,9 @@ fn cells(operation: &Operation, sms: u32, linked: bool) -> Vec<String> {
     ];
     if linked {
         let link = operation.linked / operation.seconds;
-        cells.extend([format!("{:.1}", link / 1e9), format!("{:.2}", link / operation.link_copy)]);
+        let of_link = link / operation.link_copy;
+        let of_link = if of_link.is_finite() { format!("{of_link:.2}") } else { "-".to_owned() };
+        cells.extend([format!("{:.1}", link / 1e9), of_link]);
     }
     cells
 }

@@ -13,6 +13,7 @@ use crate::ceiling::{self, Ceilings};
 use crate::counts::{self, Times};
 use crate::identity;
 use crate::options::{Case, Device, Format, Options};
+use crate::processes;
 use crate::progress::Progress;
 use crate::routes::{self, Sent};
 
@@ -43,25 +44,51 @@ pub struct Operation {
 }
 
 /// What one rank tells.
-struct Outcome {
-    device: String,
-    ceilings: Ceilings,
-    dispatch_ms: Vec<f64>,
-    combine_ms: Vec<f64>,
+pub struct Outcome {
+    pub device: String,
+    pub ceilings: Ceilings,
+    pub dispatch_ms: Vec<f64>,
+    pub combine_ms: Vec<f64>,
     /// With `--counts-mirror`.
-    told: Option<Times>,
+    pub told: Option<Times>,
     /// Rows that lie here from every rank.
-    by_source: Vec<u32>,
+    pub by_source: Vec<u32>,
     /// What goes to every rank.
-    sent: Vec<Sent>,
+    pub sent: Vec<Sent>,
     /// What is wrong with the sums.
-    mismatch: Option<String>,
+    pub mismatch: Option<String>,
 }
 
-fn group(options: &Options) -> epoxide::Result<LocalGroup> {
-    match options.device {
-        Device::Sim => LocalGroup::simulated(options.ranks, Mode::Fast { workers: 0 }),
-        Device::Cuda => LocalGroup::on_gpus(&options.gpu_of_ranks()),
+/// Where the ranks are.
+pub enum Ranks {
+    /// In this process, made anew for each row of the table.
+    Threads,
+    /// This process is one.
+    Process(Comm),
+}
+
+impl Ranks {
+    /// The rank that this process is alone.
+    pub fn process(&self) -> Option<u32> {
+        match self {
+            Self::Threads => None,
+            Self::Process(comm) => Some(comm.rank()),
+        }
+    }
+
+    /// Runs `f` for every rank of this process.
+    fn run<T: Send>(
+        &self,
+        options: &Options,
+        f: impl Fn(Comm) -> epoxide::Result<T> + Sync,
+    ) -> epoxide::Result<Vec<T>> {
+        match self {
+            Self::Threads => match options.device {
+                Device::Sim => LocalGroup::simulated(options.ranks, Mode::Fast { workers: 0 })?.run(f),
+                Device::Cuda => LocalGroup::on_gpus(&options.gpu_of_ranks())?.run(f),
+            },
+            Self::Process(comm) => Ok(vec![f(comm.clone())?]),
+        }
     }
 }
 
@@ -70,7 +97,7 @@ fn group(options: &Options) -> epoxide::Result<LocalGroup> {
 /// # Errors
 ///
 /// The library's.
-pub fn rehearse(options: &Options) -> Result<()> {
+pub fn rehearse(options: &Options, ranks: &Ranks) -> Result<()> {
     let rank = |comm: Comm| -> epoxide::Result<()> {
         for case in options.cases() {
             let buffer = ElasticBuffer::new(&comm, options.config(case))?;
@@ -81,17 +108,19 @@ pub fn rehearse(options: &Options) -> Result<()> {
         }
         Ok(())
     };
-    group(options)?.run(rank)?;
+    ranks.run(options, rank)?;
     Ok(())
 }
 
-/// What every rank dispatches. It is made here, where it is an error if there is no memory for it.
+/// What every rank of this process dispatches. It is made here, where it is an error if there is no memory for it.
 ///
 /// # Errors
 ///
 /// That there is none.
-pub fn work(options: &Options, tokens: u32, progress: &Progress) -> Result<Vec<Work>> {
-    (0..options.ranks).map(|rank| Work::new(options, tokens, rank, progress)).collect()
+pub fn work(options: &Options, ranks: &Ranks, tokens: u32, progress: &Progress) -> Result<Vec<Work>> {
+    let here = |rank| ranks.process().is_none_or(|process| process == rank);
+    let of = |rank| if here(rank) { Work::new(options, tokens, rank, progress) } else { Ok(Work::default()) };
+    (0..options.ranks).map(of).collect()
 }
 
 /// Runs all ranks.
@@ -99,11 +128,19 @@ pub fn work(options: &Options, tokens: u32, progress: &Progress) -> Result<Vec<W
 /// # Errors
 ///
 /// The library's, and that sums were wrong.
-pub fn run(options: &Options, work: &[Work], case: Case) -> Result<Measured> {
+pub fn run(options: &Options, ranks: &Ranks, work: &[Work], case: Case) -> Result<Measured> {
     let gpus = options.gpu_of_ranks();
-    let group = group(options)?;
     let config = options.config(case).with_timeout(Duration::from_secs(20));
-    let outcomes = group.run(|comm| rank(options, case, &work[comm.rank() as usize], &comm, &config, &gpus))?;
+    let of_rank = |comm: Comm| {
+        let own = rank(options, case, &work[comm.rank() as usize], &comm, &config, &gpus)?;
+        match ranks {
+            Ranks::Threads => Ok(vec![own]),
+            // Every process has all, and the first one prints.
+            Ranks::Process(_) => processes::gather(&comm, &own),
+        }
+    };
+    let outcomes: Vec<Outcome> = ranks.run(options, of_rank)?.into_iter().flatten().collect();
+    ensure!(outcomes.len() == options.ranks as usize, "a rank is another program: it measured nothing");
     let wrong = outcomes.iter().enumerate().find_map(|(rank, o)| o.mismatch.as_ref().map(|what| (rank, what)));
     if let Some((rank, what)) = wrong {
         bail!("what was combined is wrong, with {case:?}: rank {rank}, {what}");
@@ -161,6 +198,7 @@ pub fn run(options: &Options, work: &[Work], case: Case) -> Result<Measured> {
 }
 
 /// What a rank dispatches.
+#[derive(Default)]
 pub struct Work {
     /// BF16 `[tokens, hidden]`.
     x: Vec<bf16>,
@@ -209,7 +247,8 @@ fn rank(
     config: &Config,
     gpus: &[u32],
 ) -> epoxide::Result<Outcome> {
-    let ceilings = ceiling::measure(comm, gpus)?;
+    // Of a peer that is a process, a rank has the windows alone.
+    let ceilings = ceiling::measure(comm, gpus, comm.device().ends_with(processes::OF_ITS_OWN))?;
     let mut buffer = ElasticBuffer::new(comm, config.clone())?;
     let (tokens, hidden) = (case.tokens, options.hidden);
     let elements = u64::from(tokens) * u64::from(hidden);

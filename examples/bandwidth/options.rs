@@ -7,6 +7,8 @@ use crate::buffer_layout::{BufferLayout, check_alignment};
 use crate::output::no_value_twice;
 use crate::ranks_on_gpus;
 
+/// Ranks where nobody says.
+const RANKS: u32 = 8;
 /// Shared memory of a block, of the simulated GPU and of Hopper. What a GPU has less is found when the buffers are made.
 const SHARED_MEMORY: u32 = 232_448;
 
@@ -45,12 +47,18 @@ pub struct Options {
     /// Where to run.
     #[arg(long, value_enum, default_value_t = Device::Cuda)]
     pub device: Device,
-    /// NVIDIA GPUs by number, for `--device cuda`; ranks are dealt out to them in turn, and those of one GPU share it. [default: 0]
+    /// NVIDIA GPUs by number, for `--device cuda`; ranks are dealt out to them in turn, and those of one GPU share it. [default: 0, or a launcher's ranks in turn on all]
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     gpus: Option<Vec<u32>>,
-    /// Ranks in all, 1 to 64.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    /// Ranks in all, 1 to 64. [default: 8, or as many as a launcher has made processes of]
+    #[arg(long = "ranks", value_name = "RANKS", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub asked_ranks: Option<u32>,
+    /// Ranks in all.
+    #[arg(skip = RANKS)]
     pub ranks: u32,
+    /// The GPUs of ranks that are processes, where none are named.
+    #[arg(skip)]
+    pub found_gpus: Option<Vec<u32>>,
     /// Tokens of every rank; a list is a sweep.
     #[arg(long, value_delimiter = ',', default_values_t = [4096])]
     pub tokens: Vec<u32>,
@@ -163,14 +171,19 @@ impl Options {
 
     /// The GPUs.
     pub fn gpus(&self) -> &[u32] {
-        self.gpus.as_deref().unwrap_or(&[0])
+        self.gpus.as_deref().or(self.found_gpus.as_deref()).unwrap_or(&[0])
+    }
+
+    /// The GPUs that are named.
+    pub fn named_gpus(&self) -> Option<&[u32]> {
+        self.gpus.as_deref()
     }
 
     /// The GPU of every rank. A simulated rank has one of its own.
     pub fn gpu_of_ranks(&self) -> Vec<u32> {
         match self.device {
             Device::Sim => (0..self.ranks).collect(),
-            Device::Cuda => ranks_on_gpus::deal(self.gpus.as_deref(), self.ranks),
+            Device::Cuda => ranks_on_gpus::deal(Some(self.gpus()), self.ranks),
         }
     }
 }

@@ -1,4 +1,6 @@
 //! Tests of every way to be told the options.
+use std::process::Stdio;
+
 use clap::CommandFactory;
 
 use crate::command_line::{self, Program};
@@ -100,6 +102,33 @@ fn what_the_host_is_told_has_columns_of_its_own() {
     assert!(rows.len() > 1 && rows.iter().all(|row| *row == rows[0]), "{}", ended.stdout);
     let refused = program.run_well(&small::with(&SMALL, &["--counts-mirror", "--replay"]));
     assert!(refused.code == Some(2) && refused.stderr.contains("cannot be used with '--replay'"), "{refused:?}");
+}
+
+/// The environment is a launcher's, and no option says how many ranks.
+#[test]
+fn a_launcher_s_processes_are_its_ranks() {
+    let program = Program::new(PLAYS, "processes");
+    let job = format!("bandwidth-{}", std::process::id());
+    let args: Vec<&str> =
+        SMALL.into_iter().filter(|arg| !["--ranks", "2"].contains(arg)).chain(["--corrupt"]).collect();
+    let (whole, corrupt) = (&args[..args.len() - 1], &args[..]);
+    for (args, code) in [(whole, 0), (corrupt, 1)] {
+        let start = |rank: u32| {
+            let mut command = program.command(args);
+            command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
+            command.env("WORLD_SIZE", "3").env("LOCAL_WORLD_SIZE", "3").env("EPOXIDE_JOB", format!("{job}-{code}"));
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
+        };
+        let ranks: Vec<_> = (0..3).map(start).collect();
+        let said = ranks.into_iter().map(|rank| rank.wait_with_output().expect("it ends"));
+        for (rank, said) in said.enumerate() {
+            let (out, err) = (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+            assert_eq!(said.status.code(), Some(code), "rank {rank}: {out}{err}");
+            let prints = rank == 0 && code == 0;
+            assert_eq!(out.contains("3 ranks, each a process, hidden 16"), prints, "rank {rank}: {out}{err}");
+            assert_eq!(err.contains("what was combined is wrong"), code == 1, "rank {rank}: {out}{err}");
+        }
+    }
 }
 
 #[test]

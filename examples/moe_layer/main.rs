@@ -4,6 +4,7 @@
 //! cargo run --release --example moe_layer            # on simulated GPUs, no hardware needed
 //! cargo run --release --example moe_layer -- -h      # everything else
 //! epoxide run -n 4 -- target/release/examples/moe_layer    # a process for each rank
+//! epoxide run -n 8 -- target/release/examples/moe_layer --device cuda    # each on a GPU of its own
 //! ```
 //!
 //! To learn how the library is used, read [`layer`]: it is what each rank does. The rest makes an input that is worth
@@ -132,7 +133,7 @@ fn run(mut options: Options, out: &mut String) -> Result<Verdict, Failure> {
     before.lap("input");
     // A missing GPU is better known before the work than after it.
     let ranks = match (place, options.device) {
-        (Some(place), _) => place.meet().and_then(|world| processes::rank(&world)).map(Ranks::Process),
+        (Some(place), _) => place.meet().and_then(|world| processes::rank(&world, options)).map(Ranks::Process),
         (None, Device::Sim) => LocalGroup::simulated(options.ranks(), Mode::Fast { workers: 0 }).map(Ranks::Threads),
         (None, Device::Cuda) => LocalGroup::on_gpus(&options.gpu_of_ranks()).map(Ranks::Threads),
     };

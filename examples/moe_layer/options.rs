@@ -82,7 +82,7 @@ pub struct Options {
     /// What the kernels run on: simulated GPUs, one a rank, or NVIDIA GPUs
     #[arg(long, value_enum, default_value_t = Device::Sim)]
     pub device: Device,
-    /// NVIDIA GPUs by number; ranks are dealt out to them in turn, and those of one GPU share it [default: 0]
+    /// NVIDIA GPUs by number; ranks are dealt out to them in turn, and those of one GPU share it [default: 0, or a launcher's ranks in turn on all]
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     gpus: Option<Vec<u32>>,
     /// Names the weights of the router and of the experts
@@ -225,6 +225,11 @@ impl Options {
     /// Rows that a token has at least where it is received: one if all of its experts are on one rank, or one for each of them.
     fn rows_of_token(&self) -> usize {
         self.by_expert().map_or(1, |_| self.top_k as usize)
+    }
+
+    /// The GPUs that are named.
+    pub fn gpus(&self) -> Option<&[u32]> {
+        self.gpus.as_deref()
     }
 
     /// The GPU of every rank.

@@ -9,6 +9,7 @@ use epoxide::{Comm, MachineConfig, Mode, bf16};
 use crate::Failure;
 use crate::layer::{Clock, Outcome};
 use crate::options::{Device, Options};
+use crate::ranks_on_gpus;
 
 /// Bytes of an outcome that are gathered at once.
 const PIECE: usize = 8 << 20;
@@ -17,16 +18,10 @@ const PIECE: usize = 8 << 20;
 ///
 /// # Errors
 ///
-/// What is wrong with the environment, and for a device that ranks cannot share as processes.
+/// What is wrong with the environment.
 pub fn place(options: &Options) -> Result<Option<Place>, Failure> {
     let place = Place::from_environment(options.asked_ranks());
-    let place = place.map_err(|error| Failure::of_library("cannot make the ranks", &error))?;
-    if place.is_some() && options.device == Device::Cuda {
-        let said =
-            "--device cuda: ranks that are processes run on simulated GPUs so far; without a launcher all are threads";
-        return Err(Failure::BadInput(said.to_owned()));
-    }
-    Ok(place)
+    place.map_err(|error| Failure::of_library("cannot make the ranks", &error))
 }
 
 /// The rank, once all are there.
@@ -34,8 +29,11 @@ pub fn place(options: &Options) -> Result<Option<Place>, Failure> {
 /// # Errors
 ///
 /// What keeps them from meeting, or from sharing memory.
-pub fn rank(world: &World) -> epoxide::Result<Comm> {
-    Comm::simulated(world, MachineConfig::new(world.size(), Mode::Fast { workers: 1 }))
+pub fn rank(world: &World, options: &Options) -> epoxide::Result<Comm> {
+    match options.device {
+        Device::Sim => Comm::simulated(world, MachineConfig::new(world.size(), Mode::Fast { workers: 1 })),
+        Device::Cuda => ranks_on_gpus::of_process(world, options.gpus()),
+    }
 }
 
 /// Gives this rank's outcome to all, and returns every rank's, in rank order.

@@ -10,6 +10,7 @@ use crate::layout;
 use crate::lend::{self, LendArgs};
 use crate::order::{ByExpert, Compact};
 use crate::row::{Brought, Copied, Quantized};
+use crate::stand_in::{self, StandInArgs, WithoutMaskedArgs};
 
 /// Dispatches rows as they are; see [`crate::dispatch`].
 // Registers for two blocks on an SM: it needs no more, and ptxas takes what it is given.
@@ -168,5 +169,17 @@ const _: () = assert!(
         && combine_by_expert_with.threads() == layout::THREADS
         && combine_by_expert_gated.threads() == layout::THREADS
 );
+/// Writes the words of ranks that are gone; see [`crate::stand_in`]. As many blocks as the operation behind it.
+#[kernel(threads = 256)]
+pub fn stand_in(args: StandInArgs) {
+    stand_in::run(&args);
+}
+
+/// Copies selections without those of ranks that are gone; see [`crate::stand_in`].
+#[kernel(threads = 256)]
+pub fn without_masked(args: WithoutMaskedArgs) {
+    stand_in::copy(&args);
+}
+
 #[cfg(not(target_arch = "nvptx64"))]
 const _: () = assert!(lend.threads() >= crate::shape::MAX_RANKS && layout::THREADS >= crate::shape::MAX_RANKS);

@@ -28,6 +28,7 @@ pub mod placement;
 pub mod quantize;
 pub mod row;
 pub mod shape;
+pub mod stand_in;
 mod sum;
 mod turns;
 pub mod words;

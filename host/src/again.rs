@@ -123,6 +123,7 @@ impl ElasticBuffer {
             }
         };
         self.take_turn()?;
+        self.stand_in(Kind::DispatchAgain, slot)?;
         let (kernel, shared_bytes, inner) = (rows.kernels(shape).again, self.shared.bytes(shape), self.comm.inner());
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape on every rank;
         // the slot has the routing of the handle's dispatch, of as many tokens, as just checked; the grid and shared memory are those of

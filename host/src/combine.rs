@@ -266,6 +266,7 @@ impl ElasticBuffer {
             }
         };
         self.take_turn()?;
+        self.stand_in(input.kind(), handle.slot)?;
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape on every
         // rank; the grid is that of the layouts, and the handle is the one whose routing the private memory holds.
         unsafe {

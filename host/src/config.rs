@@ -422,12 +422,24 @@ pub struct BytesNeeded {
     pub window: u64,
     /// Bytes that no peer touches.
     pub private: u64,
+    /// Bytes of which a window is a whole number: 1, or what ranks that are processes map memory by ([`Self::with_granularity`]).
+    pub granularity: u64,
 }
 
 impl BytesNeeded {
-    /// Window and private memory together.
+    /// The same, where windows are a whole number of `bytes`: 2 MiB between processes on GPUs.
+    pub fn with_granularity(self, bytes: u64) -> Self {
+        Self { granularity: bytes.max(1), ..self }
+    }
+
+    /// Bytes that the window takes on the device.
+    pub fn window_taken(&self) -> u64 {
+        self.window.next_multiple_of(self.granularity)
+    }
+
+    /// What window and private memory take together.
     pub fn total(&self) -> u64 {
-        self.window + self.private
+        self.window_taken() + self.private
     }
 }
 
@@ -436,6 +448,10 @@ impl fmt::Display for BytesNeeded {
         for region in &self.regions {
             let kind = if region.symmetric { "window " } else { "private" };
             writeln!(f, "{kind}  {:<24} {:>16}", region.name, region.bytes)?;
+        }
+        let padding = self.window_taken() - self.window;
+        if padding > 0 {
+            writeln!(f, "window   {:<24} {padding:>16}", "up to what is mapped")?;
         }
         write!(f, "total    {:<24} {:>16}", "", self.total())
     }
@@ -461,5 +477,5 @@ pub fn bytes_needed(config: &Config, ranks: u32, num_sms: u32) -> Result<BytesNe
     let blocks = if config.num_sms == 0 { num_sms } else { config.num_sms };
     let layouts = config.layouts(ranks, blocks)?;
     let (window, private) = (layouts.window.bytes, layouts.private.bytes);
-    Ok(BytesNeeded { regions: layouts.regions(), window, private })
+    Ok(BytesNeeded { regions: layouts.regions(), window, private, granularity: 1 })
 }

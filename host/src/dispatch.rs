@@ -107,7 +107,7 @@ impl IndexType {
     }
 
     /// The kernels' number for it.
-    fn kind(self) -> u32 {
+    pub(crate) fn kind(self) -> u32 {
         match self {
             Self::I32 => i32::KIND,
             Self::I64 => i64::KIND,
@@ -177,7 +177,7 @@ impl ElasticBuffer {
     ///
     /// As [`Self::dispatch_raw`].
     unsafe fn enqueue_dispatch(&mut self, input: &RawDispatchInput) -> Result<Dispatched> {
-        let RawDispatchInput { tokens, rows, topk_idx, index_type, topk_weights, routing_slot } = *input;
+        let RawDispatchInput { tokens, rows, routing_slot, .. } = *input;
         rows.check(&self.layouts.shape)?;
         self.check()?;
         if tokens > self.config.max_tokens_per_rank {
@@ -185,6 +185,10 @@ impl ElasticBuffer {
             return Err(Error::argument("tokens", tokens, rule));
         }
         let slot = self.routings.slot(routing_slot, self.state)?;
+        self.take_turn()?;
+        // SAFETY: the caller's promise.
+        let RawDispatchInput { topk_idx, index_type, topk_weights, .. } = unsafe { self.without_masked(input)? };
+        self.stand_in(Kind::Dispatch, slot)?;
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
         // Where rows lie by expert, the handle is another.
         let [send_rank, send_row] = if shape.layout.is_by_expert() {
@@ -227,7 +231,6 @@ impl ElasticBuffer {
             }
         };
         let inner = self.comm.inner();
-        self.take_turn()?;
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape
         // on every rank; the grid and shared memory are those of the layouts.
         unsafe {

@@ -1,13 +1,14 @@
 //! Reads fault records: what the device filed, as an [`Error`].
 use std::sync::atomic::{Ordering, fence};
 
-use epoxide_dsl::fault::{Abort, CODE_ABORTED, CODE_TIMEOUT, RECORD_WORDS, STATE_FILED};
+use epoxide_dsl::fault::{Abort, CODE_ABORTED, CODE_GONE, CODE_TIMEOUT, RECORD_WORDS, STATE_FILED};
 use epoxide_kernels::words::{Code, Kind, Phase, Routing};
 
 use crate::error::{Error, Result};
+use crate::gone::Gone;
 use crate::runtime::{Mapped, Runtime};
 
-/// The fault in `record`, if one was filed; `buffer` is the number of the buffer whose it is.
+/// The fault in `record`, if one was filed; `buffer` is the number of the buffer whose it is, and `how` knows how a rank went that is gone.
 ///
 /// # Errors
 ///
@@ -16,7 +17,13 @@ use crate::runtime::{Mapped, Runtime};
 /// # Safety
 ///
 /// `runtime` allocated the record, of `RECORD_WORDS` words, which still live and which the device writes as whole words.
-pub(crate) unsafe fn read(runtime: &Runtime, record: Mapped, buffer: u64, experts: u32) -> Result<Option<Error>> {
+pub(crate) unsafe fn read(
+    runtime: &Runtime,
+    record: Mapped,
+    buffer: u64,
+    experts: u32,
+    how: &dyn Fn(u32) -> Option<Gone>,
+) -> Result<Option<Error>> {
     let (mut state, mut words) = ([0], [0; RECORD_WORDS as usize]);
     // SAFETY: the caller's promise.
     unsafe { runtime.peek_mapped(record, &mut state)? };
@@ -27,10 +34,16 @@ pub(crate) unsafe fn read(runtime: &Runtime, record: Mapped, buffer: u64, expert
     fence(Ordering::Acquire);
     // SAFETY: as above.
     unsafe { runtime.peek_mapped(record, &mut words)? };
-    Ok(Some(decode(&words, buffer, experts, runtime.has_virtual_time())))
+    Ok(Some(decode(&words, buffer, experts, runtime.has_virtual_time(), how)))
 }
 
-fn decode(words: &[u64; RECORD_WORDS as usize], buffer: u64, experts: u32, virtual_time: bool) -> Error {
+fn decode(
+    words: &[u64; RECORD_WORDS as usize],
+    buffer: u64,
+    experts: u32,
+    virtual_time: bool,
+    how: &dyn Fn(u32) -> Option<Gone>,
+) -> Error {
     let (high, low) = (|w: u64| (w >> 32) as u32, |w: u64| w as u32);
     let fault_code = low(words[1]);
     let (kernel, phase) = (kernel_name(high(words[2])), phase_name(low(words[2])));
@@ -39,9 +52,14 @@ fn decode(words: &[u64; RECORD_WORDS as usize], buffer: u64, experts: u32, virtu
     let peer = if low(words[3]) == u32::MAX { rank } else { low(words[3]) };
     let (block, epoch, expected, seen) = (low(words[4]), words[5], words[6], words[7]);
     let elapsed_ms = words[8] / 1_000_000;
-    if fault_code == CODE_ABORTED {
-        let abort = Abort::from_word(seen);
+    let abort = Abort::from_word(seen);
+    let is_gone = fault_code == CODE_GONE || fault_code == CODE_ABORTED && abort.code == CODE_GONE;
+    if let Some(how) = Some(abort.peer).filter(|_| is_gone).and_then(how) {
+        return Error::PeerGone { rank: abort.peer, how };
+    }
+    if is_gone || fault_code == CODE_ABORTED {
         let reason = match (abort.code, Code::from_number(abort.code)) {
+            (CODE_GONE, _) => format!("rank {} is gone", abort.peer),
             (CODE_TIMEOUT, _) if abort.peer == 0xffff => "its own blocks did not come together in time".to_owned(),
             (CODE_TIMEOUT, _) => format!("it waited too long for rank {}", abort.peer),
             (_, Some(code)) => code.name().to_owned(),

@@ -322,6 +322,9 @@ struct Leaves(Comm);
 
 impl Drop for Leaves {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.abort("it panicked");
+        }
         self.0.leave();
     }
 }

@@ -88,6 +88,7 @@
 #![warn(missing_debug_implementations)]
 
 mod again;
+mod alarm;
 mod buffer;
 mod by_expert;
 mod combine;
@@ -119,6 +120,7 @@ mod rows;
 mod runtime;
 mod slice;
 mod sms;
+mod stand_in;
 mod statistics;
 mod streams;
 mod tensor;

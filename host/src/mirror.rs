@@ -40,6 +40,16 @@ impl Mirror {
         self.memory.at(u64::from(slot) * u64::from(known_words(self.counts)) * 8)
     }
 
+    /// Forgets all counts.
+    ///
+    /// # Safety
+    ///
+    /// `runtime` allocated the memory for so many `slots`, which still lives, and no kernel writes it.
+    pub(crate) unsafe fn clear(&self, runtime: &Runtime, slots: u32) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { runtime.clear_mapped(self.memory, slots as usize * known_words(self.counts) as usize) }
+    }
+
     /// Looks for the counts of dispatch number `dispatch`, the last of those in `slot` that were enqueued.
     ///
     /// # Safety

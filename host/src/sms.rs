@@ -3,7 +3,7 @@
 use epoxide_plan::{Hardware, LayerSizes, RowLayout, Topology, Workload, fewest_sms};
 
 use crate::config::{Config, Layout};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::runtime::{Reservation, Runtime};
 
 /// SMs of an operation on a simulated GPU.
@@ -19,19 +19,43 @@ pub(crate) struct DefaultSms {
     /// Without these, whatever the configuration is.
     fallback: u32,
     planned: Option<(Topology, Hardware)>,
+    shared: Option<SharedGpus>,
+    warnings: Vec<String>,
 }
 
 impl DefaultSms {
     /// Those of simulated ranks.
     pub(crate) fn simulated() -> Self {
-        Self { most: OF_SIMULATED, fallback: OF_SIMULATED, planned: None }
+        let (most, fallback) = (OF_SIMULATED, OF_SIMULATED);
+        Self { most, fallback, planned: None, shared: None, warnings: Vec::new() }
     }
 
     /// Those of `ranks` ranks on GPUs with these names and SMs, each with so many of the ranks.
     pub(crate) fn of_gpus(ranks: u32, gpus: &[(String, u32, u32)]) -> Self {
         let each = gpus.iter().map(|&(_, sms, sharing)| (sms.saturating_sub(1) / sharing.max(1)).max(1));
         let most = each.min().unwrap_or(1);
-        Self { most, fallback: most.min(MOST_OF_UNKNOWN), planned: planned(ranks, gpus) }
+        let (fallback, planned) = (most.min(MOST_OF_UNKNOWN), planned(ranks, gpus));
+        Self { most, fallback, planned, shared: None, warnings: Vec::new() }
+    }
+
+    /// The same, with which ranks share GPUs as processes.
+    pub(crate) fn with_shared(self, shared: Option<SharedGpus>) -> Self {
+        Self { shared, ..self }
+    }
+
+    /// The same, with what is to be said of it.
+    pub(crate) fn with_warnings(self, warnings: Vec<String>) -> Self {
+        Self { warnings, ..self }
+    }
+
+    /// Which ranks share GPUs as processes, if any do.
+    pub(crate) fn shared(&self) -> Option<&SharedGpus> {
+        self.shared.as_ref()
+    }
+
+    /// What works and will be slow.
+    pub(crate) fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Those of a buffer.
@@ -68,6 +92,51 @@ fn planned(ranks: u32, gpus: &[(String, u32, u32)]) -> Option<(Topology, Hardwar
     Some((topology, hardware))
 }
 
+/// The GPU of a rank that is a process.
+#[derive(Clone, Debug)]
+pub(crate) struct GpuOfRank {
+    /// Its number in that process.
+    pub device: u32,
+    pub sms: u32,
+    pub name: String,
+}
+
+/// GPUs that several ranks share, each a process: nobody but the ranks themselves counts their SMs together.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedGpus {
+    of_ranks: Vec<GpuOfRank>,
+    /// For every rank the first on its GPU.
+    first: Vec<usize>,
+}
+
+impl SharedGpus {
+    /// The GPUs of all ranks, and what names each in every process; none if every rank has one of its own.
+    pub(crate) fn new(of_ranks: Vec<GpuOfRank>, uuids: &[[u8; 16]]) -> Option<Self> {
+        let first: Vec<usize> =
+            uuids.iter().map(|own| uuids.iter().position(|other| other == own).unwrap_or_default()).collect();
+        let is_shared = first.iter().enumerate().any(|(rank, first)| rank != *first);
+        is_shared.then_some(Self { of_ranks, first })
+    }
+
+    /// Checks that every GPU has the SMs that its ranks told, a u32 each, and one more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DoesNotFit`], the same on every rank.
+    pub(crate) fn check(&self, told: &[Vec<u8>]) -> Result<()> {
+        let sms = |rank: usize| told[rank].as_slice().try_into().map_or(u32::MAX, u32::from_le_bytes);
+        for (rank, gpu) in self.of_ranks.iter().enumerate().filter(|(rank, _)| self.first[*rank] == *rank) {
+            let on_it = (0..told.len()).filter(|other| self.first[*other] == rank);
+            let (asked, limit) = (on_it.map(|other| u64::from(sms(other))).sum::<u64>(), gpu.sms.saturating_sub(1));
+            if asked > limit.into() {
+                let rule = "the ranks on one GPU run at the same time, processes too, so their SMs add up, and one SM stays free; use fewer SMs per rank, or fewer ranks";
+                return Err(Error::DoesNotFit { what: "SMs", device: gpu.device, asked, limit: limit.into(), rule });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What a rank has reserved of its device's SMs.
 #[derive(Default)]
 pub(crate) struct ReservedSms {
@@ -82,6 +151,11 @@ pub(crate) struct ReservedSms {
 impl ReservedSms {
     fn most(&self) -> u32 {
         self.buffers.iter().copied().fold(self.kept, u32::max)
+    }
+
+    /// What would be reserved with a further buffer of `blocks` blocks.
+    pub(crate) fn with(&self, blocks: u32) -> u32 {
+        self.most().max(blocks)
     }
 
     /// Reserves SMs for a buffer whose operations have `blocks` blocks. What was reserved stays so if this fails.
@@ -161,6 +235,23 @@ mod tests {
         };
         assert_eq!((of(&both, 1), of(&both, 4096)), (want(1), want(4096)));
         assert!(want(1) < want(4096));
+    }
+
+    #[test]
+    fn sms_of_processes_on_one_gpu_add_up() {
+        let gpu = |sms| GpuOfRank { device: 3, sms, name: H100.to_owned() };
+        let uuid = |gpu: u8| [gpu; 16];
+        assert!(SharedGpus::new(vec![gpu(132); 2], &[uuid(1), uuid(2)]).is_none(), "each has one of its own");
+        let shared = SharedGpus::new(vec![gpu(132); 4], &[uuid(1), uuid(2), uuid(1), uuid(1)]).unwrap();
+        let told = |sms: [u32; 4]| sms.map(|sms| sms.to_le_bytes().to_vec());
+        shared.check(&told([43, 131, 44, 44])).unwrap();
+        for (sms, asked) in [([44, 131, 44, 44], 132), ([1, 132, 1, 1], 132)] {
+            let refused = shared.check(&told(sms)).unwrap_err();
+            assert!(
+                matches!(refused, Error::DoesNotFit { what: "SMs", device: 3, limit: 131, asked: a, .. } if a == asked),
+                "{refused}"
+            );
+        }
     }
 
     #[test]

@@ -7,9 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use epoxide::processes::{MeetingPoint, Place};
+use epoxide::processes::{MeetingPoint, Place, World};
 use epoxide::{Comm, MachineConfig, Mode, Result};
 use rustix::process::{Pid, Signal};
+
+use super::Device;
 
 /// Says to the test binary that it is a rank: which, of how many, and where it meets the others.
 const RANK: &str = "EPOXIDE_TEST_RANK";
@@ -44,9 +46,21 @@ impl Rank {
     }
 
     /// Meets the others.
+    pub fn meet(&self) -> Result<World> {
+        let place = Place::new(self.rank, self.ranks).with_meeting_point(MeetingPoint::local(self.name.clone()));
+        place.with_timeout(PATIENCE).meet()
+    }
+
+    /// Meets the others, on the device that the environment names: a simulated machine, or GPUs that are dealt out.
     pub fn comm(self, machine: MachineConfig) -> Result<Comm> {
-        let place = Place::new(self.rank, self.ranks).with_meeting_point(MeetingPoint::local(self.name));
-        Comm::simulated(&place.with_timeout(PATIENCE).meet()?, machine)
+        let world = self.meet()?;
+        match Device::from_env() {
+            Device::Simulated => Comm::simulated(&world, machine),
+            Device::Cuda => {
+                let gpus = super::gpus();
+                Comm::on_gpu(&world, gpus[self.rank as usize % gpus.len()])
+            }
+        }
     }
 }
 
@@ -69,6 +83,19 @@ impl Ranks {
         let mut child = self.children.remove(&rank).expect("it has not ended");
         child.kill().expect("it is there");
         child.wait().expect("it is ours");
+    }
+
+    /// Sends a signal to a rank's process.
+    pub fn signal(&self, rank: u32, signal: Signal) {
+        let pid = Pid::from_raw(self.children[&rank].id() as i32).expect("a process");
+        rustix::process::kill_process(pid, signal).expect("it is there");
+    }
+
+    /// Waits until all but `rank` have ended.
+    pub fn end_but(&mut self, rank: u32, within: Duration) -> BTreeMap<u32, String> {
+        let kept = self.children.remove(&rank).expect("it has not ended");
+        let others = Self { children: std::mem::replace(&mut self.children, BTreeMap::from([(rank, kept)])) };
+        others.end(within)
     }
 
     /// Waits until `rank` has written `line` on its standard output.

@@ -6,6 +6,7 @@ mod ci;
 mod circles;
 mod families;
 mod kernels;
+mod kill;
 mod matrix;
 mod ptx;
 
@@ -31,6 +32,8 @@ enum Task {
     Circles(circles::Args),
     /// Test every combination of layouts, formats, routings and the rest: what an ordinary test run takes a sample of.
     Matrix(matrix::Args),
+    /// Kill ranks that are processes, wherever they happen to be, many more times than an ordinary test run does.
+    Kill(kill::Args),
     /// Run everything that must hold before a change lands.
     Ci(ci::Args),
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Task::Assemble(args) => assemble::run(&args),
         Task::Circles(args) => circles::run(&args),
         Task::Matrix(args) => matrix::run(&args),
+        Task::Kill(args) => kill::run(&args),
         Task::Ci(args) => ci::run(&args),
     };
     match result {

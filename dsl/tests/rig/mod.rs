@@ -142,6 +142,11 @@ impl Windows {
         machine.read(self.records[rank as usize], RECORD_WORDS as usize).expect("in bounds")
     }
 
+    /// Where `rank`'s fault record is.
+    pub fn record_of(&self, rank: u32) -> u64 {
+        self.records[rank as usize]
+    }
+
     /// `rank`'s abort word.
     pub fn abort(&self, machine: &Machine, rank: u32) -> u64 {
         machine.read(self.bases[rank as usize] + ABORT, 1).expect("in bounds")[0]

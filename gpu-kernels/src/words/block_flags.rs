@@ -31,6 +31,13 @@ impl BlockFlags {
         }
     }
 
+    /// Writes here what `peer`'s block of this number would post. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn stand_in(&self, window: Window, peer: Peer, number: u64) {
+        window.own(self.words).store_weak(at(window, number, peer), number);
+    }
+
     /// Waits until the same block of every peer has posted `number` here. Block-collective, uniform.
     #[inline(always)]
     #[track_caller]

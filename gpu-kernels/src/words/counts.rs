@@ -61,6 +61,15 @@ impl CountMatrix {
         window.of(peer, self.words).store_relaxed::<System>(at, word);
     }
 
+    /// Writes here what `peer` would tell that has no token. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn stand_in(&self, window: Window, peer: Peer, number: u64, counter: u32) {
+        let count = if counter == self.first_bad() { BadSelection::NONE.key() } else { 0 };
+        let word = Stamped::new(count, number).to_word();
+        window.own(self.words).store_weak(self.index(window, number, peer, counter), word);
+    }
+
     /// Gives this rank's first bad selection to a peer, of which `index` tells the index. Relaxed if there is none; else released after the
     /// details, so that who acquires it finds them. Per thread.
     #[inline(always)]

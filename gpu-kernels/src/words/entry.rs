@@ -62,6 +62,14 @@ impl EntryWords {
         window.of(peer, self.words).store_release::<System>(slot::<2>(window, epoch, window.me), word);
     }
 
+    /// Writes here what `peer` would post in an operation of this [`Kind`]. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn stand_in(&self, window: Window, peer: Peer, epoch: u64, kind: u32) {
+        let payload = Entry { kind, config: self.config }.to_payload();
+        window.own(self.words).store_weak(slot::<2>(window, epoch, peer), Stamped::new(payload, epoch).to_word());
+    }
+
     /// Waits until every rank is in an operation of this epoch, and checks that all do the same with the same configuration and routing.
     /// Block-collective, uniform.
     ///

@@ -31,6 +31,13 @@ impl<const SLOTS: u32> Flags<SLOTS> {
         }
     }
 
+    /// Writes here what `peer` would post. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn stand_in(&self, window: Window, peer: Peer, number: u64) {
+        window.own(self.words).store_weak(slot::<SLOTS>(window, number, peer), number);
+    }
+
     /// Waits until every peer has posted `number` here. Block-collective, uniform.
     #[inline(always)]
     #[track_caller]

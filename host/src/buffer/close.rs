@@ -28,6 +28,7 @@ impl ElasticBuffer {
                 Err(Error::Bootstrap { message: format!("rank {rank} closes another buffer than rank {}", inner.rank) })
             }
         });
+        inner.alarm.dismiss(self.id);
         if met.is_ok() {
             // Every rank's stream was idle when it came: nobody uses this window, and no peer can be waiting for this rank
             // while the driver frees.
@@ -38,7 +39,8 @@ impl ElasticBuffer {
             // with `freed` set its `Drop` leaves nothing to the group that would free it again.
             let freed = unsafe {
                 let mapped = mapped.into_iter().map(|mapped| heap.free_mapped(mapped)).fold(Ok(()), Result::and);
-                [self.windows.free(&heap), heap.free(self.private), mapped, tensors]
+                let masked = self.masked.take().map_or(Ok(()), |masked| heap.free(masked.memory));
+                [self.windows.free(&heap), heap.free(self.private), masked, mapped, tensors]
             };
             inner.release_sms(self.blocks);
             self.freed = true;
@@ -63,9 +65,11 @@ impl Drop for ElasticBuffer {
             return;
         }
         let inner = self.comm.inner();
+        inner.alarm.dismiss(self.id);
+        let masked = self.masked.as_ref().map(|masked| masked.memory);
         let part = LeftBehind {
             after: inner.marks(),
-            memory: vec![self.windows.own(), self.private],
+            memory: [self.windows.own(), self.private].into_iter().chain(masked).collect(),
             mapped: self.mapped(),
             ..LeftBehind::of(&inner.runtime)
         };

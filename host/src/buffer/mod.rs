@@ -1,7 +1,9 @@
 //! The buffer: a rank's window, what it knows of its peers' windows, and the state of its operations.
 mod close;
+mod masked;
 mod open;
 mod overflows;
+mod reset;
 mod state;
 mod stream;
 
@@ -15,6 +17,7 @@ use epoxide_dsl::window::{Peer, Region, Window};
 use epoxide_kernels::layout::{DispatchShared, Span};
 use epoxide_kernels::words::{EntryWords, Flags, Kind, Operation};
 
+pub(crate) use self::masked::{Masked, SELECTIONS};
 pub(crate) use self::overflows::Overflows;
 pub use self::state::Dispatched;
 pub(crate) use self::state::{Routings, State};
@@ -60,6 +63,8 @@ pub struct ElasticBuffer {
     /// Expert outputs that were handed over since the last combine; `None` where the caller's own work may write them.
     pub(crate) outputs: Option<u64>,
     fault: Option<Error>,
+    /// Ranks that it goes on without.
+    pub(crate) masked: Option<Masked>,
     /// `close` has freed the memory.
     freed: bool,
     /// One thread at a time: an operation and its checks are not atomic.
@@ -94,7 +99,8 @@ impl ElasticBuffer {
     ///
     /// None that [`Self::new`] would not have returned.
     pub fn bytes(&self) -> Result<BytesNeeded> {
-        bytes_needed(&self.config, self.comm.size(), self.blocks)
+        let bytes = bytes_needed(&self.config, self.comm.size(), self.blocks)?;
+        Ok(bytes.with_granularity(self.comm.inner().runtime.window_granule()))
     }
 
     /// First expert of this rank, and how many it has.
@@ -130,9 +136,10 @@ impl ElasticBuffer {
         if let Some(cause) = &self.fault {
             return Err(Error::Poisoned { cause: Box::new(cause.clone()) });
         }
+        let inner = self.comm.inner();
+        let how = |rank| inner.how_it_went(rank);
         // SAFETY: this runtime allocated the record with the buffer, whose kernels write it as words.
-        let filed =
-            unsafe { fault::read(&self.comm.inner().runtime, self.record, number(self.id), self.config.experts) };
+        let filed = unsafe { fault::read(&inner.runtime, self.record, number(self.id), self.config.experts, &how) };
         match filed? {
             None => Ok(()),
             Some(error) => {

@@ -1,7 +1,7 @@
 //! Making a buffer: ranks compare what they were given, allocate, give each other their windows, and wait for all.
 use std::marker::PhantomData;
 
-use epoxide_dsl::fault::RECORD_WORDS;
+use epoxide_dsl::fault::{HOST_ABORT, RECORD_WORDS};
 use epoxide_kernels::entries::{
     combine, combine_by_expert, combine_by_expert_gated, combine_by_expert_with, combine_with, lend, weigh_gradients,
 };
@@ -9,9 +9,9 @@ use epoxide_kernels::layout::DispatchShared;
 use epoxide_kernels::measure::copy_words::copy_words;
 use epoxide_kernels::words::UNUSED_EVEN;
 
-use super::ElasticBuffer;
 use super::overflows::Overflows;
 use super::state::{Routings, State};
+use super::{ElasticBuffer, Masked};
 use crate::comm::Comm;
 use crate::config::{Config, Layouts, dispatch_shared};
 use crate::error::{Error, Result};
@@ -22,6 +22,12 @@ use crate::runtime::Mapped;
 use crate::tensor::DeviceTensor;
 use crate::transport::local::LeftBehind;
 use crate::transport::windows::{NotShared, Windows};
+
+/// Fills the words of a buffer so that no operation expects them, and writes the table of windows. Waits for the stream.
+pub(super) fn initialised(buffer: &ElasticBuffer) -> Result<()> {
+    buffer.forget_dropped()?;
+    buffer.initialise()
+}
 
 impl ElasticBuffer {
     /// Makes a rank's buffer. Collective: every rank of the group calls it, with the same configuration.
@@ -36,17 +42,19 @@ impl ElasticBuffer {
         let inner = comm.inner();
         let turn = inner.rendezvous.turn();
         agree(&turn, &config.fields(blocks))?;
+        inner.add_up_sms(&turn, blocks)?;
         // The same on every rank from here on, and so are the numbers of buffers.
         let id = inner.next_buffer_id();
         let layouts = config.layouts(comm.size(), blocks)?;
         config.check_worst_case(&layouts)?;
         let mut part = LeftBehind::of(&inner.runtime);
-        let made = allocate(comm, &config, &layouts, blocks, &mut part);
+        let made = allocate(comm, &config, &layouts, blocks, id, &mut part);
         // Every rank learns whether all could allocate before anyone relies on it.
         let shared = Windows::share(&turn, &inner.memory, made.as_ref().map(|made| made.window));
         let (made, windows) = match (made, shared) {
             (Ok(made), Ok(windows)) => (made, windows),
             (made, shared) => {
+                inner.alarm.dismiss(id);
                 if made.is_ok() {
                     inner.release_sms(blocks);
                 }
@@ -88,10 +96,11 @@ impl ElasticBuffer {
             received_rows: None,
             outputs: None,
             fault: None,
+            masked: made.masked,
             freed: false,
             not_sync: PhantomData,
         };
-        let ready = buffer.initialise();
+        let ready = initialised(&buffer);
         // A peer writes into this window as soon as it enters an operation, so all wait for all; who failed says so.
         let all = meet(&turn, "ready", if ready.is_ok() { b"ok" } else { b"failed" })?;
         ready?;
@@ -127,6 +136,7 @@ struct Made {
     record: Mapped,
     mirror: Option<Mirror>,
     statistics: Option<DeviceTensor<u64>>,
+    masked: Option<Masked>,
 }
 
 /// Allocates a rank's memory and loads its kernels; what was allocated is in `part` if something failed.
@@ -134,7 +144,14 @@ struct Made {
 /// The driver may wait for running kernels in both. So this has its place between the first gather of `new` and the last: there
 /// every rank has launched all that it had to, and what runs ends without any host. Before the first, a kernel of another buffer
 /// could wait for a peer that has not launched yet, and now cannot; after the last, one of this buffer.
-fn allocate(comm: &Comm, config: &Config, layouts: &Layouts, blocks: u32, part: &mut LeftBehind) -> Result<Made> {
+fn allocate(
+    comm: &Comm,
+    config: &Config,
+    layouts: &Layouts,
+    blocks: u32,
+    id: u64,
+    part: &mut LeftBehind,
+) -> Result<Made> {
     let inner = comm.inner();
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
@@ -169,14 +186,18 @@ fn allocate(comm: &Comm, config: &Config, layouts: &Layouts, blocks: u32, part: 
     part.memory.push(private);
     let record = runtime.allocate_mapped(RECORD_WORDS * 8)?;
     part.mapped.push(record);
+    // SAFETY: it is dismissed before the record is freed, or left to be; the word is for the host alone to store to.
+    unsafe { inner.alarm.attend(id, runtime.host_word(record.at(HOST_ABORT * 8))) };
     let local_experts = layouts.shape.placement().count(comm.rank());
     let counts = layouts.shape.told_counts(local_experts);
     let mirror = config.counts_mirror.then(|| Mirror::new(runtime, layouts.shape.routing_slots, counts)).transpose()?;
     part.mapped.extend(mirror.as_ref().map(Mirror::memory));
     let statistics = config.expert_statistics.then(|| comm.tensor(&vec![0u64; local_experts as usize])).transpose()?;
+    let masked = Masked::of(inner, layouts)?;
+    part.memory.extend(masked.as_ref().map(|masked| masked.memory));
     // Last: where it is made, the caller gives it back.
     inner.reserve_sms(blocks)?;
-    Ok(Made { shared, window, private, record, mirror, statistics })
+    Ok(Made { shared, window, private, record, mirror, statistics, masked })
 }
 
 /// 24 bits of FNV-1a over the configuration: what ranks compare on the device, where a mismatch that the host could not see

@@ -1,5 +1,6 @@
 //! A rank: its device, its streams, and its way to the other ranks.
 mod launch;
+mod on_gpu;
 mod process;
 mod streams;
 mod tensors;
@@ -13,11 +14,14 @@ use epoxide_kernels::measure::copy::copy;
 use epoxide_kernels::measure::delay::{DelayArgs, delay};
 use epoxide_kernels::quantize::quantize;
 
+use crate::alarm::Alarm;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::gone::Gone;
 use crate::kernels::Loaded;
 use crate::memory::Memory;
-use crate::rendezvous::Rendezvous;
+use crate::processes::without_masked;
+use crate::rendezvous::{Rendezvous, Turn, agree, meet};
 use crate::runtime::{RawEvent, RawStream, Runtime};
 use crate::sms::{DefaultSms, ReservedSms};
 use crate::streams::Streams;
@@ -55,6 +59,8 @@ pub(crate) struct CommInner {
     pub runtime: Arc<Runtime>,
     pub streams: Arc<Streams>,
     pub local: Arc<LocalGroupState>,
+    /// Who is gone, and how this rank's kernels hear of it.
+    pub alarm: Arc<Alarm>,
     default_sms: DefaultSms,
     pub rendezvous: Rendezvous,
     sms: Mutex<ReservedSms>,
@@ -87,6 +93,8 @@ impl Comm {
         runtime.prepare(&dequantize, 0)?;
         // From here on the rank is there, and leaves when it is dropped.
         local.join();
+        let alarm = Alarm::new();
+        local.hear(Arc::clone(&alarm));
         let runtime = Arc::new(runtime);
         let streams = Streams::new(stream);
         let memory = Memory::new(Arc::clone(&runtime), Arc::clone(&streams));
@@ -96,6 +104,7 @@ impl Comm {
             runtime,
             streams,
             local,
+            alarm,
             default_sms,
             rendezvous,
             sms: Mutex::default(),
@@ -143,13 +152,14 @@ impl Comm {
         self.inner.default_sms.of(config)
     }
 
-    /// Gives `payload` to every rank and returns everyone's, in rank order. Collective.
+    /// Gives `payload` to every rank and returns everyone's, in rank order, nothing of those that are [masked](Self::mask). Collective.
     ///
     /// # Errors
     ///
     /// [`Error::Bootstrap`] or [`Error::Simulator`] when another rank is gone.
     pub fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.inner.rendezvous.turn().all_gather(payload)
+        let turn = self.inner.rendezvous.turn();
+        Ok(without_masked(turn.masked(), turn.all_gather(payload)?))
     }
 
     /// Waits on the host until every rank is here. Collective.
@@ -159,6 +169,54 @@ impl Comm {
     /// As [`Self::all_gather`].
     pub fn barrier(&self) -> Result<()> {
         self.all_gather(&[]).map(|_| ())
+    }
+
+    /// Gives up: whatever waits for this rank, or on it, ends with [`Error::PeerGone`] and this reason, on the device within about a
+    /// millisecond. From any thread, and not collective; it waits for nobody. Operations of this rank that wait end too, and buffers
+    /// that had such an operation are poisoned.
+    pub fn abort(&self, reason: &str) {
+        let how = Gone::Aborted { reason: reason.to_owned() };
+        self.inner.local.raise(self.inner.rank, &how);
+        self.inner.rendezvous.abort(reason);
+    }
+
+    /// Goes on without these ranks, whose processes have ended: collective calls are without them, buffers once they are
+    /// [reset](crate::ElasticBuffer::reset), and new ones at once. Collective: every other living rank calls it, with the same ranks, as often
+    /// as the others. It waits until their processes have ended for certain, and with them what they had running on a device.
+    ///
+    /// ```no_run
+    /// # use epoxide::{Comm, ElasticBuffer, Error};
+    /// # fn recover(comm: &Comm, buffer: &mut ElasticBuffer) -> epoxide::Result<()> {
+    /// if let Err(Error::PeerGone { rank, .. }) = buffer.synchronize() {
+    ///     comm.mask(&[rank])?;
+    ///     buffer.reset()?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for a rank that lives, for this one, and for threads of one process, but for ranks of a simulated machine that were
+    /// [killed](crate::Machine::kill);
+    /// [`Error::ConfigMismatch`] when ranks name others; [`Error::PeerGone`] when one more is gone.
+    pub fn mask(&self, ranks: &[u32]) -> Result<()> {
+        self.inner.rendezvous.mask(ranks)?;
+        self.inner.alarm.mask(self.inner.rendezvous.masked());
+        let turn = self.inner.rendezvous.turn();
+        agree(&turn, &[("masked ranks", format!("{:?}", self.masked()))])?;
+        // Who was gone may have left the others at different points of making a buffer.
+        let mut made = self.inner.buffers_made.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = meet(&turn, "buffers made", &made.to_le_bytes())?;
+        let numbers = all.iter().filter_map(|bytes| Some(u64::from_le_bytes(bytes.as_slice().try_into().ok()?)));
+        *made = numbers.fold(*made, u64::max);
+        Ok(())
+    }
+
+    /// The ranks that the group goes on without.
+    pub fn masked(&self) -> Vec<u32> {
+        let masked = self.inner.rendezvous.masked();
+        (0..self.size()).filter(|rank| masked >> rank & 1 == 1).collect()
     }
 
     /// Waits until everything enqueued on this handle's stream is done.
@@ -208,9 +266,22 @@ impl CommInner {
         self.local.buffer_id(*made)
     }
 
+    /// How a rank went of which the device says that it is gone, if this rank knows.
+    pub(crate) fn how_it_went(&self, rank: u32) -> Option<Gone> {
+        if self.runtime.was_killed(rank) { Some(Gone::Ended) } else { self.alarm.how(rank) }
+    }
+
     /// Points of all the rank's streams, behind what is on them.
     pub(crate) fn marks(&self) -> Vec<Result<RawEvent>> {
         self.streams.all().into_iter().map(|stream| self.runtime.mark(stream)).collect()
+    }
+
+    /// Checks that the SMs of ranks that share a GPU as processes fit on it together, with `blocks` for a new buffer. Within a collective
+    /// call; where no GPU is shared so, it does nothing.
+    pub(crate) fn add_up_sms(&self, turn: &Turn<'_>, blocks: u32) -> Result<()> {
+        let Some(shared) = self.default_sms.shared() else { return Ok(()) };
+        let own = self.sms.lock().unwrap_or_else(PoisonError::into_inner).with(blocks);
+        shared.check(&meet(turn, "SMs", &own.to_le_bytes())?)
     }
 
     /// Reserves SMs for a buffer whose operations have `blocks` blocks. What was reserved stays so if this fails.

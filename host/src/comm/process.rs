@@ -6,8 +6,8 @@
 //!    the transport. They meet once more, so that whoever goes on can reach everyone.
 //! 4. From there on all is as with threads: windows are told as places in a rank's memory, kernels see a table of addresses, and
 //!    words in memory are all that operations exchange.
-//! 5. A rank that dies leaves its memory to those who have it mapped, and nothing else. Operations that wait for it end at their
-//!    deadlines, in real time; collective calls end at once.
+//! 5. A rank that dies leaves its memory to those who have it mapped, and nothing else. Whoever waits for it ends at once: collective calls
+//!    by the watch, operations by the word that the watch stores for them.
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use epoxide_sim::{Machine, MachineConfig};
 use super::Comm;
 use crate::error::{Error, Result};
 use crate::processes::World;
-use crate::rendezvous::{Rendezvous, Way, agree};
+use crate::rendezvous::{Processes, Rendezvous, Way, agree};
 use crate::runtime::sim::SimRuntime;
 use crate::runtime::{RawStream, Runtime};
 use crate::sms::DefaultSms;
@@ -76,7 +76,17 @@ impl Comm {
         let runtime = SimRuntime::new(machine.actor(rank)?);
         let stream = RawStream::Sim(runtime.create_stream()?);
         let (runtime, local) = (Runtime::Sim(runtime), LocalGroupState::new());
-        Self::new(rank, size, runtime, stream, rendezvous, local, DefaultSms::simulated())
+        let comm = Self::new(rank, size, runtime, stream, rendezvous, local, DefaultSms::simulated())?;
+        comm.watch(processes);
+        Ok(comm)
+    }
+}
+
+impl Comm {
+    /// Has kernels hear of ranks that are gone.
+    pub(super) fn watch(&self, processes: &Processes) {
+        let alarm = Arc::clone(&self.inner().alarm);
+        processes.when_gone(move |rank, how| alarm.raise(rank, how));
     }
 }
 

@@ -44,4 +44,5 @@ mod world;
 
 pub use self::place::Place;
 pub use self::world::World;
+pub(crate) use self::world::without_masked;
 pub use crate::rendezvous::MeetingPoint;

@@ -1,9 +1,10 @@
 //! A rank that has met the others.
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gone::Gone;
 use crate::rendezvous::Processes;
+use crate::runtime::cuda::CudaDevice;
 
 /// One rank among ranks that are processes, connected with all others ([`Place::meet`](super::Place::meet)). Cheap to clone.
 ///
@@ -40,12 +41,29 @@ impl World {
         self.local_rank
     }
 
+    /// The GPU that is this rank's turn: [`Self::local_rank`], or else the rank, dealt out to those that this process may use.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDriver`](crate::Error::NoDriver), [`Error::DriverFailed`](crate::Error::DriverFailed),
+    /// [`Error::DriverTooOld`](crate::Error::DriverTooOld); [`Error::InvalidArgument`](crate::Error::InvalidArgument) where there is none.
+    pub fn gpu(&self) -> Result<u32> {
+        match CudaDevice::count()? {
+            0 => {
+                let rule = "the CUDA driver sees no GPU (is CUDA_VISIBLE_DEVICES empty?); run on the simulated GPU";
+                Err(Error::argument("device", "none", rule))
+            }
+            gpus => Ok(self.local_rank.unwrap_or_else(|| self.rank()) % gpus),
+        }
+    }
+
     /// Whether a rank is on this host and in this network namespace, so that memory can be shared with it. The rank itself is.
     pub fn is_local(&self, rank: u32) -> bool {
         self.processes.is_local(rank)
     }
 
-    /// Gives `payload`, up to 16 MiB, to every rank and returns everyone's, in rank order. Collective.
+    /// Gives `payload`, up to 16 MiB, to every rank and returns everyone's, in rank order, nothing of those that are [masked](crate::Comm::mask).
+    /// Collective.
     ///
     /// # Errors
     ///
@@ -54,7 +72,8 @@ impl World {
     /// [`Place::with_timeout`](super::Place::with_timeout), after which no collective call of the group succeeds any more;
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for more bytes.
     pub fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.processes.all_gather(payload)
+        let masked = self.processes.masked();
+        Ok(without_masked(masked, self.processes.all_gather(payload)?))
     }
 
     /// Waits until every rank is here. Collective.
@@ -90,4 +109,10 @@ impl World {
     pub fn is_over(&self, rank: u32) -> bool {
         rank < self.size() && self.processes.is_over(rank)
     }
+}
+
+/// What was gathered, with nothing of the masked ranks.
+pub(crate) fn without_masked(masked: u64, all: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    let own = |(rank, payload)| if masked >> rank & 1 == 1 { Vec::new() } else { payload };
+    (0u32..).zip(all).map(own).collect()
 }

@@ -1,5 +1,7 @@
 //! What ranks agree on when they meet: which collective call they are in, and that they were given the same numbers.
-use super::Turn;
+use std::os::fd::BorrowedFd;
+
+use super::{Gathered, Turn};
 use crate::error::{Error, Result};
 
 /// Gives `payload` to every rank in the same call and returns everyone's, in rank order.
@@ -10,6 +12,24 @@ use crate::error::{Error, Result};
 pub(crate) fn meet(turn: &Turn<'_>, call: &'static str, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
     let all = turn.all_gather(&tagged(call, payload))?;
     all.iter().enumerate().map(|(rank, payload)| untagged(call, rank, payload).map(<[u8]>::to_vec)).collect()
+}
+
+/// [`meet`] with file descriptors beside the bytes, which only ranks that are processes give.
+///
+/// # Errors
+///
+/// Those of [`meet`].
+pub(crate) fn meet_with(
+    turn: &Turn<'_>,
+    call: &'static str,
+    payload: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Result<Vec<Gathered>> {
+    let all = turn.all_gather_fds(&tagged(call, payload), fds)?;
+    let bare = |(rank, Gathered { payload, fds }): (usize, Gathered)| {
+        Ok(Gathered { payload: untagged(call, rank, &payload)?.to_vec(), fds })
+    };
+    all.into_iter().enumerate().map(bare).collect()
 }
 
 /// Checks that all ranks have the same values in these fields, each a name and its value on this rank.

@@ -7,15 +7,16 @@ mod processes;
 mod simulated;
 mod threads;
 
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub(crate) use self::agreement::{agree, meet};
+pub(crate) use self::agreement::{agree, meet, meet_with};
 pub use self::processes::MeetingPoint;
-pub(crate) use self::processes::{Processes, Secret, Start, random};
+pub(crate) use self::processes::{Gathered, Processes, Secret, Start, random};
 pub(crate) use self::simulated::Simulated;
 pub(crate) use self::threads::Member;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// One rank's way to the others.
 pub(crate) struct Rendezvous {
@@ -31,7 +32,6 @@ pub(crate) enum Way {
     /// Through memory that the threads of one process share.
     Threads(Member),
     /// Over connections between processes.
-    #[allow(dead_code, reason = "for ways to peers' memory")]
     Processes(Arc<Processes>),
 }
 
@@ -55,6 +55,40 @@ impl Rendezvous {
         }
     }
 
+    /// Gives up: nobody waits for this rank any more, and ranks that are processes are told why.
+    pub(crate) fn abort(&self, reason: &str) {
+        match &self.way {
+            Way::Machine(simulated) => simulated.leave(),
+            Way::Threads(member) => member.leave(),
+            Way::Processes(processes) => processes.abort(reason),
+        }
+    }
+
+    /// Goes on without these ranks, which are processes that have ended, or ranks of a machine that were killed. Every other rank does so too, as often and with the same ranks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for threads of one process, and for one that lives.
+    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<()> {
+        match &self.way {
+            Way::Processes(processes) => processes.mask(ranks),
+            Way::Machine(simulated) => simulated.mask(ranks),
+            Way::Threads(_) => {
+                let rule = "ranks that are processes can be masked, and not threads of one";
+                Err(Error::argument("ranks", format!("{ranks:?}"), rule))
+            }
+        }
+    }
+
+    /// The ranks that it goes on without, a bit for each.
+    pub(crate) fn masked(&self) -> u64 {
+        match &self.way {
+            Way::Processes(processes) => processes.masked(),
+            Way::Machine(simulated) => simulated.masked(),
+            Way::Threads(_) => 0,
+        }
+    }
+
     /// [`Self::leave`] with the end of the rank, when its device may still be at work.
     pub(crate) fn end(&self) {
         match &self.way {
@@ -73,7 +107,8 @@ pub(crate) struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Gives `payload` to every rank and returns everyone's, in rank order. All ranks call it, in the same order.
+    /// Gives `payload` to every rank and returns everyone's, in rank order; for a rank that is masked the own one. All ranks call it, in the
+    /// same order.
     ///
     /// # Errors
     ///
@@ -84,6 +119,31 @@ impl Turn<'_> {
             Way::Machine(simulated) => simulated.all_gather(payload),
             Way::Threads(member) => member.all_gather(payload),
             Way::Processes(processes) => processes.all_gather(payload),
+        }
+    }
+
+    /// The ranks that are masked, a bit for each.
+    pub(crate) fn masked(&self) -> u64 {
+        match self.way {
+            Way::Processes(processes) => processes.masked(),
+            Way::Machine(simulated) => simulated.masked(),
+            Way::Threads(_) => 0,
+        }
+    }
+
+    /// [`Self::all_gather`] of bytes and file descriptors, which only ranks that are processes give.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::all_gather`].
+    pub(crate) fn all_gather_fds(&self, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Vec<Gathered>> {
+        match self.way {
+            Way::Processes(processes) => processes.all_gather_fds(payload, fds),
+            Way::Machine(_) | Way::Threads(_) => {
+                debug_assert!(fds.is_empty(), "ranks of one process share its descriptors");
+                let bare = |payload| Gathered { payload, fds: Vec::new() };
+                Ok(self.all_gather(payload)?.into_iter().map(bare).collect())
+            }
         }
     }
 }

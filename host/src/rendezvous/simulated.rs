@@ -1,19 +1,22 @@
 //! The rendezvous of simulated ranks: through the machine, which must know whose host thread waits.
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use epoxide_sim::Actor;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// One simulated rank among those that meet: its host thread, which also drives its device.
 pub(crate) struct Simulated {
     actor: Arc<Mutex<Actor>>,
+    /// Ranks that it goes on without, a bit for each.
+    masked: AtomicU64,
 }
 
 impl Simulated {
     /// The way of the rank whose host thread this is.
     pub(crate) fn new(actor: Arc<Mutex<Actor>>) -> Self {
-        Self { actor }
+        Self { actor, masked: AtomicU64::new(0) }
     }
 
     /// Gives `payload` to every rank and returns everyone's, in rank order.
@@ -23,11 +26,36 @@ impl Simulated {
     /// [`Error::Bootstrap`](crate::Error::Bootstrap) when some rank is gone; [`Error::Simulator`](crate::Error::Simulator) when the
     /// machine stopped.
     pub(super) fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
-        Ok(self.actor.lock().unwrap_or_else(PoisonError::into_inner).exchange(payload)?)
+        let masked = self.masked();
+        let mut all = self.actor().exchange(payload)?;
+        let of_masked = (0..).zip(&mut all).filter(|(rank, _)| masked >> rank & 1 == 1);
+        of_masked.for_each(|(_, given)| *given = payload.to_vec());
+        Ok(all)
     }
 
     /// Says that the rank's host thread is gone, until it calls again.
     pub(super) fn leave(&self) {
-        self.actor.lock().unwrap_or_else(PoisonError::into_inner).leave();
+        self.actor().leave();
+    }
+
+    /// Goes on without these ranks, which were killed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for one that lives.
+    pub(super) fn mask(&self, ranks: &[u32]) -> Result<()> {
+        let rule = "it was not killed: only who is gone is masked";
+        self.actor().mask(ranks).map_err(|_| Error::argument("ranks", format!("{ranks:?}"), rule))?;
+        self.masked.fetch_or(ranks.iter().fold(0, |all, rank| all | 1 << rank), Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// The ranks that it goes on without, a bit for each.
+    pub(super) fn masked(&self) -> u64 {
+        self.masked.load(Ordering::Acquire)
+    }
+
+    fn actor(&self) -> MutexGuard<'_, Actor> {
+        self.actor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -34,6 +34,29 @@ impl Runtime {
         }
     }
 
+    /// Sets the first words of memory that host and device share to zero.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Simulator`](crate::Error::Simulator), when they are not inside one live allocation of a simulated machine.
+    ///
+    /// # Safety
+    ///
+    /// This runtime allocated at least so many words as mapped memory, and they still live; no kernel touches them meanwhile.
+    pub(crate) unsafe fn clear_mapped(&self, mapped: Mapped, words: usize) -> Result<()> {
+        match self {
+            // SAFETY: the caller's promise.
+            Self::Sim(runtime) => Ok(unsafe { runtime.machine().write(mapped.device, &vec![0; words]) }?),
+            Self::Cuda(_) => {
+                for index in 0..words {
+                    // SAFETY: the caller's promise; pinned memory is page-aligned.
+                    unsafe { AtomicU64::from_ptr(mapped.host.cast::<u64>().add(index)) }.store(0, Ordering::Relaxed);
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// Waits on the host until one of `words`, each with what was seen there, holds something else, for at most `patience`, of virtual time on the
     /// simulated GPU. Returns what is left of it. Does not wait for a stream.
     ///

@@ -5,9 +5,11 @@
 pub(crate) mod cuda;
 mod further_streams;
 mod guests;
+mod host_word;
 mod looks;
 mod mapped;
 pub(crate) mod sim;
+mod told;
 
 use std::sync::Arc;
 
@@ -17,7 +19,9 @@ use epoxide_kernels::measure::copy::{CopyArgs, copy};
 use epoxide_kernels::measure::copy_words::{CopyWordsArgs, copy_words};
 use epoxide_plan::RegionBytes;
 
+pub(crate) use self::host_word::HostWord;
 pub(crate) use self::mapped::Mapped;
+pub(crate) use self::told::Told;
 
 use crate::error::{Error, Result};
 use crate::pool;
@@ -207,25 +211,41 @@ impl Runtime {
         matches!(self, Self::Sim(runtime) if !runtime.is_among_processes())
     }
 
-    /// Whether peers are other processes, which may still read what this rank leaves: their mappings keep it, and nothing frees it.
+    /// Whether peers are other processes, which may still read what this rank leaves: their mappings keep it.
     pub(crate) fn is_among_processes(&self) -> bool {
-        matches!(self, Self::Sim(runtime) if runtime.is_among_processes())
-    }
-
-    /// What peers are told of memory of this rank's, from which they [find](Self::find) it.
-    pub(crate) fn tell(&self, address: u64) -> Result<u64> {
         match self {
-            Self::Sim(runtime) => runtime.tell(address),
-            // Threads of one process have the same addresses.
-            Self::Cuda(_) => Ok(address),
+            Self::Sim(runtime) => runtime.is_among_processes(),
+            Self::Cuda(runtime) => runtime.is_among_processes(),
         }
     }
 
-    /// Where this rank's device has what `rank` [told](Self::tell).
-    pub(crate) fn find(&self, rank: u32, told: u64) -> Result<u64> {
+    /// Whether what a rank leaves is freed at its end. A simulated rank that is a process leaves its part as it is: freeing takes
+    /// memory from its peers too.
+    pub(crate) fn frees_what_is_left(&self) -> bool {
+        !matches!(self, Self::Sim(runtime) if runtime.is_among_processes())
+    }
+
+    /// Bytes of which a window is a whole number.
+    pub(crate) fn window_granule(&self) -> u64 {
         match self {
-            Self::Sim(runtime) => runtime.find(rank, told),
-            Self::Cuda(_) => Ok(told),
+            Self::Sim(_) => 1,
+            Self::Cuda(runtime) => runtime.window_granule(),
+        }
+    }
+
+    /// What peers are told of memory of this rank's, from which they [find](Self::find) it.
+    pub(crate) fn tell(&self, address: u64) -> Result<Told> {
+        match self {
+            Self::Sim(runtime) => Ok(Told { place: runtime.tell(address)?, memory: None }),
+            Self::Cuda(runtime) => runtime.tell(address),
+        }
+    }
+
+    /// Where this rank's device has what `rank` [told](Self::tell) of its part of the window whose part here is `own`.
+    pub(crate) fn find(&self, own: u64, rank: u32, told: Told) -> Result<u64> {
+        match self {
+            Self::Sim(runtime) => runtime.find(rank, told.place),
+            Self::Cuda(runtime) => runtime.find(own, rank, told),
         }
     }
 

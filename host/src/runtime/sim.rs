@@ -85,6 +85,11 @@ impl SimRuntime {
         self.actor().is_idle(stream).unwrap_or(false)
     }
 
+    /// Which rank of the machine it is.
+    pub(crate) fn rank(&self) -> u32 {
+        self.actor().rank()
+    }
+
     /// Giving back waits for nothing here.
     pub(crate) fn gives_back_alone(&self) -> bool {
         true

@@ -5,12 +5,14 @@
 //! frees everything: until then a peer may still read a window, and on a GPU freeing waits for the whole device, where a peer
 //! may be waiting for this rank.
 //!
-//! A simulated rank that is a process is a group of its own here. It waits for its work, and frees nothing: its memory is there as
-//! long as it or a peer is, and goes with the last.
+//! A rank that is a process is a group of its own here. It waits for its work, and takes away what it has: of a window its own mappings, since
+//! those of its peers keep the memory. A simulated one frees nothing: its memory is there as long as it or a peer is, and goes with the last.
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::alarm::Alarm;
 use crate::error::Result;
+use crate::gone::Gone;
 use crate::pool::Pool;
 use crate::runtime::{Heap, LeftStreams, Mapped, RawEvent, Reservation, Runtime, Segments};
 
@@ -117,6 +119,8 @@ pub(crate) struct LocalGroupState {
     /// Unique in the process.
     id: u64,
     departures: Mutex<Departures<LeftBehind>>,
+    /// Of the ranks that are here.
+    alarms: Mutex<Vec<Arc<Alarm>>>,
 }
 
 impl LocalGroupState {
@@ -124,7 +128,7 @@ impl LocalGroupState {
     pub(crate) fn new() -> Arc<Self> {
         static GROUPS: AtomicU64 = AtomicU64::new(1);
         let departures = Mutex::new(Departures { members: 0, left: Vec::new() });
-        Arc::new(Self { id: GROUPS.fetch_add(1, Ordering::Relaxed), departures })
+        Arc::new(Self { id: GROUPS.fetch_add(1, Ordering::Relaxed), departures, alarms: Mutex::default() })
     }
 
     /// The id of the group's buffer `number`, unique in the process.
@@ -138,6 +142,16 @@ impl LocalGroupState {
         self.departures().members += 1;
     }
 
+    /// Adds the alarm of a rank that is here.
+    pub(crate) fn hear(&self, alarm: Arc<Alarm>) {
+        self.alarms.lock().unwrap_or_else(PoisonError::into_inner).push(alarm);
+    }
+
+    /// Raises the alarms of all ranks that are here, the one's that is gone too.
+    pub(crate) fn raise(&self, rank: u32, how: &Gone) {
+        self.alarms.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|alarm| alarm.raise(rank, how));
+    }
+
     /// Takes over a rank's part of a buffer. Waits for nobody and frees nothing.
     pub(crate) fn take_over(&self, part: LeftBehind) {
         self.departures().left.push(part);
@@ -146,7 +160,7 @@ impl LocalGroupState {
     /// Takes over what a rank itself leaves; the rank is gone, and the last one frees everything.
     pub(crate) fn leave(&self, runtime: &Runtime, own: LeftBehind) {
         let left = self.departures().leave(own);
-        let is_over = |one: &LeftBehind| one.is_over(runtime) && !runtime.is_among_processes();
+        let is_over = |one: &LeftBehind| one.is_over(runtime) && runtime.frees_what_is_left();
         // SAFETY: the last rank is gone, so no host code holds any of it, and `settle` frees only when all streams have passed
         // the last use of every rank's, all of which are of this process.
         settle(left, is_over, |one| unsafe { one.free() }, LeftBehind::keep);

@@ -5,12 +5,14 @@
 //! any more, each [frees](Windows::free) its own, or leaves it to the group
 //! ([`LocalGroupState::take_over`](super::local::LocalGroupState::take_over)). What lies in a window, and when a peer may touch
 //! it, is the user's affair: so is to meet once more between initialising it and the first operation that writes to a peer.
+use std::os::fd::AsFd;
+
 use epoxide_plan::RegionBytes;
 
 use crate::error::{Error, Result};
 use crate::memory::Memory;
-use crate::rendezvous::{Turn, meet};
-use crate::runtime::Heap;
+use crate::rendezvous::{Gathered, Turn, meet, meet_with};
+use crate::runtime::{Heap, Told};
 
 /// A rank's own window and the addresses of all.
 #[derive(Clone, Debug)]
@@ -52,15 +54,34 @@ impl Windows {
         let runtime = memory.runtime();
         let own = own.map_err(Clone::clone);
         let told = own.clone().and_then(|address| runtime.tell(address));
-        let payload = match &told {
-            Ok(told) => [b"+", told.to_le_bytes().as_slice()].concat(),
-            Err(error) => format!("-{error}").into_bytes(),
+        let (payload, memory) = match &told {
+            Ok(Told { place, memory }) => ([b"+", place.to_le_bytes().as_slice()].concat(), memory.as_ref()),
+            Err(error) => (format!("-{error}").into_bytes(), None),
         };
-        let all = meet(turn, "window", &payload).map_err(NotShared::Apart)?;
-        let all = all.iter().enumerate().map(|(rank, payload)| told_by(rank, payload)).collect::<Shared<Vec<u64>>>()?;
-        let own = told.and(own).map_err(NotShared::Missing)?;
-        let found = (0..).zip(all).map(|(rank, told)| runtime.find(rank, told)).collect::<Result<_>>();
-        Ok(Self { own, all: found.map_err(NotShared::Apart)? })
+        let memory: Vec<_> = memory.into_iter().map(AsFd::as_fd).collect();
+        let all = meet_with(turn, "window", &payload, &memory).map_err(NotShared::Apart)?;
+        let all =
+            all.into_iter().enumerate().map(|(rank, given)| told_by(rank, given)).collect::<Shared<Vec<Told>>>()?;
+        let own = told.map(drop).and(own).map_err(NotShared::Missing)?;
+        // What goes to a masked rank is of no use: it goes to the own window, at places that say the same of this rank.
+        let masked = turn.masked();
+        let find = |(rank, told)| if masked >> rank & 1 == 1 { Ok(own) } else { runtime.find(own, rank, told) };
+        let found = (0u32..).zip(all).map(find).collect::<Result<Vec<u64>>>();
+        if !runtime.is_among_processes() {
+            return Ok(Self { own, all: found.map_err(NotShared::Apart)? });
+        }
+        // To find a peer's is to map it, which may fail on one rank alone.
+        let payload = found.as_ref().map_or_else(|error| format!("-{error}"), |_| "+".to_owned());
+        let mapped = meet(turn, "mapped", payload.as_bytes()).map_err(NotShared::Apart)?;
+        let all = found.map_err(NotShared::Missing)?;
+        for (rank, said) in mapped.iter().enumerate() {
+            if let Some(why) = said.strip_prefix(b"-") {
+                let why = String::from_utf8_lossy(why);
+                let message = format!("rank {rank} could not map its peers' windows: {why}");
+                return Err(NotShared::Missing(Error::Bootstrap { message }));
+            }
+        }
+        Ok(Self { own, all })
     }
 
     /// The address of this rank's window.
@@ -89,15 +110,16 @@ impl Windows {
 }
 
 /// What a rank told of its window.
-fn told_by(rank: usize, payload: &[u8]) -> Shared<u64> {
+fn told_by(rank: usize, given: Gathered) -> Shared<Told> {
     let said = |message| Error::Bootstrap { message };
+    let Gathered { payload, fds } = given;
     if let Some(why) = payload.strip_prefix(b"-") {
         let why = String::from_utf8_lossy(why);
         return Err(NotShared::Missing(said(format!("rank {rank} could not make its buffer: {why}"))));
     }
     let told = payload.strip_prefix(b"+").and_then(|told| told.try_into().ok());
     let told = told.ok_or_else(|| NotShared::Apart(said(format!("rank {rank} told of no window"))))?;
-    Ok(u64::from_le_bytes(told))
+    Ok(Told { place: u64::from_le_bytes(told), memory: fds.into_iter().next() })
 }
 
 #[cfg(test)]

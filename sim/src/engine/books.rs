@@ -82,6 +82,18 @@ pub(crate) struct Books {
     pub lost: Vec<bool>,
     /// Host threads that write device memory, or give it back.
     pub touching: usize,
+    /// Who is told of ranks that are killed.
+    pub mourners: Vec<Mourner>,
+    /// For each rank those, a bit for each, that it goes on without: they were killed.
+    pub masked: Vec<u64>,
+}
+
+/// A word of a rank's memory by which its kernels hear of ranks that are killed.
+pub(crate) struct Mourner {
+    pub rank: u32,
+    pub at: u64,
+    /// What is stored there of such a rank.
+    pub word: fn(u32) -> u64,
 }
 
 /// What was queued when the machine stopped. Its closures may own anything, the machine included.
@@ -204,6 +216,8 @@ impl Books {
             ended: vec![false; workers],
             lost: vec![false; workers],
             touching: 0,
+            mourners: Vec::new(),
+            masked: vec![0; ranks],
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Its kernels stop where they are, with what they had in flight; what is queued of it is dropped; its host thread finds that it is
 //! gone, whatever it calls. Its memory stays as it is, and peers may go on reading and writing it. The others are told nothing but
-//! that its host thread is gone.
+//! that its host thread is gone, and their kernels what a word says that was given for it (`Machine::tell_deaths`).
 //!
 //! Between two turns of a seeded schedule, so that the same seed is the same death.
 
@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use super::books::{ActorState, Books, Core};
 use super::queue::{Op, Placing, Ticket};
 use crate::error::SimError;
+use crate::memory::door::By;
 
 /// What was queued of a rank that was killed. Its closures may own anything, the machine included.
 pub(crate) struct Buried {
@@ -28,6 +29,13 @@ impl Core {
         }
         books.actors[rank as usize] = ActorState::Killed;
         books.payloads[rank as usize] = None;
+        for mourner in books.mourners.iter().filter(|mourner| mourner.rank != rank) {
+            // SAFETY: who gave the word has promised that it is allocated, and that what else accesses it are whole words.
+            let told = unsafe { self.arena.write_words(By::Anyone, mourner.at, &[(mourner.word)(rank)]) };
+            // One that is not there any more is nobody's.
+            let _ = told;
+        }
+        self.changed();
         let gone = |(rank, actor): (u32, &ActorState)| actor.is_gone().then_some(rank);
         let ranks: Vec<u32> = (0..).zip(&books.actors).filter_map(gone).collect();
         self.killed.store(true, Ordering::Release);

@@ -234,6 +234,22 @@ impl Actor {
         self.running(&books)
     }
 
+    /// Goes on without these ranks, which were killed: [`Self::exchange`] is without them, and what they give is nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`SimError::InvalidArgument`] for a rank that was not killed.
+    pub fn mask(&self, ranks: &[u32]) -> Result<(), SimError> {
+        let mut books = self.core().lock();
+        for &rank in ranks {
+            if !matches!(books.actors.get(rank as usize), Some(ActorState::Killed)) {
+                return Err(SimError::invalid("ranks", rank, "a rank that was killed"));
+            }
+            books.masked[self.rank as usize] |= 1 << rank;
+        }
+        Ok(())
+    }
+
     /// Gives `payload` to the host threads of all ranks and returns theirs, in rank order. Blocks until all have come.
     ///
     /// # Errors
@@ -243,15 +259,20 @@ impl Actor {
     pub fn exchange(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>, SimError> {
         let mut books = self.enter();
         self.running(&books)?;
-        let ranks = gone(&books);
+        let masked = books.masked[self.rank as usize];
+        let is_masked = |rank: usize| masked >> rank & 1 == 1;
+        let mut ranks = gone(&books);
+        ranks.retain(|&rank| !is_masked(rank as usize));
         if !ranks.is_empty() {
             return Err(SimError::PeerGone { rank: self.rank, ranks });
         }
         books.payloads[self.rank as usize] = Some(payload.to_vec());
-        if books.payloads.iter().all(Option::is_some) {
-            let all: Vec<Vec<u8>> = books.payloads.iter_mut().filter_map(Option::take).collect();
+        // Who waits here goes on without the same ranks: to anyone else they are gone.
+        if books.payloads.iter().enumerate().all(|(rank, payload)| payload.is_some() || is_masked(rank)) {
+            let all: Vec<Vec<u8>> =
+                books.payloads.iter_mut().map(|payload| payload.take().unwrap_or_default()).collect();
             let all = Arc::new(all);
-            for rank in (0..books.actors.len()).filter(|&rank| rank != self.rank as usize) {
+            for rank in (0..books.actors.len()).filter(|&rank| rank != self.rank as usize && !is_masked(rank)) {
                 books.outcomes[rank] = Some(Ok(Arc::clone(&all)));
                 books.actors[rank] = ActorState::Running;
             }

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::config::{MachineConfig, Mode};
-use crate::engine::books::{ActorState, Core};
+use crate::engine::books::{ActorState, Core, Mourner};
 use crate::engine::thread::context;
 use crate::error::SimError;
 use crate::worker::{fast, seeded};
@@ -114,6 +114,23 @@ impl Machine {
         let mut books = self.core().lock();
         self.core().kill(&mut books, rank);
         Ok(())
+    }
+
+    /// Has a word of `rank`'s memory hear of ranks that are killed: `word` of each is stored there, at the moment of its death, as a watch of
+    /// processes would that was as fast as can be. Until [`Self::tell_no_deaths`], or the memory is gone.
+    pub fn tell_deaths(&self, rank: u32, at: u64, word: fn(u32) -> u64) {
+        self.core().lock().mourners.push(Mourner { rank, at, word });
+    }
+
+    /// Ends what [`Self::tell_deaths`] began for the word at this address.
+    pub fn tell_no_deaths(&self, at: u64) {
+        self.core().lock().mourners.retain(|mourner| mourner.at != at);
+    }
+
+    /// Returns whether a rank was killed.
+    #[must_use]
+    pub fn was_killed(&self, rank: u32) -> bool {
+        matches!(self.core().lock().actors.get(rank as usize), Some(ActorState::Killed))
     }
 
     /// Returns how many turns the threads of a seeded machine have had so far, its host calls counted in. 0 in the fast mode.

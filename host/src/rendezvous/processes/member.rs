@@ -5,12 +5,13 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::frame::{Kind, MAX_FDS, MAX_PAYLOAD};
 pub(crate) use super::peers::Gathered;
-use super::peers::{Missing, Peers};
+use super::peers::{ERA, Missing, Peers};
 use super::send::{Message, send};
 use super::watch::{Watch, Watched};
 use crate::error::{Error, Result};
@@ -18,6 +19,9 @@ use crate::gone::Gone;
 
 /// How long a rank that gives up or leaves tries to say so to a peer that does not read: in all, for all of them.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// How long who masks a rank waits for the end of its process.
+const FOR_THE_END: Duration = Duration::from_secs(10);
 
 /// A connection to a peer, on which nothing has been sent but the hello.
 #[derive(Debug)]
@@ -41,6 +45,8 @@ pub(crate) struct Processes {
     /// Held by the thread that gathers.
     rounds: Mutex<u64>,
     over: Mutex<Over>,
+    /// Ranks that it goes on without, a bit for each.
+    masked: AtomicU64,
     watch: Watch,
     /// The process that made it: one that was forked from it has no part in it.
     made_by: u32,
@@ -98,7 +104,7 @@ impl Processes {
             message: format!("rank {rank} cannot start the thread that watches its peers: {error}"),
         })?;
         let (rounds, over, made_by) = (Mutex::default(), Mutex::default(), std::process::id());
-        Ok(Self { rank, patience, links: ways, peers, rounds, over, watch, made_by })
+        Ok(Self { rank, patience, links: ways, peers, rounds, over, masked: AtomicU64::new(0), watch, made_by })
     }
 
     /// This rank.
@@ -183,7 +189,47 @@ impl Processes {
         let met = self.peers.gather(self.rank, *rounds, deadline);
         let mut all = met.and_then(|all| reached.map(|()| all)).map_err(|missing| self.not_met(missing))?;
         all[self.rank as usize] = Some(own);
-        Ok(all.into_iter().flatten().collect())
+        let of_masked = || Gathered { payload: payload.to_vec(), fds: Vec::new() };
+        Ok(all.into_iter().map(|gathered| gathered.unwrap_or_else(of_masked)).collect())
+    }
+
+    /// Goes on without these ranks too. Every other living rank does so, as often and with the same ranks. It waits until their processes have
+    /// ended, and with them whatever they had running on a device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for the rank itself or one that is not there, and for one that lives; why this rank has given up or left, if
+    /// it has.
+    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<()> {
+        let refused = |rank: u32, rule: &str| Err(Error::argument("ranks", rank, rule));
+        let deadline = Instant::now() + FOR_THE_END;
+        let mut masked = self.masked();
+        for &rank in ranks {
+            if rank >= self.size() || rank == self.rank {
+                return refused(rank, "another rank of the group is masked");
+            }
+            if !self.peers.wait_over(rank, deadline) {
+                return refused(rank, "its process has not ended, or is not known to have: end it before it is masked");
+            }
+            masked |= 1 << rank;
+        }
+        let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut over = self.over();
+        match &over.why {
+            Some(Error::PeerGone { rank, .. }) if masked >> rank & 1 == 1 && !over.told => over.why = None,
+            Some(why) => return Err(why.clone()),
+            None => {}
+        }
+        drop(over);
+        self.peers.mask(masked);
+        self.masked.store(masked, Ordering::Release);
+        *rounds = ((*rounds >> ERA) + 1) << ERA;
+        Ok(())
+    }
+
+    /// The ranks that it goes on without, a bit for each.
+    pub(crate) fn masked(&self) -> u64 {
+        self.masked.load(Ordering::Acquire)
     }
 
     /// Who is gone, in the order in which it was seen.
@@ -197,7 +243,8 @@ impl Processes {
     ///
     /// [`Error::PeerGone`].
     pub(crate) fn check(&self) -> Result<()> {
-        match self.gone().into_iter().find(|(_, how)| *how != Gone::Left) {
+        let masked = self.masked();
+        match self.gone().into_iter().find(|(rank, how)| *how != Gone::Left && masked >> rank & 1 == 0) {
             Some((rank, how)) => Err(Error::PeerGone { rank, how }),
             None => Ok(()),
         }
@@ -210,8 +257,7 @@ impl Processes {
     }
 
     /// Has `told` called with every rank that is gone, now and as soon as it goes, on the watch's thread: a plain store and no more.
-    #[allow(dead_code, reason = "for the kernels' half of the watch")]
-    pub(crate) fn when_gone(&self, told: impl Fn(u32) + Send + 'static) {
+    pub(crate) fn when_gone(&self, told: impl Fn(u32, &Gone) + Send + 'static) {
         self.peers.tell(Box::new(told));
     }
 
@@ -234,8 +280,9 @@ impl Processes {
 
     /// Sends a message to all peers, to all at once, so that none waits behind one that does not read.
     fn reach_all(&self, message: &Message<'_>, deadline: Instant) -> Result<(), Missing> {
-        let ways: Vec<(u32, &Way)> =
-            (0..).zip(&self.links).filter_map(|(rank, way)| Some((rank, way.as_ref()?))).collect();
+        let masked = self.masked();
+        let all = (0..).zip(&self.links).filter(|(rank, _)| masked >> rank & 1 == 0);
+        let ways: Vec<(u32, &Way)> = all.filter_map(|(rank, way)| Some((rank, way.as_ref()?))).collect();
         let mut whole: Vec<_> =
             ways.iter().map(|(_, way)| Some(way.whole.lock().unwrap_or_else(PoisonError::into_inner))).collect();
         let connections: Vec<&OwnedFd> = ways.iter().map(|(_, way)| &*way.connection).collect();

@@ -32,7 +32,6 @@ mod wire;
 
 pub use self::point::MeetingPoint;
 
-#[allow(unused_imports, reason = "for ways to peers' memory")]
 pub(crate) use self::member::Gathered;
 pub(crate) use self::member::Processes;
 pub(crate) use self::secret::{Secret, random};

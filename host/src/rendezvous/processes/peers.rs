@@ -15,15 +15,17 @@ pub(crate) struct Gathered {
     /// Its bytes.
     pub payload: Vec<u8>,
     /// Its file descriptors, in its order; they are closed when a program is executed.
-    #[allow(dead_code, reason = "for ways to peers' memory")]
     pub fds: Vec<OwnedFd>,
 }
 
-/// Called once for each rank that is gone, with the rank.
-pub(super) type Told = Box<dyn Fn(u32) + Send>;
+/// Called once for each rank that is gone, with how it went.
+pub(super) type Told = Box<dyn Fn(u32, &Gone) + Send>;
 
 /// Frames of a peer that wait to be taken: it may be one round ahead of this rank.
 const MOST_WAITING: usize = 2;
+
+/// Each time that the group goes on without a rank, its rounds are numbered from another multiple of 2^ERA on.
+pub(super) const ERA: u32 = 32;
 
 /// All peers; a rank is none of its own.
 pub(super) struct Peers {
@@ -38,6 +40,14 @@ struct State {
     told: Vec<Told>,
     /// This rank has left or given up.
     over: bool,
+    /// Ranks that the group goes on without, a bit for each.
+    masked: u64,
+}
+
+impl State {
+    fn is_masked(&self, rank: u32) -> bool {
+        self.masked >> rank & 1 == 1
+    }
 }
 
 #[derive(Default)]
@@ -63,7 +73,7 @@ impl Peers {
     pub(super) fn new(ranks: u32) -> Self {
         let peers = (0..ranks).map(|_| Peer::default()).collect();
         Self {
-            state: Mutex::new(State { peers, gone: Vec::new(), told: Vec::new(), over: false }),
+            state: Mutex::new(State { peers, gone: Vec::new(), told: Vec::new(), over: false, masked: 0 }),
             changed: Condvar::new(),
         }
     }
@@ -78,6 +88,8 @@ impl Peers {
             Kind::Gather => {
                 let mut state = self.state();
                 let waiting = &mut state.peers[rank as usize].waiting;
+                // It goes on without a rank, and what it gave before is of rounds that failed.
+                waiting.retain(|(there, _)| there >> ERA >= frame.round >> ERA);
                 if waiting.len() == MOST_WAITING {
                     return Err("more all-gathers than it can have begun".to_owned());
                 }
@@ -100,8 +112,8 @@ impl Peers {
         if std::mem::replace(&mut state.peers[rank as usize].gone, true) {
             return;
         }
+        state.told.iter().for_each(|told| told(rank, &how));
         state.gone.push((rank, how));
-        state.told.iter().for_each(|told| told(rank));
         drop(state);
         self.changed.notify_all();
     }
@@ -117,16 +129,33 @@ impl Peers {
         self.state().peers[rank as usize].over
     }
 
+    /// Waits until [`Self::is_over`] was said of it; false if it was not by then.
+    pub(super) fn wait_over(&self, rank: u32, deadline: Instant) -> bool {
+        let mut state = self.state();
+        while !state.peers[rank as usize].over {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Goes on without these ranks, a bit for each.
+    pub(super) fn mask(&self, ranks: u64) {
+        self.state().masked = ranks;
+    }
+
     /// Who is gone, in the order in which it was seen.
     pub(super) fn gone(&self) -> Vec<(u32, Gone)> {
         self.state().gone.clone()
     }
 
     /// Has `told` called for every rank that is gone or goes.
-    #[allow(dead_code, reason = "for the kernels' half of the watch")]
     pub(super) fn tell(&self, told: Told) {
         let mut state = self.state();
-        state.gone.iter().for_each(|(rank, _)| told(*rank));
+        state.gone.iter().for_each(|(rank, how)| told(*rank, how));
         state.told.push(told);
     }
 
@@ -140,7 +169,9 @@ impl Peers {
     pub(super) fn is_in_vain(&self, round: u64) -> bool {
         let state = self.state();
         let missed = |rank: u32| state.peers[rank as usize].waiting.iter().all(|(there, _)| *there != round);
-        state.over || state.gone.iter().any(|(rank, how)| matches!(how, Gone::Aborted { .. }) || missed(*rank))
+        let counts = |rank: u32| !state.is_masked(rank);
+        let vain = |(rank, how): &(u32, Gone)| counts(*rank) && (matches!(how, Gone::Aborted { .. }) || missed(*rank));
+        state.over || state.gone.iter().any(vain)
     }
 
     /// Waits for the payloads of `round` from all but `own`; `own`'s place has none.
@@ -155,21 +186,32 @@ impl Peers {
                 return Err(Missing::Over);
             }
             // Who gave up did not have this round, and a rank that comes late to it is told so, though all payloads are there.
-            if let Some((rank, how)) = state.gone.iter().find(|(_, how)| matches!(how, Gone::Aborted { .. })) {
+            let gave_up = |(rank, how): &&(u32, Gone)| !state.is_masked(*rank) && matches!(how, Gone::Aborted { .. });
+            if let Some((rank, how)) = state.gone.iter().find(gave_up) {
                 return Err(Missing::Gone(*rank, how.clone()));
             }
             // Of a round that failed here, and not there.
             for peer in &mut state.peers {
                 peer.waiting.retain(|(there, _)| *there >= round);
             }
-            let others = || (0..).zip(&state.peers).filter(|(rank, _)| *rank != own);
-            if let Some((rank, _)) = others().find(|(_, p)| p.waiting.front().is_some_and(|(there, _)| *there != round))
+            let others = || (0..).zip(&state.peers).filter(|(rank, _)| *rank != own && !state.is_masked(*rank));
+            // One that goes on without a rank is in no round of before, and this one will find out why.
+            let out_of_round = |there: u64| there != round && there >> ERA == round >> ERA;
+            if let Some((rank, _)) =
+                others().find(|(_, p)| p.waiting.front().is_some_and(|(there, _)| out_of_round(*there)))
             {
                 return Err(Missing::OutOfRound(rank));
             }
-            let missing: Vec<u32> = others().filter(|(_, p)| p.waiting.is_empty()).map(|(rank, _)| rank).collect();
+            let missing: Vec<u32> = others()
+                .filter(|(_, p)| p.waiting.front().is_none_or(|(there, _)| *there != round))
+                .map(|(rank, _)| rank)
+                .collect();
             if missing.is_empty() {
-                return Ok(state.peers.iter_mut().map(|p| Some(p.waiting.pop_front()?.1)).collect());
+                let masked = state.masked;
+                let take = |(rank, p): (u32, &mut Peer)| {
+                    if masked >> rank & 1 == 1 { None } else { Some(p.waiting.pop_front()?.1) }
+                };
+                return Ok((0..).zip(&mut state.peers).map(take).collect());
             }
             if let Some((rank, how)) = state.gone.iter().find(|(rank, _)| missing.contains(rank)) {
                 return Err(Missing::Gone(*rank, how.clone()));

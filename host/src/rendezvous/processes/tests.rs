@@ -210,7 +210,7 @@ fn a_rank_that_gives_up_tells_all_why_at_once() {
     let ranks = group(3, SOON);
     let told = Arc::new(AtomicU32::new(u32::MAX));
     let word = Arc::clone(&told);
-    ranks[0].when_gone(move |rank| word.store(rank, Ordering::Relaxed));
+    ranks[0].when_gone(move |rank, _| word.store(rank, Ordering::Relaxed));
     let said = each(&ranks, |rank| {
         if rank.rank() == 1 {
             rank.abort("no weights for expert 3");
@@ -224,7 +224,7 @@ fn a_rank_that_gives_up_tells_all_why_at_once() {
     // Who asks later is told too.
     let (late, word) = (Arc::new(AtomicU32::new(u32::MAX)), Arc::clone(&told));
     let also = Arc::clone(&late);
-    ranks[0].when_gone(move |rank| also.store(rank, Ordering::Relaxed));
+    ranks[0].when_gone(move |rank, _| also.store(rank, Ordering::Relaxed));
     assert_eq!((late.load(Ordering::Relaxed), word.load(Ordering::Relaxed)), (1, 1));
 }
 

@@ -5,9 +5,9 @@
 //! forked holds its connection open, and a process of another host has no descriptor here. A connection that ends says
 //! nothing yet of what the process has running on a GPU; that is over when its process is, which [`Peers::over`] keeps.
 //!
-//! What the thread does about a rank that is gone is a plain store: it calls what [`Peers::tell`] was given. That is where the kernels'
-//! half goes: an abort word beside each buffer's fault record, in host memory that the device reads, stored here and read by waits whose
-//! word is missing. No driver call is made on this thread, because another thread's could hold it up.
+//! What the thread does about a rank that is gone is a plain store: it calls what [`Peers::tell`] was given. The kernels'
+//! half is the [`Alarm`](crate::alarm::Alarm): an abort word beside each buffer's fault record, in host memory that the device reads, stored here and
+//! read by waits whose word is missing. No driver call is made on this thread, because another thread's could hold it up.
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};

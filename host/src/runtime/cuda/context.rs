@@ -56,22 +56,7 @@ impl PrimaryContext {
     /// [`Error::NoPeerAccess`] if the GPUs do not reach each other, or have no atomics between them;
     /// [`Error::Cuda`].
     pub(super) fn reach(&self, peer: &Self) -> Result<()> {
-        let lacking =
-            |reason: &str| Err(Error::NoPeerAccess { from: self.ordinal, to: peer.ordinal, reason: reason.to_owned() });
-        let ask = |attribute| {
-            let mut value = 0;
-            // SAFETY: a valid place for the answer; both devices are from `cuDeviceGet`.
-            let asked = unsafe { sys::cuDeviceGetP2PAttribute(&mut value, attribute, self.device, peer.device) };
-            let between = format_args!("GPUs {} and {}", self.ordinal, peer.ordinal);
-            check_for("cuDeviceGetP2PAttribute", asked, between).map(|()| value != 0)
-        };
-        if !ask(sys::CUdevice_P2PAttribute::CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED)? {
-            return lacking("there is no peer access between them (cuDeviceGetP2PAttribute)");
-        }
-        // A rank that gives up posts its abort word at its peers by a compare-and-swap.
-        if !ask(sys::CUdevice_P2PAttribute::CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED)? {
-            return lacking("the link between them has no atomics (NVLink has)");
-        }
+        self.check_reach(peer.ordinal, peer.device)?;
         self.bind()?;
         // SAFETY: the context of this GPU is current, the other one is retained as long as `peer` lives; flags must be 0.
         match unsafe { sys::cuCtxEnablePeerAccess(peer.context.0, 0) } {
@@ -81,6 +66,30 @@ impl PrimaryContext {
                 check_for("cuCtxEnablePeerAccess", enabled, format_args!("GPU {} to {}", self.ordinal, peer.ordinal))
             }
         }
+    }
+
+    /// Checks that kernels of this GPU can access the memory of GPU `to`, the driver's `peer`, with atomics. It needs no context there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::reach`].
+    pub(super) fn check_reach(&self, to: u32, peer: sys::CUdevice) -> Result<()> {
+        let lacking = |reason: &str| Err(Error::NoPeerAccess { from: self.ordinal, to, reason: reason.to_owned() });
+        let ask = |attribute| {
+            let mut value = 0;
+            // SAFETY: a valid place for the answer; both devices are from `cuDeviceGet`.
+            let asked = unsafe { sys::cuDeviceGetP2PAttribute(&mut value, attribute, self.device, peer) };
+            let between = format_args!("GPUs {} and {to}", self.ordinal);
+            check_for("cuDeviceGetP2PAttribute", asked, between).map(|()| value != 0)
+        };
+        if !ask(sys::CUdevice_P2PAttribute::CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED)? {
+            return lacking("there is no peer access between them (cuDeviceGetP2PAttribute)");
+        }
+        // A rank that gives up posts its abort word at its peers by a compare-and-swap.
+        if !ask(sys::CUdevice_P2PAttribute::CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED)? {
+            return lacking("the link between them has no atomics (NVLink has)");
+        }
+        Ok(())
     }
 
     /// Makes the context current on the calling thread, which most driver calls require.

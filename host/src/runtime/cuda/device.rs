@@ -10,6 +10,7 @@ use super::budget::{Budget, Claim, SmReservation};
 use super::context::PrimaryContext;
 use super::driver::{Driver, check, check_for};
 use super::kernels::Kernels;
+use super::shared_window::SharedWindows;
 use super::staging::Staging;
 use crate::error::{Error, Result};
 
@@ -41,6 +42,8 @@ pub(crate) struct CudaDevice {
     idle_staging: Mutex<Vec<Staging>>,
     /// Other GPUs whose kernels access this one's memory.
     accessors: Mutex<BTreeSet<sys::CUdevice>>,
+    /// Windows that ranks in other processes map, by the address of the own part.
+    pub(super) shared_windows: Mutex<SharedWindows>,
     kernels: Kernels,
     context: Arc<PrimaryContext>,
 }
@@ -96,6 +99,7 @@ impl CudaDevice {
             facts,
             idle_staging: Mutex::new(Vec::new()),
             accessors: Mutex::default(),
+            shared_windows: Mutex::default(),
             kernels,
             context,
         }))

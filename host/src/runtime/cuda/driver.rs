@@ -33,6 +33,11 @@ type FuncLoad = unsafe extern "C" fn(sys::CUfunction) -> CUresult;
 /// instead is missing from drivers before 12.8.
 type EventElapsedTime = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> CUresult;
 
+/// `cuDeviceGetUuid_v2`, which cudarc knows by another name from CUDA 13 on.
+type DeviceGetUuid = unsafe extern "C" fn(*mut [u8; 16], sys::CUdevice) -> CUresult;
+/// `cuDeviceGetAttribute` with the attribute's number, for those that not every `cuda.h` has.
+type DeviceGetAttribute = unsafe extern "C" fn(*mut c_int, c_int, sys::CUdevice) -> CUresult;
+
 /// An opaque handle of the driver.
 pub(super) struct Handle<T>(pub(super) *mut T);
 
@@ -62,6 +67,8 @@ pub(super) struct Driver {
     devices: u32,
     func_load: Option<FuncLoad>,
     elapsed: Option<EventElapsedTime>,
+    uuid: Option<DeviceGetUuid>,
+    attribute: Option<DeviceGetAttribute>,
 }
 
 impl Driver {
@@ -101,7 +108,13 @@ impl Driver {
         // SAFETY: the library is never unloaded; the type is that of cuda.h's declaration of `cuEventElapsedTime` (without the
         // `_v2` that cuda.h of CUDA 13 renames it to).
         let elapsed = unsafe { library.get::<EventElapsedTime>(c"cuEventElapsedTime") }.ok().map(|symbol| *symbol);
-        Ok(Self { version, devices: devices.try_into().unwrap_or(0), func_load, elapsed })
+        // SAFETY: the library is never unloaded; the type is that of cuda.h's declaration of `cuDeviceGetUuid_v2`, whose `CUuuid` is 16
+        // bytes.
+        let uuid = unsafe { library.get::<DeviceGetUuid>(c"cuDeviceGetUuid_v2") }.ok().map(|symbol| *symbol);
+        // SAFETY: the library is never unloaded; the type is that of cuda.h's declaration, in which an enumeration is an `int`.
+        let attribute =
+            unsafe { library.get::<DeviceGetAttribute>(c"cuDeviceGetAttribute") }.ok().map(|symbol| *symbol);
+        Ok(Self { version, devices: devices.try_into().unwrap_or(0), func_load, elapsed, uuid, attribute })
     }
 
     /// GPUs that this process may use.
@@ -128,6 +141,30 @@ impl Driver {
         // SAFETY: the driver's own function, called as cuda.h declares it; the caller vouches for the handle.
         check("cuFuncLoad", unsafe { func_load(function) })?;
         Ok(true)
+    }
+
+    /// What names a GPU in every process; with MIG, the instance.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`].
+    pub(super) fn uuid(&self, device: sys::CUdevice) -> Result<[u8; 16]> {
+        let call = "cuDeviceGetUuid";
+        let Some(uuid) = self.uuid else {
+            return Err(Error::Cuda { call, message: "the driver has no such function".into() });
+        };
+        let mut bytes = [0; 16];
+        // SAFETY: the driver's own function, called as cuda.h declares it; a wrong device is an error.
+        check(call, unsafe { uuid(&mut bytes, device) })?;
+        Ok(bytes)
+    }
+
+    /// An attribute of a GPU, by its number in cuda.h; none if this driver does not know it.
+    pub(super) fn attribute(&self, number: c_int, device: sys::CUdevice) -> Option<c_int> {
+        let mut value = 0;
+        // SAFETY: the driver's own function, called as cuda.h declares it; a number or a device that it does not know is an error.
+        let asked = unsafe { self.attribute?(&mut value, number, device) };
+        (asked == CUresult::CUDA_SUCCESS).then_some(value)
     }
 
     /// Milliseconds between two events.

@@ -34,6 +34,10 @@ impl CudaDevice {
     /// `address` is from [`CudaRuntime::allocate`] on this device; no stream uses the memory any more, and it is freed once.
     pub(crate) unsafe fn free(&self, address: u64) -> Result<()> {
         self.context().bind()?;
+        if let Some(window) = self.take_shared_window(address) {
+            // SAFETY: nothing on this GPU uses it any more, by the caller's promise, and it is gone from the list.
+            return unsafe { window.unmap() };
+        }
         // SAFETY: `cuMemAlloc` gave this address, and the caller promises that nothing uses the memory and that this is its one end.
         check_for("cuMemFree", unsafe { sys::cuMemFree_v2(address) }, format_args!("GPU {}", self.ordinal()))
     }
@@ -62,8 +66,11 @@ impl CudaRuntime {
     /// # Errors
     ///
     /// [`Error::OutOfMemory`], with what is free; [`Error::Cuda`].
-    pub(crate) fn allocate(&self, what: &'static str, bytes: u64, _: &[RegionBytes]) -> Result<u64> {
+    pub(crate) fn allocate(&self, what: &'static str, bytes: u64, regions: &[RegionBytes]) -> Result<u64> {
         self.bind()?;
+        if let Some(ipc) = self.ipc.as_ref().filter(|_| regions.iter().any(|region| region.symmetric)) {
+            return self.allocate_shared(ipc, what, bytes);
+        }
         let mut address = 0;
         // SAFETY: the context is current; a valid place for the answer. (Alignment: CUDA C++ Programming Guide, "Device Memory
         // Accesses": what the driver allocates is aligned to at least 256 bytes.)

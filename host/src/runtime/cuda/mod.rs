@@ -26,12 +26,14 @@ mod device;
 mod driver;
 mod event;
 mod guests;
+mod ipc;
 mod kernels;
 mod launch;
 mod memory;
 mod module;
 mod pace;
 mod segments;
+mod shared_window;
 mod staging;
 mod stream;
 mod streams;
@@ -47,6 +49,7 @@ pub(crate) use self::budget::SmReservation;
 pub(crate) use self::device::CudaDevice;
 pub(crate) use self::event::CudaEvent;
 pub(crate) use self::segments::CudaSegments;
+pub(crate) use self::shared_window::{Ipc, IpcFacts};
 pub(crate) use self::streams::LeftStreams;
 
 use self::module::Function;
@@ -68,6 +71,8 @@ pub(crate) struct CudaRuntime {
     staging: Mutex<Option<Staging>>,
     /// Kernels of the caller's own that the rank loaded, by name.
     guests: Mutex<BTreeMap<&'static str, Function>>,
+    /// Where peers are other processes.
+    ipc: Option<Box<Ipc>>,
     device: Arc<CudaDevice>,
 }
 
@@ -80,7 +85,18 @@ impl CudaRuntime {
     pub(crate) fn new(device: Arc<CudaDevice>, rank: u32) -> Result<Self> {
         let staging = Mutex::new(Some(device.take_staging()?));
         let (streams, pace, guests) = (Streams::default(), Pace::default(), Mutex::default());
-        Ok(Self { rank, streams, pace, staging, guests, device })
+        Ok(Self { rank, streams, pace, staging, guests, ipc: None, device })
+    }
+
+    /// The same, whose peers are other processes.
+    pub(crate) fn among_processes(mut self, ipc: Ipc) -> Self {
+        self.ipc = Some(Box::new(ipc));
+        self
+    }
+
+    /// Whether its peers are other processes.
+    pub(crate) fn is_among_processes(&self) -> bool {
+        self.ipc.is_some()
     }
 
     /// The rank's number.
@@ -105,7 +121,8 @@ impl CudaRuntime {
 
     /// What the device is, in words.
     pub(crate) fn description(&self) -> String {
-        self.device.description()
+        let process = if self.is_among_processes() { ", a process of its own" } else { "" };
+        self.device.description() + process
     }
 
     /// Takes the rank's streams, which may be busy, for whoever waits for their work. The rank uses none any more.

@@ -155,16 +155,32 @@ impl pool::Segments for CudaSegments {
 
 /// Maps new device memory at an address of a reserved range; false if there is too little. The context is current.
 fn map_memory(device: sys::CUdevice, accessors: &[sys::CUdevice], address: u64, bytes: u64) -> Result<bool> {
-    let (properties, length) = (properties(device), bytes as usize);
     let mut handle = 0;
     // SAFETY: a valid place for the answer; complete properties; a whole number of granules; flags must be 0.
-    match unsafe { sys::cuMemCreate(&mut handle, length, &properties, 0) } {
+    match unsafe { sys::cuMemCreate(&mut handle, bytes as usize, &properties(device), 0) } {
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => return Ok(false),
         created => check("cuMemCreate", created)?,
     }
-    // SAFETY: reserved addresses where nothing is mapped (`Range::place`), as long as the memory of the handle.
+    // SAFETY: memory of that length, whose handle nobody else has; reserved addresses where nothing is mapped (`Range::place`).
+    unsafe { map_handle(handle, accessors, address, bytes) }.map(|()| true)
+}
+
+/// Maps memory at an address of a reserved range, for kernels of these GPUs. The context is current. The handle is released: what is
+/// mapped keeps the memory.
+///
+/// # Safety
+///
+/// `handle` is of `bytes` bytes of memory, and nobody uses it any more; `bytes` reserved addresses begin at `address`, where nothing is mapped.
+pub(super) unsafe fn map_handle(
+    handle: sys::CUmemGenericAllocationHandle,
+    accessors: &[sys::CUdevice],
+    address: u64,
+    bytes: u64,
+) -> Result<()> {
+    let length = bytes as usize;
+    // SAFETY: the caller's promise.
     let mapped = check("cuMemMap", unsafe { sys::cuMemMap(address, length, 0, handle, 0) });
-    // SAFETY: the handle of `cuMemCreate`, released once; what is mapped keeps the memory (driver API, `cuMemRelease`).
+    // SAFETY: the caller's promise: it is released once; what is mapped keeps the memory (driver API, `cuMemRelease`).
     let released = check("cuMemRelease", unsafe { sys::cuMemRelease(handle) });
     mapped?;
     let flags = sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
@@ -176,11 +192,11 @@ fn map_memory(device: sys::CUdevice, accessors: &[sys::CUdevice], address: u64, 
         // SAFETY: mapped above, and given to nobody.
         let _ = unsafe { sys::cuMemUnmap(address, length) };
     }
-    open.map(|()| true)
+    open
 }
 
 /// Plain memory of the GPU.
-fn properties(device: sys::CUdevice) -> sys::CUmemAllocationProp {
+pub(super) fn properties(device: sys::CUdevice) -> sys::CUmemAllocationProp {
     let location = location(device);
     let mut properties = MaybeUninit::<sys::CUmemAllocationProp>::zeroed();
     let fields = properties.as_mut_ptr();

@@ -1,0 +1,111 @@
+//! As new after a fault, in the same memory; and going on without ranks that are gone.
+use epoxide_dsl::fault::HOST_ABORT;
+
+use super::open::initialised;
+use super::overflows::Overflows;
+use super::state::{Routings, State};
+use super::{ElasticBuffer, Masked};
+use crate::comm::OnStream;
+use crate::error::{Error, Result};
+use crate::rendezvous::meet;
+use crate::transport::local::number;
+
+impl ElasticBuffer {
+    /// Makes the buffer as new after a fault, in the memory that it has. Collective: every rank of the group calls it, whether it has seen
+    /// the fault or not; ranks that are gone must be [masked](crate::Comm::mask) before, and the buffer goes on without them. It waits for
+    /// this rank's streams, whose operations end at once behind a fault, and for every living rank.
+    ///
+    /// Handles of before are stale; what was received, and expert outputs, are gone. Statistics go on.
+    ///
+    /// With ranks masked, selections of their experts are dropped, as if they were none, and [counted](Self::masked_selections); nothing comes
+    /// from them. Expert numbers stay what they are.
+    ///
+    /// ```
+    /// use epoxide::{CombineInput, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, LocalGroup, Mode, bf16};
+    ///
+    /// LocalGroup::simulated(2, Mode::Fast { workers: 0 })?.run(|comm| {
+    ///     let mut buffer = ElasticBuffer::new(&comm, Config::new(4, 1, 64, 1))?;
+    ///     let (x, weights) = (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[1.0f32])?);
+    ///     for index in [9i64, 3] {
+    ///         let idx = comm.tensor(&[index])?;
+    ///         buffer.dispatch(&DispatchInput::new(1, &x, &idx, &weights))?;
+    ///         if let Err(fault) = buffer.synchronize() {
+    ///             assert!(matches!(fault, Error::IndexOutOfRange { index: 9, .. }));
+    ///             buffer.reset()?;
+    ///         }
+    ///     }
+    ///     buffer.close()
+    /// })?;
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PeerGone`] or [`Error::Bootstrap`] when a rank is gone that is not masked, or ranks are in different calls;
+    /// [`Error::OutOfMemory`]; [`Error::Cuda`] or [`Error::Simulator`] when the device failed. The buffer stays as it was then.
+    pub fn reset(&mut self) -> Result<()> {
+        let comm = self.comm.clone();
+        let inner = comm.inner();
+        let drained = inner.memory.synchronize();
+        let turn = inner.rendezvous.turn();
+        // Who is here has no kernel that runs, so that nobody writes a word from here on. Also if that failed: the others wait.
+        let own = number(self.id()).to_le_bytes();
+        let met = meet(&turn, "reset", &own)?;
+        if let Some(rank) = met.iter().position(|number| *number != own) {
+            let message = format!("rank {rank} resets another buffer than rank {}", inner.rank);
+            return Err(Error::Bootstrap { message });
+        }
+        let made = drained.and_then(|()| self.renew(inner));
+        let all = meet(&turn, "as new", if made.is_ok() { b"ok" } else { b"failed" })?;
+        made?;
+        if let Some(rank) = all.iter().position(|said| said != b"ok") {
+            return Err(Error::Bootstrap { message: format!("rank {rank} could not reset its buffer") });
+        }
+        self.fault = None;
+        Ok(())
+    }
+
+    /// Fills all words, and forgets what was.
+    fn renew(&mut self, inner: &OnStream) -> Result<()> {
+        let masked = Masked::of(inner, &self.layouts)?;
+        if let Some(before) = std::mem::replace(&mut self.masked, masked) {
+            // SAFETY: the streams are idle, on which alone this rank's kernels used it.
+            unsafe { inner.memory.heap().free(before.memory)? };
+        }
+        initialised(self)?;
+        // SAFETY: the record of this buffer, whose kernels are over; the host's word behind it is the alarm's.
+        unsafe { inner.runtime.clear_mapped(self.record, HOST_ABORT as usize)? };
+        inner.alarm.refresh(self.id());
+        let slots = self.layouts.shape.routing_slots;
+        if let Some(mirror) = &self.mirror {
+            // SAFETY: the mirror of this buffer, whose kernels are over.
+            unsafe { mirror.clear(&inner.runtime, slots)? };
+        }
+        self.state = State::Idle { combined: None };
+        self.routings = Routings::new(slots);
+        self.overflows = Overflows::new(slots);
+        (self.lent_early, self.received_rows, self.outputs) = (false, None, None);
+        Ok(())
+    }
+
+    /// Selections of masked ranks' experts that this rank's dispatches dropped since the ranks were masked. Waits for the stream.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    pub fn masked_selections(&self) -> Result<u64> {
+        let Some(masked) = &self.masked else { return Ok(0) };
+        let (inner, mut dropped) = (self.comm.inner(), [0; 8]);
+        // SAFETY: the first word of the memory, which the buffer's kernels on its stream alone write.
+        unsafe { inner.runtime.copy_to_host(&mut dropped, masked.memory, inner.stream)? };
+        Ok(u64::from_ne_bytes(dropped))
+    }
+
+    /// Sets the number of dropped selections to zero, enqueued.
+    pub(super) fn forget_dropped(&self) -> Result<()> {
+        let Some(masked) = &self.masked else { return Ok(()) };
+        let inner = self.comm.inner();
+        // SAFETY: the first word of the memory, which the buffer's kernels on its stream alone touch.
+        unsafe { inner.runtime.fill(masked.memory, 0, 8, inner.stream) }
+    }
+}

@@ -1,0 +1,65 @@
+//! What is enqueued in front of an operation where ranks are masked.
+use epoxide_dsl::memory::Global;
+use epoxide_dsl::window::Region;
+use epoxide_kernels::entries::{stand_in, without_masked};
+use epoxide_kernels::stand_in::{StandInArgs, WithoutMaskedArgs};
+use epoxide_kernels::words::{BlockFlags, CountMatrix, Flags, Kind};
+
+use crate::buffer::{ElasticBuffer, SELECTIONS};
+use crate::dispatch::{IndexType, RawDispatchInput};
+use crate::error::Result;
+
+impl ElasticBuffer {
+    /// Enqueues what an operation needs in front of it where ranks are masked: their words.
+    pub(crate) fn stand_in(&self, kind: Kind, slot: u32) -> Result<()> {
+        let Some(masked) = &self.masked else { return Ok(()) };
+        let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
+        // SAFETY: the buffer's own memory, laid out for its shape.
+        let args = unsafe {
+            StandInArgs {
+                op: self.operation(kind, slot),
+                dispatches: Global::from_raw(self.private_span(p.dispatches)),
+                routing: Global::from_raw(self.private_slot(p.routing, slot)),
+                landed: Flags::new(Region::new(w.landed.offset)),
+                counts: CountMatrix::new(Region::new(w.counts.offset), shape.ranks, shape.experts),
+                blocks: BlockFlags::new(Region::new(w.blocks.offset)),
+                tokens: Region::new(w.tokens.slot(slot, shape.routing_slots).offset),
+                masked: masked.ranks,
+                kind: kind as u32,
+                by_expert: shape.layout.is_by_expert().into(),
+            }
+        };
+        let inner = self.comm.inner();
+        // SAFETY: the kernel's launch contract: the rank's own windows, laid out for its shape; the operation comes behind it, as it has its
+        // turn, with as many blocks; masked ranks' processes have ended.
+        unsafe { inner.runtime.launch(&stand_in, self.blocks, 0, &args, inner.stream) }
+    }
+
+    /// The input of a dispatch without selections of masked ranks' experts: enqueues what copies them. The dispatch has its turn.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::dispatch_raw`].
+    pub(crate) unsafe fn without_masked(&self, input: &RawDispatchInput) -> Result<RawDispatchInput> {
+        let Some(masked) = &self.masked else { return Ok(*input) };
+        let shape = &self.layouts.shape;
+        let kept = masked.memory + SELECTIONS;
+        // SAFETY: the buffer's own memory, with room for the most tokens; the selections are the caller's promise.
+        let args = unsafe {
+            WithoutMaskedArgs {
+                topk_idx: Global::from_raw(input.topk_idx),
+                kept: Global::from_raw(kept),
+                dropped: Global::from_raw(masked.memory),
+                selections: u64::from(input.tokens) * u64::from(shape.top_k),
+                masked: masked.ranks,
+                placement: shape.placement(),
+                index_type: input.index_type.kind(),
+                reserved: 0,
+            }
+        };
+        let inner = self.comm.inner();
+        // SAFETY: the kernel's launch contract: `tokens` were checked, and of the dispatch before this one is behind in its turn.
+        unsafe { inner.runtime.launch(&without_masked, self.blocks, 0, &args, inner.stream)? };
+        Ok(RawDispatchInput { topk_idx: kept, index_type: IndexType::I32, ..*input })
+    }
+}
