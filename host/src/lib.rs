@@ -108,6 +108,7 @@ pub mod kernels;
 pub mod launcher;
 mod memory;
 mod mirror;
+pub mod nccl;
 mod overflow;
 mod pool;
 pub mod processes;

@@ -7,6 +7,7 @@ mod circles;
 mod families;
 mod kernels;
 mod matrix;
+mod nccl;
 mod ptx;
 
 use std::process::ExitCode;
@@ -31,6 +32,8 @@ enum Task {
     Circles(circles::Args),
     /// Test every combination of layouts, formats, routings and the rest: what an ordinary test run takes a sample of.
     Matrix(matrix::Args),
+    /// Rebuild the table of NCCL's versions from NVIDIA's wheels, or check the newest of them.
+    Nccl(nccl::Args),
     /// Run everything that must hold before a change lands.
     Ci(ci::Args),
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Task::Assemble(args) => assemble::run(&args),
         Task::Circles(args) => circles::run(&args),
         Task::Matrix(args) => matrix::run(&args),
+        Task::Nccl(args) => nccl::run(&args),
         Task::Ci(args) => ci::run(&args),
     };
     match result {

@@ -65,7 +65,8 @@ impl Drop for ElasticBuffer {
         let inner = self.comm.inner();
         let part = LeftBehind {
             after: inner.marks(),
-            memory: vec![self.windows.own(), self.private],
+            windows: vec![self.windows.window()],
+            memory: vec![self.private],
             mapped: self.mapped(),
             ..LeftBehind::of(&inner.runtime)
         };

@@ -134,7 +134,7 @@ impl ElasticBuffer {
         let filed =
             unsafe { fault::read(&self.comm.inner().runtime, self.record, number(self.id), self.config.experts) };
         match filed? {
-            None => Ok(()),
+            None => self.comm.inner().local.transport().check(),
             Some(error) => {
                 self.fault = Some(error.clone());
                 Err(error)

@@ -1,5 +1,6 @@
 //! A rank: its device, its streams, and its way to the other ranks.
 mod launch;
+mod nccl;
 mod process;
 mod streams;
 mod tensors;

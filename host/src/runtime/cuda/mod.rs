@@ -25,7 +25,9 @@ mod context;
 mod device;
 mod driver;
 mod event;
+mod exportable;
 mod guests;
+mod identity;
 mod kernels;
 mod launch;
 mod memory;
@@ -46,6 +48,7 @@ use cudarc::driver::sys::CUresult;
 pub(crate) use self::budget::SmReservation;
 pub(crate) use self::device::CudaDevice;
 pub(crate) use self::event::CudaEvent;
+pub(crate) use self::exportable::ExportableMemory;
 pub(crate) use self::segments::CudaSegments;
 pub(crate) use self::streams::LeftStreams;
 
