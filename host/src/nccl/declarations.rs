@@ -2,7 +2,7 @@
 //!
 //! `cargo xtask nccl` compares all of it with the headers and the library of every version in the table: the functions' types and the
 //! structs' offsets by a C compiler.
-#![allow(non_camel_case_types, non_snake_case, reason = "the names are NCCL's")]
+#![allow(non_camel_case_types, non_snake_case, non_upper_case_globals, reason = "the names are NCCL's")]
 use std::ffi::{c_char, c_int, c_void};
 
 use libloading::Library;

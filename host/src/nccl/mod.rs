@@ -13,6 +13,8 @@ mod declarations;
 mod library;
 mod memory;
 mod results;
+#[cfg(test)]
+mod tests;
 mod version;
 mod versions;
 

@@ -1,4 +1,5 @@
 //! NCCL's functions with results: each call succeeds or says in NCCL's own words why not.
+#![allow(non_upper_case_globals, reason = "the names are NCCL's")]
 use std::ffi::{CStr, c_char, c_int, c_void};
 
 use super::declarations::*;
