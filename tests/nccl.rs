@@ -72,7 +72,8 @@ fn exchange(comm: &Comm) -> Result<()> {
                     Layout::Compact => check_round(comm, &mut buffer, &mut tensors, &world, &wires)?,
                     _ => by_expert::check_round(comm, &mut buffer, &mut tensors, &world, &wires, 8)?,
                 };
-                checked.unwrap_or_else(|complaint| panic!("{layout:?}, {format:?}, iteration {iteration}: {complaint}"));
+                checked
+                    .unwrap_or_else(|complaint| panic!("{layout:?}, {format:?}, iteration {iteration}: {complaint}"));
             }
             buffer.check()?;
             buffer.close()?;
@@ -116,7 +117,8 @@ impl Callers {
         struct ById(Id);
         let mut id: Id = [0; 128];
         // SAFETY: the type is that of nccl.h's declaration; a valid place for the answer.
-        let made = unsafe { library.get::<unsafe extern "C" fn(*mut Id) -> c_int>("ncclGetUniqueId").unwrap()(&mut id) };
+        let made =
+            unsafe { library.get::<unsafe extern "C" fn(*mut Id) -> c_int>("ncclGetUniqueId").unwrap()(&mut id) };
         assert_eq!(made, 0);
         let ids = world.all_gather(&id.map(|byte| byte as u8)).expect("all come");
         let first = if size == world.size() { 0 } else { world.rank() as usize };

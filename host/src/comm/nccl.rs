@@ -76,8 +76,11 @@ impl Comm {
                 let ids = meet(&turn, "unique id", &id.map_or(Vec::new(), |id| id.bytes().to_vec()))?;
                 join(&library, processes, &device, &ids[0])
             }
-            // SAFETY: what `Nccl::of_communicator` was promised.
-            Which::Callers(comm) => checked(unsafe { Communicator::of_the_caller(&library, comm.0) }, rank, size, &device),
+            Which::Callers(comm) => {
+                // SAFETY: what `Nccl::of_communicator` was promised.
+                let communicator = unsafe { Communicator::of_the_caller(&library, comm.0) };
+                checked(communicator, rank, size, &device)
+            }
         };
         let communicator = communicator.map_err(told)?;
         // Behind this all have one.
@@ -183,7 +186,9 @@ fn check_shared(version: Version, gpus: &[Gpu], enabled: bool) -> Result<()> {
     let value = format!("the GPU at {} for ranks {one} and {other}", gpu.place.rsplit(' ').next().unwrap_or_default());
     if version < Version::RANKS_SHARE_A_GPU {
         let needed = Version::RANKS_SHARE_A_GPU;
-        let rule = format!("NCCL {version} has one rank on a GPU; give each a GPU of its own, or install NCCL {needed} or newer");
+        let rule = format!(
+            "NCCL {version} has one rank on a GPU; give each a GPU of its own, or install NCCL {needed} or newer"
+        );
         return Err(Error::argument("device", value, rule));
     }
     if !enabled {

@@ -324,7 +324,10 @@ fn cause(attendance: &Attendance<'_>) -> Option<Error> {
 
 fn late(call: &'static str, patience: Duration) -> Error {
     let waited = patience.as_secs_f64();
-    Error::Nccl { call, message: format!("it has not ended after {waited} s: some rank has not come to it; NCCL_DEBUG=INFO says more") }
+    Error::Nccl {
+        call,
+        message: format!("it has not ended after {waited} s: some rank has not come to it; NCCL_DEBUG=INFO says more"),
+    }
 }
 
 fn gave_up() -> Error {

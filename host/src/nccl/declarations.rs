@@ -118,7 +118,12 @@ mod tests {
         for row in VERSIONS {
             assert_eq!(row.config, here, "{}", row.version);
             assert!(row.config_bytes >= size_of::<ncclConfig_t>(), "{}", row.version);
-            assert_eq!((row.unique_id_bytes, row.magic), (size_of::<ncclUniqueId>(), NCCL_API_MAGIC), "{}", row.version);
+            assert_eq!(
+                (row.unique_id_bytes, row.magic),
+                (size_of::<ncclUniqueId>(), NCCL_API_MAGIC),
+                "{}",
+                row.version
+            );
         }
         // What is said of the size belongs to the version that is said.
         assert_eq!(VERSIONS[0].config_bytes, size_of::<ncclConfig_t>());

@@ -9,7 +9,6 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use super::windows::NotShared;
 use crate::error::{Error, Result};
 use crate::nccl::{Attendance, Communicator, Library, NcclMemory, RegisteredWindow};
 use crate::rendezvous::{Processes, Turn, meet};
@@ -100,24 +99,26 @@ impl NcclWindow {
         }
     }
 
-    /// Registers it, with all other ranks, and returns where every rank's is. All ranks are known to have a window.
+    /// Registers it, with all other ranks, and returns where every rank's is. All ranks are known to have a window. If one could not register its
+    /// own, that is an error on all, and inside: the ranks have met, and no rank uses any.
     ///
     /// # Errors
     ///
-    /// [`NotShared`] says whether the ranks met.
-    pub(crate) fn share(&self, turn: &Turn<'_>) -> Result<Vec<u64>, NotShared> {
+    /// Those of [`meet`].
+    pub(crate) fn share(&self, turn: &Turn<'_>) -> Result<Result<Vec<u64>>> {
         let all = self.register();
         let said = all.as_ref().map_or_else(|error| format!("-{error}"), |_| "+".to_owned());
-        let met = meet(turn, "registered window", said.as_bytes()).map_err(NotShared::Apart)?;
+        let met = meet(turn, "registered window", said.as_bytes())?;
         // This rank's own reason is the more telling one.
-        let all = all.map_err(NotShared::Missing)?;
-        match (0..).zip(&met).find_map(|(rank, said): (u32, _)| Some((rank, said.strip_prefix(b"-")?))) {
-            None => Ok(all),
-            Some((rank, why)) => {
-                let message = format!("rank {rank} could not register its window: {}", String::from_utf8_lossy(why));
-                Err(NotShared::Missing(Error::Bootstrap { message }))
+        Ok(all.and_then(|all| {
+            match (0..).zip(&met).find_map(|(rank, said): (u32, _)| Some((rank, said.strip_prefix(b"-")?))) {
+                None => Ok(all),
+                Some((rank, why)) => {
+                    let why = String::from_utf8_lossy(why);
+                    Err(Error::Bootstrap { message: format!("rank {rank} could not register its window: {why}") })
+                }
             }
-        }
+        }))
     }
 
     fn register(&self) -> Result<Vec<u64>> {
@@ -127,7 +128,8 @@ impl NcclWindow {
         let bound = Arc::clone(device);
         // SAFETY: the whole of an allocation that can be exported. It is not freed as long as it is registered, and never where a rank is
         // gone meanwhile: `free` sees to both.
-        let registered = unsafe { communicator.register(self.address(), self.bytes(), move || bound.bind(), &attendance) };
+        let registered =
+            unsafe { communicator.register(self.address(), self.bytes(), move || bound.bind(), &attendance) };
         let registered = registered.inspect_err(|_| {
             if processes.check().is_err() || communicator.is_given_up() {
                 let _ = self.shared.set(Sharing::Abandoned);

@@ -134,7 +134,7 @@ impl Windows {
         let all = all.iter().enumerate().map(|(rank, payload)| told_by(rank, payload)).collect::<Shared<Vec<u64>>>()?;
         let own = told.and(own).map_err(NotShared::Missing)?;
         if let Window::Nccl(window) = &own {
-            let all = window.share(turn)?;
+            let all = window.share(turn).map_err(NotShared::Apart)?.map_err(NotShared::Missing)?;
             return Ok(Self { own, all });
         }
         let found = (0..).zip(all).map(|(rank, told)| runtime.find(rank, told)).collect::<Result<_>>();

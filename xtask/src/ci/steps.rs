@@ -40,7 +40,11 @@ pub const STEPS: &[Step] = &[
         what: "ptxas takes the PTX, with no spill and no stack frame, and no kernel grew",
         run: assembly,
     },
-    Step { name: "nccl", what: "the newest NCCL is what its table says, by its headers and its library", run: nccl_table },
+    Step {
+        name: "nccl",
+        what: "the newest NCCL is what its table says, by its headers and its library",
+        run: nccl_table,
+    },
     Step {
         name: "test",
         what: "the tests pass",

@@ -81,7 +81,11 @@ impl Row {
             magic: u32::from_str_radix(&magic, 16)?,
             unique_id_bytes: number("unique_id_bytes")?.parse()?,
             config_bytes: number("config_bytes")?.parse()?,
-            config: fields.split("(\"").skip(1).map(|text| field(text.trim_end_matches(", "))).collect::<Result<_>>()?,
+            config: fields
+                .split("(\"")
+                .skip(1)
+                .map(|text| field(text.trim_end_matches(", ")))
+                .collect::<Result<_>>()?,
         })
     }
 }
@@ -89,13 +93,17 @@ impl Row {
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { version, sha256, magic, unique_id_bytes, config_bytes, config } = self;
-        write!(f, "    Row {{ version: {version}, sha256: \"{sha256}\", magic: {magic:#x}, unique_id_bytes: {unique_id_bytes}, ")?;
+        write!(
+            f,
+            "    Row {{ version: {version}, sha256: \"{sha256}\", magic: {magic:#x}, unique_id_bytes: {unique_id_bytes}, "
+        )?;
         write!(f, "config_bytes: {config_bytes}, config: {config:?} }},")
     }
 }
 
 /// What is declared in a header of C++, with one space between words.
-const IN_CPP: &str = "ncclResult_t ncclGetPeerDevicePointer(ncclWindow_t window, size_t offset, int peer, void** outPtr)";
+const IN_CPP: &str =
+    "ncclResult_t ncclGetPeerDevicePointer(ncclWindow_t window, size_t offset, int peer, void** outPtr)";
 
 fn check_text(include: &Path) -> Result<()> {
     for header in ["nccl_device/core.h", "nccl_device/host.h"] {

@@ -48,7 +48,10 @@ pub fn fetch(version: &str, sha256: Option<&str>) -> Result<Fetched> {
     let mut pip = python(&["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]);
     pip.args(["--no-cache-dir", "--only-binary=:all:", "--timeout=10", "--retries=1"]);
     // What its wheels are for; the same on whatever this runs.
-    pip.args(["manylinux_2_18_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64"].map(|tag| format!("--platform={tag}")));
+    pip.args(
+        ["manylinux_2_18_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64"]
+            .map(|tag| format!("--platform={tag}")),
+    );
     let got = match pip.arg("-d").arg(&folder).arg("-r").arg(&list).output() {
         Ok(got) => got,
         Err(error) => return Ok(Fetched::OutOfReach(format!("no pip, which fetches NCCL's wheel: {error}"))),
@@ -88,7 +91,8 @@ fn finished(out: Output) -> Result<String> {
 
 /// Whether pip failed for want of a connection, and not because of what it got.
 fn is_out_of_reach(said: &str) -> bool {
-    let signs = ["No module named pip", "connection", "Connection", "timed out", "name resolution", "Could not fetch URL"];
+    let signs =
+        ["No module named pip", "connection", "Connection", "timed out", "name resolution", "Could not fetch URL"];
     !said.contains("DO NOT MATCH THE HASHES") && signs.iter().any(|sign| said.contains(sign))
 }
 
@@ -100,7 +104,9 @@ mod tests {
     fn a_wrong_hash_is_no_want_of_a_connection() {
         let retry = "WARNING: Retrying after connection broken by 'NewConnectionError'";
         assert!(is_out_of_reach(retry));
-        assert!(!is_out_of_reach(&format!("{retry}\nERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.")));
+        assert!(!is_out_of_reach(&format!(
+            "{retry}\nERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE."
+        )));
         assert!(!is_out_of_reach("ERROR: No matching distribution found for nvidia-nccl-cu13==2.99.0"));
     }
 }

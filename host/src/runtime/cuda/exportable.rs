@@ -42,7 +42,12 @@ impl CudaDevice {
     /// # Errors
     ///
     /// [`Error::OutOfMemory`]; [`Error::Cuda`], also where the driver gives no such memory.
-    pub(crate) fn allocate_exportable(self: &Arc<Self>, rank: u32, what: &'static str, bytes: u64) -> Result<ExportableMemory> {
+    pub(crate) fn allocate_exportable(
+        self: &Arc<Self>,
+        rank: u32,
+        what: &'static str,
+        bytes: u64,
+    ) -> Result<ExportableMemory> {
         self.bind()?;
         let name = format_args!("GPU {}", self.ordinal()).to_string();
         let mut granule = 0;
