@@ -125,7 +125,7 @@ impl ElasticBuffer {
     /// # Errors
     ///
     /// The fault the first time, [`Error::Poisoned`] with the fault as its cause from then on; [`Error::Simulator`] when a simulated
-    /// machine does not know the record.
+    /// machine does not know the record; [`Error::Nccl`] when the communicator of ranks that reach each other by NCCL has failed meanwhile.
     pub fn check(&mut self) -> Result<()> {
         if let Some(cause) = &self.fault {
             return Err(Error::Poisoned { cause: Box::new(cause.clone()) });

@@ -191,7 +191,7 @@ fn a_call_is_given_up_when_a_rank_is_gone() {
     let began = Instant::now();
     let gone = || Err(Error::PeerGone { rank: 2, how: Gone::Ended });
     let id = UniqueId::new(&library).unwrap();
-    let error = Communicator::join(&library, 3, id, 1, || Ok(()), &patient(&gone)).err().expect("an error");
+    let error = Communicator::join(&library, 3, id, 1, || Ok(()), &patient(&gone)).unwrap_err();
     assert!(matches!(error, Error::PeerGone { rank: 2, .. }), "{error}");
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     let until = began + Duration::from_secs(20);
