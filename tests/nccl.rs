@@ -13,6 +13,7 @@ use epoxide::nccl::{Library, Nccl};
 use epoxide::processes::{MeetingPoint, Place, World};
 use epoxide::{Comm, Config, ElasticBuffer, Error, IndexType, Layout, Mode, Result, WireFormat};
 use support::exchange::{Tensors, check_round};
+use support::gpu::Gpu;
 use support::processes::{Rank, Ranks};
 use support::reference::Wire;
 use support::routing::{Case, Choice};
@@ -89,12 +90,52 @@ fn dispatch_and_combine_are_bitwise_the_reference() {
         let began = Instant::now();
         let comm = Comm::on_gpu_by_nccl(&world, device(&world), Nccl::new()).expect("NCCL is there");
         println!("made in {:?}", began.elapsed());
+        let device = device(&world);
         drop(world);
-        return exchange(&comm).expect("every rank comes to its end");
+        exchange(&comm).expect("every rank comes to its end");
+        // A buffer that was closed leaves nothing, also of what NCCL had of it.
+        let alone = gpus().iter().filter(|gpu| **gpu == device).count() == 1;
+        let free = Gpu::new(device).free_bytes();
+        exchange(&comm).expect("every rank comes to its end");
+        assert!(!alone || Gpu::new(device).free_bytes() == free, "{free} bytes were free");
+        return;
     }
     let Some(ranks) = ranks() else { return };
     for (rank, said) in Ranks::start(ranks, "dispatch_and_combine_are_bitwise_the_reference", "").end(2 * PATIENCE) {
         println!("rank {rank}: {said}");
+    }
+}
+
+/// Buffers that are dropped and not closed, by ranks that end at once: the others have what they came for.
+#[test]
+fn who_ends_without_a_word_harms_nobody() {
+    let name = "who_ends_without_a_word_harms_nobody";
+    if let Some(rank) = Rank::of_this_process() {
+        let world = meet(&rank);
+        let callers = (rank.told == "callers").then(|| Callers::new(&world, world.size(), world.rank()));
+        // SAFETY: it is live until the end of this function, and used by nobody else.
+        let nccl = callers.as_ref().map_or_else(Nccl::new, |callers| unsafe { Nccl::of_communicator(callers.comm) });
+        let comm = Comm::on_gpu_by_nccl(&world, device(&world), nccl).expect("NCCL is there");
+        // Only rank 0 has anything to combine, and the others anything to leave.
+        let tokens = (0..comm.size()).map(|rank| if rank == 0 { 3000 } else { 0 }).collect();
+        let case = Case { tokens, hidden: 4096, num_sms: 1, ..case(comm.size(), 77, WireFormat::Bf16) };
+        let all = case.world();
+        let wires: Vec<Wire> = (0..comm.size()).map(|rank| all.wire(rank)).collect();
+        let mut buffer = ElasticBuffer::new(&comm, case.config()).expect("fits");
+        let tokens = case.tokens[comm.rank() as usize];
+        let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index).expect("fits");
+        tensors.fill(&all, comm.rank()).expect("fits");
+        let checked = check_round(&comm, &mut buffer, &mut tensors, &all, &wires).expect("all come so far");
+        checked.unwrap_or_else(|complaint| panic!("rank {}: {complaint}", comm.rank()));
+        drop((buffer, tensors, comm, world));
+        if let Some(callers) = callers {
+            callers.end();
+        }
+        return;
+    }
+    let Some(ranks) = ranks() else { return };
+    for told in ["ours", "callers"] {
+        Ranks::start(ranks, name, told).end(2 * PATIENCE);
     }
 }
 
