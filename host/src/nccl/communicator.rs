@@ -245,7 +245,7 @@ impl RegisteredWindow {
         let address = unsafe { self.communicator.library.functions().peer_pointer(self.window.0, number(peer)) }?;
         if address.is_null() {
             let message = format!(
-                "this rank's GPU does not reach the memory of rank {peer}: they are in no one NVLink domain, or NCCL was told to split it (NCCL_LSA_TEAM_SIZE, NCCL_P2P_DISABLE)"
+                "this rank's GPU does not reach the memory of rank {peer}: they are in no one NVLink domain, or NCCL was told to split it (NCCL_LSA_TEAM_SIZE)"
             );
             return Err(Error::Nccl { call: "ncclGetPeerDevicePointer", message });
         }
