@@ -440,6 +440,37 @@ pub enum Error {
         /// The driver's error name and text.
         message: String,
     },
+    /// There is no NCCL.
+    #[error("no NCCL: {reason}; {advice}")]
+    #[non_exhaustive]
+    NoNccl {
+        /// What was tried, and what came of it.
+        reason: String,
+        /// What to do about it.
+        advice: String,
+    },
+    /// NCCL is too old.
+    #[error(
+        "NCCL {found} ({origin}) is too old: it has no addresses of peers' memory; install {needed} or newer (pip install nvidia-nccl-cu13) and name its libnccl.so.2 in EPOXIDE_NCCL"
+    )]
+    #[non_exhaustive]
+    NcclTooOld {
+        /// The version that was found.
+        found: String,
+        /// The file that it is.
+        origin: String,
+        /// The oldest that works.
+        needed: String,
+    },
+    /// An NCCL call failed.
+    #[error("{call} failed: {message}")]
+    #[non_exhaustive]
+    Nccl {
+        /// The call.
+        call: &'static str,
+        /// NCCL's name for the error, and its last warning.
+        message: String,
+    },
     /// The simulated machine stopped.
     #[error("simulated GPU: {message}")]
     #[non_exhaustive]

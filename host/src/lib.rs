@@ -69,12 +69,14 @@
 //!   shows them together.
 //! * FP8 rows, as operations of their own: [`quantize`].
 //! * What a configuration will take and what limits it, before anything runs: [`plan`].
-//! * Ranks that are processes, how they are started and meet: [`launcher`] and [`processes`].
+//! * Ranks that are processes, how they are started and meet: [`launcher`] and [`processes`]; on GPUs by NCCL: [`nccl`] and
+//!   [`Comm::on_gpu_by_nccl`].
 //! * What can go wrong, on the host and on the device: [`Error`].
 //!
 //! ## Limits
 //!
-//! * **One process on GPUs**: ranks are threads of it, 1 to 64 of them. Ranks that are processes have simulated GPUs so far ([`Comm::simulated`]).
+//! * **One process on GPUs**: ranks are threads of it, 1 to 64 of them. Ranks that are processes reach each other by NCCL
+//!   ([`Comm::on_gpu_by_nccl`]), or have simulated GPUs ([`Comm::simulated`]).
 //! * **One NVLink domain**: every two GPUs of a group reach each other's memory over NVLink, or are one; or all are simulated. GPUs have
 //!   compute capability 9.0 or newer, and a driver for CUDA 12.0 or newer.
 //! * **A deadline**: every wait for a peer ends after [`Config::timeout`] (30 s), counted from the operation's entry. A rank that comes
@@ -109,6 +111,7 @@ pub mod kernels;
 pub mod launcher;
 mod memory;
 mod mirror;
+pub mod nccl;
 mod overflow;
 mod pool;
 pub mod processes;

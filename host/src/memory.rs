@@ -110,10 +110,15 @@ impl Memory {
     /// Memory for a buffer, within its constructor, in which all ranks are: whatever runs on any of them ends by itself, so
     /// waiting for it is no deadlock. `regions` lie in it. Before there is too little, what dropped tensors left goes back.
     pub(crate) fn allocate(&self, what: &'static str, bytes: u64, regions: &[RegionBytes]) -> Result<u64> {
-        match self.runtime.allocate(what, bytes, regions) {
+        self.allocate_by(|| self.runtime.allocate(what, bytes, regions))
+    }
+
+    /// [`Self::allocate`] by whatever allocates on the rank's device.
+    pub(crate) fn allocate_by<T>(&self, allocate: impl Fn() -> Result<T>) -> Result<T> {
+        match allocate() {
             Err(refused @ Error::OutOfMemory { .. }) => {
                 self.synchronize().and_then(|()| self.give_back_unused()).map_err(|_| refused)?;
-                self.runtime.allocate(what, bytes, regions)
+                allocate()
             }
             allocated => allocated,
         }

@@ -8,6 +8,7 @@ mod families;
 mod kernels;
 mod kill;
 mod matrix;
+mod nccl;
 mod ptx;
 
 use std::process::ExitCode;
@@ -34,6 +35,8 @@ enum Task {
     Matrix(matrix::Args),
     /// Kill ranks that are processes, wherever they happen to be, many more times than an ordinary test run does.
     Kill(kill::Args),
+    /// Rebuild the table of NCCL's versions from NVIDIA's wheels, or check the newest of them.
+    Nccl(nccl::Args),
     /// Run everything that must hold before a change lands.
     Ci(ci::Args),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Task::Circles(args) => circles::run(&args),
         Task::Matrix(args) => matrix::run(&args),
         Task::Kill(args) => kill::run(&args),
+        Task::Nccl(args) => nccl::run(&args),
         Task::Ci(args) => ci::run(&args),
     };
     match result {

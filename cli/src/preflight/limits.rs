@@ -35,12 +35,13 @@ fn memlock(limit: Option<u64>) -> Check {
 
 fn shared_memory(total: Option<u64>) -> Check {
     let Some(total) = total else {
-        let advice = "enough for one process; NCCL between processes will need it";
+        let advice = "enough unless ranks that are processes share memory by NCCL, which needs it";
         return Check::new("shared_memory", Status::Absent, "no /dev/shm").advice(advice);
     };
     let finding = format!("/dev/shm has {}", units::memory(total));
     if total < WANTED_SHARED {
-        let advice = "enough for one process; NCCL between processes wants 1 GiB (docker: --shm-size=1g)";
+        let advice =
+            "enough unless ranks that are processes share memory by NCCL, which wants 1 GiB (docker: --shm-size=1g)";
         return Check::new("shared_memory", Status::Limited, finding).advice(advice);
     }
     Check::new("shared_memory", Status::Ok, finding)

@@ -1,64 +1,52 @@
-//! Whether NCCL is here, and which.
-use std::ffi::c_int;
-
-use libloading::Library;
+//! Whether NCCL is here, which, and whether ranks that are processes can share memory by it.
+use epoxide::Error;
+use epoxide::nccl::{Library, Version};
 
 use super::check::{Check, Status};
 
-const LIBRARY: &str = "libnccl.so.2";
-/// Symmetric windows and their device side, which ranks in several processes will need (NCCL 2.28 introduced them).
-const NEEDED: i32 = 22_800;
-
-/// Loads NCCL and asks for its version.
+/// Loads NCCL as a rank would, and asks for its version.
 pub(super) fn look() -> [Check; 1] {
-    // SAFETY: runs the library's initialisers, which are NVIDIA's and may run at any time. The library stays loaded until this
-    // function's end only; nothing of it is kept.
-    let library = match unsafe { Library::new(LIBRARY) } {
-        Ok(library) => library,
-        Err(error) => {
-            let finding = format!("NCCL cannot be loaded: {:#}", anyhow::Error::from(error));
-            let advice = "not needed by this version, whose ranks on GPUs are threads of one process; several processes will need it. If it is \
-                          installed (pip's is in site-packages/nvidia/nccl/lib), put its directory into LD_LIBRARY_PATH";
-            return [Check::new("nccl", Status::Absent, finding).advice(advice)];
-        }
-    };
-    [match version(&library) {
-        Ok(version) => judge(version),
-        Err(error) => {
-            let finding = format!("{LIBRARY} is here and is no NCCL: {:#}", anyhow::Error::from(error));
-            Check::new("nccl", Status::No, finding)
-                .advice("not needed by this version; several processes will need a whole one")
-        }
-    }]
+    let named = std::env::var_os("EPOXIDE_NCCL").is_some_and(|path| !path.is_empty());
+    let found = Library::find();
+    [judge(found.as_ref().map(|library| (library.version(), library.origin())), named)]
 }
 
-fn version(library: &Library) -> Result<i32, libloading::Error> {
-    // SAFETY: the type is that of nccl.h's declaration, `ncclResult_t ncclGetVersion(int* version)`.
-    let get = unsafe { library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"ncclGetVersion\0") }?;
-    let mut version = 0;
-    // SAFETY: a valid place for the answer, which the function writes before it returns. It fails for a null pointer only.
-    let _ = unsafe { get(&mut version) };
-    Ok(version)
-}
-
-fn judge(version: i32) -> Check {
-    let finding = format!("NCCL {}", text(version));
-    if version < NEEDED {
-        let advice =
-            format!("symmetric windows need NCCL {} or newer; this version of Epoxide does not use NCCL", text(NEEDED));
-        return Check::new("nccl", Status::Limited, finding).advice(advice);
+/// `named` is whether the user says which library it is.
+fn judge(found: Result<(Version, &str), &Error>, named: bool) -> Check {
+    match found {
+        Ok((version, origin)) if version < Version::RANKS_SHARE_A_GPU => {
+            let finding = format!("NCCL {version} ({origin}): windows for ranks that are processes");
+            let advice = format!("several ranks on one GPU need NCCL {} or newer", Version::RANKS_SHARE_A_GPU);
+            Check::new("nccl", Status::Limited, finding).advice(advice)
+        }
+        Ok((version, origin)) => {
+            let newest = Version::newest_known();
+            let newer = if version > newest {
+                format!("; newer than {newest}, the newest that was tried")
+            } else {
+                String::new()
+            };
+            Check::new(
+                "nccl",
+                Status::Ok,
+                format!("NCCL {version} ({origin}): windows for ranks that are processes{newer}"),
+            )
+        }
+        Err(Error::NoNccl { reason, advice, .. }) => {
+            let status = if named { Status::No } else { Status::Absent };
+            let advice = if named {
+                advice.clone()
+            } else {
+                format!("only for ranks that are to share memory by NCCL: {advice}")
+            };
+            Check::new("nccl", status, format!("no NCCL: {reason}")).advice(advice)
+        }
+        Err(error) => {
+            let said = error.to_string();
+            let (finding, advice) = said.split_once("; ").unwrap_or((&said, "look for the cause there"));
+            Check::new("nccl", Status::Limited, finding).advice(advice)
+        }
     }
-    Check::new(
-        "nccl",
-        Status::Ok,
-        format!("{finding}; not used by this version, whose ranks on GPUs are threads of one process"),
-    )
-}
-
-/// NCCL's number as it is written: 23207 is 2.32.7; before 2.9 a digit less.
-fn text(version: i32) -> String {
-    let major = if version < 10_000 { 1_000 } else { 10_000 };
-    format!("{}.{}.{}", version / major, version % major / 100, version % 100)
 }
 
 #[cfg(test)]
@@ -66,11 +54,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_formatted_and_judged() {
-        assert_eq!(text(2_708), "2.7.8");
-        assert_eq!(text(20_903), "2.9.3");
-        assert_eq!(text(23_203), "2.32.3");
-        assert_eq!(judge(22_709).status, Status::Limited);
-        assert_eq!(judge(22_809).status, Status::Ok);
+    fn a_library_is_judged_by_its_version() {
+        let judged = |code| judge(Ok((Version::from_code(code), "/usr/lib/libnccl.so.2")), false);
+        let good = judged(23_007);
+        assert_eq!((good.status, good.advice), (Status::Ok, None));
+        assert_eq!(good.finding, "NCCL 2.30.7 (/usr/lib/libnccl.so.2): windows for ranks that are processes");
+        assert!(judged(99_999).finding.ends_with(", the newest that was tried"));
+        let limited = judged(22_902);
+        assert_eq!(limited.status, Status::Limited);
+        assert_eq!(limited.advice.as_deref(), Some("several ranks on one GPU need NCCL 2.30.3 or newer"));
+    }
+
+    #[test]
+    fn a_library_that_is_not_there_is_a_failure_only_where_it_was_named() {
+        let missing = Library::at(std::path::Path::new("/nowhere/libnccl.so.2")).expect_err("there is none");
+        let (found, named) = (judge(Err(&missing), false), judge(Err(&missing), true));
+        assert_eq!((found.status, named.status), (Status::Absent, Status::No));
+        assert!(named.finding.starts_with("no NCCL: /nowhere/libnccl.so.2: cannot open"), "{}", named.finding);
+        assert!(
+            found.advice.is_some_and(|advice| advice.starts_with("only for ranks that are to share memory by NCCL: "))
+        );
     }
 }

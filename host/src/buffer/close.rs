@@ -69,7 +69,8 @@ impl Drop for ElasticBuffer {
         let masked = self.masked.as_ref().map(|masked| masked.memory);
         let part = LeftBehind {
             after: inner.marks(),
-            memory: [self.windows.own(), self.private].into_iter().chain(masked).collect(),
+            windows: vec![self.windows.window()],
+            memory: [self.private].into_iter().chain(masked).collect(),
             mapped: self.mapped(),
             ..LeftBehind::of(&inner.runtime)
         };

@@ -131,7 +131,7 @@ impl ElasticBuffer {
     /// # Errors
     ///
     /// The fault the first time, [`Error::Poisoned`] with the fault as its cause from then on; [`Error::Simulator`] when a simulated
-    /// machine does not know the record.
+    /// machine does not know the record; [`Error::Nccl`] when the communicator of ranks that reach each other by NCCL has failed meanwhile.
     pub fn check(&mut self) -> Result<()> {
         if let Some(cause) = &self.fault {
             return Err(Error::Poisoned { cause: Box::new(cause.clone()) });
@@ -141,7 +141,7 @@ impl ElasticBuffer {
         // SAFETY: this runtime allocated the record with the buffer, whose kernels write it as words.
         let filed = unsafe { fault::read(&inner.runtime, self.record, number(self.id), self.config.experts, &how) };
         match filed? {
-            None => Ok(()),
+            None => self.comm.inner().local.transport().check(),
             Some(error) => {
                 self.fault = Some(error.clone());
                 Err(error)

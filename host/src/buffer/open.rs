@@ -21,7 +21,7 @@ use crate::rows::row_kernels;
 use crate::runtime::Mapped;
 use crate::tensor::DeviceTensor;
 use crate::transport::local::LeftBehind;
-use crate::transport::windows::{NotShared, Windows};
+use crate::transport::windows::{NotShared, Window, Windows};
 
 /// Fills the words of a buffer so that no operation expects them, and writes the table of windows. Waits for the stream.
 pub(super) fn initialised(buffer: &ElasticBuffer) -> Result<()> {
@@ -50,7 +50,7 @@ impl ElasticBuffer {
         let mut part = LeftBehind::of(&inner.runtime);
         let made = allocate(comm, &config, &layouts, blocks, id, &mut part);
         // Every rank learns whether all could allocate before anyone relies on it.
-        let shared = Windows::share(&turn, &inner.memory, made.as_ref().map(|made| made.window));
+        let shared = Windows::share(&turn, &inner.memory, made.as_ref().map(|made| &made.window));
         let (made, windows) = match (made, shared) {
             (Ok(made), Ok(windows)) => (made, windows),
             (made, shared) => {
@@ -131,7 +131,7 @@ impl ElasticBuffer {
 
 struct Made {
     shared: DispatchShared,
-    window: u64,
+    window: Window,
     private: u64,
     record: Mapped,
     mirror: Option<Mirror>,
@@ -180,8 +180,9 @@ fn allocate(
     }
     runtime.prepare(&lend, 0)?;
     let (shared_regions, own_regions): (Vec<_>, Vec<_>) = layouts.regions().into_iter().partition(|r| r.symmetric);
-    let window = Windows::allocate(&inner.memory, "the symmetric window", layouts.window.bytes, &shared_regions)?;
-    part.memory.push(window);
+    let (transport, memory) = (inner.local.transport(), &inner.memory);
+    let window = Windows::allocate(transport, memory, "the symmetric window", layouts.window.bytes, &shared_regions)?;
+    part.windows.push(window.clone());
     let private = inner.memory.allocate("the rank's private memory", layouts.private.bytes, &own_regions)?;
     part.memory.push(private);
     let record = runtime.allocate_mapped(RECORD_WORDS * 8)?;

@@ -1,5 +1,6 @@
 //! A rank: its device, its streams, and its way to the other ranks.
 mod launch;
+mod nccl;
 mod on_gpu;
 mod process;
 mod streams;
@@ -26,6 +27,7 @@ use crate::runtime::{RawEvent, RawStream, Runtime};
 use crate::sms::{DefaultSms, ReservedSms};
 use crate::streams::Streams;
 use crate::transport::local::{LeftBehind, LocalGroupState};
+use crate::transport::windows::Transport;
 
 /// One rank of a group: cheap to clone, and what buffers and tensors are made from.
 ///
@@ -197,10 +199,14 @@ impl Comm {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for a rank that lives, for this one, and for threads of one process, but for ranks of a simulated machine that were
-    /// [killed](crate::Machine::kill);
+    /// [`Error::InvalidArgument`] for a rank that lives, for this one, where windows are NCCL's, and for threads of one process, but for ranks of a simulated machine
+    /// that were [killed](crate::Machine::kill);
     /// [`Error::ConfigMismatch`] when ranks name others; [`Error::PeerGone`] when one more is gone.
     pub fn mask(&self, ranks: &[u32]) -> Result<()> {
+        if matches!(self.inner.local.transport(), Transport::Nccl(_)) {
+            let rule = "ranks whose windows are NCCL's go on together or not at all: make a new group of the living";
+            return Err(Error::argument("ranks", format!("{ranks:?}"), rule));
+        }
         self.inner.rendezvous.mask(ranks)?;
         self.inner.alarm.mask(self.inner.rendezvous.masked());
         let turn = self.inner.rendezvous.turn();

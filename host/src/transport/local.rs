@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::gone::Gone;
 use crate::pool::Pool;
 use crate::runtime::{Heap, LeftStreams, Mapped, RawEvent, Reservation, Runtime, Segments};
+use crate::transport::windows::{Transport, Window};
 
 /// What a rank leaves behind: a buffer's part, or its own.
 pub(crate) struct LeftBehind {
@@ -29,6 +30,8 @@ pub(crate) struct LeftBehind {
     pub sms: Option<Reservation>,
     /// Its memory for tensors, none of which is there any more.
     pub tensors: Vec<Pool<Segments>>,
+    /// What peers have addressed.
+    pub windows: Vec<Window>,
     /// Other device memory.
     pub memory: Vec<u64>,
     /// Memory shared with the host.
@@ -44,6 +47,7 @@ impl LeftBehind {
             streams: None,
             sms: None,
             tensors: Vec::new(),
+            windows: Vec::new(),
             memory: Vec::new(),
             mapped: Vec::new(),
         }
@@ -70,6 +74,10 @@ impl LeftBehind {
         for mut tensors in self.tensors {
             // SAFETY: nobody uses what the rank's tensors had, by the caller's promise.
             let _ = unsafe { tensors.give_back() };
+        }
+        for window in self.windows {
+            // SAFETY: whoever put it here left it to this one free; this rank uses no window any more.
+            let _ = unsafe { window.free(&self.heap) };
         }
         for address in self.memory {
             // SAFETY: whoever put it here allocated it on this heap's device and left it to this one free; nobody uses it.
@@ -121,19 +129,31 @@ pub(crate) struct LocalGroupState {
     departures: Mutex<Departures<LeftBehind>>,
     /// Of the ranks that are here.
     alarms: Mutex<Vec<Arc<Alarm>>>,
+    transport: Transport,
 }
 
 impl LocalGroupState {
-    /// A group without members.
+    /// A group without members, which are threads of one process or simulated.
     pub(crate) fn new() -> Arc<Self> {
+        Self::over(Transport::Local)
+    }
+
+    /// A group without members, whose windows are shared so. The transport ends with the group, behind all that was left.
+    pub(crate) fn over(transport: Transport) -> Arc<Self> {
         static GROUPS: AtomicU64 = AtomicU64::new(1);
         let departures = Mutex::new(Departures { members: 0, left: Vec::new() });
-        Arc::new(Self { id: GROUPS.fetch_add(1, Ordering::Relaxed), departures, alarms: Mutex::default() })
+        let alarms = Mutex::default();
+        Arc::new(Self { id: GROUPS.fetch_add(1, Ordering::Relaxed), departures, alarms, transport })
     }
 
     /// The id of the group's buffer `number`, unique in the process.
     pub(crate) fn buffer_id(&self, number: u64) -> u64 {
         self.id << 32 | number
+    }
+
+    /// How windows are shared.
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.transport
     }
 
     /// Counts a rank in, which will [`leave`](Self::leave). Ranks are counted as they are made: if a later one cannot be, those

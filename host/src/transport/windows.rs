@@ -6,6 +6,7 @@
 //! ([`LocalGroupState::take_over`](super::local::LocalGroupState::take_over)). What lies in a window, and when a peer may touch
 //! it, is the user's affair: so is to meet once more between initialising it and the first operation that writes to a peer.
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use epoxide_plan::RegionBytes;
 
@@ -13,11 +14,68 @@ use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::rendezvous::{Gathered, Turn, meet, meet_with};
 use crate::runtime::{Heap, Told};
+use crate::transport::nccl::{Nccl, NcclWindow};
+
+/// How ranks come to address each other's windows.
+pub(crate) enum Transport {
+    /// Every rank's device memory is addressable by all.
+    Local,
+    /// NCCL maps it.
+    Nccl(Arc<Nccl>),
+}
+
+impl Transport {
+    /// An error if it has failed meanwhile.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self {
+            Self::Local => Ok(()),
+            Self::Nccl(nccl) => nccl.check(),
+        }
+    }
+}
+
+/// A rank's own window. Cheap to clone; it is freed once.
+#[derive(Clone, Debug)]
+pub(crate) enum Window {
+    /// Plain device memory.
+    Plain(u64),
+    /// Memory that NCCL maps for others.
+    Nccl(Arc<NcclWindow>),
+}
+
+impl Window {
+    /// Where it is.
+    pub(crate) fn address(&self) -> u64 {
+        match self {
+            Self::Plain(address) => *address,
+            Self::Nccl(window) => window.address(),
+        }
+    }
+
+    /// Frees it. On a GPU it may wait for everything that runs there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`], [`Error::Nccl`] or [`Error::Simulator`] when the device failed.
+    ///
+    /// # Safety
+    ///
+    /// It was allocated on this heap's device; no rank of this process uses this window or a peer's that was shared with it any more; a peer
+    /// in this process uses it no more. It is freed once.
+    pub(crate) unsafe fn free(&self, heap: &Heap) -> Result<()> {
+        match self {
+            // SAFETY: plain memory of that device, by the caller's promise used by nothing any more.
+            Self::Plain(address) => unsafe { heap.free(*address) },
+            // SAFETY: the caller's promise.
+            Self::Nccl(window) => unsafe { window.free() },
+        }
+    }
+}
 
 /// A rank's own window and the addresses of all.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Windows {
-    own: u64,
+    own: Window,
     all: Vec<u64>,
 }
 
@@ -40,8 +98,19 @@ impl Windows {
     /// # Errors
     ///
     /// [`Error::OutOfMemory`].
-    pub(crate) fn allocate(memory: &Memory, what: &'static str, bytes: u64, regions: &[RegionBytes]) -> Result<u64> {
-        memory.allocate(what, bytes, regions)
+    pub(crate) fn allocate(
+        transport: &Transport,
+        memory: &Memory,
+        what: &'static str,
+        bytes: u64,
+        regions: &[RegionBytes],
+    ) -> Result<Window> {
+        match transport {
+            Transport::Local => memory.allocate(what, bytes, regions).map(Window::Plain),
+            Transport::Nccl(nccl) => {
+                memory.allocate_by(|| nccl.allocate(what, bytes)).map(|window| Window::Nccl(Arc::new(window)))
+            }
+        }
     }
 
     /// Gives this rank's window, which lies in `memory`, to all and gets theirs; an error on every rank if one of them gives the reason
@@ -50,10 +119,14 @@ impl Windows {
     /// # Errors
     ///
     /// [`NotShared`] says whether the ranks met.
-    pub(crate) fn share(turn: &Turn<'_>, memory: &Memory, own: std::result::Result<u64, &Error>) -> Shared<Self> {
+    pub(crate) fn share(turn: &Turn<'_>, memory: &Memory, own: std::result::Result<&Window, &Error>) -> Shared<Self> {
         let runtime = memory.runtime();
-        let own = own.map_err(Clone::clone);
-        let told = own.clone().and_then(|address| runtime.tell(address));
+        let own = own.cloned().map_err(Clone::clone);
+        let told = own.clone().and_then(|window| match window {
+            Window::Plain(address) => runtime.tell(address),
+            // NCCL tells.
+            Window::Nccl(_) => Ok(Told { place: 0, memory: None }),
+        });
         let (payload, memory) = match &told {
             Ok(Told { place, memory }) => ([b"+", place.to_le_bytes().as_slice()].concat(), memory.as_ref()),
             Err(error) => (format!("-{error}").into_bytes(), None),
@@ -63,9 +136,14 @@ impl Windows {
         let all =
             all.into_iter().enumerate().map(|(rank, given)| told_by(rank, given)).collect::<Shared<Vec<Told>>>()?;
         let own = told.map(drop).and(own).map_err(NotShared::Missing)?;
+        if let Window::Nccl(window) = &own {
+            let all = window.share(turn).map_err(NotShared::Apart)?.map_err(NotShared::Missing)?;
+            return Ok(Self { own, all });
+        }
+        let here = own.address();
         // What goes to a masked rank is of no use: it goes to the own window, at places that say the same of this rank.
         let masked = turn.masked();
-        let find = |(rank, told)| if masked >> rank & 1 == 1 { Ok(own) } else { runtime.find(own, rank, told) };
+        let find = |(rank, told)| if masked >> rank & 1 == 1 { Ok(here) } else { runtime.find(here, rank, told) };
         let found = (0u32..).zip(all).map(find).collect::<Result<Vec<u64>>>();
         if !runtime.is_among_processes() {
             return Ok(Self { own, all: found.map_err(NotShared::Apart)? });
@@ -86,7 +164,12 @@ impl Windows {
 
     /// The address of this rank's window.
     pub(crate) fn own(&self) -> u64 {
-        self.own
+        self.own.address()
+    }
+
+    /// This rank's window, for whoever frees it later.
+    pub(crate) fn window(&self) -> Window {
+        self.own.clone()
     }
 
     /// The address of every rank's window, in rank order.
@@ -98,14 +181,14 @@ impl Windows {
     ///
     /// # Errors
     ///
-    /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    /// As [`Window::free`].
     ///
     /// # Safety
     ///
     /// No rank uses the window any more, on the device or on the host, and it is freed once.
     pub(crate) unsafe fn free(&self, heap: &Heap) -> Result<()> {
         // SAFETY: `allocate` made it, and the caller promises that no rank uses it and that this is its one end.
-        unsafe { heap.free(self.own) }
+        unsafe { self.own.free(heap) }
     }
 }
 
@@ -150,10 +233,10 @@ mod tests {
         let machine = machine(3);
         let windows = each_rank(3, |rank, turn| {
             let memory = memory(&machine, rank);
-            let own = Windows::allocate(&memory, "a test's window", 4096, &[]).unwrap();
-            let windows = Windows::share(turn, &memory, Ok(own)).unwrap();
-            assert_eq!(windows.own(), own);
-            assert_eq!(windows.addresses()[rank as usize], own);
+            let own = Windows::allocate(&Transport::Local, &memory, "a test's window", 4096, &[]).unwrap();
+            let windows = Windows::share(turn, &memory, Ok(&own)).unwrap();
+            assert_eq!(windows.own(), own.address());
+            assert_eq!(windows.addresses()[rank as usize], own.address());
             meet(turn, "used", &[]).unwrap();
             // SAFETY: nothing was ever launched on it.
             unsafe { windows.free(&memory.heap()) }.unwrap();
@@ -172,8 +255,8 @@ mod tests {
         let machine = machine(3);
         let said = each_rank(3, |rank, turn| {
             let memory = memory(&machine, rank);
-            let own = Windows::allocate(&memory, "a test's window", 4096, &[]).unwrap();
-            let own = if rank == 1 { Err(&refused) } else { Ok(own) };
+            let own = Windows::allocate(&Transport::Local, &memory, "a test's window", 4096, &[]).unwrap();
+            let own = if rank == 1 { Err(&refused) } else { Ok(&own) };
             Windows::share(turn, &memory, own).unwrap_err()
         });
         for result in said {

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use super::step::{Outcome, Step};
 use crate::kernels::{builder, root};
+use crate::nccl::{self, Checked};
 use crate::{assemble, circles, families, ptx};
 
 /// Set by `.ci/run`, to the reason, when the device toolchain is missing because rustup's server is out of reach.
@@ -38,6 +39,11 @@ pub const STEPS: &[Step] = &[
         name: "assemble",
         what: "ptxas takes the PTX, with no spill and no stack frame, and no kernel grew",
         run: assembly,
+    },
+    Step {
+        name: "nccl",
+        what: "the newest NCCL is what its table says, by its headers and its library",
+        run: nccl_table,
     },
     Step {
         name: "test",
@@ -132,6 +138,14 @@ fn assembly() -> Result<Outcome> {
         false if std::env::var_os("CI").is_some() => bail!(WHY),
         false => Ok(Outcome::Skipped(format!("THE PTX WAS NOT ASSEMBLED: {WHY}"))),
     }
+}
+
+/// Compares the newest NCCL's headers and library with the table, where its wheel can be had.
+fn nccl_table() -> Result<Outcome> {
+    Ok(match nccl::check()? {
+        Checked::Same => Outcome::Passed,
+        Checked::OutOfReach(why) => Outcome::Skipped(format!("NCCL WAS NOT COMPARED WITH ITS TABLE: {why}")),
+    })
 }
 
 fn doc() -> Result<Outcome> {

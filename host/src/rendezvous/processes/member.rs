@@ -117,6 +117,11 @@ impl Processes {
         self.links.len() as u32
     }
 
+    /// How long a collective call waits for the others.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// Whether file descriptors can be handed to `rank`: it is on this host and in this network namespace. The rank itself is.
     pub(crate) fn is_local(&self, rank: u32) -> bool {
         self.links.get(rank as usize).is_some_and(|link| link.as_ref().is_none_or(|link| link.local))

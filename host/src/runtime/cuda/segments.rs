@@ -210,7 +210,7 @@ pub(super) fn properties(device: sys::CUdevice) -> sys::CUmemAllocationProp {
 }
 
 /// A GPU as a place of memory.
-fn location(device: sys::CUdevice) -> sys::CUmemLocation {
+pub(super) fn location(device: sys::CUdevice) -> sys::CUmemLocation {
     let fields = [sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE as c_int, device];
     // SAFETY: `CUmemLocation` is two C ints, the type and the device's number (cuda.h). Not by the names of its fields, because
     // they differ between the CUDA versions that cudarc may be built for.
