@@ -5,50 +5,19 @@ mod support;
 use std::time::Duration;
 
 use epoxide::{
-    CombineInput, Comm, Config, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout, LocalGroup, Machine,
-    MachineConfig, Mode, Result, WireFormat, bf16,
+    CombineInput, Comm, Config, ElasticBuffer, ExpertOutputs, IndexType, Layout, LocalGroup, Machine, MachineConfig,
+    Mode, Result, WireFormat, bf16,
 };
 use proptest::prelude::*;
+use support::by_expert::Padding;
 use support::exchange::Tensors;
+use support::overflow::{Over, over, told, wanted};
 use support::reference::{Wire, World};
 use support::routing::{Bounds, Case, Choice};
 use support::{Checked, Device, by_expert, exchange, replay};
 
-/// How rows lie; the alignment, where they lie by expert.
-type Alignment = Option<u32>;
-
-fn config(case: &Case, alignment: Alignment) -> Config {
-    let config = case.config();
-    alignment.map_or(config.clone(), |alignment| config.with_layout(Layout::ExpertContiguous { alignment }))
-}
-
-/// Rows that each rank is to receive.
-fn wanted(world: &World, alignment: Alignment) -> Vec<u64> {
-    let of = |rank| match alignment {
-        Some(alignment) => by_expert::slots(world, rank, alignment).0.len(),
-        None => world.arrivals(rank).sources.len(),
-    };
-    (0..world.ranks).map(|rank| of(rank) as u64).collect()
-}
-
-/// The lowest rank for which there is too little room, and what it wants.
-fn exceeded(world: &World, alignment: Alignment, capacity: u64) -> Option<(u32, u64)> {
-    (0..).zip(wanted(world, alignment)).find(|(_, rows)| *rows > capacity)
-}
-
-/// Whether a call found what it must: that the dispatch which was operation `epoch` did not fit.
-fn told<T>(what: &str, got: Result<T>, (rank, rows): (u32, u64), room: u64, at: u64) -> Checked {
-    match got {
-        Err(Error::CapacityExceeded { of_rank, expert: None, wanted, capacity, buffer: 1, epoch, .. })
-            if (of_rank, wanted, capacity, epoch) == (rank, rows, room, at) =>
-        {
-            Ok(())
-        }
-        Err(other) => {
-            Err(format!("{what}: {other}; expected rank {rank}, {rows} rows, room for {room}, operation {at}"))
-        }
-        Ok(_) => Err(format!("{what}: no error; expected rank {rank}, {rows} rows, room for {room}")),
-    }
+fn config(case: &Case, layout: Layout) -> Config {
+    case.config().with_layout(layout)
 }
 
 fn zeros(y: &[bf16]) -> Checked {
@@ -78,11 +47,10 @@ fn overflows(
     case: &Case,
     tokens: u32,
     then: Then,
-    of: ((u32, u64), u64, u64),
+    over: Over,
 ) -> Result<(Checked, u64)> {
-    let (over, room, epoch) = of;
     let handle = tensors.dispatch(buffer, tokens)?;
-    let told = |what: &str, got: Result<()>| told(what, got, over, room, epoch);
+    let told = |what: &str, got: Result<()>| told(what, got, over);
     let mut checked = Ok(());
     match then {
         Then::GoesOn => {
@@ -114,17 +82,10 @@ fn overflows(
 
 /// Rounds with data of their own on a buffer with room for `capacity` rows: those that fit are checked bit for bit, of the others that
 /// they are refused.
-fn rounds(
-    comm: &Comm,
-    case: &Case,
-    alignment: Alignment,
-    capacity: u64,
-    then: Then,
-    worlds: &[World],
-) -> Result<Checked> {
+fn rounds(comm: &Comm, case: &Case, layout: Layout, capacity: u64, then: Then, worlds: &[World]) -> Result<Checked> {
     let rank = comm.rank();
     let tokens = case.tokens[rank as usize];
-    let config = config(case, alignment).with_capacity(capacity);
+    let config = config(case, layout).with_capacity(capacity);
     let mut buffer =
         ElasticBuffer::new(comm, if matches!(then, Then::AsksEarly) { config.with_counts_mirror() } else { config })?;
     let mut tensors = Tensors::empty(comm, tokens, case.hidden, case.top_k, case.index)?;
@@ -132,12 +93,13 @@ fn rounds(
     for (round, world) in worlds.iter().enumerate() {
         let wires: Vec<Wire> = (0..case.ranks).map(|rank| world.wire(rank)).collect();
         tensors.fill(world, rank)?;
-        let (right, operations) = match (exceeded(world, alignment, capacity), alignment) {
-            (Some(over), _) => overflows(&mut buffer, &mut tensors, case, tokens, then, (over, capacity, epoch))?,
-            (None, Some(alignment)) => {
-                (by_expert::check_round(comm, &mut buffer, &mut tensors, world, &wires, alignment)?, 2)
+        let (right, operations) = match (over(world, layout, capacity, epoch), layout) {
+            (Some(over), _) => overflows(&mut buffer, &mut tensors, case, tokens, then, over)?,
+            (None, Layout::Compact) => (exchange::check_round(comm, &mut buffer, &mut tensors, world, &wires)?, 2),
+            (None, _) => {
+                let padding = Padding::of(layout);
+                (by_expert::check_round(comm, &mut buffer, &mut tensors, world, &wires, padding)?, 2)
             }
-            (None, None) => (exchange::check_round(comm, &mut buffer, &mut tensors, world, &wires)?, 2),
         };
         epoch += operations;
         checked = checked.and(right.map_err(|why| format!("round {round}, {then:?}: {why}")));
@@ -146,15 +108,15 @@ fn rounds(
     Ok(checked)
 }
 
-fn check(device: Device, case: &Case, alignment: Alignment, then: Then) -> Checked {
+fn check(device: Device, case: &Case, layout: Layout, then: Then) -> Checked {
     let world = |round| Case { data: case.data.wrapping_add(round), ..case.clone() }.world();
     let worlds = [world(0), world(1), world(0)];
-    let most = wanted(&worlds[0], alignment).into_iter().max().unwrap_or(0);
+    let most = wanted(&worlds[0], layout).into_iter().max().unwrap_or(0);
     // The first just fits, or is too much by one row; the one between is what it is.
     for capacity in [most, most.saturating_sub(1)] {
         if capacity > 0 {
             device
-                .check(case.ranks, case.mode, |comm| rounds(&comm, case, alignment, capacity, then, &worlds))
+                .check(case.ranks, case.mode, |comm| rounds(&comm, case, layout, capacity, then, &worlds))
                 .map_err(|why| format!("room for {capacity} rows: {why}"))?;
         }
     }
@@ -171,7 +133,7 @@ fn a_compact_buffer_has_room_for_as_many_rows_as_were_asked_for() {
     let bounds = Bounds { ranks: 1..=8, experts: 1..=64, top_k: 16, hidden: 256, tokens: 16 };
     let test = "a_compact_buffer_has_room_for_as_many_rows_as_were_asked_for";
     replay::law(module_path!(), test, 8, (bounds.cases(device), thens()), |(case, then)| {
-        check(device, &case, None, then)
+        check(device, &case, Layout::Compact, then)
     });
 }
 
@@ -181,7 +143,9 @@ fn rows_by_expert_have_room_for_as_many_as_were_asked_for() {
     let bounds = Bounds { ranks: 1..=8, experts: 1..=128, top_k: 16, hidden: 256, tokens: 16 };
     let cases = (bounds.cases(device), prop_oneof![Just(1), Just(8), 1..=20u32], thens());
     let test = "rows_by_expert_have_room_for_as_many_as_were_asked_for";
-    replay::law(module_path!(), test, 8, cases, |(case, alignment, then)| check(device, &case, Some(alignment), then));
+    replay::law(module_path!(), test, 8, cases, |(case, alignment, then)| {
+        check(device, &case, Layout::ExpertContiguous { alignment }, then)
+    });
 }
 
 /// Three ranks, all of whose tokens go to the same two of four experts.
@@ -206,14 +170,14 @@ fn hot(data: u64, mode: Mode) -> Case {
 #[test]
 fn a_dispatch_that_does_not_fit_writes_no_row() {
     for mode in Device::Simulated.schedules(1..=4) {
-        for alignment in [None, Some(4)] {
+        for layout in [Layout::Compact, Layout::ExpertContiguous { alignment: 4 }] {
             let machine = Machine::new(MachineConfig::new(3, mode)).expect("a machine");
             let results = LocalGroup::on_machine(&machine).expect("a group").run_all(|comm| {
                 let (few, many) = (Case { holes: 12, ..hot(1, mode) }.world(), hot(2, mode).world());
-                let room = wanted(&few, alignment).into_iter().max().unwrap_or(0);
-                let over = exceeded(&many, alignment, room).expect("they are more");
+                let room = wanted(&few, layout).into_iter().max().unwrap_or(0);
+                let over = over(&many, layout, room, 2).expect("they are more");
                 let tokens = few.inputs[comm.rank() as usize].tokens;
-                let mut buffer = ElasticBuffer::new(&comm, config(&hot(0, mode), alignment).with_capacity(room))?;
+                let mut buffer = ElasticBuffer::new(&comm, config(&hot(0, mode), layout).with_capacity(room))?;
                 let mut tensors = Tensors::empty(&comm, tokens, 64, 2, IndexType::I32)?;
                 tensors.fill(&few, comm.rank())?;
                 let handle = tensors.dispatch(&mut buffer, tokens)?;
@@ -227,7 +191,7 @@ fn a_dispatch_that_does_not_fit_writes_no_row() {
                 comm.barrier()?;
                 tensors.fill(&many, comm.rank())?;
                 tensors.dispatch(&mut buffer, tokens)?;
-                let mut checked = told("synchronize", buffer.synchronize(), over, room, 2);
+                let mut checked = told("synchronize", buffer.synchronize(), over);
                 comm.barrier()?;
                 if peek() != before {
                     checked = checked.and(Err("a row was written".to_owned()));
@@ -235,7 +199,7 @@ fn a_dispatch_that_does_not_fit_writes_no_row() {
                 buffer.close()?;
                 Ok(checked)
             });
-            support::complaints(results).unwrap_or_else(|why| panic!("{mode:?}, {alignment:?}: {why}"));
+            support::complaints(results).unwrap_or_else(|why| panic!("{mode:?}, {layout:?}: {why}"));
         }
     }
 }
@@ -260,20 +224,20 @@ fn of_two_dispatches_that_do_not_fit_the_first_is_told_and_the_combine_of_the_ot
     for mode in Device::from_env().schedules(1..=3) {
         let results = Device::from_env().run_all(3, mode, |comm| {
             let (case, world) = (hot(1, mode), hot(1, mode).world());
-            let over = exceeded(&world, None, 3).expect("they are more");
+            let [first, second] = [1, 2].map(|epoch| over(&world, Layout::Compact, 3, epoch).expect("they are more"));
             let tokens = case.tokens[comm.rank() as usize];
             let mut buffer = ElasticBuffer::new(&comm, case.config().with_capacity(3).with_routing_slots(2))?;
             let mut tensors = Tensors::empty(&comm, tokens, 64, 2, IndexType::I32)?;
             tensors.fill(&world, comm.rank())?;
             tensors.dispatch(&mut buffer, tokens)?;
             let handle = tensors.dispatch(&mut buffer, tokens)?;
-            let mut checked = told("the first", buffer.synchronize(), over, 3, 1);
+            let mut checked = told("the first", buffer.synchronize(), first);
             checked = checked.and(buffer.synchronize().map_err(|again| format!("told twice: {again}")));
             // A replay of nothing sends nothing, and says whose routing it went by.
             let again = buffer.dispatch_again(&handle, &tensors.x)?;
-            checked = checked.and(told("the replay", buffer.recv_counts(&again), over, 3, 2));
+            checked = checked.and(told("the replay", buffer.recv_counts(&again), second));
             buffer.combine(&again, CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y))?;
-            checked = checked.and(told("the combine", buffer.synchronize(), over, 3, 2));
+            checked = checked.and(told("the combine", buffer.synchronize(), second));
             checked = checked.and(zeros(&tensors.sums(tokens, 64)?));
             buffer.close()?;
             Ok(checked)

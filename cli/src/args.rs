@@ -7,6 +7,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 use epoxide::WireFormat;
 use epoxide::plan::Protocol;
 
+use crate::buffer_layout::BufferLayout;
 use crate::draw::{DrawArg, Straggler};
 use crate::option_values::with_negative_numbers;
 use crate::swept::Sweep;
@@ -76,14 +77,20 @@ pub(crate) struct BytesArgs {
     #[command(flatten)]
     pub shape: Shape,
     /// How rows lie where they are received
-    #[arg(long, value_enum, default_value_t = Layout::Compact)]
-    pub layout: Layout,
+    #[arg(long, value_enum, default_value_t = BufferLayout::Compact)]
+    pub layout: BufferLayout,
     /// Rows to which an expert's rows are padded, with `--layout expand` [default: 1]
     #[arg(long, value_name = "ROWS")]
     pub alignment: Option<u32>,
     /// Rows that a rank has room for, in slabs each expert [default: all that can be sent]
     #[arg(long, value_name = "ROWS")]
     pub capacity: Option<u64>,
+    /// Routings that the buffer keeps, to be replayed
+    #[arg(long, value_name = "SLOTS", default_value_t = 1)]
+    pub routing_slots: u32,
+    /// With room for weights of selections that a combine brings back
+    #[arg(long)]
+    pub returned_weights: bool,
     /// SMs of an operation
     #[arg(long, default_value_t = 16)]
     pub num_sms: u32,

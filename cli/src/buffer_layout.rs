@@ -1,6 +1,7 @@
-//! How rows lie in a buffer, as options say it: the same words in the command and in the examples, which take this file too.
+//! How rows lie in a buffer, and for how many there is room, as options say it: the same words in the command and in the examples, which
+//! take this file too.
 use clap::ValueEnum;
-use epoxide::Layout;
+use epoxide::{Config, Layout};
 
 /// The layouts that a buffer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -10,15 +11,25 @@ pub enum BufferLayout {
     /// One row per token and expert, contiguous by expert, each expert's rows from a multiple of --alignment on
     #[value(alias = "expert-contiguous")]
     Expand,
+    /// One row per token and expert, in a slab of --capacity rows for each expert
+    Slab,
 }
 
 impl BufferLayout {
-    /// The library's, whose experts' rows are padded to multiples of `alignment`, or not at all.
-    pub fn layout(self, alignment: Option<u32>) -> Layout {
-        match self {
-            Self::Compact => Layout::Compact,
-            Self::Expand => Layout::ExpertContiguous { alignment: alignment.unwrap_or(1) },
-        }
+    /// A configuration for `ranks` ranks with this layout: an expert's rows padded to multiples of `alignment`, or not at all; with room
+    /// for `capacity` rows on a rank, in slabs for each expert, or for all that can come.
+    pub fn of(self, config: Config, ranks: u32, alignment: Option<u32>, capacity: Option<u64>) -> Config {
+        let mut config = config;
+        (config.layout, config.capacity) = match self {
+            Self::Compact => (Layout::Compact, capacity),
+            Self::Expand => (Layout::ExpertContiguous { alignment: alignment.unwrap_or(1) }, capacity),
+            Self::Slab => {
+                let all = u64::from(ranks) * u64::from(config.max_tokens_per_rank);
+                // What has no 32 bits is no slab, which the library says.
+                (Layout::Slab { capacity: u32::try_from(capacity.unwrap_or(all)).unwrap_or(u32::MAX) }, None)
+            }
+        };
+        config
     }
 }
 

@@ -1,31 +1,24 @@
 //! `epoxide bytes`.
 use epoxide::plan::Gpu;
-use epoxide::{Config, Error, Layout, bytes_needed};
+use epoxide::{Config, Error, bytes_needed};
 
-use crate::args::{self, BytesArgs};
+use crate::args::BytesArgs;
 use crate::buffer_layout::{BufferLayout, check_alignment};
 
 /// Prints what a buffer takes.
 pub(crate) fn run(args: &BytesArgs) -> anyhow::Result<String> {
     let shape = &args.shape;
-    let (layout, capacity) = match args.layout {
-        args::Layout::Compact => (BufferLayout::Compact.layout(args.alignment), args.capacity),
-        args::Layout::Expand => (BufferLayout::Expand.layout(args.alignment), args.capacity),
-        args::Layout::Slab => {
-            let all = u64::from(args.ranks) * u64::from(shape.tokens);
-            (Layout::Slab { capacity: u32::try_from(args.capacity.unwrap_or(all)).unwrap_or(u32::MAX) }, None)
-        }
-    };
-    let expands = matches!(layout, Layout::ExpertContiguous { .. });
-    check_alignment(args.alignment, expands).map_err(|error| anyhow::anyhow!(error))?;
+    check_alignment(args.alignment, args.layout == BufferLayout::Expand).map_err(|error| anyhow::anyhow!(error))?;
     let config = Config::new(shape.experts, shape.top_k, shape.hidden, shape.tokens).with_format(shape.format.into());
-    let mut config = config.with_layout(layout);
-    config.capacity = capacity;
+    let config = config.with_routing_slots(args.routing_slots);
+    let mut config = args.layout.of(config, args.ranks, args.alignment, args.capacity);
+    config.returned_weights = args.returned_weights;
     let bytes = bytes_needed(&config, args.ranks, args.num_sms).map_err(|error| match error {
         // What the library calls otherwise.
         Error::InvalidArgument { argument: "max_tokens_per_rank" | "rows", .. } => {
             anyhow::anyhow!("{error} (--tokens)")
         }
+        Error::InvalidArgument { argument: "routing_slots", .. } => anyhow::anyhow!("{error} (--routing-slots)"),
         error => error.into(),
     })?;
     // No buffer is made where a block cannot hold a row, not on the GPU that has most shared memory.
@@ -65,6 +58,16 @@ mod tests {
         rows(&["--layout", "expand", "--capacity", "2000"], 2000);
         rows(&["--layout", "slab", "--capacity", "50"], 32 * 50);
         rows(&["--layout", "slab"], 32 * 8 * 128);
+        // What the library's own documents say of a slot, and of weights of 8 x 4096 rows and 8 selections.
+        let total = |more: &[&str]| {
+            let text = run(&[&["epoxide", "bytes"], more].concat()).expect("a valid shape");
+            let line = text.lines().find(|line| line.starts_with("total")).expect("the total").to_owned();
+            line.split_whitespace().last().and_then(|bytes| bytes.parse::<u64>().ok()).expect("a number")
+        };
+        assert_eq!((total(&["--routing-slots", "3"]) - total(&["--routing-slots", "2"])) / 10_000, 262);
+        assert_eq!(total(&["--returned-weights"]) - total(&[]), 8 * 4096 * 8 * 4);
+        let error = run(&["epoxide", "bytes", "--routing-slots", "0"]).expect_err("no slot").to_string();
+        assert!(error.starts_with("routing_slots = 0: ") && error.ends_with(" (--routing-slots)"), "{error}");
         let error = run(&["epoxide", "bytes", "--alignment", "8"]).expect_err("nothing is aligned").to_string();
         assert!(error.ends_with("(--layout expand)"), "{error}");
         let error = run(&["epoxide", "bytes", "--top-k", "33"]).expect_err("33 > 32");

@@ -119,6 +119,8 @@ fn no_option_is_ignored() {
     let effective = |flag: &str| match flag {
         "--num-sms" => Some("30".to_owned()),
         "--capacity" => Some("3000".to_owned()),
+        "--routing-slots" => Some("3".to_owned()),
+        "--returned-weights" => Some(String::new()),
         flag => effective(flag),
     };
     let bases = ["bytes", "bytes --format fp8", "bytes --ranks 64", "bytes --layout expand", "bytes --layout slab"];

@@ -7,32 +7,49 @@ use crate::routes::for_each_token;
 /// Rows that are turned back to BF16 at once.
 const ROWS_AT_ONCE: u64 = 1024;
 
-/// Makes each row that `handle` brought its own output, as BF16, on the device. If it is to be `wrong`, all but the first row.
+/// Makes each row that `handle` brought its own output, as BF16, on the device. If it is to be `wrong`, all but the first row that is of a
+/// token.
 ///
 /// # Errors
 ///
 /// The library's.
 pub fn write_outputs(comm: &Comm, buffer: &mut ElasticBuffer, handle: &Dispatched, wrong: bool) -> Result<()> {
-    let rows = u64::from(buffer.recv_counts(handle)?.rows);
+    let counts = buffer.recv_counts(handle)?;
+    let rows = u64::from(counts.rows);
+    // Where rows lie by expert, the first one of the first expert that has any.
+    let expert = counts.by_expert.iter().position(|selections| *selections > 0);
+    let first = expert.and_then(|expert| counts.offsets.get(expert)).copied().unwrap_or(0);
+    let left_out = if wrong && expert.is_some() { u64::from(first)..u64::from(first) + 1 } else { 0..0 };
+    for rows in [0..left_out.start, left_out.end..rows] {
+        write_some(comm, buffer, handle, rows)?;
+    }
+    Ok(())
+}
+
+/// Makes some rows their own outputs.
+fn write_some(comm: &Comm, buffer: &ElasticBuffer, handle: &Dispatched, rows: std::ops::Range<u64>) -> Result<()> {
     let view = buffer.recv_view(handle)?;
     let hidden = u64::from(buffer.config().hidden);
     let quantizer = Quantizer::new(comm)?;
-    let first = u64::from(wrong && rows > 0);
+    if rows.is_empty() {
+        return Ok(());
+    }
     if buffer.config().format == WireFormat::Bf16 {
         let row = hidden * 2;
-        // SAFETY: the dispatch is over and has lent both regions, which hold `rows` rows; nobody else touches them before the combine,
+        // SAFETY: the dispatch is over and has lent both regions, which hold these rows; nobody else touches them before the combine,
         // which is behind this on the stream.
         return unsafe {
-            quantizer.copy_raw(view.x + first * row, view.expert_outputs + first * row, (rows - first) * row)
+            let (from, to) = (view.x + rows.start * row, view.expert_outputs + rows.start * row);
+            quantizer.copy_raw(from, to, (rows.end - rows.start) * row)
         };
     }
     let stride = u64::from(view.scale_stride);
-    let at_once = ROWS_AT_ONCE.min(rows.max(1));
+    let at_once = ROWS_AT_ONCE.min(rows.end - rows.start);
     let (codes, scales) = (comm.empty::<u8>(at_once * hidden)?, comm.empty::<f32>(at_once * stride)?);
     let mut outputs = comm.empty::<bf16>(at_once * hidden)?;
-    let mut row = first;
-    while row < rows {
-        let count = at_once.min(rows - row);
+    let mut row = rows.start;
+    while row < rows.end {
+        let count = at_once.min(rows.end - row);
         // SAFETY: as above; the tensors hold `at_once` rows, and the stream orders their uses.
         unsafe {
             quantizer.copy_raw(view.x + row * hidden, codes.address(), count * hidden)?;

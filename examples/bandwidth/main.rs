@@ -2,7 +2,7 @@
 //!
 //! Every row of the table is the median over repetitions of the slowest rank's time, from events around each operation.
 //! GB/s count each received row once (its data and scales), as its rank received it: one for each token and rank, or with `--layout expand`
-//! one for each token and expert. "of copy" compares with a plain kernel that moves the same bytes, read and written, through the memory of
+//! and `--layout slab` one for each token and expert. "of copy" compares with a plain kernel that moves the same bytes, read and written, through the memory of
 //! an otherwise idle GPU. Several ranks on one GPU share
 //! its memory: their figures measure kernels and protocol, not NVLink. With several GPUs "link" counts what came into a GPU from
 //! the others (one row for each token and rank, in every layout), and compares it with a plain kernel that does nothing else while all GPUs
@@ -120,11 +120,12 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
     drop(progress);
     let mut out = String::new();
     let Some(last) = last else { return Ok(out) };
+    let room = options.capacity.map_or(String::new(), |rows| format!(", room for {rows} rows"));
     let spread = if linked { format!(" on GPUs {:?}", options.gpus()) } else { String::new() };
     let apart = if ranks.process().is_some() { ", each a process" } else { "" };
     writeln!(
         out,
-        "{}; {} ranks{spread}{apart}, hidden {}, top-{} of {}, routing of seed {}, median of {}",
+        "{}; {} ranks{spread}{apart}, hidden {}, top-{} of {}{room}, routing of seed {}, median of {}",
         last.device, options.ranks, options.hidden, options.top_k, options.experts, options.seed, options.repeat
     )?;
     writeln!(out, "{table}")?;
@@ -142,11 +143,18 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
             "told: from the call of a dispatch until its host thread knows what it brings; done: until the stream has passed it. Both by the host's clock, each dispatch alone, so with the launch"
         )?;
     }
-    if options.expands() {
+    let padded = [
+        (
+            BufferLayout::Expand,
+            "expand",
+            format!("what pads an expert's rows to a multiple of {}", options.alignment()),
+        ),
+        (BufferLayout::Slab, "slab", "what an expert leaves of its slab".to_owned()),
+    ];
+    for (_, layout, rest) in padded.iter().filter(|(layout, ..)| options.has(*layout)) {
         writeln!(
             out,
-            "expand: a row for each token and expert. GB/s count all of them, and nothing of what pads an expert's rows to a multiple of {}. Of a token one row crosses to a rank, which reads it again to copy it on, and writes and reads the sum of several: of copy counts that too",
-            options.alignment()
+            "{layout}: a row for each token and expert. GB/s count all of them, and nothing of {rest}. Of a token one row crosses to a rank, which reads it again to copy it on, and writes and reads the sum of several: of copy counts that too"
         )?;
     }
     if linked && ranks.process().is_some() {

@@ -83,6 +83,9 @@ pub struct Options {
     /// Rows to which an expert's rows are padded, with `--layout expand`. [default: 1]
     #[arg(long, value_name = "ROWS")]
     alignment: Option<u32>,
+    /// Rows that a rank has room for, in slabs each expert; a routing that brings more is an error. [default: all that can come]
+    #[arg(long, value_name = "ROWS")]
+    pub capacity: Option<u64>,
     /// Measures dispatches that replay the first one's routing, in place of whole ones.
     #[arg(long)]
     pub replay: bool,
@@ -122,7 +125,7 @@ impl Options {
         once("--sms", no_value_twice(&self.sms))?;
         once("--format", no_value_twice(&self.format))?;
         once("--layout", no_value_twice(&self.layout))?;
-        check_alignment(self.alignment, self.expands()).map_err(|error| anyhow!(error))?;
+        check_alignment(self.alignment, self.has(BufferLayout::Expand)).map_err(|error| anyhow!(error))?;
         for case in self.cases() {
             let config = self.config(case);
             bytes_needed(&config, self.ranks, case.sms)?;
@@ -151,9 +154,9 @@ impl Options {
         cases.flat_map(|(tokens, format, layout)| self.sms.iter().map(move |&sms| Case { tokens, format, layout, sms }))
     }
 
-    /// Whether rows lie by expert anywhere in the sweep.
-    pub fn expands(&self) -> bool {
-        self.layout.contains(&BufferLayout::Expand)
+    /// Whether rows lie so anywhere in the sweep.
+    pub fn has(&self, layout: BufferLayout) -> bool {
+        self.layout.contains(&layout)
     }
 
     /// Rows to whose multiples an expert's rows are padded.
@@ -165,7 +168,8 @@ impl Options {
     pub fn config(&self, case: Case) -> Config {
         let Case { tokens, format, layout, sms } = case;
         let config = Config::new(self.experts, self.top_k, self.hidden, tokens);
-        let config = config.with_format(format.into()).with_layout(layout.layout(self.alignment)).with_num_sms(sms);
+        let config = config.with_format(format.into()).with_num_sms(sms);
+        let config = layout.of(config, self.ranks, self.alignment, self.capacity);
         if self.counts_mirror { config.with_counts_mirror() } else { config }
     }
 

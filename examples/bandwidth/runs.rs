@@ -61,6 +61,11 @@ fn the_exit_code_says_who_is_at_fault_and_nothing_is_made_for_a_bad_option() {
             "--layout compact --alignment 8",
             "--alignment: only the expanded layout pads an expert's rows (--layout expand)",
         ),
+        ("--layout slab --alignment 8", "--alignment: only the expanded layout pads"),
+        ("--layout slab --capacity 0", "capacity = 0: an expert's slab has at least 1 row"),
+        ("--layout slab --capacity 4294967296", "capacity = 4294967295: an expert's slab"),
+        ("--layout expand --capacity 0", "capacity = 0: a rank has room for 1 to"),
+        ("--capacity -1", "'-1'"),
         ("--alignment 1025", "alignment = 1025: an expert's rows are padded to a multiple of 1 to 1024"),
         ("--alignment 0", "alignment = 0"),
     ] {
@@ -81,10 +86,32 @@ fn layouts_are_named_where_they_are_not_the_usual_one() {
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let compact = printed(&["--layout", "compact"]);
     assert!(words(&compact).contains("│ tokens ┆ format ┆ SMs ┆ dispatch us ┆"), "{compact}");
-    assert!(!compact.contains("expand"), "{compact}");
+    assert!(!compact.contains("expand") && !compact.contains("room for"), "{compact}");
     let both = printed(&["--layout", "compact,expand", "--alignment", "8", "--format", "bf16,fp8", "--top-k", "3"]);
     for said in ["┆ layout ┆", "┆ compact ┆", "┆ expand ┆", "pads an expert's rows to a multiple of 8."] {
         assert!(words(&both).contains(said), "{said}:\n{both}");
+    }
+    let slabs = printed(&["--layout", "slab", "--capacity", "6", "--format", "bf16,fp8,fp8-brought", "--top-k", "3"]);
+    for said in ["┆ slab ┆", "nothing of what an expert leaves of its slab.", "top-3 of 8, room for 6 rows, routing"]
+    {
+        assert!(words(&slabs).contains(said), "{said}:\n{slabs}");
+    }
+    assert!(!slabs.contains("expand"), "{slabs}");
+}
+
+/// All tokens of 2 ranks select the one expert that there is.
+#[test]
+fn a_routing_that_does_not_fit_is_not_measured() {
+    let program = Program::new(PLAYS, "room");
+    for layout in ["compact", "expand", "slab"] {
+        let run = |rows| {
+            let args = ["--experts", "1", "--layout", layout, "--capacity", rows];
+            program.run_well(&small::with(&SMALL, &args))
+        };
+        let (fits, over) = (run("6"), run("5"));
+        assert_eq!(fits.code, Some(0), "{layout}: {fits:?}");
+        let said = over.stderr.contains("was to receive 6 rows, and has room for 5 ");
+        assert!(over.code == Some(1) && said && over.stdout.is_empty(), "{layout}: {over:?}");
     }
 }
 
@@ -134,7 +161,7 @@ fn a_launcher_s_processes_are_its_ranks() {
 #[test]
 fn wrong_sums_are_not_measured() {
     let program = Program::new(PLAYS, "wrong");
-    for layout in ["compact", "expand"] {
+    for layout in ["compact", "expand", "slab"] {
         for format in ["bf16", "fp8", "fp8-brought"] {
             let ended = program.run_well(&small::with(&SMALL, &["--layout", layout, "--format", format, "--corrupt"]));
             assert!(ended.code == Some(1) && ended.stderr.contains("what was combined is wrong"), "{ended:?}");
@@ -181,6 +208,7 @@ fn no_option_is_ignored() {
             "--format" => "fp8",
             "--layout" => "expand",
             "--alignment" => "8",
+            "--capacity" => "1",
             "--corrupt" | "--replay" | "--counts-mirror" => "",
             "--repeat" => "2",
             "--seed" => "2",

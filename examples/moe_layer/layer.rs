@@ -13,7 +13,7 @@ use crate::check;
 use crate::experts::{self, Experts};
 use crate::input::Input;
 use crate::options::{Device, Options};
-use crate::plan::Plan;
+use crate::plan::{NOBODY, Plan};
 use crate::progress::Progress;
 use crate::router::Routing;
 
@@ -202,18 +202,18 @@ impl Holds for WireRows {
     }
 }
 
-/// Spoils the first row that was received, by its lowest bit.
+/// Spoils the first row that was received of a token, by its lowest bit.
 fn flip_a_bit(got: &mut Received) {
+    let rows = got.sources.len().max(1);
+    let Some(row) = got.sources.iter().position(|source| *source != NOBODY) else { return };
     match &mut got.x {
-        WireRows::Bf16(rows) => {
-            if let Some(first) = rows.first_mut() {
-                *first = bf16::from_bits(first.to_bits() ^ 1);
-            }
+        WireRows::Bf16(x) => {
+            let first = row * (x.len() / rows);
+            x[first] = bf16::from_bits(x[first].to_bits() ^ 1);
         }
         WireRows::Fp8 { codes, .. } => {
-            if let Some(first) = codes.first_mut() {
-                *first ^= 1;
-            }
+            let first = row * (codes.len() / rows);
+            codes[first] ^= 1;
         }
         WireRows::Opaque { .. } => {}
     }

@@ -48,12 +48,12 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use epoxide::processes::Place;
-use epoxide::{Comm, LocalGroup, Mode, bf16};
+use epoxide::{Comm, Layout, LocalGroup, Mode, bf16};
 
 use crate::experts::Experts;
 use crate::layer::{Clock, Layer};
 use crate::options::{Device, Format, Options};
-use crate::plan::Plan;
+use crate::plan::{Padded, Plan};
 use crate::progress::Progress;
 use crate::router::Routing;
 use crate::tolerance::Rounded;
@@ -143,7 +143,12 @@ fn run(mut options: Options, out: &mut String) -> Result<Verdict, Failure> {
     progress.step("router");
     let routing = Routing::new(&input, options.top_k as usize, options.seed, &progress);
     before.lap("router");
-    let plan = Plan::new(&routing, options.ranks() as usize, input.experts, options.by_expert());
+    let by_expert = match config.layout {
+        Layout::ExpertContiguous { alignment } => Some(Padded::ToMultipleOf(alignment as usize)),
+        Layout::Slab { capacity } => Some(Padded::ToSlab(capacity as usize)),
+        _ => None,
+    };
+    let plan = Plan::new(&routing, options.ranks() as usize, input.experts, by_expert);
     before.lap("check, bit for bit");
     let experts = Experts::new(input.experts, input.hidden, options.expert_width as usize, options.seed)
         .map_err(Failure::bad_input)?;
@@ -198,7 +203,7 @@ fn run(mut options: Options, out: &mut String) -> Result<Verdict, Failure> {
     after.lap("dense reference");
     drop(progress);
 
-    report::shape(out, options, &input);
+    report::shape(out, options, &input, &config);
     report::device(out, &outcomes);
     let wire_row_bytes = report::wire_row_bytes(options, input.hidden);
     report::ranks(out, &plan, routing.top_k, wire_row_bytes);

@@ -5,12 +5,12 @@ use epoxide::bf16;
 
 /// Refuses a layer whose largest pieces the host cannot hold together. Its simulated GPUs take more, as far as they are used.
 ///
-/// An output row of the experts is there for each of a token's `rows` at least.
-pub fn check(tokens: usize, hidden: usize, experts: usize, expert_width: usize, rows: usize) -> Result<()> {
+/// An output row of the experts is there for each of at least `rows` that are received.
+pub fn check(tokens: usize, hidden: usize, experts: usize, expert_width: usize, rows: u128) -> Result<()> {
     let [tokens, hidden, experts, width] = [tokens, hidden, experts, expert_width].map(|n| n as u128);
     let bf16 = size_of::<bf16>() as u128;
     let pieces = [
-        ("the tokens' rows, their experts' outputs and the result", (2 + rows as u128) * tokens * hidden * bf16),
+        ("the tokens' rows, their experts' outputs and the result", (2 * tokens + rows) * hidden * bf16),
         ("the experts' weights", 2 * experts * hidden * width * bf16),
         ("one expert's weights in f64", hidden * width * size_of::<f64>() as u128),
     ];

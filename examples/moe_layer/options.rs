@@ -79,6 +79,9 @@ pub struct Options {
     /// Rows to which an expert's rows are padded, with `--layout expand` [default: 1]
     #[arg(long, value_name = "ROWS")]
     alignment: Option<u32>,
+    /// Rows that a rank has room for, in slabs each expert; a routing that brings more is an error [default: all that can come]
+    #[arg(long, value_name = "ROWS")]
+    capacity: Option<u64>,
     /// What the kernels run on: simulated GPUs, one a rank, or NVIDIA GPUs
     #[arg(long, value_enum, default_value_t = Device::Sim)]
     pub device: Device,
@@ -158,7 +161,7 @@ impl Options {
             let experts = given(self.experts, EXPERTS);
             // Before gigabytes are made for a shape that cannot run.
             self.config(tokens * ranks, hidden, experts)?;
-            memory::check(tokens * ranks, hidden, experts, self.expert_width as usize, self.rows_of_token())?;
+            self.check_memory(tokens * ranks, hidden, experts)?;
             let text = self.text.clone().unwrap_or_else(readme);
             progress.expect(tokens * ranks);
             return Input::from_text(&text, tokens * ranks, hidden, experts, progress);
@@ -178,7 +181,7 @@ impl Options {
             );
         }
         self.config(input.tokens, input.hidden, input.experts)?;
-        memory::check(input.tokens, input.hidden, input.experts, self.expert_width as usize, self.rows_of_token())?;
+        self.check_memory(input.tokens, input.hidden, input.experts)?;
         Ok(input)
     }
 
@@ -199,7 +202,7 @@ impl Options {
             fits("tokens on a rank", max_tokens)?,
         );
         let config = config.with_format(self.wire_format()).with_num_sms(self.num_sms);
-        let config = config.with_layout(self.layout.layout(self.alignment));
+        let config = self.layout.of(config, self.ranks(), self.alignment, self.capacity);
         // The rules do not depend on the number of SMs, which only the device knows when it is left open.
         bytes_needed(&config, self.ranks(), self.num_sms.max(1))?;
         config.check_row(self.ranks(), SHARED_MEMORY)?;
@@ -214,17 +217,17 @@ impl Options {
         }
     }
 
-    /// The alignment of an expert's rows, if rows lie by expert.
-    pub fn by_expert(&self) -> Option<usize> {
-        match self.layout.layout(self.alignment) {
-            Layout::ExpertContiguous { alignment } => Some(alignment as usize),
-            _ => None,
-        }
-    }
-
-    /// Rows that a token has at least where it is received: one if all of its experts are on one rank, or one for each of them.
-    fn rows_of_token(&self) -> usize {
-        self.by_expert().map_or(1, |_| self.top_k as usize)
+    /// Refuses a layer that the host cannot hold.
+    fn check_memory(&self, tokens: usize, hidden: usize, experts: usize) -> Result<()> {
+        let config = self.config(tokens, hidden, experts)?;
+        // Rows where they are received, at least: one of each token if all of its experts are on one rank, one for each of them, or all that
+        // slabs hold.
+        let rows = match config.layout {
+            Layout::Compact => tokens as u128,
+            Layout::Slab { capacity } => experts as u128 * u128::from(capacity),
+            _ => tokens as u128 * u128::from(self.top_k),
+        };
+        memory::check(tokens, hidden, experts, self.expert_width as usize, rows)
     }
 
     /// The GPUs that are named.

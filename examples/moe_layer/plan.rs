@@ -2,7 +2,7 @@
 //!
 //! This is written from the contract and shares nothing with the library: for every rank, the tokens that select one of its
 //! experts, ordered by source rank, then token; or where rows lie by expert, the selections of its experts, ordered by expert, source
-//! rank, then token, each expert's from a multiple of the alignment on.
+//! rank, then token, each expert's from a multiple of the alignment on, or from the beginning of its slab.
 use std::ops::Range;
 
 use crate::router::Routing;
@@ -23,6 +23,15 @@ pub fn deal(total: usize, parts: usize) -> Vec<Range<usize>> {
 /// The source of a row that pads.
 pub const NOBODY: (u32, u32) = (u32::MAX, u32::MAX);
 
+/// Where an expert's rows end, where rows lie by expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padded {
+    /// At a multiple.
+    ToMultipleOf(usize),
+    /// Where a slab of so many rows does.
+    ToSlab(usize),
+}
+
 /// All ranks' part in a dispatch.
 pub struct Plan {
     /// Tokens of each rank.
@@ -37,8 +46,8 @@ pub struct Plan {
     pub sent: Vec<usize>,
     /// `[tokens, top_k]`: where a selection's row lies on the rank of its expert.
     pub row_of: Vec<u32>,
-    /// The alignment, where rows lie by expert.
-    pub by_expert: Option<usize>,
+    /// What pads an expert's rows, where they lie by expert.
+    pub by_expert: Option<Padded>,
     /// Where rows lie by expert: how often a token has several rows on a rank that is not its own.
     pub several: usize,
 }
@@ -78,8 +87,8 @@ impl ReceivedPlan {
 }
 
 impl Plan {
-    /// Plans the dispatch of `routing` for `ranks` ranks and `experts` experts; rows lie by expert if there is an alignment for them.
-    pub fn new(routing: &Routing, ranks: usize, experts: usize, by_expert: Option<usize>) -> Self {
+    /// Plans the dispatch of `routing` for `ranks` ranks and `experts` experts; rows lie by expert if it is said how they are padded.
+    pub fn new(routing: &Routing, ranks: usize, experts: usize, by_expert: Option<Padded>) -> Self {
         let (tokens, experts) = (deal(routing.tokens(), ranks), deal(experts, ranks));
         let owner: Vec<usize> = experts.iter().enumerate().flat_map(|(rank, e)| e.clone().map(move |_| rank)).collect();
         let row_of = vec![0; routing.tokens() * routing.top_k];
@@ -88,7 +97,7 @@ impl Plan {
         for rank in 0..ranks {
             let received = match by_expert {
                 None => plan.by_token(routing, rank),
-                Some(alignment) => plan.by_selection(routing, rank, alignment),
+                Some(padded) => plan.by_selection(routing, rank, padded),
             };
             plan.received.push(received);
         }
@@ -123,7 +132,7 @@ impl Plan {
     }
 
     /// What `rank` receives, a row for each selection.
-    fn by_selection(&mut self, routing: &Routing, rank: usize, alignment: usize) -> ReceivedPlan {
+    fn by_selection(&mut self, routing: &Routing, rank: usize, padded: Padded) -> ReceivedPlan {
         let mut plan = self.nothing(rank);
         plan.offsets.push(0);
         for (local, expert) in self.experts[rank].clone().enumerate() {
@@ -140,7 +149,11 @@ impl Plan {
                     plan.by_expert[local] += 1;
                 }
             }
-            let end = plan.rows().next_multiple_of(alignment);
+            let end = match padded {
+                Padded::ToMultipleOf(alignment) => plan.rows().next_multiple_of(alignment),
+                // More than it holds is an error of the dispatch.
+                Padded::ToSlab(rows) => plan.rows().max((local + 1) * rows),
+            };
             plan.sources.resize(end, NOBODY);
             plan.topk_idx.resize(end, -1);
             plan.topk_weights.resize(end, 0.0);
@@ -185,6 +198,6 @@ impl Plan {
 
     /// The first rank that receives anything.
     pub fn first_receiver(&self) -> Option<usize> {
-        self.received.iter().position(|r| r.rows() > 0)
+        self.received.iter().position(|r| r.filled() > 0)
     }
 }

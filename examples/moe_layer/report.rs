@@ -4,6 +4,7 @@ use std::fmt::{Display, Write};
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
+use epoxide::{Config, Layout};
 
 use crate::e4m3;
 use crate::input::Input;
@@ -20,7 +21,7 @@ fn line(out: &mut String, text: impl Display) {
 }
 
 /// Prints what is about to run.
-pub fn shape(out: &mut String, options: &Options, input: &Input) {
+pub fn shape(out: &mut String, options: &Options, input: &Input, config: &Config) {
     let format = match options.format {
         Format::Bf16 => "BF16",
         Format::Fp8 => "FP8 (e4m3, one scale for 128 elements)",
@@ -39,13 +40,16 @@ pub fn shape(out: &mut String, options: &Options, input: &Input) {
             options.seed
         ),
     );
-    if let Some(alignment) = options.by_expert() {
-        line(
-            out,
-            format_args!(
-                "        a row for each token and expert, those of an expert from a multiple of {alignment} on"
-            ),
-        );
+    let lie = match config.layout {
+        Layout::ExpertContiguous { alignment } => format!("those of an expert from a multiple of {alignment} on"),
+        Layout::Slab { capacity } => format!("those of an expert in its slab of {capacity} rows"),
+        _ => String::new(),
+    };
+    if config.layout.is_by_expert() {
+        line(out, format_args!("        a row for each token and expert, {lie}"));
+    }
+    if let Some(rows) = config.capacity {
+        line(out, format_args!("        room for {rows} rows on each rank"));
     }
 }
 

@@ -85,10 +85,31 @@ fn rows_by_expert_are_verified_as_all_others() {
     let program = program("layouts");
     for (format, alignment) in [("bf16", "1"), ("fp8", "8")] {
         let args = ["--format", format, "--layout", "expand", "--alignment", alignment, "--repeat", "2"];
-        let shape = ["--ranks", "3", "--tokens", "20", "--hidden", "144", "--experts", "10", "--top-k", "4"];
-        let ended = program.run_well(&[&shape[..], &args[..], &["--expert-width", "8"]].concat());
+        let ended = program.run_well(&[&SHAPE[..], &args[..]].concat());
         assert!(ended.code == Some(0) && ended.stdout.ends_with("\nverified\n"), "{ended:?}");
         assert!(ended.stdout.contains("One row of a token is sent to a rank"), "{}", ended.stdout);
+    }
+    for (format, rows) in [("bf16", "60"), ("fp8", "53")] {
+        let args = ["--format", format, "--layout", "slab", "--capacity", rows, "--repeat", "2"];
+        let ended = program.run_well(&[&SHAPE[..], &args[..]].concat());
+        assert!(ended.code == Some(0) && ended.stdout.ends_with("\nverified\n"), "{ended:?}");
+        let said = format!("those of an expert in its slab of {rows} rows");
+        assert!(ended.stdout.contains(&said), "{}", ended.stdout);
+    }
+}
+
+/// 60 tokens of 3 ranks, with 4 experts of 10 each.
+const SHAPE: [&str; 12] =
+    ["--ranks", "3", "--tokens", "20", "--hidden", "144", "--experts", "10", "--top-k", "4", "--expert-width", "8"];
+
+/// What does not fit is told in numbers, and nothing is called verified.
+#[test]
+fn a_layer_that_does_not_fit_is_an_error() {
+    let program = program("room");
+    for layout in ["compact", "expand", "slab"] {
+        let ended = program.run_well(&[&SHAPE[..], &["--layout", layout, "--capacity", "2"]].concat());
+        assert!(ended.code == Some(1) && ended.stderr.contains("error: the run failed: rank "), "{ended:?}");
+        assert!(ended.stderr.contains(" rows, and has room for 2 ") && !ended.stdout.contains("verified"), "{ended:?}");
     }
 }
 
@@ -97,13 +118,15 @@ fn rows_by_expert_are_verified_as_all_others() {
 fn a_launcher_s_processes_are_its_ranks() {
     let program = program("processes");
     let job = format!("moe_layer-{}", std::process::id());
-    for (format, more) in [("bf16", &[][..]), ("fp8", &["--layout", "expand", "--repeat", "2"])] {
+    let slabs = &["--layout", "slab", "--capacity", "60"];
+    let runs = [("bf16", &[][..]), ("fp8", &["--layout", "expand", "--repeat", "2"]), ("bf16", slabs)];
+    for (number, (format, more)) in runs.into_iter().enumerate() {
         let shape = ["--format", format, "--tokens", "20", "--hidden", "144", "--experts", "10", "--top-k", "4"];
         let args = [&shape[..], more].concat();
         let start = |rank: u32| {
             let mut command = program.command(&args);
             command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
-            command.env("WORLD_SIZE", "3").env("LOCAL_WORLD_SIZE", "3").env("EPOXIDE_JOB", format!("{job}-{format}"));
+            command.env("WORLD_SIZE", "3").env("LOCAL_WORLD_SIZE", "3").env("EPOXIDE_JOB", format!("{job}-{number}"));
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
         };
         let ranks: Vec<_> = (0..3).map(start).collect();
@@ -149,6 +172,13 @@ fn the_exit_code_says_who_is_at_fault() {
         ("--device cuda --gpus 0,0,0", 2, "3 GPUs for 2 ranks"),
         ("--alignment 8", 2, "--alignment: only the expanded layout pads an expert's rows (--layout expand)"),
         (
+            "--layout slab --alignment 8",
+            2,
+            "--alignment: only the expanded layout pads an expert's rows (--layout expand)",
+        ),
+        ("--layout slab --capacity 0", 2, "capacity = 0: an expert's slab has at least 1 row"),
+        ("--capacity 0", 2, "capacity = 0: a rank has room for 1 to"),
+        (
             "--layout expand --alignment 1025",
             2,
             "alignment = 1025: an expert's rows are padded to a multiple of 1 to 1024",
@@ -160,7 +190,7 @@ fn the_exit_code_says_who_is_at_fault() {
         let ended = program.run_well(&small::with(&SMALL, &args.split(' ').collect::<Vec<_>>()));
         assert!(ended.code == Some(code) && ended.stderr.contains(said), "{args}: {ended:?}");
     }
-    for layout in ["compact", "expand"] {
+    for layout in ["compact", "expand", "slab"] {
         let ended = program.run_well(&[&SMALL[..], &["--corrupt", "--layout", layout]].concat());
         assert!(ended.code == Some(1) && ended.stdout.contains("\nFAILED: rank "), "{ended:?}");
     }
@@ -210,6 +240,7 @@ fn no_option_is_ignored() {
             "--format" => "fp8",
             "--layout" => "expand",
             "--alignment" => "8",
+            "--capacity" => "1",
             "--device" => "cuda",
             "--gpus" => "0,0",
             "--seed" => "2",

@@ -6,11 +6,21 @@ use super::sense::{self, Sense};
 use super::support::Device;
 use super::support::routing::Random;
 
+/// Which of a dimension's values the whole has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// Each, with each of those of the others that it has so.
+    Every,
+    /// One that is drawn.
+    Drawn,
+    /// One that is drawn, two times of three the first.
+    Seldom,
+}
+
 /// One dimension.
 pub struct Dimension {
     pub name: &'static str,
-    /// Whether the whole has each of its values with each of the others', or one that is drawn.
-    pub whole: bool,
+    pub how: How,
     pub values: fn() -> Vec<String>,
 }
 
@@ -79,24 +89,33 @@ impl Filter {
     }
 }
 
-/// Draws a place for each dimension that has none, until the cell makes sense or there were enough tries; what came last.
+/// Draws a place for each dimension that has none, until the cell runs or there were enough tries: of those that are refused one in 32, and
+/// any where nothing else was found, and of those that make no sense one where all do.
 fn draw(given: &[Option<usize>], open: &[Vec<usize>], random: &mut Random, device: Device) -> Cell {
-    let mut tries = 0..TRIES;
-    loop {
-        let places = given
-            .iter()
-            .zip(open)
-            .map(|(given, open)| given.unwrap_or_else(|| open[random.below(open.len() as u32) as usize]));
+    let (mut refused, mut senseless) = (None, None);
+    for _ in 0..=TRIES {
+        let places = DIMENSIONS.iter().zip(given.iter().zip(open)).map(|(dimension, (given, open))| {
+            let values = open.len() as u32;
+            given.unwrap_or_else(|| match dimension.how {
+                How::Seldom if random.below(3) > 0 => open[0],
+                _ => open[random.below(values) as usize],
+            })
+        });
         let cell = Cell::of(places.collect(), random.draw() >> 32);
-        if tries.next().is_none() || !matches!(sense::of(&cell, device), Sense::Senseless(_)) {
-            return cell;
+        match sense::of(&cell, device) {
+            Sense::Runs => return cell,
+            Sense::Refused(_) if random.below(32) == 0 => return cell,
+            Sense::Refused(_) => refused = Some(cell),
+            Sense::Senseless(_) => senseless = Some(cell),
         }
     }
+    refused.or(senseless).expect("a try is one of the three")
 }
 
 /// Random cells that run, or are refused; no more where hundreds in a row make no sense.
 pub fn sample(seed: u64, device: Device, filter: &Filter) -> impl Iterator<Item = Cell> {
-    let mut random = Random::new(seed);
+    // Seeds may be a step of the generator apart.
+    let mut random = Random::new(Random::new(seed).draw());
     let open: Vec<_> = (0..DIMENSIONS.len()).map(|dimension| filter.places(dimension)).collect();
     let given = vec![None; DIMENSIONS.len()];
     std::iter::repeat_with(move || {
@@ -106,43 +125,75 @@ pub fn sample(seed: u64, device: Device, filter: &Filter) -> impl Iterator<Item 
     .map_while(|cell| cell)
 }
 
+/// Which part of the whole: a number from 1 on, and of how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub number: u64,
+    pub of: u64,
+}
+
+impl Part {
+    /// The one part that is all of it.
+    pub const WHOLE: Self = Self { number: 1, of: 1 };
+
+    /// What the environment says.
+    pub fn from_env() -> Self {
+        let text = std::env::var("EPOXIDE_MATRIX_PART").unwrap_or_default();
+        if text.is_empty() { Self::WHOLE } else { Self::parse(&text) }
+    }
+
+    /// As in `3/8`.
+    pub fn parse(text: &str) -> Self {
+        let numbers = text.split_once('/').and_then(|(number, of)| Some((number.parse().ok()?, of.parse().ok()?)));
+        match numbers {
+            Some((number, of)) if (1..=of).contains(&number) => Self { number, of },
+            _ => panic!("part {text}: a part is a number from 1 on, and of how many, as in 3/8"),
+        }
+    }
+
+    /// Whether a combination is in it. Parts have a mixture each, and so take about as long as each other.
+    fn has(self, combination: u64) -> bool {
+        (combination.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % self.of + 1 == self.number
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.of)
+    }
+}
+
 /// Every combination of the dimensions that the whole has whole, each with values of the others that follow from the seed and from it.
 pub struct Whole {
     seed: u64,
     device: Device,
+    part: Part,
     open: Vec<Vec<usize>>,
     next: u64,
     len: u64,
 }
 
 impl Whole {
-    pub fn new(seed: u64, device: Device, filter: &Filter) -> Self {
+    pub fn new(seed: u64, device: Device, part: Part, filter: &Filter) -> Self {
         let open: Vec<_> = (0..DIMENSIONS.len()).map(|dimension| filter.places(dimension)).collect();
-        let whole = DIMENSIONS.iter().zip(&open).filter(|(dimension, _)| dimension.whole);
+        let whole = DIMENSIONS.iter().zip(&open).filter(|(dimension, _)| dimension.how == How::Every);
         let len = whole.map(|(_, open)| open.len() as u64).product();
-        Self { seed, device, open, next: 0, len }
+        Self { seed, device, part, open, next: 0, len }
     }
 
-    /// How many.
+    /// How many are left.
     pub fn cells(&self) -> u64 {
-        self.len
+        (self.next..self.len).filter(|combination| self.part.has(*combination)).count() as u64
     }
-}
 
-impl Iterator for Whole {
-    type Item = Cell;
-
-    fn next(&mut self) -> Option<Cell> {
-        if self.next == self.len {
-            return None;
-        }
-        let mut left = self.next;
-        self.next += 1;
+    /// A combination's cell.
+    fn cell(&self, combination: u64) -> Cell {
+        let mut left = combination;
         let given: Vec<_> = DIMENSIONS
             .iter()
             .zip(&self.open)
             .map(|(dimension, open)| {
-                dimension.whole.then(|| {
+                (dimension.how == How::Every).then(|| {
                     let values = open.len() as u64;
                     let place = open[(left % values) as usize];
                     left /= values;
@@ -153,6 +204,20 @@ impl Iterator for Whole {
         // From the cell itself, so that it draws the same whatever else a filter lets through.
         let own =
             given.iter().flatten().fold(self.seed, |hash, place| (hash ^ *place as u64).wrapping_mul(0x100_0000_01b3));
-        Some(draw(&given, &self.open, &mut Random::new(own), self.device))
+        draw(&given, &self.open, &mut Random::new(own), self.device)
+    }
+}
+
+impl Iterator for Whole {
+    type Item = Cell;
+
+    fn next(&mut self) -> Option<Cell> {
+        while self.next < self.len {
+            self.next += 1;
+            if self.part.has(self.next - 1) {
+                return Some(self.cell(self.next - 1));
+            }
+        }
+        None
     }
 }

@@ -1,12 +1,26 @@
 //! What there is to combine: one line for each dimension, with its values. What a value means is in `worlds` (who sends what), `round`
 //! (what is called) and `sense` (what it cannot be combined with).
-use super::cell::Dimension;
+use super::cell::{Dimension, How};
 
 /// How received rows lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
     Compact,
     ByExpert,
+    Slab,
+}
+
+/// For how many rows there is room: on a rank, or in slabs for an expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// For all that could come.
+    Worst,
+    /// For just as many as come at most.
+    Exact,
+    /// For one row less: a dispatch does not fit, and is the same error on all ranks.
+    TooFew,
+    /// For so few that some are dropped, and no error.
+    Dropping,
 }
 
 /// In what form rows are given to dispatch.
@@ -79,6 +93,24 @@ pub enum Index {
     U32,
 }
 
+/// In what sums are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Y {
+    Bf16,
+    F32,
+}
+
+/// On which stream operations are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// The rank's, on which its tensors and its experts are too.
+    Own,
+    /// Another one, in order with the rank's by events.
+    Second,
+    /// Both in turn: from one operation to the next the buffer is moved.
+    Switched,
+}
+
 /// In what order the simulated GPU runs its threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Schedule {
@@ -101,7 +133,7 @@ macro_rules! dimensions {
         /// All dimensions.
         pub const DIMENSIONS: &[Dimension] = &[$(Dimension {
             name: stringify!($name),
-            whole: dimensions!(@$how),
+            how: dimensions!(@$how),
             values: || $values.iter().map(|value: &$kind| format!("{value:?}")).collect(),
         }),*];
 
@@ -119,13 +151,15 @@ macro_rules! dimensions {
             }
         }
     };
-    (@every) => { true };
-    (@drawn) => { false };
+    (@every) => { How::Every };
+    (@drawn) => { How::Drawn };
+    (@seldom) => { How::Seldom };
 }
 
-// The whole has every combination of the values of dimensions with `every`, each with values of the others that are drawn from its seed.
+// The whole has every combination of the values of dimensions with `every`, each with values of the others that are drawn from its seed:
+// with `seldom`, the first two times of three.
 dimensions! {
-    every layout: Lie = [Lie::Compact, Lie::ByExpert];
+    every layout: Lie = [Lie::Compact, Lie::ByExpert, Lie::Slab];
     /// To what an expert's rows are padded.
     every alignment: u32 = [1, 8, 128];
     /// Whether what pads them is zeroed.
@@ -147,6 +181,27 @@ dimensions! {
     drawn experts: Experts = [Experts::Even, Experts::Uneven, Experts::Fewest, Experts::Many];
     /// Of a row on the wire, most of them odd multiples of 16.
     drawn row_bytes: u32 = [16, 48, 112, 1008, 2896, 16_368, 16_384];
+    drawn room: Room = [Room::Worst, Room::Exact, Room::TooFew, Room::Dropping];
+    /// Rows that combine adds.
+    seldom biases: usize = [0, 1, 2];
+    /// Whether combine adds what is in `y`.
+    seldom accumulate: bool = [false, true];
+    seldom y: Y = [Y::Bf16, Y::F32];
+    /// Whether expert outputs are gate-weighted.
+    seldom gated: bool = [false, true];
+    /// Whether weights of selections come back.
+    seldom returned: bool = [false, true];
+    /// Whether each combine's gradient follows it.
+    drawn gradient: bool = [false, true];
+    /// Whether the host is told the counts of each dispatch while its rows travel.
+    seldom told: bool = [false, true];
+    /// Whether selections are counted over all dispatches.
+    seldom statistics: bool = [false, true];
+    seldom stream: Stream = [Stream::Own, Stream::Second, Stream::Switched];
+    /// Dispatches with a routing of their own: two at least, since buffers have two sides, and as many as there are routing slots.
+    seldom calls: usize = [2, 5];
+    /// Whether the host waits for each combine, or for none before the last.
+    drawn waits: bool = [true, false];
     drawn index: Index = [Index::I32, Index::I64, Index::U32];
     drawn num_sms: u32 = [1, 2, 3];
     drawn schedule: Schedule = [Schedule::Fast, Schedule::Seeded];

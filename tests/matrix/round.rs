@@ -1,21 +1,32 @@
 //! Runs a cell: every rank dispatches, hands over expert outputs in the cell's way, and combines, and all of it is compared with the
 //! references.
+use std::time::Duration;
+
 use epoxide::quantize::Quantizer;
 use epoxide::{
-    CombineInput, Comm, DeviceTensor, Dispatched, ElasticBuffer, ExpertOutputs, Received, Result, Rows, bf16,
+    CombineInput, Comm, DeviceTensor, Dispatched, ElasticBuffer, ExpertOutputs, Layout, Result, ReturnedWeights, Rows,
+    bf16,
 };
 
-use super::dimensions::{Cell, Form, Lie, Outputs};
+use super::arrived::{self, Came};
+use super::dimensions::{Cell, Form, Lie, Outputs, Stream, Y};
 use super::support::brought::{self, Brought};
-use super::support::exchange::Tensors;
-use super::support::reference::{World, same};
-use super::support::{Checked, Device, by_expert, exchange};
-use super::worlds::{self, Step};
+use super::support::by_expert::{self, Padding};
+use super::support::combine_options::{Agreed, Options, Own};
+use super::support::exchange::{self, Tensors};
+use super::support::gradient::back_at_tokens;
+use super::support::overflow::{Over, told};
+use super::support::reference::same;
+use super::support::{Checked, Device};
+use super::worlds::{self, Plan, Step};
+
+/// Longer than any cell.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// Runs a cell on a group of its own.
 pub fn check(cell: &Cell, device: Device) -> Checked {
-    let steps = worlds::steps(cell);
-    device.check(cell.ranks, worlds::mode(cell), |comm| rank(cell, &steps, &comm))
+    let plan = worlds::plan(cell);
+    device.check(cell.ranks, worlds::mode(cell), |comm| rank(cell, &plan, &comm))
 }
 
 /// What a rank has of a step before it begins: nothing is allocated on the way.
@@ -24,117 +35,259 @@ struct Mine {
     brought: Brought,
     /// What its experts will write.
     outputs: DeviceTensor<bf16>,
+    options: Options,
+    back: Option<Back>,
 }
 
-fn rank(cell: &Cell, steps: &[Step], comm: &Comm) -> Result<Checked> {
-    let rank = comm.rank();
-    let mut buffer = ElasticBuffer::new(comm, worlds::config(cell))?;
-    let copier = Quantizer::new(comm)?;
-    let mine = steps.iter().map(|step| mine(cell, step, comm)).collect::<Result<Vec<_>>>()?;
+/// Tensors of a gradient.
+struct Back {
+    dy: DeviceTensor<bf16>,
+    dx: DeviceTensor<bf16>,
+    dw: DeviceTensor<f32>,
+}
+
+/// Runs a cell on one rank.
+pub fn rank(cell: &Cell, plan: &Plan, comm: &Comm) -> Result<Checked> {
+    let mut buffer = ElasticBuffer::new(comm, plan.config.clone())?;
+    let mut run = Run { cell, plan, comm, streams: streams(cell, comm)?, operations: 0, copier: Quantizer::new(comm)? };
+    let mine = plan.steps.iter().enumerate().map(|(number, step)| run.mine(number, step));
+    let mut mine = mine.collect::<Result<Vec<_>>>()?;
     comm.barrier()?;
     let mut handles: Vec<Dispatched> = Vec::new();
     let mut checked = Ok(());
-    for (number, (step, mut mine)) in steps.iter().zip(mine).enumerate() {
-        if cell.outputs == Outputs::Lent {
-            buffer.lend_expert_outputs()?;
-            buffer.stage_lent_expert_outputs(&mine.outputs)?;
-        }
-        let rows = rows(cell, number as u32, rank, &mine)?;
-        let tokens = step.world.inputs[rank as usize].tokens;
-        let handle = match step.of {
-            None => mine.tensors.dispatch_rows(&mut buffer, tokens, rows)?,
-            Some(of) => buffer.dispatch_again(&handles[of], rows)?,
-        };
-        let received = combine(cell, &step.world, &mut buffer, &copier, &handle, &mut mine)?;
-        buffer.synchronize()?;
-        let y = mine.tensors.sums(tokens, step.world.hidden)?;
-        let arrived = received.map_or(Ok(()), |received| arrived(cell, step, rank, &received));
-        let right =
-            arrived.and_then(|()| same("combined rows", &y, &sums(cell, step, rank), step.world.hidden as usize));
+    for (number, (step, mine)) in plan.steps.iter().zip(&mut mine).enumerate() {
+        let replayed = step.of.map(|of| handles[of].clone());
+        let (handle, right) = run.step(&mut buffer, number, step, replayed.as_ref(), mine)?;
         checked = checked.and(right.map_err(|why| format!("step {number}: {why}")));
         handles.push(handle);
+    }
+    // Of all that did not fit the first is told, unless each was.
+    let over = plan.steps.iter().find_map(|step| step.over).filter(|_| !cell.waits);
+    checked = checked.and(synchronized(&mut buffer, over)?);
+    if !cell.waits {
+        for (number, (step, mine)) in plan.steps.iter().zip(&mine).enumerate() {
+            checked = checked.and(run.sums(step, mine)?).and(run.gradient(step, mine)?);
+            checked = checked.map_err(|why| format!("step {number}: {why}"));
+        }
+    }
+    if cell.statistics {
+        checked = checked.and(arrived::statistics(plan, &mut buffer)?);
     }
     buffer.close()?;
     Ok(checked)
 }
 
-fn mine(cell: &Cell, step: &Step, comm: &Comm) -> Result<Mine> {
-    let (rank, world) = (comm.rank(), &step.world);
-    let tokens = world.inputs[rank as usize].tokens;
-    let mut tensors = Tensors::empty(comm, tokens, world.hidden, world.top_k, worlds::index(cell))?;
-    tensors.fill(world, rank)?;
-    let gap = (cell.data % 3) as u32;
-    let lie = brought::Lie { gap, before: gap * 2 };
-    let brought = Brought::new(comm, &step.wires[rank as usize], world.scale_words(), lie)?;
-    let outputs = comm.tensor(&match cell.layout {
-        Lie::Compact => world.expert_outputs(rank, &step.wires),
-        Lie::ByExpert => by_expert::predicted_outputs(world, rank, &step.wires, cell.alignment),
-    })?;
-    Ok(Mine { tensors, brought, outputs })
+/// The streams on which the operations are, in turn.
+fn streams(cell: &Cell, comm: &Comm) -> Result<Vec<Comm>> {
+    // SAFETY: tensors are written on the rank's stream by calls that wait for it, or with events on both sides (`Run::beside`), and read
+    // where the host has waited for the operations.
+    let second = || unsafe { comm.on_new_stream() };
+    Ok(match cell.stream {
+        Stream::Own => Vec::new(),
+        Stream::Second => vec![second()?],
+        Stream::Switched => vec![second()?, comm.clone()],
+    })
 }
 
-/// The rows that a rank dispatches in a step.
-fn rows<'a>(cell: &Cell, step: u32, rank: u32, mine: &'a Mine) -> Result<Rows<'a>> {
-    match cell.rows {
-        Form::Bf16 | Form::Fp8Inside => Ok((&mine.tensors.x).into()),
-        Form::Fp8Both if (rank + step).is_multiple_of(2) => Ok((&mine.tensors.x).into()),
-        Form::Fp8Brought | Form::Fp8Both | Form::Opaque => mine.brought.rows(),
-    }
-}
-
-/// Enqueues the combine of a dispatch, with the outputs as the cell hands them over; what was received, if the host looked.
-fn combine(
-    cell: &Cell,
-    world: &World,
-    buffer: &mut ElasticBuffer,
-    copier: &Quantizer,
-    handle: &Dispatched,
-    mine: &mut Mine,
-) -> Result<Option<Received>> {
-    let looks = !matches!(cell.outputs, Outputs::Tensor | Outputs::Lent);
-    let received = looks.then(|| buffer.received(handle)).transpose()?;
-    let from = match cell.outputs {
-        Outputs::Host => {
-            let (rank, received) = (buffer.comm().rank(), received.as_ref());
-            let outputs = received.map(|received| match cell.layout {
-                Lie::Compact => exchange::expert_outputs(rank, world.hidden, received),
-                Lie::ByExpert => by_expert::expert_outputs(world, rank, received),
-            });
-            buffer.write_expert_outputs(handle, &outputs.unwrap_or_default())?;
-            ExpertOutputs::InPlace
-        }
-        Outputs::Staged => {
-            buffer.stage_expert_outputs(handle, &mine.outputs)?;
-            ExpertOutputs::InPlace
-        }
-        Outputs::Kernel => {
-            let to = buffer.recv_arrays(handle)?.expert_outputs.address();
-            // SAFETY: as many rows as this dispatch brings, from a tensor to the region that it has lent: behind the dispatch on this rank's
-            // stream and before the combine, nobody else touches either.
-            unsafe { copier.copy_raw(mine.outputs.address(), to, 2 * mine.outputs.len())? };
-            ExpertOutputs::InPlace
-        }
-        Outputs::Tensor => (&mine.outputs).into(),
-        Outputs::Lent => ExpertOutputs::InPlace,
+/// Waits for a buffer's operations, of which one did not fit, or none.
+fn synchronized(buffer: &mut ElasticBuffer, over: Option<Over>) -> Result<Checked> {
+    let checked = match over {
+        Some(over) => told("synchronize", buffer.synchronize(), over),
+        None => Ok(()),
     };
-    buffer.combine(handle, CombineInput::new(from, &mut mine.tensors.y))?;
-    Ok(received)
+    buffer.synchronize()?;
+    Ok(checked)
 }
 
-/// Compares what a rank received.
-fn arrived(cell: &Cell, step: &Step, rank: u32, received: &Received) -> Checked {
-    let (world, wires) = (&step.world, &step.wires);
-    match cell.layout {
-        Lie::Compact => exchange::check_received(world, wires, &world.arrivals(rank), received),
-        Lie::ByExpert => by_expert::check_received(world, wires, rank, cell.alignment, cell.padding, received),
+/// A rank's run of a cell.
+struct Run<'a> {
+    cell: &'a Cell,
+    plan: &'a Plan,
+    /// Of the stream on which the rank's tensors and experts are.
+    comm: &'a Comm,
+    streams: Vec<Comm>,
+    operations: usize,
+    copier: Quantizer,
+}
+
+impl Run<'_> {
+    fn layout(&self) -> Layout {
+        self.plan.config.layout
     }
-}
 
-/// The sums of a rank's tokens.
-fn sums(cell: &Cell, step: &Step, rank: u32) -> Vec<bf16> {
-    let wire = &step.wires[rank as usize];
-    match cell.layout {
-        Lie::Compact => step.world.combined(rank, wire),
-        Lie::ByExpert => by_expert::combined(&step.world, rank, wire),
+    fn mine(&self, number: usize, step: &Step) -> Result<Mine> {
+        let (cell, comm, rank, world) = (self.cell, self.comm, self.comm.rank(), &step.world);
+        let tokens = world.inputs[rank as usize].tokens;
+        let mut tensors = Tensors::empty(comm, tokens, world.hidden, world.top_k, worlds::index(cell))?;
+        tensors.fill(&step.given, rank)?;
+        let gap = (cell.data % 3) as u32;
+        let lie = brought::Lie { gap, before: gap * 2 };
+        let brought = Brought::new(comm, &step.wires[rank as usize], world.scale_words(), lie)?;
+        let outputs = comm.tensor(&match self.layout() {
+            Layout::Compact => world.expert_outputs(rank, &step.wires),
+            layout => by_expert::predicted_outputs(world, rank, &step.wires, Padding::of(layout)),
+        })?;
+        let agreed = Agreed { gated: cell.gated, returned: cell.returned };
+        let (biases, accumulate) = (cell.biases, cell.accumulate);
+        let own = Own { biases, accumulate, wide: cell.y == Y::F32, cut: cell.data % 2 == 1 };
+        let options = Options::new(comm, world, self.layout(), agreed, own, cell.data ^ (number as u64) << 32)?;
+        let back = step.dy.as_ref().map(|dy| -> Result<Back> {
+            let input = &dy.inputs[rank as usize];
+            let dw = comm.tensor(&vec![-3.0f32; input.topk_idx.len()])?;
+            Ok(Back { dy: comm.tensor(&input.x)?, dx: comm.empty(input.x.len() as u64)?, dw })
+        });
+        Ok(Mine { tensors, brought, outputs, options, back: back.transpose()? })
+    }
+
+    /// Moves the buffer to the stream of the next operation.
+    fn next_operation(&mut self, buffer: &mut ElasticBuffer) -> Result<()> {
+        if !self.streams.is_empty() {
+            buffer.set_stream(&self.streams[self.operations % self.streams.len()])?;
+        }
+        self.operations += 1;
+        Ok(())
+    }
+
+    /// A step, as far as it can be seen without waiting for its end unless the cell does; its handle.
+    fn step(
+        &mut self,
+        buffer: &mut ElasticBuffer,
+        number: usize,
+        step: &Step,
+        replayed: Option<&Dispatched>,
+        mine: &mut Mine,
+    ) -> Result<(Dispatched, Checked)> {
+        let tokens = step.world.inputs[self.comm.rank() as usize].tokens;
+        self.next_operation(buffer)?;
+        if self.cell.outputs == Outputs::Lent {
+            buffer.lend_expert_outputs()?;
+            buffer.stage_lent_expert_outputs(&mine.outputs)?;
+        }
+        let rows = self.rows(number, mine)?;
+        let handle = match replayed {
+            None => mine.tensors.dispatch_rows(buffer, tokens, rows)?,
+            Some(of) => buffer.dispatch_again(of, rows)?,
+        };
+        let (came, mut checked) = self.look(buffer, &handle, step)?;
+        checked = checked.and(arrived::check(self.cell, self.layout(), step, self.comm.rank(), &came));
+        let from = self.hand_over(buffer, &handle, step, mine, &came)?;
+        self.next_operation(buffer)?;
+        let from = if from { (&mine.outputs).into() } else { ExpertOutputs::InPlace };
+        buffer.combine(&handle, mine.options.input(from)?)?;
+        if self.cell.waits {
+            checked = checked.and(synchronized(buffer, step.over)?).and(self.sums(step, mine)?);
+        }
+        if mine.back.is_some() {
+            checked = checked.and(self.back(buffer, &handle, step, mine)?);
+        }
+        Ok((handle, checked))
+    }
+
+    /// What the host sees of a dispatch's rows before their combine.
+    fn look(&self, buffer: &mut ElasticBuffer, handle: &Dispatched, step: &Step) -> Result<(Came, Checked)> {
+        let mut checked = Ok(());
+        if self.cell.told {
+            let counts = buffer.wait_counts(handle, LONG);
+            checked = arrived::counts(self.layout(), step, self.comm.rank(), counts)?;
+        }
+        if matches!(self.cell.outputs, Outputs::Tensor | Outputs::Lent) {
+            return Ok((Came::Unseen, checked));
+        }
+        let received = buffer.received(handle);
+        Ok(match step.over {
+            Some(over) => (Came::Nothing, checked.and(told("received", received, over))),
+            None => (Came::Rows(Box::new(received?)), checked),
+        })
+    }
+
+    /// The rows that a rank dispatches in a step.
+    fn rows<'a>(&self, number: usize, mine: &'a Mine) -> Result<Rows<'a>> {
+        match self.cell.rows {
+            Form::Bf16 | Form::Fp8Inside => Ok((&mine.tensors.x).into()),
+            Form::Fp8Both if (self.comm.rank() as usize + number).is_multiple_of(2) => Ok((&mine.tensors.x).into()),
+            Form::Fp8Brought | Form::Fp8Both | Form::Opaque => mine.brought.rows(),
+        }
+    }
+
+    /// Hands expert outputs over before the combine, or says that they are in a tensor for it.
+    fn hand_over(
+        &self,
+        buffer: &mut ElasticBuffer,
+        handle: &Dispatched,
+        step: &Step,
+        mine: &Mine,
+        came: &Came,
+    ) -> Result<bool> {
+        match (self.cell.outputs, came) {
+            (Outputs::Host, Came::Rows(received)) => {
+                let (rank, world) = (self.comm.rank(), &step.world);
+                let outputs = match self.cell.layout {
+                    Lie::Compact => exchange::expert_outputs(rank, world.hidden, received),
+                    Lie::ByExpert | Lie::Slab => by_expert::expert_outputs(world, rank, received),
+                };
+                buffer.write_expert_outputs(handle, &outputs)?;
+            }
+            (Outputs::Staged, _) => buffer.stage_expert_outputs(handle, &mine.outputs)?,
+            (Outputs::Kernel, _) => {
+                let to = buffer.recv_arrays(handle)?.expert_outputs.address();
+                self.beside(buffer, |copier| {
+                    // SAFETY: as many rows as this dispatch brings, from a tensor to the region that it has lent: behind the dispatch and
+                    // before the combine, nobody else touches either.
+                    unsafe { copier.copy_raw(mine.outputs.address(), to, 2 * mine.outputs.len()) }
+                })?;
+            }
+            (Outputs::Tensor, _) => return Ok(true),
+            (Outputs::Host | Outputs::Lent, _) => {}
+        }
+        Ok(false)
+    }
+
+    /// Enqueues work of the rank's own stream behind the buffer's operations and before what it enqueues next.
+    fn beside(&self, buffer: &mut ElasticBuffer, work: impl FnOnce(&Quantizer) -> Result<()>) -> Result<()> {
+        self.comm.wait(&buffer.record()?)?;
+        work(&self.copier)?;
+        buffer.wait(&self.comm.record()?)
+    }
+
+    /// The gradient of a step: its experts hand weighed rows on as they are.
+    fn back(
+        &mut self,
+        buffer: &mut ElasticBuffer,
+        handle: &Dispatched,
+        step: &Step,
+        mine: &mut Mine,
+    ) -> Result<Checked> {
+        let Some(back) = &mut mine.back else { return Ok(Ok(())) };
+        self.next_operation(buffer)?;
+        let again = buffer.dispatch_gradient(handle, &back.dy, &mine.outputs)?;
+        let (came, mut checked) = self.look(buffer, &again, step)?;
+        checked = checked.and(arrived::check_gradient(self.layout(), step, self.comm.rank(), &came));
+        let view = buffer.recv_view(&again)?;
+        self.beside(buffer, |copier| {
+            let bytes = 2 * view.max_rows * u64::from(step.world.hidden);
+            // SAFETY: BF16 rows, as they came, to where expert outputs go, of the same size: behind the dispatch and before the combine,
+            // nobody else touches either.
+            unsafe { copier.copy_raw(view.x, view.expert_outputs, bytes) }
+        })?;
+        self.next_operation(buffer)?;
+        let input = CombineInput::new(ExpertOutputs::InPlace, &mut back.dx);
+        buffer.combine(&again, input.with_returned_weights(ReturnedWeights::InPlace, &mut back.dw))?;
+        if self.cell.waits {
+            checked = checked.and(synchronized(buffer, step.over)?).and(self.gradient(step, mine)?);
+        }
+        Ok(checked.map_err(|why| format!("gradient: {why}")))
+    }
+
+    /// Checks a step's sums, which are done.
+    fn sums(&self, step: &Step, mine: &Mine) -> Result<Checked> {
+        mine.options.check(&step.world, &step.wires[self.comm.rank() as usize])
+    }
+
+    /// Checks a step's gradients at its tokens, which are done.
+    fn gradient(&self, step: &Step, mine: &Mine) -> Result<Checked> {
+        let (Some(back), Some(dy)) = (&mine.back, &step.dy) else { return Ok(Ok(())) };
+        let (dx, dw) = back_at_tokens(&step.world, dy, self.comm.rank());
+        let weights = same("gradients of gate weights", &back.dw.to_vec()?, &dw, step.world.top_k as usize);
+        Ok(weights.and(same("gradients of tokens", &back.dx.to_vec()?, &dx, step.world.hidden as usize)))
     }
 }

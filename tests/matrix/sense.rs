@@ -1,5 +1,5 @@
 //! Which combinations are none, and which the library refuses: with the reason.
-use super::dimensions::{Cell, Lie, Schedule};
+use super::dimensions::{Cell, Form, Lie, Room, Schedule, Stream};
 use super::support::Device;
 use super::worlds;
 
@@ -29,6 +29,11 @@ pub const RULES: &[Rule] = &[
         broken: |cell, _| cell.layout == Lie::Compact && cell.alignment > 1,
     },
     Rule {
+        why: "slabs are not aligned",
+        of_picks: true,
+        broken: |cell, _| cell.layout == Lie::Slab && cell.alignment > 1,
+    },
+    Rule {
         why: "compact rows have no padding",
         of_picks: true,
         broken: |cell, _| cell.layout == Lie::Compact && cell.padding,
@@ -53,21 +58,51 @@ pub const RULES: &[Rule] = &[
         of_picks: false,
         broken: |cell, _| cell.ranks == 64 && cell.num_sms > 1,
     },
+    Rule {
+        why: "64 ranks are run with few calls",
+        of_picks: false,
+        broken: |cell, _| cell.ranks == 64 && cell.calls > 2,
+    },
+    Rule {
+        why: "a GPU has streams for so many ranks, and each has two",
+        of_picks: false,
+        broken: |cell, device| {
+            device == Device::Cuda && cell.stream != Stream::Own && 2 * cell.ranks > device.max_ranks()
+        },
+    },
     Rule { why: "more bytes than a cell may have", of_picks: false, broken: |cell, _| bytes(cell) > MOST_BYTES },
 ];
 
 /// What a call refuses.
 pub struct Refusal {
-    /// How the error begins.
+    /// What the error says.
     pub why: &'static str,
     refused: fn(&Cell) -> bool,
 }
 
-/// What the library refuses, with how its error begins.
-pub const REFUSALS: &[Refusal] = &[Refusal {
-    why: "zero_padding = true: a replay writes no padding",
-    refused: |cell| cell.layout == Lie::ByExpert && cell.padding && cell.again,
-}];
+/// What the library refuses, with what its error says; of a cell that breaks several rules the first.
+pub const REFUSALS: &[Refusal] = &[
+    Refusal {
+        why: "overflow = Drop: selections are dropped for an expert whose slab is full",
+        refused: |cell| cell.room == Room::Dropping && cell.layout != Lie::Slab,
+    },
+    Refusal {
+        why: "gate_weighted = true: where rows lie by expert",
+        refused: |cell| cell.gated && cell.layout == Lie::Compact,
+    },
+    Refusal {
+        why: "layout = Compact: rows of a gate-weighted combine lie by expert",
+        refused: |cell| cell.gradient && cell.layout == Lie::Compact,
+    },
+    Refusal {
+        why: "gradients that are weighed where they arrive travel in BF16",
+        refused: |cell| cell.gradient && cell.rows != Form::Bf16,
+    },
+    Refusal {
+        why: "zero_padding = true: a replay writes no padding",
+        refused: |cell| cell.layout != Lie::Compact && cell.padding && (cell.again || cell.gradient),
+    },
+];
 
 /// The most bytes that all ranks may receive in one operation, so that a cell takes a part of a second.
 const MOST_BYTES: u64 = 6 << 20;
@@ -79,6 +114,7 @@ fn bytes(cell: &Cell) -> u64 {
     let rows = match cell.layout {
         Lie::Compact => tokens * u64::from(cell.top_k).min(ranks),
         Lie::ByExpert => tokens * u64::from(cell.top_k) + experts * u64::from(cell.alignment - 1),
+        Lie::Slab => experts * tokens,
     };
     rows * u64::from(cell.row_bytes.max(2 * worlds::hidden(cell)))
 }

@@ -1,11 +1,10 @@
 //! Goes through cells, and says what came of them.
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
-
-use super::cell::{Filter, Whole};
+use super::cell::{Filter, Part, Whole};
 use super::dimensions::Cell;
+use super::progress::Progress;
 use super::round;
 use super::sense::{self, Sense};
 use super::support::{Checked, Device};
@@ -42,50 +41,58 @@ struct Tally {
     failed: u64,
     refused: BTreeMap<&'static str, u64>,
     senseless: BTreeMap<&'static str, u64>,
+    /// The cell that took longest.
+    slowest: (Duration, String),
 }
 
-/// Runs all cells that a filter lets through, and prints how many ran, were refused as they should be, and make no sense.
-pub fn whole(device: Device, seed: u64, filter: &Filter) -> Checked {
-    let cells = Whole::new(seed, device, filter);
-    let bar = ProgressBar::new(cells.cells()).with_style(style());
-    bar.enable_steady_tick(Duration::from_millis(250));
+/// Runs all cells of a part that a filter lets through, and prints how many ran, were refused as they should be, and make no sense.
+pub fn whole(device: Device, seed: u64, part: Part, filter: &Filter) -> Checked {
+    let begun = Instant::now();
+    let cells = Whole::new(seed, device, part, filter);
+    let mut progress = Progress::new(part, cells.cells());
     let mut tally = Tally::default();
     let cells = cells.map(|cell| filter.cell().unwrap_or(cell));
     for cell in cells {
         match sense::of(&cell, device) {
             Sense::Senseless(why) => *tally.senseless.entry(why).or_default() += 1,
-            sense => match one(device, &cell) {
-                Ok(()) => match sense {
-                    Sense::Refused(why) => *tally.refused.entry(why).or_default() += 1,
-                    _ => tally.ran += 1,
-                },
-                Err(why) => {
-                    tally.failed += 1;
-                    bar.suspend(|| eprintln!("{why}\n"));
+            sense => {
+                let start = Instant::now();
+                match one(device, &cell) {
+                    Ok(()) => match sense {
+                        Sense::Refused(why) => *tally.refused.entry(why).or_default() += 1,
+                        _ => tally.ran += 1,
+                    },
+                    Err(why) => {
+                        tally.failed += 1;
+                        progress.say(&why);
+                    }
                 }
-            },
+                if start.elapsed() > tally.slowest.0 {
+                    tally.slowest = (start.elapsed(), cell.to_string());
+                }
+            }
         }
-        bar.inc(1);
-        bar.set_message(format!("{} failed", tally.failed));
+        progress.one_more(tally.failed);
         if tally.failed == ENOUGH {
             break;
         }
     }
-    bar.finish_and_clear();
+    drop(progress);
     let say = |what: &str, counts: &BTreeMap<&str, u64>| {
         counts.iter().for_each(|(why, count)| println!("{count:>7} {what}: {why}"));
     };
-    println!("{:>7} right, bit for bit (seed {seed})", tally.ran);
+    println!("{:>7} right, bit for bit", tally.ran);
     say("refused, as documented", &tally.refused);
     say("left out", &tally.senseless);
+    let (longest, cell) = &tally.slowest;
+    println!(
+        "part {part} of seed {seed} took {:.0} s; longest, {:.1} s: {cell}",
+        begun.elapsed().as_secs_f64(),
+        longest.as_secs_f64()
+    );
     match (tally.failed, tally.ran + tally.refused.values().sum::<u64>()) {
         (0, 0) => Err("no cell ran: the filter lets none through that makes sense".to_owned()),
         (0, _) => Ok(()),
         (failed, _) => Err(format!("{failed} cells failed; above are the lines that replay them")),
     }
-}
-
-fn style() -> ProgressStyle {
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} cells, {msg}, {elapsed} gone, {eta} left");
-    style.unwrap_or_else(|_| ProgressStyle::default_bar())
 }

@@ -1,16 +1,34 @@
 //! What a cell's ranks send: the sizes that its values stand for, and the selections.
-use epoxide::{Config, IndexType, Layout, Mode, WireFormat};
+use epoxide::{Config, IndexType, Layout, Mode, Overflow, WireFormat};
 
-use super::dimensions::{Cell, Experts, Form, Index, Lie, Routing, Schedule};
+use super::dimensions::{Cell, Experts, Form, Index, Lie, Room, Routing, Schedule, Y};
+use super::support::gradient::gradients;
+use super::support::overflow::Over;
 use super::support::reference::{Wire, World, owned};
 use super::support::routing::{Case, Choice, Random, rows};
+use super::support::{by_expert, overflow};
+
+/// What a cell's ranks do.
+pub struct Plan {
+    pub config: Config,
+    pub steps: Vec<Step>,
+}
 
 /// A dispatch and its combine, the same on all ranks.
 pub struct Step {
     /// The step whose routing it replays.
     pub of: Option<usize>,
+    /// What ranks give.
+    pub given: World,
+    /// What comes of it: selections that were dropped are none, and all where it does not fit.
     pub world: World,
+    /// That it does not fit, or what it replays did not.
+    pub over: Option<Over>,
+    /// Selections of each expert that are dropped.
+    pub dropped: Vec<u32>,
     pub wires: Vec<Wire>,
+    /// Gradients of the sums, if they go back.
+    pub dy: Option<World>,
 }
 
 /// Experts in all, at least as many as a token selects.
@@ -75,36 +93,93 @@ pub fn mode(cell: &Cell) -> Mode {
     }
 }
 
-/// Its buffer.
-pub fn config(cell: &Cell) -> Config {
+/// Its buffer, with room for so many rows.
+fn config(cell: &Cell, layout: Layout, room: Option<u64>) -> Config {
     let config = Config::new(experts(cell), cell.top_k, hidden(cell), most_tokens(cell));
-    let config = config.with_format(format(cell)).with_num_sms(cell.num_sms).with_routing_slots(cell.routings);
-    let config = match cell.layout {
-        Lie::Compact => config,
-        Lie::ByExpert => config.with_layout(Layout::ExpertContiguous { alignment: cell.alignment }),
-    };
-    if cell.padding { config.with_zero_padding() } else { config }
+    let mut config = config.with_format(format(cell)).with_layout(layout).with_num_sms(cell.num_sms);
+    config.routing_slots = cell.routings;
+    config.zero_padding = cell.padding;
+    config.counts_mirror = cell.told;
+    config.expert_statistics = cell.statistics;
+    if cell.biases > 0 || cell.accumulate || cell.y == Y::F32 || cell.gated {
+        config = config.with_combine_options();
+    }
+    if cell.returned || cell.gradient {
+        config = config.with_returned_weights();
+    }
+    if cell.room == Room::Dropping {
+        config = config.with_overflow(Overflow::Drop);
+    }
+    // Slabs have theirs in the layout.
+    config.capacity = room.filter(|_| cell.layout != Lie::Slab);
+    config
 }
 
-/// Its dispatches, each with a combine: as many as there are routings, and two at least, since buffers have two sides; and then each
-/// routing that is still alive again, the last first.
-pub fn steps(cell: &Cell) -> Vec<Step> {
-    let fresh = cell.routings.max(2) as usize;
-    let mut steps: Vec<_> = (0..fresh).map(|number| step(cell, None, world(cell, number as u64))).collect();
+/// Its dispatches, each with a combine: as many as there are routings and calls; and then each routing that is still alive again, the last
+/// first.
+pub fn plan(cell: &Cell) -> Plan {
+    let fresh = cell.calls.max(cell.routings as usize);
+    let worlds: Vec<_> = (0..fresh as u64).map(|number| world(cell, number)).collect();
+    let (layout, room) = room(cell, &worlds);
+    let config = config(cell, layout, room);
+    // Each step's dispatch and combine, and those of its gradient.
+    let operations = if cell.gradient { 4 } else { 2 };
+    let mut steps = Vec::new();
+    for (number, given) in (0u64..).zip(worlds) {
+        let over = match cell.room {
+            Room::Exact | Room::TooFew => overflow::over(&given, layout, room.unwrap_or(0), number * operations + 1),
+            Room::Worst | Room::Dropping => None,
+        };
+        let (world, dropped) = match (over, layout) {
+            (Some(_), _) => (overflow::nothing(&given), Vec::new()),
+            (None, Layout::Slab { capacity }) => by_expert::dropped(&given, capacity),
+            (None, _) => (given.clone(), Vec::new()),
+        };
+        steps.push(step(cell, Step { of: None, given, world, over, dropped, wires: Vec::new(), dy: None }));
+    }
     if cell.again {
         for of in (fresh - cell.routings as usize..fresh).rev() {
             let mut random = Random::new(cell.data ^ 0x5eed ^ (of as u64) << 40);
             let mut world = steps[of].world.clone();
             world.inputs.iter_mut().for_each(|input| input.x = rows(&mut random, input.tokens, world.hidden));
-            steps.push(step(cell, Some(of), world));
+            let (over, dropped) = (steps[of].over, steps[of].dropped.clone());
+            let given = world.clone();
+            steps.push(step(cell, Step { of: Some(of), given, world, over, dropped, wires: Vec::new(), dy: None }));
         }
     }
-    steps
+    Plan { config, steps }
 }
 
-fn step(cell: &Cell, of: Option<usize>, world: World) -> Step {
-    let wires = (0..cell.ranks).map(|rank| world.wire(rank)).collect();
-    Step { of, world, wires }
+/// A step with what follows from its rows.
+fn step(cell: &Cell, mut step: Step) -> Step {
+    step.wires = (0..cell.ranks).map(|rank| step.world.wire(rank)).collect();
+    step.dy = cell.gradient.then(|| {
+        let mut random = Random::new(cell.data ^ 0xdada ^ u64::from(step.of.is_some()) << 41);
+        let mut dy = step.world.clone();
+        dy.inputs.iter_mut().for_each(|input| input.x = rows(&mut random, input.tokens, dy.hidden));
+        gradients(&dy)
+    });
+    step
+}
+
+/// How rows lie, and for how many there is room, if not for all that could come.
+fn room(cell: &Cell, worlds: &[World]) -> (Layout, Option<u64>) {
+    let layout = |capacity: u64| match cell.layout {
+        Lie::Compact => Layout::Compact,
+        Lie::ByExpert => Layout::ExpertContiguous { alignment: cell.alignment },
+        Lie::Slab => Layout::Slab { capacity: capacity as u32 },
+    };
+    let wanted = worlds.iter().flat_map(|world| overflow::wanted(world, layout(u64::MAX)));
+    let room = match (cell.room, cell.layout) {
+        (Room::Worst, Lie::Slab) => Some(u64::from(cell.ranks * most_tokens(cell))),
+        (Room::Worst, _) => None,
+        (Room::Exact, _) => wanted.max(),
+        (Room::TooFew, _) => wanted.max().map(|most| most.saturating_sub(1)),
+        (Room::Dropping, _) => wanted.max().map(|most| 1 + cell.data % most.max(1)),
+    };
+    // A buffer has room for one row at least.
+    let room = room.map(|room| room.max(1));
+    (layout(room.unwrap_or(0)), room)
 }
 
 /// What all ranks dispatch.

@@ -2,7 +2,8 @@
 use std::collections::BTreeMap;
 
 use epoxide::{
-    CombineInput, Comm, DeviceTensor, Dispatched, ElasticBuffer, ExpertOutputs, Received, Result, WireRows, bf16,
+    CombineInput, Comm, DeviceTensor, Dispatched, ElasticBuffer, ExpertOutputs, Layout, Received, Result, WireRows,
+    bf16,
 };
 
 use super::exchange::Tensors;
@@ -18,6 +19,17 @@ pub enum Padding {
     Multiple(u32),
     /// What is left of a slab of so many rows.
     Slab(u32),
+}
+
+impl Padding {
+    /// That of a layout by expert.
+    pub fn of(layout: Layout) -> Self {
+        match layout {
+            Layout::ExpertContiguous { alignment } => Self::Multiple(alignment),
+            Layout::Slab { capacity } => Self::Slab(capacity),
+            other => unreachable!("{other:?} pads nothing"),
+        }
+    }
 }
 
 impl From<u32> for Padding {
@@ -189,9 +201,9 @@ fn check_row(
 }
 
 /// What `rank`'s experts write for each row that it receives, known before anything runs; nonsense where a row pads.
-pub fn predicted_outputs(world: &World, rank: u32, wires: &[Wire], alignment: u32) -> Vec<bf16> {
+pub fn predicted_outputs(world: &World, rank: u32, wires: &[Wire], padding: impl Into<Padding>) -> Vec<bf16> {
     let hidden = world.hidden as usize;
-    let (slots, _) = slots(world, rank, alignment);
+    let (slots, _) = slots(world, rank, padding);
     let mut outputs = vec![bf16::from_bits(0x7fff); slots.len() * hidden];
     for (slot, output) in slots.iter().zip(outputs.chunks_exact_mut(hidden)) {
         if let Some((source, token, k)) = *slot {

@@ -2,13 +2,14 @@
 use std::collections::BTreeMap;
 
 use epoxide::{
-    CombineInput, CombineOutput, Comm, Dispatched, ElasticBuffer, ExpertOutputs, Layout, Received, Result,
+    CombineInput, CombineOutput, Comm, DeviceTensor, Dispatched, ElasticBuffer, ExpertOutputs, Layout, Result,
     ReturnedWeights, bf16,
 };
 
-use super::reference::{Wire, World, expert, owned, round, same};
+use super::by_expert::{Padding, Slot, slots};
+use super::reference::{Wire, World, expert, round, same};
 use super::routing::Random;
-use super::{by_expert, exchange};
+use super::{Checked, by_expert, exchange};
 
 /// What ranks agree on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,21 +133,15 @@ pub fn weights_back(world: &World, source: u32, salt: u64) -> Vec<f32> {
     weights
 }
 
-/// What a rank returns for the rows that it received: NaN where nobody may look.
-pub fn weights_of_rows(world: &World, rank: u32, received: &Received, layout: Layout, salt: u64) -> Vec<f32> {
-    let (top_k, first) = (world.top_k as usize, owned(world.experts, world.ranks)[rank as usize].start);
+/// What a rank returns for the rows that it receives: NaN where nobody may look.
+pub fn weights_of_rows(world: &World, rank: u32, layout: Layout, salt: u64) -> Vec<f32> {
+    let of_slot = |slot: Slot| slot.map_or(f32::NAN, |(source, token, k)| weight(source, token, k, salt));
+    if layout != Layout::Compact {
+        return slots(world, rank, Padding::of(layout)).0.into_iter().map(of_slot).collect();
+    }
+    let (arrivals, top_k) = (world.arrivals(rank), world.top_k as usize);
     let mut weights = Vec::new();
-    for (row, &(source, token)) in received.sources.iter().enumerate() {
-        if layout != Layout::Compact {
-            let local = received.topk_idx[row];
-            let position = || {
-                let selected = i64::from(first) + i64::from(local);
-                world.selections(source, token).iter().position(|&e| e == selected).expect("it selected it")
-            };
-            weights.push(if local < 0 { f32::NAN } else { weight(source, token, position(), salt) });
-            continue;
-        }
-        let local = &received.topk_idx[row * top_k..][..top_k];
+    for (&(source, token), local) in arrivals.sources.iter().zip(arrivals.topk_idx.chunks_exact(top_k)) {
         let of_row = local.iter().enumerate();
         weights.extend(of_row.map(|(k, &e)| if e < 0 { f32::NAN } else { weight(source, token, k, salt) }));
         weights.resize(weights.len().next_multiple_of(4), f32::NAN);
@@ -165,6 +160,96 @@ fn within<T: Copy>(elements: &[T], margin: u64, other: T) -> Vec<T> {
     [around.as_slice(), elements, around.as_slice()].concat()
 }
 
+/// The tensors of a rank's combine with options, and what must come of it.
+pub struct Options {
+    rank: u32,
+    layout: Layout,
+    agreed: Agreed,
+    own: Own,
+    salt: u64,
+    extra: Extra,
+    biases: [DeviceTensor<bf16>; 2],
+    narrow: DeviceTensor<bf16>,
+    wide: DeviceTensor<f32>,
+    back: DeviceTensor<f32>,
+    /// Weights that this rank returns for the rows that it receives.
+    from: DeviceTensor<f32>,
+}
+
+/// What is in BF16 where nothing is to be written.
+const NONSENSE: bf16 = bf16::from_bits(0x5a5a);
+
+impl Options {
+    /// The tensors for the sums of `world`'s tokens; biases, weights and what was in `y` follow from `salt`.
+    pub fn new(comm: &Comm, world: &World, layout: Layout, agreed: Agreed, own: Own, salt: u64) -> Result<Self> {
+        let (rank, input) = (comm.rank(), &world.inputs[comm.rank() as usize]);
+        let extra = Extra::new(input.x.len(), salt ^ u64::from(rank));
+        // Rows begin at a multiple of 16 bytes, weights anywhere.
+        let (rows, words) = (margin(own, 8), margin(own, 1));
+        let [first, second] = [0, 1].map(|i| comm.tensor(&within(&extra.biases[i], rows, bf16::NAN)));
+        let before: Vec<_> = extra.before.iter().map(|x| bf16::from_f32(*x)).collect();
+        Ok(Self {
+            biases: [first?, second?],
+            narrow: comm.tensor(&within(&before, rows, NONSENSE))?,
+            wide: comm.tensor(&within(&extra.before, rows, 1e30))?,
+            back: comm.tensor(&within(&vec![-1.5f32; input.topk_idx.len()], words, 2.5))?,
+            from: comm.tensor(&within(&weights_of_rows(world, rank, layout, salt), words, f32::NAN))?,
+            rank,
+            layout,
+            agreed,
+            own,
+            salt,
+            extra,
+        })
+    }
+
+    /// The combine of `outputs`.
+    pub fn input<'a>(&'a mut self, outputs: impl Into<ExpertOutputs<'a>>) -> Result<CombineInput<'a>> {
+        let Self { agreed, own, biases, narrow, wide, back, from, .. } = self;
+        let (rows, words) = (margin(*own, 8), margin(*own, 1));
+        let end = biases[0].len() - rows;
+        let y: CombineOutput<'_> =
+            if own.wide { wide.slice_mut(rows..end)?.into() } else { narrow.slice_mut(rows..end)?.into() };
+        let mut input = CombineInput::new(outputs, y);
+        for bias in &biases[..own.biases] {
+            input = input.with_bias(bias.slice(rows..end)?);
+        }
+        if own.accumulate {
+            input = input.accumulating();
+        }
+        if agreed.gated {
+            input = input.gate_weighted();
+        }
+        if agreed.returned {
+            let from: ReturnedWeights<'_> = from.slice(words..from.len() - words)?.into();
+            let end = back.len() - words;
+            input = input.with_returned_weights(from, back.slice_mut(words..end)?);
+        }
+        Ok(input)
+    }
+
+    /// Checks all that the combine has written, and that it wrote nothing else. Waits for the tensors' stream.
+    pub fn check(&self, world: &World, wire: &Wire) -> Result<Checked> {
+        let &Self { rank, layout, agreed, own, salt, ref extra, .. } = self;
+        let (rows, words) = (margin(own, 8), margin(own, 1));
+        let want = combined(world, rank, wire, layout, agreed, own, extra);
+        let (narrow, wide, back) = (self.narrow.to_vec()?, self.wide.to_vec()?, self.back.to_vec()?);
+        let hidden = world.hidden as usize;
+        let sums = if own.wide {
+            same("sums in f32", &wide, &within(&want, rows, 1e30), hidden)
+        } else {
+            let want: Vec<_> = want.into_iter().map(round).collect();
+            same("sums", &narrow, &within(&want, rows, NONSENSE), hidden)
+        };
+        let wanted = match agreed.returned {
+            true => weights_back(world, rank, salt),
+            false => vec![-1.5; back.len() - 2 * words as usize],
+        };
+        let weights = same("weights", &back, &within(&wanted, words, 2.5), world.top_k as usize);
+        Ok(sums.and(weights).map_err(|why| format!("{layout:?} {agreed:?} {own:?}: {why}")))
+    }
+}
+
 /// Runs the experts of a dispatch on the host, combines with options, and checks all that is written.
 #[allow(clippy::too_many_arguments, reason = "a case of a test")]
 pub fn check_combine(
@@ -176,56 +261,16 @@ pub fn check_combine(
     agreed: Agreed,
     own: Own,
     salt: u64,
-) -> Result<std::result::Result<(), String>> {
-    let (rank, layout, hidden) = (comm.rank(), buffer.config().layout, world.hidden as usize);
+) -> Result<Checked> {
+    let (rank, layout) = (comm.rank(), buffer.config().layout);
     let received = buffer.received(handle)?;
     let outputs = match layout {
         Layout::Compact => exchange::expert_outputs(rank, world.hidden, &received),
         _ => by_expert::expert_outputs(world, rank, &received),
     };
     buffer.write_expert_outputs(handle, &outputs)?;
-    let elements = world.inputs[rank as usize].tokens as usize * hidden;
-    let selections = world.inputs[rank as usize].tokens as usize * world.top_k as usize;
-    let extra = Extra::new(elements, salt ^ u64::from(rank));
-    // Rows begin at a multiple of 16 bytes, weights anywhere.
-    let (rows, words) = (margin(own, 8), margin(own, 1));
-    let nonsense = bf16::from_bits(0x5a5a);
-    let biases = [0, 1].map(|i| comm.tensor(&within(&extra.biases[i], rows, bf16::NAN)));
-    let [first, second] = biases;
-    let biases = [first?, second?];
-    let before: Vec<_> = extra.before.iter().map(|x| bf16::from_f32(*x)).collect();
-    let mut narrow = comm.tensor(&within(&before, rows, nonsense))?;
-    let mut wide = comm.tensor(&within(&extra.before, rows, 1e30))?;
-    let mut back = comm.tensor(&within(&vec![-1.5f32; selections], words, 2.5))?;
-    let from = comm.tensor(&within(&weights_of_rows(world, rank, &received, layout, salt), words, f32::NAN))?;
-    let end = elements as u64 + rows;
-    let y: CombineOutput<'_> =
-        if own.wide { wide.slice_mut(rows..end)?.into() } else { narrow.slice_mut(rows..end)?.into() };
-    let mut input = CombineInput::new(ExpertOutputs::InPlace, y);
-    for bias in &biases[..own.biases] {
-        input = input.with_bias(bias.slice(rows..end)?);
-    }
-    if own.accumulate {
-        input = input.accumulating();
-    }
-    if agreed.gated {
-        input = input.gate_weighted();
-    }
-    if agreed.returned {
-        let from: ReturnedWeights<'_> = from.slice(words..from.len() - words)?.into();
-        input = input.with_returned_weights(from, back.slice_mut(words..words + selections as u64)?);
-    }
-    buffer.combine(handle, input)?;
+    let mut options = Options::new(comm, world, layout, agreed, own, salt)?;
+    buffer.combine(handle, options.input(ExpertOutputs::InPlace)?)?;
     buffer.synchronize()?;
-    let want = combined(world, rank, &wires[rank as usize], layout, agreed, own, &extra);
-    let (narrow, wide, back) = (narrow.to_vec()?, wide.to_vec()?, back.to_vec()?);
-    let sums = if own.wide {
-        same("sums in f32", &wide, &within(&want, rows, 1e30), hidden)
-    } else {
-        let want: Vec<_> = want.into_iter().map(round).collect();
-        same("sums", &narrow, &within(&want, rows, nonsense), hidden)
-    };
-    let wanted = if agreed.returned { weights_back(world, rank, salt) } else { vec![-1.5; selections] };
-    let weights = same("weights", &back, &within(&wanted, words, 2.5), world.top_k as usize);
-    Ok(sums.and(weights).map_err(|why| format!("{layout:?} {agreed:?} {own:?}: {why}")))
+    options.check(world, &wires[rank as usize])
 }

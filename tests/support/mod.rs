@@ -7,13 +7,16 @@
 pub mod brought;
 pub mod by_expert;
 pub mod combine_options;
+pub mod counts;
 pub mod errors;
 pub mod exchange;
 pub mod forge;
 pub mod gated;
 pub mod gpu;
+pub mod gradient;
 pub mod laws;
 pub mod masked;
+pub mod overflow;
 pub mod plans;
 pub mod processes;
 pub mod reference;

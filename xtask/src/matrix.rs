@@ -16,9 +16,27 @@ pub struct Args {
     /// random tests out.
     #[arg(long, value_name = "DIMENSION=VALUE,..", default_value = "", hide_default_value = true)]
     filter: String,
+    /// Only one of so many parts, as in 3/8: each has a mixture, and they take about as long as each other. The last one has the random tests too.
+    #[arg(long, value_name = "N/M", value_parser = part)]
+    part: Option<Part>,
     /// What sizes and data follow from
     #[arg(long)]
     seed: Option<u64>,
+}
+
+/// A part: a number from 1 on, and of how many.
+#[derive(Clone, Copy)]
+struct Part {
+    number: u32,
+    of: u32,
+}
+
+fn part(text: &str) -> Result<Part, String> {
+    let numbers = text.split_once('/').and_then(|(number, of)| Some((number.parse().ok()?, of.parse().ok()?)));
+    match numbers {
+        Some((number, of)) if (1..=of).contains(&number) => Ok(Part { number, of }),
+        _ => Err("a part is a number from 1 on, and of how many, as in 3/8".to_owned()),
+    }
 }
 
 /// Tests of random cases that the matrix stands beside: in an ordinary run they try few.
@@ -46,8 +64,11 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(seed) = args.seed {
         whole.env("EPOXIDE_TEST_SEED", seed.to_string());
     }
+    if let Some(Part { number, of }) = args.part {
+        whole.env("EPOXIDE_MATRIX_PART", format!("{number}/{of}"));
+    }
     finish(&mut whole)?;
-    if args.filter.is_empty() {
+    if args.filter.is_empty() && args.part.is_none_or(|part| part.number == part.of) {
         finish(test(args, &RANDOM).env("EPOXIDE_TEST_TIMES", TIMES))?;
     }
     Ok(())
