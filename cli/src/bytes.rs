@@ -19,7 +19,7 @@ pub(crate) fn run(args: &BytesArgs) -> anyhow::Result<String> {
     let expands = matches!(layout, Layout::ExpertContiguous { .. });
     check_alignment(args.alignment, expands).map_err(|error| anyhow::anyhow!(error))?;
     let config = Config::new(shape.experts, shape.top_k, shape.hidden, shape.tokens).with_format(shape.format.into());
-    let mut config = config.with_layout(layout);
+    let mut config = config.with_layout(layout).with_row_slots(args.row_slots);
     config.capacity = capacity;
     let bytes = bytes_needed(&config, args.ranks, args.num_sms).map_err(|error| match error {
         // What the library calls otherwise.
@@ -65,6 +65,11 @@ mod tests {
         rows(&["--layout", "expand", "--capacity", "2000"], 2000);
         rows(&["--layout", "slab", "--capacity", "50"], 32 * 50);
         rows(&["--layout", "slab"], 32 * 8 * 128);
+        // What a dispatch brings and its experts make, once for each that may be there at once.
+        let text = run(&["epoxide", "bytes", "--tokens", "128", "--row-slots", "3"]).expect("a valid shape");
+        assert_eq!(text.matches(&(3 * 8 * 128 * 14336).to_string()).count(), 2, "{text}");
+        let error = run(&["epoxide", "bytes", "--row-slots", "65"]).expect_err("65 > 64").to_string();
+        assert_eq!(error, "row_slots = 65: a buffer has 1 to 64 row slots");
         let error = run(&["epoxide", "bytes", "--alignment", "8"]).expect_err("nothing is aligned").to_string();
         assert!(error.ends_with("(--layout expand)"), "{error}");
         let error = run(&["epoxide", "bytes", "--top-k", "33"]).expect_err("33 > 32");

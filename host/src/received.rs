@@ -144,7 +144,7 @@ impl ElasticBuffer {
     ///
     /// As [`Self::received`].
     pub fn received_into(&mut self, handle: &Dispatched, received: &mut Received) -> Result<()> {
-        self.check_handle("received", handle)?;
+        self.check_readable("received", handle)?;
         received.counts = self.recv_counts(handle)?;
         let view = self.recv_view(handle)?;
         let rows = u64::from(received.counts.rows);

@@ -9,6 +9,7 @@ pub mod by_expert;
 pub mod combine_options;
 pub mod errors;
 pub mod exchange;
+pub mod flights;
 pub mod forge;
 pub mod gated;
 pub mod gpu;

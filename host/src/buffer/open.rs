@@ -11,7 +11,8 @@ use epoxide_kernels::words::UNUSED_EVEN;
 
 use super::ElasticBuffer;
 use super::overflows::Overflows;
-use super::state::{Routings, State};
+use super::routings::Routings;
+use super::row_slots::RowSlots;
 use crate::comm::Comm;
 use crate::config::{Config, Layouts, dispatch_shared};
 use crate::error::{Error, Result};
@@ -81,12 +82,9 @@ impl ElasticBuffer {
             mirror: made.mirror,
             statistics: made.statistics,
             operations: 0,
-            state: State::Idle { combined: None },
-            routings: Routings::new(layouts.shape.routing_slots),
+            rows: RowSlots::new(layouts.shape.row_slots),
+            routings: Routings::new(layouts.shape.routing_slots, layouts.shape.row_slots),
             overflows: Overflows::new(layouts.shape.routing_slots),
-            lent_early: false,
-            received_rows: None,
-            outputs: None,
             fault: None,
             freed: false,
             not_sync: PhantomData,
@@ -116,6 +114,8 @@ impl ElasticBuffer {
         let table: Vec<u8> = self.windows.addresses().iter().flat_map(|address| address.to_ne_bytes()).collect();
         // SAFETY: the layout has a word for every rank there, in memory that is this rank's alone.
         unsafe { inner.runtime.copy_to_device(self.private_span(private.bases), &table, inner.stream)? };
+        // Those of the first begin with 0.
+        (1..self.rows.len()).try_for_each(|row_slot| self.begin_counting(row_slot, 0, 0))?;
         inner.runtime.synchronize(inner.stream)
     }
 }
