@@ -7,13 +7,14 @@ use std::time::Duration;
 use epoxide::quantize::Quantizer;
 use epoxide::{
     CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, IndexType,
-    Layout, ReplayInput, Result, Rows, WireFormat, bf16, bytes_needed,
+    Layout, LocalGroup, Machine, MachineConfig, Mode, ReplayInput, Result, Rows, WireFormat, bf16, bytes_needed,
 };
+use epoxide_sim::Mutation;
 use support::exchange::{Indices, Tensors};
 use support::flights::{Flight, HIDDEN, Place, Plan, Step};
 use support::reference::same;
 use support::routing::Random;
-use support::{Checked, Device, replay};
+use support::{Checked, Device, complaints, replay};
 
 /// A further stream.
 fn beside(comm: &Comm) -> Result<Comm> {
@@ -154,72 +155,74 @@ fn numbers_go_on_where_half_of_them_begins_anew() {
 
 /// Nothing on the host between the operations, and every rank late by turns. Received rows are copied in stream order: behind other slots'
 /// dispatches and combines, and behind their own combine where they are kept.
+fn uneven_rank(comm: &Comm, plan: &Plan, steps: &[Step], flights: &[Flight]) -> Result<Checked> {
+    let rank = comm.rank();
+    let streams = [comm.clone(), beside(comm)?];
+    let copiers = [Quantizer::new(&streams[0])?, Quantizer::new(&streams[1])?];
+    let mut random = Random::new(plan.seed ^ u64::from(rank + 1) << 40);
+    let mut buffer = ElasticBuffer::new(comm, plan.config())?;
+    // Nothing is filled or allocated on the way.
+    let (mut made, mut outputs) = (Vec::new(), Vec::new());
+    for flight in flights {
+        made.push(tensors(comm, flight)?);
+        outputs.push(comm.tensor(&plan.predicted_outputs(flight, rank))?);
+    }
+    let looks = steps.iter().map(|step| match step {
+        Step::Look(flight) => Ok(Some((*flight, comm.empty::<bf16>(outputs[*flight].len())?))),
+        _ => Ok(None),
+    });
+    let looks: Vec<Option<(usize, DeviceTensor<bf16>)>> = looks.collect::<Result<_>>()?;
+    comm.synchronize()?;
+    comm.barrier()?;
+    let mut handles: Vec<Dispatched> = Vec::new();
+    for (step, look) in steps.iter().zip(&looks) {
+        let on = random.below(2) as usize;
+        if random.below(3) == 0 {
+            streams[on].delay(Duration::from_nanos(1_000 + u64::from(random.below(300_000))))?;
+        }
+        buffer.set_stream(&streams[on])?;
+        match *step {
+            Step::Dispatch(flight) => handles.push(start(&mut buffer, &flights[flight], &made[flight], &handles)?),
+            Step::Look(flight) => {
+                let (x, seen) = (buffer.recv_view(&handles[flight])?.x, &look.as_ref().expect("it has one").1);
+                // SAFETY: as many rows as the reference says were received, in a slot that is held; a tensor of as many.
+                unsafe { copiers[on].copy_raw(x, seen.address(), 2 * seen.len())? };
+            }
+            Step::Combine(flight) => {
+                let y = &mut made[flight].y;
+                buffer.combine(&handles[flight], CombineInput::new(&outputs[flight], y))?;
+            }
+            Step::Release(flight) => buffer.release(&handles[flight])?,
+        }
+    }
+    buffer.synchronize()?;
+    let mut checked = Ok(());
+    for (number, (step, look)) in steps.iter().zip(&looks).enumerate() {
+        let right = match (step, look) {
+            (Step::Combine(flight), _) => {
+                let y = made[*flight].y.to_vec()?;
+                plan.check_sums(&flights[*flight], rank, &y)
+            }
+            (_, Some((flight, seen))) => {
+                let seen = seen.to_vec()?;
+                let want = plan.predicted_rows(&flights[*flight], rank).into_iter();
+                want.zip(seen.chunks(HIDDEN as usize)).try_for_each(|(want, seen)| match want {
+                    Some(want) => same("received row", seen, &want, HIDDEN as usize),
+                    None => Ok(()),
+                })
+            }
+            _ => Ok(()),
+        };
+        checked = checked.and(right.map_err(|why| format!("step {number}, {step:?}: {why}")));
+    }
+    comm.barrier()?;
+    buffer.close()?;
+    Ok(checked)
+}
+
 fn uneven(device: Device, plan: &Plan) -> Checked {
     let (steps, flights) = plan.history();
-    let checked = device.check(plan.ranks, plan.mode, |comm| {
-        let rank = comm.rank();
-        let streams = [comm.clone(), beside(&comm)?];
-        let copiers = [Quantizer::new(&streams[0])?, Quantizer::new(&streams[1])?];
-        let mut random = Random::new(plan.seed ^ u64::from(rank + 1) << 40);
-        let mut buffer = ElasticBuffer::new(&comm, plan.config())?;
-        // Nothing is filled or allocated on the way.
-        let (mut made, mut outputs) = (Vec::new(), Vec::new());
-        for flight in &flights {
-            made.push(tensors(&comm, flight)?);
-            outputs.push(comm.tensor(&plan.predicted_outputs(flight, rank))?);
-        }
-        let looks = steps.iter().map(|step| match step {
-            Step::Look(flight) => Ok(Some((*flight, comm.empty::<bf16>(outputs[*flight].len())?))),
-            _ => Ok(None),
-        });
-        let looks: Vec<Option<(usize, DeviceTensor<bf16>)>> = looks.collect::<Result<_>>()?;
-        comm.synchronize()?;
-        comm.barrier()?;
-        let mut handles: Vec<Dispatched> = Vec::new();
-        for (step, look) in steps.iter().zip(&looks) {
-            let on = random.below(2) as usize;
-            if random.below(3) == 0 {
-                streams[on].delay(Duration::from_nanos(1_000 + u64::from(random.below(300_000))))?;
-            }
-            buffer.set_stream(&streams[on])?;
-            match *step {
-                Step::Dispatch(flight) => handles.push(start(&mut buffer, &flights[flight], &made[flight], &handles)?),
-                Step::Look(flight) => {
-                    let (x, seen) = (buffer.recv_view(&handles[flight])?.x, &look.as_ref().expect("it has one").1);
-                    // SAFETY: as many rows as the reference says were received, in a slot that is held; a tensor of as many.
-                    unsafe { copiers[on].copy_raw(x, seen.address(), 2 * seen.len())? };
-                }
-                Step::Combine(flight) => {
-                    let y = &mut made[flight].y;
-                    buffer.combine(&handles[flight], CombineInput::new(&outputs[flight], y))?;
-                }
-                Step::Release(flight) => buffer.release(&handles[flight])?,
-            }
-        }
-        buffer.synchronize()?;
-        let mut checked = Ok(());
-        for (number, (step, look)) in steps.iter().zip(&looks).enumerate() {
-            let right = match (step, look) {
-                (Step::Combine(flight), _) => {
-                    let y = made[*flight].y.to_vec()?;
-                    plan.check_sums(&flights[*flight], rank, &y)
-                }
-                (_, Some((flight, seen))) => {
-                    let seen = seen.to_vec()?;
-                    let want = plan.predicted_rows(&flights[*flight], rank).into_iter();
-                    want.zip(seen.chunks(HIDDEN as usize)).try_for_each(|(want, seen)| match want {
-                        Some(want) => same("received row", seen, &want, HIDDEN as usize),
-                        None => Ok(()),
-                    })
-                }
-                _ => Ok(()),
-            };
-            checked = checked.and(right.map_err(|why| format!("step {number}, {step:?}: {why}")));
-        }
-        comm.barrier()?;
-        buffer.close()?;
-        Ok(checked)
-    });
+    let checked = device.check(plan.ranks, plan.mode, |comm| uneven_rank(&comm, plan, &steps, &flights));
     checked.map_err(|why| format!("{plan:?}\n{why}\n{steps:?}"))
 }
 
@@ -251,6 +254,29 @@ fn flights_of_uneven_ranks_are_bitwise_the_reference() {
             }
         }
     }
+}
+
+/// The wait for the rows that a replay copies on matters: some schedule is wrong without it, and none with it.
+#[test]
+fn without_the_wait_of_a_replay_by_expert_the_uneven_flights_fail() {
+    let wrong = |mutation: Option<Mutation>| {
+        let of_seed = |seed| {
+            let (format, layout) = (WireFormat::Bf16, Layout::ExpertContiguous { alignment: 2 });
+            let (ranks, row_slots, routing_slots, steps, tokens, before) = (3, 2, 3, 40, 8, 0);
+            let mode = Mode::Seeded { seed };
+            let plan = Plan { ranks, row_slots, routing_slots, steps, tokens, format, layout, seed, mode, before };
+            let machine = MachineConfig::new(ranks, mode);
+            let machine = mutation.map_or(machine.clone(), |mutation| machine.with_mutation(mutation));
+            let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
+            let (steps, flights) = plan.history();
+            complaints(group.run_all(|comm| uneven_rank(&comm, &plan, &steps, &flights))).err()
+        };
+        (0..6).find_map(of_seed)
+    };
+    assert_eq!(wrong(None), None);
+    let source = include_str!("../gpu-kernels/src/dispatch/again_by_expert.rs");
+    let gone = Mutation::of("gpu-kernels/src/dispatch/again_by_expert.rs", source, "a.block_landed.wait(");
+    assert!(wrong(Some(gone.expect("the wait is there"))).is_some(), "no seed noticed that the wait is gone");
 }
 
 /// Experts on a stream of their own, late, while the other batch's rows travel: rows, outputs and sums of two batches never meet.

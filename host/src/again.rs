@@ -2,11 +2,14 @@
 use epoxide_dsl::memory::Global;
 use epoxide_dsl::window::Region;
 use epoxide_kernels::dispatch::again::DispatchAgainArgs;
-use epoxide_kernels::words::{Flags, Kind};
+use epoxide_kernels::dispatch::again_by_expert::DispatchAgainByExpertArgs;
+use epoxide_kernels::layout::Span;
+use epoxide_kernels::words::{BlockFlags, Flags, Kind};
 
 use crate::buffer::{Dispatched, ElasticBuffer, Slots};
 use crate::error::{Error, Result};
 use crate::replay_input::{RawReplayInput, ReplayInput};
+use crate::rows::Again;
 
 impl ElasticBuffer {
     /// Sends new rows of the same tokens to where `handle`'s dispatch sent theirs: nothing is selected or counted, so it takes less than a
@@ -17,8 +20,6 @@ impl ElasticBuffer {
     /// before and after its combine, as often as wanted, until another dispatch takes its
     /// [routing slot](crate::Config::with_routing_slots). The rows go to the next free [row slot](crate::Config::with_row_slots) in turn, or to the one
     /// that [`ReplayInput`] names, whichever the dispatch had.
-    ///
-    /// Where rows lie by expert, a row crosses once for each of its selections on a rank, not once for the rank as in a dispatch.
     ///
     /// The gradient of a combine is such a dispatch: the row of a token's gradient goes to every rank whose output was summed.
     ///
@@ -128,13 +129,35 @@ impl ElasticBuffer {
             }
         };
         self.take_turn()?;
-        let (kernel, shared_bytes, inner) = (rows.kernels(shape).again, self.shared.bytes(shape), self.comm.inner());
+        let (shared_bytes, inner) = (self.shared.bytes(shape), self.comm.inner());
+        let (runtime, blocks, stream) = (&inner.runtime, self.blocks, inner.stream);
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape on every rank;
         // the slot has the routing of the handle's dispatch, of as many tokens, as just checked; the grid and shared memory are those of
         // the layouts.
-        unsafe { inner.runtime.launch(kernel, self.blocks, shared_bytes, &args, inner.stream)? };
+        unsafe {
+            match rows.kernels(shape).again {
+                Again::Compact(kernel) => runtime.launch(kernel, blocks, shared_bytes, &args, stream)?,
+                Again::ByExpert(kernel) => {
+                    let args = self.again_by_expert(args, slots);
+                    runtime.launch(kernel, blocks, shared_bytes, &args, stream)?
+                }
+            }
+        };
         self.overflows.went_by(slot);
         let operation = self.dispatched(slots, named, keep_rows)?;
         Ok(Dispatched { buffer: self.id(), operation, routing, slot, row_slot, tokens })
+    }
+
+    /// What a replay takes where rows lie by expert.
+    fn again_by_expert(&self, again: DispatchAgainArgs, slots: Slots) -> DispatchAgainByExpertArgs {
+        let (w, routing_slots) = (&self.layouts.window, self.layouts.shape.routing_slots);
+        let of_routing = |span: Span| span.slot(slots.routing, routing_slots).offset;
+        DispatchAgainByExpertArgs {
+            again,
+            tokens_of: Region::new(of_routing(w.tokens)),
+            handle_rank: Region::new(of_routing(w.send_rank)),
+            handle_row: Region::new(of_routing(w.send_row)),
+            block_landed: BlockFlags::new(Region::new(self.row_offset(w.blocks, slots.row))),
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::config::{Config, Layouts, dispatch_shared};
 use crate::error::{Error, Result};
 use crate::mirror::Mirror;
 use crate::rendezvous::{agree, meet};
-use crate::rows::row_kernels;
+use crate::rows::{Again, row_kernels};
 use crate::runtime::Mapped;
 use crate::tensor::DeviceTensor;
 use crate::transport::local::LeftBehind;
@@ -140,7 +140,10 @@ fn allocate(comm: &Comm, config: &Config, layouts: &Layouts, blocks: u32, part: 
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
     for kernels in row_kernels(&layouts.shape) {
         runtime.prepare(kernels.dispatch(config.observes(&layouts.shape)), shared.bytes(&layouts.shape))?;
-        runtime.prepare(kernels.again, shared.bytes(&layouts.shape))?;
+        match kernels.again {
+            Again::Compact(kernel) => runtime.prepare(kernel, shared.bytes(&layouts.shape))?,
+            Again::ByExpert(kernel) => runtime.prepare(kernel, shared.bytes(&layouts.shape))?,
+        };
     }
     if layouts.shape.layout.is_by_expert() {
         runtime.prepare(&combine_by_expert, 0)?;
