@@ -25,7 +25,7 @@ impl ElasticBuffer {
     /// `[max_rows, hidden]`, which work on the rank's stream may write from there on. Not collective.
     ///
     /// With several [row slots](crate::Config::with_row_slots) it is the region of the next free one in turn, which the next dispatch takes if it names
-    /// none.
+    /// none and no other has become free until then, by a combine or a release.
     ///
     /// # Errors
     ///
@@ -80,7 +80,7 @@ impl ElasticBuffer {
     /// many; the fault of an earlier operation, or [`Error::Poisoned`].
     pub fn stage_lent_expert_outputs<'a>(&mut self, rows: impl Into<DeviceSlice<'a, bf16>>) -> Result<()> {
         self.check()?;
-        let Some(row) = self.rows.next_idle().filter(|row| self.rows.of(*row).lent_early) else {
+        let Some(row) = self.rows.next_lent() else {
             let rule =
                 "lend_expert_outputs comes before; for a dispatch that was made, stage_expert_outputs takes its handle";
             return Err(Error::WrongOrder { call: "stage_lent_expert_outputs", state: self.rows.to_string(), rule });

@@ -97,9 +97,19 @@ impl RowSlots {
 
     /// The next slot in turn that no dispatch holds.
     pub(crate) fn next_idle(&self) -> Option<u32> {
+        self.idle().next()
+    }
+
+    /// The next of these whose expert outputs were lent early.
+    pub(crate) fn next_lent(&self) -> Option<u32> {
+        self.idle().find(|slot| self.of(*slot).lent_early)
+    }
+
+    /// The slots that no dispatch holds, in turn.
+    fn idle(&self) -> impl Iterator<Item = u32> {
         let slots = self.len();
-        let mut turn = (0..slots).map(|i| (self.next + i) % slots);
-        turn.find(|slot| matches!(self.of(*slot).state, State::Idle { .. }))
+        let turn = (0..slots).map(move |i| (self.next + i) % slots);
+        turn.filter(|slot| matches!(self.of(*slot).state, State::Idle { .. }))
     }
 
     /// Notes that a dispatch has taken `slot`, which it `named` or not.
