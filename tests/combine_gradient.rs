@@ -17,17 +17,20 @@ use support::{Checked, Device, replay};
 
 const LAYOUT: Layout = Layout::ExpertContiguous { alignment: 4 };
 
-/// A training step without its experts' own gradients: forward, gate-weighted, and back.
-fn step(device: Device, case: &Case) -> Checked {
+/// A training step without its experts' own gradients: forward, gate-weighted, and back. What the experts made is saved in a tensor, or `kept` in a
+/// row slot.
+fn step(device: Device, case: &Case, kept: bool) -> Checked {
     let world = case.world();
     let gradients = gradients(&Case { data: case.data ^ 0xdada, ..case.clone() }.world());
     let hidden = case.hidden as usize;
     device.check(case.ranks, case.mode, |comm| {
         let rank = comm.rank();
-        let mut buffer = ElasticBuffer::new(&comm, case.config().with_layout(LAYOUT).with_returned_weights())?;
+        let config = case.config().with_layout(LAYOUT).with_returned_weights();
+        let mut buffer = ElasticBuffer::new(&comm, config.with_row_slots(if kept { 2 } else { 1 }))?;
         let tokens = case.tokens[rank as usize];
         let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
         tensors.fill(&world, rank)?;
+        tensors.keep_rows = kept;
         let dy = comm.tensor(&gradients.inputs[rank as usize].x)?;
         let mut dw = comm.tensor(&vec![-3.0f32; (tokens * case.top_k) as usize])?;
         let handle = tensors.dispatch(&mut buffer, tokens)?;
@@ -35,13 +38,21 @@ fn step(device: Device, case: &Case) -> Checked {
         let saved = comm.tensor(&expert_outputs(&world, rank, &received))?;
         buffer.combine(&handle, CombineInput::new(&saved, &mut tensors.y).gate_weighted())?;
         let forward = tensors.sums(tokens, case.hidden)?;
-        let back = buffer.dispatch_gradient(&handle, &dy, &saved)?;
+        let outputs = if kept { ExpertOutputs::InPlace } else { (&saved).into() };
+        let back = buffer.dispatch_gradient(&handle, &dy, outputs)?;
         let WireRows::Bf16(rows) = buffer.received(&back)?.x else { return Ok(Err("no BF16".to_owned())) };
         buffer.write_expert_outputs(&back, &rows)?;
         let input = CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y);
         buffer.combine(&back, input.with_returned_weights(ReturnedWeights::InPlace, &mut dw))?;
         buffer.synchronize()?;
         let (dx, dw) = (tensors.sums(tokens, case.hidden)?, dw.to_vec()?);
+        if kept {
+            let still = buffer.received(&handle)? == received;
+            buffer.release(&handle)?;
+            if !still {
+                return Ok(Err("what was kept is another".to_owned()));
+            }
+        }
         buffer.close()?;
         let (agreed, own) = (Agreed { gated: true, returned: false }, Own::default());
         let sums = combined(&world, rank, &world.wire(rank), LAYOUT, agreed, own, &Extra::new(0, 0));
@@ -61,7 +72,10 @@ fn random_steps_are_bitwise_the_reference() {
         let hidden = case.hidden.next_multiple_of(8);
         Case { format: WireFormat::Bf16, hidden, ..case }
     });
-    replay::law(module_path!(), "random_steps_are_bitwise_the_reference", 10, cases, |case| step(device, &case));
+    let cases = (cases, any::<bool>());
+    replay::law(module_path!(), "random_steps_are_bitwise_the_reference", 10, cases, |(case, kept)| {
+        step(device, &case, kept)
+    });
 }
 
 fn config(layout: Layout) -> Config {
@@ -107,13 +121,18 @@ fn what_has_no_such_gradient_is_refused_by_name() {
         (config(LAYOUT).with_returned_weights().with_format(WireFormat::Fp8), "format = Fp8: "),
         (config(LAYOUT).with_combine_options(), "returned_weights = false: "),
         (config(LAYOUT).with_returned_weights(), "expert outputs = 63 elements: whole rows of 64"),
+        (config(LAYOUT).with_returned_weights(), "expert outputs = InPlace: of a dispatch that keeps its rows"),
     ];
     for (config, wanted) in configs {
         let results = device.run_all(1, Mode::Fast { workers: 0 }, |comm| {
             let mut buffer = ElasticBuffer::new(&comm, config.clone())?;
             let handle = dispatch(&mut buffer)?;
             let x = comm.tensor(&[bf16::ONE; 64])?;
-            let outputs = if wanted.starts_with("expert") { x.prefix(63)? } else { (&x).into() };
+            let outputs = match wanted {
+                _ if wanted.contains("63") => x.prefix(63)?.into(),
+                _ if wanted.contains("InPlace") => ExpertOutputs::InPlace,
+                _ => (&x).into(),
+            };
             buffer.dispatch_gradient(&handle, &x, outputs).map(drop)
         });
         for error in results {

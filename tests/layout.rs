@@ -19,11 +19,13 @@ fn cases(ranks: u32, hidden: u32, tokens: u32) -> impl Strategy<Value = Case> {
     let opaque = (1..=1024u32, 0..=300u32)
         .prop_map(|(sixteens, scale_words)| WireFormat::Opaque { row_bytes: 16 * sixteens, scale_words });
     let format = prop_oneof![Just(WireFormat::Bf16), Just(WireFormat::Fp8), opaque];
-    (1..=ranks, 1..=2048u32, 1..=32u32, 1..=hidden / 16, 1..=tokens, 1..=132u32, format, 1..=9u32).prop_map(
-        |(ranks, experts, top_k, sixteens, tokens, num_sms, format, slots)| Case {
+    let slots = (1..=9u32, 1..=3u32);
+    (1..=ranks, 1..=2048u32, 1..=32u32, 1..=hidden / 16, 1..=tokens, 1..=132u32, format, slots).prop_map(
+        |(ranks, experts, top_k, sixteens, tokens, num_sms, format, (slots, row_slots))| Case {
             config: Config::new(experts, top_k.min(experts), sixteens * 16, tokens)
                 .with_format(format)
-                .with_routing_slots(slots),
+                .with_routing_slots(slots)
+                .with_row_slots(row_slots),
             ranks,
             num_sms,
         },
@@ -60,15 +62,20 @@ fn regions_are_as_large_as_what_they_hold() {
         };
         let selections = u64::from(c.top_k).div_ceil(4) * 16;
         let tokens_top_k = u64::from(c.max_tokens_per_rank) * u64::from(c.top_k);
+        // Where there are several, each begins where a region may.
+        let of_rows = |bytes: u64| match u64::from(c.row_slots) {
+            1 => bytes,
+            slots => slots * bytes.next_multiple_of(256),
+        };
         for (name, want) in [
-            ("received rows", rows * wire),
-            ("received scales", rows * scales),
+            ("received rows", of_rows(rows * wire)),
+            ("received scales", of_rows(rows * scales)),
             ("received selections", slots * rows * selections),
             ("received gate weights", slots * rows * selections),
             ("received sources", slots * rows * 8),
-            ("expert outputs", rows * u64::from(c.hidden) * 2),
-            ("entry words", 2 * ranks * 8),
-            ("landed words", 2 * ranks * 8),
+            ("expert outputs", of_rows(rows * u64::from(c.hidden) * 2)),
+            ("entry words", of_rows(2 * ranks * 8)),
+            ("landed words", of_rows(2 * ranks * 8)),
             ("handle: dispatches", slots * 8),
             ("handle: ranks", slots * tokens_top_k * 4),
             ("handle: rows", slots * tokens_top_k * 4),
@@ -82,7 +89,7 @@ fn regions_are_as_large_as_what_they_hold() {
 
 #[test]
 fn more_of_anything_never_takes_less() {
-    let pairs = (cases(32, 16_384, 50_000), 0..7u32);
+    let pairs = (cases(32, 16_384, 50_000), 0..8u32);
     replay::law(module_path!(), "more_of_anything_never_takes_less", 300, pairs, |(case, what)| {
         let mut more = case.clone();
         match what {
@@ -92,6 +99,7 @@ fn more_of_anything_never_takes_less() {
             3 => more.config.hidden += 16,
             4 => more.config.max_tokens_per_rank += 1,
             5 => more.config.routing_slots += 1,
+            6 => more.config = more.config.with_row_slots(case.config.row_slots + 1),
             _ => more.num_sms += 1,
         }
         let (less, more) = (needed(&case)?, needed(&more)?);
@@ -170,7 +178,7 @@ fn a_buffer_lies_as_its_layout_says() {
 #[test]
 fn sizes_that_do_not_fit_in_64_bits_have_no_layout() {
     let (ranks, experts, top_k, hidden, max_tokens, blocks, format) = (1, 8, 2, 256, 16, 1, WireFormat::Bf16);
-    let (layout, routing_slots, returned_weights) = (Layout::Compact, 1, false);
+    let (layout, routing_slots, row_slots, returned_weights) = (Layout::Compact, 1, 1, false);
     let shape = |rows| Shape {
         ranks,
         experts,
@@ -182,6 +190,7 @@ fn sizes_that_do_not_fit_in_64_bits_have_no_layout() {
         format,
         layout,
         routing_slots,
+        row_slots,
         returned_weights,
     };
     let fits = Sizes { shape: shape(1 << 50), counters: 9 };

@@ -167,7 +167,8 @@ fn a_buffer_takes_what_its_plan_says() {
         for layout in [RowLayout::Compact, RowLayout::Expand { alignment: 8 }] {
             let workload = Workload::new(LayerSizes { experts: 9, top_k: 3, hidden: 48, tokens: 7 })
                 .with_format(format)
-                .with_layout(layout);
+                .with_layout(layout)
+                .with_row_slots(if format == WireFormat::Fp8 { 2 } else { 1 });
             let options = PlanOptions::new().with_num_sms(2);
             let planned = plan_with(&Topology::new(4, 4).unwrap(), &hardware, &workload, &options).unwrap();
             assert_eq!(planned.bytes.basis, Basis::Exact);
@@ -182,7 +183,9 @@ fn a_buffer_takes_what_its_plan_says() {
             checked.unwrap();
         }
     }
-    replay::law(module_path!(), "a_buffer_takes_what_its_plan_says", 200, cases(), |mut case| {
+    let cases = (cases(), 1..=4u32);
+    replay::law(module_path!(), "a_buffer_takes_what_its_plan_says", 200, cases, |(mut case, row_slots)| {
+        case.workload.row_slots = row_slots;
         case.topology = Topology::new(case.topology.largest(), case.topology.largest()).map_err(|e| e.to_string())?;
         if case.workload.layout == RowLayout::Slab {
             case.workload.layout = RowLayout::Compact;

@@ -85,12 +85,15 @@ pub(crate) struct BytesArgs {
     /// Rows that a rank has room for, in slabs each expert [default: all that can be sent]
     #[arg(long, value_name = "ROWS")]
     pub capacity: Option<u64>,
-    /// Routings that the buffer keeps, to be replayed
-    #[arg(long, value_name = "SLOTS", default_value_t = 1)]
-    pub routing_slots: u32,
+    /// Routings that the buffer keeps, to be replayed (one for each row slot)
+    #[arg(long, value_name = "SLOTS")]
+    pub routing_slots: Option<u32>,
     /// With room for weights of selections that a combine brings back
     #[arg(long)]
     pub returned_weights: bool,
+    /// Dispatches whose rows may be there at once
+    #[arg(long, value_name = "SLOTS", default_value_t = 1)]
+    pub row_slots: u32,
     /// SMs of an operation
     #[arg(long, default_value_t = 16)]
     pub num_sms: u32,
@@ -154,6 +157,9 @@ pub(crate) struct PlanArgs {
     /// Rows that a rank can receive, in slabs each expert [default: as many as can be sent, so that none is ever too many]
     #[arg(long, value_name = "ROWS", help_heading = "Workload")]
     pub capacity: Option<u64>,
+    /// Dispatches whose rows may be in the buffer at once
+    #[arg(long, value_name = "SLOTS", default_value_t = 1, help_heading = "Workload")]
+    pub row_slots: u32,
     /// Groups of experts of which a token uses a few
     #[arg(long, requires = "group_limit", help_heading = "Workload")]
     pub groups: Option<u32>,
@@ -312,7 +318,7 @@ JSON (--json)
   hardware                   gpu, nic (or null), figures: [{key, value, unit, source}], machine (null unless something was read):
                              {gpu, nic (each null if named), notes}; gpu: {name, count, domain: how many reach each other,
                              compute_capability, built_in: whose figures the others are}; nic: {name, nics: [names], bandwidth (of one), gpus_per_nic (1 or more)}
-  workload                   tokens, hidden, top_k, experts, format, layout, alignment (null: none), capacity_rows (null: worst case), routing, imbalance
+  workload                   tokens, hidden, top_k, experts, format, layout, alignment (null: none), capacity_rows (null: worst case), row_slots, routing, imbalance
   expected                   ranks_per_token, domains_per_token
   num_sms, num_qps, channels
   dispatch, combine          seconds, binding (a resource's name),

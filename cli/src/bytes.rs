@@ -10,8 +10,10 @@ pub(crate) fn run(args: &BytesArgs) -> anyhow::Result<String> {
     let shape = &args.shape;
     check_alignment(args.alignment, args.layout == BufferLayout::Expand).map_err(|error| anyhow::anyhow!(error))?;
     let config = Config::new(shape.experts, shape.top_k, shape.hidden, shape.tokens).with_format(shape.format.into());
-    let config = config.with_routing_slots(args.routing_slots);
-    let mut config = args.layout.of(config, args.ranks, args.alignment, args.capacity);
+    let mut config = args.layout.of(config, args.ranks, args.alignment, args.capacity).with_row_slots(args.row_slots);
+    if let Some(slots) = args.routing_slots {
+        config = config.with_routing_slots(slots);
+    }
     config.returned_weights = args.returned_weights;
     let bytes = bytes_needed(&config, args.ranks, args.num_sms).map_err(|error| match error {
         // What the library calls otherwise.
@@ -68,6 +70,11 @@ mod tests {
         assert_eq!(total(&["--returned-weights"]) - total(&[]), 8 * 4096 * 8 * 4);
         let error = run(&["epoxide", "bytes", "--routing-slots", "0"]).expect_err("no slot").to_string();
         assert!(error.starts_with("routing_slots = 0: ") && error.ends_with(" (--routing-slots)"), "{error}");
+        // What a dispatch brings and its experts make, once for each that may be there at once.
+        let text = run(&["epoxide", "bytes", "--tokens", "128", "--row-slots", "3"]).expect("a valid shape");
+        assert_eq!(text.matches(&(3 * 8 * 128 * 14336).to_string()).count(), 2, "{text}");
+        let error = run(&["epoxide", "bytes", "--row-slots", "65"]).expect_err("65 > 64").to_string();
+        assert_eq!(error, "row_slots = 65: a buffer has 1 to 64 row slots");
         let error = run(&["epoxide", "bytes", "--alignment", "8"]).expect_err("nothing is aligned").to_string();
         assert!(error.ends_with("(--layout expand)"), "{error}");
         let error = run(&["epoxide", "bytes", "--top-k", "33"]).expect_err("33 > 32");

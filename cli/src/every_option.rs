@@ -65,6 +65,7 @@ fn no_option_is_ignored() {
             "--layout" => "expand",
             "--alignment" => "128",
             "--capacity" => "30000",
+            "--row-slots" => "2",
             // Each of these needs the other.
             "--groups" => "8 --group-limit 4",
             "--group-limit" => "2 --groups 4",

@@ -88,6 +88,7 @@ struct Workload {
     layout: &'static str,
     alignment: Option<u32>,
     capacity_rows: Option<u64>,
+    row_slots: u32,
     routing: &'static str,
     imbalance: f64,
 }
@@ -296,6 +297,7 @@ impl Workload {
                 Capacity::Rows(rows) => Some(rows),
                 _ => None,
             },
+            row_slots: w.row_slots,
             routing: match w.routing {
                 Routing::Uniform => "uniform",
                 Routing::GroupLimited { .. } => "group-limited",

@@ -38,6 +38,7 @@ impl Request {
         .with_format(shape.format.into())
         .with_layout(layout)
         .with_capacity(args.capacity.map_or(Capacity::WorstCase, Capacity::Rows))
+        .with_row_slots(args.row_slots)
         .with_routing(routing)
         .with_imbalance(args.imbalance);
         let mut options = PlanOptions::new().with_protocol(args.protocol.into());

@@ -1,12 +1,19 @@
 //! One MoE layer of a training step, forward and backward: what to copy from.
 //!
 //! The backward pass of a dispatch is a combine, and that of a combine a dispatch by the same routing, `dispatch_again`: the gradient of
-//! every token's sum comes to each row that was summed, in the row's place. Experts that run on the GPU do the same with
-//! `ElasticBuffer::recv_arrays` and kernels of their own.
-use epoxide::{CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, Result, bf16};
+//! every token's sum comes to each row that was summed, in the row's place. The rows of the forward pass stay in a row slot of their own meanwhile. Experts
+//! that run on the GPU do the same with `ElasticBuffer::recv_arrays` and kernels of their own.
+use epoxide::{
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, Received, Result, bf16,
+};
 
 use crate::backward::{Outcome, parameter};
 use crate::by_hand::{EXPERTS, HIDDEN, TOP_K, Tokens};
+
+/// The local expert of a row and its gate weight; none where it pads.
+fn selection(received: &Received, row: usize) -> Option<(u32, f32)> {
+    u32::try_from(received.topk_idx[row]).ok().map(|local| (local, received.topk_weights[row]))
+}
 
 /// Runs the layer for a rank's tokens: expert `e` makes `gate * parameter_e * x` of a row, element by element.
 ///
@@ -15,7 +22,8 @@ use crate::by_hand::{EXPERTS, HIDDEN, TOP_K, Tokens};
 /// What the library returns.
 pub fn run(comm: &Comm, all: &Tokens) -> Result<Outcome> {
     let config = Config::new(EXPERTS, TOP_K, HIDDEN, all.tokens);
-    let mut buffer = ElasticBuffer::new(comm, config.with_layout(Layout::ExpertContiguous { alignment: 8 }))?;
+    let config = config.with_layout(Layout::ExpertContiguous { alignment: 8 }).with_row_slots(2);
+    let mut buffer = ElasticBuffer::new(comm, config)?;
     let (first, experts) = buffer.local_experts();
     let (topk_idx, topk_weights) = all.routing(comm.rank());
     let (topk_idx, topk_weights) = (comm.tensor(&topk_idx)?, comm.tensor(&topk_weights)?);
@@ -24,27 +32,28 @@ pub fn run(comm: &Comm, all: &Tokens) -> Result<Outcome> {
     let (mut y, mut dx) = (comm.empty::<bf16>(x.len())?, comm.empty::<bf16>(x.len())?);
 
     // Forward. The received rows are kept: the gradients of the parameters need them.
-    let handle = buffer.dispatch(&DispatchInput::new(all.tokens, &x, &topk_idx, &topk_weights))?;
-    let saved = buffer.received(&handle)?;
-    let (rows, hidden) = (saved.x.to_f32(HIDDEN)?, HIDDEN as usize);
+    let input = DispatchInput::new(all.tokens, &x, &topk_idx, &topk_weights);
+    let handle = buffer.dispatch(&input.keeping_rows())?;
+    let received = buffer.received(&handle)?;
+    let (rows, hidden) = (received.x.to_f32(HIDDEN)?, HIDDEN as usize);
     let mut outputs = vec![bf16::ZERO; rows.len()];
-    let local = |row: usize| u32::try_from(saved.topk_idx[row]).ok().map(|local| (local, saved.topk_weights[row]));
     for (at, (output, x)) in outputs.iter_mut().zip(&rows).enumerate() {
-        if let Some((expert, gate)) = local(at / hidden) {
+        if let Some((expert, gate)) = selection(&received, at / hidden) {
             *output = bf16::from_f32(gate * (parameter(first + expert, (at % hidden) as u32) * x));
         }
     }
     buffer.write_expert_outputs(&handle, &outputs)?;
     buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
 
-    // Backward: the gradients of the sums go where the rows went.
+    // Backward: the gradients of the sums go where the rows went, in the other slot.
     let again = buffer.dispatch_again(&handle, &dy)?;
-    let gradients = buffer.received(&again)?.x.to_f32(HIDDEN)?;
+    let (saved, gradients) = (buffer.received(&handle)?, buffer.received(&again)?.x.to_f32(HIDDEN)?);
+    let rows = saved.x.to_f32(HIDDEN)?;
     let mut d_parameters = vec![0.0; (experts * HIDDEN) as usize];
     let mut d_gates = vec![0.0; saved.sources.len()];
     let mut d_rows = vec![bf16::ZERO; rows.len()];
     for (at, (x, d)) in rows.iter().zip(&gradients).enumerate() {
-        if let Some((expert, gate)) = local(at / hidden) {
+        if let Some((expert, gate)) = selection(&saved, at / hidden) {
             let parameter = parameter(first + expert, (at % hidden) as u32);
             d_parameters[expert as usize * hidden + at % hidden] += gate * d * x;
             d_gates[at / hidden] += d * (parameter * x);
@@ -53,6 +62,7 @@ pub fn run(comm: &Comm, all: &Tokens) -> Result<Outcome> {
     }
     buffer.write_expert_outputs(&again, &d_rows)?;
     buffer.combine(&again, CombineInput::new(ExpertOutputs::InPlace, &mut dx))?;
+    buffer.release(&handle)?;
     buffer.synchronize()?;
     buffer.close()?;
     let d_gates = saved.sources.into_iter().zip(d_gates).filter(|(source, _)| source.0 != u32::MAX).collect();

@@ -4,6 +4,7 @@ use epoxide_dsl::prelude::*;
 
 use crate::combine::{self, ByExpertWith, CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineWithArgs};
 use crate::dispatch::again::{self, DispatchAgainArgs};
+use crate::dispatch::again_by_expert::{self, DispatchAgainByExpertArgs};
 use crate::dispatch::{self, DispatchArgs};
 use crate::gradient::{self, WeighGradientsArgs};
 use crate::layout;
@@ -103,6 +104,24 @@ pub fn dispatch_again_brought(args: DispatchAgainArgs) {
     again::run::<Brought>(&args);
 }
 
+/// Dispatches rows as they are by an old routing, to where they lie by expert; see [`crate::dispatch::again_by_expert`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_again_copied_by_expert(args: DispatchAgainByExpertArgs) {
+    again_by_expert::run::<Copied>(&args);
+}
+
+/// Dispatches rows quantised on their way by an old routing, to where they lie by expert; see [`crate::dispatch::again_by_expert`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_again_quantized_by_expert(args: DispatchAgainByExpertArgs) {
+    again_by_expert::run::<Quantized>(&args);
+}
+
+/// Dispatches rows that the caller has made by an old routing, to where they lie by expert; see [`crate::dispatch::again_by_expert`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn dispatch_again_brought_by_expert(args: DispatchAgainByExpertArgs) {
+    again_by_expert::run::<Brought>(&args);
+}
+
 /// Sums the experts' outputs; see [`crate::combine`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn combine(args: CombineArgs) {
@@ -162,6 +181,9 @@ const _: () = assert!(
         && dispatch_again_copied.threads() == layout::THREADS
         && dispatch_again_quantized.threads() == layout::THREADS
         && dispatch_again_brought.threads() == layout::THREADS
+        && dispatch_again_copied_by_expert.threads() == layout::THREADS
+        && dispatch_again_quantized_by_expert.threads() == layout::THREADS
+        && dispatch_again_brought_by_expert.threads() == layout::THREADS
         && combine.threads() == layout::THREADS
         && combine_by_expert.threads() == layout::THREADS
         && combine_with.threads() == layout::THREADS

@@ -22,6 +22,8 @@ pub const MAX_ALIGNMENT: u32 = 1024;
 pub const MAX_ROW_BYTES: u32 = 2 * MAX_HIDDEN;
 /// Most routings that a buffer keeps: entry words have 8 bits for the slot.
 pub const MAX_ROUTING_SLOTS: u32 = 256;
+/// Most row slots of a buffer.
+pub const MAX_ROW_SLOTS: u32 = 64;
 /// Most words of scales of an opaque row: one for every 16 elements of the longest.
 pub const MAX_SCALE_WORDS: u32 = MAX_HIDDEN / 16;
 
@@ -104,6 +106,8 @@ pub struct Shape {
     pub layout: Layout,
     /// Routings that are kept at once.
     pub routing_slots: u32,
+    /// Dispatches whose rows may be there at once: each has a routing of its own, so no more than those.
+    pub row_slots: u32,
     /// Whether combines may bring weights back, which takes a region for them.
     pub returned_weights: bool,
 }
@@ -276,6 +280,12 @@ impl Shape {
         if self.routing_slots == 0 || self.routing_slots > MAX_ROUTING_SLOTS {
             return broken("routing_slots", self.routing_slots, Rule::RoutingSlots);
         }
+        if self.row_slots == 0 || self.row_slots > MAX_ROW_SLOTS {
+            return broken("row_slots", self.row_slots, Rule::RowSlots);
+        }
+        if self.routing_slots < self.row_slots {
+            return broken("routing_slots", self.routing_slots, Rule::RoutingOfRows { row_slots: self.row_slots });
+        }
         Ok(())
     }
 
@@ -340,6 +350,13 @@ pub enum Rule {
     Alignment,
     /// 1 to [`MAX_ROUTING_SLOTS`].
     RoutingSlots,
+    /// 1 to [`MAX_ROW_SLOTS`].
+    RowSlots,
+    /// At least the row slots.
+    RoutingOfRows {
+        /// The row slots.
+        row_slots: u32,
+    },
 }
 
 impl core::fmt::Display for Rule {
@@ -375,6 +392,13 @@ impl core::fmt::Display for Rule {
             Self::Blocks => write!(f, "an operation has 1 to {MAX_BLOCKS} blocks"),
             Self::Alignment => write!(f, "an expert's rows are padded to a multiple of 1 to {MAX_ALIGNMENT}"),
             Self::RoutingSlots => write!(f, "a buffer has 1 to {MAX_ROUTING_SLOTS} routing slots"),
+            Self::RowSlots => write!(f, "a buffer has 1 to {MAX_ROW_SLOTS} row slots"),
+            Self::RoutingOfRows { row_slots } => {
+                write!(
+                    f,
+                    "a routing slot for each of the {row_slots} row slots: every dispatch in flight has one of its own"
+                )
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use epoxide_kernels::lend::LendArgs;
 use epoxide_kernels::words::{BlockFlags, Kind};
 use half::bf16;
 
-use crate::buffer::{Dispatched, ElasticBuffer, State};
+use crate::buffer::{Dispatched, ElasticBuffer, RowSlot, Slots, State};
 use crate::combine_input::{Checked, CombineInput, RawCombineInput};
 use crate::error::{Error, Result};
 use crate::expert_outputs::ExpertOutputs;
@@ -24,27 +24,31 @@ impl ElasticBuffer {
     /// depend on it. Enqueues a wait until every peer has read the combine's rows; returns the address of BF16
     /// `[max_rows, hidden]`, which work on the rank's stream may write from there on. Not collective.
     ///
+    /// With several [row slots](crate::Config::with_row_slots) it is the region of the next free one in turn, which the next dispatch takes if it names
+    /// none and no other has become free until then, by a combine or a release.
+    ///
     /// # Errors
     ///
-    /// [`Error::WrongOrder`] between a dispatch and its combine, when the region is lent already; the fault of an earlier
+    /// [`Error::WrongOrder`] between a dispatch and its combine, when the region is lent already, or every slot's is; the fault of an earlier
     /// operation, or [`Error::Poisoned`].
     pub fn lend_expert_outputs(&mut self) -> Result<u64> {
         self.check()?;
-        if matches!(self.state, State::Dispatched { .. }) {
+        let Some(row) = self.rows.next_idle() else {
             let rule = "the dispatch has lent the region; see RecvView::expert_outputs";
-            return Err(Error::WrongOrder { call: "lend_expert_outputs", state: self.state.to_string(), rule });
-        }
-        let args = LendArgs { op: self.operation(Kind::Lend, 0) };
+            return Err(Error::WrongOrder { call: "lend_expert_outputs", state: self.rows.to_string(), rule });
+        };
+        let args = LendArgs { op: self.operation(Kind::Lend, Slots { row, routing: 0 }) };
         let inner = self.comm.inner();
         self.take_turn()?;
         // SAFETY: the kernel's launch contract: the buffer's own windows and flags; before the first combine both epochs are 0.
         unsafe { inner.runtime.launch(&lend, 1, 0, &args, inner.stream)? };
-        self.lent_early = true;
-        self.outputs = None;
+        let slot = self.rows.of_mut(row);
+        slot.lent_early = true;
+        slot.outputs = None;
         if self.config.poison_expert_outputs {
-            self.poison_expert_outputs()?;
+            self.poison_expert_outputs(row)?;
         }
-        Ok(self.window_span(self.layouts.window.expert_out))
+        Ok(self.window_row(self.layouts.window.expert_out, row))
     }
 
     /// Copies expert outputs from a tensor of the caller's or a part of one, BF16 `[rows, hidden]`, to the region that `handle`'s
@@ -65,7 +69,7 @@ impl ElasticBuffer {
     ) -> Result<()> {
         self.check()?;
         self.check_handle("stage_expert_outputs", handle)?;
-        self.stage(rows.into())
+        self.stage(handle.row_slot, rows.into())
     }
 
     /// [`Self::stage_expert_outputs`] for the next dispatch, to the region that [`Self::lend_expert_outputs`] has lent.
@@ -76,28 +80,28 @@ impl ElasticBuffer {
     /// many; the fault of an earlier operation, or [`Error::Poisoned`].
     pub fn stage_lent_expert_outputs<'a>(&mut self, rows: impl Into<DeviceSlice<'a, bf16>>) -> Result<()> {
         self.check()?;
-        if !self.lent_early {
+        let Some(row) = self.rows.next_lent() else {
             let rule =
                 "lend_expert_outputs comes before; for a dispatch that was made, stage_expert_outputs takes its handle";
-            return Err(Error::WrongOrder { call: "stage_lent_expert_outputs", state: self.state.to_string(), rule });
-        }
-        self.stage(rows.into())
+            return Err(Error::WrongOrder { call: "stage_lent_expert_outputs", state: self.rows.to_string(), rule });
+        };
+        self.stage(row, rows.into())
     }
 
-    /// Copies expert outputs to the region, which is lent.
-    fn stage(&mut self, rows: DeviceSlice<'_, bf16>) -> Result<()> {
+    /// Copies expert outputs to the region of a row slot, which is lent.
+    fn stage(&mut self, row: u32, rows: DeviceSlice<'_, bf16>) -> Result<()> {
         check_rank("expert outputs", rows, &self.comm)?;
         check_address("expert outputs", rows.address())?;
         let outputs = self.check_rows(rows.len())?;
-        if let Some(received) = self.received_rows.filter(|&received| outputs < received) {
+        if let Some(received) = self.rows.of(row).received_rows.filter(|&received| outputs < received) {
             return Err(self.too_few_outputs(outputs, received));
         }
         let inner = self.comm.inner();
-        let to = self.window_span(self.layouts.window.expert_out);
+        let to = self.window_row(self.layouts.window.expert_out, row);
         // SAFETY: whole rows that the region holds, as just checked, from a tensor, which is memory of its own, to the region, which is
         // lent: until this rank's combine no peer touches it, and that is behind this on the stream.
         unsafe { inner.runtime.copy_on_device(to, rows.address(), rows.len() * 2, inner.stream)? };
-        self.outputs = Some(outputs);
+        self.rows.of_mut(row).outputs = Some(outputs);
         Ok(())
     }
 
@@ -112,7 +116,7 @@ impl ElasticBuffer {
         self.check_handle("write_expert_outputs", handle)?;
         let outputs = self.check_rows(rows.len() as u64)?;
         // Waits, and finds a fault: behind one peers may still be reading the region.
-        let received = match self.received_rows {
+        let received = match self.rows.of(handle.row_slot).received_rows {
             Some(received) => self.settle().map(|()| received)?,
             None => self.recv_counts(handle)?.rows.into(),
         };
@@ -124,27 +128,27 @@ impl ElasticBuffer {
             return Err(Error::argument("expert outputs", format!("{outputs} rows"), rule));
         }
         let inner = self.comm.inner();
-        let to = self.window_span(self.layouts.window.expert_out);
+        let to = self.window_row(self.layouts.window.expert_out, handle.row_slot);
         // SAFETY: whole rows that the region holds, as just checked; the handle's dispatch has lent it, so until this rank's combine no
         // peer touches it.
         unsafe { inner.runtime.copy_to_device(to, as_bytes(rows), inner.stream)? };
-        self.outputs = Some(outputs);
+        self.rows.of_mut(handle.row_slot).outputs = Some(outputs);
         Ok(())
     }
 
     /// Copies weights to return to the region for them; returns of how many rows they are.
-    fn stage_weights(&mut self, weights: DeviceSlice<'_, f32>) -> Result<u64> {
+    fn stage_weights(&mut self, row: u32, weights: DeviceSlice<'_, f32>) -> Result<u64> {
         let shape = &self.layouts.shape;
         let (stride, max) = (u64::from(shape.top_k_stride()), shape.rows);
         let (elements, rows) = (weights.len(), weights.len() / stride);
         let rule = if !elements.is_multiple_of(stride) || rows > max {
             format!("whole rows of {stride} words, at most {max} of them")
         } else {
-            match self.received_rows.filter(|&received| rows < received) {
+            match self.rows.of(row).received_rows.filter(|&received| rows < received) {
                 Some(received) => format!("{stride} words for each of the {received} rows that the dispatch brought"),
                 None => {
                     let inner = self.comm.inner();
-                    let to = self.window_span(self.layouts.window.returned);
+                    let to = self.window_row(self.layouts.window.returned, row);
                     // SAFETY: whole rows that the region holds, as just checked, from a tensor, which is memory of its own, to the region,
                     // which is lent: until this rank's combine no peer touches it, and that is behind this on the stream.
                     unsafe { inner.runtime.copy_words_on_device(to, weights.address(), elements, inner.stream)? };
@@ -155,10 +159,11 @@ impl ElasticBuffer {
         Err(Error::argument("weights to return", format!("{elements} elements"), rule))
     }
 
-    /// Fills the regions for expert outputs and for weights to return with NaN. Enqueued.
-    pub(crate) fn poison_expert_outputs(&self) -> Result<()> {
-        let inner = self.comm.inner();
-        for region in [self.layouts.window.expert_out, self.layouts.window.returned] {
+    /// Fills the regions of a row slot for expert outputs and for weights to return with NaN. Enqueued.
+    pub(crate) fn poison_expert_outputs(&self, row: u32) -> Result<()> {
+        let (inner, slots) = (self.comm.inner(), self.layouts.shape.row_slots);
+        let regions = [self.layouts.window.expert_out, self.layouts.window.returned];
+        for region in regions.map(|region| region.slot(row, slots)) {
             if region.bytes > 0 {
                 // BF16 or f32 of all ones is a NaN.
                 // SAFETY: the whole of a region of this rank's window. The callers have just enqueued the operation that lends it, behind
@@ -196,9 +201,9 @@ impl ElasticBuffer {
         self.check()?;
         self.check_handle("combine", handle)?;
         if let ExpertOutputs::Tensor(rows) = outputs {
-            self.stage(rows)?;
+            self.stage(handle.row_slot, rows)?;
         }
-        let weights = weights.map(|weights| self.stage_weights(weights)).transpose()?;
+        let weights = weights.map(|weights| self.stage_weights(handle.row_slot, weights)).transpose()?;
         // SAFETY: the tensors are this process's device memory, large enough as just checked, and stay allocated until the
         // stream has passed this operation.
         unsafe { self.enqueue_combine(handle, &raw, weights) }
@@ -238,7 +243,8 @@ impl ElasticBuffer {
         input: &RawCombineInput,
         weights: Option<u64>,
     ) -> Result<()> {
-        if let (Some(received), Some(outputs)) = (self.received_rows, self.outputs)
+        let RowSlot { received_rows, outputs, state, .. } = *self.rows.of(handle.row_slot);
+        if let (Some(received), Some(outputs)) = (received_rows, outputs)
             && outputs < received
         {
             return Err(self.too_few_outputs(outputs, received));
@@ -246,12 +252,12 @@ impl ElasticBuffer {
         let inner = self.comm.inner();
         let (p, shape) = (&self.layouts.private, &self.layouts.shape);
         // What was handed over of both must be for all rows.
-        let outputs = [self.outputs, weights].into_iter().flatten().min();
+        let outputs = [outputs, weights].into_iter().flatten().min();
         // SAFETY: the buffer's own memory, laid out for its shape; `y` is the caller's promise.
         let args = unsafe {
             CombineArgs {
-                op: self.operation(input.kind(), handle.slot),
-                expert_out: Region::new(self.layouts.window.expert_out.offset),
+                op: self.operation(input.kind(), handle.slots()),
+                expert_out: Region::new(self.row_offset(self.layouts.window.expert_out, handle.row_slot)),
                 routing: Global::from_raw(self.private_slot(p.routing, handle.slot)),
                 send_rank: Global::from_raw(self.handle_slot(handle.slot)[0]),
                 send_row: Global::from_raw(self.handle_slot(handle.slot)[1]),
@@ -266,14 +272,14 @@ impl ElasticBuffer {
             }
         };
         self.take_turn()?;
-        self.stand_in(input.kind(), handle.slot)?;
+        self.stand_in(input.kind(), handle.slots())?;
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape on every
         // rank; the grid is that of the layouts, and the handle is the one whose routing the private memory holds.
         unsafe {
             let (runtime, blocks, stream, pull) = (&inner.runtime, self.blocks, inner.stream, args);
             let plain = input.is_plain();
             if shape.layout.is_by_expert() {
-                let (sums, options) = (self.by_expert(pull, handle.slot), self.options(input, handle.slot));
+                let (sums, options) = (self.by_expert(pull, handle.slots()), self.options(input, handle.slots()));
                 let with = CombineByExpertWithArgs { sums, options };
                 match (plain, input.gate_weighted) {
                     (true, _) => runtime.launch(&combine_by_expert, blocks, 0, &sums, stream)?,
@@ -283,39 +289,39 @@ impl ElasticBuffer {
             } else if plain {
                 runtime.launch(&combine, blocks, 0, &pull, stream)?;
             } else {
-                let with = CombineWithArgs { pull, options: self.options(input, handle.slot) };
+                let with = CombineWithArgs { pull, options: self.options(input, handle.slots()) };
                 runtime.launch(&combine_with, blocks, 0, &with, stream)?;
             }
         }
         self.overflows.went_by(handle.slot);
         self.operations += 1;
-        self.state = State::Idle { combined: Some(handle.operation) };
-        self.lent_early = false;
-        self.received_rows = None;
-        self.outputs = None;
+        self.rows.of_mut(handle.row_slot).ends(match state {
+            State::Dispatched { operation, slot, kept: true } => State::Kept { operation, slot },
+            _ => State::Idle { combined: Some(handle.operation) },
+        });
         Ok(())
     }
 
     /// What a combine of rows that lie by expert takes.
-    fn by_expert(&self, pull: CombineArgs, slot: u32) -> CombineByExpertArgs {
+    fn by_expert(&self, pull: CombineArgs, slots: Slots) -> CombineByExpertArgs {
         let (w, shape) = (&self.layouts.window, &self.layouts.shape);
-        let of_slot = |span: Span| span.slot(slot, shape.routing_slots).offset;
+        let of_slot = |span: Span| span.slot(slots.routing, shape.routing_slots).offset;
         CombineByExpertArgs {
             pull,
             send_rank: Region::new(of_slot(w.send_rank)),
             send_row: Region::new(of_slot(w.send_row)),
             tokens: Region::new(of_slot(w.tokens)),
-            sums: Region::new(w.sums.offset),
-            reduced: BlockFlags::new(Region::new(w.blocks.offset)),
+            sums: Region::new(self.row_offset(w.sums, slots.row)),
+            reduced: BlockFlags::new(Region::new(self.row_offset(w.blocks, slots.row))),
             max_tokens: shape.max_tokens,
             reserved: 0,
         }
     }
 
     /// What a combine with options takes beside.
-    fn options(&self, input: &RawCombineInput, slot: u32) -> CombineOptions {
+    fn options(&self, input: &RawCombineInput, slots: Slots) -> CombineOptions {
         let (w, shape) = (&self.layouts.window, &self.layouts.shape);
-        let regions = w.received.slot(shape, slot).regions();
+        let regions = w.received.slot(shape, slots.row, slots.routing).regions();
         let [bias, second_bias] = input.biases().map(|address| match address {
             0 => Optional::none(),
             // SAFETY: only made here; whose it is, and that it is there, is the promise to the kernel that takes it.
@@ -326,7 +332,7 @@ impl ElasticBuffer {
             second_bias,
             // SAFETY: as above.
             weights: unsafe { Global::from_raw(input.returned_weights.unwrap_or(0)) },
-            returned: Region::new(w.returned.offset),
+            returned: Region::new(self.row_offset(w.returned, slots.row)),
             topk: regions.topk,
             gates: regions.weights,
             top_k_stride: shape.top_k_stride(),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use epoxide_kernels::layout::Span;
 use epoxide_kernels::shape::Shape;
+use epoxide_kernels::words::Number;
 use epoxide_plan::layouts::checked;
 use epoxide_plan::{Capacity, LayerSizes, RowLayout, Workload};
 
@@ -44,6 +45,8 @@ pub struct Config {
     pub max_window_bytes: u64,
     /// Routings that the buffer keeps: 1 to 256. See [`Self::with_routing_slots`].
     pub routing_slots: u32,
+    /// Dispatches whose rows may be there at once: 1 to 64. See [`Self::with_row_slots`].
+    pub row_slots: u32,
     /// See [`Self::with_combine_options`].
     pub combine_options: bool,
     /// See [`Self::with_returned_weights`].
@@ -82,6 +85,7 @@ impl Config {
             timeout: Duration::from_secs(30),
             max_window_bytes: 0,
             routing_slots: 1,
+            row_slots: 1,
             combine_options: false,
             returned_weights: false,
             poison_expert_outputs: false,
@@ -102,21 +106,21 @@ impl Config {
         Self::new(experts, top_k, hidden, tokens)
     }
 
-    /// The configuration of a buffer for what was planned, with that plan's SMs and its capacity. Slabs of the worst case, whose size depends on
+    /// The configuration of a buffer for what was planned, with that plan's SMs, its capacity and row slots. Slabs of the worst case, whose size depends on
     /// the ranks, are the caller's to size ([`Layout::Slab`]): for such a workload rows lie by source.
     ///
     /// ```
     /// use epoxide::plan::{Hardware, Topology, LayerSizes, Workload, plan};
     /// use epoxide::{Config, bytes_needed};
     ///
-    /// let workload = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 4096 });
+    /// let workload = Workload::new(LayerSizes { experts: 256, top_k: 8, hidden: 7168, tokens: 4096 }).with_row_slots(2);
     /// let plan = plan(&Topology::new(8, 8)?, &Hardware::named("h200", None)?, &workload)?;
     /// let config = Config::for_workload(&workload, plan.num_sms);
     /// assert_eq!(bytes_needed(&config, 8, plan.num_sms)?.total(), plan.bytes.total());
     /// # Ok::<(), epoxide::Error>(())
     /// ```
     pub fn for_workload(workload: &Workload, num_sms: u32) -> Self {
-        let &Workload { experts, top_k, hidden, tokens, format, layout, capacity, .. } = workload;
+        let &Workload { experts, top_k, hidden, tokens, format, layout, capacity, row_slots, .. } = workload;
         let rows = match capacity {
             Capacity::Rows(rows) => Some(rows),
             _ => None,
@@ -127,7 +131,7 @@ impl Config {
             _ => (Layout::Compact, rows),
         };
         let config = Self::new(experts, top_k, hidden, tokens).with_format(format).with_layout(layout);
-        Self { capacity, ..config.with_num_sms(num_sms) }
+        Self { capacity, ..config.with_row_slots(row_slots).with_num_sms(num_sms) }
     }
 
     /// Sets how rows travel in dispatch.
@@ -232,6 +236,52 @@ impl Config {
         self
     }
 
+    /// Sets how many dispatches may have their rows in the buffer at once, 1 to 64, and gives it a [routing slot](Self::with_routing_slots) for each at least.
+    ///
+    /// A *row slot* has what a dispatch brings (rows and scales), the experts' outputs and all words and counters of its operations. With several, a dispatch
+    /// may come before the combine of another: two micro-batches are in flight, or rows stay for the gradients that are computed from them. The window takes as
+    /// many times the rows: [`bytes_needed`] has them by region.
+    ///
+    /// A dispatch, or a replay, takes the next free row slot in turn, or the one that it names, the same on every rank. Its handle knows
+    /// [which](crate::Dispatched::row_slot).
+    ///
+    /// | | one row slot | several |
+    /// |---|---|---|
+    /// | a dispatch takes | the slot, in any case: rows that wait for their combine are given up | a free slot; if there is none, or the one that it names is held: [`Error::RowSlotBusy`] |
+    /// | its rows, and views of them, are valid | until its combine, or the next dispatch | until its combine, or [its release](crate::ElasticBuffer::release) |
+    /// | its slot is free again | when the next dispatch comes | when its combine was enqueued, or it was released |
+    /// | if it [keeps its rows](crate::DispatchInput::keeping_rows) | they stay behind the combine until they are released; until then a dispatch is refused | the same; other slots go on |
+    /// | a routing slot is held | until its combine, if there are others | as long as the row slot: a dispatch that names none takes the next that is free |
+    /// | a fault | poisons the buffer | the same: with all its slots |
+    /// | a rank that takes another slot than the others, or combines another handle | cannot be: another routing is [named at once](Error::OtherHandle) | does not come, as far as the others see: [`Error::PeerTimeout`] at the deadline, which names the slot that it is in |
+    ///
+    /// What follows a dispatch on the device, the combine or another dispatch, is still one operation after the other, on whatever streams they are:
+    /// two never share the SMs. What runs beside them are the caller's own kernels.
+    ///
+    /// ```
+    /// use epoxide::{CombineInput, Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, Mode, bf16};
+    ///
+    /// LocalGroup::simulated(2, Mode::Fast { workers: 0 })?.run(|comm| {
+    ///     let mut buffer = ElasticBuffer::new(&comm, Config::new(4, 1, 8, 2).with_row_slots(2))?;
+    ///     let (x, weights) = (comm.tensor(&[bf16::ONE; 16])?, comm.tensor(&[1.0f32; 2])?);
+    ///     let batches = [comm.tensor(&[0i64, 3])?, comm.tensor(&[2i64, 1])?];
+    ///     let mut y = comm.empty::<bf16>(16)?;
+    ///     // The second batch travels while the experts work on the first.
+    ///     let [first, second] = batches.each_ref().map(|idx| buffer.dispatch(&DispatchInput::new(2, &x, idx, &weights)));
+    ///     for handle in [first?, second?] {
+    ///         buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+    ///     }
+    ///     buffer.close()
+    /// })?;
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_row_slots(mut self, slots: u32) -> Self {
+        self.row_slots = slots;
+        self.routing_slots = self.routing_slots.max(slots);
+        self
+    }
+
     /// Gives combines their options: biases, sums that are added to what is there, sums in f32, and, where rows lie by expert, gate weights
     /// ([`CombineInput`](crate::CombineInput) has them). A combine with options is a kernel of its own, which is loaded with the buffer;
     /// one without is as fast as ever.
@@ -285,6 +335,12 @@ impl Config {
         self
     }
 
+    /// An operation as errors tell it, by its number on the device: its row slot, if there are several, and which one of it.
+    pub(crate) fn operation(&self, number: u64) -> (Option<u32>, u64) {
+        let Number { row_slot, count } = Number::from_word(number);
+        ((self.row_slots > 1).then_some(row_slot), count)
+    }
+
     /// Whether somebody looks at the counts of a dispatch on the device, in a buffer of this shape.
     pub(crate) fn observes(&self, shape: &Shape) -> bool {
         self.counts_mirror || self.expert_statistics || shape.is_bounded()
@@ -329,6 +385,7 @@ impl Config {
             format: self.format,
             layout: self.layout,
             routing_slots: self.routing_slots,
+            row_slots: self.row_slots,
             returned_weights: self.returned_weights,
         };
         let worst = shape.worst_rows();
@@ -392,7 +449,7 @@ impl Config {
     }
 
     /// The fields that must agree between ranks, by name.
-    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 15] {
+    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 16] {
         [
             ("experts", self.experts.to_string()),
             ("top_k", self.top_k.to_string()),
@@ -407,6 +464,7 @@ impl Config {
             ("timeout", format!("{:?}", self.timeout)),
             ("max_window_bytes", self.max_window_bytes.to_string()),
             ("routing_slots", self.routing_slots.to_string()),
+            ("row_slots", self.row_slots.to_string()),
             ("combine_options", self.combine_options.to_string()),
             ("returned_weights", self.returned_weights.to_string()),
         ]

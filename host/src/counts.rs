@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use epoxide_dsl::fault::STATE_EMPTY;
-use epoxide_kernels::words::Known;
+use epoxide_kernels::words::{Known, Number};
 
 use crate::buffer::{Dispatched, ElasticBuffer};
 use crate::error::{Error, Result};
@@ -64,7 +64,7 @@ impl ElasticBuffer {
                 return Err(Error::CountsNotKnown {
                     rank: inner.rank,
                     buffer: number(self.id()),
-                    dispatch: self.routings.number(handle),
+                    dispatch: Number::from_word(self.routings.number(handle)).count,
                     waited_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
                     virtual_time: inner.runtime.has_virtual_time(),
                 });
@@ -97,7 +97,7 @@ impl ElasticBuffer {
             }
         };
         if self.check_handle("try_counts", handle).is_ok() {
-            self.received_rows = Some(counts.rows.into());
+            self.rows.of_mut(handle.row_slot).received_rows = Some(counts.rows.into());
         }
         Ok(Ok(counts))
     }

@@ -6,7 +6,7 @@ use epoxide_kernels::layout::Span;
 use epoxide_kernels::shape::{Layout, Shape};
 use epoxide_kernels::words::{BlockFlags, CountMatrix, Flags, Kind};
 
-use crate::buffer::{Dispatched, ElasticBuffer, State};
+use crate::buffer::{Dispatched, ElasticBuffer, Slots, State};
 use crate::error::{Error, Result};
 use crate::rows::{RawRows, Rows};
 use crate::slice::{DeviceSlice, check_len, check_rank};
@@ -26,6 +26,10 @@ pub struct DispatchInput<'a, I: Index> {
     pub topk_weights: DeviceSlice<'a, f32>,
     /// The routing slot to take, the same on every rank; `None` takes the next in turn.
     pub routing_slot: Option<u32>,
+    /// The row slot to take, the same on every rank; `None` takes the next free one in turn.
+    pub row_slot: Option<u32>,
+    /// Whether the rows stay behind the combine, until they are released.
+    pub keep_rows: bool,
 }
 
 impl<'a, I: Index> DispatchInput<'a, I> {
@@ -43,7 +47,25 @@ impl<'a, I: Index> DispatchInput<'a, I> {
             topk_idx: topk_idx.into(),
             topk_weights: topk_weights.into(),
             routing_slot: None,
+            row_slot: None,
+            keep_rows: false,
         }
+    }
+
+    /// Names the [row slot](crate::Config::with_row_slots) to take, the same on every rank. The turn of dispatches that name none goes on as if this one
+    /// were not there, but that its slot is held.
+    #[must_use]
+    pub fn in_row_slot(mut self, slot: u32) -> Self {
+        self.row_slot = Some(slot);
+        self
+    }
+
+    /// Keeps the rows where they are, with the experts' outputs and all that goes with them, behind the combine too: until
+    /// [`ElasticBuffer::release`]. For gradients that are computed from them.
+    #[must_use]
+    pub fn keeping_rows(mut self) -> Self {
+        self.keep_rows = true;
+        self
     }
 
     /// Names the [routing slot](crate::Config::with_routing_slots) to take, the same on every rank. The turn of dispatches that name none goes on
@@ -71,12 +93,31 @@ pub struct RawDispatchInput {
     pub topk_weights: u64,
     /// The routing slot to take, the same on every rank; `None` takes the next in turn.
     pub routing_slot: Option<u32>,
+    /// The row slot to take, the same on every rank; `None` takes the next free one in turn.
+    pub row_slot: Option<u32>,
+    /// Whether the rows stay behind the combine, until they are released.
+    pub keep_rows: bool,
 }
 
 impl RawDispatchInput {
     /// The addresses of `tokens` tokens. One of BF16 rows is given as it is, others as [`RawRows`].
     pub fn new(tokens: u32, rows: impl Into<RawRows>, topk_idx: u64, index_type: IndexType, topk_weights: u64) -> Self {
-        Self { tokens, rows: rows.into(), topk_idx, index_type, topk_weights, routing_slot: None }
+        let (routing_slot, row_slot, keep_rows) = (None, None, false);
+        Self { tokens, rows: rows.into(), topk_idx, index_type, topk_weights, routing_slot, row_slot, keep_rows }
+    }
+
+    /// [`DispatchInput::in_row_slot`].
+    #[must_use]
+    pub fn in_row_slot(mut self, slot: u32) -> Self {
+        self.row_slot = Some(slot);
+        self
+    }
+
+    /// [`DispatchInput::keeping_rows`].
+    #[must_use]
+    pub fn keeping_rows(mut self) -> Self {
+        self.keep_rows = true;
+        self
     }
 
     /// [`DispatchInput::in_routing_slot`].
@@ -128,14 +169,14 @@ impl ElasticBuffer {
     /// Sends every token's row once to each rank that owns one of its experts. Collective; returns once it is enqueued.
     ///
     /// Rows arrive ordered by source rank, then token, whatever the timing; in [`Layout::ExpertContiguous`] by expert first, with a row for
-    /// each selection. A dispatch makes the handle of the one before stale, as far as
-    /// rows go. It takes a [routing slot](crate::Config::with_routing_slots), the next in turn or the one that it names, and so the place of
+    /// each selection. It takes a [row slot](crate::Config::with_row_slots), the next free one in turn or the one that it names; where there is one, it
+    /// makes the handle of the dispatch before stale, as far as rows go. It takes a [routing slot](crate::Config::with_routing_slots), the next in turn or the one that it names, and so the place of
     /// the routing that was there. Where there are several slots, that of a dispatch which waits for its combine is not given.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] for too many tokens, and for rows at another address or of a form that the buffer's format does not take;
-    /// [`Error::BufferTooSmall`] for a tensor with too few elements, [`Error::SlotBusy`]. Rows for which there is no room
+    /// [`Error::BufferTooSmall`] for a tensor with too few elements, [`Error::RowSlotBusy`], [`Error::SlotBusy`]. Rows for which there is no room
     /// ([`Config::with_capacity`](crate::Config::with_capacity)) are told by what waits for the dispatch. The fault of an earlier operation, or [`Error::Poisoned`].
     pub fn dispatch<I: Index>(&mut self, input: &DispatchInput<'_, I>) -> Result<Dispatched> {
         let selections = u64::from(input.tokens) * u64::from(self.config.top_k);
@@ -146,7 +187,8 @@ impl ElasticBuffer {
         check_len("topk_weights", "gate weights", input.topk_weights, selections)?;
         let (topk_idx, topk_weights) = (input.topk_idx.address(), input.topk_weights.address());
         let raw = RawDispatchInput::new(input.tokens, rows, topk_idx, IndexType::of::<I>(), topk_weights);
-        let raw = RawDispatchInput { routing_slot: input.routing_slot, ..raw };
+        let &DispatchInput { routing_slot, row_slot, keep_rows, .. } = input;
+        let raw = RawDispatchInput { routing_slot, row_slot, keep_rows, ..raw };
         // SAFETY: the tensors are this process's device memory, large enough as just checked, and stay allocated until the
         // stream has passed this operation (see `DeviceTensor`).
         unsafe { self.enqueue_dispatch(&raw) }
@@ -177,22 +219,24 @@ impl ElasticBuffer {
     ///
     /// As [`Self::dispatch_raw`].
     unsafe fn enqueue_dispatch(&mut self, input: &RawDispatchInput) -> Result<Dispatched> {
-        let RawDispatchInput { tokens, rows, routing_slot, .. } = *input;
+        let RawDispatchInput { tokens, rows, .. } = *input;
         rows.check(&self.layouts.shape)?;
         self.check()?;
         if tokens > self.config.max_tokens_per_rank {
             let rule = format!("at most max_tokens_per_rank = {}", self.config.max_tokens_per_rank);
             return Err(Error::argument("tokens", tokens, rule));
         }
-        let slot = self.routings.slot(routing_slot, self.state)?;
+        let row_slot = self.rows.choose(input.row_slot)?;
+        let slot = self.routings.slot(input.routing_slot, &self.rows)?;
+        let slots = Slots { row: row_slot, routing: slot };
         self.take_turn()?;
         // SAFETY: the caller's promise.
         let RawDispatchInput { topk_idx, index_type, topk_weights, .. } = unsafe { self.without_masked(input)? };
-        self.stand_in(Kind::Dispatch, slot)?;
+        self.stand_in(Kind::Dispatch, slots)?;
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
         // Where rows lie by expert, the handle is another.
         let [send_rank, send_row] = if shape.layout.is_by_expert() {
-            [p.send_rank, p.send_row].map(|span| self.private_span(span))
+            [p.send_rank, p.send_row].map(|span| self.private_row(span, row_slot))
         } else {
             self.handle_slot(slot)
         };
@@ -200,15 +244,15 @@ impl ElasticBuffer {
         // SAFETY: the buffer's own memory, laid out for its shape; the inputs are the caller's promise.
         let args = unsafe {
             DispatchArgs {
-                op: self.operation(Kind::Dispatch, slot),
-                recv: w.received.slot(shape, slot).regions(),
-                dispatches: Global::from_raw(self.private_span(p.dispatches)),
-                landed: Flags::new(Region::new(w.landed.offset)),
-                counts: CountMatrix::new(Region::new(w.counts.offset), shape.ranks, shape.experts),
+                op: self.operation(Kind::Dispatch, slots),
+                recv: w.received.slot(shape, row_slot, slot).regions(),
+                dispatches: Global::from_raw(self.private_row(p.dispatches, row_slot)),
+                landed: Flags::new(Region::new(self.row_offset(w.landed, row_slot))),
+                counts: CountMatrix::new(Region::new(self.row_offset(w.counts, row_slot)), shape.ranks, shape.experts),
                 rows: rows.args(shape),
                 topk_idx: Global::from_raw(topk_idx),
                 topk_weights: Global::from_raw(topk_weights),
-                block_counts: Global::from_raw(self.private_span(p.block_counts)),
+                block_counts: Global::from_raw(self.private_row(p.block_counts, row_slot)),
                 routing: Global::from_raw(self.private_slot(p.routing, slot)),
                 send_rank: Global::from_raw(send_rank),
                 send_row: Global::from_raw(send_row),
@@ -224,7 +268,7 @@ impl ElasticBuffer {
                 tokens_of: Region::new(of_slot(w.tokens)),
                 handle_rank: Region::new(of_slot(w.send_rank)),
                 handle_row: Region::new(of_slot(w.send_row)),
-                block_landed: BlockFlags::new(Region::new(w.blocks.offset)),
+                block_landed: BlockFlags::new(Region::new(self.row_offset(w.blocks, row_slot))),
                 mirror: Global::from_raw(self.mirror.as_ref().map_or(0, |mirror| mirror.slot(slot).device)),
                 statistics: Global::from_raw(self.statistics.as_ref().map_or(0, DeviceTensor::address)),
                 bound: self.bound(),
@@ -243,24 +287,24 @@ impl ElasticBuffer {
             )?
         };
         // At once: what fails from here on changes nothing in what the slot has.
-        self.routings.take(slot, self.operations, routing_slot);
+        self.routings.take(slot, row_slot, self.operations, input.routing_slot);
         self.overflows.forget(slot);
-        let operation = self.dispatched(slot)?;
-        Ok(Dispatched { buffer: self.id(), operation, routing: operation, slot, tokens })
+        let operation = self.dispatched(slots, input.row_slot, input.keep_rows)?;
+        Ok(Dispatched { buffer: self.id(), operation, routing: operation, slot, row_slot, tokens })
     }
 
-    /// Notes that a dispatch by the routing of `slot` was enqueued; returns its number.
-    pub(crate) fn dispatched(&mut self, slot: u32) -> Result<u64> {
+    /// Notes that a dispatch was enqueued in these slots, of which it `named` that of rows or not; returns its number.
+    pub(crate) fn dispatched(&mut self, slots: Slots, named: Option<u32>, kept: bool) -> Result<u64> {
         let operation = self.operations;
         self.operations += 1;
-        self.state = State::Dispatched { operation, slot };
-        self.received_rows = None;
+        self.rows.take(slots.row, State::Dispatched { operation, slot: slots.routing, kept }, named);
+        let slot = self.rows.of_mut(slots.row);
         // What was lent before, and handed over then, was for this dispatch; what comes later is for a later one.
-        let early = std::mem::take(&mut self.lent_early);
+        let early = std::mem::take(&mut slot.lent_early);
         if !early {
-            self.outputs = None;
+            slot.outputs = None;
             if self.config.poison_expert_outputs {
-                self.poison_expert_outputs()?;
+                self.poison_expert_outputs(slots.row)?;
             }
         }
         Ok(operation)

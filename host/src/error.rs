@@ -84,7 +84,7 @@ pub enum Error {
     },
     /// A handle that a later dispatch has replaced, or another buffer made.
     #[error(
-        "stale handle: it belongs to {handle}, but {buffer} is current; a handle is valid until the next dispatch on its buffer, its routing until the next dispatch into its slot"
+        "stale handle: it belongs to {handle}, but {buffer} is current; a handle is valid until the next dispatch on its buffer (with several row slots, until its combine or its release), its routing until the next dispatch into its slot"
     )]
     #[non_exhaustive]
     StaleHandle {
@@ -93,9 +93,9 @@ pub enum Error {
         /// Buffer and operation that are current.
         buffer: String,
     },
-    /// A dispatch would take the routing slot of one that waits for its combine.
+    /// A dispatch would take the routing slot of one that waits for its combine, or whose rows are kept.
     #[error(
-        "routing slot {slot} is busy: operation {operation} waits for its combine; combine it first, or name another of the {slots} slots"
+        "routing slot {slot} is busy: operation {operation} waits for its combine, or keeps its rows; combine or release it first, or name another of the {slots} slots"
     )]
     #[non_exhaustive]
     SlotBusy {
@@ -106,10 +106,29 @@ pub enum Error {
         /// Slots of the buffer.
         slots: u32,
     },
+    /// A dispatch would take the row slot of one that waits for its combine, or whose rows are kept: the one that it named, or, where it named none,
+    /// the next in turn, as none is free.
+    #[error(
+        "row slot {slot} of {slots} is busy: operation {operation} {}",
+        if *kept { "keeps its rows there, until it is released" } else { "waits for its combine, which frees the slot, as its release does" }
+    )]
+    #[non_exhaustive]
+    RowSlotBusy {
+        /// The slot.
+        slot: u32,
+        /// The dispatch whose rows are there.
+        operation: u64,
+        /// Whether it is combined and keeps its rows.
+        kept: bool,
+        /// Row slots of the buffer.
+        slots: u32,
+    },
     /// A wait on a peer reached the operation's deadline.
     #[error(
-        "rank {rank} waited {elapsed_ms} ms{} for rank {peer} in operation {epoch} ({kernel}) of buffer {buffer}, phase {phase}: expected {expected:#x}, seen {seen:#x}",
-        if *virtual_time { " of virtual time" } else { "" }
+        "rank {rank} waited {elapsed_ms} ms{} for rank {peer} in operation {epoch} ({kernel}) of {}, phase {phase}: expected {expected:#x}, seen {seen:#x}{}",
+        if *virtual_time { " of virtual time" } else { "" },
+        of(*buffer, *row_slot),
+        elsewhere(*peer, *peer_row_slot)
     )]
     #[non_exhaustive]
     PeerTimeout {
@@ -121,7 +140,9 @@ pub enum Error {
         kernel: &'static str,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
+        /// The operation's row slot; none where the buffer has one.
+        row_slot: Option<u32>,
+        /// The operation's number among those of the buffer, or of its row slot, dispatches and combines counted together, from 1.
         epoch: u64,
         /// What the word says when it arrives.
         phase: &'static str,
@@ -133,12 +154,16 @@ pub enum Error {
         seen: u64,
         /// How long, in milliseconds of the device's clock.
         elapsed_ms: u64,
+        /// The other row slot in which the peer has entered an operation that this rank has not, where the host saw one.
+        peer_row_slot: Option<u32>,
         /// Whether that clock is the simulated GPU's, on which a wait that must be in vain ends at once.
         virtual_time: bool,
     },
     /// A peer gave up an operation, so this rank did too.
     #[error(
-        "rank {rank} stopped operation {epoch} ({kernel}) of buffer {buffer} in phase {phase}, because rank {origin} gave up ({reason})"
+        "rank {rank} stopped operation {epoch} ({kernel}) of {} in phase {phase}, because rank {origin} gave up ({reason}){}",
+        of(*buffer, *row_slot),
+        elsewhere(*origin, *peer_row_slot)
     )]
     #[non_exhaustive]
     PeerAborted {
@@ -150,16 +175,21 @@ pub enum Error {
         kernel: &'static str,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
+        /// The operation's row slot; none where the buffer has one.
+        row_slot: Option<u32>,
+        /// The operation's number among those of the buffer, or of its row slot, dispatches and combines counted together, from 1.
         epoch: u64,
         /// Where this rank was.
         phase: &'static str,
         /// Why the other one gave up.
         reason: String,
+        /// The other row slot in which that rank has entered an operation that this one has not, where the host saw one.
+        peer_row_slot: Option<u32>,
     },
     /// A selection is not an expert.
     #[error(
-        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: it must be -1 or an expert in 0..{experts} (operation {epoch} of buffer {buffer}, a dispatch; seen by rank {rank})"
+        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: it must be -1 or an expert in 0..{experts} (operation {epoch} of {}, a dispatch; seen by rank {rank})",
+        of(*buffer, *row_slot)
     )]
     #[non_exhaustive]
     IndexOutOfRange {
@@ -177,12 +207,15 @@ pub enum Error {
         experts: u32,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
+        /// The operation's row slot; none where the buffer has one.
+        row_slot: Option<u32>,
+        /// The operation's number among those of the buffer, or of its row slot, dispatches and combines counted together, from 1.
         epoch: u64,
     },
     /// A token selects an expert twice.
     #[error(
-        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: the token selects this expert twice (operation {epoch} of buffer {buffer}, a dispatch; seen by rank {rank})"
+        "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: the token selects this expert twice (operation {epoch} of {}, a dispatch; seen by rank {rank})",
+        of(*buffer, *row_slot)
     )]
     #[non_exhaustive]
     IndexRepeated {
@@ -198,14 +231,17 @@ pub enum Error {
         index: i64,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
+        /// The operation's row slot; none where the buffer has one.
+        row_slot: Option<u32>,
+        /// The operation's number among those of the buffer, or of its row slot, dispatches and combines counted together, from 1.
         epoch: u64,
     },
     /// A dispatch was to bring a rank, or an expert where each has a slab, more rows than there is room for. No row was moved, on any rank, and
     /// every rank gets the same error; a combine behind it gives rows of +0. It is no fault: the buffer goes on to work.
     #[error(
-        "rank {of_rank}{} was to receive {wanted} rows, and has room for {capacity} (operation {epoch} of buffer {buffer}, a dispatch): no row was moved",
-        expert.map_or(String::new(), |expert| format!("'s expert {expert}"))
+        "rank {of_rank}{} was to receive {wanted} rows, and has room for {capacity} (operation {epoch} of {}, a dispatch): no row was moved",
+        expert.map_or(String::new(), |expert| format!("'s expert {expert}")),
+        of(*buffer, *row_slot)
     )]
     #[non_exhaustive]
     CapacityExceeded {
@@ -219,12 +255,15 @@ pub enum Error {
         capacity: u64,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The dispatch's number among the buffer's operations, from 1.
+        /// The operation's row slot; none where the buffer has one.
+        row_slot: Option<u32>,
+        /// The dispatch's number among the operations of the buffer, or of its row slot, from 1.
         epoch: u64,
     },
     /// Fewer expert outputs, or weights to return, were handed over than the dispatch brought rows; nothing was summed.
     #[error(
-        "rank {rank} was given {rows} rows of expert outputs, or of weights to return, for the {received} rows that it received (operation {epoch} of buffer {buffer})"
+        "rank {rank} was given {rows} rows of expert outputs, or of weights to return, for the {received} rows that it received (operation {epoch} of {})",
+        of(*buffer, *row_slot)
     )]
     #[non_exhaustive]
     TooFewExpertOutputs {
@@ -236,12 +275,15 @@ pub enum Error {
         received: u64,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
+        /// The operation's row slot; none where the buffer has one.
+        row_slot: Option<u32>,
+        /// The operation's number among those of the buffer, or of its row slot, dispatches and combines counted together, from 1.
         epoch: u64,
     },
     /// Ranks are in different operations.
     #[error(
-        "ranks out of step in operation {epoch} of buffer {buffer}: rank {rank} is in {kernel}, rank {peer} in {peer_kernel}"
+        "ranks out of step in operation {epoch} of {}: rank {rank} is in {kernel}, rank {peer} in {peer_kernel}",
+        of(*buffer, *row_slot)
     )]
     #[non_exhaustive]
     OutOfStep {
@@ -255,12 +297,15 @@ pub enum Error {
         peer_kernel: &'static str,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
+        /// The operation's row slot; none where the buffer has one.
+        row_slot: Option<u32>,
+        /// The operation's number among those of the buffer, or of its row slot, dispatches and combines counted together, from 1.
         epoch: u64,
     },
     /// Ranks replay or combine by different handles, or dispatch into different routing slots. No row was written or summed.
     #[error(
-        "ranks have different handles in operation {epoch} ({kernel}) of buffer {buffer}: {}",
+        "ranks have different handles in operation {epoch} ({kernel}) of {}: {}",
+        of(*buffer, *row_slot),
         handles([*rank, *peer], [*slot, *peer_slot], [*dispatch, *peer_dispatch])
     )]
     #[non_exhaustive]
@@ -273,7 +318,8 @@ pub enum Error {
         kernel: &'static str,
         /// The routing slot of this rank's handle.
         slot: u32,
-        /// The number of the dispatch whose routing that is, among the buffer's dispatches from 1, modulo 65536; 0 in a dispatch.
+        /// The number of the dispatch whose routing that is, among the buffer's dispatches, or those into its row slot, from 1, modulo 65536; 0 in a
+        /// dispatch.
         dispatch: u32,
         /// The routing slot of the other's handle.
         peer_slot: u32,
@@ -281,12 +327,15 @@ pub enum Error {
         peer_dispatch: u32,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
+        /// The operation's row slot; none where the buffer has one.
+        row_slot: Option<u32>,
         /// The operation's number.
         epoch: u64,
     },
     /// The handle's routing is not there on the device: its dispatch failed. Nothing was written or summed.
     #[error(
-        "rank {rank} has no routing in slot {slot} for operation {epoch} ({kernel}) of buffer {buffer}: the dispatch that was to make it failed"
+        "rank {rank} has no routing in slot {slot} for operation {epoch} ({kernel}) of {}: the dispatch that was to make it failed",
+        of(*buffer, *row_slot)
     )]
     #[non_exhaustive]
     NoRouting {
@@ -298,6 +347,8 @@ pub enum Error {
         kernel: &'static str,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
+        /// The operation's row slot; none where the buffer has one.
+        row_slot: Option<u32>,
         /// The operation's number.
         epoch: u64,
     },
@@ -313,7 +364,7 @@ pub enum Error {
         rank: u32,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The number of the dispatch among the buffer's, from 1.
+        /// The number of the dispatch among the buffer's, or those into its row slot, from 1.
         dispatch: u64,
         /// How long the host waited.
         waited_ms: u64,
@@ -322,7 +373,8 @@ pub enum Error {
     },
     /// The device saw a peer with another configuration.
     #[error(
-        "rank {peer} runs with another configuration than rank {rank} (hash {seen:#08x}, here {expected:#08x}) in operation {epoch} ({kernel}) of buffer {buffer}"
+        "rank {peer} runs with another configuration than rank {rank} (hash {seen:#08x}, here {expected:#08x}) in operation {epoch} ({kernel}) of {}",
+        of(*buffer, *row_slot)
     )]
     #[non_exhaustive]
     DeviceConfigMismatch {
@@ -334,7 +386,9 @@ pub enum Error {
         kernel: &'static str,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
+        /// The operation's row slot; none where the buffer has one.
+        row_slot: Option<u32>,
+        /// The operation's number among those of the buffer, or of its row slot, dispatches and combines counted together, from 1.
         epoch: u64,
         /// This rank's hash.
         expected: u64,
@@ -342,7 +396,9 @@ pub enum Error {
         seen: u64,
     },
     /// The device filed a fault that this version does not know.
-    #[error("rank {rank} filed the unknown fault {code} in operation {epoch} ({kernel}) of buffer {buffer}")]
+    #[error("rank {rank} filed the unknown fault {code} in operation {epoch} ({kernel}) of {}",
+        of(*buffer, *row_slot)
+    )]
     #[non_exhaustive]
     UnknownFault {
         /// The rank.
@@ -353,7 +409,9 @@ pub enum Error {
         kernel: &'static str,
         /// Which of the rank's buffers, in the order in which they were made, from 1.
         buffer: u64,
-        /// The operation's number among the buffer's, dispatches and combines counted together, from 1.
+        /// The operation's row slot; none where the buffer has one.
+        row_slot: Option<u32>,
+        /// The operation's number among those of the buffer, or of its row slot, dispatches and combines counted together, from 1.
         epoch: u64,
     },
     /// The buffer has faulted before.
@@ -510,6 +568,17 @@ fn too_small(argument: &str, region: &str, needed: u64, total: u64, given: u64) 
         "max_window_bytes" => format!("region {region} ends at byte {needed} of {total}, given {given}"),
         _ => format!("its {region} take {needed} bytes, given {given}"),
     }
+}
+
+/// Whose an operation is.
+fn of(buffer: u64, row_slot: Option<u32>) -> String {
+    row_slot.map_or(String::new(), |slot| format!("row slot {slot} of ")) + &format!("buffer {buffer}")
+}
+
+/// Where a rank is that did not come.
+fn elsewhere(rank: u32, row_slot: Option<u32>) -> String {
+    let told = |slot| format!("; rank {rank} is in row slot {slot}: operations take the same one on every rank");
+    row_slot.map_or(String::new(), told)
 }
 
 /// What two ranks are at that differ, each by its routing slot and dispatch.

@@ -4,6 +4,7 @@ use std::sync::atomic::{Ordering, fence};
 use epoxide_dsl::fault::{Abort, CODE_ABORTED, CODE_GONE, CODE_TIMEOUT, RECORD_WORDS, STATE_FILED};
 use epoxide_kernels::words::{Code, Kind, Phase, Routing};
 
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gone::Gone;
 use crate::runtime::{Mapped, Runtime};
@@ -21,7 +22,7 @@ pub(crate) unsafe fn read(
     runtime: &Runtime,
     record: Mapped,
     buffer: u64,
-    experts: u32,
+    config: &Config,
     how: &dyn Fn(u32) -> Option<Gone>,
 ) -> Result<Option<Error>> {
     let (mut state, mut words) = ([0], [0; RECORD_WORDS as usize]);
@@ -34,13 +35,13 @@ pub(crate) unsafe fn read(
     fence(Ordering::Acquire);
     // SAFETY: as above.
     unsafe { runtime.peek_mapped(record, &mut words)? };
-    Ok(Some(decode(&words, buffer, experts, runtime.has_virtual_time(), how)))
+    Ok(Some(decode(&words, buffer, config, runtime.has_virtual_time(), how)))
 }
 
 fn decode(
     words: &[u64; RECORD_WORDS as usize],
     buffer: u64,
-    experts: u32,
+    config: &Config,
     virtual_time: bool,
     how: &dyn Fn(u32) -> Option<Gone>,
 ) -> Error {
@@ -50,7 +51,9 @@ fn decode(
     let rank = high(words[3]);
     // A wait for the rank's own blocks names no peer.
     let peer = if low(words[3]) == u32::MAX { rank } else { low(words[3]) };
-    let (block, epoch, expected, seen) = (low(words[4]), words[5], words[6], words[7]);
+    let (block, expected, seen) = (low(words[4]), words[6], words[7]);
+    let (row_slot, epoch) = config.operation(words[5]);
+    let experts = config.experts;
     let elapsed_ms = words[8] / 1_000_000;
     let abort = Abort::from_word(seen);
     let is_gone = fault_code == CODE_GONE || fault_code == CODE_ABORTED && abort.code == CODE_GONE;
@@ -65,7 +68,8 @@ fn decode(
             (_, Some(code)) => code.name().to_owned(),
             (other, None) => format!("fault {other}, which names rank {}", abort.peer),
         };
-        return Error::PeerAborted { rank, origin: abort.origin, kernel, buffer, epoch, phase, reason };
+        let (origin, peer_row_slot) = (abort.origin, None);
+        return Error::PeerAborted { rank, origin, kernel, buffer, row_slot, epoch, phase, reason, peer_row_slot };
     }
     if fault_code == CODE_TIMEOUT {
         return Error::PeerTimeout {
@@ -73,12 +77,14 @@ fn decode(
             peer,
             kernel,
             buffer,
+            row_slot,
             epoch,
             phase,
             block,
             expected,
             seen,
             elapsed_ms,
+            peer_row_slot: None,
             virtual_time,
         };
     }
@@ -86,23 +92,27 @@ fn decode(
     let (token, position, index) = (high(expected), low(expected), seen as i64);
     match Code::from_number(fault_code) {
         Some(Code::IndexOutOfRange) => {
-            Error::IndexOutOfRange { rank, source_rank: peer, token, position, index, experts, buffer, epoch }
+            Error::IndexOutOfRange { rank, source_rank: peer, token, position, index, experts, buffer, row_slot, epoch }
         }
         Some(Code::IndexRepeated) => {
-            Error::IndexRepeated { rank, source_rank: peer, token, position, index, buffer, epoch }
+            Error::IndexRepeated { rank, source_rank: peer, token, position, index, buffer, row_slot, epoch }
         }
         Some(Code::OutOfStep) => {
-            Error::OutOfStep { rank, peer, kernel, peer_kernel: kernel_name(low(seen)), buffer, epoch }
+            Error::OutOfStep { rank, peer, kernel, peer_kernel: kernel_name(low(seen)), buffer, row_slot, epoch }
         }
-        Some(Code::Configuration) => Error::DeviceConfigMismatch { rank, peer, kernel, buffer, epoch, expected, seen },
-        Some(Code::OutputsTooFew) => Error::TooFewExpertOutputs { rank, rows: seen, received: expected, buffer, epoch },
+        Some(Code::Configuration) => {
+            Error::DeviceConfigMismatch { rank, peer, kernel, buffer, row_slot, epoch, expected, seen }
+        }
+        Some(Code::OutputsTooFew) => {
+            Error::TooFewExpertOutputs { rank, rows: seen, received: expected, buffer, row_slot, epoch }
+        }
         Some(Code::OtherHandle) => {
             let [Routing { slot, dispatch }, there] = [expected, seen].map(|bits| Routing::from_bits(low(bits)));
             let (peer_slot, peer_dispatch) = (there.slot, there.dispatch);
-            Error::OtherHandle { rank, peer, kernel, slot, dispatch, peer_slot, peer_dispatch, buffer, epoch }
+            Error::OtherHandle { rank, peer, kernel, slot, dispatch, peer_slot, peer_dispatch, buffer, row_slot, epoch }
         }
-        Some(Code::NoRouting) => Error::NoRouting { rank, slot: low(expected), kernel, buffer, epoch },
-        None => Error::UnknownFault { rank, code: fault_code, kernel, buffer, epoch },
+        Some(Code::NoRouting) => Error::NoRouting { rank, slot: low(expected), kernel, buffer, row_slot, epoch },
+        None => Error::UnknownFault { rank, code: fault_code, kernel, buffer, row_slot, epoch },
     }
 }
 

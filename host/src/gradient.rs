@@ -3,21 +3,22 @@ use epoxide_dsl::memory::Global;
 use epoxide_kernels::entries::weigh_gradients;
 use epoxide_kernels::gradient::WeighGradientsArgs;
 use epoxide_kernels::words::Kind;
-use half::bf16;
 
-use crate::buffer::{Dispatched, ElasticBuffer};
+use crate::buffer::{Dispatched, ElasticBuffer, State};
 use crate::config::WireFormat;
 use crate::error::{Error, Result};
-use crate::rows::{RawRows, Rows};
-use crate::slice::{DeviceSlice, check_address, check_rank};
+use crate::expert_outputs::ExpertOutputs;
+use crate::replay_input::{RawReplayInput, ReplayInput};
+use crate::slice::{check_address, check_rank};
 
 impl ElasticBuffer {
     /// The gradient of a [gate-weighted combine](crate::CombineInput::gate_weighted), by the handle of its dispatch: [`Self::dispatch_again`] of `dy`, BF16
     /// `[tokens, hidden]`, which then becomes the gradient of each expert output and of each gate weight. Collective; returns once it is
     /// enqueued.
     ///
-    /// `outputs` are the expert outputs that were combined, BF16 `[rows, hidden]` as the forward's combine got them, in memory of the caller's: what
-    /// lay in the lent region is gone once it is lent again.
+    /// `outputs` are the expert outputs that were combined, BF16 `[rows, hidden]` as the forward's combine got them. They are in memory of the
+    /// caller's, as what lay in the lent region is gone once it is lent again; or [in place](ExpertOutputs::InPlace), in the row slot of `handle`, if that
+    /// [keeps its rows](crate::DispatchInput::keeping_rows).
     ///
     /// * The received rows ([`RecvView::x`](crate::RecvView::x)) are `w * dy`: the product in f32, rounded once to BF16.
     /// * `<dy, output>` of each row is f32 in the region of weights to return
@@ -34,17 +35,37 @@ impl ElasticBuffer {
     pub fn dispatch_gradient<'a>(
         &mut self,
         handle: &Dispatched,
-        dy: impl Into<DeviceSlice<'a, bf16>>,
-        outputs: impl Into<DeviceSlice<'a, bf16>>,
+        dy: impl Into<ReplayInput<'a>>,
+        outputs: impl Into<ExpertOutputs<'a>>,
     ) -> Result<Dispatched> {
         let (dy, outputs) = (dy.into(), outputs.into());
         self.check_gradient()?;
-        check_rank("expert outputs", outputs, &self.comm)?;
-        let rows = self.check_rows(outputs.len())?;
-        let dy = Rows::from(dy).check(handle.tokens, &self.comm, &self.layouts.shape)?;
+        let (outputs, rows) = match outputs {
+            ExpertOutputs::Tensor(outputs) => {
+                check_rank("expert outputs", outputs, &self.comm)?;
+                (outputs.address(), self.check_rows(outputs.len())?)
+            }
+            ExpertOutputs::InPlace => (self.kept_outputs(handle)?, self.layouts.shape.rows),
+        };
+        let rows_of_dy = dy.rows.check(handle.tokens, &self.comm, &self.layouts.shape)?;
         // SAFETY: the tensors are this process's device memory, large enough as just checked, and stay allocated until the
-        // stream has passed this operation (see `DeviceTensor`).
-        unsafe { self.enqueue_gradient(handle, &dy, outputs.address(), rows) }
+        // stream has passed this operation (see `DeviceTensor`); kept outputs lie in a row slot that no operation takes before it is released, and one
+        // that does is behind this on the stream.
+        unsafe { self.enqueue_gradient(handle, &dy.raw(rows_of_dy), outputs, rows) }
+    }
+
+    /// Where the expert outputs lie that `handle` keeps.
+    fn kept_outputs(&self, handle: &Dispatched) -> Result<u64> {
+        self.check_readable("dispatch_gradient", handle)?;
+        match self.rows.of(handle.row_slot).state {
+            State::Kept { .. } | State::Dispatched { kept: true, .. } => {
+                Ok(self.window_row(self.layouts.window.expert_out, handle.row_slot))
+            }
+            _ => {
+                let rule = "of a dispatch that keeps its rows (DispatchInput::keeping_rows)";
+                Err(Error::argument("expert outputs", "InPlace", rule))
+            }
+        }
     }
 
     /// [`Self::dispatch_gradient`] from device addresses: BF16 `[tokens, hidden]` at `dy`, and `rows` rows at `outputs`.
@@ -59,14 +80,14 @@ impl ElasticBuffer {
     pub unsafe fn dispatch_gradient_raw(
         &mut self,
         handle: &Dispatched,
-        dy: u64,
+        dy: impl Into<RawReplayInput>,
         outputs: u64,
         rows: u64,
     ) -> Result<Dispatched> {
         self.check_gradient()?;
         let rows = self.check_rows(rows.saturating_mul(self.config.hidden.into()))?;
         // SAFETY: the caller's promise.
-        unsafe { self.enqueue_gradient(handle, &RawRows::Bf16(dy), outputs, rows) }
+        unsafe { self.enqueue_gradient(handle, &dy.into(), outputs, rows) }
     }
 
     /// Checks that the buffer can.
@@ -98,7 +119,7 @@ impl ElasticBuffer {
     unsafe fn enqueue_gradient(
         &mut self,
         handle: &Dispatched,
-        dy: &RawRows,
+        dy: &RawReplayInput,
         outputs: u64,
         outputs_rows: u64,
     ) -> Result<Dispatched> {
@@ -109,7 +130,7 @@ impl ElasticBuffer {
         // SAFETY: what the dispatch brings lies in the buffer's own memory, laid out for its shape; the outputs are the caller's promise.
         let args = unsafe {
             WeighGradientsArgs {
-                op: self.operation(Kind::WeighGradients, again.slot),
+                op: self.operation(Kind::WeighGradients, again.slots()),
                 rows: Global::from_raw(view.x),
                 outputs: Global::from_raw(outputs),
                 gates: Global::from_raw(view.topk_weights),

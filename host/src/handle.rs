@@ -26,8 +26,9 @@ pub struct RecvCounts {
     pub dropped_in_all: u32,
 }
 
-/// Where the received rows lie in device memory, and in what shape. Rows and scales are valid until the next dispatch, by any routing; what goes
-/// with them until another dispatch takes the handle's routing slot.
+/// Where the received rows lie in device memory, and in what shape. Rows and scales are valid as long as their
+/// [row slot](crate::Config::with_row_slots) is the dispatch's: until the next dispatch, by any routing, where there is one. What goes
+/// with them is valid until another dispatch takes the handle's routing slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecvView {
@@ -80,9 +81,9 @@ impl ElasticBuffer {
     ///
     /// [`Error::StaleHandle`](crate::Error::StaleHandle), [`Error::WrongOrder`](crate::Error::WrongOrder) after its combine.
     pub fn recv_view(&self, handle: &Dispatched) -> Result<RecvView> {
-        self.check_handle("recv_view", handle)?;
+        self.check_readable("recv_view", handle)?;
         let (w, shape) = (&self.layouts.window, &self.layouts.shape);
-        let received = w.received.slot(shape, handle.slot);
+        let received = w.received.slot(shape, handle.row_slot, handle.slot);
         Ok(RecvView {
             x: self.window_span(received.x),
             scales: self.window_span(received.scales),
@@ -92,8 +93,8 @@ impl ElasticBuffer {
             top_k_stride: shape.top_k_stride(),
             sources: self.window_span(received.source),
             counts: self.private_slot(self.layouts.private.recv_counts, handle.slot),
-            expert_outputs: self.window_span(w.expert_out),
-            returned_weights: if shape.returned_weights { self.window_span(w.returned) } else { 0 },
+            expert_outputs: self.window_row(w.expert_out, handle.row_slot),
+            returned_weights: if shape.returned_weights { self.window_row(w.returned, handle.row_slot) } else { 0 },
             max_rows: shape.rows,
         })
     }
@@ -106,7 +107,7 @@ impl ElasticBuffer {
     /// asked; [`Error::StaleHandle`](crate::Error::StaleHandle),
     /// [`Error::WrongOrder`](crate::Error::WrongOrder) after its combine.
     pub fn recv_counts(&mut self, handle: &Dispatched) -> Result<RecvCounts> {
-        self.check_handle("recv_counts", handle)?;
+        self.check_readable("recv_counts", handle)?;
         self.settle()?;
         let view = self.recv_view(handle)?;
         let (_, experts) = self.local_experts();
@@ -116,7 +117,7 @@ impl ElasticBuffer {
         let bound =
             if self.layouts.shape.is_bounded() { words.split_off(words.len() - WORDS as usize) } else { vec![] };
         let dropped = self.fitted(handle, &bound)?;
-        self.received_rows = Some(words[0].into());
+        self.rows.of_mut(handle.row_slot).received_rows = Some(words[0].into());
         let [dropped, dropped_in_all] = dropped;
         Ok(RecvCounts { dropped, dropped_in_all, ..RecvCounts::of(&words, self.comm.size(), experts) })
     }

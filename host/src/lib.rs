@@ -51,6 +51,8 @@
 //! * The operations: [`ElasticBuffer`].
 //! * A routing again, for a recompute or for gradients: [`ElasticBuffer::dispatch_again`], and [`Config::with_routing_slots`];
 //!   the gradient of a gate-weighted combine: [`ElasticBuffer::dispatch_gradient`].
+//! * Several dispatches with their rows in the buffer at once, two micro-batches or rows that gradients are computed from: [`Config::with_row_slots`],
+//!   [`ElasticBuffer::release`].
 //! * Rows that are quantised already, and rows that nobody here looks into: [`Rows`].
 //! * How rows lie where they are received, [`Layout`]: one for each token and rank by source, or one for each selection by expert, each
 //!   expert's from a multiple of an alignment on, as a grouped GEMM reads them, or in a slab for each expert ([`Config::with_layout`],
@@ -119,6 +121,7 @@ pub mod quantize;
 mod received;
 mod recv_arrays;
 mod rendezvous;
+mod replay_input;
 mod rows;
 mod runtime;
 mod slice;
@@ -148,6 +151,7 @@ pub use half::bf16;
 pub use handle::{RecvCounts, RecvView};
 pub use received::{Received, WireRows};
 pub use recv_arrays::RecvArrays;
+pub use replay_input::{RawReplayInput, ReplayInput};
 pub use rows::{RawRows, Rows};
 pub use slice::{DeviceSlice, DeviceSliceMut};
 pub use tensor::{DeviceTensor, Element, Index};

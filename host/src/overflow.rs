@@ -59,7 +59,7 @@ impl ElasticBuffer {
     pub(crate) fn fitted(&mut self, handle: &Dispatched, words: &[u32]) -> Result<[u32; 2]> {
         if let Some((epoch, error)) = self.said(words) {
             self.overflows.learn(handle.slot, &error);
-            self.overflows.told(epoch);
+            self.overflows.told(&error);
             if self.filed_overflow()?.is_some_and(|(filed, _)| filed == epoch) {
                 self.clear_filed_overflow()?;
             }
@@ -100,7 +100,8 @@ impl ElasticBuffer {
             _ => self.layouts.shape.rows,
         };
         let expert = (expert != u32::MAX).then_some(expert);
-        Error::CapacityExceeded { of_rank, expert, wanted: wanted.into(), capacity, buffer: number(self.id()), epoch }
+        let (buffer, (row_slot, epoch)) = (number(self.id()), self.config.operation(epoch));
+        Error::CapacityExceeded { of_rank, expert, wanted: wanted.into(), capacity, buffer, row_slot, epoch }
     }
 
     /// What the device has filed: the dispatch's epoch and the error.

@@ -144,14 +144,14 @@ impl ElasticBuffer {
     ///
     /// As [`Self::received`].
     pub fn received_into(&mut self, handle: &Dispatched, received: &mut Received) -> Result<()> {
-        self.check_handle("received", handle)?;
+        self.check_readable("received", handle)?;
         received.counts = self.recv_counts(handle)?;
         let view = self.recv_view(handle)?;
         let rows = u64::from(received.counts.rows);
         let elements = rows * u64::from(self.config.hidden);
         let comm = &self.comm;
         // SAFETY of all reads: regions of the buffer's own, with room for any number of rows that a dispatch brings, whose elements these
-        // are. The handle is current and its dispatch done, so that no peer writes them before this rank's next one.
+        // are. The handle holds its row slot and its dispatch is done, so that no peer writes them before this rank's next one there.
         received.x = match (self.config.format, std::mem::take(&mut received.x)) {
             (WireFormat::Bf16, before) => {
                 let mut x = if let WireRows::Bf16(x) = before { x } else { Vec::new() };

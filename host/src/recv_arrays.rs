@@ -62,7 +62,7 @@ impl ElasticBuffer {
     ///
     /// [`Error::StaleHandle`](crate::Error::StaleHandle), [`Error::WrongOrder`](crate::Error::WrongOrder) after its combine.
     pub fn recv_arrays(&self, handle: &Dispatched) -> Result<RecvArrays<'_>> {
-        self.check_handle("recv_arrays", handle)?;
+        self.check_readable("recv_arrays", handle)?;
         let view = self.recv_view(handle)?;
         let (hidden, top_k) = (u64::from(self.config.hidden), u64::from(self.config.top_k));
         let (ranks, experts) = (u64::from(self.comm.size()), u64::from(self.local_experts().1));

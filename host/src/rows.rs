@@ -3,11 +3,13 @@ use epoxide_dsl::Kernel;
 use epoxide_dsl::memory::Global;
 use epoxide_kernels::dispatch::DispatchArgs;
 use epoxide_kernels::dispatch::again::DispatchAgainArgs;
+use epoxide_kernels::dispatch::again_by_expert::DispatchAgainByExpertArgs;
 use epoxide_kernels::entries::{
-    dispatch_again_brought, dispatch_again_copied, dispatch_again_quantized, dispatch_brought,
-    dispatch_brought_by_expert, dispatch_brought_by_expert_observed, dispatch_brought_observed, dispatch_copied,
-    dispatch_copied_by_expert, dispatch_copied_by_expert_observed, dispatch_copied_observed, dispatch_quantized,
-    dispatch_quantized_by_expert, dispatch_quantized_by_expert_observed, dispatch_quantized_observed,
+    dispatch_again_brought, dispatch_again_brought_by_expert, dispatch_again_copied, dispatch_again_copied_by_expert,
+    dispatch_again_quantized, dispatch_again_quantized_by_expert, dispatch_brought, dispatch_brought_by_expert,
+    dispatch_brought_by_expert_observed, dispatch_brought_observed, dispatch_copied, dispatch_copied_by_expert,
+    dispatch_copied_by_expert_observed, dispatch_copied_observed, dispatch_quantized, dispatch_quantized_by_expert,
+    dispatch_quantized_by_expert_observed, dispatch_quantized_observed,
 };
 use epoxide_kernels::row::RowArgs;
 use epoxide_kernels::shape::Shape;
@@ -203,7 +205,14 @@ pub(crate) struct RowKernels {
     /// One whose counts are observed: held against a bound, told early, or added up.
     pub observed: &'static Kernel<DispatchArgs>,
     /// One by an old routing.
-    pub again: &'static Kernel<DispatchAgainArgs>,
+    pub again: Again,
+}
+
+/// A dispatch by an old routing.
+#[derive(Clone, Copy)]
+pub(crate) enum Again {
+    Compact(&'static Kernel<DispatchAgainArgs>),
+    ByExpert(&'static Kernel<DispatchAgainByExpertArgs>),
 }
 
 impl RowKernels {
@@ -213,24 +222,36 @@ impl RowKernels {
     }
 }
 
-const COPIED: RowKernels =
-    RowKernels { dispatch: &dispatch_copied, observed: &dispatch_copied_observed, again: &dispatch_again_copied };
+const COPIED: RowKernels = RowKernels {
+    dispatch: &dispatch_copied,
+    observed: &dispatch_copied_observed,
+    again: Again::Compact(&dispatch_again_copied),
+};
 const QUANTIZED: RowKernels = RowKernels {
     dispatch: &dispatch_quantized,
     observed: &dispatch_quantized_observed,
-    again: &dispatch_again_quantized,
+    again: Again::Compact(&dispatch_again_quantized),
 };
-const BROUGHT: RowKernels =
-    RowKernels { dispatch: &dispatch_brought, observed: &dispatch_brought_observed, again: &dispatch_again_brought };
-const COPIED_BY_EXPERT: RowKernels =
-    RowKernels { dispatch: &dispatch_copied_by_expert, observed: &dispatch_copied_by_expert_observed, ..COPIED };
+const BROUGHT: RowKernels = RowKernels {
+    dispatch: &dispatch_brought,
+    observed: &dispatch_brought_observed,
+    again: Again::Compact(&dispatch_again_brought),
+};
+const COPIED_BY_EXPERT: RowKernels = RowKernels {
+    dispatch: &dispatch_copied_by_expert,
+    observed: &dispatch_copied_by_expert_observed,
+    again: Again::ByExpert(&dispatch_again_copied_by_expert),
+};
 const QUANTIZED_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_quantized_by_expert,
     observed: &dispatch_quantized_by_expert_observed,
-    ..QUANTIZED
+    again: Again::ByExpert(&dispatch_again_quantized_by_expert),
 };
-const BROUGHT_BY_EXPERT: RowKernels =
-    RowKernels { dispatch: &dispatch_brought_by_expert, observed: &dispatch_brought_by_expert_observed, ..BROUGHT };
+const BROUGHT_BY_EXPERT: RowKernels = RowKernels {
+    dispatch: &dispatch_brought_by_expert,
+    observed: &dispatch_brought_by_expert_observed,
+    again: Again::ByExpert(&dispatch_again_brought_by_expert),
+};
 
 /// All kernels that a buffer of this shape may launch: its rows come in these forms.
 pub(crate) fn row_kernels(shape: &Shape) -> &'static [RowKernels] {

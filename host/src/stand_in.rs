@@ -5,25 +5,25 @@ use epoxide_kernels::entries::{stand_in, without_masked};
 use epoxide_kernels::stand_in::{StandInArgs, WithoutMaskedArgs};
 use epoxide_kernels::words::{BlockFlags, CountMatrix, Flags, Kind};
 
-use crate::buffer::{ElasticBuffer, SELECTIONS};
+use crate::buffer::{ElasticBuffer, SELECTIONS, Slots};
 use crate::dispatch::{IndexType, RawDispatchInput};
 use crate::error::Result;
 
 impl ElasticBuffer {
     /// Enqueues what an operation needs in front of it where ranks are masked: their words.
-    pub(crate) fn stand_in(&self, kind: Kind, slot: u32) -> Result<()> {
+    pub(crate) fn stand_in(&self, kind: Kind, slots: Slots) -> Result<()> {
         let Some(masked) = &self.masked else { return Ok(()) };
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
         // SAFETY: the buffer's own memory, laid out for its shape.
         let args = unsafe {
             StandInArgs {
-                op: self.operation(kind, slot),
-                dispatches: Global::from_raw(self.private_span(p.dispatches)),
-                routing: Global::from_raw(self.private_slot(p.routing, slot)),
-                landed: Flags::new(Region::new(w.landed.offset)),
-                counts: CountMatrix::new(Region::new(w.counts.offset), shape.ranks, shape.experts),
-                blocks: BlockFlags::new(Region::new(w.blocks.offset)),
-                tokens: Region::new(w.tokens.slot(slot, shape.routing_slots).offset),
+                op: self.operation(kind, slots),
+                dispatches: Global::from_raw(self.private_row(p.dispatches, slots.row)),
+                routing: Global::from_raw(self.private_slot(p.routing, slots.routing)),
+                landed: Flags::new(Region::new(self.row_offset(w.landed, slots.row))),
+                counts: CountMatrix::new(Region::new(self.row_offset(w.counts, slots.row)), shape.ranks, shape.experts),
+                blocks: BlockFlags::new(Region::new(self.row_offset(w.blocks, slots.row))),
+                tokens: Region::new(w.tokens.slot(slots.routing, shape.routing_slots).offset),
                 masked: masked.ranks,
                 kind: kind as u32,
                 by_expert: shape.layout.is_by_expert().into(),

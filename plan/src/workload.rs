@@ -101,6 +101,8 @@ pub struct Workload {
     pub layout: RowLayout,
     /// How many rows a rank can receive; in slabs, each of its experts.
     pub capacity: Capacity,
+    /// Dispatches whose rows may be in the buffer at once: micro-batches in flight, or rows that are kept for gradients.
+    pub row_slots: u32,
     /// How the gate chooses.
     pub routing: Routing,
     /// Rows of the busiest rank over the mean, beyond what `routing` says: 1 is even. Measured, or assumed.
@@ -119,6 +121,7 @@ impl Workload {
             format: WireFormat::Bf16,
             layout: RowLayout::Compact,
             capacity: Capacity::WorstCase,
+            row_slots: 1,
             routing: Routing::Uniform,
             imbalance: 1.0,
         }
@@ -139,6 +142,12 @@ impl Workload {
     #[must_use]
     pub fn with_capacity(mut self, capacity: Capacity) -> Self {
         self.capacity = capacity;
+        self
+    }
+    /// Sets for how many dispatches at once a buffer has room; each of them takes its own, and goes no slower.
+    #[must_use]
+    pub fn with_row_slots(mut self, slots: u32) -> Self {
+        self.row_slots = slots;
         self
     }
     /// Sets how the gate chooses.
@@ -173,7 +182,8 @@ impl Workload {
                 }
                 RowLayout::Expand { alignment } => Layout::ExpertContiguous { alignment },
             },
-            routing_slots: 1,
+            routing_slots: self.row_slots,
+            row_slots: self.row_slots,
             returned_weights: false,
         };
         let worst = shape.worst_rows();

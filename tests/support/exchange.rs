@@ -19,6 +19,8 @@ pub struct Tensors {
     pub topk_idx: Indices,
     pub topk_weights: DeviceTensor<f32>,
     pub y: DeviceTensor<bf16>,
+    /// Whether dispatches keep their rows behind the combine.
+    pub keep_rows: bool,
 }
 
 impl Tensors {
@@ -32,7 +34,7 @@ impl Tensors {
             _ => unreachable!("the tests know no other type of selections"),
         };
         let y = comm.empty(elements)?;
-        Ok(Self { x: comm.empty(elements)?, topk_idx, topk_weights: comm.empty(selections)?, y })
+        Ok(Self { x: comm.empty(elements)?, topk_idx, topk_weights: comm.empty(selections)?, y, keep_rows: false })
     }
 
     /// Copies a rank's inputs in, and nonsense where the sums go.
@@ -82,7 +84,7 @@ impl Tensors {
         slot: Option<u32>,
     ) -> Result<Dispatched> {
         let mut input = DispatchInput::new(tokens, rows, idx, &self.topk_weights);
-        input.routing_slot = slot;
+        (input.routing_slot, input.keep_rows) = (slot, self.keep_rows);
         buffer.dispatch(&input)
     }
 

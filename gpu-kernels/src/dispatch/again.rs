@@ -14,6 +14,8 @@
 //! Why a row cannot be overwritten: as in a dispatch. Its place is the one that it had there, so no two rows share one if all ranks
 //! replay the same dispatch. That is what the entry word says, of slot and number, and every rank sees the same words.
 //!
+//! Where rows lie by expert there is [another](super::again_by_expert) second half.
+//!
 //! A slot whose dispatch failed has the number 0: a rank that finds that files it and posts no entry word. After a replay that failed the
 //! slot has no routing either, and its counts are zero, so that consumers behind it have nothing to do.
 use epoxide_dsl::prelude::*;
@@ -81,6 +83,14 @@ pub(crate) fn run<R: Row>(a: &DispatchAgainArgs) {
 /// A block's part: meets all ranks, and sends.
 #[inline(always)]
 fn attempt<R: Row>(a: &DispatchAgainArgs, watch: &wait::Watch) -> Result<(), fault::Stopped> {
+    let free = enter(a, watch)?;
+    send::<R>(a, &free);
+    Ok(())
+}
+
+/// Meets all ranks, which replay the same routing, at regions that are free.
+#[inline(always)]
+pub(super) fn enter(a: &DispatchAgainArgs, watch: &wait::Watch) -> Result<BulkAccess, fault::Stopped> {
     let look = watch.look();
     let dispatch = a.routing.load_weak(0);
     // Behind a fault nothing is published.
@@ -91,22 +101,21 @@ fn attempt<R: Row>(a: &DispatchAgainArgs, watch: &wait::Watch) -> Result<(), fau
     }
     let acquired = entry.meet(window, watch, Kind::DispatchAgain)?;
     // The free edges order the owners' reads with this block's bulk stores.
-    send::<R>(a, &acquired.for_bulk_copies());
-    Ok(())
+    Ok(acquired.for_bulk_copies())
 }
 
 /// Where this lane's selection sends the row of a token.
 #[derive(Clone, Copy)]
-struct Copy {
+pub(super) struct Copy {
     /// The rank, or -1.
-    rank: i32,
+    pub rank: i32,
     /// The row there.
-    row: u32,
+    pub row: u32,
 }
 
 impl Copy {
     #[inline(always)]
-    fn load(a: &DispatchAgainArgs, token: u32, end: u32) -> Self {
+    pub(super) fn load(a: &DispatchAgainArgs, token: u32, end: u32) -> Self {
         let mut copy = Self { rank: -1, row: 0 };
         if token < end && warp::lane() < a.top_k {
             let at = u64::from(token) * u64::from(a.top_k) + u64::from(warp::lane());
@@ -162,6 +171,13 @@ fn finish(a: &DispatchAgainArgs, watch: &wait::Watch, last: &grid::LastOut) -> R
         arrived = exchange(&a.landed, a.op.window(), watch, landed);
         complete = arrived.is_ok();
     }
+    close(a, watch, complete);
+    arrived
+}
+
+/// Zeroes the counts if the operation is not `complete`, and its routing; advances the epoch.
+#[inline(always)]
+pub(super) fn close(a: &DispatchAgainArgs, watch: &wait::Watch, complete: bool) {
     let mut i = thread::index();
     while !complete && i < a.counts {
         a.recv_counts.store_weak(i, 0);
@@ -173,5 +189,4 @@ fn finish(a: &DispatchAgainArgs, watch: &wait::Watch, last: &grid::LastOut) -> R
         }
         a.op.epoch.store_weak(0, watch.epoch());
     }
-    arrived
 }

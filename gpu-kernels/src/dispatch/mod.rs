@@ -49,6 +49,7 @@
 //! `count` counts, tells and places; `send` moves rows; `finish` closes the operation. [`again`] is the same without the first. How a row is made is a [`Row`], and in which order
 //! rows lie an [`Order`]: a kernel is an instance for one of each.
 pub mod again;
+pub mod again_by_expert;
 mod args;
 mod by_expert;
 mod count;

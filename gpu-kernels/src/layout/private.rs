@@ -3,27 +3,28 @@ use super::Sizes;
 use super::span::{Cursor, Span};
 use crate::shape::Shape;
 
-/// A rank's memory that no peer touches.
+/// A rank's memory that no peer touches. `S` is the number of row slots; each one's part of a region begins where a region may, if there are
+/// several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrivateLayout {
     /// u64 `[ranks]`: the windows' addresses.
     pub bases: Span,
-    /// u64 `[1]`: the last operation's epoch.
+    /// u64 `[S][1]`: the last operation's epoch.
     pub epoch: Span,
-    /// u64 `[1]`: how many dispatches there were.
+    /// u64 `[S][1]`: the last dispatch's number.
     pub dispatches: Span,
-    /// u64 `[1]`: the epoch of the last combine.
+    /// u64 `[S][1]`: the epoch of the last combine.
     pub lent: Span,
-    /// u64 `[2]`: the grid's counters.
+    /// u64 `[S][2]`: the grid's counters.
     pub grid: Span,
     /// u64 `[1]`: the claim of the fault record.
     pub claim: Span,
-    /// u32 `[blocks][ranks + 1 + experts]`: each block's counts, with its first bad selection.
+    /// u32 `[S][blocks][ranks + 1 + experts]`: each block's counts, with its first bad selection.
     pub block_counts: Span,
     /// u64 `[slots]`: the handles: the number of the dispatch whose routing lies in the slot; 0 where there is none.
     pub routing: Span,
     /// i32 `[slots][max_tokens][top_k]`: the handles: destination rank, or -1. Where rows lie by expert
-    /// handles lie in the window, and this is `[max_tokens][top_k]` for a dispatch's own use, as is the next.
+    /// handles lie in the window, and this is `[S][max_tokens][top_k]` for a dispatch's own use, as is the next.
     pub send_rank: Span,
     /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination.
     pub send_row: Span,
@@ -49,20 +50,24 @@ impl PrivateLayout {
         let blocks = u64::from(shape.blocks);
         let slots = u64::from(shape.routing_slots);
         let of_slot = u64::from(shape.max_tokens) * u64::from(shape.top_k);
-        let selections = if shape.layout.is_by_expert() { of_slot } else { of_slot.checked_mul(slots)? };
+        let rows = shape.row_slots;
+        let handles = |at: &mut Cursor, name| match shape.layout.is_by_expert() {
+            true => at.slots(name, rows, of_slot, 4),
+            false => at.span(name, of_slot.checked_mul(slots)?, 4),
+        };
         let counts = shape.received_counts(shape.max_local_experts());
         let mut at = Cursor::after(0);
         Some(Self {
             bases: at.span("window addresses", ranks, 8)?,
-            epoch: at.span("epoch", 1, 8)?,
-            dispatches: at.span("dispatches", 1, 8)?,
-            lent: at.span("epoch of the last combine", 1, 8)?,
-            grid: at.span("grid counters", 2, 8)?,
+            epoch: at.slots("epoch", rows, 1, 8)?,
+            dispatches: at.slots("dispatches", rows, 1, 8)?,
+            lent: at.slots("epoch of the last combine", rows, 1, 8)?,
+            grid: at.slots("grid counters", rows, 2, 8)?,
             claim: at.span("claim of the fault record", 1, 8)?,
-            block_counts: at.span("block counts", blocks.checked_mul(counters)?, 4)?,
+            block_counts: at.slots("block counts", rows, blocks.checked_mul(counters)?, 4)?,
             routing: at.span("handle: dispatches", slots, 8)?,
-            send_rank: at.span("handle: ranks", selections, 4)?,
-            send_row: at.span("handle: rows", selections, 4)?,
+            send_rank: handles(&mut at, "handle: ranks")?,
+            send_row: handles(&mut at, "handle: rows")?,
             recv_counts: at.span("received counts", slots.checked_mul(counts.into())?, 4)?,
             overflow: at.span("dispatch that did not fit", if shape.is_bounded() { 3 } else { 0 }, 8)?,
             bytes: at.bytes()?,

@@ -6,7 +6,7 @@ use super::span::{Cursor, Span};
 use crate::shape::Shape;
 
 macro_rules! received_row {
-    ($($(#[$doc:meta])* $part:ident: $element:ty, $name:literal, $slots:ident, |$shape:ident| $bytes:expr;)*) => {
+    ($($(#[$doc:meta])* $part:ident: $element:ty, $name:literal, $of:ident, |$shape:ident| $bytes:expr;)*) => {
         /// How many parts a received row has.
         pub const PARTS: usize = [$($name),*].len();
 
@@ -24,14 +24,19 @@ macro_rules! received_row {
             pub(super) fn lay(at: &mut Cursor, shape: &Shape) -> Option<Self> {
                 Some(Self { $($part: {
                     let $shape = shape;
-                    at.span($name, shape.rows.checked_mul(u64::from($slots(shape)))?, $bytes)?
+                    match Of::$of {
+                        Of::Rows => at.slots($name, shape.row_slots, shape.rows, $bytes)?,
+                        Of::Routing => {
+                            at.span($name, shape.rows.checked_mul(u64::from(shape.routing_slots))?, $bytes)?
+                        }
+                    }
                 },)* })
             }
-            /// Those of one routing slot.
-            pub const fn slot(&self, shape: &Shape, slot: u32) -> Self {
-                Self { $($part: match $slots(shape) {
-                    1 => self.$part,
-                    slots => self.$part.slot(slot, slots),
+            /// Those of one row slot and one routing slot.
+            pub const fn slot(&self, shape: &Shape, row_slot: u32, routing_slot: u32) -> Self {
+                Self { $($part: match Of::$of {
+                    Of::Rows => self.$part.slot(row_slot, shape.row_slots),
+                    Of::Routing => self.$part.slot(routing_slot, shape.routing_slots),
                 },)* }
             }
             /// All of them, in order.
@@ -53,27 +58,25 @@ macro_rules! received_row {
     };
 }
 
-/// Slots of what is overwritten by every dispatch, of an old routing too.
-const fn once(_: &Shape) -> u32 {
-    1
-}
-
-/// Slots of what belongs to a routing and is kept with it.
-const fn of_routing(shape: &Shape) -> u32 {
-    shape.routing_slots
+/// What has slots of a part.
+enum Of {
+    /// It is overwritten by every dispatch into its row slot, of an old routing too.
+    Rows,
+    /// It belongs to a routing and is kept with it.
+    Routing,
 }
 
 received_row! {
-    /// `[rows]` rows on the wire.
-    x: u8, "received rows", once, |shape| shape.wire_row_bytes();
-    /// `[rows][scale_stride]` of 32 bits: f32, or what the caller brought.
-    scales: u32, "received scales", once, |shape| shape.scale_stride() as u64 * 4;
+    /// `[row slots][rows]` rows on the wire.
+    x: u8, "received rows", Rows, |shape| shape.wire_row_bytes();
+    /// `[row slots][rows][scale_stride]` of 32 bits: f32, or what the caller brought.
+    scales: u32, "received scales", Rows, |shape| shape.scale_stride() as u64 * 4;
     /// i32 `[slots][rows][top_k_stride]`: local expert indices, or -1: one of them where a row is of one selection.
-    topk: i32, "received selections", of_routing, |shape| shape.top_k_stride() as u64 * 4;
+    topk: i32, "received selections", Routing, |shape| shape.top_k_stride() as u64 * 4;
     /// f32 `[slots][rows][top_k_stride]`: gate weights.
-    weights: f32, "received gate weights", of_routing, |shape| shape.top_k_stride() as u64 * 4;
+    weights: f32, "received gate weights", Routing, |shape| shape.top_k_stride() as u64 * 4;
     /// u64 `[slots][rows]`: source rank in the upper half, token in the lower.
-    source: u64, "received sources", of_routing, |_shape| 8;
+    source: u64, "received sources", Routing, |_shape| 8;
 }
 
 impl Shape {
@@ -114,6 +117,7 @@ mod tests {
             format: WireFormat::Bf16,
             layout: Layout::Compact,
             routing_slots: 1,
+            row_slots: 1,
             returned_weights: false,
         };
         assert_eq!(bf16.contiguous(), ([0, 14336, 14336, 14368, 14400], 14416));

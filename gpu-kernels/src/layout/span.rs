@@ -42,6 +42,16 @@ impl Cursor {
         Some(Span { name, offset, bytes })
     }
 
+    /// Lays `count` elements of `element` bytes for each of `slots` slots, in which several operations may be at work: where there are several,
+    /// each begins where a region may. [`Span::slot`] is one of them.
+    pub fn slots(&mut self, name: &'static str, slots: u32, count: u64, element: u64) -> Option<Span> {
+        let bytes = count.checked_mul(element)?;
+        match slots {
+            1 => self.span(name, bytes, 1),
+            slots => self.span(name, slots.into(), bytes.checked_next_multiple_of(REGION_ALIGN)?),
+        }
+    }
+
     /// Bytes of all that lies here, padded to whole regions.
     pub fn bytes(&self) -> Option<u64> {
         self.end.checked_next_multiple_of(REGION_ALIGN)

@@ -4,36 +4,40 @@ use super::received::{PARTS, ReceivedSpans};
 use super::span::{Cursor, Span};
 use crate::shape::Shape;
 
-/// The regions of every rank's symmetric window.
+/// The regions of every rank's symmetric window. `S` is the number of row slots; each one's part of a region begins where a region may, if there
+/// are several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowLayout {
     /// u64 `[1]`: the abort word.
     pub abort: Span,
-    /// u64 `[2][ranks]`: entry words.
+    /// u64 `[S][2][ranks]`: entry words.
     pub entry: Span,
-    /// u64 `[2][ranks]`: "my rows have landed".
+    /// u64 `[S][2][ranks]`: "my rows have landed".
     pub landed: Span,
-    /// u64 `[2][ranks][blocks]`: "my block's rows have landed", or "the sums of my block are there"; only where rows lie by expert.
+    /// u64 `[S][2][ranks][blocks]`: "my block's rows have landed", or "the sums of my block are there"; only where rows lie by expert.
     pub blocks: Span,
-    /// u64 `[ranks]`: "I have read your expert outputs".
+    /// u64 `[S][ranks]`: "I have read your expert outputs".
     pub done: Span,
-    /// u64 `[2][ranks][row_words]`: the count matrix.
+    /// u64 `[S][2][ranks][row_words]`: the count matrix.
     pub counts: Span,
     /// u32 `[slots][ranks]`: how many tokens each rank dispatched; only where rows lie by expert. Zero before the first, so that a combine
     /// behind a dispatch that failed looks at no token.
     pub tokens: Span,
     /// What a row brings with it, the row first.
     pub received: ReceivedSpans,
-    /// BF16 `[rows][hidden]`: what the experts made of each row.
+    /// BF16 `[S][rows][hidden]`: what the experts made of each row.
     pub expert_out: Span,
-    /// BF16 `[ranks][max_tokens][hidden]`: the sum of what this rank's experts made of another rank's token; only where rows lie by expert.
+    /// BF16 `[S][ranks][max_tokens][hidden]`: the sum of what this rank's experts made of another rank's token; only where rows lie by expert.
     pub sums: Span,
     /// i32 `[slots][max_tokens][top_k]`: the handles: destination rank, or -1. Where rows lie by expert; else they are private.
     pub send_rank: Span,
     /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination. Where rows lie by expert; else they are private.
     pub send_row: Span,
-    /// f32 `[rows][top_k_stride]`: weights that travel back; only where there are such.
+    /// f32 `[S][rows][top_k_stride]`: weights that travel back; only where there are such.
     pub returned: Span,
+    /// Bytes of a row slot's words of even numbers: entry words, counts.
+    even_bytes: [u64; 2],
+    row_slots: u32,
     /// Bytes of a window.
     pub bytes: u64,
 }
@@ -49,27 +53,31 @@ impl WindowLayout {
         let shape = &sizes.shape;
         let ranks = u64::from(shape.ranks);
         let by_expert = |count| if shape.layout.is_by_expert() { count } else { 0 };
-        let slots = u64::from(shape.routing_slots);
+        let (slots, rows) = (u64::from(shape.routing_slots), shape.row_slots);
         let selections = by_expert(slots.checked_mul(u64::from(shape.max_tokens) * u64::from(shape.top_k))?);
+        let count_words = sizes.count_words()?;
         let mut at = Cursor::after(0);
         Some(Self {
             abort: at.span("abort word", 1, 8)?,
-            entry: at.span("entry words", 2 * ranks, 8)?,
-            landed: at.span("landed words", 2 * ranks, 8)?,
-            blocks: at.span("block words", by_expert(2 * ranks * u64::from(shape.blocks)), 8)?,
-            done: at.span("done words", ranks, 8)?,
-            counts: at.span("count matrix", (2 * ranks).checked_mul(sizes.count_words()?)?, 8)?,
+            entry: at.slots("entry words", rows, 2 * ranks, 8)?,
+            landed: at.slots("landed words", rows, 2 * ranks, 8)?,
+            blocks: at.slots("block words", rows, by_expert(2 * ranks * u64::from(shape.blocks)), 8)?,
+            done: at.slots("done words", rows, ranks, 8)?,
+            counts: at.slots("count matrix", rows, (2 * ranks).checked_mul(count_words)?, 8)?,
             tokens: at.span("tokens of each rank", by_expert(slots * ranks), 4)?,
             received: ReceivedSpans::lay(&mut at, shape)?,
-            expert_out: at.span("expert outputs", shape.rows, shape.bf16_row_bytes())?,
-            sums: at.span(
+            expert_out: at.slots("expert outputs", rows, shape.rows, shape.bf16_row_bytes())?,
+            sums: at.slots(
                 "sums of expert outputs",
+                rows,
                 by_expert(Shape::worst_tokens(shape.ranks, shape.max_tokens)),
                 shape.bf16_row_bytes(),
             )?,
             send_rank: at.span("handle for peers: ranks", selections, 4)?,
             send_row: at.span("handle for peers: rows", selections, 4)?,
-            returned: at.span("returned weights", shape.rows, shape.returned_row_bytes())?,
+            even_bytes: [ranks.checked_mul(8)?, ranks.checked_mul(count_words)?.checked_mul(8)?],
+            row_slots: rows,
+            returned: at.slots("returned weights", rows, shape.rows, shape.returned_row_bytes())?,
             bytes: at.bytes()?,
         })
     }
@@ -82,8 +90,12 @@ impl WindowLayout {
 
     /// Where stamped words of even numbers lie, whose bytes must be [`UNUSED_EVEN`](crate::words::UNUSED_EVEN) before the first
     /// operation: offsets and bytes.
-    pub fn unused_even(&self) -> [(u64, u64); 2] {
-        [self.entry, self.counts].map(|words| (words.offset, words.bytes / 2))
+    pub fn unused_even(&self) -> Vec<(u64, u64)> {
+        let words = [self.entry, self.counts].into_iter().zip(self.even_bytes);
+        let of_slots = |(words, bytes): (Span, u64)| {
+            (0..self.row_slots).map(move |slot| (words.slot(slot, self.row_slots).offset, bytes))
+        };
+        words.flat_map(of_slots).collect()
     }
 
     /// All regions, in order.
@@ -103,6 +115,8 @@ impl WindowLayout {
             send_rank,
             send_row,
             returned,
+            even_bytes: _,
+            row_slots: _,
             bytes: _,
         } = *self;
         let mut spans = Vec::with_capacity(12 + PARTS);

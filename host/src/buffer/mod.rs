@@ -2,8 +2,12 @@
 mod close;
 mod masked;
 mod open;
+mod other_slot;
 mod overflows;
+mod release;
 mod reset;
+mod routings;
+mod row_slots;
 mod state;
 mod stream;
 
@@ -15,12 +19,14 @@ use epoxide_dsl::grid::GridCounters;
 use epoxide_dsl::memory::{Global, Symmetric};
 use epoxide_dsl::window::{Peer, Region, Window};
 use epoxide_kernels::layout::{DispatchShared, Span};
-use epoxide_kernels::words::{EntryWords, Flags, Kind, Operation};
+use epoxide_kernels::words::{EntryWords, Flags, Kind, Number, Operation};
 
 pub(crate) use self::masked::{Masked, SELECTIONS};
 pub(crate) use self::overflows::Overflows;
+pub(crate) use self::routings::Routings;
+pub(crate) use self::row_slots::{RowSlot, RowSlots};
 pub use self::state::Dispatched;
-pub(crate) use self::state::{Routings, State};
+pub(crate) use self::state::{Slots, State};
 
 use crate::comm::Comm;
 use crate::config::{BytesNeeded, Config, Layouts, bytes_needed};
@@ -51,17 +57,11 @@ pub struct ElasticBuffer {
     pub(crate) mirror: Option<Mirror>,
     /// u64 `[local experts]`: selections over many dispatches.
     pub(crate) statistics: Option<DeviceTensor<u64>>,
-    /// Operations enqueued so far: it names handles. The protocol's own epoch lives on the device.
+    /// Operations enqueued so far: it names handles. The protocol's own epochs live on the device.
     pub(crate) operations: u64,
-    pub(crate) state: State,
+    pub(crate) rows: RowSlots,
     pub(crate) routings: Routings,
     pub(crate) overflows: Overflows,
-    /// The expert output region was lent back after the last combine.
-    pub(crate) lent_early: bool,
-    /// Rows that the current dispatch brought, once the host has read their number.
-    pub(crate) received_rows: Option<u64>,
-    /// Expert outputs that were handed over since the last combine; `None` where the caller's own work may write them.
-    pub(crate) outputs: Option<u64>,
     fault: Option<Error>,
     /// Ranks that it goes on without.
     pub(crate) masked: Option<Masked>,
@@ -73,7 +73,7 @@ pub struct ElasticBuffer {
 
 impl std::fmt::Debug for ElasticBuffer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ElasticBuffer({:#x} on {:?}, {}, {:?})", self.id, self.comm, self.state, self.config)
+        write!(f, "ElasticBuffer({:#x} on {:?}, {}, {:?})", self.id, self.comm, self.rows, self.config)
     }
 }
 
@@ -139,17 +139,18 @@ impl ElasticBuffer {
         let inner = self.comm.inner();
         let how = |rank| inner.how_it_went(rank);
         // SAFETY: this runtime allocated the record with the buffer, whose kernels write it as words.
-        let filed = unsafe { fault::read(&inner.runtime, self.record, number(self.id), self.config.experts, &how) };
+        let filed = unsafe { fault::read(&inner.runtime, self.record, number(self.id), &self.config, &how) };
         match filed? {
             None => self.comm.inner().local.transport().check(),
             Some(error) => {
+                let error = self.seen_elsewhere(error);
                 self.fault = Some(error.clone());
                 Err(error)
             }
         }
     }
 
-    /// For this project's tests: goes on as if there had been so many operations, and so many dispatches among them.
+    /// For this project's tests: goes on as if there had been so many operations in each row slot, and so many dispatches among them.
     ///
     /// # Errors
     ///
@@ -161,18 +162,29 @@ impl ElasticBuffer {
     #[doc(hidden)]
     pub unsafe fn test_count_from(&mut self, operations: u64, dispatches: u64) -> Result<()> {
         self.routings.count_from(dispatches);
+        (0..self.rows.len()).try_for_each(|row_slot| self.begin_counting(row_slot, operations, dispatches))
+    }
+
+    /// Lets a row slot's operations and dispatches on the device be counted from so many on.
+    fn begin_counting(&self, row_slot: u32, operations: u64, dispatches: u64) -> Result<()> {
         let inner = self.comm.inner();
         let p = &self.layouts.private;
-        for (count, value) in [(p.epoch, operations), (p.dispatches, dispatches)] {
+        for (counter, count) in [(p.epoch, operations), (p.dispatches, dispatches)] {
+            let (to, word) = (self.private_row(counter, row_slot), Number { row_slot, count }.to_word());
             // SAFETY: a word of the private memory, which only this rank's operations touch, on this stream.
-            unsafe { inner.runtime.copy_to_device(self.private_span(count), &value.to_ne_bytes(), inner.stream)? };
+            unsafe { inner.runtime.copy_to_device(to, &word.to_ne_bytes(), inner.stream)? };
         }
         Ok(())
     }
 
-    /// Checks that `handle` is that of a dispatch whose rows were not combined yet, the current one of this buffer.
+    /// Checks that `handle` is that of a dispatch of this buffer which waits for its combine.
     pub(crate) fn check_handle(&self, call: &'static str, handle: &Dispatched) -> Result<()> {
-        self.state.check(self.id, call, handle)
+        self.rows.check(self.id, call, handle)
+    }
+
+    /// Checks that the rows of `handle` are there: it waits for its combine, or they are kept.
+    pub(crate) fn check_readable(&self, call: &'static str, handle: &Dispatched) -> Result<()> {
+        self.rows.check_rows(self.id, call, handle)
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -181,6 +193,21 @@ impl ElasticBuffer {
 
     pub(crate) fn window_span(&self, span: Span) -> u64 {
         self.windows.own() + span.offset
+    }
+
+    /// Where a row slot's part of a region of the window begins in it.
+    pub(crate) fn row_offset(&self, span: Span, row_slot: u32) -> u64 {
+        span.slot(row_slot, self.layouts.shape.row_slots).offset
+    }
+
+    /// What lies in a row slot of the own window.
+    pub(crate) fn window_row(&self, span: Span, row_slot: u32) -> u64 {
+        self.windows.own() + self.row_offset(span, row_slot)
+    }
+
+    /// What lies in a row slot of a private region.
+    pub(crate) fn private_row(&self, span: Span, row_slot: u32) -> u64 {
+        self.private + self.row_offset(span, row_slot)
     }
 
     pub(crate) fn private_span(&self, span: Span) -> u64 {
@@ -202,8 +229,8 @@ impl ElasticBuffer {
         }
     }
 
-    /// What every kernel takes, of an operation in a routing slot.
-    pub(crate) fn operation(&self, kind: Kind, slot: u32) -> Operation {
+    /// What every kernel takes, of an operation in these slots.
+    pub(crate) fn operation(&self, kind: Kind, slots: Slots) -> Operation {
         let (w, p) = (&self.layouts.window, &self.layouts.private);
         // SAFETY: the addresses are this buffer's own allocations, laid out for its shape, and live as long as the group has
         // work on them (see `transport::local`).
@@ -224,11 +251,15 @@ impl ElasticBuffer {
                     kernel: kind as u32,
                     reserved: 0,
                 },
-                entry: EntryWords::new(Region::new(w.entry.offset), self.config_hash, slot),
-                done: Flags::new(Region::new(w.done.offset)),
-                epoch: Global::from_raw(self.private_span(p.epoch)),
-                lent: Global::from_raw(self.private_span(p.lent)),
-                grid: GridCounters { words: Global::from_raw(self.private_span(p.grid)) },
+                entry: EntryWords::new(
+                    Region::new(self.row_offset(w.entry, slots.row)),
+                    self.config_hash,
+                    slots.routing,
+                ),
+                done: Flags::new(Region::new(self.row_offset(w.done, slots.row))),
+                epoch: Global::from_raw(self.private_row(p.epoch, slots.row)),
+                lent: Global::from_raw(self.private_row(p.lent, slots.row)),
+                grid: GridCounters { words: Global::from_raw(self.private_row(p.grid, slots.row)) },
             }
         }
     }

@@ -10,14 +10,15 @@ use epoxide_kernels::measure::copy_words::copy_words;
 use epoxide_kernels::words::UNUSED_EVEN;
 
 use super::overflows::Overflows;
-use super::state::{Routings, State};
+use super::routings::Routings;
+use super::row_slots::RowSlots;
 use super::{ElasticBuffer, Masked};
 use crate::comm::Comm;
 use crate::config::{Config, Layouts, dispatch_shared};
 use crate::error::{Error, Result};
 use crate::mirror::Mirror;
 use crate::rendezvous::{agree, meet};
-use crate::rows::row_kernels;
+use crate::rows::{Again, row_kernels};
 use crate::runtime::Mapped;
 use crate::tensor::DeviceTensor;
 use crate::transport::local::LeftBehind;
@@ -89,12 +90,9 @@ impl ElasticBuffer {
             mirror: made.mirror,
             statistics: made.statistics,
             operations: 0,
-            state: State::Idle { combined: None },
-            routings: Routings::new(layouts.shape.routing_slots),
+            rows: RowSlots::new(layouts.shape.row_slots),
+            routings: Routings::new(layouts.shape.routing_slots, layouts.shape.row_slots),
             overflows: Overflows::new(layouts.shape.routing_slots),
-            lent_early: false,
-            received_rows: None,
-            outputs: None,
             fault: None,
             masked: made.masked,
             freed: false,
@@ -125,6 +123,8 @@ impl ElasticBuffer {
         let table: Vec<u8> = self.windows.addresses().iter().flat_map(|address| address.to_ne_bytes()).collect();
         // SAFETY: the layout has a word for every rank there, in memory that is this rank's alone.
         unsafe { inner.runtime.copy_to_device(self.private_span(private.bases), &table, inner.stream)? };
+        // Those of the first begin with 0.
+        (1..self.rows.len()).try_for_each(|row_slot| self.begin_counting(row_slot, 0, 0))?;
         inner.runtime.synchronize(inner.stream)
     }
 }
@@ -157,7 +157,10 @@ fn allocate(
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
     for kernels in row_kernels(&layouts.shape) {
         runtime.prepare(kernels.dispatch(config.observes(&layouts.shape)), shared.bytes(&layouts.shape))?;
-        runtime.prepare(kernels.again, shared.bytes(&layouts.shape))?;
+        match kernels.again {
+            Again::Compact(kernel) => runtime.prepare(kernel, shared.bytes(&layouts.shape))?,
+            Again::ByExpert(kernel) => runtime.prepare(kernel, shared.bytes(&layouts.shape))?,
+        };
     }
     if layouts.shape.layout.is_by_expert() {
         runtime.prepare(&combine_by_expert, 0)?;

@@ -20,10 +20,13 @@ impl Overflows {
         self.of_slot[slot as usize] = Some(error.clone());
     }
 
-    /// Somebody was told of the dispatch that was operation `epoch`: once is enough, also where another goes by its routing.
-    pub(crate) fn told(&mut self, epoch: u64) {
-        let same = |behind: &mut Error| matches!(behind, Error::CapacityExceeded { epoch: of, .. } if *of == epoch);
-        self.behind.take_if(same);
+    /// Somebody was told of a dispatch: once is enough, also where another goes by its routing.
+    pub(crate) fn told(&mut self, error: &Error) {
+        let operation = |error: &Error| match error {
+            Error::CapacityExceeded { row_slot, epoch, .. } => Some((*row_slot, *epoch)),
+            _ => None,
+        };
+        self.behind.take_if(|behind| operation(behind) == operation(error));
     }
 
     /// What nobody was told of yet; from then on it was.

@@ -3,7 +3,8 @@ use epoxide_dsl::fault::HOST_ABORT;
 
 use super::open::initialised;
 use super::overflows::Overflows;
-use super::state::{Routings, State};
+use super::routings::Routings;
+use super::row_slots::RowSlots;
 use super::{ElasticBuffer, Masked};
 use crate::comm::OnStream;
 use crate::error::{Error, Result};
@@ -81,10 +82,9 @@ impl ElasticBuffer {
             // SAFETY: the mirror of this buffer, whose kernels are over.
             unsafe { mirror.clear(&inner.runtime, slots)? };
         }
-        self.state = State::Idle { combined: None };
-        self.routings = Routings::new(slots);
+        self.rows = RowSlots::new(self.rows.len());
+        self.routings = Routings::new(slots, self.rows.len());
         self.overflows = Overflows::new(slots);
-        (self.lent_early, self.received_rows, self.outputs) = (false, None, None);
         Ok(())
     }
 

@@ -54,6 +54,10 @@ impl Rules for DeepEpV2 {
             let rule = "the buffers of DeepEP V2 are planned for the worst case";
             return Err(Error::argument("capacity", format!("{:?}", workload.capacity), rule));
         }
+        if workload.row_slots != 1 {
+            let rule = "a buffer of DeepEP V2 is planned with one dispatch at a time";
+            return Err(Error::argument("row_slots", workload.row_slots, rule));
+        }
         if matches!(workload.format, WireFormat::Opaque { .. }) {
             let rule = "DeepEP V2 is planned with rows in BF16 or FP8";
             return Err(Error::argument("format", format!("{:?}", workload.format), rule));
