@@ -3,7 +3,7 @@ mod support;
 
 use epoxide::{BytesNeeded, Config, DispatchInput, ElasticBuffer, Error, WireFormat, bf16, bytes_needed};
 use epoxide_kernels::layout::{PrivateLayout, Sizes, WindowLayout};
-use epoxide_kernels::shape::{Layout, Shape};
+use epoxide_kernels::shape::{Layout, ScaleLayout, Shape};
 use proptest::prelude::*;
 use support::laws::{regions_lie_well, require};
 use support::{Device, replay};
@@ -183,6 +183,7 @@ fn sizes_that_do_not_fit_in_64_bits_have_no_layout() {
         layout,
         routing_slots,
         returned_weights,
+        scale_layout: ScaleLayout::RowMajor,
     };
     let fits = Sizes { shape: shape(1 << 50), counters: 9 };
     assert!(WindowLayout::of(&fits).is_some() && PrivateLayout::of(&fits).is_some());

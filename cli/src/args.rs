@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use epoxide::WireFormat;
 use epoxide::plan::Protocol;
+use epoxide::{ScaleLayout, WireFormat};
 
 use crate::draw::{DrawArg, Straggler};
 use crate::option_values::with_negative_numbers;
@@ -107,6 +107,9 @@ pub(crate) struct Shape {
     /// How rows travel in dispatch
     #[arg(long, value_enum, default_value_t = Format::Bf16)]
     pub format: Format,
+    /// How scales lie where they are received
+    #[arg(long, value_enum, default_value_t = Scales::RowMajor)]
+    pub scales: Scales,
 }
 
 /// What `epoxide plan` takes.
@@ -247,6 +250,23 @@ impl From<Format> for WireFormat {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Scales {
+    /// A row's side by side, as they travel
+    RowMajor,
+    /// A column of all rows for each: what a GEMM that loads by TMA reads
+    ColumnMajor,
+}
+
+impl From<Scales> for ScaleLayout {
+    fn from(scales: Scales) -> Self {
+        match scales {
+            Scales::RowMajor => Self::RowMajor,
+            Scales::ColumnMajor => Self::ColumnMajor,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Layout {
     /// One row per token and rank
     Compact,
@@ -305,7 +325,7 @@ JSON (--json)
   hardware                   gpu, nic (or null), figures: [{key, value, unit, source}], machine (null unless something was read):
                              {gpu, nic (each null if named), notes}; gpu: {name, count, domain: how many reach each other,
                              compute_capability, built_in: whose figures the others are}; nic: {name, nics: [names], bandwidth (of one), gpus_per_nic (1 or more)}
-  workload                   tokens, hidden, top_k, experts, format, layout, alignment (null: none), capacity_rows (null: worst case), routing, imbalance
+  workload                   tokens, hidden, top_k, experts, format, layout, scales, alignment (null: none), capacity_rows (null: worst case), routing, imbalance
   expected                   ranks_per_token, domains_per_token
   num_sms, num_qps, channels
   dispatch, combine          seconds, binding (a resource's name),

@@ -19,7 +19,7 @@ pub(crate) fn run(args: &BytesArgs) -> anyhow::Result<String> {
     let expands = matches!(layout, Layout::ExpertContiguous { .. });
     check_alignment(args.alignment, expands).map_err(|error| anyhow::anyhow!(error))?;
     let config = Config::new(shape.experts, shape.top_k, shape.hidden, shape.tokens).with_format(shape.format.into());
-    let mut config = config.with_layout(layout);
+    let mut config = config.with_layout(layout).with_scale_layout(shape.scales.into());
     config.capacity = capacity;
     let bytes = bytes_needed(&config, args.ranks, args.num_sms).map_err(|error| match error {
         // What the library calls otherwise.
@@ -65,6 +65,13 @@ mod tests {
         rows(&["--layout", "expand", "--capacity", "2000"], 2000);
         rows(&["--layout", "slab", "--capacity", "50"], 32 * 50);
         rows(&["--layout", "slab"], 32 * 8 * 128);
+        let by_column =
+            |format| run(&["epoxide", "bytes", "--tokens", "128", "--format", format, "--scales", "column-major"]);
+        // 56 scales of 8 x 128 rows.
+        let text = by_column("fp8").expect("a valid shape");
+        assert!(text.contains(&format!("{:<24} {:>16}\n", "scales by column", 56 * 8 * 128 * 4)), "{text}");
+        let error = by_column("bf16").expect_err("BF16 has no scales").to_string();
+        assert_eq!(error, "scale_layout = ColumnMajor: rows in Bf16 have no scales that could lie so");
         let error = run(&["epoxide", "bytes", "--alignment", "8"]).expect_err("nothing is aligned").to_string();
         assert!(error.ends_with("(--layout expand)"), "{error}");
         let error = run(&["epoxide", "bytes", "--top-k", "33"]).expect_err("33 > 32");

@@ -10,6 +10,7 @@ use crate::layout;
 use crate::lend::{self, LendArgs};
 use crate::order::{ByExpert, Compact};
 use crate::row::{Brought, Copied, Quantized};
+use crate::scale_columns::{self, ScaleColumnsArgs};
 
 /// Dispatches rows as they are; see [`crate::dispatch`].
 // Registers for two blocks on an SM: it needs no more, and ptxas takes what it is given.
@@ -138,6 +139,12 @@ pub fn weigh_gradients(args: WeighGradientsArgs) {
     gradient::run(&args);
 }
 
+/// Lays the scales of rows that came by column; see [`crate::scale_columns`].
+#[kernel(threads = 512, blocks_per_sm = 2)]
+pub fn lay_scale_columns(args: ScaleColumnsArgs) {
+    scale_columns::run(&args);
+}
+
 /// Waits for the region of expert outputs; see [`crate::lend`]. One block.
 #[kernel(threads = 64)]
 pub fn lend(args: LendArgs) {
@@ -165,6 +172,7 @@ const _: () = assert!(
         && combine_by_expert.threads() == layout::THREADS
         && combine_with.threads() == layout::THREADS
         && weigh_gradients.threads() == layout::THREADS
+        && lay_scale_columns.threads() == layout::THREADS
         && combine_by_expert_with.threads() == layout::THREADS
         && combine_by_expert_gated.threads() == layout::THREADS
 );

@@ -27,6 +27,7 @@ pub mod order;
 pub mod placement;
 pub mod quantize;
 pub mod row;
+pub mod scale_columns;
 pub mod shape;
 mod sum;
 mod turns;

@@ -70,6 +70,18 @@ impl Layout {
     }
 }
 
+/// How the scales of received rows lie for who reads them. They travel row by row in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ScaleLayout {
+    /// As they travelled: a row's scales side by side, rows a multiple of 16 bytes apart.
+    #[default]
+    RowMajor,
+    /// A column of all rows for each scale, columns a multiple of 16 bytes apart: what a GEMM that loads by TMA reads. Columns are as long as the rows
+    /// that there is room for. In slabs each expert has such columns of its own.
+    ColumnMajor,
+}
+
 /// What becomes of rows for which there is no room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -106,6 +118,8 @@ pub struct Shape {
     pub routing_slots: u32,
     /// Whether combines may bring weights back, which takes a region for them.
     pub returned_weights: bool,
+    /// How scales lie for who reads them, which may take a region for them.
+    pub scale_layout: ScaleLayout,
 }
 
 impl Shape {
@@ -132,6 +146,27 @@ impl Shape {
     /// Words from one received row's scales to the next's: a multiple of 16 bytes.
     pub const fn scale_stride(&self) -> u32 {
         self.scale_words().div_ceil(4).saturating_mul(4)
+    }
+    /// Rows of one matrix of scales by column: those that there is room for, or those of a slab, where each slab has a matrix.
+    pub const fn scale_matrix_rows(&self) -> u64 {
+        match self.layout {
+            Layout::Slab { capacity } => capacity as u64,
+            _ => self.rows,
+        }
+    }
+    /// Words from one column of scales to the next: a multiple of 16 bytes.
+    pub const fn scale_column_stride(&self) -> u64 {
+        self.scale_matrix_rows().saturating_add(3) / 4 * 4
+    }
+    /// Columns of scales, of all matrices; none where scales lie by row.
+    pub const fn scale_columns(&self) -> u64 {
+        match (self.scale_layout, self.layout) {
+            (ScaleLayout::RowMajor, _) => 0,
+            (ScaleLayout::ColumnMajor, Layout::Slab { .. }) => {
+                self.max_local_experts() as u64 * self.scale_words() as u64
+            }
+            (ScaleLayout::ColumnMajor, _) => self.scale_words() as u64,
+        }
     }
     /// Words from one received row's selections (or gate weights) to the next's: a multiple of 16 bytes where a row has those of a token,
     /// 1 where it is of one selection.

@@ -254,6 +254,7 @@ impl ElasticBuffer {
         self.state = State::Dispatched { operation, slot };
         self.received_rows = None;
         // What was lent before, and handed over then, was for this dispatch; what comes later is for a later one.
+        self.lay_scale_columns(slot)?;
         let early = std::mem::take(&mut self.lent_early);
         if !early {
             self.outputs = None;

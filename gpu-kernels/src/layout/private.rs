@@ -34,6 +34,8 @@ pub struct PrivateLayout {
     pub recv_counts: Span,
     /// u64 `[3]`: the first dispatch that did not fit, of those that nobody was told of; only where there is a bound.
     pub overflow: Span,
+    /// 32 bits `[columns][scale_column_stride]`: received scales by column; only where they lie so.
+    pub scale_columns: Span,
     /// Its bytes.
     pub bytes: u64,
 }
@@ -68,12 +70,17 @@ impl PrivateLayout {
             send_row: at.span("handle: rows", selections, 4)?,
             recv_counts: at.span("received counts", slots.checked_mul(counts.into())?, 4)?,
             overflow: at.span("dispatch that did not fit", if shape.is_bounded() { 3 } else { 0 }, 8)?,
+            scale_columns: at.span(
+                "scales by column",
+                shape.scale_columns().checked_mul(shape.scale_column_stride())?,
+                4,
+            )?,
             bytes: at.bytes()?,
         })
     }
 
     /// All regions, in order.
-    pub fn spans(&self) -> [Span; 13] {
+    pub fn spans(&self) -> [Span; 14] {
         let Self {
             bases,
             epoch,
@@ -88,6 +95,7 @@ impl PrivateLayout {
             send_row,
             recv_counts,
             overflow,
+            scale_columns,
             bytes: _,
         } = *self;
         [
@@ -104,6 +112,7 @@ impl PrivateLayout {
             send_row,
             recv_counts,
             overflow,
+            scale_columns,
         ]
     }
 }

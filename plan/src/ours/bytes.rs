@@ -84,7 +84,7 @@ fn most_rows(workload: &Workload, ranks: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::{planned, projected};
-    use crate::{Basis, Capacity, LayerSizes, PlannedBytes, RowLayout, Topology, WireFormat, Workload};
+    use crate::{Basis, Capacity, LayerSizes, PlannedBytes, RowLayout, ScaleLayout, Topology, WireFormat, Workload};
 
     /// For what is built, both ways to the bytes.
     fn both(ranks: u32, workload: &Workload, num_sms: u32) -> [PlannedBytes; 2] {
@@ -107,7 +107,12 @@ mod tests {
                     let by_expert = workload.clone().with_layout(RowLayout::Expand { alignment: 128 });
                     let bounded = [&workload, &by_expert].map(|of| of.clone().with_capacity(Capacity::Rows(3)));
                     let slabs = bounded[0].clone().with_layout(RowLayout::Slab);
-                    for workload in [workload, by_expert, slabs].into_iter().chain(bounded) {
+                    let all = [workload, by_expert, slabs].into_iter().chain(bounded);
+                    let by_column = |of: &Workload| of.clone().with_scale_layout(ScaleLayout::ColumnMajor);
+                    let scaled = format != WireFormat::Bf16;
+                    let all: Vec<_> =
+                        all.flat_map(|of| scaled.then(|| by_column(&of)).into_iter().chain([of])).collect();
+                    for workload in all {
                         let worst = workload.worst_case_rows(ranks).unwrap();
                         if worst > u64::from(u32::MAX) && workload.layout != RowLayout::Compact {
                             continue;
