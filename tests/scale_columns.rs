@@ -37,6 +37,10 @@ fn formats() -> Vec<(u32, WireFormat)> {
         (16, WireFormat::Fp8),
         (7168, WireFormat::Fp8),
         (2192, WireFormat::Fp8),
+        (7168, WireFormat::Fp8Ue8m0),
+        (2192, WireFormat::Fp8Ue8m0),
+        (7168, WireFormat::Mxfp8),
+        (2192, WireFormat::Mxfp8),
         (24, opaque(1)),
         (24, opaque(14)),
         (24, opaque(35)),
@@ -86,7 +90,9 @@ fn compare(
         WireRows::Fp8 { scales, scale_stride, .. } => {
             (scales.iter().map(|scale| scale.to_bits()).collect(), *scale_stride as usize)
         }
-        WireRows::Opaque { scales, scale_stride, .. } => (scales.clone(), *scale_stride as usize),
+        WireRows::Fp8Packed { scales, scale_stride, .. } | WireRows::Opaque { scales, scale_stride, .. } => {
+            (scales.clone(), *scale_stride as usize)
+        }
         WireRows::Bf16(_) => return Ok(Err("BF16 has no scales".to_owned())),
     };
     let (layout, zeroed) = (buffer.config().layout, buffer.config().zero_padding);
@@ -141,7 +147,7 @@ fn check(device: Device, case: &Case, layout: Layout, zeroed: bool) -> Checked {
         let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
         let brought = wires.iter().map(|w| Brought::new(&comm, &w[rank as usize], first.scale_words(), Lie::default()));
         let brought = brought.collect::<Result<Vec<_>>>()?;
-        let inside = case.format == WireFormat::Fp8 && case.data.is_multiple_of(2);
+        let inside = case.format.is_e4m3() && case.data.is_multiple_of(2);
         comm.barrier()?;
         tensors.fill(&first, rank)?;
         let handle = match inside {
@@ -203,8 +209,10 @@ fn random_scales_by_column_are_those_by_row() {
     for seed in replay::seeds(6) {
         let mut random = Random::new(seed);
         let ranks = 1 + random.below(8.min(device.max_ranks()));
-        let format = match random.below(2) {
+        let format = match random.below(4) {
             0 => WireFormat::Fp8,
+            1 => WireFormat::Fp8Ue8m0,
+            2 => WireFormat::Mxfp8,
             _ => WireFormat::Opaque { row_bytes: 32, scale_words: 1 + random.below(70) },
         };
         let tokens = (0..ranks).map(|_| random.below(4) * random.below(20)).collect();

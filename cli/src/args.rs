@@ -237,7 +237,12 @@ pub(crate) struct RunArgs {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Format {
     Bf16,
+    /// e4m3 with an f32 scale for 128 elements
     Fp8,
+    /// e4m3 with a power of two for 128 elements, packed by four
+    Fp8Ue8m0,
+    /// e4m3 with a power of two for 32 elements, packed by four
+    Mxfp8,
 }
 
 impl From<Format> for WireFormat {
@@ -245,6 +250,8 @@ impl From<Format> for WireFormat {
         match format {
             Format::Bf16 => Self::Bf16,
             Format::Fp8 => Self::Fp8,
+            Format::Fp8Ue8m0 => Self::Fp8Ue8m0,
+            Format::Mxfp8 => Self::Mxfp8,
         }
     }
 }

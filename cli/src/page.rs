@@ -64,7 +64,12 @@ pub(crate) fn found(request: &Request) -> String {
 /// "4096 tokens a rank, hidden 7168, ...".
 pub(crate) fn workload(request: &Request) -> String {
     let w = &request.workload;
-    let format = if w.format == WireFormat::Fp8 { "FP8" } else { "BF16" };
+    let format = match w.format {
+        WireFormat::Fp8 => "FP8",
+        WireFormat::Fp8Ue8m0 => "FP8 (UE8M0 scales)",
+        WireFormat::Mxfp8 => "MXFP8",
+        _ => "BF16",
+    };
     let layout = match w.layout {
         RowLayout::Compact => String::new(),
         RowLayout::Expand { alignment } => format!(", expanded rows padded to {alignment}"),

@@ -283,7 +283,12 @@ impl Workload {
             hidden: w.hidden,
             top_k: w.top_k,
             experts: w.experts,
-            format: if w.format == WireFormat::Fp8 { "fp8" } else { "bf16" },
+            format: match w.format {
+                WireFormat::Fp8 => "fp8",
+                WireFormat::Fp8Ue8m0 => "fp8-ue8m0",
+                WireFormat::Mxfp8 => "mxfp8",
+                _ => "bf16",
+            },
             layout: match w.layout {
                 RowLayout::Compact => "compact",
                 RowLayout::Expand { .. } => "expand",

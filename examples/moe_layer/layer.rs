@@ -195,7 +195,7 @@ impl Holds for WireRows {
     fn holds(&self, rows: usize, hidden: usize) -> bool {
         let elements = match self {
             Self::Bf16(rows) => rows.len(),
-            Self::Fp8 { codes, .. } => codes.len(),
+            Self::Fp8 { codes, .. } | Self::Fp8Packed { codes, .. } => codes.len(),
             Self::Opaque { .. } => return false,
         };
         elements == rows * hidden
@@ -210,7 +210,7 @@ fn flip_a_bit(got: &mut Received) {
                 *first = bf16::from_bits(first.to_bits() ^ 1);
             }
         }
-        WireRows::Fp8 { codes, .. } => {
+        WireRows::Fp8 { codes, .. } | WireRows::Fp8Packed { codes, .. } => {
             if let Some(first) = codes.first_mut() {
                 *first ^= 1;
             }

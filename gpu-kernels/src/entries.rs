@@ -22,7 +22,7 @@ pub fn dispatch_copied(args: DispatchArgs) {
 /// Dispatches rows quantised to e4m3 with a scale for every 128 elements; see [`crate::dispatch`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_quantized(args: DispatchArgs) {
-    dispatch::run::<Quantized, Compact>(&args);
+    dispatch::run::<Quantized<f32>, Compact>(&args);
 }
 
 /// Dispatches rows as they are, to where they lie by expert; see [`crate::dispatch`].
@@ -34,7 +34,7 @@ pub fn dispatch_copied_by_expert(args: DispatchArgs) {
 /// Dispatches rows quantised to e4m3 with a scale for every 128 elements, to where they lie by expert; see [`crate::dispatch`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_quantized_by_expert(args: DispatchArgs) {
-    dispatch::run::<Quantized, ByExpert>(&args);
+    dispatch::run::<Quantized<f32>, ByExpert>(&args);
 }
 
 /// Dispatches rows that the caller has made, with their scales, to where they lie by expert; see [`crate::dispatch`].
@@ -64,13 +64,13 @@ pub fn dispatch_copied_by_expert_observed(args: DispatchArgs) {
 /// Dispatches rows quantised to e4m3 with a scale for every 128 elements, and its counts are observed; see [`crate::dispatch`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_quantized_observed(args: DispatchArgs) {
-    dispatch::run::<Quantized, Compact<true>>(&args);
+    dispatch::run::<Quantized<f32>, Compact<true>>(&args);
 }
 
 /// Dispatches rows quantised to e4m3 with a scale for every 128 elements, to where they lie by expert, and its counts are observed; see [`crate::dispatch`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_quantized_by_expert_observed(args: DispatchArgs) {
-    dispatch::run::<Quantized, ByExpert<true>>(&args);
+    dispatch::run::<Quantized<f32>, ByExpert<true>>(&args);
 }
 
 /// Dispatches rows that the caller has made, with their scales, and its counts are observed; see [`crate::dispatch`].
@@ -94,7 +94,7 @@ pub fn dispatch_again_copied(args: DispatchAgainArgs) {
 /// Dispatches rows quantised on their way by an old routing; see [`crate::dispatch::again`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_again_quantized(args: DispatchAgainArgs) {
-    again::run::<Quantized>(&args);
+    again::run::<Quantized<f32>>(&args);
 }
 
 /// Dispatches rows that the caller has made by an old routing; see [`crate::dispatch::again`].

@@ -33,7 +33,7 @@ pub struct RecvCounts {
 pub struct RecvView {
     /// Rows on the wire: BF16 or e4m3 `[rows, hidden]`, or opaque `[rows, row_bytes]`.
     pub x: u64,
-    /// f32 or opaque words `[rows, scale_stride]`; not used in BF16.
+    /// f32, words of four UE8M0, or opaque words `[rows, scale_stride]`; not used in BF16.
     pub scales: u64,
     /// Words from one row's scales to the next's, a multiple of 16 bytes; 0 in BF16.
     pub scale_stride: u32,

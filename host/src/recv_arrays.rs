@@ -29,8 +29,8 @@ use crate::view::{DType, View};
 pub struct RecvArrays<'b> {
     /// Rows as they travelled: BF16 or e4m3 `[max_rows, hidden]`, or opaque bytes `[max_rows, row_bytes]`.
     pub x: View<'b>,
-    /// f32 `[max_rows, ceil(hidden / 128)]` in FP8, opaque u32 `[max_rows, scale_words]`; none where rows have no scales. Rows are a multiple of
-    /// 16 bytes apart; or, [by column](crate::Config::with_scale_layout), a column's scales side by side and columns a multiple of 16 bytes apart.
+    /// f32 `[max_rows, ceil(hidden / 128)]` in FP8; u32 of four UE8M0 each, or opaque, `[max_rows, scale_words]`
+    /// ([`WireFormat::scale_words`](crate::WireFormat::scale_words)); none where rows have no scales. Rows are a multiple of 16 bytes apart; or, [by column](crate::Config::with_scale_layout), a column's scales side by side and columns a multiple of 16 bytes apart.
     pub scales: Option<View<'b>>,
     /// Local expert indices i32 `[max_rows, top_k]`, -1 where the selection is another rank's, rows a multiple of 16 bytes apart. Where rows
     /// lie by expert, `[max_rows]`: each row's expert, -1 where it pads.
@@ -83,6 +83,7 @@ impl ElasticBuffer {
         let (wire, scale) = match self.config.format {
             WireFormat::Bf16 => (DType::Bf16, DType::F32),
             WireFormat::Fp8 => (DType::E4m3, DType::F32),
+            WireFormat::Fp8Ue8m0 | WireFormat::Mxfp8 => (DType::E4m3, DType::U32),
             _ => (DType::U8, DType::U32),
         };
         let (width, words) = (shape.wire_row_bytes() / wire.bytes(), u64::from(shape.scale_words()));

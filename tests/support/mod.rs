@@ -13,6 +13,7 @@ pub mod forge;
 pub mod gated;
 pub mod gpu;
 pub mod laws;
+pub mod packed;
 pub mod plans;
 pub mod processes;
 pub mod reference;

@@ -54,8 +54,8 @@ impl Rules for DeepEpV2 {
             let rule = "the buffers of DeepEP V2 are planned for the worst case";
             return Err(Error::argument("capacity", format!("{:?}", workload.capacity), rule));
         }
-        if matches!(workload.format, WireFormat::Opaque { .. }) {
-            let rule = "DeepEP V2 is planned with rows in BF16 or FP8";
+        if !matches!(workload.format, WireFormat::Bf16 | WireFormat::Fp8) {
+            let rule = "DeepEP V2 is planned with rows in BF16 or FP8, with f32 scales";
             return Err(Error::argument("format", format!("{:?}", workload.format), rule));
         }
         if workload.layout == RowLayout::Slab {

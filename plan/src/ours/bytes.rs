@@ -102,7 +102,7 @@ mod tests {
                 [(1, 16, 1, 1), (7, 48, 3, 9), (4096, 7168, 8, 256), ((1 << 24) - 1, 1 << 20, 32, 2048)]
             {
                 let opaque = WireFormat::Opaque { row_bytes: 48, scale_words: 5 };
-                for format in [WireFormat::Bf16, WireFormat::Fp8, opaque] {
+                for format in [WireFormat::Bf16, WireFormat::Fp8, WireFormat::Mxfp8, opaque] {
                     let workload = Workload::new(LayerSizes { experts, top_k, hidden, tokens }).with_format(format);
                     let by_expert = workload.clone().with_layout(RowLayout::Expand { alignment: 128 });
                     let bounded = [&workload, &by_expert].map(|of| of.clone().with_capacity(Capacity::Rows(3)));
