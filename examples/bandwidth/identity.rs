@@ -16,7 +16,7 @@ pub fn write_outputs(comm: &Comm, buffer: &mut ElasticBuffer, handle: &Dispatche
     let rows = u64::from(buffer.recv_counts(handle)?.rows);
     let view = buffer.recv_view(handle)?;
     let hidden = u64::from(buffer.config().hidden);
-    let quantizer = Quantizer::new(comm)?;
+    let quantizer = quantizer(comm, buffer.config().format)?;
     let first = u64::from(wrong && rows > 0);
     if buffer.config().format == WireFormat::Bf16 {
         let row = hidden * 2;
@@ -61,30 +61,38 @@ pub fn on_the_wire(comm: &Comm, x: &[bf16], tokens: u32, hidden: u32, format: Wi
     let mut codes = comm.empty::<u8>(elements)?;
     let mut scales = Scales::new(comm, format, rows * u64::from(scale_stride_of(format, hidden)))?;
     let mut y = comm.tensor(x)?;
-    let quantizer = Quantizer::new(comm)?;
+    let quantizer = quantizer(comm, format)?;
     scales.quantize(&quantizer, &y, rows, hidden, &mut codes)?;
     scales.dequantize(&quantizer, &codes, rows, hidden, &mut y)?;
     y.to_vec()
 }
 
-/// Scales of rows: f32, or words of powers of two in a format.
+/// What quantises to a format; collective where that loads kernels.
+fn quantizer(comm: &Comm, format: WireFormat) -> Result<Quantizer> {
+    match format {
+        WireFormat::Bf16 | WireFormat::Fp8 => Quantizer::new(comm),
+        format => Quantizer::with_packed_scales(comm, format),
+    }
+}
+
+/// Scales of rows: f32, or words of powers of two.
 enum Scales {
     F32(DeviceTensor<f32>),
-    Packed(WireFormat, DeviceTensor<u32>),
+    Packed(DeviceTensor<u32>),
 }
 
 impl Scales {
     fn new(comm: &Comm, format: WireFormat, words: u64) -> Result<Self> {
         Ok(match format {
             WireFormat::Fp8 => Self::F32(comm.empty(words)?),
-            format => Self::Packed(format, comm.empty(words)?),
+            _ => Self::Packed(comm.empty(words)?),
         })
     }
 
     fn address(&self) -> u64 {
         match self {
             Self::F32(scales) => scales.address(),
-            Self::Packed(_, scales) => scales.address(),
+            Self::Packed(scales) => scales.address(),
         }
     }
 
@@ -98,7 +106,7 @@ impl Scales {
     ) -> Result<()> {
         match self {
             Self::F32(scales) => by.quantize(x, rows, hidden, codes, scales),
-            Self::Packed(format, scales) => by.quantize_packed(*format, x, rows, hidden, codes, scales),
+            Self::Packed(scales) => by.quantize_packed(x, rows, hidden, codes, scales),
         }
     }
 
@@ -112,7 +120,7 @@ impl Scales {
     ) -> Result<()> {
         match self {
             Self::F32(scales) => by.dequantize(codes, scales, rows, hidden, y),
-            Self::Packed(format, scales) => by.dequantize_packed(*format, codes, scales, rows, hidden, y),
+            Self::Packed(scales) => by.dequantize_packed(codes, scales, rows, hidden, y),
         }
     }
 }

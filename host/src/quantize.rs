@@ -37,6 +37,8 @@ fn packed(format: WireFormat) -> Result<(&'static Kernel<QuantizeArgs>, &'static
 pub struct Quantizer {
     comm: Comm,
     most_blocks: u32,
+    /// Of which packed scales the kernels are loaded, too.
+    packed: Option<WireFormat>,
 }
 
 /// Blocks of a launch for each that is resident: several, so that those which end early leave room for others.
@@ -50,7 +52,30 @@ impl Quantizer {
     /// None today.
     pub fn new(comm: &Comm) -> Result<Self> {
         let runtime = &comm.inner().runtime;
-        Ok(Self { comm: comm.clone(), most_blocks: runtime.filling_blocks(quantize.blocks_per_sm() * WAVES) })
+        let most_blocks = runtime.filling_blocks(quantize.blocks_per_sm() * WAVES);
+        Ok(Self { comm: comm.clone(), most_blocks, packed: None })
+    }
+
+    /// [`Self::new`] for a `format` with UE8M0 scales too, [`WireFormat::Fp8Ue8m0`] or [`WireFormat::Mxfp8`], whose kernels it loads. Collective, and as
+    /// [`Comm::load`] best before the first operation: every rank of the group calls it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for another format; what [`Comm::load`] says.
+    pub fn with_packed_scales(comm: &Comm, format: WireFormat) -> Result<Self> {
+        let (to, back) = packed(format)?;
+        comm.load_together(|inner| {
+            inner.runtime.prepare(to, 0)?;
+            inner.runtime.prepare(back, 0)?;
+            Ok(())
+        })?;
+        Ok(Self { packed: Some(format), ..Self::new(comm)? })
+    }
+
+    /// The format with packed scales.
+    fn packed(&self) -> Result<WireFormat> {
+        let rule = "packed scales are for a quantiser that was made with them (Quantizer::with_packed_scales)";
+        self.packed.ok_or_else(|| Error::argument("format", "None", rule))
     }
 
     /// Blocks for `pieces`, each of which a warp takes at once: no more than there is work for.
@@ -82,7 +107,7 @@ impl Quantizer {
         unsafe { self.enqueue_quantize(&quantize, of, x, codes.as_slice(), scales.address()) }
     }
 
-    /// [`Self::quantize`] to a `format` with UE8M0 scales, [`WireFormat::Fp8Ue8m0`] or [`WireFormat::Mxfp8`]: `scales` is `[rows,`
+    /// [`Self::quantize`] to the format with UE8M0 scales that the quantiser was [made for](Self::with_packed_scales): `scales` is `[rows,`
     /// [`scale_stride_of`]`(format, hidden)]`, words of four, the first scale in the lowest byte. Enqueued.
     ///
     /// `scale = 2^ceil(log2(amax / 448))`, so byte `127 + ceil(log2(amax / 448))`, with `amax` of 128 or 32 elements, at least 1e-4; `q = x / scale`,
@@ -90,10 +115,9 @@ impl Quantizer {
     ///
     /// # Errors
     ///
-    /// As [`Self::quantize`]; [`Error::InvalidArgument`] for another format.
+    /// As [`Self::quantize`]; [`Error::InvalidArgument`] for a quantiser that was made without packed scales.
     pub fn quantize_packed<'a>(
         &self,
-        format: WireFormat,
         x: impl Into<DeviceSlice<'a, bf16>>,
         rows: u64,
         hidden: u32,
@@ -101,6 +125,7 @@ impl Quantizer {
         scales: impl Into<DeviceSliceMut<'a, u32>>,
     ) -> Result<()> {
         let (x, codes, scales) = (x.into(), codes.into(), scales.into());
+        let format = self.packed()?;
         let (kernel, _) = packed(format)?;
         let of = Shape { rows, hidden, scale_stride: scale_stride_of(format, hidden) };
         check_shape(&self.comm, x, of, codes.as_slice(), scales.as_slice())?;
@@ -160,14 +185,13 @@ impl Quantizer {
         unsafe { self.enqueue_dequantize(&dequantize, of, codes, scales.address(), y.as_slice()) }
     }
 
-    /// [`Self::dequantize`] from a `format` with UE8M0 scales, as [`Self::quantize_packed`] makes them. Enqueued.
+    /// [`Self::dequantize`] of what [`Self::quantize_packed`] makes. Enqueued.
     ///
     /// # Errors
     ///
     /// As [`Self::quantize_packed`].
     pub fn dequantize_packed<'a>(
         &self,
-        format: WireFormat,
         codes: impl Into<DeviceSlice<'a, u8>>,
         scales: impl Into<DeviceSlice<'a, u32>>,
         rows: u64,
@@ -175,6 +199,7 @@ impl Quantizer {
         y: impl Into<DeviceSliceMut<'a, bf16>>,
     ) -> Result<()> {
         let (codes, scales, y) = (codes.into(), scales.into(), y.into());
+        let format = self.packed()?;
         let (_, kernel) = packed(format)?;
         let of = Shape { rows, hidden, scale_stride: scale_stride_of(format, hidden) };
         check_shape(&self.comm, y.as_slice(), of, codes, scales)?;
