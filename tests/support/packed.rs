@@ -25,13 +25,14 @@ pub fn scale(byte: u8) -> f32 {
 /// Quantises rows: codes, and words of scales with zeros behind a row's last.
 pub fn quantize(x: &[bf16], hidden: u32, group: usize) -> (Vec<u8>, Vec<u32>) {
     let (mut codes, mut words) = (Vec::with_capacity(x.len()), Vec::new());
+    let scales: Vec<f64> = (0..255).map(|byte| f64::from(scale(byte))).collect();
     for row in x.chunks_exact(hidden as usize) {
         let mut bytes = Vec::new();
         for of_group in row.chunks(group) {
             let amax = of_group.iter().map(|x| f64::from(*x).abs()).fold(f64::from(1e-4f32), f64::max);
             // The smallest power of two that leaves nothing beyond the largest code.
             let finite = of_group.iter().all(|x| x.is_finite());
-            let byte = (0..255u8).find(|byte| finite && amax <= 448.0 * f64::from(scale(*byte))).unwrap_or(255);
+            let byte = if finite { scales.partition_point(|scale| amax > 448.0 * scale) as u8 } else { 255 };
             codes.extend(of_group.iter().map(|x| e4m3((f64::from(*x) / f64::from(scale(byte))) as f32)));
             bytes.push(byte);
         }
