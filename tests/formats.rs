@@ -90,7 +90,7 @@ fn random_rows_that_are_brought_arrive() {
         let opaque = random.below(2) == 0;
         let format = match opaque {
             true => WireFormat::Opaque { row_bytes: 16 * (1 + random.below(80)), scale_words: random.below(40) },
-            false => WireFormat::Fp8,
+            false => [WireFormat::Fp8, WireFormat::Fp8Ue8m0, WireFormat::Mxfp8][random.below(3) as usize],
         };
         let hidden = 16 * (1 + random.below(60));
         let tokens: Vec<u32> = (0..ranks).map(|_| random.below(4) * random.below(9)).collect();
@@ -127,6 +127,7 @@ fn no_token_brings_nothing() {
     let device = Device::from_env();
     for (format, tokens) in [
         (WireFormat::Fp8, vec![0, 0]),
+        (WireFormat::Fp8Ue8m0, vec![0, 0]),
         (WireFormat::Opaque { row_bytes: 48, scale_words: 3 }, vec![0, 0]),
         (WireFormat::Opaque { row_bytes: 48, scale_words: 3 }, vec![4, 0]),
     ] {
@@ -182,6 +183,7 @@ fn rows_that_a_buffer_cannot_take_are_refused() {
         let opaque = WireFormat::Opaque { row_bytes: 48, scale_words: 3 };
         let buffer = |format| ElasticBuffer::new(&comm, Config::new(2, 1, 256, 4).with_format(format).with_num_sms(1));
         let (mut bf16s, mut fp8s, mut opaques) = (buffer(WireFormat::Bf16)?, buffer(WireFormat::Fp8)?, buffer(opaque)?);
+        let mut packeds = buffer(WireFormat::Mxfp8)?;
         let (x, bytes) = (comm.tensor(&[bf16::ONE; 4 * 256])?, comm.tensor(&[7u8; 5 * 256])?);
         let (f32s, words) = (comm.tensor(&[1.0f32; 40])?, comm.tensor(&[1u32; 40])?);
         let (idx, weights) = (comm.tensor(&[0i64, 1, 0, 1])?, comm.tensor(&[1.0f32; 4])?);
@@ -197,10 +199,15 @@ fn rows_that_a_buffer_cannot_take_are_refused() {
             dispatch(&mut fp8s, Rows::opaque(&bytes, &words, 3)),
             dispatch(&mut opaques, (&x).into()),
             dispatch(&mut opaques, fp8(all()?, 3)),
+            dispatch(&mut fp8s, Rows::fp8_packed(&bytes, &words, 1)),
+            dispatch(&mut packeds, fp8(all()?, 2)),
+            dispatch(&mut packeds, Rows::opaque(&bytes, &words, 3)),
             // Strides and lengths: three strides and two scales are read.
             dispatch(&mut fp8s, fp8(all()?, 1)),
             dispatch(&mut fp8s, fp8(f32s.prefix(3 * 5 + 1)?, 5)),
             dispatch(&mut opaques, Rows::opaque(&bytes, &words, 2)),
+            // Eight scales of a row are two words.
+            dispatch(&mut packeds, Rows::fp8_packed(&bytes, &words, 1)),
             dispatch(&mut opaques, Rows::opaque_without_scales(&bytes)),
             dispatch(&mut opaques, Rows::opaque(&bytes, words.prefix(3 * 4 + 2)?, 4)),
             dispatch(&mut opaques, Rows::opaque(bytes.prefix(4 * 48 - 1)?, &words, 3)),
@@ -218,7 +225,7 @@ fn rows_that_a_buffer_cannot_take_are_refused() {
         dispatch(&mut opaques, Rows::opaque(bytes.prefix(4 * 48)?, words.prefix(3 * 4 + 3)?, 4))?;
         let received = opaques.dispatch(&DispatchInput::new(4, Rows::opaque(&bytes, &words, 3), &idx, &weights))?;
         refused.push(opaques.received(&received)?.x.to_f32(256).map(|_| ()));
-        for buffer in [bf16s, fp8s, opaques] {
+        for buffer in [bf16s, fp8s, opaques, packeds] {
             buffer.close()?;
         }
         Ok(refused)
@@ -231,6 +238,9 @@ fn rows_that_a_buffer_cannot_take_are_refused() {
         ("opaque rows", "format is Fp8: it takes BF16 rows, and FP8 rows with scales"),
         ("BF16 rows", "scale_words: 3 }: it takes opaque rows"),
         ("FP8 rows with scales", "scale_words: 3 }: it takes opaque rows"),
+        ("FP8 rows with packed scales", "format is Fp8: it takes BF16 rows, and FP8 rows with scales"),
+        ("FP8 rows with scales", "format is Mxfp8: it takes BF16 rows, and FP8 rows with packed scales"),
+        ("opaque rows", "format is Mxfp8: it takes BF16 rows, and FP8 rows with packed scales"),
     ] {
         assert_error!(
             refused.next().unwrap(),
@@ -253,6 +263,11 @@ fn rows_that_a_buffer_cannot_take_are_refused() {
     );
     assert_error!(
         stride("2", "3"),
+        Error::InvalidArgument { argument: "scale_stride", value, .. } if value == "1",
+        "at least the 2 scales"
+    );
+    assert_error!(
+        refused.next().unwrap(),
         Error::InvalidArgument { argument: "scale_stride", value, .. } if value == "0",
         "at least the 3 scales"
     );

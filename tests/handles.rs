@@ -106,7 +106,9 @@ impl History {
     fn brings(&self, rank: u32, step: usize) -> bool {
         match self.format {
             WireFormat::Bf16 => false,
-            WireFormat::Fp8 => (u64::from(rank) + step as u64 + self.seed).is_multiple_of(2),
+            WireFormat::Fp8 | WireFormat::Fp8Ue8m0 | WireFormat::Mxfp8 => {
+                (u64::from(rank) + step as u64 + self.seed).is_multiple_of(2)
+            }
             _ => true,
         }
     }
@@ -168,6 +170,8 @@ fn replays_are_bitwise_the_reference() {
                 (opaque, 3, 2),
                 (WireFormat::Bf16, many, 1),
                 (WireFormat::Fp8, 2, 256),
+                (WireFormat::Fp8Ue8m0, 2, 2),
+                (WireFormat::Mxfp8, 2, 2),
             ] {
                 let history = History { ranks, slots, steps: 14, tokens: 12, format, seed, mode };
                 history.check(device).unwrap_or_else(|why| {

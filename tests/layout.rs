@@ -3,7 +3,7 @@ mod support;
 
 use epoxide::{BytesNeeded, Config, DispatchInput, ElasticBuffer, Error, WireFormat, bf16, bytes_needed};
 use epoxide_kernels::layout::{PrivateLayout, Sizes, WindowLayout};
-use epoxide_kernels::shape::{Layout, Shape};
+use epoxide_kernels::shape::{Layout, ScaleLayout, Shape};
 use proptest::prelude::*;
 use support::laws::{regions_lie_well, require};
 use support::{Device, replay};
@@ -18,7 +18,8 @@ struct Case {
 fn cases(ranks: u32, hidden: u32, tokens: u32) -> impl Strategy<Value = Case> {
     let opaque = (1..=1024u32, 0..=300u32)
         .prop_map(|(sixteens, scale_words)| WireFormat::Opaque { row_bytes: 16 * sixteens, scale_words });
-    let format = prop_oneof![Just(WireFormat::Bf16), Just(WireFormat::Fp8), opaque];
+    let packed = prop_oneof![Just(WireFormat::Fp8Ue8m0), Just(WireFormat::Mxfp8)];
+    let format = prop_oneof![Just(WireFormat::Bf16), Just(WireFormat::Fp8), packed, opaque];
     let slots = (1..=9u32, 1..=3u32);
     (1..=ranks, 1..=2048u32, 1..=32u32, 1..=hidden / 16, 1..=tokens, 1..=132u32, format, slots).prop_map(
         |(ranks, experts, top_k, sixteens, tokens, num_sms, format, (slots, row_slots))| Case {
@@ -58,6 +59,8 @@ fn regions_are_as_large_as_what_they_hold() {
             WireFormat::Opaque { row_bytes, scale_words } => {
                 (row_bytes.into(), u64::from(scale_words.div_ceil(4)) * 16)
             }
+            WireFormat::Fp8Ue8m0 => (u64::from(c.hidden), u64::from(c.hidden.div_ceil(2048)) * 16),
+            WireFormat::Mxfp8 => (u64::from(c.hidden), u64::from(c.hidden.div_ceil(512)) * 16),
             other => return Err(format!("the test knows no {other:?}")),
         };
         let selections = u64::from(c.top_k).div_ceil(4) * 16;
@@ -192,6 +195,7 @@ fn sizes_that_do_not_fit_in_64_bits_have_no_layout() {
         routing_slots,
         row_slots,
         returned_weights,
+        scale_layout: ScaleLayout::RowMajor,
     };
     let fits = Sizes { shape: shape(1 << 50), counters: 9 };
     assert!(WindowLayout::of(&fits).is_some() && PrivateLayout::of(&fits).is_some());

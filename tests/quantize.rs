@@ -1,9 +1,10 @@
 //! Quantising and dequantising are bitwise what the plain reference says, for every shape and schedule.
 mod support;
 
-use epoxide::quantize::{Quantizer, scale_stride};
-use epoxide::{Comm, Mode, Result, bf16};
+use epoxide::quantize::{Quantizer, scale_stride, scale_stride_of};
+use epoxide::{Comm, Error, Mode, Result, WireFormat, bf16};
 use proptest::prelude::*;
+use support::packed;
 use support::reference::{self, same};
 use support::routing::Random;
 use support::{Device, replay};
@@ -129,6 +130,85 @@ fn check(device: Device, mode: Mode, x: &[bf16], rows: u32, hidden: u32) -> std:
     })
 }
 
+/// The same with powers of two for scales.
+fn check_packed(
+    device: Device,
+    mode: Mode,
+    format: WireFormat,
+    x: &[bf16],
+    hidden: u32,
+) -> std::result::Result<(), String> {
+    let (row, group) = (hidden as usize, packed::group(format));
+    let rows = (x.len() / row) as u64;
+    let (want_codes, want_scales) = packed::quantize(x, hidden, group);
+    let stride = packed::scale_stride(hidden, group);
+    assert_eq!(scale_stride_of(format, hidden) as usize, stride);
+    let mut want = vec![bf16::ZERO; x.len()];
+    let per_row = want_codes.chunks(row).zip(want_scales.chunks(stride));
+    for ((codes, scales), to) in per_row.zip(want.chunks_mut(row)) {
+        packed::dequantize_row(codes, scales, group, to);
+    }
+    device
+        .check(1, mode, |comm| {
+            let quantizer = Quantizer::with_packed_scales(&comm, format)?;
+            let (mut codes, mut scales) =
+                (comm.tensor(&vec![0xaau8; x.len()])?, comm.tensor(&vec![0; want_scales.len()])?);
+            let (from, mut y) = (comm.tensor(x)?, comm.tensor(&vec![bf16::from_bits(0x5a5a); x.len()])?);
+            // What a row's scales take is written to its last byte; what lies behind is not touched.
+            let untouched: Vec<u32> =
+                (0..want_scales.len()).map(|at| if at % stride < row.div_ceil(4 * group) { !0 } else { 0 }).collect();
+            scales.copy_from_host(&untouched)?;
+            quantizer.quantize_packed(&from, rows, hidden, &mut codes, &mut scales)?;
+            quantizer.dequantize_packed(&codes, &scales, rows, hidden, &mut y)?;
+            comm.synchronize()?;
+            let (codes, scales, y) = (codes.to_vec()?, scales.to_vec()?, y.to_vec()?);
+            Ok(same("codes", &codes, &want_codes, row)
+                .and_then(|()| same("scales", &scales, &want_scales, stride))
+                .and_then(|()| same("dequantised rows", &y, &want, row)))
+        })
+        .map_err(|why| format!("{format:?}: {why}"))
+}
+
+/// What is not finite spoils its group and no other, in groups of either size.
+#[test]
+fn what_has_no_power_of_two_is_nan() {
+    let device = Device::from_env();
+    for bad in [bf16::NAN, bf16::INFINITY, bf16::NEG_INFINITY] {
+        for at in [0, 31, 200, 271] {
+            let mut x = vec![bf16::ONE; 2 * 272];
+            x[272 + at] = bf16::from_bits(bad.to_bits());
+            for format in [WireFormat::Fp8Ue8m0, WireFormat::Mxfp8] {
+                check_packed(device, Mode::Fast { workers: 0 }, format, &x, 272).unwrap();
+            }
+        }
+    }
+}
+
+/// Formats that have no packed scales are refused by name, and so are packed scales where their kernels are not loaded.
+#[test]
+fn other_formats_have_no_packed_scales() {
+    let results = support::errors::run(1, support::errors::schedules()[0], |comm| {
+        let (plain, mx) = (Quantizer::new(&comm)?, Quantizer::with_packed_scales(&comm, WireFormat::Mxfp8)?);
+        let (mut x, mut codes) = (comm.tensor(&[bf16::ONE; 64])?, comm.empty::<u8>(64)?);
+        let (mut scales, mut short) = (comm.empty::<u32>(4)?, comm.empty::<u32>(3)?);
+        Ok([
+            Quantizer::with_packed_scales(&comm, WireFormat::Fp8).unwrap_err(),
+            plain.quantize_packed(&x, 1, 64, &mut codes, &mut scales).unwrap_err(),
+            plain.dequantize_packed(&codes, &scales, 1, 64, &mut x).unwrap_err(),
+            mx.quantize_packed(&x, 1, 64, &mut codes, &mut short).unwrap_err(),
+            mx.dequantize_packed(&codes, &short, 1, 64, &mut x).unwrap_err(),
+        ])
+    });
+    let [format, quantize, dequantize, short, short_too] = results.into_iter().next().unwrap().unwrap();
+    assert_eq!(format.to_string(), "format = Fp8: a format with packed scales: Fp8Ue8m0 or Mxfp8");
+    for error in [quantize, dequantize] {
+        assert_error!(error, Error::InvalidArgument { argument: "format", .. }, "Quantizer::with_packed_scales");
+    }
+    for error in [short, short_too] {
+        assert_error!(error, Error::BufferTooSmall { argument: "scales", needed: 16, given: 12, .. }, "16 bytes");
+    }
+}
+
 /// A group with a NaN is NaN, codes and scale, and nothing else is.
 #[test]
 fn a_nan_spoils_its_group_and_no_other() {
@@ -163,7 +243,9 @@ fn quantize_is_bitwise_the_reference() {
     // On a GPU most of a case is the making of its group.
     let tries = if device == Device::Cuda { 50 } else { 400 };
     replay::law(module_path!(), "quantize_is_bitwise_the_reference", tries, cases(device), |case| {
-        check(device, case.mode, &case.x(), case.rows, case.hidden)
+        check(device, case.mode, &case.x(), case.rows, case.hidden)?;
+        let format = if case.data.is_multiple_of(2) { WireFormat::Fp8Ue8m0 } else { WireFormat::Mxfp8 };
+        check_packed(device, case.mode, format, &case.x(), case.hidden)
     });
 }
 
@@ -188,6 +270,9 @@ fn every_bf16_number_is_quantised_as_the_reference_does() {
         for x in [ordered.clone(), scaled(448.0), scaled(1.0), scaled(3.0), scaled(0.0)] {
             let rows = x.len() as u32 / 128;
             check(device, mode, &x, rows, 128).unwrap();
+            for format in [WireFormat::Fp8Ue8m0, WireFormat::Mxfp8] {
+                check_packed(device, mode, format, &x, 128).unwrap();
+            }
         }
     }
 }
@@ -210,6 +295,9 @@ fn large_tensors_are_quantised_on_the_gpu() {
         let mut random = Random::new(u64::from(rows) << 32 | u64::from(hidden));
         let x = support::routing::rows(&mut random, rows, hidden);
         check(Device::Cuda, Mode::Fast { workers: 0 }, &x, rows, hidden).unwrap();
+        for format in [WireFormat::Fp8Ue8m0, WireFormat::Mxfp8] {
+            check_packed(Device::Cuda, Mode::Fast { workers: 0 }, format, &x, hidden).unwrap();
+        }
     }
 }
 

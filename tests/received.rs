@@ -64,7 +64,7 @@ fn check_grouped(received: &Received, experts: usize, top_k: usize) -> Checked {
 #[test]
 fn what_was_received_is_grouped_by_expert_and_read_into_the_same_vectors() {
     let device = Device::from_env();
-    for format in [WireFormat::Bf16, WireFormat::Fp8] {
+    for format in [WireFormat::Bf16, WireFormat::Fp8, WireFormat::Mxfp8] {
         for mode in device.schedules([1, 2]) {
             let worlds = [[40, 33, 37], [0, 0, 0], [5, 0, 17], [40, 33, 37]].map(|n| case(format, n, 7).world());
             device
@@ -90,6 +90,9 @@ fn what_was_received_is_grouped_by_expert_and_read_into_the_same_vectors() {
                         let rows = match &received.x {
                             WireRows::Bf16(x) => vec![x.as_ptr().addr()],
                             WireRows::Fp8 { codes, scales, .. } => vec![codes.as_ptr().addr(), scales.as_ptr().addr()],
+                            WireRows::Fp8Packed { codes, scales, .. } => {
+                                vec![codes.as_ptr().addr(), scales.as_ptr().addr()]
+                            }
                             WireRows::Opaque { rows, scales, .. } => vec![rows.as_ptr().addr(), scales.as_ptr().addr()],
                         };
                         let (idx, weights) = (received.topk_idx.as_ptr(), received.topk_weights.as_ptr());
@@ -111,12 +114,16 @@ fn what_was_received_is_grouped_by_expert_and_read_into_the_same_vectors() {
 fn vectors_of_another_format_are_replaced() {
     let received = run(2, schedules()[0], |comm| {
         let mut received = Received::default();
-        for format in [WireFormat::Fp8, WireFormat::Bf16, WireFormat::Fp8] {
+        let ue8m0 = WireFormat::Fp8Ue8m0;
+        for format in [WireFormat::Fp8, WireFormat::Bf16, ue8m0, WireFormat::Fp8, WireFormat::Mxfp8, ue8m0] {
             let config = Config::new(8, 2, 64, 4).with_num_sms(2).with_format(format);
             let mut buffer = ElasticBuffer::new(&comm, config)?;
             let handle = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
             buffer.received_into(&handle, &mut received)?;
             assert_eq!(matches!(received.x, WireRows::Fp8 { .. }), format == WireFormat::Fp8);
+            let group = if let WireRows::Fp8Packed { group, .. } = received.x { group } else { 0 };
+            let groups = [(ue8m0, 128), (WireFormat::Mxfp8, 32), (format, 0)];
+            assert_eq!(Some(group), groups.iter().find(|of| of.0 == format).map(|of| of.1));
             assert_eq!(received.x.to_f32(64)?.len(), 128);
             buffer.close()?;
         }

@@ -84,7 +84,7 @@ fn compare(
                 scales.chunks(*scale_stride as usize).flat_map(|row| row[..columns].to_vec()).collect();
             check("scales", copied::<f32>(comm, quantizer, array, rows)? == want);
         }
-        WireRows::Opaque { .. } => check("these cases have no opaque rows", false),
+        WireRows::Fp8Packed { .. } | WireRows::Opaque { .. } => check("these cases have no such rows", false),
     }
     check("selections", copied::<i32>(comm, quantizer, arrays.topk_idx, rows)? == received.topk_idx);
     check("weights", copied::<f32>(comm, quantizer, arrays.topk_weights, rows)? == received.topk_weights);

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use epoxide::WireFormat;
 use epoxide::plan::Protocol;
+use epoxide::{ScaleLayout, WireFormat};
 
 use crate::buffer_layout::BufferLayout;
 use crate::draw::{DrawArg, Straggler};
@@ -117,6 +117,9 @@ pub(crate) struct Shape {
     /// How rows travel in dispatch
     #[arg(long, value_enum, default_value_t = Format::Bf16)]
     pub format: Format,
+    /// How scales lie where they are received
+    #[arg(long, value_enum, default_value_t = Scales::RowMajor)]
+    pub scales: Scales,
 }
 
 /// What `epoxide plan` takes.
@@ -247,7 +250,12 @@ pub(crate) struct RunArgs {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Format {
     Bf16,
+    /// e4m3 with an f32 scale for 128 elements
     Fp8,
+    /// e4m3 with a power of two for 128 elements, packed by four
+    Fp8Ue8m0,
+    /// e4m3 with a power of two for 32 elements, packed by four
+    Mxfp8,
 }
 
 impl From<Format> for WireFormat {
@@ -255,6 +263,25 @@ impl From<Format> for WireFormat {
         match format {
             Format::Bf16 => Self::Bf16,
             Format::Fp8 => Self::Fp8,
+            Format::Fp8Ue8m0 => Self::Fp8Ue8m0,
+            Format::Mxfp8 => Self::Mxfp8,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Scales {
+    /// A row's side by side, as they travel
+    RowMajor,
+    /// A column of all rows for each: what a GEMM that loads by TMA reads
+    ColumnMajor,
+}
+
+impl From<Scales> for ScaleLayout {
+    fn from(scales: Scales) -> Self {
+        match scales {
+            Scales::RowMajor => Self::RowMajor,
+            Scales::ColumnMajor => Self::ColumnMajor,
         }
     }
 }
@@ -318,7 +345,7 @@ JSON (--json)
   hardware                   gpu, nic (or null), figures: [{key, value, unit, source}], machine (null unless something was read):
                              {gpu, nic (each null if named), notes}; gpu: {name, count, domain: how many reach each other,
                              compute_capability, built_in: whose figures the others are}; nic: {name, nics: [names], bandwidth (of one), gpus_per_nic (1 or more)}
-  workload                   tokens, hidden, top_k, experts, format, layout, alignment (null: none), capacity_rows (null: worst case), row_slots, routing, imbalance
+  workload                   tokens, hidden, top_k, experts, format, layout, scales, alignment (null: none), capacity_rows (null: worst case), row_slots, routing, imbalance
   expected                   ranks_per_token, domains_per_token
   num_sms, num_qps, channels
   dispatch, combine          seconds, binding (a resource's name),

@@ -11,6 +11,7 @@ pub(crate) fn run(args: &BytesArgs) -> anyhow::Result<String> {
     check_alignment(args.alignment, args.layout == BufferLayout::Expand).map_err(|error| anyhow::anyhow!(error))?;
     let config = Config::new(shape.experts, shape.top_k, shape.hidden, shape.tokens).with_format(shape.format.into());
     let mut config = args.layout.of(config, args.ranks, args.alignment, args.capacity).with_row_slots(args.row_slots);
+    config.scale_layout = shape.scales.into();
     if let Some(slots) = args.routing_slots {
         config = config.with_routing_slots(slots);
     }
@@ -75,6 +76,13 @@ mod tests {
         assert_eq!(text.matches(&(3 * 8 * 128 * 14336).to_string()).count(), 2, "{text}");
         let error = run(&["epoxide", "bytes", "--row-slots", "65"]).expect_err("65 > 64").to_string();
         assert_eq!(error, "row_slots = 65: a buffer has 1 to 64 row slots");
+        let by_column =
+            |format| run(&["epoxide", "bytes", "--tokens", "128", "--format", format, "--scales", "column-major"]);
+        // 56 scales of 8 x 128 rows.
+        let text = by_column("fp8").expect("a valid shape");
+        assert!(text.contains(&format!("{:<24} {:>16}\n", "scales by column", 56 * 8 * 128 * 4)), "{text}");
+        let error = by_column("bf16").expect_err("BF16 has no scales").to_string();
+        assert_eq!(error, "scale_layout = ColumnMajor: rows in Bf16 have no scales that could lie so");
         let error = run(&["epoxide", "bytes", "--alignment", "8"]).expect_err("nothing is aligned").to_string();
         assert!(error.ends_with("(--layout expand)"), "{error}");
         let error = run(&["epoxide", "bytes", "--top-k", "33"]).expect_err("33 > 32");

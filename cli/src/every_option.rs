@@ -62,6 +62,7 @@ fn no_option_is_ignored() {
             "--experts" => "128",
             "--top-k" => "4",
             "--format" => "fp8",
+            "--scales" => "column-major",
             "--layout" => "expand",
             "--alignment" => "128",
             "--capacity" => "30000",
@@ -88,6 +89,7 @@ fn no_option_is_ignored() {
     };
     let bases = [
         "plan",
+        "plan --format fp8",
         "plan --json",
         "plan --nic cx7",
         "plan --nic cx7 --ranks 16 --per-node 8",

@@ -1,9 +1,9 @@
 //! A plan on one page.
 use std::fmt::Write;
 
-use epoxide::WireFormat;
 use epoxide::plan::simulate::{PhaseReport, Report};
 use epoxide::plan::{Bandwidth, Basis, Phase, Plan, Protocol, Resource, Routing, RowLayout, Step, number};
+use epoxide::{ScaleLayout, WireFormat};
 
 use crate::planned::Planned;
 use crate::request::Request;
@@ -64,19 +64,25 @@ pub(crate) fn found(request: &Request) -> String {
 /// "4096 tokens a rank, hidden 7168, ...".
 pub(crate) fn workload(request: &Request) -> String {
     let w = &request.workload;
-    let format = if w.format == WireFormat::Fp8 { "FP8" } else { "BF16" };
+    let format = match w.format {
+        WireFormat::Fp8 => "FP8",
+        WireFormat::Fp8Ue8m0 => "FP8 (UE8M0 scales)",
+        WireFormat::Mxfp8 => "MXFP8",
+        _ => "BF16",
+    };
     let layout = match w.layout {
         RowLayout::Compact => String::new(),
         RowLayout::Expand { alignment } => format!(", expanded rows padded to {alignment}"),
         _ => ", a slab of rows for each expert".into(),
     };
+    let scales = if w.scale_layout == ScaleLayout::RowMajor { "" } else { ", scales by column" };
     let imbalance = if w.imbalance > 1.0 {
         format!(", busiest rank {} times the mean", number(w.imbalance))
     } else {
         String::new()
     };
     format!(
-        "{} tokens a rank, hidden {}, top-{} of {} experts, {format} dispatch, BF16 combine{layout}{imbalance}",
+        "{} tokens a rank, hidden {}, top-{} of {} experts, {format} dispatch, BF16 combine{layout}{scales}{imbalance}",
         w.tokens, w.hidden, w.top_k, w.experts
     )
 }

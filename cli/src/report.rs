@@ -1,7 +1,7 @@
 //! A plan as JSON. The field names are documented in `epoxide plan --help` and stay.
-use epoxide::WireFormat;
 use epoxide::plan::simulate as sim;
 use epoxide::plan::{self, Basis, Capacity, Protocol, Resource, Routing, RowLayout, Unit};
+use epoxide::{ScaleLayout, WireFormat};
 use serde::Serialize;
 
 use crate::machine::Found;
@@ -86,6 +86,7 @@ struct Workload {
     experts: u32,
     format: &'static str,
     layout: &'static str,
+    scales: &'static str,
     alignment: Option<u32>,
     capacity_rows: Option<u64>,
     row_slots: u32,
@@ -283,12 +284,18 @@ impl Workload {
             hidden: w.hidden,
             top_k: w.top_k,
             experts: w.experts,
-            format: if w.format == WireFormat::Fp8 { "fp8" } else { "bf16" },
+            format: match w.format {
+                WireFormat::Fp8 => "fp8",
+                WireFormat::Fp8Ue8m0 => "fp8-ue8m0",
+                WireFormat::Mxfp8 => "mxfp8",
+                _ => "bf16",
+            },
             layout: match w.layout {
                 RowLayout::Compact => "compact",
                 RowLayout::Expand { .. } => "expand",
                 _ => "slab",
             },
+            scales: if w.scale_layout == ScaleLayout::RowMajor { "row-major" } else { "column-major" },
             alignment: match w.layout {
                 RowLayout::Expand { alignment } => Some(alignment),
                 _ => None,

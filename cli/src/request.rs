@@ -37,6 +37,7 @@ impl Request {
         })
         .with_format(shape.format.into())
         .with_layout(layout)
+        .with_scale_layout(shape.scales.into())
         .with_capacity(args.capacity.map_or(Capacity::WorstCase, Capacity::Rows))
         .with_row_slots(args.row_slots)
         .with_routing(routing)

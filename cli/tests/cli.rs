@@ -353,7 +353,7 @@ fn every_bad_input_has_a_message_that_names_it_and_the_rule() {
         // One of the values, which is said once.
         ("--sweep tokens=0", &["error: no value of the sweep can be planned: tokens = 0: a rank has"]),
         ("--sweep ranks=0,4096", &["can be planned: ranks = 0: a plan has"]),
-        ("--format cpu", &["[possible values: bf16, fp8]"]),
+        ("--format cpu", &["[possible values: bf16, fp8, fp8-ue8m0, mxfp8]"]),
         ("--plot x.svg", &["--sweep"]),
         ("--sweep tokens=16 --plot /nowhere/x.svg", &["--plot \"/nowhere/x.svg\": No such file"]),
         ("--simulate normal", &["uniform, zipf[:EXPONENT], one-hot[:EXPERT]"]),

@@ -1,6 +1,6 @@
 //! Experts that give back what they were given, and the sums that must come of it.
-use epoxide::quantize::{Quantizer, scale_stride};
-use epoxide::{Comm, Dispatched, ElasticBuffer, Layout, Result, WireFormat, bf16};
+use epoxide::quantize::{Quantizer, scale_stride_of};
+use epoxide::{Comm, DeviceTensor, Dispatched, ElasticBuffer, Layout, Result, WireFormat, bf16};
 
 use crate::routes::for_each_token;
 
@@ -30,7 +30,7 @@ pub fn write_outputs(comm: &Comm, buffer: &mut ElasticBuffer, handle: &Dispatche
 fn write_some(comm: &Comm, buffer: &ElasticBuffer, handle: &Dispatched, rows: std::ops::Range<u64>) -> Result<()> {
     let view = buffer.recv_view(handle)?;
     let hidden = u64::from(buffer.config().hidden);
-    let quantizer = Quantizer::new(comm)?;
+    let quantizer = quantizer(comm, buffer.config().format)?;
     if rows.is_empty() {
         return Ok(());
     }
@@ -43,9 +43,9 @@ fn write_some(comm: &Comm, buffer: &ElasticBuffer, handle: &Dispatched, rows: st
             quantizer.copy_raw(from, to, (rows.end - rows.start) * row)
         };
     }
-    let stride = u64::from(view.scale_stride);
+    let (format, stride) = (buffer.config().format, u64::from(view.scale_stride));
     let at_once = ROWS_AT_ONCE.min(rows.end - rows.start);
-    let (codes, scales) = (comm.empty::<u8>(at_once * hidden)?, comm.empty::<f32>(at_once * stride)?);
+    let (codes, scales) = (comm.empty::<u8>(at_once * hidden)?, Scales::new(comm, format, at_once * stride)?);
     let mut outputs = comm.empty::<bf16>(at_once * hidden)?;
     let mut row = rows.start;
     while row < rows.end {
@@ -55,7 +55,7 @@ fn write_some(comm: &Comm, buffer: &ElasticBuffer, handle: &Dispatched, rows: st
             quantizer.copy_raw(view.x + row * hidden, codes.address(), count * hidden)?;
             quantizer.copy_raw(view.scales + row * stride * 4, scales.address(), count * stride * 4)?;
         }
-        quantizer.dequantize(&codes, &scales, count, buffer.config().hidden, &mut outputs)?;
+        scales.dequantize(&quantizer, &codes, count, buffer.config().hidden, &mut outputs)?;
         // SAFETY: as above.
         unsafe {
             quantizer.copy_raw(outputs.address(), view.expert_outputs + row * hidden * 2, count * hidden * 2)?;
@@ -76,12 +76,70 @@ pub fn on_the_wire(comm: &Comm, x: &[bf16], tokens: u32, hidden: u32, format: Wi
     }
     let (rows, elements) = (u64::from(tokens), x.len() as u64);
     let mut codes = comm.empty::<u8>(elements)?;
-    let mut scales = comm.empty::<f32>(rows * u64::from(scale_stride(hidden)))?;
+    let mut scales = Scales::new(comm, format, rows * u64::from(scale_stride_of(format, hidden)))?;
     let mut y = comm.tensor(x)?;
-    let quantizer = Quantizer::new(comm)?;
-    quantizer.quantize(&y, rows, hidden, &mut codes, &mut scales)?;
-    quantizer.dequantize(&codes, &scales, rows, hidden, &mut y)?;
+    let quantizer = quantizer(comm, format)?;
+    scales.quantize(&quantizer, &y, rows, hidden, &mut codes)?;
+    scales.dequantize(&quantizer, &codes, rows, hidden, &mut y)?;
     y.to_vec()
+}
+
+/// What quantises to a format; collective where that loads kernels.
+fn quantizer(comm: &Comm, format: WireFormat) -> Result<Quantizer> {
+    match format {
+        WireFormat::Bf16 | WireFormat::Fp8 => Quantizer::new(comm),
+        format => Quantizer::with_packed_scales(comm, format),
+    }
+}
+
+/// Scales of rows: f32, or words of powers of two.
+enum Scales {
+    F32(DeviceTensor<f32>),
+    Packed(DeviceTensor<u32>),
+}
+
+impl Scales {
+    fn new(comm: &Comm, format: WireFormat, words: u64) -> Result<Self> {
+        Ok(match format {
+            WireFormat::Fp8 => Self::F32(comm.empty(words)?),
+            _ => Self::Packed(comm.empty(words)?),
+        })
+    }
+
+    fn address(&self) -> u64 {
+        match self {
+            Self::F32(scales) => scales.address(),
+            Self::Packed(scales) => scales.address(),
+        }
+    }
+
+    fn quantize(
+        &mut self,
+        by: &Quantizer,
+        x: &DeviceTensor<bf16>,
+        rows: u64,
+        hidden: u32,
+        codes: &mut DeviceTensor<u8>,
+    ) -> Result<()> {
+        match self {
+            Self::F32(scales) => by.quantize(x, rows, hidden, codes, scales),
+            Self::Packed(scales) => by.quantize_packed(x, rows, hidden, codes, scales),
+        }
+    }
+
+    fn dequantize(
+        &self,
+        by: &Quantizer,
+        codes: &DeviceTensor<u8>,
+        rows: u64,
+        hidden: u32,
+        y: &mut DeviceTensor<bf16>,
+    ) -> Result<()> {
+        match self {
+            Self::F32(scales) => by.dequantize(codes, scales, rows, hidden, y),
+            Self::Packed(scales) => by.dequantize_packed(codes, scales, rows, hidden, y),
+        }
+    }
 }
 
 /// What is wrong with the sums `y` of tokens whose rows were `x` on the way, if anything is; bit for bit.

@@ -137,6 +137,9 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
     if options.replay {
         writeln!(out, "dispatch: of new rows by the routing of an old one, with no selections and no counts")?;
     }
+    if options.scale_columns {
+        writeln!(out, "dispatch: with the kernel behind it that lays scales by column")?;
+    }
     if options.counts_mirror {
         writeln!(
             out,

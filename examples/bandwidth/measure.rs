@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use epoxide::quantize::{Quantizer, scale_stride};
+use epoxide::quantize::{Quantizer, scale_stride, scale_stride_of};
 use epoxide::{
     CombineInput, Comm, Config, DeviceTensor, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, LocalGroup, Mode,
     Rows, WireFormat, bf16,
@@ -148,8 +148,8 @@ pub fn run(options: &Options, ranks: &Ranks, work: &[Work], case: Case) -> Resul
 
     let bf16_row = f64::from(options.hidden) * 2.0;
     let wire_row = match config.format {
-        WireFormat::Fp8 => f64::from(options.hidden) + f64::from(scale_stride(options.hidden)) * 4.0,
-        _ => bf16_row,
+        WireFormat::Bf16 => bf16_row,
+        format => f64::from(options.hidden) + f64::from(scale_stride_of(format, options.hidden)) * 4.0,
     };
     let ranks = f64::from(options.ranks);
     let used = match options.device {

@@ -1,7 +1,7 @@
 //! The command line, and what it may ask for.
 use anyhow::{Result, anyhow, ensure};
 use clap::{Parser, ValueEnum};
-use epoxide::{Config, WireFormat, bf16, bytes_needed};
+use epoxide::{Config, ScaleLayout, WireFormat, bf16, bytes_needed};
 
 use crate::buffer_layout::{BufferLayout, check_alignment};
 use crate::output::no_value_twice;
@@ -27,6 +27,10 @@ pub enum Format {
     Fp8,
     /// e4m3, quantised before.
     Fp8Brought,
+    /// e4m3 with powers of two for scales, quantised by dispatch.
+    Fp8Ue8m0,
+    /// The same with a scale for every 32 elements.
+    Mxfp8,
 }
 
 impl From<Format> for WireFormat {
@@ -34,6 +38,8 @@ impl From<Format> for WireFormat {
         match format {
             Format::Bf16 => Self::Bf16,
             Format::Fp8 | Format::Fp8Brought => Self::Fp8,
+            Format::Fp8Ue8m0 => Self::Fp8Ue8m0,
+            Format::Mxfp8 => Self::Mxfp8,
         }
     }
 }
@@ -86,6 +92,9 @@ pub struct Options {
     /// Rows that a rank has room for, in slabs each expert; a routing that brings more is an error. [default: all that can come]
     #[arg(long, value_name = "ROWS")]
     pub capacity: Option<u64>,
+    /// Lays the scales of received rows by column. The times of dispatch are with that.
+    #[arg(long)]
+    pub scale_columns: bool,
     /// Measures dispatches that replay the first one's routing, in place of whole ones.
     #[arg(long)]
     pub replay: bool,
@@ -170,6 +179,10 @@ impl Options {
         let config = Config::new(self.experts, self.top_k, self.hidden, tokens);
         let config = config.with_format(format.into()).with_num_sms(sms);
         let config = layout.of(config, self.ranks, self.alignment, self.capacity);
+        let config = match self.scale_columns {
+            true => config.with_scale_layout(ScaleLayout::ColumnMajor),
+            false => config,
+        };
         if self.counts_mirror { config.with_counts_mirror() } else { config }
     }
 

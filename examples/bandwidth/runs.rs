@@ -68,6 +68,7 @@ fn the_exit_code_says_who_is_at_fault_and_nothing_is_made_for_a_bad_option() {
         ("--capacity -1", "'-1'"),
         ("--alignment 1025", "alignment = 1025: an expert's rows are padded to a multiple of 1 to 1024"),
         ("--alignment 0", "alignment = 0"),
+        ("--scale-columns", "scale_layout = ColumnMajor: rows in Bf16 have no scales that could lie so"),
     ] {
         let ended = program.run_well(&small::with(&SMALL, &args.split(' ').collect::<Vec<_>>()));
         assert!(ended.code == Some(2) && ended.stderr.contains(said), "{args}: {ended:?}");
@@ -162,7 +163,7 @@ fn a_launcher_s_processes_are_its_ranks() {
 fn wrong_sums_are_not_measured() {
     let program = Program::new(PLAYS, "wrong");
     for layout in ["compact", "expand", "slab"] {
-        for format in ["bf16", "fp8", "fp8-brought"] {
+        for format in ["bf16", "fp8", "fp8-brought", "fp8-ue8m0", "mxfp8"] {
             let ended = program.run_well(&small::with(&SMALL, &["--layout", layout, "--format", format, "--corrupt"]));
             assert!(ended.code == Some(1) && ended.stderr.contains("what was combined is wrong"), "{ended:?}");
         }
@@ -206,6 +207,8 @@ fn no_option_is_ignored() {
             "--top-k" => "2",
             "--sms" => "2",
             "--format" => "fp8",
+            // In BF16, a refusal.
+            "--scale-columns" => "",
             "--layout" => "expand",
             "--alignment" => "8",
             "--capacity" => "1",

@@ -3,7 +3,7 @@ use std::sync::{Mutex, PoisonError};
 
 use epoxide::{Received, WireRows, bf16};
 
-use crate::e4m3;
+use crate::e4m3::{self, Scaling};
 use crate::input::Input;
 use crate::parallel;
 use crate::plan::{NOBODY, Plan};
@@ -30,8 +30,6 @@ pub fn received(rank: usize, got: &Received, plan: &Plan, input: &Input, progres
 /// Compares the rows, each with its token's, or with what a plain quantiser makes of it.
 fn rows(got: &WireRows, sources: &[(u32, u32)], plan: &Plan, input: &Input, progress: &Progress) -> Option<String> {
     let hidden = input.hidden;
-    let groups = hidden.div_ceil(e4m3::GROUP);
-    let (mut codes, mut scales) = (vec![0; hidden], vec![0.0; groups]);
     let mut checked = 0;
     for (row, &(source, token)) in sources.iter().enumerate() {
         if (source, token) == NOBODY {
@@ -43,17 +41,14 @@ fn rows(got: &WireRows, sources: &[(u32, u32)], plan: &Plan, input: &Input, prog
             WireRows::Bf16(rows) => {
                 first_difference("elements", slice(rows, row, hidden), x, |a, b| a.to_bits() == b.to_bits())
             }
-            WireRows::Fp8 { codes: got_codes, scales: got_scales, scale_stride } => {
-                e4m3::quantise_row(x, &mut codes, &mut scales);
-                // The padding between rows of scales is 0 by contract.
-                scales.resize(*scale_stride as usize, 0.0);
-                let same = |a: &f32, b: &f32| a.to_bits() == b.to_bits();
-                let found =
-                    first_difference("codes", slice(got_codes, row, hidden), &codes, |a, b| a == b).or_else(|| {
-                        first_difference("scales", slice(got_scales, row, *scale_stride as usize), &scales, same)
-                    });
-                scales.truncate(groups);
-                found
+            WireRows::Fp8 { codes, scales, scale_stride } => {
+                let scales = slice(scales, row, *scale_stride as usize);
+                let words: Vec<u32> = scales.iter().map(|scale| scale.to_bits()).collect();
+                quantised(slice(codes, row, hidden), &words, x, Scaling::F32)
+            }
+            WireRows::Fp8Packed { codes, scales, scale_stride, group } => {
+                let scaling = if *group == 32 { Scaling::Mx } else { Scaling::Ue8m0 };
+                quantised(slice(codes, row, hidden), slice(scales, row, *scale_stride as usize), x, scaling)
             }
             WireRows::Opaque { .. } => Some("opaque, which nobody sent".to_owned()),
         };
@@ -67,6 +62,17 @@ fn rows(got: &WireRows, sources: &[(u32, u32)], plan: &Plan, input: &Input, prog
     }
     progress.rows(sources.len() - checked / 256 * 256);
     None
+}
+
+/// Compares a row's codes and words of scales with what a plain quantiser makes of it.
+fn quantised(codes: &[u8], words: &[u32], x: &[bf16], scaling: Scaling) -> Option<String> {
+    let (mut want, mut scales) = (vec![0; x.len()], vec![0.0; x.len().div_ceil(scaling.group())]);
+    e4m3::quantise_row(x, scaling, &mut want, &mut scales);
+    let mut want_words = scaling.words(&scales);
+    // The padding between rows of scales is 0 by contract.
+    want_words.resize(want_words.len().next_multiple_of(4), 0);
+    first_difference("codes", codes, &want, |a, b| a == b)
+        .or_else(|| first_difference("scales", words, &want_words, |a, b| a == b))
 }
 
 /// Row `row` of a matrix, or nothing of it where the matrix is too short.

@@ -4,10 +4,59 @@
 //! NaN; the largest number is 448 = 0x7e. A row is quantised in groups of 128 elements with one f32 scale each: with `amax`
 //! the largest magnitude of the group, at least 1e-4, `code = round(x * (448 / amax))`, ties to even, saturating, and
 //! `scale = amax / 448`. Each of these operations rounds once to f32.
+//!
+//! Or scales are powers of two, UE8M0: 8 exponent bits with bias 127 and nothing else. `scale` is the smallest of them that is at least
+//! `amax / 448`, and `code = round(x / scale)`. MXFP8 has them for groups of 32. Four are packed into a word, the first in its lowest byte.
 use epoxide::bf16;
 
-/// Elements that share a scale.
-pub const GROUP: usize = 128;
+/// How rows are scaled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scaling {
+    /// f32, for 128 elements.
+    F32,
+    /// Powers of two, for 128 elements.
+    Ue8m0,
+    /// Powers of two, for 32 elements.
+    Mx,
+}
+
+impl Scaling {
+    /// Elements that share a scale.
+    pub fn group(self) -> usize {
+        if self == Self::Mx { 32 } else { 128 }
+    }
+
+    /// What a group's numbers are divided by.
+    pub fn scale(self, amax: f32) -> f32 {
+        let exact = amax / MAX;
+        match self {
+            Self::F32 => exact,
+            // The exponent, and one more where there is a mantissa. (No other quotient rounds to a power of two: BF16 has 8 significant bits.)
+            _ => f32::from_bits(exact.to_bits().div_ceil(1 << 23) << 23),
+        }
+    }
+
+    /// The words of a row's scales, which are of so many groups.
+    pub fn words(self, scales: &[f32]) -> Vec<u32> {
+        match self {
+            Self::F32 => scales.iter().map(|scale| scale.to_bits()).collect(),
+            _ => {
+                let byte = |scale: &f32| scale.to_bits() >> 23;
+                let word = |four: &[f32]| four.iter().rev().fold(0, |word, scale| word << 8 | byte(scale));
+                scales.chunks(4).map(word).collect()
+            }
+        }
+    }
+
+    /// The scale of group `number` in a row's words.
+    pub fn scale_of(self, words: &[u32], number: usize) -> f32 {
+        match self {
+            Self::F32 => f32::from_bits(words[number]),
+            _ => f32::from_bits((words[number / 4] >> (8 * (number % 4)) & 0xff) << 23),
+        }
+    }
+}
+
 /// The largest finite number.
 pub const MAX: f32 = 448.0;
 /// The smallest `amax`.
@@ -53,13 +102,14 @@ pub fn amax(group: &[bf16]) -> f32 {
 }
 
 /// Quantises a row: `codes` has as many elements as the row, `scales` one for every group.
-pub fn quantise_row(row: &[bf16], codes: &mut [u8], scales: &mut [f32]) {
-    for ((group, codes), scale) in row.chunks(GROUP).zip(codes.chunks_mut(GROUP)).zip(scales) {
+pub fn quantise_row(row: &[bf16], scaling: Scaling, codes: &mut [u8], scales: &mut [f32]) {
+    let of = scaling.group();
+    for ((group, codes), scale) in row.chunks(of).zip(codes.chunks_mut(of)).zip(scales) {
         let amax = amax(group);
-        let inverse = MAX / amax;
+        *scale = scaling.scale(amax);
+        let inverse = if scaling == Scaling::F32 { MAX / amax } else { 1.0 / *scale };
         for (code, x) in codes.iter_mut().zip(group) {
             *code = encode(x.to_f32() * inverse);
         }
-        *scale = amax / MAX;
     }
 }

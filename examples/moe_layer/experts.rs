@@ -6,7 +6,7 @@
 use anyhow::Result;
 use epoxide::{WireRows, bf16};
 
-use crate::e4m3;
+use crate::e4m3::{self, Scaling};
 use crate::matmul::{Number, linear, round, widen_into, widen_onto};
 use crate::memory::zeroed;
 use crate::parallel;
@@ -91,10 +91,16 @@ pub fn outputs(
     let (wire, mut out) = match x {
         WireRows::Bf16(rows) => (None, rows),
         WireRows::Fp8 { codes, scales, scale_stride } => {
-            (Some((codes, scales, scale_stride as usize, e4m3::table())), vec![bf16::ZERO; rows * hidden])
+            let words = scales.into_iter().map(f32::to_bits).collect();
+            (Some((codes, words, scale_stride as usize, Scaling::F32)), vec![bf16::ZERO; rows * hidden])
+        }
+        WireRows::Fp8Packed { codes, scales, scale_stride, group } => {
+            let scaling = if group == 32 { Scaling::Mx } else { Scaling::Ue8m0 };
+            (Some((codes, scales, scale_stride as usize, scaling)), vec![bf16::ZERO; rows * hidden])
         }
         WireRows::Opaque { .. } => unreachable!("the example has no such format, and the rows were counted"),
     };
+    let table = e4m3::table();
     let mut work = Workspace::default();
     let mut sums = Vec::new();
     for start in (0..rows).step_by(ROWS_AT_ONCE) {
@@ -115,9 +121,10 @@ pub fn outputs(
             for &(row, _) in members {
                 match &wire {
                     None => widen_onto(&mut work.x, &out[row * hidden..(row + 1) * hidden]),
-                    Some((codes, scales, stride, table)) => {
-                        let (codes, scales) = (&codes[row * hidden..(row + 1) * hidden], &scales[row * stride..]);
-                        for (group, &scale) in codes.chunks(e4m3::GROUP).zip(scales) {
+                    Some((codes, words, stride, scaling)) => {
+                        let (codes, words) = (&codes[row * hidden..(row + 1) * hidden], &words[row * stride..]);
+                        for (number, group) in codes.chunks(scaling.group()).enumerate() {
+                            let scale = scaling.scale_of(words, number);
                             // An expert in BF16 takes BF16: the dequantised number is rounded once more.
                             let dequantise = |&code: &u8| f32::widen(round(table[usize::from(code)] * scale));
                             work.x.extend(group.iter().map(dequantise));

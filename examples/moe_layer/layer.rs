@@ -195,7 +195,7 @@ impl Holds for WireRows {
     fn holds(&self, rows: usize, hidden: usize) -> bool {
         let elements = match self {
             Self::Bf16(rows) => rows.len(),
-            Self::Fp8 { codes, .. } => codes.len(),
+            Self::Fp8 { codes, .. } | Self::Fp8Packed { codes, .. } => codes.len(),
             Self::Opaque { .. } => return false,
         };
         elements == rows * hidden
@@ -211,7 +211,7 @@ fn flip_a_bit(got: &mut Received) {
             let first = row * (x.len() / rows);
             x[first] = bf16::from_bits(x[first].to_bits() ^ 1);
         }
-        WireRows::Fp8 { codes, .. } => {
+        WireRows::Fp8 { codes, .. } | WireRows::Fp8Packed { codes, .. } => {
             let first = row * (codes.len() / rows);
             codes[first] ^= 1;
         }

@@ -52,7 +52,7 @@ use epoxide::{Comm, Layout, LocalGroup, Mode, bf16};
 
 use crate::experts::Experts;
 use crate::layer::{Clock, Layer};
-use crate::options::{Device, Format, Options};
+use crate::options::{Device, Options};
 use crate::plan::{Padded, Plan};
 use crate::progress::Progress;
 use crate::router::Routing;
@@ -198,7 +198,7 @@ fn run(mut options: Options, out: &mut String) -> Result<Verdict, Failure> {
     drop(outputs);
     after.lap("check, bit for bit");
     progress.step("dense reference");
-    let rounded = Rounded { fp8: options.format == Format::Fp8, by_expert: plan.by_expert.is_some() };
+    let rounded = Rounded { scaling: options.format.scaling(), by_expert: plan.by_expert.is_some() };
     let accuracy = reference::compare(&input, &routing, &experts, &y, rounded, &progress);
     after.lap("dense reference");
     drop(progress);

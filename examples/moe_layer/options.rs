@@ -6,6 +6,7 @@ use clap::{Parser, ValueEnum};
 use epoxide::{Config, Layout, WireFormat, bytes_needed};
 
 use crate::buffer_layout::{BufferLayout, check_alignment};
+use crate::e4m3::Scaling;
 use crate::input::Input;
 use crate::memory;
 use crate::progress::Progress;
@@ -115,6 +116,22 @@ pub enum Format {
     Bf16,
     /// e4m3 with one f32 scale for every 128 elements, quantised while dispatching
     Fp8,
+    /// e4m3 with one power of two for every 128 elements, quantised while dispatching
+    Fp8Ue8m0,
+    /// e4m3 with one power of two for every 32 elements, quantised while dispatching
+    Mxfp8,
+}
+
+impl Format {
+    /// How its rows are scaled, if they are.
+    pub fn scaling(self) -> Option<Scaling> {
+        match self {
+            Self::Bf16 => None,
+            Self::Fp8 => Some(Scaling::F32),
+            Self::Fp8Ue8m0 => Some(Scaling::Ue8m0),
+            Self::Mxfp8 => Some(Scaling::Mx),
+        }
+    }
 }
 
 /// What runs the kernels.
@@ -214,6 +231,8 @@ impl Options {
         match self.format {
             Format::Bf16 => WireFormat::Bf16,
             Format::Fp8 => WireFormat::Fp8,
+            Format::Fp8Ue8m0 => WireFormat::Fp8Ue8m0,
+            Format::Mxfp8 => WireFormat::Mxfp8,
         }
     }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets};
 use epoxide::{Config, Layout};
 
-use crate::e4m3;
 use crate::input::Input;
 use crate::layer::{Clock, Outcome};
 use crate::options::{Format, Options};
@@ -25,6 +24,8 @@ pub fn shape(out: &mut String, options: &Options, input: &Input, config: &Config
     let format = match options.format {
         Format::Bf16 => "BF16",
         Format::Fp8 => "FP8 (e4m3, one scale for 128 elements)",
+        Format::Fp8Ue8m0 => "FP8 (e4m3, one power of two for 128 elements)",
+        Format::Mxfp8 => "MXFP8 (e4m3, one power of two for 32 elements)",
     };
     line(out, format_args!("input   {}", input.source));
     line(
@@ -216,7 +217,7 @@ pub fn bandwidths(
 }
 
 /// Prints how far the outputs are from the reference, and how far they may be.
-pub fn accuracy(out: &mut String, accuracy: &Accuracy, Rounded { fp8, by_expert }: Rounded) {
+pub fn accuracy(out: &mut String, accuracy: &Accuracy, Rounded { scaling, by_expert }: Rounded) {
     let mut table = table(&["|y - reference| / |reference| of a row", "mean", "largest"]);
     let number = |value: f64| format!("{value:.2e}");
     table.add_row(["error".to_owned(), number(accuracy.mean_error), number(accuracy.max_error)]);
@@ -245,7 +246,7 @@ pub fn accuracy(out: &mut String, accuracy: &Accuracy, Rounded { fp8, by_expert 
             ),
         );
     }
-    let quantised = if fp8 { "at most (2^-4 + 2^-8) |x| + 2^-10 |scales|, or |x|, + " } else { "" };
+    let quantised = if scaling.is_some() { "at most (2^-4 + 2^-8) |x| + 2^-10 |scales|, or |x|, + " } else { "" };
     line(out, format_args!(
         "\
 tolerance of a row = (1 + 4u) (D (L U |dx| + u |h|) + u ({}sum of g|o| + |y|)) and terms of f32 and of the smallest steps; |.| is the 2-norm of a row
@@ -256,7 +257,7 @@ tolerance of a row = (1 + 4u) (D (L U |dx| + u |h|) + u ({}sum of g|o| + |y|)) a
   derived in examples/moe_layer/tolerance.rs",
         if by_expert { "2 " } else { "" },
         if by_expert { "each row for combine, each rank's sum of them" } else { "each rank's row for combine" },
-        if fp8 { "e4m3's unit roundoff 2^-4 and BF16's after it, " } else { "" },
+        if scaling.is_some() { "e4m3's unit roundoff 2^-4 and BF16's after it, " } else { "" },
         TAU * TAU / 2.0,
     ));
 }
@@ -265,7 +266,9 @@ tolerance of a row = (1 + 4u) (D (L U |dx| + u |h|) + u ({}sum of g|o| + |y|)) a
 pub fn wire_row_bytes(options: &Options, hidden: usize) -> u64 {
     let bytes = match options.format {
         Format::Bf16 => 2 * hidden,
-        Format::Fp8 => hidden + 4 * hidden.div_ceil(e4m3::GROUP),
+        Format::Fp8 => hidden + 4 * hidden.div_ceil(128),
+        Format::Fp8Ue8m0 => hidden + 4 * hidden.div_ceil(512),
+        Format::Mxfp8 => hidden + 4 * hidden.div_ceil(128),
     };
     bytes as u64
 }

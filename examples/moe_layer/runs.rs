@@ -65,7 +65,7 @@ fn a_healthy_run_is_verified_whatever_the_size_of_its_numbers() {
     let program = program("sizes");
     for value in [0.0, 1e-40, 1e-39, 1e-38, 1e-30, 1e-8, 1.0, 1e20] {
         let path = file(&program, 3, 16, bf16::from_f32(value), &[0.0, 1.0, 1.0, 0.0, 0.0, 1.0]);
-        for format in ["bf16", "fp8"] {
+        for format in ["bf16", "fp8", "mxfp8"] {
             let (result, text) = run(&path, &["--format", format]);
             result.unwrap_or_else(|failure| panic!("{value:e} in {format}: {failure:?}\n{text}"));
             // A tolerance of many times the row would let anything pass.
@@ -73,7 +73,7 @@ fn a_healthy_run_is_verified_whatever_the_size_of_its_numbers() {
                 assert!(smallest_tolerance(&text) < 50.0, "{value:e} in {format}:\n{text}");
             }
             // One step of BF16, and what FP8 makes zeros of, are more than nothing, but nothing to be measured by.
-            let lost = value != 0.0 && (value < 1e-39 || value < 1e-8 && format == "fp8");
+            let lost = value != 0.0 && (value < 1e-39 || value < 1e-8 && format != "bf16");
             assert_eq!(text.contains("the reference says nothing"), lost, "{value:e} in {format}:\n{text}");
         }
     }
@@ -83,7 +83,7 @@ fn a_healthy_run_is_verified_whatever_the_size_of_its_numbers() {
 #[test]
 fn rows_by_expert_are_verified_as_all_others() {
     let program = program("layouts");
-    for (format, alignment) in [("bf16", "1"), ("fp8", "8")] {
+    for (format, alignment) in [("bf16", "1"), ("fp8", "8"), ("fp8-ue8m0", "1"), ("mxfp8", "8")] {
         let args = ["--format", format, "--layout", "expand", "--alignment", alignment, "--repeat", "2"];
         let ended = program.run_well(&[&SHAPE[..], &args[..]].concat());
         assert!(ended.code == Some(0) && ended.stdout.ends_with("\nverified\n"), "{ended:?}");

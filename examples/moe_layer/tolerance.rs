@@ -4,9 +4,9 @@
 //! `y = Σ g_j o_j`. Norms are 2-norms of rows; `H` is hidden, `W` the expert width, `k` the number of selections. The layer
 //! differs from the reference by these roundings, in order:
 //!
-//! 1. **FP8 on the wire** (only with `--format fp8`). e4m3 has 4 significant bits, so rounding to nearest moves an element by
-//!    at most 2^-4 of itself, or by half of the smallest step 2^-9 where that is more; in units of `x`, times the scale s =
-//!    amax/448. It moves none by more than itself, because 0 is a number of the format. So an element x is off by
+//! 1. **FP8 on the wire** (with another `--format` than `bf16`). e4m3 has 4 significant bits, so rounding to nearest moves an element by
+//!    at most 2^-4 of itself, or by half of the smallest step 2^-9 where that is more; in units of `x`, times the scale s, which is
+//!    amax/448 or the power of two from there. It moves none by more than itself, because 0 is a number of the format. So an element x is off by
 //!    `e = min(|x|, max(2^-4 |x|, 2^-10 s))`. The experts round the dequantised number to BF16, 2^-8 of itself or η, see below:
 //!    `δx = (1 + 2^-8) e + 2^-8 |x| + η`. (A row far below amax's lower limit of 1e-4 is quantised to zeros; then `δx` is as large
 //!    as the row, and no larger.)
@@ -42,7 +42,7 @@
 //! σ larger by at most 1 + u.
 use epoxide::bf16;
 
-use crate::e4m3;
+use crate::e4m3::{self, Scaling};
 use crate::experts::Experts;
 
 /// Unit roundoff of BF16, 8 significant bits.
@@ -65,8 +65,8 @@ pub const SLOPE: f64 = 1.0999;
 /// What rounds rows besides, in a run as it was asked for.
 #[derive(Clone, Copy)]
 pub struct Rounded {
-    /// FP8 on the wire.
-    pub fp8: bool,
+    /// FP8 on the wire, and how it is scaled.
+    pub scaling: Option<Scaling>,
     /// Rows that lie by expert, and are summed on each rank.
     pub by_expert: bool,
 }
@@ -105,7 +105,7 @@ impl Norms {
         let (hidden, width) = (experts.hidden as f64, experts.width as f64);
         let s = TAU * TAU / 2.0;
         let x_norm = norm(x.iter().map(|v| f64::from(v.to_f32())));
-        let quantised = if rounded.fp8 { quantised(x) } else { 0.0 };
+        let quantised = rounded.scaling.map_or(0.0, |scaling| quantised(x, scaling));
         let dx = quantised + 2.0 * hidden * U_F32 * x_norm;
         let spread = (width * self.gates2 + 2.0 * (width * self.gates4 * s).sqrt() + 2.0 * self.gate_max2 * s).sqrt();
         let first = SLOPE * (1.0 + U_BF16) * experts.up_sigma() * spread * dx;
@@ -122,16 +122,21 @@ impl Norms {
 }
 
 /// How far FP8 and the rounding to BF16 after it move a row, at most.
-fn quantised(x: &[bf16]) -> f64 {
+fn quantised(x: &[bf16], scaling: Scaling) -> f64 {
     let group = |group: &[bf16]| {
-        let half_step = HALF_STEP * f64::from(e4m3::amax(group)) / f64::from(e4m3::MAX);
+        let amax = e4m3::amax(group);
+        let scale = match scaling {
+            Scaling::F32 => f64::from(amax) / f64::from(e4m3::MAX),
+            _ => f64::from(scaling.scale(amax)),
+        };
+        let half_step = HALF_STEP * scale;
         let of_element = |x: &bf16| {
             let x = f64::from(x.to_f32().abs());
             (1.0 + U_BF16) * x.min(half_step.max(U_E4M3 * x)) + U_BF16 * x + ETA_BF16
         };
         group.iter().map(|x| of_element(x).powi(2)).sum::<f64>()
     };
-    x.chunks(e4m3::GROUP).map(group).sum::<f64>().sqrt()
+    x.chunks(scaling.group()).map(group).sum::<f64>().sqrt()
 }
 
 /// The 2-norm.
@@ -152,25 +157,32 @@ mod tests {
     /// Against the plain quantiser, over 60 powers of two and every place between two of them.
     #[test]
     fn no_row_is_quantised_further_from_itself_than_its_bound() {
-        let round_trip = |row: &[bf16]| {
-            let (mut codes, mut scales) = (vec![0; row.len()], vec![0.0; row.len().div_ceil(e4m3::GROUP)]);
-            e4m3::quantise_row(row, &mut codes, &mut scales);
-            let scales = scales.iter().flat_map(|scale| [*scale; e4m3::GROUP]);
+        let round_trip = |row: &[bf16], scaling: Scaling| {
+            let group = scaling.group();
+            let (mut codes, mut scales) = (vec![0; row.len()], vec![0.0; row.len().div_ceil(group)]);
+            e4m3::quantise_row(row, scaling, &mut codes, &mut scales);
+            let words = scaling.words(&scales);
+            let scales = (0..row.len()).map(|at| scaling.scale_of(&words, at / group));
             let back = codes.iter().zip(scales).map(|(&code, scale)| bf16::from_f32(e4m3::decode(code) * scale));
             norm(row.iter().zip(back).map(|(a, b)| f64::from(a.to_f32()) - f64::from(b.to_f32())))
         };
-        let mut closest = 0.0f64;
-        for amax in [0x0001, 0x0020, 0x3800, 0x3f80, 0x7f00].map(bf16::from_bits) {
-            for bits in 0..0x7f80 {
-                let row = [amax, bf16::from_bits(bits)];
-                let (moved, bound) = (round_trip(&row), quantised(&row));
-                assert!(moved <= bound, "{row:?} moves by {moved:e}, bound {bound:e}");
-                closest = closest.max(moved / bound);
+        for scaling in [Scaling::F32, Scaling::Ue8m0, Scaling::Mx] {
+            let mut closest = 0.0f64;
+            for amax in [0x0001, 0x0020, 0x3800, 0x3f80, 0x7f00].map(bf16::from_bits) {
+                // Rounded up to the next power of two, the last numbers before 2^128 would be beyond the formats.
+                let end = if scaling == Scaling::F32 { 0x7f80 } else { 0x7f78 };
+                for bits in 0..end {
+                    let row = [amax, bf16::from_bits(bits)];
+                    let (moved, bound) = (round_trip(&row, scaling), quantised(&row, scaling));
+                    assert!(moved <= bound, "{row:?} moves by {moved:e}, bound {bound:e}");
+                    closest = closest.max(moved / bound);
+                }
+                let row = [bf16::from_bits(11); 8];
+                let size = norm(row.iter().map(|v| f64::from(v.to_f32())));
+                let bound = quantised(&row, scaling);
+                assert!(bound < 1.2 * size, "a bound that says nothing: {bound:e} of {size:e}");
             }
-            let row = [bf16::from_bits(11); 8];
-            let size = norm(row.iter().map(|v| f64::from(v.to_f32())));
-            assert!(quantised(&row) < 1.2 * size, "a bound that says nothing: {:e} of {size:e}", quantised(&row));
+            assert!(closest > 0.8, "the bound is no longer near what happens: {closest}");
         }
-        assert!(closest > 0.8, "the bound is no longer near what happens: {closest}");
     }
 }

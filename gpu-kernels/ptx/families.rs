@@ -48,6 +48,46 @@ pub const DISPATCH_BROUGHT_OBSERVED: Family =
 pub const DISPATCH_BROUGHT_BY_EXPERT_OBSERVED: Family =
     Family::new("dispatch_brought_by_expert_observed", &["dispatch_brought_by_expert_observed"], include_str!("dispatch_brought_by_expert_observed_sm_90.ptx"));
 
+/// `dispatch_ue8m0`.
+pub const DISPATCH_UE8M0: Family =
+    Family::new("dispatch_ue8m0", &["dispatch_ue8m0"], include_str!("dispatch_ue8m0_sm_90.ptx"));
+
+/// `dispatch_ue8m0_observed`.
+pub const DISPATCH_UE8M0_OBSERVED: Family =
+    Family::new("dispatch_ue8m0_observed", &["dispatch_ue8m0_observed"], include_str!("dispatch_ue8m0_observed_sm_90.ptx"));
+
+/// `dispatch_ue8m0_by_expert`.
+pub const DISPATCH_UE8M0_BY_EXPERT: Family =
+    Family::new("dispatch_ue8m0_by_expert", &["dispatch_ue8m0_by_expert"], include_str!("dispatch_ue8m0_by_expert_sm_90.ptx"));
+
+/// `dispatch_ue8m0_by_expert_observed`.
+pub const DISPATCH_UE8M0_BY_EXPERT_OBSERVED: Family =
+    Family::new("dispatch_ue8m0_by_expert_observed", &["dispatch_ue8m0_by_expert_observed"], include_str!("dispatch_ue8m0_by_expert_observed_sm_90.ptx"));
+
+/// `dispatch_again_ue8m0`.
+pub const AGAIN_UE8M0: Family =
+    Family::new("again_ue8m0", &["dispatch_again_ue8m0"], include_str!("again_ue8m0_sm_90.ptx"));
+
+/// `dispatch_mxfp8`.
+pub const DISPATCH_MXFP8: Family =
+    Family::new("dispatch_mxfp8", &["dispatch_mxfp8"], include_str!("dispatch_mxfp8_sm_90.ptx"));
+
+/// `dispatch_mxfp8_observed`.
+pub const DISPATCH_MXFP8_OBSERVED: Family =
+    Family::new("dispatch_mxfp8_observed", &["dispatch_mxfp8_observed"], include_str!("dispatch_mxfp8_observed_sm_90.ptx"));
+
+/// `dispatch_mxfp8_by_expert`.
+pub const DISPATCH_MXFP8_BY_EXPERT: Family =
+    Family::new("dispatch_mxfp8_by_expert", &["dispatch_mxfp8_by_expert"], include_str!("dispatch_mxfp8_by_expert_sm_90.ptx"));
+
+/// `dispatch_mxfp8_by_expert_observed`.
+pub const DISPATCH_MXFP8_BY_EXPERT_OBSERVED: Family =
+    Family::new("dispatch_mxfp8_by_expert_observed", &["dispatch_mxfp8_by_expert_observed"], include_str!("dispatch_mxfp8_by_expert_observed_sm_90.ptx"));
+
+/// `dispatch_again_mxfp8`.
+pub const AGAIN_MXFP8: Family =
+    Family::new("again_mxfp8", &["dispatch_again_mxfp8"], include_str!("again_mxfp8_sm_90.ptx"));
+
 /// `dispatch_again_copied`.
 pub const AGAIN_COPIED: Family =
     Family::new("again_copied", &["dispatch_again_copied"], include_str!("again_copied_sm_90.ptx"));
@@ -59,6 +99,26 @@ pub const AGAIN_QUANTIZED: Family =
 /// `dispatch_again_brought`.
 pub const AGAIN_BROUGHT: Family =
     Family::new("again_brought", &["dispatch_again_brought"], include_str!("again_brought_sm_90.ptx"));
+
+/// `dispatch_again_copied_by_expert`.
+pub const AGAIN_COPIED_BY_EXPERT: Family =
+    Family::new("again_copied_by_expert", &["dispatch_again_copied_by_expert"], include_str!("again_copied_by_expert_sm_90.ptx"));
+
+/// `dispatch_again_quantized_by_expert`.
+pub const AGAIN_QUANTIZED_BY_EXPERT: Family =
+    Family::new("again_quantized_by_expert", &["dispatch_again_quantized_by_expert"], include_str!("again_quantized_by_expert_sm_90.ptx"));
+
+/// `dispatch_again_brought_by_expert`.
+pub const AGAIN_BROUGHT_BY_EXPERT: Family =
+    Family::new("again_brought_by_expert", &["dispatch_again_brought_by_expert"], include_str!("again_brought_by_expert_sm_90.ptx"));
+
+/// `dispatch_again_ue8m0_by_expert`.
+pub const AGAIN_UE8M0_BY_EXPERT: Family =
+    Family::new("again_ue8m0_by_expert", &["dispatch_again_ue8m0_by_expert"], include_str!("again_ue8m0_by_expert_sm_90.ptx"));
+
+/// `dispatch_again_mxfp8_by_expert`.
+pub const AGAIN_MXFP8_BY_EXPERT: Family =
+    Family::new("again_mxfp8_by_expert", &["dispatch_again_mxfp8_by_expert"], include_str!("again_mxfp8_by_expert_sm_90.ptx"));
 
 /// `combine`.
 pub const COMBINE: Family =
@@ -88,17 +148,33 @@ pub const RETURNED_WEIGHTS: Family =
 pub const GRADIENT: Family =
     Family::new("gradient", &["weigh_gradients"], include_str!("gradient_sm_90.ptx"));
 
+/// `lay_scale_columns`.
+pub const SCALE_COLUMNS: Family =
+    Family::new("scale_columns", &["lay_scale_columns"], include_str!("scale_columns_sm_90.ptx"));
+
 /// `lend`.
 pub const LEND: Family =
     Family::new("lend", &["lend"], include_str!("lend_sm_90.ptx"));
 
+/// `stand_in`, `without_masked`.
+pub const MASKED: Family =
+    Family::new("masked", &["stand_in", "without_masked"], include_str!("masked_sm_90.ptx"));
+
 /// `copy`, `quantize`, `dequantize`.
 pub const TENSOR: Family =
     Family::new("tensor", &["copy", "quantize", "dequantize"], include_str!("tensor_sm_90.ptx"));
+
+/// `quantize_ue8m0`, `dequantize_ue8m0`.
+pub const TENSOR_UE8M0: Family =
+    Family::new("tensor_ue8m0", &["quantize_ue8m0", "dequantize_ue8m0"], include_str!("tensor_ue8m0_sm_90.ptx"));
+
+/// `quantize_mxfp8`, `dequantize_mxfp8`.
+pub const TENSOR_MXFP8: Family =
+    Family::new("tensor_mxfp8", &["quantize_mxfp8", "dequantize_mxfp8"], include_str!("tensor_mxfp8_sm_90.ptx"));
 
 /// `delay`.
 pub const MEASURE: Family =
     Family::new("measure", &["delay"], include_str!("measure_sm_90.ptx"));
 
 /// Every family.
-pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, DISPATCH_BROUGHT, DISPATCH_COPIED_BY_EXPERT, DISPATCH_QUANTIZED_BY_EXPERT, DISPATCH_BROUGHT_BY_EXPERT, DISPATCH_COPIED_OBSERVED, DISPATCH_COPIED_BY_EXPERT_OBSERVED, DISPATCH_QUANTIZED_OBSERVED, DISPATCH_QUANTIZED_BY_EXPERT_OBSERVED, DISPATCH_BROUGHT_OBSERVED, DISPATCH_BROUGHT_BY_EXPERT_OBSERVED, AGAIN_COPIED, AGAIN_QUANTIZED, AGAIN_BROUGHT, COMBINE, COMBINE_BY_EXPERT, COMBINE_WITH, COMBINE_BY_EXPERT_WITH, COMBINE_BY_EXPERT_GATED, RETURNED_WEIGHTS, GRADIENT, LEND, TENSOR, MEASURE];
+pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, DISPATCH_BROUGHT, DISPATCH_COPIED_BY_EXPERT, DISPATCH_QUANTIZED_BY_EXPERT, DISPATCH_BROUGHT_BY_EXPERT, DISPATCH_COPIED_OBSERVED, DISPATCH_COPIED_BY_EXPERT_OBSERVED, DISPATCH_QUANTIZED_OBSERVED, DISPATCH_QUANTIZED_BY_EXPERT_OBSERVED, DISPATCH_BROUGHT_OBSERVED, DISPATCH_BROUGHT_BY_EXPERT_OBSERVED, DISPATCH_UE8M0, DISPATCH_UE8M0_OBSERVED, DISPATCH_UE8M0_BY_EXPERT, DISPATCH_UE8M0_BY_EXPERT_OBSERVED, AGAIN_UE8M0, DISPATCH_MXFP8, DISPATCH_MXFP8_OBSERVED, DISPATCH_MXFP8_BY_EXPERT, DISPATCH_MXFP8_BY_EXPERT_OBSERVED, AGAIN_MXFP8, AGAIN_COPIED, AGAIN_QUANTIZED, AGAIN_BROUGHT, AGAIN_COPIED_BY_EXPERT, AGAIN_QUANTIZED_BY_EXPERT, AGAIN_BROUGHT_BY_EXPERT, AGAIN_UE8M0_BY_EXPERT, AGAIN_MXFP8_BY_EXPERT, COMBINE, COMBINE_BY_EXPERT, COMBINE_WITH, COMBINE_BY_EXPERT_WITH, COMBINE_BY_EXPERT_GATED, RETURNED_WEIGHTS, GRADIENT, SCALE_COLUMNS, LEND, MASKED, TENSOR, TENSOR_UE8M0, TENSOR_MXFP8, MEASURE];

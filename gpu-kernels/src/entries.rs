@@ -11,6 +11,7 @@ use crate::layout;
 use crate::lend::{self, LendArgs};
 use crate::order::{ByExpert, Compact};
 use crate::row::{Brought, Copied, Quantized};
+use crate::scale_columns::{self, ScaleColumnsArgs};
 use crate::stand_in::{self, StandInArgs, WithoutMaskedArgs};
 
 /// Dispatches rows as they are; see [`crate::dispatch`].
@@ -23,7 +24,7 @@ pub fn dispatch_copied(args: DispatchArgs) {
 /// Dispatches rows quantised to e4m3 with a scale for every 128 elements; see [`crate::dispatch`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_quantized(args: DispatchArgs) {
-    dispatch::run::<Quantized, Compact>(&args);
+    dispatch::run::<Quantized<f32>, Compact>(&args);
 }
 
 /// Dispatches rows as they are, to where they lie by expert; see [`crate::dispatch`].
@@ -35,7 +36,7 @@ pub fn dispatch_copied_by_expert(args: DispatchArgs) {
 /// Dispatches rows quantised to e4m3 with a scale for every 128 elements, to where they lie by expert; see [`crate::dispatch`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_quantized_by_expert(args: DispatchArgs) {
-    dispatch::run::<Quantized, ByExpert>(&args);
+    dispatch::run::<Quantized<f32>, ByExpert>(&args);
 }
 
 /// Dispatches rows that the caller has made, with their scales, to where they lie by expert; see [`crate::dispatch`].
@@ -65,13 +66,13 @@ pub fn dispatch_copied_by_expert_observed(args: DispatchArgs) {
 /// Dispatches rows quantised to e4m3 with a scale for every 128 elements, and its counts are observed; see [`crate::dispatch`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_quantized_observed(args: DispatchArgs) {
-    dispatch::run::<Quantized, Compact<true>>(&args);
+    dispatch::run::<Quantized<f32>, Compact<true>>(&args);
 }
 
 /// Dispatches rows quantised to e4m3 with a scale for every 128 elements, to where they lie by expert, and its counts are observed; see [`crate::dispatch`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_quantized_by_expert_observed(args: DispatchArgs) {
-    dispatch::run::<Quantized, ByExpert<true>>(&args);
+    dispatch::run::<Quantized<f32>, ByExpert<true>>(&args);
 }
 
 /// Dispatches rows that the caller has made, with their scales, and its counts are observed; see [`crate::dispatch`].
@@ -95,7 +96,7 @@ pub fn dispatch_again_copied(args: DispatchAgainArgs) {
 /// Dispatches rows quantised on their way by an old routing; see [`crate::dispatch::again`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_again_quantized(args: DispatchAgainArgs) {
-    again::run::<Quantized>(&args);
+    again::run::<Quantized<f32>>(&args);
 }
 
 /// Dispatches rows that the caller has made by an old routing; see [`crate::dispatch::again`].
@@ -113,7 +114,7 @@ pub fn dispatch_again_copied_by_expert(args: DispatchAgainByExpertArgs) {
 /// Dispatches rows quantised on their way by an old routing, to where they lie by expert; see [`crate::dispatch::again_by_expert`].
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_again_quantized_by_expert(args: DispatchAgainByExpertArgs) {
-    again_by_expert::run::<Quantized>(&args);
+    again_by_expert::run::<Quantized<f32>>(&args);
 }
 
 /// Dispatches rows that the caller has made by an old routing, to where they lie by expert; see [`crate::dispatch::again_by_expert`].
@@ -158,6 +159,12 @@ pub fn weigh_gradients(args: WeighGradientsArgs) {
     gradient::run(&args);
 }
 
+/// Lays the scales of rows that came by column; see [`crate::scale_columns`].
+#[kernel(threads = 512, blocks_per_sm = 2)]
+pub fn lay_scale_columns(args: ScaleColumnsArgs) {
+    scale_columns::run(&args);
+}
+
 /// Waits for the region of expert outputs; see [`crate::lend`]. One block.
 #[kernel(threads = 64)]
 pub fn lend(args: LendArgs) {
@@ -188,6 +195,7 @@ const _: () = assert!(
         && combine_by_expert.threads() == layout::THREADS
         && combine_with.threads() == layout::THREADS
         && weigh_gradients.threads() == layout::THREADS
+        && lay_scale_columns.threads() == layout::THREADS
         && combine_by_expert_with.threads() == layout::THREADS
         && combine_by_expert_gated.threads() == layout::THREADS
 );

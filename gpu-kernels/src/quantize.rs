@@ -1,15 +1,15 @@
-//! Quantises BF16 rows to e4m3 with one f32 scale for every 128 elements of a row.
+//! Quantises BF16 rows to e4m3 with one scale for every 128 elements of a row, or every 32: f32, or powers of two ([`Scale`]).
 //!
 //! For a group with largest magnitude `amax` (at least 1e-4): `q = round_e4m3(x * (448 / amax))`, ties to even, saturating,
-//! the quotient rounded to nearest; `scale = amax / 448`. The last group of a row may be partial.
+//! the quotient rounded to nearest; `scale = amax / 448`. With a power of two for a scale, `q = round_e4m3(x / scale)`. The last group of a row may be
+//! partial.
 //!
 //! There is no protocol: every thread reads its own input and writes its own output.
 use epoxide_dsl::prelude::*;
 
 use crate::placement::quotient;
+use crate::scale::{GROUP, MX_GROUP, Scale, Ue8m0};
 
-/// Elements that share a scale.
-pub const GROUP: u32 = 128;
 /// The smallest `amax`.
 pub const AMAX_MIN: f32 = 1e-4;
 
@@ -21,13 +21,13 @@ pub struct QuantizeArgs {
     pub x: Global<Bf16>,
     /// Output, e4m3 `[rows, hidden]`.
     pub q: Global<E4m3>,
-    /// Output, f32 `[rows, scale_stride]`, of which `ceil(hidden / 128)` of each row are written.
-    pub scales: Global<f32>,
+    /// Output, `[rows, scale_stride]`, of which what a row's scales take is written: words of f32, or of four UE8M0.
+    pub scales: Global<u32>,
     /// Rows.
     pub rows: u64,
     /// Elements of a row, a multiple of 8.
     pub hidden: u32,
-    /// f32 from one row's scales to the next's.
+    /// Words from one row's scales to the next's.
     pub scale_stride: u32,
 }
 
@@ -42,27 +42,58 @@ pub fn widen(v: U32x4) -> [f32; 8] {
     out
 }
 
-/// Quantises `N` vectors (4 or 8) of every lane, which are `2 * N` groups: vector `j` of the lower 16 lanes is group `2 * j`, of the
-/// upper 16 group `2 * j + 1`. Returns each vector's codes, one byte each, the first in the lowest of the first word, and the scale
-/// of the group that [`scale_group`] names. Warp-collective.
+/// Quantises `N` vectors (4 or 8) of every lane, the lanes' side by side: they are a group for every [`Scale::GROUP`] elements. Returns each
+/// vector's codes, one byte each, the first in the lowest of the first word, and the scales of the groups that [`scale_group`] names, of which there
+/// may be two. Warp-collective.
 #[inline(always)]
-pub fn quantize_vectors<const N: usize>(vectors: &[U32x4; N]) -> ([[u32; 2]; N], f32) {
-    let amax = largest_of_groups(vectors);
-    let inverse = (E4m3::MAX / amax).to_bits();
-    let scale = amax / E4m3::MAX;
+pub fn quantize_vectors<const N: usize, S: Scale>(vectors: &[U32x4; N]) -> ([[u32; 2]; N], [S; 2]) {
+    if S::GROUP == MX_GROUP { quantize_mx_vectors(vectors) } else { quantize_wide_vectors(vectors) }
+}
+
+/// [`quantize_vectors`] in groups of 128, which are half a vector of the warp: vector `j` of the lower 16 lanes is group `2 * j`, of the upper 16
+/// group `2 * j + 1`.
+#[inline(always)]
+fn quantize_wide_vectors<const N: usize, S: Scale>(vectors: &[U32x4; N]) -> ([[u32; 2]; N], [S; 2]) {
+    let (inverse, scale) = S::new(largest_of_groups(vectors));
+    let inverse = inverse.to_bits();
     let mut codes = [[0; 2]; N];
     unroll!(J in 8 if J < N => {
         // From a lane of the same half that has divided for vector J.
         let from = (warp::lane() & 16) + J as u32 * lanes_of_vector::<N>();
         codes[J] = encode(vectors[J], f32::from_bits(warp::shuffle(warp::ALL, inverse, from)));
     });
-    (codes, scale)
+    (codes, [scale; 2])
 }
 
-/// The group, of those that [`quantize_vectors`] quantises at once, whose scale this lane has, if it is the first such lane.
+/// [`quantize_vectors`] in groups of 32, which are four lanes of a vector: of each four vectors, every lane divides for one of its group's.
 #[inline(always)]
-pub fn scale_group<const N: usize>() -> Option<u32> {
+fn quantize_mx_vectors<const N: usize, S: Scale>(vectors: &[U32x4; N]) -> ([[u32; 2]; N], [S; 2]) {
+    let mut codes = [[0; 2]; N];
+    let mut scales = [S::nothing(); 2];
+    unroll!(F in 2 if 4 * F < N => {
+        let four = [vectors[4 * F], vectors[4 * F + 1], vectors[4 * F + 2], vectors[4 * F + 3]];
+        let (inverse, scale) = S::new(largest_of_mx_groups(&four));
+        scales[F] = scale;
+        unroll!(J in 4 => {
+            let from = (warp::lane() & !3) + J as u32;
+            codes[4 * F + J] = encode(four[J], f32::from_bits(warp::shuffle(warp::ALL, inverse.to_bits(), from)));
+        });
+    });
+    (codes, scales)
+}
+
+/// The group, of those that [`quantize_vectors`] quantises at once, whose scale is this lane's scale `number`, if it is the first such lane.
+#[inline(always)]
+pub fn scale_group<const N: usize, S: Scale>(number: usize) -> Option<u32> {
     let lane = warp::lane();
+    if S::GROUP == MX_GROUP {
+        // Of vector `lane % 4` of the four, of which each has eight groups.
+        let group = (4 * number as u32 + lane % 4) * 8 + lane / 4;
+        return (4 * number < N).then_some(group);
+    }
+    if number > 0 {
+        return None;
+    }
     let group = 2 * (lane % 16 / lanes_of_vector::<N>()) + lane / 16;
     lane.is_multiple_of(lanes_of_vector::<N>()).then_some(group)
 }
@@ -81,10 +112,7 @@ fn largest_of_groups<const N: usize>(vectors: &[U32x4; N]) -> f32 {
     const { assert!(N == 4 || N == 8) };
     let mut largest = [0; N];
     unroll!(J in 8 if J < N => {
-        let v = vectors[J];
-        let low = Bf16::max_magnitudes(Bf16::magnitudes(v[0]), Bf16::magnitudes(v[1]));
-        let high = Bf16::max_magnitudes(Bf16::magnitudes(v[2]), Bf16::magnitudes(v[3]));
-        largest[J] = Bf16::max_magnitudes(low, high);
+        largest[J] = largest_pair(vectors[J]);
     });
     unroll!(J in 4 if J < N / 2 => {
         largest[J] = halve::<8>(largest[J], largest[J + N / 2]);
@@ -95,7 +123,29 @@ fn largest_of_groups<const N: usize>(vectors: &[U32x4; N]) -> f32 {
     // Of eight vectors two are left, of four one.
     let of_one = halve::<2>(largest[0], largest[N / 8]);
     let of_one = Bf16::max_magnitudes(of_one, warp::shuffle_xor(warp::ALL, of_one, 1));
-    let pair = Bf16::max_magnitudes(of_one, of_one >> 16);
+    largest_magnitude(of_one)
+}
+
+/// The largest magnitude, at least [`AMAX_MIN`], of the group that [`scale_group`] names of these four vectors. Warp-collective.
+#[inline(always)]
+fn largest_of_mx_groups(vectors: &[U32x4; 4]) -> f32 {
+    let largest = vectors.map(largest_pair);
+    let of_two = [halve::<2>(largest[0], largest[2]), halve::<2>(largest[1], largest[3])];
+    largest_magnitude(halve::<1>(of_two[0], of_two[1]))
+}
+
+/// The largest magnitudes of a vector's even and odd elements.
+#[inline(always)]
+fn largest_pair(v: U32x4) -> u32 {
+    let low = Bf16::max_magnitudes(Bf16::magnitudes(v[0]), Bf16::magnitudes(v[1]));
+    let high = Bf16::max_magnitudes(Bf16::magnitudes(v[2]), Bf16::magnitudes(v[3]));
+    Bf16::max_magnitudes(low, high)
+}
+
+/// The larger of a pair of magnitudes, at least [`AMAX_MIN`].
+#[inline(always)]
+fn largest_magnitude(pair: u32) -> f32 {
+    let pair = Bf16::max_magnitudes(pair, pair >> 16);
     let amax = f32::from_bits(pair << 16);
     // A NaN stays.
     if amax < AMAX_MIN { AMAX_MIN } else { amax }
@@ -125,10 +175,9 @@ pub fn code_word(codes: [u32; 2]) -> u64 {
 
 /// Vectors of eight numbers that a lane of [`quantize`] quantises at once.
 const VECTORS: usize = 4;
-/// Groups of its warp.
-const GROUPS_AT_ONCE: u32 = 2 * VECTORS as u32;
-/// Elements of a row that a warp of [`quantize`] takes at once.
-pub const PIECE: u32 = GROUPS_AT_ONCE * GROUP;
+/// Elements of a row that a warp of [`quantize`] takes at once: whole groups of either kind.
+pub const PIECE: u32 = VECTORS as u32 * warp::LANES * 8;
+const _: () = assert!(PIECE.is_multiple_of(4 * GROUP) && PIECE.is_multiple_of(4 * MX_GROUP));
 
 /// Where a warp is: a row, and within it the first of the vectors that it quantises at once.
 #[derive(Clone, Copy)]
@@ -147,9 +196,26 @@ impl Place {
     }
 }
 
-/// Quantises `[rows, hidden]`; any grid.
+/// Quantises `[rows, hidden]` with f32 scales of 128; any grid.
 #[kernel(threads = 256, blocks_per_sm = 4)]
 pub fn quantize(args: QuantizeArgs) {
+    quantize_rows::<f32>(args);
+}
+
+/// Quantises `[rows, hidden]` with UE8M0 scales of 128; any grid.
+#[kernel(threads = 256, blocks_per_sm = 4)]
+pub fn quantize_ue8m0(args: QuantizeArgs) {
+    quantize_rows::<Ue8m0<GROUP>>(args);
+}
+
+/// Quantises `[rows, hidden]` with UE8M0 scales of 32; any grid.
+#[kernel(threads = 256, blocks_per_sm = 4)]
+pub fn quantize_mxfp8(args: QuantizeArgs) {
+    quantize_rows::<Ue8m0<MX_GROUP>>(args);
+}
+
+#[inline(always)]
+fn quantize_rows<S: Scale>(args: QuantizeArgs) {
     let pieces = args.hidden.div_ceil(PIECE);
     let warps = thread::grid_blocks() * warp::count();
     let warp = thread::block_index() * warp::count() + warp::index();
@@ -168,17 +234,21 @@ pub fn quantize(args: QuantizeArgs) {
         }
         // The next piece is on its way while this one is worked on.
         next = load(&args, at);
-        let (codes, scale) = quantize_vectors(&vectors);
+        let (codes, scales) = quantize_vectors::<VECTORS, S>(&vectors);
         unroll!(J in 4 => {
             let column = column(here, J as u32);
             if column < args.hidden {
                 args.q.cast::<u64>().store_weak((here.row * u64::from(args.hidden) + u64::from(column)) / 8, code_word(codes[J]));
             }
         });
-        if let Some(group) = scale_group::<VECTORS>() {
-            let group = here.piece * GROUPS_AT_ONCE + group;
-            if group * GROUP < args.hidden {
-                args.scales.store_weak(here.row * u64::from(args.scale_stride) + u64::from(group), scale);
+        // Groups of 32 have a scale for each lane too, at four vectors.
+        if let Some(group) = scale_group::<VECTORS, S>(0) {
+            let group = here.piece * (PIECE / S::GROUP) + group;
+            let at = here.row * u64::from(args.scale_stride * S::IN_WORD) + u64::from(group);
+            if group * S::GROUP < args.hidden {
+                scales[0].store(args.scales, at);
+            } else if S::IN_WORD > 1 && group < S::of_row(args.hidden) {
+                S::nothing().store(args.scales, at);
             }
         }
     }

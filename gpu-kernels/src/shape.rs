@@ -1,6 +1,6 @@
 //! The numbers that every layout follows from, and the rules that they keep.
 use crate::placement::Placement;
-use crate::quantize::GROUP;
+use crate::scale::{GROUP, MX_GROUP};
 
 /// Most selections of a token: one lane each.
 pub const MAX_TOP_K: u32 = 32;
@@ -35,13 +35,37 @@ pub enum WireFormat {
     Bf16,
     /// e4m3 with one f32 scale for every 128 elements: quantised by the kernel from BF16, or brought by the caller.
     Fp8,
-    /// Bytes and words of scales that the caller brings and nobody here looks into: NVFP4, MXFP8, scales packed by four, and so on.
+    /// e4m3 with one UE8M0 scale, a power of two, for every 128 elements, packed by four into words: quantised by the kernel from BF16, or brought
+    /// by the caller.
+    Fp8Ue8m0,
+    /// MXFP8: e4m3 with one UE8M0 scale for every 32 elements, packed by four into words: quantised by the kernel from BF16, or brought by the
+    /// caller.
+    Mxfp8,
+    /// Bytes and words of scales that the caller brings and nobody here looks into: NVFP4, scales of a kind that no other format has, and so on.
     Opaque {
         /// Bytes of a row: a multiple of 16, 16 to [`MAX_ROW_BYTES`].
         row_bytes: u32,
         /// 32-bit words of scales that go with a row: 0 to [`MAX_SCALE_WORDS`].
         scale_words: u32,
     },
+}
+
+impl WireFormat {
+    /// Whether rows are e4m3 with scales that are known here, and so may be quantised by the kernel.
+    pub const fn is_e4m3(self) -> bool {
+        matches!(self, Self::Fp8 | Self::Fp8Ue8m0 | Self::Mxfp8)
+    }
+
+    /// Scales of a row of `hidden` elements, in words of 32 bits: f32, or four UE8M0, or what the caller brings; none in BF16.
+    pub const fn scale_words(self, hidden: u32) -> u32 {
+        match self {
+            Self::Bf16 => 0,
+            Self::Fp8 => hidden.div_ceil(GROUP),
+            Self::Fp8Ue8m0 => hidden.div_ceil(4 * GROUP),
+            Self::Mxfp8 => hidden.div_ceil(4 * MX_GROUP),
+            Self::Opaque { scale_words, .. } => scale_words,
+        }
+    }
 }
 
 /// How rows lie where they are received.
@@ -70,6 +94,18 @@ impl Layout {
     pub const fn is_by_expert(self) -> bool {
         matches!(self, Self::ExpertContiguous { .. } | Self::Slab { .. })
     }
+}
+
+/// How the scales of received rows lie for who reads them. They travel row by row in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ScaleLayout {
+    /// As they travelled: a row's scales side by side, rows a multiple of 16 bytes apart.
+    #[default]
+    RowMajor,
+    /// A column of all rows for each scale, columns a multiple of 16 bytes apart: what a GEMM that loads by TMA reads. Columns are as long as the rows
+    /// that there is room for. In slabs each expert has such columns of its own.
+    ColumnMajor,
 }
 
 /// What becomes of rows for which there is no room.
@@ -110,6 +146,8 @@ pub struct Shape {
     pub row_slots: u32,
     /// Whether combines may bring weights back, which takes a region for them.
     pub returned_weights: bool,
+    /// How scales lie for who reads them, which may take a region for them.
+    pub scale_layout: ScaleLayout,
 }
 
 impl Shape {
@@ -117,7 +155,7 @@ impl Shape {
     pub const fn wire_row_bytes(&self) -> u64 {
         match self.format {
             WireFormat::Bf16 => self.hidden as u64 * 2,
-            WireFormat::Fp8 => self.hidden as u64,
+            WireFormat::Fp8 | WireFormat::Fp8Ue8m0 | WireFormat::Mxfp8 => self.hidden as u64,
             WireFormat::Opaque { row_bytes, .. } => row_bytes as u64,
         }
     }
@@ -127,15 +165,32 @@ impl Shape {
     }
     /// Scales of a row, 32 bits each; none in BF16.
     pub const fn scale_words(&self) -> u32 {
-        match self.format {
-            WireFormat::Bf16 => 0,
-            WireFormat::Fp8 => self.hidden.div_ceil(GROUP),
-            WireFormat::Opaque { scale_words, .. } => scale_words,
-        }
+        self.format.scale_words(self.hidden)
     }
     /// Words from one received row's scales to the next's: a multiple of 16 bytes.
     pub const fn scale_stride(&self) -> u32 {
         self.scale_words().div_ceil(4).saturating_mul(4)
+    }
+    /// Rows of one matrix of scales by column: those that there is room for, or those of a slab, where each slab has a matrix.
+    pub const fn scale_matrix_rows(&self) -> u64 {
+        match self.layout {
+            Layout::Slab { capacity } => capacity as u64,
+            _ => self.rows,
+        }
+    }
+    /// Words from one column of scales to the next: a multiple of 16 bytes.
+    pub const fn scale_column_stride(&self) -> u64 {
+        self.scale_matrix_rows().saturating_add(3) / 4 * 4
+    }
+    /// Columns of scales, of all matrices; none where scales lie by row.
+    pub const fn scale_columns(&self) -> u64 {
+        match (self.scale_layout, self.layout) {
+            (ScaleLayout::RowMajor, _) => 0,
+            (ScaleLayout::ColumnMajor, Layout::Slab { .. }) => {
+                self.max_local_experts() as u64 * self.scale_words() as u64
+            }
+            (ScaleLayout::ColumnMajor, _) => self.scale_words() as u64,
+        }
     }
     /// Words from one received row's selections (or gate weights) to the next's: a multiple of 16 bytes where a row has those of a token,
     /// 1 where it is of one selection.
@@ -370,7 +425,7 @@ impl core::fmt::Display for Rule {
             Self::RowBytes { format: WireFormat::Bf16 } => {
                 write!(f, "a row is a multiple of 16 bytes: hidden is a multiple of 8")
             }
-            Self::RowBytes { format: WireFormat::Fp8 } => {
+            Self::RowBytes { format: WireFormat::Fp8 | WireFormat::Fp8Ue8m0 | WireFormat::Mxfp8 } => {
                 write!(f, "a row is a multiple of 16 bytes on the wire: hidden is a multiple of 16 in FP8")
             }
             Self::RowBytes { format: WireFormat::Opaque { .. } } => {

@@ -8,7 +8,7 @@ use epoxide_kernels::words::Number;
 use epoxide_plan::layouts::checked;
 use epoxide_plan::{Capacity, LayerSizes, RowLayout, Workload};
 
-pub use epoxide_kernels::shape::{Layout, Overflow, WireFormat};
+pub use epoxide_kernels::shape::{Layout, Overflow, ScaleLayout, WireFormat};
 pub use epoxide_plan::RegionBytes;
 pub(crate) use epoxide_plan::layouts::{Layouts, dispatch_shared};
 
@@ -30,6 +30,8 @@ pub struct Config {
     pub format: WireFormat,
     /// How rows lie where they are received.
     pub layout: Layout,
+    /// See [`Self::with_scale_layout`]. Ranks may differ in it.
+    pub scale_layout: ScaleLayout,
     /// Rows that a rank has room for: see [`Self::with_capacity`].
     pub capacity: Option<u64>,
     /// What becomes of rows for which there is no room: see [`Self::with_overflow`].
@@ -78,6 +80,7 @@ impl Config {
             max_tokens_per_rank,
             format: WireFormat::Bf16,
             layout: Layout::Compact,
+            scale_layout: ScaleLayout::RowMajor,
             capacity: None,
             overflow: Overflow::Error,
             zero_padding: false,
@@ -120,7 +123,8 @@ impl Config {
     /// # Ok::<(), epoxide::Error>(())
     /// ```
     pub fn for_workload(workload: &Workload, num_sms: u32) -> Self {
-        let &Workload { experts, top_k, hidden, tokens, format, layout, capacity, row_slots, .. } = workload;
+        let &Workload { experts, top_k, hidden, tokens, format, layout, scale_layout, capacity, row_slots, .. } =
+            workload;
         let rows = match capacity {
             Capacity::Rows(rows) => Some(rows),
             _ => None,
@@ -131,7 +135,7 @@ impl Config {
             _ => (Layout::Compact, rows),
         };
         let config = Self::new(experts, top_k, hidden, tokens).with_format(format).with_layout(layout);
-        Self { capacity, ..config.with_row_slots(row_slots).with_num_sms(num_sms) }
+        Self { capacity, scale_layout, ..config.with_row_slots(row_slots).with_num_sms(num_sms) }
     }
 
     /// Sets how rows travel in dispatch.
@@ -149,6 +153,25 @@ impl Config {
     #[must_use]
     pub fn with_layout(mut self, layout: Layout) -> Self {
         self.layout = layout;
+        self
+    }
+
+    /// Sets how the scales of received rows lie for who reads them ([`RecvArrays::scales`](crate::RecvArrays::scales)), in a format that has scales.
+    ///
+    /// [`ScaleLayout::ColumnMajor`] is what a GEMM that loads by TMA reads. Rows travel as ever; a small kernel behind each dispatch lays the scales of
+    /// the rows that came into memory of this rank's own, which [`bytes_needed`] counts.
+    ///
+    /// ```
+    /// use epoxide::{Config, ScaleLayout, WireFormat, bytes_needed};
+    /// let config = Config::new(256, 8, 7168, 4096).with_format(WireFormat::Fp8);
+    /// let by_column = config.clone().with_scale_layout(ScaleLayout::ColumnMajor);
+    /// let more = bytes_needed(&by_column, 8, 16)?.private - bytes_needed(&config, 8, 16)?.private;
+    /// assert_eq!(more, 56 * 8 * 4096 * 4); // 56 columns of 8 x 4096 scales
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_scale_layout(mut self, scale_layout: ScaleLayout) -> Self {
+        self.scale_layout = scale_layout;
         self
     }
 
@@ -387,6 +410,7 @@ impl Config {
             routing_slots: self.routing_slots,
             row_slots: self.row_slots,
             returned_weights: self.returned_weights,
+            scale_layout: self.scale_layout,
         };
         let worst = shape.worst_rows();
         let rows = self.capacity.map_or(worst, |rows| rows.min(worst));

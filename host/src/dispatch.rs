@@ -298,6 +298,7 @@ impl ElasticBuffer {
         let operation = self.operations;
         self.operations += 1;
         self.rows.take(slots.row, State::Dispatched { operation, slot: slots.routing, kept }, named);
+        self.lay_scale_columns(slots)?;
         let slot = self.rows.of_mut(slots.row);
         // What was lent before, and handed over then, was for this dispatch; what comes later is for a later one.
         let early = std::mem::take(&mut slot.lent_early);

@@ -34,10 +34,16 @@ pub struct RecvCounts {
 pub struct RecvView {
     /// Rows on the wire: BF16 or e4m3 `[rows, hidden]`, or opaque `[rows, row_bytes]`.
     pub x: u64,
-    /// f32 or opaque words `[rows, scale_stride]`; not used in BF16.
+    /// f32, words of four UE8M0, or opaque words `[rows, scale_stride]`; not used in BF16.
     pub scales: u64,
     /// Words from one row's scales to the next's, a multiple of 16 bytes; 0 in BF16.
     pub scale_stride: u32,
+    /// The same by column, where the buffer [lays them so](crate::Config::with_scale_layout): `[scales, scale_column_stride]`, a column of all rows for
+    /// each scale; in slabs `[local experts, scales, scale_column_stride]`, one of the slab's rows. Else 0. Rows that pad are zero where
+    /// [padding is](crate::Config::with_zero_padding).
+    pub scale_columns: u64,
+    /// Words from one column of scales to the next, a multiple of 16 bytes: as many as there is room for rows, in slabs those of a slab. Else 0.
+    pub scale_column_stride: u64,
     /// i32 `[rows, top_k_stride]`: local expert indices or -1. Where rows lie by expert, `[rows]`: each row's expert, -1 where it pads.
     pub topk_idx: u64,
     /// f32 `[rows, top_k_stride]`: gate weights or 0. Where rows lie by expert, `[rows]`.
@@ -84,10 +90,14 @@ impl ElasticBuffer {
         self.check_readable("recv_view", handle)?;
         let (w, shape) = (&self.layouts.window, &self.layouts.shape);
         let received = w.received.slot(shape, handle.row_slot, handle.slot);
+        let columns = self.layouts.private.scale_columns;
+        let by_column = shape.scale_columns() > 0;
         Ok(RecvView {
             x: self.window_span(received.x),
             scales: self.window_span(received.scales),
             scale_stride: shape.scale_stride(),
+            scale_columns: if by_column { self.private_row(columns, handle.row_slot) } else { 0 },
+            scale_column_stride: if by_column { shape.scale_column_stride() } else { 0 },
             topk_idx: self.window_span(received.topk),
             topk_weights: self.window_span(received.weights),
             top_k_stride: shape.top_k_stride(),

@@ -1,6 +1,6 @@
 //! Everything that a dispatch brought, on the host, and FP8 rows as numbers.
 use epoxide_dsl::prelude::E4m3;
-use epoxide_kernels::quantize::GROUP;
+use epoxide_kernels::scale::{GROUP, MX_GROUP, Scale, Ue8m0};
 use half::bf16;
 
 use crate::buffer::{Dispatched, ElasticBuffer};
@@ -22,6 +22,17 @@ pub enum WireRows {
         scales: Vec<f32>,
         /// f32 from one row's scales to the next's.
         scale_stride: u32,
+    },
+    /// e4m3 and UE8M0 scales packed by four.
+    Fp8Packed {
+        /// e4m3 bits `[rows, hidden]`.
+        codes: Vec<u8>,
+        /// `[rows, scale_stride]`, of which each row's scales are bytes, the first in the lowest of the first word, and the rest 0.
+        scales: Vec<u32>,
+        /// Words from one row's scales to the next's.
+        scale_stride: u32,
+        /// Elements that share a scale: 128, or 32 in [`WireFormat::Mxfp8`].
+        group: u32,
     },
     /// Bytes and words as they were brought.
     Opaque {
@@ -53,7 +64,7 @@ impl WireRows {
     pub fn to_f32(&self, hidden: u32) -> Result<Vec<f32>> {
         let elements = match self {
             Self::Bf16(x) => x.len(),
-            Self::Fp8 { codes, .. } => codes.len(),
+            Self::Fp8 { codes, .. } | Self::Fp8Packed { codes, .. } => codes.len(),
             Self::Opaque { .. } => return Err(opaque()),
         };
         let row_elements = hidden as usize;
@@ -89,6 +100,19 @@ impl WireRows {
                     return Err(missing());
                 }
                 for ((values, codes), scale) in values.chunks_mut(group).zip(codes.chunks(group)).zip(scales) {
+                    values.iter_mut().zip(codes).for_each(|(value, code)| *value = E4m3(*code).to_f32() * scale);
+                }
+            }
+            Self::Fp8Packed { codes, scales, scale_stride, group } => {
+                let codes = part(codes, row, hidden).ok_or_else(missing)?;
+                let scales = part(scales, row, *scale_stride as usize).ok_or_else(missing)?;
+                let group = *group as usize;
+                if group == 0 || 4 * scales.len() < hidden.div_ceil(group) {
+                    return Err(missing());
+                }
+                let scales = scales.iter().flat_map(|word| word.to_le_bytes());
+                for ((values, codes), scale) in values.chunks_mut(group).zip(codes.chunks(group)).zip(scales) {
+                    let scale = Ue8m0::<GROUP>(scale).to_f32();
                     values.iter_mut().zip(codes).for_each(|(value, code)| *value = E4m3(*code).to_f32() * scale);
                 }
             }
@@ -168,6 +192,20 @@ impl ElasticBuffer {
                     read_into(comm, view.scales, rows * u64::from(view.scale_stride), &mut scales)?;
                 }
                 WireRows::Fp8 { codes, scales, scale_stride: view.scale_stride }
+            }
+            (WireFormat::Fp8Ue8m0 | WireFormat::Mxfp8, before) => {
+                let (mut codes, mut scales) = if let WireRows::Fp8Packed { codes, scales, .. } = before {
+                    (codes, scales)
+                } else {
+                    Default::default()
+                };
+                // SAFETY: as above.
+                unsafe {
+                    read_into(comm, view.x, elements, &mut codes)?;
+                    read_into(comm, view.scales, rows * u64::from(view.scale_stride), &mut scales)?;
+                }
+                let group = if self.config.format == WireFormat::Mxfp8 { MX_GROUP } else { GROUP };
+                WireRows::Fp8Packed { codes, scales, scale_stride: view.scale_stride, group }
             }
             (_, before) => {
                 let (mut bytes, mut scales) = if let WireRows::Opaque { rows, scales, .. } = before {

@@ -1,6 +1,6 @@
 //! What a dispatch brought, as typed arrays in device memory.
 use crate::buffer::{Dispatched, ElasticBuffer};
-use crate::config::{Layout, WireFormat};
+use crate::config::{Layout, ScaleLayout, WireFormat};
 use crate::error::Result;
 use crate::view::{DType, View};
 
@@ -29,7 +29,8 @@ use crate::view::{DType, View};
 pub struct RecvArrays<'b> {
     /// Rows as they travelled: BF16 or e4m3 `[max_rows, hidden]`, or opaque bytes `[max_rows, row_bytes]`.
     pub x: View<'b>,
-    /// f32 `[max_rows, ceil(hidden / 128)]` in FP8, opaque u32 `[max_rows, scale_words]`, rows a multiple of 16 bytes apart; none in BF16.
+    /// f32 `[max_rows, ceil(hidden / 128)]` in FP8; u32 of four UE8M0 each, or opaque, `[max_rows, scale_words]`
+    /// ([`WireFormat::scale_words`](crate::WireFormat::scale_words)); none where rows have no scales. Rows are a multiple of 16 bytes apart; or, [by column](crate::Config::with_scale_layout), a column's scales side by side and columns a multiple of 16 bytes apart.
     pub scales: Option<View<'b>>,
     /// Local expert indices i32 `[max_rows, top_k]`, -1 where the selection is another rank's, rows a multiple of 16 bytes apart. Where rows
     /// lie by expert, `[max_rows]`: each row's expert, -1 where it pads.
@@ -82,11 +83,18 @@ impl ElasticBuffer {
         let (wire, scale) = match self.config.format {
             WireFormat::Bf16 => (DType::Bf16, DType::F32),
             WireFormat::Fp8 => (DType::E4m3, DType::F32),
+            WireFormat::Fp8Ue8m0 | WireFormat::Mxfp8 => (DType::E4m3, DType::U32),
             _ => (DType::U8, DType::U32),
         };
         let (width, words) = (shape.wire_row_bytes() / wire.bytes(), u64::from(shape.scale_words()));
-        let scales =
-            (words > 0).then(|| by_row(View::matrix(view.scales, scale, [rows, words], view.scale_stride.into())));
+        let scales = (words > 0).then(|| match self.config.scale_layout {
+            ScaleLayout::ColumnMajor => {
+                let (of, stride) = ([shape.scale_matrix_rows(), words], view.scale_column_stride);
+                let columns = View::columns(view.scale_columns, scale, of, stride);
+                if slabs { columns.stacked(experts, words * stride) } else { columns }
+            }
+            _ => by_row(View::matrix(view.scales, scale, [rows, words], view.scale_stride.into())),
+        });
         // One after another, as `RecvView::counts` says.
         let counts = |first: u64, len| View::vector(view.counts + first * DType::U32.bytes(), DType::U32, len);
         Ok(RecvArrays {

@@ -11,6 +11,11 @@ use epoxide_kernels::entries::{
     dispatch_copied_by_expert_observed, dispatch_copied_observed, dispatch_quantized, dispatch_quantized_by_expert,
     dispatch_quantized_by_expert_observed, dispatch_quantized_observed,
 };
+use epoxide_kernels::entries_ue8m0::{
+    dispatch_again_mxfp8, dispatch_again_mxfp8_by_expert, dispatch_again_ue8m0, dispatch_again_ue8m0_by_expert,
+    dispatch_mxfp8, dispatch_mxfp8_by_expert, dispatch_mxfp8_by_expert_observed, dispatch_mxfp8_observed,
+    dispatch_ue8m0, dispatch_ue8m0_by_expert, dispatch_ue8m0_by_expert_observed, dispatch_ue8m0_observed,
+};
 use epoxide_kernels::row::RowArgs;
 use epoxide_kernels::shape::Shape;
 use half::bf16;
@@ -27,6 +32,7 @@ use crate::tensor::DeviceTensor;
 /// |---|---|
 /// | [`WireFormat::Bf16`] | [`Bf16`](Self::Bf16) |
 /// | [`WireFormat::Fp8`] | [`Bf16`](Self::Bf16), which dispatch quantises, or [`Fp8`](Self::Fp8): what arrives is the same, so ranks and calls may differ |
+/// | [`WireFormat::Fp8Ue8m0`], [`WireFormat::Mxfp8`] | likewise [`Bf16`](Self::Bf16) or [`Fp8Packed`](Self::Fp8Packed) |
 /// | [`WireFormat::Opaque`] | [`Opaque`](Self::Opaque) |
 ///
 /// Rows begin at a multiple of 16 bytes; scales at any word. Token `t`'s scales begin `t * scale_stride` words on, and the words between them
@@ -67,6 +73,17 @@ pub enum Rows<'a> {
         /// f32 from one row's scales to the next's.
         scale_stride: u32,
     },
+    /// e4m3 with UE8M0 scales, one for every 128 elements or, in [`WireFormat::Mxfp8`], 32, packed by four.
+    #[non_exhaustive]
+    Fp8Packed {
+        /// e4m3 bits `[tokens, hidden]`.
+        codes: DeviceSlice<'a, u8>,
+        /// `[tokens, scale_stride]`, of which [what a row's scales take](WireFormat::scale_words) is read: the first scale in the lowest byte of the
+        /// first word, 0 in bytes behind the last.
+        scales: DeviceSlice<'a, u32>,
+        /// Words from one row's scales to the next's.
+        scale_stride: u32,
+    },
     /// Bytes and words that only the caller knows.
     #[non_exhaustive]
     Opaque {
@@ -87,6 +104,15 @@ impl<'a> Rows<'a> {
         scale_stride: u32,
     ) -> Self {
         Self::Fp8 { codes: codes.into(), scales: scales.into(), scale_stride }
+    }
+
+    /// e4m3 `[tokens, hidden]`, and words of four UE8M0 scales `[tokens, scale_stride]`: tensors (`&codes`) or parts of them.
+    pub fn fp8_packed(
+        codes: impl Into<DeviceSlice<'a, u8>>,
+        scales: impl Into<DeviceSlice<'a, u32>>,
+        scale_stride: u32,
+    ) -> Self {
+        Self::Fp8Packed { codes: codes.into(), scales: scales.into(), scale_stride }
     }
 
     /// `[tokens, row_bytes]` bytes, and `[tokens, scale_stride]` words: tensors (`&rows`) or parts of them.
@@ -131,6 +157,12 @@ impl<'a> Rows<'a> {
                 check_len("codes", "input rows", codes, elements)?;
                 check_len("scales", "scales", of_rows, scales(scale_stride))?;
             }
+            Self::Fp8Packed { codes, scales: of_rows, scale_stride } => {
+                check_rank("codes", codes, comm)?;
+                check_rank("scales", of_rows, comm)?;
+                check_len("codes", "input rows", codes, elements)?;
+                check_len("scales", "scales", of_rows, scales(scale_stride))?;
+            }
             Self::Opaque { rows, scales: of_rows, scale_stride } => {
                 check_rank("rows", rows, comm)?;
                 check_rank("scales", of_rows, comm)?;
@@ -146,6 +178,9 @@ impl<'a> Rows<'a> {
             Self::Bf16(x) => RawRows::Bf16(x.address()),
             Self::Fp8 { codes, scales, scale_stride } => {
                 RawRows::Fp8 { codes: codes.address(), scales: scales.address(), scale_stride }
+            }
+            Self::Fp8Packed { codes, scales, scale_stride } => {
+                RawRows::Fp8Packed { codes: codes.address(), scales: scales.address(), scale_stride }
             }
             Self::Opaque { rows, scales, scale_stride } => {
                 RawRows::Opaque { rows: rows.address(), scales: scales.address(), scale_stride }
@@ -179,6 +214,15 @@ pub enum RawRows {
         /// f32 `[tokens, scale_stride]`, of which `ceil(hidden / 128)` of each row are read.
         scales: u64,
         /// f32 from one row's scales to the next's.
+        scale_stride: u32,
+    },
+    /// e4m3 with UE8M0 scales packed by four; see [`Rows::Fp8Packed`].
+    Fp8Packed {
+        /// e4m3 bits `[tokens, hidden]`, at a multiple of 16 bytes.
+        codes: u64,
+        /// u32 `[tokens, scale_stride]`, of which [what a row's scales take](WireFormat::scale_words) is read.
+        scales: u64,
+        /// Words from one row's scales to the next's.
         scale_stride: u32,
     },
     /// Bytes and words that only the caller knows.
@@ -253,15 +297,40 @@ const BROUGHT_BY_EXPERT: RowKernels = RowKernels {
     again: Again::ByExpert(&dispatch_again_brought_by_expert),
 };
 
+const UE8M0: RowKernels = RowKernels {
+    dispatch: &dispatch_ue8m0,
+    observed: &dispatch_ue8m0_observed,
+    again: Again::Compact(&dispatch_again_ue8m0),
+};
+const UE8M0_BY_EXPERT: RowKernels = RowKernels {
+    dispatch: &dispatch_ue8m0_by_expert,
+    observed: &dispatch_ue8m0_by_expert_observed,
+    again: Again::ByExpert(&dispatch_again_ue8m0_by_expert),
+};
+const MXFP8: RowKernels = RowKernels {
+    dispatch: &dispatch_mxfp8,
+    observed: &dispatch_mxfp8_observed,
+    again: Again::Compact(&dispatch_again_mxfp8),
+};
+const MXFP8_BY_EXPERT: RowKernels = RowKernels {
+    dispatch: &dispatch_mxfp8_by_expert,
+    observed: &dispatch_mxfp8_by_expert_observed,
+    again: Again::ByExpert(&dispatch_again_mxfp8_by_expert),
+};
+
 /// All kernels that a buffer of this shape may launch: its rows come in these forms.
 pub(crate) fn row_kernels(shape: &Shape) -> &'static [RowKernels] {
     match (shape.format, shape.layout) {
         (WireFormat::Bf16, Layout::Compact) => &[COPIED],
         (WireFormat::Fp8, Layout::Compact) => &[QUANTIZED, BROUGHT],
+        (WireFormat::Fp8Ue8m0, Layout::Compact) => &[UE8M0, BROUGHT],
+        (WireFormat::Mxfp8, Layout::Compact) => &[MXFP8, BROUGHT],
         // What is left is rows that the caller makes, or rows by expert.
         (_, Layout::Compact) => &[BROUGHT],
         (WireFormat::Bf16, _) => &[COPIED_BY_EXPERT],
         (WireFormat::Fp8, _) => &[QUANTIZED_BY_EXPERT, BROUGHT_BY_EXPERT],
+        (WireFormat::Fp8Ue8m0, _) => &[UE8M0_BY_EXPERT, BROUGHT_BY_EXPERT],
+        (WireFormat::Mxfp8, _) => &[MXFP8_BY_EXPERT, BROUGHT_BY_EXPERT],
         _ => &[BROUGHT_BY_EXPERT],
     }
 }
@@ -275,8 +344,9 @@ impl RawRows {
     /// than there are of a row.
     pub(crate) fn check(&self, shape: &Shape) -> Result<()> {
         let (form, takes) = match (self, shape.format) {
-            (Self::Bf16(_), WireFormat::Bf16 | WireFormat::Fp8)
+            (Self::Bf16(_), WireFormat::Bf16 | WireFormat::Fp8 | WireFormat::Fp8Ue8m0 | WireFormat::Mxfp8)
             | (Self::Fp8 { .. }, WireFormat::Fp8)
+            | (Self::Fp8Packed { .. }, WireFormat::Fp8Ue8m0 | WireFormat::Mxfp8)
             | (Self::Opaque { .. }, WireFormat::Opaque { .. }) => ("", ""),
             (form, format) => (form.name(), taken_by(format)),
         };
@@ -286,7 +356,7 @@ impl RawRows {
         }
         match *self {
             Self::Bf16(x) => check_address("x", x),
-            Self::Fp8 { codes, scales, scale_stride } => {
+            Self::Fp8 { codes, scales, scale_stride } | Self::Fp8Packed { codes, scales, scale_stride } => {
                 check_address("codes", codes).and_then(|()| check_scales(scales, scale_stride, shape))
             }
             Self::Opaque { rows, scales, scale_stride } => {
@@ -299,6 +369,7 @@ impl RawRows {
         match self {
             Self::Bf16(_) => "BF16 rows",
             Self::Fp8 { .. } => "FP8 rows with scales",
+            Self::Fp8Packed { .. } => "FP8 rows with packed scales",
             Self::Opaque { .. } => "opaque rows",
         }
     }
@@ -306,9 +377,9 @@ impl RawRows {
     /// Which kernels take them, in a buffer of `shape`, which they were checked for.
     pub(crate) fn kernels(&self, shape: &Shape) -> &'static RowKernels {
         let kernels = row_kernels(shape);
-        match (self, shape.format) {
+        match self {
             // Those that the caller has quantised, where the kernel could.
-            (Self::Fp8 { .. }, WireFormat::Fp8) => &kernels[1],
+            Self::Fp8 { .. } | Self::Fp8Packed { .. } => &kernels[1],
             _ => &kernels[0],
         }
     }
@@ -321,9 +392,9 @@ impl RawRows {
     pub(crate) unsafe fn args(&self, shape: &Shape) -> RowArgs {
         let (x, brought, brought_stride) = match *self {
             Self::Bf16(x) => (x, 0, 0),
-            Self::Fp8 { codes: rows, scales, scale_stride } | Self::Opaque { rows, scales, scale_stride } => {
-                (rows, scales, scale_stride)
-            }
+            Self::Fp8 { codes: rows, scales, scale_stride }
+            | Self::Fp8Packed { codes: rows, scales, scale_stride }
+            | Self::Opaque { rows, scales, scale_stride } => (rows, scales, scale_stride),
         };
         // SAFETY: the caller's promise; absent scales are of a form that does not read them.
         let (x, brought) = unsafe { (Global::from_raw(x), Global::from_raw(brought)) };
@@ -346,6 +417,7 @@ fn taken_by(format: WireFormat) -> &'static str {
     match format {
         WireFormat::Bf16 => "BF16 rows",
         WireFormat::Fp8 => "BF16 rows, and FP8 rows with scales",
+        WireFormat::Fp8Ue8m0 | WireFormat::Mxfp8 => "BF16 rows, and FP8 rows with packed scales",
         _ => "opaque rows",
     }
 }

@@ -103,6 +103,18 @@ impl View<'_> {
         Self { address, dtype, shape: [rows, columns, 1], strides: [stride, 1, 1], dimensions: 2, of: PhantomData }
     }
 
+    /// `rows` times `columns` elements, the rows of a column one after another, `stride` from one column to the next.
+    pub(crate) fn columns(address: u64, dtype: DType, [rows, columns]: [u64; 2], stride: u64) -> Self {
+        Self { strides: [1, stride, 1], ..Self::matrix(address, dtype, [rows, columns], 1) }
+    }
+
+    /// So many matrices like this one, `stride` from one to the next: with a dimension more, in front.
+    pub(crate) fn stacked(self, matrices: u64, stride: u64) -> Self {
+        let ([rows, columns, _], [next_row, next_column, _]) = (self.shape, self.strides);
+        let (shape, strides) = ([matrices, rows, columns], [stride, next_row, next_column]);
+        Self { shape, strides, dimensions: self.dimensions + 1, ..self }
+    }
+
     /// The same elements by `slabs` equal numbers of rows, or of elements where there is one dimension: with a dimension more, in front.
     pub(crate) fn in_slabs(self, slabs: u64) -> Self {
         let [rows, columns, _] = self.shape;
@@ -188,6 +200,14 @@ mod tests {
         assert!(!slabs.is_contiguous() && View::matrix(0, DType::F32, [10, 4], 4).in_slabs(5).is_contiguous());
         let third = slabs.rows(2..3).unwrap();
         assert_eq!((third.address(), third.shape()), (0x1000 + 2 * 8 * 4, &[1, 2, 3][..]));
+        // By column.
+        let columns = View::columns(0x1000, DType::F32, [10, 3], 12);
+        assert_eq!((columns.shape(), columns.strides(), columns.is_contiguous()), (&[10, 3][..], &[1, 12][..], false));
+        let rows = columns.rows(2..7).unwrap();
+        assert_eq!((rows.address(), rows.shape(), rows.strides()), (0x1000 + 2 * 4, &[5, 3][..], &[1, 12][..]));
+        let stacked = columns.stacked(5, 36);
+        assert_eq!((stacked.shape(), stacked.strides()), (&[5, 10, 3][..], &[36, 1, 12][..]));
+        assert_eq!(stacked.rows(2..3).unwrap().address(), 0x1000 + 2 * 36 * 4);
         let vector = View::vector(0, DType::U32, 10).in_slabs(5);
         assert_eq!((vector.shape(), vector.strides(), vector.is_contiguous()), (&[5, 2][..], &[2, 1][..], true));
         let vector = View::vector(0x1000, DType::U64, 10).rows(3..).unwrap();

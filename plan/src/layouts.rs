@@ -3,7 +3,7 @@
 //! The numbers are those of `epoxide-kernels`; here are the rules about them, as errors. `epoxide` allocates by them and the planner
 //! counts by them, so that a plan's bytes are a buffer's.
 use epoxide_kernels::layout::{DispatchShared, PrivateLayout, Span, WindowLayout};
-use epoxide_kernels::shape::{Broken, Shape, WireFormat};
+use epoxide_kernels::shape::{Broken, ScaleLayout, Shape, WireFormat};
 
 use crate::error::{Error, Result};
 
@@ -68,6 +68,10 @@ impl Layouts {
 /// [`Error::InvalidArgument`] with the first rule that it breaks.
 pub fn checked(shape: Shape) -> Result<Shape> {
     match shape.check() {
+        Ok(()) if shape.scale_layout != ScaleLayout::RowMajor && shape.scale_words() == 0 => {
+            let rule = format!("rows in {:?} have no scales that could lie so", shape.format);
+            Err(Error::argument("scale_layout", format!("{:?}", shape.scale_layout), rule))
+        }
         Ok(()) => Ok(shape),
         Err(Broken { argument, value, rule }) => Err(Error::argument(argument, value, rule.to_string())),
     }

@@ -64,7 +64,7 @@ mod traffic;
 mod workload;
 
 pub use bytes::{Basis, PlannedBytes};
-pub use epoxide_kernels::shape::WireFormat;
+pub use epoxide_kernels::shape::{ScaleLayout, WireFormat};
 pub use error::{Error, Result};
 pub use expectation::{Expected, distinct_groups};
 pub use fewest::fewest_sms;

@@ -1,5 +1,5 @@
 //! What is moved: tokens, their rows, and how the gate chooses experts.
-use epoxide_kernels::shape::{Layout, Shape, WireFormat};
+use epoxide_kernels::shape::{Layout, ScaleLayout, Shape, WireFormat};
 
 use crate::error::{Error, Result};
 use crate::layouts::checked;
@@ -99,6 +99,8 @@ pub struct Workload {
     pub format: WireFormat,
     /// How received rows lie.
     pub layout: RowLayout,
+    /// How their scales lie for who reads them: it is counted in bytes, not in time.
+    pub scale_layout: ScaleLayout,
     /// How many rows a rank can receive; in slabs, each of its experts.
     pub capacity: Capacity,
     /// Dispatches whose rows may be in the buffer at once: micro-batches in flight, or rows that are kept for gradients.
@@ -120,6 +122,7 @@ impl Workload {
             experts,
             format: WireFormat::Bf16,
             layout: RowLayout::Compact,
+            scale_layout: ScaleLayout::RowMajor,
             capacity: Capacity::WorstCase,
             row_slots: 1,
             routing: Routing::Uniform,
@@ -136,6 +139,12 @@ impl Workload {
     #[must_use]
     pub fn with_layout(mut self, layout: RowLayout) -> Self {
         self.layout = layout;
+        self
+    }
+    /// Sets how the scales of received rows lie.
+    #[must_use]
+    pub fn with_scale_layout(mut self, scale_layout: ScaleLayout) -> Self {
+        self.scale_layout = scale_layout;
         self
     }
     /// Sets how many rows a rank can receive.
@@ -185,6 +194,7 @@ impl Workload {
             routing_slots: self.row_slots,
             row_slots: self.row_slots,
             returned_weights: false,
+            scale_layout: self.scale_layout,
         };
         let worst = shape.worst_rows();
         let rows = if self.layout == RowLayout::Slab { worst } else { self.capacity.rows().min(worst) };

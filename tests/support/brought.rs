@@ -19,7 +19,14 @@ pub struct Brought {
     words: DeviceTensor<u32>,
     lie: Lie,
     stride: u32,
-    fp8: bool,
+    form: Form,
+}
+
+#[derive(Clone, Copy)]
+enum Form {
+    Fp8,
+    Packed,
+    Opaque,
 }
 
 impl Brought {
@@ -35,12 +42,13 @@ impl Brought {
             }
             laid
         };
-        let (bytes, laid, fp8) = match wire {
-            Wire::Bf16(_) => (Vec::new(), Vec::new(), false),
+        let (bytes, laid, form) = match wire {
+            Wire::Bf16(_) => (Vec::new(), Vec::new(), Form::Opaque),
             Wire::Fp8 { codes, scales } => {
-                (codes.clone(), lay(scales.iter().map(|scale| scale.to_bits()).collect()), true)
+                (codes.clone(), lay(scales.iter().map(|scale| scale.to_bits()).collect()), Form::Fp8)
             }
-            Wire::Opaque { rows, scales, .. } => (rows.clone(), lay(scales.clone()), false),
+            Wire::Packed { codes, scales, .. } => (codes.clone(), lay(scales.clone()), Form::Packed),
+            Wire::Opaque { rows, scales, .. } => (rows.clone(), lay(scales.clone()), Form::Opaque),
         };
         let f32s: Vec<f32> = laid.iter().map(|bits| f32::from_bits(*bits)).collect();
         Ok(Self {
@@ -49,16 +57,17 @@ impl Brought {
             words: comm.tensor(&laid)?,
             lie,
             stride,
-            fp8,
+            form,
         })
     }
 
     /// As a dispatch takes them.
     pub fn rows(&self) -> Result<Rows<'_>> {
         let before = u64::from(self.lie.before);
-        Ok(match self.fp8 {
-            true => Rows::fp8(&self.bytes, self.f32s.slice(before..)?, self.stride),
-            false => Rows::opaque(&self.bytes, self.words.slice(before..)?, self.stride),
+        Ok(match self.form {
+            Form::Fp8 => Rows::fp8(&self.bytes, self.f32s.slice(before..)?, self.stride),
+            Form::Packed => Rows::fp8_packed(&self.bytes, self.words.slice(before..)?, self.stride),
+            Form::Opaque => Rows::opaque(&self.bytes, self.words.slice(before..)?, self.stride),
         })
     }
 }

@@ -7,6 +7,7 @@ use epoxide::{
 };
 
 use super::exchange::Tensors;
+use super::packed;
 use super::reference::{Wire, World, dequantize_row, opaque_elements, owned, round, same, scale_stride};
 
 /// A row: whose, and for which of its selections; `None` where it pads.
@@ -185,6 +186,18 @@ fn check_row(
             same("codes", &codes[row * hidden..][..hidden], &want_codes, hidden)?;
             same("scales", &scales[row * stride..][..stride], &want_scales, stride)
         }
+        WireRows::Fp8Packed { codes, scales, group, .. } => {
+            let stride = packed::scale_stride(world.hidden, *group as usize);
+            let want = slot.map(|(source, token, _)| (&wires[source as usize], token as usize));
+            let (want_codes, want_scales) = match want {
+                Some((Wire::Packed { codes, scales, .. }, token)) => {
+                    (codes[token * hidden..][..hidden].to_vec(), scales[token * stride..][..stride].to_vec())
+                }
+                _ => (vec![0; hidden], vec![0; stride]),
+            };
+            same("codes", &codes[row * hidden..][..hidden], &want_codes, hidden)?;
+            same("scales", &scales[row * stride..][..stride], &want_scales, stride)
+        }
         WireRows::Opaque { rows, scales, .. } => {
             let (bytes, stride) = (world.wire_row_bytes() as usize, world.scale_words().div_ceil(4) as usize * 4);
             let want = slot.map(|(source, token, _)| (&wires[source as usize], token as usize));
@@ -230,6 +243,11 @@ pub fn expert_outputs(world: &World, rank: u32, received: &Received) -> Vec<bf16
             WireRows::Fp8 { codes, scales, scale_stride } => {
                 let stride = *scale_stride as usize;
                 dequantize_row(&codes[row * hidden..][..hidden], &scales[row * stride..][..stride], output);
+            }
+            WireRows::Fp8Packed { codes, scales, scale_stride, group } => {
+                let stride = *scale_stride as usize;
+                let scales = &scales[row * stride..][..stride];
+                packed::dequantize_row(&codes[row * hidden..][..hidden], scales, *group as usize, output);
             }
             WireRows::Opaque { rows, .. } => {
                 let bytes = world.wire_row_bytes() as usize;

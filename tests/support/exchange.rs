@@ -4,6 +4,7 @@ use epoxide::{
     Received, Result, Rows, WireFormat, WireRows, bf16,
 };
 
+use super::packed;
 use super::reference::{Arrivals, Wire, World, dequantize_row, expert, opaque_elements, same};
 
 /// `topk_idx` in any of its types.
@@ -133,6 +134,19 @@ pub fn check_received(
                 same("scales", got, want, stride).map_err(|e| place(&e))?;
             }
             (
+                WireRows::Fp8Packed { codes, scales, scale_stride, group },
+                Wire::Packed { codes: want_codes, scales: want_scales, group: want_group },
+            ) => {
+                let stride = packed::scale_stride(world.hidden, *want_group);
+                if (*scale_stride as usize, *group as usize) != (stride, *want_group) {
+                    return Err(format!("scale_stride {scale_stride} of {group}, expected {stride} of {want_group}"));
+                }
+                let (got, want) = (&codes[row * hidden..][..hidden], &want_codes[token * hidden..][..hidden]);
+                same("codes", got, want, hidden).map_err(|e| place(&e))?;
+                let (got, want) = (&scales[row * stride..][..stride], &want_scales[token * stride..][..stride]);
+                same("scales", got, want, stride).map_err(|e| place(&e))?;
+            }
+            (
                 WireRows::Opaque { rows, scales, scale_stride },
                 Wire::Opaque { rows: want, row_bytes, scales: of_rows },
             ) => {
@@ -163,6 +177,15 @@ pub fn expert_outputs(rank: u32, hidden: u32, received: &Received) -> Vec<bf16> 
             let rows = codes.chunks_exact(hidden as usize).zip(scales.chunks_exact(*scale_stride as usize));
             for ((codes, scales), row) in rows.zip(outputs.chunks_exact_mut(hidden as usize)) {
                 dequantize_row(codes, scales, row);
+                row.iter_mut().for_each(|x| *x = expert(rank, *x));
+            }
+            outputs
+        }
+        WireRows::Fp8Packed { codes, scales, scale_stride, group } => {
+            let mut outputs = vec![bf16::ZERO; codes.len()];
+            let rows = codes.chunks_exact(hidden as usize).zip(scales.chunks_exact(*scale_stride as usize));
+            for ((codes, scales), row) in rows.zip(outputs.chunks_exact_mut(hidden as usize)) {
+                packed::dequantize_row(codes, scales, *group as usize, row);
                 row.iter_mut().for_each(|x| *x = expert(rank, *x));
             }
             outputs

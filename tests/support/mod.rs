@@ -18,6 +18,7 @@ pub mod gradient;
 pub mod laws;
 pub mod masked;
 pub mod overflow;
+pub mod packed;
 pub mod plans;
 pub mod processes;
 pub mod reference;

@@ -3,6 +3,8 @@ use std::collections::BTreeSet;
 
 use epoxide::{WireFormat, bf16};
 
+use super::packed;
+
 /// What one rank dispatches.
 #[derive(Clone, Debug)]
 pub struct Input {
@@ -111,6 +113,9 @@ impl World {
     pub fn scale_words(&self) -> u32 {
         match self.format {
             WireFormat::Fp8 => self.hidden.div_ceil(128),
+            WireFormat::Fp8Ue8m0 | WireFormat::Mxfp8 => {
+                self.hidden.div_ceil(packed::group(self.format) as u32).div_ceil(4)
+            }
             WireFormat::Opaque { scale_words, .. } => scale_words,
             _ => 0,
         }
@@ -124,6 +129,11 @@ impl World {
             WireFormat::Fp8 => {
                 let (codes, scales) = quantize(&input.x, self.hidden);
                 Wire::Fp8 { codes, scales }
+            }
+            WireFormat::Fp8Ue8m0 | WireFormat::Mxfp8 => {
+                let group = packed::group(self.format);
+                let (codes, scales) = packed::quantize(&input.x, self.hidden, group);
+                Wire::Packed { codes, scales, group }
             }
             WireFormat::Opaque { row_bytes, scale_words } => {
                 let (mut rows, mut scales) = (Vec::new(), Vec::new());
@@ -209,6 +219,12 @@ pub enum Wire {
         /// `[tokens, scale_stride]`, padding zero.
         scales: Vec<f32>,
     },
+    Packed {
+        codes: Vec<u8>,
+        /// `[tokens, packed::scale_stride]`, padding zero.
+        scales: Vec<u32>,
+        group: usize,
+    },
     Opaque {
         rows: Vec<u8>,
         row_bytes: u32,
@@ -226,6 +242,11 @@ impl Wire {
             Self::Fp8 { codes, scales } => {
                 let stride = scale_stride(hidden) as usize;
                 dequantize_row(&codes[token * elements..][..elements], &scales[token * stride..][..stride], row);
+            }
+            Self::Packed { codes, scales, group } => {
+                let stride = packed::scale_stride(hidden, *group);
+                let scales = &scales[token * stride..][..stride];
+                packed::dequantize_row(&codes[token * elements..][..elements], scales, *group, row);
             }
             Self::Opaque { rows, row_bytes, .. } => {
                 let bytes = *row_bytes as usize;
@@ -271,6 +292,11 @@ pub fn dequantize_row(codes: &[u8], scales: &[f32], row: &mut [bf16]) {
 /// Rounds to nearest, ties to even; a NaN becomes 0x7fff.
 pub fn round(x: f32) -> bf16 {
     if x.is_nan() { bf16::from_bits(0x7fff) } else { bf16::from_f32(x) }
+}
+
+/// What a code of e4m3 means.
+pub fn code_value(code: u8) -> f32 {
+    VALUES[code as usize]
 }
 
 /// What the 256 codes of e4m3 mean: 4 exponent bits with a bias of 7, 3 mantissa bits, no infinities.

@@ -33,6 +33,8 @@ pub struct PrivateLayout {
     pub recv_counts: Span,
     /// u64 `[3]`: the first dispatch that did not fit, of those that nobody was told of; only where there is a bound.
     pub overflow: Span,
+    /// 32 bits `[S][columns][scale_column_stride]`: received scales by column; only where they lie so.
+    pub scale_columns: Span,
     /// Its bytes.
     pub bytes: u64,
 }
@@ -70,12 +72,18 @@ impl PrivateLayout {
             send_row: handles(&mut at, "handle: rows")?,
             recv_counts: at.span("received counts", slots.checked_mul(counts.into())?, 4)?,
             overflow: at.span("dispatch that did not fit", if shape.is_bounded() { 3 } else { 0 }, 8)?,
+            scale_columns: at.slots(
+                "scales by column",
+                rows,
+                shape.scale_columns().checked_mul(shape.scale_column_stride())?,
+                4,
+            )?,
             bytes: at.bytes()?,
         })
     }
 
     /// All regions, in order.
-    pub fn spans(&self) -> [Span; 12] {
+    pub fn spans(&self) -> [Span; 13] {
         let Self {
             bases,
             epoch,
@@ -89,8 +97,23 @@ impl PrivateLayout {
             send_row,
             recv_counts,
             overflow,
+            scale_columns,
             bytes: _,
         } = *self;
-        [bases, epoch, dispatches, lent, grid, claim, block_counts, routing, send_rank, send_row, recv_counts, overflow]
+        [
+            bases,
+            epoch,
+            dispatches,
+            lent,
+            grid,
+            claim,
+            block_counts,
+            routing,
+            send_rank,
+            send_row,
+            recv_counts,
+            overflow,
+            scale_columns,
+        ]
     }
 }

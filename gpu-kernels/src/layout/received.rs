@@ -100,7 +100,7 @@ impl Shape {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::{Layout, WireFormat};
+    use crate::shape::{Layout, ScaleLayout, WireFormat};
 
     #[test]
     fn a_contiguous_row_holds_its_parts_side_by_side() {
@@ -119,6 +119,7 @@ mod tests {
             routing_slots: 1,
             row_slots: 1,
             returned_weights: false,
+            scale_layout: ScaleLayout::RowMajor,
         };
         assert_eq!(bf16.contiguous(), ([0, 14336, 14336, 14368, 14400], 14416));
         let fp8 = Shape { format: WireFormat::Fp8, ..bf16 };

@@ -68,7 +68,7 @@ impl DispatchShared {
         let bytes = u32::try_from(row.checked_next_multiple_of(128)?).ok()?;
         let stages = match shape.format {
             WireFormat::Bf16 => 1,
-            WireFormat::Fp8 | WireFormat::Opaque { .. } => 2,
+            WireFormat::Fp8 | WireFormat::Fp8Ue8m0 | WireFormat::Mxfp8 | WireFormat::Opaque { .. } => 2,
         };
         Some((bytes, stages))
     }

@@ -1,25 +1,29 @@
 //! A row quantised on its way: read from memory, written as codes and scales into one of the warp's two stages, and copied from there
 //! to every destination while the next row is quantised into the other.
+use core::marker::PhantomData;
+
 use bulk::Ring;
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
 use super::{Row, RowArgs, WarpMemory};
-use crate::quantize::{GROUP, code_word, quantize_vectors, scale_group};
+use crate::quantize::{code_word, quantize_vectors, scale_group};
+use crate::scale::Scale;
 
-/// e4m3 rows with one f32 scale for every 128 elements, from BF16.
+/// e4m3 rows with a scale for every group of elements, from BF16.
 #[derive(Debug)]
-pub struct Quantized {
+pub struct Quantized<S> {
     ring: Ring<2>,
+    scale: PhantomData<S>,
 }
 
-impl Row for Quantized {
+impl<S: Scale> Row for Quantized<S> {
     const SCALES: bool = true;
     const STAGES: u32 = 2;
 
     #[inline(always)]
     fn new(memory: WarpMemory) -> Self {
-        Self { ring: Ring::new(memory.stages, memory.stage_bytes) }
+        Self { ring: Ring::new(memory.stages, memory.stage_bytes), scale: PhantomData }
     }
 
     #[inline(always)]
@@ -39,7 +43,7 @@ impl Row for Quantized {
             x.prefetch(rows.hidden * 2);
         }
         let editable = self.ring.open();
-        quantize_row(rows, x.cast(), editable.data());
+        quantize_row::<S>(rows, x.cast(), editable.data());
         let source = editable.seal();
         if let Some(to) = to {
             source.store(free, 0, to, rows.hidden);
@@ -48,7 +52,7 @@ impl Row for Quantized {
         let scales = source.data().at(rows.hidden).cast();
         let ring = source.send();
         beside(scales);
-        Self { ring }
+        Self { ring, scale: PhantomData }
     }
 
     #[inline(always)]
@@ -59,42 +63,49 @@ impl Row for Quantized {
 
 /// Quantises a token's row from memory into a stage: the codes, then the scales. Warp-collective.
 #[inline(always)]
-fn quantize_row(a: &RowArgs, x: Global<U32x4>, stage: Shared<u8>) {
+fn quantize_row<S: Scale>(a: &RowArgs, x: Global<U32x4>, stage: Shared<u8>) {
     let vectors = a.hidden / 8;
     let mut first = 0;
     while first + 8 * warp::LANES <= vectors {
-        quantize_piece::<8, true>(a, x, stage, first);
+        quantize_piece::<8, true, S>(a, x, stage, first);
         first += 8 * warp::LANES;
     }
     while first < vectors {
-        quantize_piece::<4, false>(a, x, stage, first);
+        quantize_piece::<4, false, S>(a, x, stage, first);
         first += 4 * warp::LANES;
     }
     // The padding travels too: it is zero, so that a received row is a function of the row sent.
-    let groups = a.hidden.div_ceil(GROUP);
-    if groups + warp::lane() < a.scale_stride {
-        stage.at(a.hidden).cast::<f32>().store_weak(groups + warp::lane(), 0.0);
+    let groups = a.hidden.div_ceil(S::GROUP);
+    if groups + warp::lane() < a.scale_stride * S::IN_WORD {
+        S::nothing().put(stage.at(a.hidden).cast(), groups + warp::lane());
     }
 }
 
 /// Quantises `N` vectors of every lane, from vector `first` of the row on; all of them are in the row if it is `WHOLE` there.
 /// Warp-collective.
 #[inline(always)]
-fn quantize_piece<const N: usize, const WHOLE: bool>(a: &RowArgs, x: Global<U32x4>, stage: Shared<u8>, first: u32) {
+fn quantize_piece<const N: usize, const WHOLE: bool, S: Scale>(
+    a: &RowArgs,
+    x: Global<U32x4>,
+    stage: Shared<u8>,
+    first: u32,
+) {
     let at = first + warp::lane();
     let inside = |j: usize| WHOLE || at + j as u32 * warp::LANES < a.hidden / 8;
     let mut loaded = [[0u32; 4]; N];
     unroll!(J in 8 if J < N && inside(J) => {
         loaded[J] = x.load_weak_streaming(at + J as u32 * warp::LANES);
     });
-    let (codes, scale) = quantize_vectors(&loaded);
+    let (codes, scales) = quantize_vectors::<N, S>(&loaded);
     unroll!(J in 8 if J < N && inside(J) => {
         stage.cast::<u64>().store_weak(at + J as u32 * warp::LANES, code_word(codes[J]));
     });
-    if let Some(group) = scale_group::<N>() {
-        let group = first * 8 / GROUP + group;
-        if WHOLE || group < a.hidden.div_ceil(GROUP) {
-            stage.at(a.hidden).cast::<f32>().store_weak(group, scale);
+    unroll!(I in 2 => {
+        if let Some(group) = scale_group::<N, S>(I) {
+            let group = first * 8 / S::GROUP + group;
+            if WHOLE || group < a.hidden.div_ceil(S::GROUP) {
+                scales[I].put(stage.at(a.hidden).cast(), group);
+            }
         }
-    }
+    });
 }

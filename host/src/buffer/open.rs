@@ -3,7 +3,8 @@ use std::marker::PhantomData;
 
 use epoxide_dsl::fault::{HOST_ABORT, RECORD_WORDS};
 use epoxide_kernels::entries::{
-    combine, combine_by_expert, combine_by_expert_gated, combine_by_expert_with, combine_with, lend, weigh_gradients,
+    combine, combine_by_expert, combine_by_expert_gated, combine_by_expert_with, combine_with, lay_scale_columns, lend,
+    weigh_gradients,
 };
 use epoxide_kernels::layout::DispatchShared;
 use epoxide_kernels::measure::copy_words::copy_words;
@@ -180,6 +181,9 @@ fn allocate(
         if layouts.shape.layout.is_by_expert() {
             runtime.prepare(&weigh_gradients, 0)?;
         }
+    }
+    if layouts.shape.scale_columns() > 0 {
+        runtime.prepare(&lay_scale_columns, 0)?;
     }
     runtime.prepare(&lend, 0)?;
     let (shared_regions, own_regions): (Vec<_>, Vec<_>) = layouts.regions().into_iter().partition(|r| r.symmetric);

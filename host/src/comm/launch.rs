@@ -20,10 +20,19 @@ impl Comm {
     /// text; [`Error::Cuda`] with what the driver's compiler says; [`Error::Bootstrap`] when another rank could not load, is in another
     /// collective call, or is gone.
     pub fn load(&self, families: &[Family]) -> Result<()> {
+        self.load_together(|inner| inner.load(families))
+    }
+
+    /// Loads something while no operation waits for this rank. Collective: every rank does, whatever it loads.
+    ///
+    /// # Errors
+    ///
+    /// What `load` returns; [`Error::Bootstrap`], as [`Self::load`] says.
+    pub(crate) fn load_together(&self, load: impl FnOnce(&CommInner) -> Result<()>) -> Result<()> {
         let inner = self.inner();
         let turn = inner.rendezvous.turn();
         meet(&turn, "load", &[])?;
-        let loaded = inner.load(families);
+        let loaded = load(inner);
         let all = meet(&turn, "loaded", if loaded.is_ok() { b"ok" } else { b"failed" });
         loaded?;
         match all?.iter().position(|said| said != b"ok") {

@@ -58,8 +58,8 @@ impl Rules for DeepEpV2 {
             let rule = "a buffer of DeepEP V2 is planned with one dispatch at a time";
             return Err(Error::argument("row_slots", workload.row_slots, rule));
         }
-        if matches!(workload.format, WireFormat::Opaque { .. }) {
-            let rule = "DeepEP V2 is planned with rows in BF16 or FP8";
+        if !matches!(workload.format, WireFormat::Bf16 | WireFormat::Fp8) {
+            let rule = "DeepEP V2 is planned with rows in BF16 or FP8, with f32 scales";
             return Err(Error::argument("format", format!("{:?}", workload.format), rule));
         }
         if workload.layout == RowLayout::Slab {

@@ -85,7 +85,7 @@ fn most_rows(workload: &Workload, ranks: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::{planned, projected};
-    use crate::{Basis, Capacity, LayerSizes, PlannedBytes, RowLayout, Topology, WireFormat, Workload};
+    use crate::{Basis, Capacity, LayerSizes, PlannedBytes, RowLayout, ScaleLayout, Topology, WireFormat, Workload};
 
     /// For what is built, both ways to the bytes.
     fn both(ranks: u32, workload: &Workload, num_sms: u32) -> [PlannedBytes; 2] {
@@ -103,12 +103,17 @@ mod tests {
                 [(1, 16, 1, 1), (7, 48, 3, 9), (4096, 7168, 8, 256), ((1 << 24) - 1, 1 << 20, 32, 2048)]
             {
                 let opaque = WireFormat::Opaque { row_bytes: 48, scale_words: 5 };
-                for format in [WireFormat::Bf16, WireFormat::Fp8, opaque] {
+                for format in [WireFormat::Bf16, WireFormat::Fp8, WireFormat::Mxfp8, opaque] {
                     let workload = Workload::new(LayerSizes { experts, top_k, hidden, tokens }).with_format(format);
                     let by_expert = workload.clone().with_layout(RowLayout::Expand { alignment: 128 });
                     let bounded = [&workload, &by_expert].map(|of| of.clone().with_capacity(Capacity::Rows(3)));
                     let slabs = bounded[0].clone().with_layout(RowLayout::Slab);
-                    for workload in [workload, by_expert, slabs].into_iter().chain(bounded) {
+                    let all = [workload, by_expert, slabs].into_iter().chain(bounded);
+                    let by_column = |of: &Workload| of.clone().with_scale_layout(ScaleLayout::ColumnMajor);
+                    let scaled = format != WireFormat::Bf16;
+                    let all: Vec<_> =
+                        all.flat_map(|of| scaled.then(|| by_column(&of)).into_iter().chain([of])).collect();
+                    for workload in all {
                         let worst = workload.worst_case_rows(ranks).unwrap();
                         if worst > u64::from(u32::MAX) && workload.layout != RowLayout::Compact {
                             continue;

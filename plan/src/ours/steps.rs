@@ -29,8 +29,7 @@ pub(crate) fn dispatch(topology: &Topology, workload: &Workload, flows: &[Flows]
     let metadata = control_bytes(topology, workload).metadata;
     let main = |f: &Flows| {
         let mut t = dispatched(topology, workload, rows, f);
-        let fp8 = workload.format == WireFormat::Fp8;
-        t.slow.quantized = if fp8 { f64::from(workload.tokens) * rows.input } else { 0.0 };
+        t.slow.quantized = if workload.format.is_e4m3() { f64::from(workload.tokens) * rows.input } else { 0.0 };
         t
     };
     let expand = |f: &Flows| {
