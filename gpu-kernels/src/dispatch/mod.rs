@@ -64,7 +64,7 @@ use epoxide_dsl::prelude::*;
 
 use crate::order::Order;
 use crate::row::Row;
-use crate::words::{Kind, Phase, stop_if_bad};
+use crate::words::{Kind, Phase};
 use args::{Chunk, Now};
 
 /// Moves the rows.
@@ -128,6 +128,6 @@ fn agree<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Result<wa
     O::begin(&counted, &a.found());
     let acquired = a.op.entry.meet(window, watch, Kind::Dispatch)?;
     let _counts = O::wait(&counted, &a.found(), watch)?;
-    stop_if_bad(&a.counts, window, now.dispatch, a.found().bad.load_weak(0))?;
+    a.counts.stop_if_bad(window, now.dispatch, a.found().bad.load_weak(0))?;
     Ok(acquired)
 }

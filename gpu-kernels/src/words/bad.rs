@@ -1,8 +1,4 @@
 //! Bad selections: how a rank finds its first, and tells every rank which it is.
-use epoxide_dsl::fault::{Fault, Told};
-use epoxide_dsl::prelude::*;
-
-use super::{Code, CountMatrix, Phase};
 use crate::shape::{MAX_TOKENS, MAX_TOP_K};
 
 /// The place of a bad selection as one number, by which the first is the smallest.
@@ -51,29 +47,4 @@ impl BadSelection {
     pub const fn is_some(self) -> bool {
         self.key != Self::NONE.key
     }
-}
-
-/// Stops the block if some rank has a bad selection; `first` is the lowest such rank, or `u32::MAX`. Block-collective, uniform, when the counts
-/// have come.
-///
-/// Every rank sees the same words, so each finds it by itself.
-///
-/// # Errors
-///
-/// That the block stops.
-#[inline(always)]
-#[track_caller]
-pub fn stop_if_bad(counts: &CountMatrix, window: Window, number: u64, first: u32) -> Result<(), fault::Stopped> {
-    if first == u32::MAX {
-        return Ok(());
-    }
-    let mut fault = Fault::NONE;
-    if thread::index() == 0 {
-        let (bad, index) = counts.bad(window, number, Peer(first));
-        let code = if bad.is_repeated() { Code::IndexRepeated } else { Code::IndexOutOfRange };
-        let expected = u64::from(bad.token()) << 32 | u64::from(bad.position());
-        let (code, phase) = (code as u32, Phase::Counts as u32);
-        fault = Fault { code, phase, peer: first, told: Told::Here, expected, seen: index };
-    }
-    fault.settle()
 }

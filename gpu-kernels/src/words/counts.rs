@@ -1,9 +1,10 @@
 //! The count matrix: how many rows each rank sends to each, and how many selections each expert gets from it.
 use epoxide_dsl::KernelArg;
+use epoxide_dsl::fault::{Fault, Told};
 use epoxide_dsl::prelude::*;
 
 use super::flags::slot;
-use super::{BadSelection, Phase, Stamped};
+use super::{BadSelection, Code, Phase, Stamped};
 use crate::placement::quotient;
 
 /// Words behind the counts in a row of the count matrix: the low and high half of a bad selection's index.
@@ -162,11 +163,36 @@ impl CountMatrix {
     /// The first bad selection of `source`, which has come and is some, and its index. Per thread.
     #[inline(always)]
     #[track_caller]
-    pub fn bad(&self, window: Window, number: u64, source: Peer) -> (BadSelection, u64) {
+    fn bad(&self, window: Window, number: u64, source: Peer) -> (BadSelection, u64) {
         let at = self.index(window, number, source, self.first_bad());
         let word = window.own(self.words).load_acquire::<System>(at);
         let detail = |i| u64::from(self.count(window, number, source, self.counters() + i));
         (BadSelection::from_key(Stamped::from_word(word).payload), detail(1) << 32 | detail(0))
+    }
+
+    /// Stops the block if some rank has a bad selection; `first` is the lowest such rank, or `u32::MAX`. Block-collective, uniform, when the counts
+    /// have come.
+    ///
+    /// Every rank sees the same words, so each finds it by itself.
+    ///
+    /// # Errors
+    ///
+    /// That the block stops.
+    #[inline(always)]
+    #[track_caller]
+    pub fn stop_if_bad(&self, window: Window, number: u64, first: u32) -> Result<(), fault::Stopped> {
+        if first == u32::MAX {
+            return Ok(());
+        }
+        let mut fault = Fault::NONE;
+        if thread::index() == 0 {
+            let (bad, index) = self.bad(window, number, Peer(first));
+            let code = if bad.is_repeated() { Code::IndexRepeated } else { Code::IndexOutOfRange };
+            let expected = u64::from(bad.token()) << 32 | u64::from(bad.position());
+            let (code, phase) = (code as u32, Phase::Counts as u32);
+            fault = Fault { code, phase, peer: first, told: Told::Here, expected, seen: index };
+        }
+        fault.settle()
     }
 
     #[inline(always)]

@@ -11,7 +11,7 @@ mod routing;
 mod source;
 mod stamped;
 
-pub use bad::{BadSelection, stop_if_bad};
+pub use bad::BadSelection;
 pub use block_flags::BlockFlags;
 pub use counts::CountMatrix;
 pub use entry::{Entry, EntryWords};
