@@ -278,11 +278,21 @@ impl Watch {
     #[inline(always)]
     #[track_caller]
     pub fn file(&self, stopped: Stopped) {
+        self.file_of_grid(stopped, true);
+    }
+
+    /// [`Self::file`] of a grid's block, which is its last one out or not ([`GridCounters::last_out`](crate::grid::GridCounters::last_out)).
+    ///
+    /// What every rank finds by itself ([`Told::Here`]) the last one alone files: a block that has yet to publish what peers wait for would take this
+    /// rank's word for a fault of before, and publish nothing.
+    #[inline(always)]
+    #[track_caller]
+    pub fn file_of_grid(&self, stopped: Stopped, is_last: bool) {
         let (channel, mut found) = (&self.channel, stopped.found());
         let (own, me) = (channel.own_abort(), channel.window.me.0);
         debug_assert!(channel.window.peers <= thread::block_threads(), "a thread tells one peer");
         let mut tells = false;
-        if found.is_some() {
+        if found.is_some() && (is_last || matches!(found.told, Told::All)) {
             if found.code == CODE_ABORTED {
                 // Whoever set the word may have filed the cause here before: the acquire load is what makes this thread find the
                 // record taken then.

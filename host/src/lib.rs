@@ -71,18 +71,18 @@
 //!   shows them together.
 //! * FP8 rows, as operations of their own: [`quantize`].
 //! * What a configuration will take and what limits it, before anything runs: [`plan`].
-//! * Ranks that are processes, how they are started and meet: [`launcher`] and [`processes`]; on GPUs by NCCL: [`nccl`] and
-//!   [`Comm::on_gpu_by_nccl`].
+//! * Ranks that are processes, how they are started and meet: [`launcher`] and [`processes`]; on GPUs [`Comm::on_gpu`], or by NCCL: [`nccl`] and
+//!   [`Comm::on_gpu_by_nccl`]. After a fault, and without a rank that died: [`ElasticBuffer::reset`] and [`Comm::mask`]; [`Comm::abort`] gives up.
 //! * What can go wrong, on the host and on the device: [`Error`].
 //!
 //! ## Limits
 //!
-//! * **One process on GPUs**: ranks are threads of it, 1 to 64 of them. Ranks that are processes reach each other by NCCL
-//!   ([`Comm::on_gpu_by_nccl`]), or have simulated GPUs ([`Comm::simulated`]).
+//! * **1 to 64 ranks of one host**: processes, each with a GPU ([`Comm::on_gpu`], [`Comm::on_gpu_by_nccl`]) or a simulated one
+//!   ([`Comm::simulated`]), or threads of one process ([`LocalGroup`]).
 //! * **One NVLink domain**: every two GPUs of a group reach each other's memory over NVLink, or are one; or all are simulated. GPUs have
 //!   compute capability 9.0 or newer, and a driver for CUDA 12.0 or newer.
 //! * **A deadline**: every wait for a peer ends after [`Config::timeout`] (30 s), counted from the operation's entry. A rank that comes
-//!   later is an [`Error::PeerTimeout`] there and on all others, and the buffer is of no use any more.
+//!   later is an [`Error::PeerTimeout`] there and on all others, and the buffer is of no use until it is [reset](ElasticBuffer::reset).
 //! * **Room for the worst case**, unless it is bounded: a buffer holds whatever its peers can send, in [`Layout::ExpertContiguous`] up to
 //!   `top_k` rows for every token of every rank ([`bytes_needed`]). [`Config::with_capacity`] and [`Layout::Slab`] bound that; a dispatch
 //!   that does not fit moves nothing, and says so on every rank.

@@ -118,15 +118,15 @@ impl SharedGpus {
         is_shared.then_some(Self { of_ranks, first })
     }
 
-    /// Checks that every GPU has the SMs that its ranks told, a u32 each, and one more.
+    /// Checks that every GPU has the SMs that its ranks told, a u32 each, and one more. Those that are masked run nothing.
     ///
     /// # Errors
     ///
     /// [`Error::DoesNotFit`], the same on every rank.
-    pub(crate) fn check(&self, told: &[Vec<u8>]) -> Result<()> {
+    pub(crate) fn check(&self, told: &[Vec<u8>], masked: u64) -> Result<()> {
         let sms = |rank: usize| told[rank].as_slice().try_into().map_or(u32::MAX, u32::from_le_bytes);
         for (rank, gpu) in self.of_ranks.iter().enumerate().filter(|(rank, _)| self.first[*rank] == *rank) {
-            let on_it = (0..told.len()).filter(|other| self.first[*other] == rank);
+            let on_it = (0..told.len()).filter(|other| self.first[*other] == rank && masked >> other & 1 == 0);
             let (asked, limit) = (on_it.map(|other| u64::from(sms(other))).sum::<u64>(), gpu.sms.saturating_sub(1));
             if asked > limit.into() {
                 let rule = "the ranks on one GPU run at the same time, processes too, so their SMs add up, and one SM stays free; use fewer SMs per rank, or fewer ranks";
@@ -244,9 +244,11 @@ mod tests {
         assert!(SharedGpus::new(vec![gpu(132); 2], &[uuid(1), uuid(2)]).is_none(), "each has one of its own");
         let shared = SharedGpus::new(vec![gpu(132); 4], &[uuid(1), uuid(2), uuid(1), uuid(1)]).unwrap();
         let told = |sms: [u32; 4]| sms.map(|sms| sms.to_le_bytes().to_vec());
-        shared.check(&told([43, 131, 44, 44])).unwrap();
+        shared.check(&told([43, 131, 44, 44]), 0).unwrap();
+        // Those of a masked rank are free.
+        shared.check(&told([43, 131, 88, 44]), 1 << 3).unwrap();
         for (sms, asked) in [([44, 131, 44, 44], 132), ([1, 132, 1, 1], 132)] {
-            let refused = shared.check(&told(sms)).unwrap_err();
+            let refused = shared.check(&told(sms), 0).unwrap_err();
             assert!(
                 matches!(refused, Error::DoesNotFit { what: "SMs", device: 3, limit: 131, asked: a, .. } if a == asked),
                 "{refused}"

@@ -97,7 +97,8 @@ pub(crate) fn run<S: Sum>(sum: &S) {
     let watch = wait::Watch::begin(a.op.fault, epoch);
     let mut ended = sum.attempt(&watch);
     // Nothing was copied in bulk, but the block's loads must all be over before a done word may say so.
-    if let Some(last) = a.op.grid.last_out(bulk::land_without_copies(), ended.is_err()) {
+    let last = a.op.grid.last_out(bulk::land_without_copies(), ended.is_err());
+    if let Some(last) = &last {
         let mut whole = false;
         if let Some(landed) = last.landed() {
             // An owner that gave up may have let its experts write while this rank was reading.
@@ -115,7 +116,7 @@ pub(crate) fn run<S: Sum>(sum: &S) {
         }
     }
     if let Err(stopped) = ended {
-        watch.file(stopped);
+        watch.file_of_grid(stopped, last.is_some());
     }
 }
 

@@ -71,12 +71,13 @@ pub(crate) fn run<R: Row>(a: &DispatchAgainArgs) {
     let watch = wait::Watch::begin(a.op.fault, a.op.next_epoch());
     let mut ended = attempt::<R>(a, &watch);
     let landed = bulk::land();
-    if let Some(last) = a.op.grid.last_out(landed, ended.is_err()) {
-        let finished = finish(a, &watch, &last);
+    let last = a.op.grid.last_out(landed, ended.is_err());
+    if let Some(last) = &last {
+        let finished = finish(a, &watch, last);
         ended = ended.and(finished);
     }
     if let Err(stopped) = ended {
-        watch.file(stopped);
+        watch.file_of_grid(stopped, last.is_some());
     }
 }
 

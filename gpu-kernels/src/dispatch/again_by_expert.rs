@@ -54,7 +54,8 @@ pub(crate) fn run<R: Row>(a: &DispatchAgainByExpertArgs) {
     let mut ended = attempt::<R>(a, &watch);
     ended = multiply::<R>(a, &watch, ended);
     let landed = bulk::land();
-    if let Some(last) = op.grid.last_out(landed, ended.is_err()) {
+    let last = op.grid.last_out(landed, ended.is_err());
+    if let Some(last) = &last {
         let mut arrived = Ok(());
         let mut complete = false;
         // No block of this rank has stopped, so all have seen every peer's; a peer may have since.
@@ -66,7 +67,7 @@ pub(crate) fn run<R: Row>(a: &DispatchAgainByExpertArgs) {
         ended = ended.and(arrived);
     }
     if let Err(stopped) = ended {
-        watch.file(stopped);
+        watch.file_of_grid(stopped, last.is_some());
     }
 }
 

@@ -79,12 +79,13 @@ pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
         ended = by_expert::multiply::<R, O>(a, &watch, now, ended);
     }
     let landed = bulk::land();
-    if let Some(last) = a.op.grid.last_out(landed, ended.is_err()) {
-        let finished = finish::finish::<O>(a, &watch, now, &last);
+    let last = a.op.grid.last_out(landed, ended.is_err());
+    if let Some(last) = &last {
+        let finished = finish::finish::<O>(a, &watch, now, last);
         ended = ended.and(finished);
     }
     if let Err(stopped) = ended {
-        watch.file(stopped);
+        watch.file_of_grid(stopped, last.is_some());
     }
 }
 

@@ -43,7 +43,7 @@ impl ElasticBuffer {
     /// # Errors
     ///
     /// [`Error::PeerGone`] or [`Error::Bootstrap`] when a rank is gone that is not masked, or ranks are in different calls;
-    /// [`Error::OutOfMemory`]; [`Error::Cuda`] or [`Error::Simulator`] when the device failed. The buffer stays as it was then.
+    /// [`Error::OutOfMemory`]; [`Error::Cuda`] or [`Error::Simulator`] when the device failed. The buffer is of no use then, until a reset succeeds.
     pub fn reset(&mut self) -> Result<()> {
         let comm = self.comm.clone();
         let inner = comm.inner();
@@ -57,13 +57,14 @@ impl ElasticBuffer {
             return Err(Error::Bootstrap { message });
         }
         let made = drained.and_then(|()| self.renew(inner));
-        let all = meet(&turn, "as new", if made.is_ok() { b"ok" } else { b"failed" })?;
-        made?;
-        if let Some(rank) = all.iter().position(|said| said != b"ok") {
-            return Err(Error::Bootstrap { message: format!("rank {rank} could not reset its buffer") });
-        }
-        self.fault = None;
-        Ok(())
+        let all = meet(&turn, "as new", if made.is_ok() { b"ok" } else { b"failed" });
+        let all_made = made.and(all).and_then(|all| match all.iter().position(|said| said != b"ok") {
+            Some(rank) => Err(Error::Bootstrap { message: format!("rank {rank} could not reset its buffer") }),
+            None => Ok(()),
+        });
+        // Words were filled here, and not everywhere.
+        self.fault = all_made.as_ref().err().cloned();
+        all_made
     }
 
     /// Fills all words, and forgets what was.
@@ -88,7 +89,7 @@ impl ElasticBuffer {
         Ok(())
     }
 
-    /// Selections of masked ranks' experts that this rank's dispatches dropped since the ranks were masked. Waits for the stream.
+    /// Selections of masked ranks' experts that this rank's dispatches dropped since the last reset. Waits for the stream.
     ///
     /// # Errors
     ///

@@ -287,7 +287,7 @@ impl CommInner {
     pub(crate) fn add_up_sms(&self, turn: &Turn<'_>, blocks: u32) -> Result<()> {
         let Some(shared) = self.default_sms.shared() else { return Ok(()) };
         let own = self.sms.lock().unwrap_or_else(PoisonError::into_inner).with(blocks);
-        shared.check(&meet(turn, "SMs", &own.to_le_bytes())?)
+        shared.check(&meet(turn, "SMs", &own.to_le_bytes())?, turn.masked())
     }
 
     /// Reserves SMs for a buffer whose operations have `blocks` blocks. What was reserved stays so if this fails.

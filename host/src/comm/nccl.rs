@@ -87,12 +87,15 @@ impl Comm {
         meet(&turn, "communicator", &[])?;
         drop(turn);
         let default_sms = DefaultSms::of_gpus(size, &Gpu::distinct(&gpus));
-        let runtime = CudaRuntime::new(Arc::clone(&device), rank)?;
-        let stream = RawStream::Cuda(runtime.create_stream()?);
+        let runtime = CudaRuntime::new(Arc::clone(&device), rank).map_err(told)?;
+        let stream = RawStream::Cuda(runtime.create_stream().map_err(told)?);
         let transport = NcclTransport::new(library, communicator, device, Arc::clone(processes));
         let local = LocalGroupState::over(Transport::Nccl(transport));
-        let comm = Self::new(rank, size, Runtime::Cuda(runtime), stream, rendezvous, local, default_sms)?;
+        let comm = Self::new(rank, size, Runtime::Cuda(runtime), stream, rendezvous, local, default_sms);
+        let comm = comm.map_err(told)?;
         comm.watch(processes);
+        // Kernels are loaded: whoever goes on waits for nobody's driver.
+        comm.barrier()?;
         Ok(comm)
     }
 }

@@ -3,7 +3,7 @@ use std::ffi::{c_int, c_void};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::declarations::{NCCL_UNIQUE_ID_BYTES, ncclComm_t, ncclUniqueId, ncclWindow_t};
@@ -147,8 +147,14 @@ impl Communicator {
         if self.given_up.load(Ordering::Relaxed) {
             return Err(gave_up());
         }
+        // Another thread is in a call with it, which tells what fails; it may take its time.
+        let comm = match self.comm.try_lock() {
+            Ok(comm) => comm,
+            Err(TryLockError::WouldBlock) => return Ok(()),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        };
         // SAFETY: it is live, as long as this is.
-        unsafe { self.library.functions().async_error("ncclCommGetAsyncError", self.comm().0) }.map(drop)
+        unsafe { self.library.functions().async_error("ncclCommGetAsyncError", comm.0) }.map(drop)
     }
 
     /// Makes memory of this rank's a window, together with the others. `bind` is as for [`Self::join`].
@@ -181,7 +187,8 @@ impl Communicator {
             // SAFETY: a live communicator.
             while !unsafe { functions.async_error("ncclCommWindowRegister", comm.0) }? {
                 if Instant::now() > until {
-                    // The call may write there still.
+                    // The call may be at the memory still, and write there.
+                    this.given_up.store(true, Ordering::Relaxed);
                     Box::leak(window);
                     return Err(late("ncclCommWindowRegister", patience));
                 }

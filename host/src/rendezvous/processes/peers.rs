@@ -88,9 +88,10 @@ impl Peers {
             Kind::Gather => {
                 let mut state = self.state();
                 let waiting = &mut state.peers[rank as usize].waiting;
-                // It goes on without a rank, and what it gave before is of rounds that failed.
-                waiting.retain(|(there, _)| there >> ERA >= frame.round >> ERA);
-                if waiting.len() == MOST_WAITING {
+                // It goes on without a rank. What it gave just before may be of a round that is not over here.
+                let era = frame.round >> ERA;
+                waiting.retain(|(there, _)| (there >> ERA) + 1 >= era);
+                if waiting.iter().filter(|(there, _)| there >> ERA == era).count() == MOST_WAITING {
                     return Err("more all-gathers than it can have begun".to_owned());
                 }
                 waiting.push_back((frame.round, Gathered { payload: frame.payload, fds: frame.fds }));
@@ -214,6 +215,13 @@ impl Peers {
                 return Ok((0..).zip(&mut state.peers).map(take).collect());
             }
             if let Some((rank, how)) = state.gone.iter().find(|(rank, _)| missing.contains(rank)) {
+                return Err(Missing::Gone(*rank, how.clone()));
+            }
+            // Who goes on without a rank gives nothing more to this round, and the rank is one that is gone, whatever it gave.
+            let goes_on = |p: &Peer| p.waiting.front().is_some_and(|(there, _)| there >> ERA > round >> ERA);
+            if others().any(|(rank, p)| missing.contains(&rank) && goes_on(p))
+                && let Some((rank, how)) = state.gone.iter().find(|(rank, _)| !state.is_masked(*rank))
+            {
                 return Err(Missing::Gone(*rank, how.clone()));
             }
             let left = deadline.saturating_duration_since(Instant::now());

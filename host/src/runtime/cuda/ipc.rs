@@ -191,9 +191,13 @@ fn create(device: sys::CUdevice, address: u64, bytes: u64) -> Result<Option<Owne
         closed.map_err(|error| Error::Bootstrap { message: format!("a window's descriptor: {error}") })?;
         Ok(memory)
     });
+    let exported = exported.inspect_err(|_| {
+        // SAFETY: the handle was just made, and nothing is mapped by it.
+        let _ = unsafe { sys::cuMemRelease(handle) };
+    })?;
     // SAFETY: memory of that length, whose handle nobody uses any more; the caller has reserved the addresses, where nothing is mapped.
-    let mapped = unsafe { map_handle(handle, &[device], address, bytes) };
-    mapped.and(exported).map(Some)
+    unsafe { map_handle(handle, &[device], address, bytes) }?;
+    Ok(Some(exported))
 }
 
 /// Memory of the GPU that can be exported.
