@@ -126,7 +126,8 @@ impl ElasticBuffer {
         self.check()
     }
 
-    /// Returns the fault that the device has filed, if any, without waiting.
+    /// Returns the fault that the device has filed, if any, without waiting for it. Where the device says that a rank is gone, this waits up to half a
+    /// second for the watch to say how.
     ///
     /// # Errors
     ///

@@ -67,7 +67,7 @@ impl ElasticBuffer {
                     }
                     // No rank has used any of it, so all free it, and none goes on before all have: freeing waits for the device.
                     Err(NotShared::Missing(error)) => {
-                        // SAFETY: all ranks met, and none got another's address; nothing was enqueued on this rank's part.
+                        // SAFETY: all ranks met, and none makes a buffer of what it got; nothing was enqueued on this rank's part.
                         unsafe { part.free() };
                         let _ = meet(&turn, "no buffer", &[]);
                         error

@@ -42,8 +42,8 @@ impl Nccl {
     ///
     /// # Safety
     ///
-    /// It is live and stays so until the rank is gone: its [`Comm`](crate::Comm)s, buffers and tensors. While the rank is made, and while buffers
-    /// are made and closed, no other thread uses it.
+    /// It is live and stays so until the rank is gone: its [`Comm`](crate::Comm)s, buffers and tensors. While the rank is made, and in calls of
+    /// its buffers, each of which asks it whether something has failed, no other thread uses it.
     pub unsafe fn of_communicator(comm: *mut c_void) -> Self {
         Self { library: None, which: Which::Callers(Callers(comm)) }
     }

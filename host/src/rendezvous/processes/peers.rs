@@ -236,3 +236,46 @@ impl Peers {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const NEXT_ERA: u64 = 1 << ERA;
+
+    fn gives(peers: &Peers, rank: u32, round: u64) {
+        let frame = Frame { kind: Kind::Gather, round, payload: vec![rank as u8], fds: Vec::new() };
+        peers.heard(rank, frame).expect("a frame in its turn");
+    }
+
+    fn gather(peers: &Peers, round: u64) -> Result<Vec<Option<Vec<u8>>>, Missing> {
+        let all = peers.gather(0, round, Instant::now() + Duration::from_millis(20))?;
+        Ok(all.into_iter().map(|gathered| gathered.map(|gathered| gathered.payload)).collect())
+    }
+
+    /// Rank 2 gives a round and dies; rank 1 has it, fails the next, and goes on without rank 2, while rank 0 is not through yet.
+    #[test]
+    fn who_goes_on_without_a_rank_leaves_the_others_what_it_gave_before() {
+        let peers = Peers::new(3);
+        [1, 2].map(|rank| gives(&peers, rank, 5));
+        gives(&peers, 1, 6);
+        peers.is_gone(2, Gone::Ended);
+        gives(&peers, 1, NEXT_ERA);
+        assert_eq!(gather(&peers, 5).ok(), Some(vec![None, Some(vec![1]), Some(vec![2])]));
+        assert!(matches!(gather(&peers, 6), Err(Missing::Gone(2, Gone::Ended))));
+        peers.mask(1 << 2);
+        assert_eq!(gather(&peers, NEXT_ERA).ok(), Some(vec![None, Some(vec![1]), None]));
+    }
+
+    /// Rank 1 goes on without rank 2 and has nothing for this round, of which rank 2's payload is here.
+    #[test]
+    fn who_is_left_behind_in_a_round_is_told_of_the_rank_that_is_gone() {
+        let peers = Peers::new(3);
+        gives(&peers, 2, 5);
+        peers.is_gone(2, Gone::Ended);
+        gives(&peers, 1, NEXT_ERA);
+        assert!(matches!(gather(&peers, 5), Err(Missing::Gone(2, Gone::Ended))));
+    }
+}
