@@ -259,7 +259,8 @@ mod tests {
     #[test]
     fn who_goes_on_without_a_rank_leaves_the_others_what_it_gave_before() {
         let peers = Peers::new(3);
-        [1, 2].map(|rank| gives(&peers, rank, 5));
+        gives(&peers, 1, 5);
+        gives(&peers, 2, 5);
         gives(&peers, 1, 6);
         peers.is_gone(2, Gone::Ended);
         gives(&peers, 1, NEXT_ERA);
