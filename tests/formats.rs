@@ -11,25 +11,8 @@ use support::brought::{Brought, Lie};
 use support::errors::run;
 use support::exchange::{Tensors, check_received, check_round, check_round_of};
 use support::reference::{Wire, World};
-use support::routing::{Case, Choice, Random};
+use support::routing::{Case, Random};
 use support::{Checked, Device, replay};
-
-fn case(ranks: u32, hidden: u32, format: WireFormat, tokens: Vec<u32>, data: u64, mode: Mode) -> Case {
-    Case {
-        ranks,
-        experts: 7,
-        top_k: 3,
-        hidden,
-        format,
-        num_sms: 1 + data as u32 % 2,
-        tokens,
-        index: IndexType::I32,
-        choice: Choice::Uniform,
-        holes: 2,
-        data,
-        mode,
-    }
-}
 
 /// Two rounds on one buffer; rank `r` brings its rows in round `i` if `brings(r, i)`.
 fn check(device: Device, case: &Case, lie: Lie, brings: impl Fn(u32, u32) -> bool + Sync) -> Checked {
@@ -75,7 +58,7 @@ fn opaque_rows_arrive_as_they_were_brought() {
             let (lie, mode) = (lies[next % lies.len()], modes[next % modes.len()]);
             next += 1;
             let format = WireFormat::Opaque { row_bytes, scale_words };
-            let case = case(3, 24, format, vec![5, 1, 8], next as u64, mode);
+            let case = Case::with_rows(3, 24, format, vec![5, 1, 8], next as u64, mode);
             check(device, &case, lie, |_, _| true).unwrap_or_else(|e| panic!("{format:?}, {lie:?}: {e}"));
         }
     }
@@ -96,8 +79,10 @@ fn random_rows_that_are_brought_arrive() {
         let tokens: Vec<u32> = (0..ranks).map(|_| random.below(4) * random.below(9)).collect();
         let lie = Lie { gap: random.below(6), before: random.below(5) };
         for mode in device.schedules([seed]) {
-            let case =
-                Case { experts: 1 + random.below(20), ..case(ranks, hidden, format, tokens.clone(), seed, mode) };
+            let case = Case {
+                experts: 1 + random.below(20),
+                ..Case::with_rows(ranks, hidden, format, tokens.clone(), seed, mode)
+            };
             let case = Case { top_k: 1 + random.below(case.experts.min(8)), ..case };
             // In FP8 every rank brings or quantises as it likes, and another way in the next round.
             let who = random.draw();
@@ -114,7 +99,7 @@ fn ranks_that_bring_and_ranks_that_quantise_work_together() {
     let device = Device::from_env();
     for mode in device.schedules([1, 2]) {
         for hidden in [16, 144, 2880, 7168] {
-            let case = case(4, hidden, WireFormat::Fp8, vec![3, 9, 0, 6], u64::from(hidden), mode);
+            let case = Case::with_rows(4, hidden, WireFormat::Fp8, vec![3, 9, 0, 6], u64::from(hidden), mode);
             let lie = Lie { gap: 1, before: 1 };
             check(device, &case, lie, |rank, round| (rank + round) % 2 == 0)
                 .unwrap_or_else(|e| panic!("{hidden}: {e}"));
@@ -131,7 +116,7 @@ fn no_token_brings_nothing() {
         (WireFormat::Opaque { row_bytes: 48, scale_words: 3 }, vec![0, 0]),
         (WireFormat::Opaque { row_bytes: 48, scale_words: 3 }, vec![4, 0]),
     ] {
-        let case = case(2, 32, format, tokens, 1, Mode::Fast { workers: 0 });
+        let case = Case::with_rows(2, 32, format, tokens, 1, Mode::Fast { workers: 0 });
         check(device, &case, Lie::default(), |_, _| true).unwrap();
     }
 }
@@ -141,7 +126,7 @@ fn no_token_brings_nothing() {
 fn rows_from_the_quantiser_are_those_of_dispatch() {
     let device = Device::from_env();
     for mode in device.schedules([1]) {
-        let case = case(2, 400, WireFormat::Fp8, vec![11, 6], 5, mode);
+        let case = Case::with_rows(2, 400, WireFormat::Fp8, vec![11, 6], 5, mode);
         let world = case.world();
         let wires: Vec<Wire> = (0..2).map(|rank| world.wire(rank)).collect();
         let checked = device.check(2, mode, |comm| {

@@ -3,32 +3,15 @@ mod support;
 
 use epoxide::quantize::Quantizer;
 use epoxide::{
-    CombineInput, Comm, Config, DType, DeviceTensor, Dispatched, ElasticBuffer, Error, ExpertOutputs, IndexType,
-    Layout, Mode, RecvArrays, Result, ScaleLayout, WireFormat, WireRows, bytes_needed,
+    CombineInput, Comm, Config, DType, DeviceTensor, Dispatched, ElasticBuffer, Error, ExpertOutputs, Layout, Mode,
+    RecvArrays, Result, ScaleLayout, WireFormat, WireRows, bytes_needed,
 };
 use support::brought::{Brought, Lie};
 use support::by_expert;
 use support::exchange::{Tensors, check_received};
 use support::reference::{Wire, World, same};
-use support::routing::{Case, Choice, Random};
+use support::routing::{Case, Random};
 use support::{Checked, Device, replay};
-
-fn case(ranks: u32, hidden: u32, format: WireFormat, tokens: Vec<u32>, data: u64, mode: Mode) -> Case {
-    Case {
-        ranks,
-        experts: 7,
-        top_k: 3,
-        hidden,
-        format,
-        num_sms: 1 + data as u32 % 2,
-        tokens,
-        index: IndexType::I32,
-        choice: Choice::Uniform,
-        holes: 2,
-        data,
-        mode,
-    }
-}
 
 /// Formats with scales: few of a row and many, in whole vectors or not.
 fn formats() -> Vec<(u32, WireFormat)> {
@@ -187,7 +170,7 @@ fn scales_by_column_are_those_by_row() {
     for (number, (hidden, format)) in (0..).zip(formats()) {
         for mode in device.schedules([number]) {
             // More rows than a tile has, and an odd number of them.
-            let case = case(3, hidden, format, vec![31, 0, 58], number, mode);
+            let case = Case::with_rows(3, hidden, format, vec![31, 0, 58], number, mode);
             let layouts = [
                 (Layout::Compact, false),
                 (Layout::ExpertContiguous { alignment: 8 }, false),
@@ -217,7 +200,7 @@ fn random_scales_by_column_are_those_by_row() {
         };
         let tokens = (0..ranks).map(|_| random.below(4) * random.below(20)).collect();
         for mode in device.schedules([seed]) {
-            let case = case(ranks, 16 * (1 + random.below(160)), format, Clone::clone(&tokens), seed, mode);
+            let case = Case::with_rows(ranks, 16 * (1 + random.below(160)), format, Clone::clone(&tokens), seed, mode);
             let case = Case { experts: 1 + random.below(20), ..case };
             let case = Case { top_k: 1 + random.below(case.experts.min(8)), ..case };
             let alignment = 1 + random.below(40);
@@ -236,7 +219,7 @@ fn random_scales_by_column_are_those_by_row() {
 fn no_row_has_no_scales() {
     let device = Device::from_env();
     for tokens in [vec![0, 0], vec![3, 0]] {
-        let case = Case { holes: 16, ..case(2, 256, WireFormat::Fp8, tokens, 2, Mode::Fast { workers: 0 }) };
+        let case = Case { holes: 16, ..Case::with_rows(2, 256, WireFormat::Fp8, tokens, 2, Mode::Fast { workers: 0 }) };
         for layout in [Layout::Compact, Layout::ExpertContiguous { alignment: 4 }, slab(&case)] {
             check(device, &case, layout, false).unwrap_or_else(|e| panic!("{layout:?}: {e}"));
         }

@@ -102,6 +102,24 @@ impl Bounds {
 }
 
 impl Case {
+    /// Seven experts, of which a token of such rows selects up to three.
+    pub fn with_rows(ranks: u32, hidden: u32, format: WireFormat, tokens: Vec<u32>, data: u64, mode: Mode) -> Self {
+        Self {
+            ranks,
+            experts: 7,
+            top_k: 3,
+            hidden,
+            format,
+            num_sms: 1 + data as u32 % 2,
+            tokens,
+            index: IndexType::I32,
+            choice: Choice::Uniform,
+            holes: 2,
+            data,
+            mode,
+        }
+    }
+
     /// The most tokens of a rank; a buffer is made for at least one.
     pub fn max_tokens(&self) -> u32 {
         self.tokens.iter().copied().max().unwrap_or(0).max(1)

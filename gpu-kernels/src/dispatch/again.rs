@@ -85,7 +85,7 @@ pub(crate) fn run<R: Row>(a: &DispatchAgainArgs) {
 #[inline(always)]
 fn attempt<R: Row>(a: &DispatchAgainArgs, watch: &wait::Watch) -> Result<(), fault::Stopped> {
     let free = enter(a, watch)?;
-    send::<R>(a, &free);
+    send::<R, false>(a, &free);
     Ok(())
 }
 
@@ -107,16 +107,16 @@ pub(super) fn enter(a: &DispatchAgainArgs, watch: &wait::Watch) -> Result<BulkAc
 
 /// Where this lane's selection sends the row of a token.
 #[derive(Clone, Copy)]
-pub(super) struct Copy {
+struct Copy {
     /// The rank, or -1.
-    pub rank: i32,
+    rank: i32,
     /// The row there.
-    pub row: u32,
+    row: u32,
 }
 
 impl Copy {
     #[inline(always)]
-    pub(super) fn load(a: &DispatchAgainArgs, token: u32, end: u32) -> Self {
+    fn load(a: &DispatchAgainArgs, token: u32, end: u32) -> Self {
         let mut copy = Self { rank: -1, row: 0 };
         if token < end && warp::lane() < a.top_k {
             let at = u64::from(token) * u64::from(a.top_k) + u64::from(warp::lane());
@@ -127,9 +127,10 @@ impl Copy {
     }
 }
 
-/// Sends this block's rows, a warp per token.
+/// Sends this block's rows, a warp per token. Where rows lie `BY_EXPERT`, and the handle has a row for each selection, another rank gets one, and
+/// the own rank all.
 #[inline(always)]
-fn send<R: Row>(a: &DispatchAgainArgs, free: &BulkAccess) {
+pub(super) fn send<R: Row, const BY_EXPERT: bool>(a: &DispatchAgainArgs, free: &BulkAccess) {
     if warp::index() >= a.shared.copy_warps {
         return;
     }
@@ -140,12 +141,18 @@ fn send<R: Row>(a: &DispatchAgainArgs, free: &BulkAccess) {
     let mut next = Copy::load(a, token, chunk.end);
     while token < chunk.end {
         let copy = next;
-        let mut lanes = warp::ballot(warp::ALL, copy.rank >= 0);
+        let mut stored = copy.rank >= 0;
+        if BY_EXPERT {
+            let same = warp::match_any(warp::ALL, copy.rank as u32);
+            let (first, own) = (same.trailing_zeros() == warp::lane(), copy.rank == window.rank().0 as i32);
+            stored = stored && (first || own);
+        }
+        let mut lanes = warp::ballot(warp::ALL, stored);
         // The next token's loads are on their way while this one's row is.
         next = Copy::load(a, token + a.shared.copy_warps, chunk.end);
         if lanes != 0 {
             let mut to = None;
-            if copy.rank >= 0 {
+            if stored {
                 to = Some(window.of(window.peer_of(Rank(copy.rank as u32)), a.recv.x).rows(bytes).row(copy.row));
             }
             row = row.send(&a.rows, token, lanes.count_ones(), to, free, |scales| {

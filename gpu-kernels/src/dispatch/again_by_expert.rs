@@ -15,16 +15,11 @@
 //! What is copied on is written by the owner alone, to places that no source writes in this operation, and by one block. All blocks are resident
 //! together, all ranks have as many, and none waits for a block word before it has posted its own, so all come. When the last block is out, all of
 //! this rank's have seen those of every peer: the operation is whole.
-use bulk::{Loads, Ring};
 use epoxide_dsl::prelude::*;
-use epoxide_dsl::wait::BulkAccess;
 
-use super::again::{Copy, DispatchAgainArgs, close, enter};
-use super::args::Chunk;
-use super::send::{memory_of_warp, send_scales};
-use crate::layout::WARPS;
+use super::again::{DispatchAgainArgs, close, enter, send};
+use super::by_expert::Crossed;
 use crate::row::Row;
-use crate::turns;
 use crate::words::{BlockFlags, Phase};
 
 /// Arguments of a dispatch by an old routing where rows lie by expert.
@@ -75,7 +70,7 @@ pub(crate) fn run<R: Row>(a: &DispatchAgainByExpertArgs) {
 #[inline(always)]
 fn attempt<R: Row>(a: &DispatchAgainByExpertArgs, watch: &wait::Watch) -> Result<(), fault::Stopped> {
     let free = enter(&a.again, watch)?;
-    send::<R>(&a.again, &free);
+    send::<R, true>(&a.again, &free);
     Ok(())
 }
 
@@ -89,138 +84,12 @@ fn multiply<R: Row>(
     let landed = bulk::land();
     // A block that has stopped posts nothing, and what it files ends the others' wait.
     ended?;
+    let DispatchAgainByExpertArgs { tokens_of, handle_rank, handle_row, .. } = *a;
     let window = a.again.op.window();
     a.block_landed.post(window, watch.epoch(), &landed);
     let here = a.block_landed.wait(window, watch, Phase::Landed, watch.epoch())?;
-    copy_on::<R>(a, &here.for_bulk_copies());
+    let (recv, rows, shared, top_k) = (&a.again.recv, &a.again.rows, &a.again.shared, a.again.top_k);
+    let crossed = Crossed { window, recv, rows, shared, top_k, tokens_of, handle_rank, handle_row };
+    crossed.copy_on::<R>(&here.for_bulk_copies());
     Ok(())
-}
-
-/// Sends this block's rows, a warp per token: to another rank one, to the own rank all.
-#[inline(always)]
-fn send<R: Row>(a: &DispatchAgainArgs, free: &BulkAccess) {
-    if warp::index() >= a.shared.copy_warps {
-        return;
-    }
-    let (window, chunk) = (a.op.window(), Chunk::of_block(a.tokens));
-    let bytes = R::bytes(&a.rows);
-    let mut row = R::new(memory_of_warp::<R>(&a.shared));
-    let mut token = chunk.start + warp::index();
-    let mut next = Copy::load(a, token, chunk.end);
-    while token < chunk.end {
-        let copy = next;
-        let same = warp::match_any(warp::ALL, copy.rank as u32);
-        let (first, own) = (same.trailing_zeros() == warp::lane(), copy.rank == window.rank().0 as i32);
-        let stored = copy.rank >= 0 && (first || own);
-        let mut lanes = warp::ballot(warp::ALL, stored);
-        // The next token's loads are on their way while this one's row is.
-        next = Copy::load(a, token + a.shared.copy_warps, chunk.end);
-        if lanes != 0 {
-            let mut to = None;
-            if stored {
-                to = Some(window.of(window.peer_of(Rank(copy.rank as u32)), a.recv.x).rows(bytes).row(copy.row));
-            }
-            row = row.send(&a.rows, token, lanes.count_ones(), to, free, |scales| {
-                while R::SCALES && lanes != 0 {
-                    let k = lanes.trailing_zeros();
-                    lanes &= lanes - 1;
-                    let to = window.peer_of(Rank(warp::shuffle(warp::ALL, copy.rank as u32, k)));
-                    let at = warp::shuffle(warp::ALL, copy.row, k);
-                    send_scales(window.of(to, a.recv.scales), a.rows.scale_stride, at, scales);
-                }
-            });
-        }
-        token += a.shared.copy_warps;
-    }
-}
-
-/// A token of a peer's that the block of this number there has sent.
-#[derive(Clone, Copy)]
-struct Sent {
-    /// Its number among the block's, over all peers.
-    number: u32,
-    /// Where this lane's selection sent its row, or -1.
-    rank: i32,
-    /// The row there.
-    row: u32,
-}
-
-impl Sent {
-    /// Number `number` of this block.
-    #[inline(always)]
-    fn load(a: &DispatchAgainByExpertArgs, number: u32) -> Self {
-        let window = a.again.op.window();
-        let (peer, of_peer) = turns::work(window, number);
-        let mut sent = Self { number, rank: -1, row: 0 };
-        if peer.0 < window.peers {
-            let chunk = Chunk::of_block(tokens_of(a, peer));
-            let (token, lane) = (chunk.start + of_peer, warp::lane());
-            if of_peer < chunk.end - chunk.start && lane < a.again.top_k {
-                let at = u64::from(token) * u64::from(a.again.top_k) + u64::from(lane);
-                sent.rank = window.of(peer, a.handle_rank).load_weak(at);
-                sent.row = window.of(peer, a.handle_row).load_weak(at);
-            }
-        }
-        sent
-    }
-}
-
-/// How many tokens a peer has dispatched, by the routing that is replayed.
-#[inline(always)]
-fn tokens_of(a: &DispatchAgainByExpertArgs, peer: Peer) -> u32 {
-    a.again.op.window().own(a.tokens_of).load_relaxed::<System>(peer)
-}
-
-/// Copies on the rows that the blocks of this number have sent.
-#[inline(always)]
-fn copy_on<R: Row>(a: &DispatchAgainByExpertArgs, free: &BulkAccess) {
-    let shared = &a.again.shared;
-    if warp::index() >= shared.copy_warps {
-        return;
-    }
-    let (memory, window, bytes) = (memory_of_warp::<R>(shared), a.again.op.window(), R::bytes(&a.again.rows));
-    // Behind those of the stages, since nobody knows any more in which phase these are.
-    let mbarrier = Shared::<u64>::dynamic(WARPS * 8 * shared.stages_of_warp).at(warp::index());
-    let mut ring = Ring::<1, Loads>::with_loads(memory.stages, shared.stage_bytes, mbarrier);
-    let rows = window.own(a.again.recv.x).rows(bytes);
-    let end = turns::end(window, |peer| {
-        let chunk = Chunk::of_block(tokens_of(a, peer));
-        chunk.end - chunk.start
-    });
-    let mut next = Sent::load(a, warp::index());
-    while next.number < end {
-        let Sent { number, rank, row } = next;
-        let here = warp::ballot(warp::ALL, rank == window.rank().0 as i32);
-        // The next one's handle is on its way while this one's row is.
-        next = Sent::load(a, number + shared.copy_warps);
-        // It came to the first, if to any.
-        let (first, others) = (here.trailing_zeros(), here & here.wrapping_sub(1));
-        if others != 0 {
-            let came = warp::shuffle(warp::ALL, row, first);
-            let loading = ring.load(rows.row(came).as_global(), bytes);
-            let source = loading.wait();
-            if others >> warp::lane() & 1 != 0 {
-                source.store(free, 0, rows.row(row), bytes);
-            }
-            if R::SCALES {
-                copy_scales(a, came, row, others);
-            }
-            ring = source.send();
-        }
-    }
-}
-
-/// Copies the scales of row `came` to the row that each of the lanes `others` has. Warp-collective.
-#[inline(always)]
-fn copy_scales(a: &DispatchAgainByExpertArgs, came: u32, row: u32, mut others: u32) {
-    let stride = a.again.rows.scale_stride;
-    let scales = a.again.op.window().own(a.again.recv.scales).rows(stride);
-    let from = scales.row(came).cast::<U32x4>();
-    while others != 0 {
-        let to = scales.row(warp::shuffle(warp::ALL, row, others.trailing_zeros())).cast::<U32x4>();
-        others &= others - 1;
-        for vector in thread::strided(warp::lane(), stride / 4, warp::LANES) {
-            to.store_weak(vector, from.load_weak(vector));
-        }
-    }
 }

@@ -50,10 +50,7 @@ impl Comm {
     pub fn on_gpu_by_nccl(world: &World, device: u32, nccl: Nccl) -> Result<Self> {
         let processes = world.processes();
         // What only this rank finds out, it tells the others, who wait for it. What all find out each says for itself.
-        let told = |error: Error| {
-            processes.abort(&error.to_string());
-            error
-        };
+        let told = |error| processes.gives_up_with(error);
         let (rank, size) = (processes.rank(), processes.size());
         let library = nccl.open().map_err(told)?;
         let device = CudaDevice::open(device).map_err(told)?;

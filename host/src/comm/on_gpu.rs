@@ -39,10 +39,7 @@ impl Comm {
         let processes = world.processes();
         let (rank, size) = (processes.rank(), processes.size());
         // What only this rank finds out, it tells the others, who wait for it. What all find out each says for itself.
-        let told = |error: Error| {
-            processes.abort(&error.to_string());
-            error
-        };
+        let told = |error| processes.gives_up_with(error);
         if let Some(far) = (0..size).find(|peer| !processes.is_local(*peer)) {
             return Err(far_away(rank, far));
         }

@@ -56,10 +56,7 @@ impl Comm {
         let (processes, config) = (world.processes(), machine);
         let (rank, size) = (processes.rank(), processes.size());
         // What only this rank finds out, it tells the others, who wait for it. What all find out each says for itself.
-        let told = |error: Error| {
-            processes.abort(&error.to_string());
-            error
-        };
+        let told = |error| processes.gives_up_with(error);
         let fields = [
             ("arena_bytes", config.arena_bytes.to_string()),
             ("sms_per_rank", config.sms_per_rank.to_string()),

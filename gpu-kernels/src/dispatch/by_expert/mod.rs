@@ -8,9 +8,11 @@
 //! sender's window, and whose part for a block's tokens that block's word publishes; the sender writes there again only when all ranks are in a
 //! later dispatch, so what it counts before lies elsewhere. All blocks are resident together and none waits for a landed word before it has
 //! sent, so none waits for ever.
+mod crossed;
 mod multiply;
 mod send;
 
+pub(super) use crossed::Crossed;
 pub(super) use multiply::multiply;
 pub(super) use send::{send, tell_tokens};
 

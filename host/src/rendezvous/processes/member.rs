@@ -273,6 +273,12 @@ impl Processes {
         self.give_up(error, reason);
     }
 
+    /// [Gives up](Self::abort) with an error that this rank alone has found, and returns it.
+    pub(crate) fn gives_up_with(&self, error: Error) -> Error {
+        self.abort(&error.to_string());
+        error
+    }
+
     /// Says that this rank will not come to any rendezvous again, so that nobody waits for it.
     pub(crate) fn leave(&self) {
         let error = Error::Bootstrap { message: format!("rank {} has left the group", self.rank) };
