@@ -8,6 +8,8 @@ use epoxide::{Config, Layout};
 pub enum BufferLayout {
     /// One row per token and rank, by source
     Compact,
+    /// One row per token and rank, in a place that waits for no count: for few tokens, at low latency
+    RankMajor,
     /// One row per token and expert, contiguous by expert, each expert's rows from a multiple of --alignment on
     #[value(alias = "expert-contiguous")]
     Expand,
@@ -22,6 +24,7 @@ impl BufferLayout {
         let mut config = config;
         (config.layout, config.capacity) = match self {
             Self::Compact => (Layout::Compact, capacity),
+            Self::RankMajor => (Layout::RankMajor { alignment: alignment.unwrap_or(1) }, capacity),
             Self::Expand => (Layout::ExpertContiguous { alignment: alignment.unwrap_or(1) }, capacity),
             Self::Slab => {
                 let all = u64::from(ranks) * u64::from(config.max_tokens_per_rank);

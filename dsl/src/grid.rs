@@ -78,6 +78,45 @@ impl GridCounters {
     }
 }
 
+/// How far a block was among those of its grid as it passed; in the thread that said so.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Passed {
+    before: u64,
+    stopped: bool,
+}
+
+impl GridCounters {
+    /// Says that this block has passed, `stopped` or not: its threads have met, and do no more what the last one's [`Passed::is_last`] is waited for
+    /// with. Called by one thread; what it passes meanwhile need not wait for the answer. A kernel that calls it has no [`Self::last_out`].
+    #[inline(always)]
+    #[track_caller]
+    pub fn pass(self, stopped: bool) -> Passed {
+        Passed { before: self.words.fetch_add_acq_rel::<Gpu>(1, u64::from(stopped) << 32 | 1), stopped }
+    }
+}
+
+impl Passed {
+    /// Whether it was the last block to pass: what every block read before it passed may be written now. It clears the counters. The same
+    /// thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn is_last(self, counters: GridCounters) -> bool {
+        let last = self.before as u32 + 1 == thread::grid_blocks();
+        if last {
+            counters.words.store_weak(0, 0);
+            counters.words.store_weak(1, 0);
+        }
+        last
+    }
+
+    /// Whether neither this block has stopped, nor one that passed before.
+    #[inline(always)]
+    pub fn is_whole(self) -> bool {
+        self.before >> 32 == 0 && !self.stopped
+    }
+}
+
 impl GridLanded {
     /// Posts `word` at `flag`, releasing at system scope everything that the grid landed. Per thread.
     #[inline(always)]

@@ -132,6 +132,15 @@ impl Acquired {
 #[must_use]
 pub struct BulkAccess(());
 
+impl BulkAccess {
+    /// The proof that an operation before this one has left in memory: it acquired the flags, and this kernel was launched behind it. What that is,
+    /// and why it still holds, is for the protocol to say that relies on it.
+    #[inline(always)]
+    pub fn left_by_an_earlier_operation() -> Self {
+        Self(())
+    }
+}
+
 /// What [`Watch::look`] saw: the abort word, in the thread that looked.
 #[derive(Debug)]
 #[must_use]

@@ -15,7 +15,9 @@ const ROWS_AT_ONCE: u64 = 1024;
 /// The library's.
 pub fn write_outputs(comm: &Comm, buffer: &mut ElasticBuffer, handle: &Dispatched, wrong: bool) -> Result<()> {
     let counts = buffer.recv_counts(handle)?;
-    let rows = u64::from(counts.rows);
+    // Where they have fixed places, all of those.
+    let fixed = buffer.config().layout.is_rank_major();
+    let rows = if fixed { buffer.recv_view(handle)?.max_rows } else { u64::from(counts.rows) };
     // Where rows lie by expert, the first one of the first expert that has any.
     let expert = counts.by_expert.iter().position(|selections| *selections > 0);
     let first = expert.and_then(|expert| counts.offsets.get(expert)).copied().unwrap_or(0);
@@ -165,7 +167,7 @@ pub fn mismatch(y: &[bf16], x: &[bf16], picks: &[i32], top_k: usize, first: &[u3
 fn sum(x: bf16, here: &[u32], layout: Layout) -> bf16 {
     let x = f32::from(x);
     let of_rank = |&selections: &u32| match layout {
-        Layout::Compact => x,
+        Layout::Compact | Layout::RankMajor { .. } => x,
         // Summed where they are, and rounded.
         _ => f32::from(bf16::from_f32(selections as f32 * x)),
     };

@@ -168,7 +168,7 @@ pub fn run(options: &Options, ranks: &Ranks, work: &[Work], case: Case) -> Resul
     let crossing = between(&|from, to| gpus[from] != gpus[to], |sent| sent.tokens);
     // Where rows lie by expert: tokens of other ranks that have several here, of which one row came.
     let several = match config.layout {
-        Layout::Compact => 0.0,
+        Layout::Compact | Layout::RankMajor { .. } => 0.0,
         _ => between(&|from, to| from != to, |sent| sent.several),
     };
     let slowest =

@@ -242,7 +242,7 @@ impl Options {
         // Rows where they are received, at least: one of each token if all of its experts are on one rank, one for each of them, or all that
         // slabs hold.
         let rows = match config.layout {
-            Layout::Compact => tokens as u128,
+            Layout::Compact | Layout::RankMajor { .. } => tokens as u128,
             Layout::Slab { capacity } => experts as u128 * u128::from(capacity),
             _ => tokens as u128 * u128::from(self.top_k),
         };

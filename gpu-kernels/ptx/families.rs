@@ -88,6 +88,30 @@ pub const DISPATCH_MXFP8_BY_EXPERT_OBSERVED: Family =
 pub const AGAIN_MXFP8: Family =
     Family::new("again_mxfp8", &["dispatch_again_mxfp8"], include_str!("again_mxfp8_sm_90.ptx"));
 
+/// `dispatch_copied_rank_major`.
+pub const DISPATCH_COPIED_RANK_MAJOR: Family =
+    Family::new("dispatch_copied_rank_major", &["dispatch_copied_rank_major"], include_str!("dispatch_copied_rank_major_sm_90.ptx"));
+
+/// `dispatch_quantized_rank_major`.
+pub const DISPATCH_QUANTIZED_RANK_MAJOR: Family =
+    Family::new("dispatch_quantized_rank_major", &["dispatch_quantized_rank_major"], include_str!("dispatch_quantized_rank_major_sm_90.ptx"));
+
+/// `dispatch_ue8m0_rank_major`.
+pub const DISPATCH_UE8M0_RANK_MAJOR: Family =
+    Family::new("dispatch_ue8m0_rank_major", &["dispatch_ue8m0_rank_major"], include_str!("dispatch_ue8m0_rank_major_sm_90.ptx"));
+
+/// `dispatch_mxfp8_rank_major`.
+pub const DISPATCH_MXFP8_RANK_MAJOR: Family =
+    Family::new("dispatch_mxfp8_rank_major", &["dispatch_mxfp8_rank_major"], include_str!("dispatch_mxfp8_rank_major_sm_90.ptx"));
+
+/// `dispatch_brought_rank_major`.
+pub const DISPATCH_BROUGHT_RANK_MAJOR: Family =
+    Family::new("dispatch_brought_rank_major", &["dispatch_brought_rank_major"], include_str!("dispatch_brought_rank_major_sm_90.ptx"));
+
+/// `combine_rank_major`.
+pub const COMBINE_RANK_MAJOR: Family =
+    Family::new("combine_rank_major", &["combine_rank_major"], include_str!("combine_rank_major_sm_90.ptx"));
+
 /// `dispatch_again_copied`.
 pub const AGAIN_COPIED: Family =
     Family::new("again_copied", &["dispatch_again_copied"], include_str!("again_copied_sm_90.ptx"));
@@ -177,4 +201,4 @@ pub const MEASURE: Family =
     Family::new("measure", &["delay"], include_str!("measure_sm_90.ptx"));
 
 /// Every family.
-pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, DISPATCH_BROUGHT, DISPATCH_COPIED_BY_EXPERT, DISPATCH_QUANTIZED_BY_EXPERT, DISPATCH_BROUGHT_BY_EXPERT, DISPATCH_COPIED_OBSERVED, DISPATCH_COPIED_BY_EXPERT_OBSERVED, DISPATCH_QUANTIZED_OBSERVED, DISPATCH_QUANTIZED_BY_EXPERT_OBSERVED, DISPATCH_BROUGHT_OBSERVED, DISPATCH_BROUGHT_BY_EXPERT_OBSERVED, DISPATCH_UE8M0, DISPATCH_UE8M0_OBSERVED, DISPATCH_UE8M0_BY_EXPERT, DISPATCH_UE8M0_BY_EXPERT_OBSERVED, AGAIN_UE8M0, DISPATCH_MXFP8, DISPATCH_MXFP8_OBSERVED, DISPATCH_MXFP8_BY_EXPERT, DISPATCH_MXFP8_BY_EXPERT_OBSERVED, AGAIN_MXFP8, AGAIN_COPIED, AGAIN_QUANTIZED, AGAIN_BROUGHT, AGAIN_COPIED_BY_EXPERT, AGAIN_QUANTIZED_BY_EXPERT, AGAIN_BROUGHT_BY_EXPERT, AGAIN_UE8M0_BY_EXPERT, AGAIN_MXFP8_BY_EXPERT, COMBINE, COMBINE_BY_EXPERT, COMBINE_WITH, COMBINE_BY_EXPERT_WITH, COMBINE_BY_EXPERT_GATED, RETURNED_WEIGHTS, GRADIENT, SCALE_COLUMNS, LEND, MASKED, TENSOR, TENSOR_UE8M0, TENSOR_MXFP8, MEASURE];
+pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, DISPATCH_BROUGHT, DISPATCH_COPIED_BY_EXPERT, DISPATCH_QUANTIZED_BY_EXPERT, DISPATCH_BROUGHT_BY_EXPERT, DISPATCH_COPIED_OBSERVED, DISPATCH_COPIED_BY_EXPERT_OBSERVED, DISPATCH_QUANTIZED_OBSERVED, DISPATCH_QUANTIZED_BY_EXPERT_OBSERVED, DISPATCH_BROUGHT_OBSERVED, DISPATCH_BROUGHT_BY_EXPERT_OBSERVED, DISPATCH_UE8M0, DISPATCH_UE8M0_OBSERVED, DISPATCH_UE8M0_BY_EXPERT, DISPATCH_UE8M0_BY_EXPERT_OBSERVED, AGAIN_UE8M0, DISPATCH_MXFP8, DISPATCH_MXFP8_OBSERVED, DISPATCH_MXFP8_BY_EXPERT, DISPATCH_MXFP8_BY_EXPERT_OBSERVED, AGAIN_MXFP8, DISPATCH_COPIED_RANK_MAJOR, DISPATCH_QUANTIZED_RANK_MAJOR, DISPATCH_UE8M0_RANK_MAJOR, DISPATCH_MXFP8_RANK_MAJOR, DISPATCH_BROUGHT_RANK_MAJOR, COMBINE_RANK_MAJOR, AGAIN_COPIED, AGAIN_QUANTIZED, AGAIN_BROUGHT, AGAIN_COPIED_BY_EXPERT, AGAIN_QUANTIZED_BY_EXPERT, AGAIN_BROUGHT_BY_EXPERT, AGAIN_UE8M0_BY_EXPERT, AGAIN_MXFP8_BY_EXPERT, COMBINE, COMBINE_BY_EXPERT, COMBINE_WITH, COMBINE_BY_EXPERT_WITH, COMBINE_BY_EXPERT_GATED, RETURNED_WEIGHTS, GRADIENT, SCALE_COLUMNS, LEND, MASKED, TENSOR, TENSOR_UE8M0, TENSOR_MXFP8, MEASURE];

@@ -16,6 +16,7 @@ pub mod combine;
 pub mod dequantize;
 pub mod dispatch;
 pub mod entries;
+pub mod entries_rank_major;
 pub mod entries_ue8m0;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod families;
@@ -27,6 +28,7 @@ pub mod measure;
 pub mod order;
 pub mod placement;
 pub mod quantize;
+pub mod rank_major;
 pub mod row;
 pub mod scale;
 pub mod scale_columns;

@@ -87,12 +87,24 @@ pub enum Layout {
         /// Rows of a slab: at least 1.
         capacity: u32,
     },
+    /// For few tokens, the low-latency one: one row for each token and rank, as in [`Self::Compact`], in a place that waits for no count: that of a
+    /// source rank's token is `rank * max_tokens + token`, `[ranks][max_tokens]` of them, of which those hold a row whose token selects an expert
+    /// here. An index tells the rows of each expert, whose entries begin at a multiple of `alignment`.
+    RankMajor {
+        /// Entries to whose multiples an expert's part of the index is padded: 1 to [`MAX_ALIGNMENT`].
+        alignment: u32,
+    },
 }
 
 impl Layout {
     /// Whether a row is of one selection, and rows lie by expert.
     pub const fn is_by_expert(self) -> bool {
         matches!(self, Self::ExpertContiguous { .. } | Self::Slab { .. })
+    }
+
+    /// Whether rows have fixed places, by source rank, then token.
+    pub const fn is_rank_major(self) -> bool {
+        matches!(self, Self::RankMajor { .. })
     }
 }
 
@@ -214,7 +226,7 @@ impl Shape {
             None => 0,
         };
         match self.layout {
-            Layout::Compact => Self::worst_tokens(self.ranks, self.max_tokens),
+            Layout::Compact | Layout::RankMajor { .. } => Self::worst_tokens(self.ranks, self.max_tokens),
             Layout::Slab { capacity } => experts as u64 * capacity as u64,
             Layout::ExpertContiguous { alignment } => {
                 let padding = experts as u64 * (alignment.saturating_sub(1)) as u64;
@@ -225,6 +237,17 @@ impl Shape {
                     None => rows,
                 }
             }
+        }
+    }
+    /// Entries of the index by expert, where rows have fixed places: one for each selection of this rank's experts, and what pads each expert's.
+    pub const fn index_entries(&self) -> u64 {
+        match self.layout {
+            Layout::RankMajor { alignment } => {
+                let experts = self.max_local_experts();
+                let padding = experts as u64 * (alignment.saturating_sub(1)) as u64;
+                self.worst_selections(experts).saturating_add(padding)
+            }
+            _ => 0,
         }
     }
     /// Most selections of so many experts of one rank.
@@ -245,7 +268,8 @@ impl Shape {
 
     /// Those of them that are known before the rows have landed.
     pub const fn told_counts(&self, local_experts: u32) -> u32 {
-        let offsets = if self.layout.is_by_expert() { local_experts + 1 } else { 0 };
+        let has_offsets = self.layout.is_by_expert() || self.layout.is_rank_major();
+        let offsets = if has_offsets { local_experts + 1 } else { 0 };
         1 + self.ranks + local_experts + offsets
     }
     /// What a place is counted for: ranks, or experts where a row is of one selection.
@@ -308,6 +332,23 @@ impl Shape {
         {
             return broken("alignment", alignment, Rule::Alignment);
         }
+        if let Layout::RankMajor { alignment } = self.layout {
+            if alignment == 0 || alignment > MAX_ALIGNMENT {
+                return broken("alignment", alignment, Rule::Alignment);
+            }
+            if self.rows != self.worst_rows() {
+                return broken("capacity", self.rows as u32, Rule::FixedPlaces);
+            }
+            if self.index_entries() > u32::MAX as u64 {
+                return broken("max_tokens_per_rank", self.max_tokens, Rule::Rows);
+            }
+            if self.routing_slots != self.row_slots {
+                return broken("routing_slots", self.routing_slots, Rule::OneSlot { row_slots: self.row_slots });
+            }
+            if !matches!(self.scale_layout, ScaleLayout::RowMajor) {
+                return broken("scale_layout", 0, Rule::ScalesByRow);
+            }
+        }
         if let Layout::Slab { capacity } = self.layout
             && (capacity == 0
                 || self.rows != self.worst_rows()
@@ -318,8 +359,7 @@ impl Shape {
         }
         // Counts of what is sent are 32 bits wide too, whatever there is room for.
         let most = match self.layout {
-            Layout::Compact => self.worst_rows(),
-            Layout::ExpertContiguous { .. } => self.worst_rows(),
+            Layout::Compact | Layout::ExpertContiguous { .. } | Layout::RankMajor { .. } => self.worst_rows(),
             Layout::Slab { .. } => self.worst_selections(self.max_local_experts()),
         };
         if most > u32::MAX as u64 {
@@ -407,6 +447,15 @@ pub enum Rule {
     RoutingSlots,
     /// 1 to [`MAX_ROW_SLOTS`].
     RowSlots,
+    /// Rows of fixed places have room for all of them.
+    FixedPlaces,
+    /// Where rows have fixed places, scales lie by row.
+    ScalesByRow,
+    /// Where rows have fixed places, as many as row slots.
+    OneSlot {
+        /// The row slots.
+        row_slots: u32,
+    },
     /// At least the row slots.
     RoutingOfRows {
         /// The row slots.
@@ -448,6 +497,14 @@ impl core::fmt::Display for Rule {
             Self::Alignment => write!(f, "an expert's rows are padded to a multiple of 1 to {MAX_ALIGNMENT}"),
             Self::RoutingSlots => write!(f, "a buffer has 1 to {MAX_ROUTING_SLOTS} routing slots"),
             Self::RowSlots => write!(f, "a buffer has 1 to {MAX_ROW_SLOTS} row slots"),
+            Self::FixedPlaces => write!(f, "rows of fixed places (rank-major) have room for every token of every rank"),
+            Self::ScalesByRow => {
+                write!(f, "rows of fixed places (rank-major) have their scales by row (0, ScaleLayout::RowMajor)")
+            }
+            Self::OneSlot { row_slots } => write!(
+                f,
+                "where rows have fixed places (rank-major) a row slot is a routing slot too: as many as the {row_slots} row slots"
+            ),
             Self::RoutingOfRows { row_slots } => {
                 write!(
                     f,

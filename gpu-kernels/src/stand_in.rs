@@ -14,7 +14,7 @@ use epoxide_dsl::prelude::*;
 
 use crate::dispatch::index;
 use crate::placement::Placement;
-use crate::words::{BlockFlags, CountMatrix, Flags, Kind, Operation};
+use crate::words::{BlockFlags, CountMatrix, Flags, Kind, Landings, Operation, SelectionWords};
 
 /// Arguments of [`stand_in`](crate::entries::stand_in).
 ///
@@ -38,12 +38,20 @@ pub struct StandInArgs {
     pub blocks: BlockFlags,
     /// u32 `[ranks]`, where rows lie by expert: how many tokens each rank dispatches.
     pub tokens: Region<u32>,
+    /// Where rows have fixed places, the landing counters: of the dispatch.
+    pub landings: Landings,
+    /// Where rows have fixed places, which experts tokens select: of the dispatch.
+    pub selections: SelectionWords,
     /// A bit for each masked rank.
     pub masked: u64,
     /// What the operation is.
     pub kind: u32,
     /// 1 where rows lie by expert.
     pub by_expert: u32,
+    /// 1 where rows have fixed places.
+    pub rank_major: u32,
+    /// Fills the struct to a multiple of 8 bytes.
+    pub reserved: u32,
 }
 
 /// Writes the words of masked ranks.
@@ -66,6 +74,10 @@ pub(crate) fn run(a: &StandInArgs) {
             a.landed.stand_in(window, peer, epoch);
             if is_dispatch && a.by_expert != 0 {
                 window.own(a.tokens).store_weak(peer, 0);
+            }
+            if is_dispatch && a.rank_major != 0 {
+                a.landings.stand_in(window, peer, dispatch);
+                a.selections.stand_in(window, peer, dispatch);
             }
             if !is_dispatch && a.kind != Kind::DispatchAgain as u32 {
                 a.op.done.stand_in(window, peer, epoch);

@@ -105,7 +105,12 @@ impl ElasticBuffer {
         }
         self.check()?;
         self.routings.check(self.id(), handle)?;
+        // Where rows have fixed places, the row slot is that of the routing.
+        let named = if self.config.layout.is_rank_major() { named.or(Some(handle.slot)) } else { named };
         let row_slot = self.rows.choose(named)?;
+        if self.config.layout.is_rank_major() {
+            self.routing_of_row(row_slot, Some(handle.slot))?;
+        }
         let &Dispatched { routing, slot, tokens, .. } = handle;
         let slots = Slots { row: row_slot, routing: slot };
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);

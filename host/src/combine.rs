@@ -7,6 +7,7 @@ use epoxide_kernels::combine::{
 use epoxide_kernels::entries::{
     combine, combine_by_expert, combine_by_expert_gated, combine_by_expert_with, combine_with, lend,
 };
+use epoxide_kernels::entries_rank_major::combine_rank_major;
 use epoxide_kernels::layout::Span;
 use epoxide_kernels::lend::LendArgs;
 use epoxide_kernels::words::{BlockFlags, Kind};
@@ -33,6 +34,10 @@ impl ElasticBuffer {
     /// operation, or [`Error::Poisoned`].
     pub fn lend_expert_outputs(&mut self) -> Result<u64> {
         self.check()?;
+        if self.config.layout.is_rank_major() {
+            let rule = "in Layout::RankMajor no word says that a combine's rows were read: the next dispatch into the slot lends the region";
+            return Err(Error::WrongOrder { call: "lend_expert_outputs", state: self.rows.to_string(), rule });
+        }
         let Some(row) = self.rows.next_idle() else {
             let rule = "the dispatch has lent the region; see RecvView::expert_outputs";
             return Err(Error::WrongOrder { call: "lend_expert_outputs", state: self.rows.to_string(), rule });
@@ -93,7 +98,7 @@ impl ElasticBuffer {
         check_rank("expert outputs", rows, &self.comm)?;
         check_address("expert outputs", rows.address())?;
         let outputs = self.check_rows(rows.len())?;
-        if let Some(received) = self.rows.of(row).received_rows.filter(|&received| outputs < received) {
+        if let Some(received) = self.rows_to_be_covered(row).filter(|&received| outputs < received) {
             return Err(self.too_few_outputs(outputs, received));
         }
         let inner = self.comm.inner();
@@ -129,6 +134,11 @@ impl ElasticBuffer {
         }
         let inner = self.comm.inner();
         let to = self.window_row(self.layouts.window.expert_out, handle.row_slot);
+        let spread = self.config.layout.is_rank_major().then(|| self.spread(handle, rows)).transpose()?;
+        let (rows, outputs) = match &spread {
+            Some(spread) => (&spread[..], self.layouts.shape.rows),
+            None => (rows, outputs),
+        };
         // SAFETY: whole rows that the region holds, as just checked; the handle's dispatch has lent it, so until this rank's combine no
         // peer touches it.
         unsafe { inner.runtime.copy_to_device(to, as_bytes(rows), inner.stream)? };
@@ -144,7 +154,7 @@ impl ElasticBuffer {
         let rule = if !elements.is_multiple_of(stride) || rows > max {
             format!("whole rows of {stride} words, at most {max} of them")
         } else {
-            match self.rows.of(row).received_rows.filter(|&received| rows < received) {
+            match self.rows_to_be_covered(row).filter(|&received| rows < received) {
                 Some(received) => format!("{stride} words for each of the {received} rows that the dispatch brought"),
                 None => {
                     let inner = self.comm.inner();
@@ -243,8 +253,8 @@ impl ElasticBuffer {
         input: &RawCombineInput,
         weights: Option<u64>,
     ) -> Result<()> {
-        let RowSlot { received_rows, outputs, state, .. } = *self.rows.of(handle.row_slot);
-        if let (Some(received), Some(outputs)) = (received_rows, outputs)
+        let RowSlot { outputs, state, .. } = *self.rows.of(handle.row_slot);
+        if let (Some(received), Some(outputs)) = (self.rows_to_be_covered(handle.row_slot), outputs)
             && outputs < received
         {
             return Err(self.too_few_outputs(outputs, received));
@@ -286,6 +296,8 @@ impl ElasticBuffer {
                     (_, true) => runtime.launch(&combine_by_expert_gated, blocks, 0, &with, stream)?,
                     (_, false) => runtime.launch(&combine_by_expert_with, blocks, 0, &with, stream)?,
                 }
+            } else if plain && shape.layout.is_rank_major() {
+                runtime.launch(&combine_rank_major, blocks, 0, &self.rank_major(pull, handle, state), stream)?;
             } else if plain {
                 runtime.launch(&combine, blocks, 0, &pull, stream)?;
             } else {
@@ -342,9 +354,22 @@ impl ElasticBuffer {
         }
     }
 
+    /// How many rows must be handed over at least, as far as the host knows: where they have fixed places, one for each place.
+    fn rows_to_be_covered(&self, row: u32) -> Option<u64> {
+        if self.config.layout.is_rank_major() {
+            return Some(self.layouts.shape.rows);
+        }
+        self.rows.of(row).received_rows
+    }
+
     fn too_few_outputs(&self, outputs: u64, received: u64) -> Error {
         let hidden = self.config.hidden;
-        let rule = format!("one row for each of the {received} that the dispatch brought, of {hidden} elements");
+        let of = if self.config.layout.is_rank_major() {
+            "places of Layout::RankMajor"
+        } else {
+            "that the dispatch brought"
+        };
+        let rule = format!("one row for each of the {received} {of}, of {hidden} elements");
         Error::argument("expert outputs", format!("{outputs} rows"), rule)
     }
 

@@ -13,6 +13,7 @@ pub use epoxide_plan::RegionBytes;
 pub(crate) use epoxide_plan::layouts::{Layouts, dispatch_shared};
 
 use crate::error::{Error, Result};
+use crate::rank_major::check_options;
 
 /// The configuration of an [`ElasticBuffer`](crate::ElasticBuffer): the same on every rank.
 #[derive(Clone, Debug, PartialEq)]
@@ -426,6 +427,7 @@ impl Config {
             let rule = "selections are dropped for an expert whose slab is full: in Layout::Slab";
             return Err(Error::argument("overflow", format!("{:?}", self.overflow), rule));
         }
+        check_options(self.layout, self.counts_mirror, self.expert_statistics, self.scale_layout)?;
         let shape = checked(Shape { rows, ..shape })?;
         if self.timeout.is_zero() || self.timeout > LONGEST_TIMEOUT {
             return Err(Error::argument("timeout", format!("{:?}", self.timeout), "more than 0 and at most a day"));

@@ -227,12 +227,59 @@ impl ElasticBuffer {
             return Err(Error::argument("tokens", tokens, rule));
         }
         let row_slot = self.rows.choose(input.row_slot)?;
-        let slot = self.routings.slot(input.routing_slot, &self.rows)?;
+        let slot = match self.config.layout.is_rank_major() {
+            true => self.routing_of_row(row_slot, input.routing_slot)?,
+            false => self.routings.slot(input.routing_slot, &self.rows)?,
+        };
         let slots = Slots { row: row_slot, routing: slot };
         self.take_turn()?;
         // SAFETY: the caller's promise.
-        let RawDispatchInput { topk_idx, index_type, topk_weights, .. } = unsafe { self.without_masked(input)? };
+        let launched = unsafe { self.without_masked(input)? };
         self.stand_in(Kind::Dispatch, slots)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_dispatch(&launched, slots)? };
+        // At once: what fails from here on changes nothing in what the slot has.
+        self.routings.take(slot, row_slot, self.operations, input.routing_slot);
+        self.overflows.forget(slot);
+        let operation = self.dispatched(slots, input.row_slot, input.keep_rows)?;
+        Ok(Dispatched { buffer: self.id(), operation, routing: operation, slot, row_slot, tokens })
+    }
+
+    /// Launches the kernel, in slots that were chosen.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::dispatch_raw`].
+    unsafe fn launch_dispatch(&self, input: &RawDispatchInput, slots: Slots) -> Result<()> {
+        let (inner, shape, kernels) = (self.comm.inner(), &self.layouts.shape, input.rows.kernels(&self.layouts.shape));
+        let (runtime, stream, shared_bytes) = (&inner.runtime, inner.stream, self.shared.bytes(shape));
+        // SAFETY, of both: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape
+        // on every rank; the grid and shared memory are those of the layouts; the inputs are the caller's promise.
+        match kernels.rank_major.filter(|_| shape.layout.is_rank_major()) {
+            Some(kernel) => {
+                // SAFETY: as above.
+                let args = unsafe { self.dispatch_rank_major(input, slots) };
+                // SAFETY: as above.
+                unsafe { runtime.launch(kernel, self.blocks, shared_bytes, &args, stream) }
+            }
+            None => {
+                let kernel = kernels.dispatch(self.config.observes(shape));
+                // SAFETY: as above.
+                let args = unsafe { self.dispatch_args(input, slots) };
+                // SAFETY: as above.
+                unsafe { runtime.launch(kernel, self.blocks, shared_bytes, &args, stream) }
+            }
+        }
+    }
+
+    /// What a kernel takes where places follow from counts.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::dispatch_raw`].
+    unsafe fn dispatch_args(&self, input: &RawDispatchInput, slots: Slots) -> DispatchArgs {
+        let RawDispatchInput { tokens, rows, topk_idx, index_type, topk_weights, .. } = *input;
+        let Slots { row: row_slot, routing: slot } = slots;
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
         // Where rows lie by expert, the handle is another.
         let [send_rank, send_row] = if shape.layout.is_by_expert() {
@@ -242,7 +289,7 @@ impl ElasticBuffer {
         };
         let of_slot = |span: Span| span.slot(slot, shape.routing_slots).offset;
         // SAFETY: the buffer's own memory, laid out for its shape; the inputs are the caller's promise.
-        let args = unsafe {
+        unsafe {
             DispatchArgs {
                 op: self.operation(Kind::Dispatch, slots),
                 recv: w.received.slot(shape, row_slot, slot).regions(),
@@ -273,24 +320,7 @@ impl ElasticBuffer {
                 statistics: Global::from_raw(self.statistics.as_ref().map_or(0, DeviceTensor::address)),
                 bound: self.bound(),
             }
-        };
-        let inner = self.comm.inner();
-        // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape
-        // on every rank; the grid and shared memory are those of the layouts.
-        unsafe {
-            inner.runtime.launch(
-                rows.kernels(shape).dispatch(self.config.observes(shape)),
-                self.blocks,
-                self.shared.bytes(shape),
-                &args,
-                inner.stream,
-            )?
-        };
-        // At once: what fails from here on changes nothing in what the slot has.
-        self.routings.take(slot, row_slot, self.operations, input.routing_slot);
-        self.overflows.forget(slot);
-        let operation = self.dispatched(slots, input.row_slot, input.keep_rows)?;
-        Ok(Dispatched { buffer: self.id(), operation, routing: operation, slot, row_slot, tokens })
+        }
     }
 
     /// Notes that a dispatch was enqueued in these slots, of which it `named` that of rows or not; returns its number.

@@ -18,6 +18,9 @@ pub struct RecvCounts {
     /// Where rows lie by expert: the first row of each local expert, and the end of all, `[local experts + 1]`, multiples of the alignment.
     /// In slabs, multiples of their capacity. Else empty.
     pub offsets: Vec<u32>,
+    /// In [`Layout::RankMajor`](crate::Layout::RankMajor): the first entry of each local expert in the index, and the end of all,
+    /// `[local experts + 1]`, multiples of the alignment. Else empty.
+    pub index_offsets: Vec<u32>,
     /// Selections of this rank's experts that were dropped for want of room ([`Overflow::Drop`](crate::Overflow::Drop)).
     pub dropped: u32,
     /// Selections of all ranks' experts that were dropped.
@@ -52,11 +55,16 @@ pub struct RecvView {
     pub top_k_stride: u32,
     /// u64 `[rows]`: source rank in the upper half, token in the lower; `u64::MAX` where a row pads.
     pub sources: u64,
-    /// u32 `[1 + ranks + local experts]`: rows received in all, by source rank, by local expert; where rows lie by expert, u32
+    /// u32 `[1 + ranks + local experts]`: rows received in all, by source rank, by local expert; in
+    /// [`Layout::RankMajor`](crate::Layout::RankMajor), u32 `[local experts + 1]` behind them: where each one's part of the index begins, and the end;
+    /// where rows lie by expert, u32
     /// `[local experts + 1]` behind them: where each expert's begin, and the end; where there is a bound, u32 `[8]` behind these: 1 if the
     /// dispatch did not fit and moved nothing, and then the rank and the expert (or all ones) that have too little room, the rows that were
     /// to come and the operation's number (two words); selections that were dropped, of this rank's experts and of all.
     pub counts: u64,
+    /// In [`Layout::RankMajor`](crate::Layout::RankMajor), u32: the rows of each local expert, from the entry on that the counts' offsets say,
+    /// `u32::MAX` where an entry pads. Else 0.
+    pub index: u64,
     /// BF16 `[max_rows, hidden]`: where expert outputs go, row by row, to be combined in place. Every received row must be written:
     /// nobody can see that one was not, but [`Config::with_poisoned_expert_outputs`](crate::Config::with_poisoned_expert_outputs)
     /// makes its sums NaN.
@@ -75,7 +83,7 @@ impl RecvCounts {
         let (by_source, by_expert) = words[1..].split_at(ranks as usize);
         let (by_expert, offsets) = by_expert.split_at(local_experts as usize);
         let [by_source, by_expert, offsets] = [by_source, by_expert, offsets].map(<[u32]>::to_vec);
-        Self { rows: words[0], by_source, by_expert, offsets, dropped: 0, dropped_in_all: 0 }
+        Self { rows: words[0], by_source, by_expert, offsets, index_offsets: vec![], dropped: 0, dropped_in_all: 0 }
     }
 }
 
@@ -103,6 +111,11 @@ impl ElasticBuffer {
             top_k_stride: shape.top_k_stride(),
             sources: self.window_span(received.source),
             counts: self.private_slot(self.layouts.private.recv_counts, handle.slot),
+            index: if shape.layout.is_rank_major() {
+                self.private_slot(self.layouts.private.index, handle.slot)
+            } else {
+                0
+            },
             expert_outputs: self.window_row(w.expert_out, handle.row_slot),
             returned_weights: if shape.returned_weights { self.window_row(w.returned, handle.row_slot) } else { 0 },
             max_rows: shape.rows,
@@ -129,6 +142,10 @@ impl ElasticBuffer {
         let dropped = self.fitted(handle, &bound)?;
         self.rows.of_mut(handle.row_slot).received_rows = Some(words[0].into());
         let [dropped, dropped_in_all] = dropped;
-        Ok(RecvCounts { dropped, dropped_in_all, ..RecvCounts::of(&words, self.comm.size(), experts) })
+        let mut counts = RecvCounts { dropped, dropped_in_all, ..RecvCounts::of(&words, self.comm.size(), experts) };
+        if self.config.layout.is_rank_major() {
+            counts.index_offsets = std::mem::take(&mut counts.offsets);
+        }
+        Ok(counts)
     }
 }

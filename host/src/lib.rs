@@ -118,6 +118,7 @@ mod overflow;
 mod pool;
 pub mod processes;
 pub mod quantize;
+mod rank_major;
 mod received;
 mod recv_arrays;
 mod rendezvous;

@@ -7,6 +7,7 @@ use crate::buffer::{Dispatched, ElasticBuffer};
 use crate::config::WireFormat;
 use crate::error::{Error, Result};
 use crate::handle::RecvCounts;
+use crate::rank_major::places;
 use crate::tensor::{Element, filled, read_into, reserve};
 
 /// Received rows as they travelled.
@@ -171,7 +172,8 @@ impl ElasticBuffer {
         self.check_readable("received", handle)?;
         received.counts = self.recv_counts(handle)?;
         let view = self.recv_view(handle)?;
-        let rows = u64::from(received.counts.rows);
+        let fixed = self.config.layout.is_rank_major();
+        let rows = if fixed { view.max_rows } else { u64::from(received.counts.rows) };
         let elements = rows * u64::from(self.config.hidden);
         let comm = &self.comm;
         // SAFETY of all reads: regions of the buffer's own, with room for any number of rows that a dispatch brings, whose elements these
@@ -232,8 +234,12 @@ impl ElasticBuffer {
         // SAFETY: as above.
         unsafe {
             self.read_selections(view.topk_idx, rows, &mut received.topk_idx)?;
-            self.read_selections(view.topk_weights, rows, &mut received.topk_weights)
+            self.read_selections(view.topk_weights, rows, &mut received.topk_weights)?;
         }
+        if fixed {
+            received.keep(&places(&received.topk_idx, self.config.top_k as usize), rows as usize);
+        }
+        Ok(())
     }
 
     /// Reads `[rows, top_k]`, and drops the padding of every row.

@@ -45,8 +45,12 @@ pub struct RecvArrays<'b> {
     pub counts_by_source: View<'b>,
     /// u32 `[local experts]`: selections of each.
     pub counts_by_expert: View<'b>,
-    /// Where rows lie by expert, u32 `[local experts + 1]`: the first row of each, and the end. Else none.
+    /// Where rows lie by expert, u32 `[local experts + 1]`: the first row of each, and the end. Where rows have fixed places, the first entry
+    /// of each in [`Self::index`], and the end. Else none.
     pub offsets: Option<View<'b>>,
+    /// Where rows have fixed places, u32 `[max entries]`: the rows of each local expert, ascending, from its offset on, then `u32::MAX` up to the
+    /// next one's. Else none.
+    pub index: Option<View<'b>>,
     /// BF16 `[max_rows, hidden]`: where expert outputs go, a row for each received row, to be combined
     /// [in place](crate::ExpertOutputs::InPlace). It may be written until the combine.
     pub expert_outputs: View<'b>,
@@ -106,7 +110,8 @@ impl ElasticBuffer {
             row_count: counts(0, 1),
             counts_by_source: counts(1, ranks),
             counts_by_expert: counts(1 + ranks, experts),
-            offsets: by_expert.then(|| counts(1 + ranks + experts, experts + 1)),
+            offsets: (by_expert || view.index != 0).then(|| counts(1 + ranks + experts, experts + 1)),
+            index: (view.index != 0).then(|| View::vector(view.index, DType::U32, shape.index_entries())),
             expert_outputs: by_row(View::matrix(view.expert_outputs, DType::Bf16, [rows, hidden], hidden)),
             returned_weights: shape.returned_weights.then(|| selected(view.returned_weights, DType::F32)),
         })

@@ -11,17 +11,22 @@ use epoxide_kernels::entries::{
     dispatch_copied_by_expert_observed, dispatch_copied_observed, dispatch_quantized, dispatch_quantized_by_expert,
     dispatch_quantized_by_expert_observed, dispatch_quantized_observed,
 };
+use epoxide_kernels::entries_rank_major::{
+    dispatch_brought_rank_major, dispatch_copied_rank_major, dispatch_mxfp8_rank_major, dispatch_quantized_rank_major,
+    dispatch_ue8m0_rank_major,
+};
 use epoxide_kernels::entries_ue8m0::{
     dispatch_again_mxfp8, dispatch_again_mxfp8_by_expert, dispatch_again_ue8m0, dispatch_again_ue8m0_by_expert,
     dispatch_mxfp8, dispatch_mxfp8_by_expert, dispatch_mxfp8_by_expert_observed, dispatch_mxfp8_observed,
     dispatch_ue8m0, dispatch_ue8m0_by_expert, dispatch_ue8m0_by_expert_observed, dispatch_ue8m0_observed,
 };
+use epoxide_kernels::rank_major::DispatchRankMajorArgs;
 use epoxide_kernels::row::RowArgs;
 use epoxide_kernels::shape::Shape;
 use half::bf16;
 
 use crate::comm::Comm;
-use crate::config::{Layout, WireFormat};
+use crate::config::WireFormat;
 use crate::error::{Error, Result};
 use crate::slice::{DeviceSlice, check_address, check_aligned, check_len, check_rank};
 use crate::tensor::DeviceTensor;
@@ -248,6 +253,8 @@ pub(crate) struct RowKernels {
     pub dispatch: &'static Kernel<DispatchArgs>,
     /// One whose counts are observed: held against a bound, told early, or added up.
     pub observed: &'static Kernel<DispatchArgs>,
+    /// One where rows have fixed places.
+    pub rank_major: Option<&'static Kernel<DispatchRankMajorArgs>>,
     /// One by an old routing.
     pub again: Again,
 }
@@ -269,69 +276,80 @@ impl RowKernels {
 const COPIED: RowKernels = RowKernels {
     dispatch: &dispatch_copied,
     observed: &dispatch_copied_observed,
+    rank_major: Some(&dispatch_copied_rank_major),
     again: Again::Compact(&dispatch_again_copied),
 };
 const QUANTIZED: RowKernels = RowKernels {
     dispatch: &dispatch_quantized,
     observed: &dispatch_quantized_observed,
+    rank_major: Some(&dispatch_quantized_rank_major),
     again: Again::Compact(&dispatch_again_quantized),
 };
 const BROUGHT: RowKernels = RowKernels {
     dispatch: &dispatch_brought,
     observed: &dispatch_brought_observed,
+    rank_major: Some(&dispatch_brought_rank_major),
     again: Again::Compact(&dispatch_again_brought),
 };
 const COPIED_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_copied_by_expert,
     observed: &dispatch_copied_by_expert_observed,
+    rank_major: None,
     again: Again::ByExpert(&dispatch_again_copied_by_expert),
 };
 const QUANTIZED_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_quantized_by_expert,
     observed: &dispatch_quantized_by_expert_observed,
+    rank_major: None,
     again: Again::ByExpert(&dispatch_again_quantized_by_expert),
 };
 const BROUGHT_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_brought_by_expert,
     observed: &dispatch_brought_by_expert_observed,
+    rank_major: None,
     again: Again::ByExpert(&dispatch_again_brought_by_expert),
 };
 
 const UE8M0: RowKernels = RowKernels {
     dispatch: &dispatch_ue8m0,
     observed: &dispatch_ue8m0_observed,
+    rank_major: Some(&dispatch_ue8m0_rank_major),
     again: Again::Compact(&dispatch_again_ue8m0),
 };
 const UE8M0_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_ue8m0_by_expert,
     observed: &dispatch_ue8m0_by_expert_observed,
+    rank_major: None,
     again: Again::ByExpert(&dispatch_again_ue8m0_by_expert),
 };
 const MXFP8: RowKernels = RowKernels {
     dispatch: &dispatch_mxfp8,
     observed: &dispatch_mxfp8_observed,
+    rank_major: Some(&dispatch_mxfp8_rank_major),
     again: Again::Compact(&dispatch_again_mxfp8),
 };
 const MXFP8_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_mxfp8_by_expert,
     observed: &dispatch_mxfp8_by_expert_observed,
+    rank_major: None,
     again: Again::ByExpert(&dispatch_again_mxfp8_by_expert),
 };
 
 /// All kernels that a buffer of this shape may launch: its rows come in these forms.
 pub(crate) fn row_kernels(shape: &Shape) -> &'static [RowKernels] {
-    match (shape.format, shape.layout) {
-        (WireFormat::Bf16, Layout::Compact) => &[COPIED],
-        (WireFormat::Fp8, Layout::Compact) => &[QUANTIZED, BROUGHT],
-        (WireFormat::Fp8Ue8m0, Layout::Compact) => &[UE8M0, BROUGHT],
-        (WireFormat::Mxfp8, Layout::Compact) => &[MXFP8, BROUGHT],
+    // Where rows have fixed places, they are those of the compact layout.
+    match (shape.format, shape.layout.is_by_expert()) {
+        (WireFormat::Bf16, false) => &[COPIED],
+        (WireFormat::Fp8, false) => &[QUANTIZED, BROUGHT],
+        (WireFormat::Fp8Ue8m0, false) => &[UE8M0, BROUGHT],
+        (WireFormat::Mxfp8, false) => &[MXFP8, BROUGHT],
         // What is left is rows that the caller makes, or rows by expert.
-        (_, Layout::Compact) => &[BROUGHT],
-        (WireFormat::Bf16, _) => &[COPIED_BY_EXPERT],
-        (WireFormat::Fp8, _) => &[QUANTIZED_BY_EXPERT, BROUGHT_BY_EXPERT],
-        (WireFormat::Fp8Ue8m0, _) => &[UE8M0_BY_EXPERT, BROUGHT_BY_EXPERT],
-        (WireFormat::Mxfp8, _) => &[MXFP8_BY_EXPERT, BROUGHT_BY_EXPERT],
-        _ => &[BROUGHT_BY_EXPERT],
+        (_, false) => &[BROUGHT],
+        (WireFormat::Bf16, true) => &[COPIED_BY_EXPERT],
+        (WireFormat::Fp8, true) => &[QUANTIZED_BY_EXPERT, BROUGHT_BY_EXPERT],
+        (WireFormat::Fp8Ue8m0, true) => &[UE8M0_BY_EXPERT, BROUGHT_BY_EXPERT],
+        (WireFormat::Mxfp8, true) => &[MXFP8_BY_EXPERT, BROUGHT_BY_EXPERT],
+        (_, true) => &[BROUGHT_BY_EXPERT],
     }
 }
 

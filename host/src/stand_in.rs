@@ -3,7 +3,7 @@ use epoxide_dsl::memory::Global;
 use epoxide_dsl::window::Region;
 use epoxide_kernels::entries::{stand_in, without_masked};
 use epoxide_kernels::stand_in::{StandInArgs, WithoutMaskedArgs};
-use epoxide_kernels::words::{BlockFlags, CountMatrix, Flags, Kind};
+use epoxide_kernels::words::{BlockFlags, CountMatrix, Flags, Kind, Landings};
 
 use crate::buffer::{ElasticBuffer, SELECTIONS, Slots};
 use crate::dispatch::{IndexType, RawDispatchInput};
@@ -27,6 +27,10 @@ impl ElasticBuffer {
                 masked: masked.ranks,
                 kind: kind as u32,
                 by_expert: shape.layout.is_by_expert().into(),
+                landings: Landings::new(Region::new(self.row_offset(w.landings, slots.row))),
+                selections: self.selection_words(slots),
+                rank_major: shape.layout.is_rank_major().into(),
+                reserved: 0,
             }
         };
         let inner = self.comm.inner();

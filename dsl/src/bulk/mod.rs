@@ -39,6 +39,15 @@ impl Landed {
     }
 }
 
+impl Landed {
+    /// Adds to `counter`, to which other blocks add what they have landed, releasing at system scope everything that this block landed. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn add_of_block(&self, counter: Symmetric<u64>, amount: u64) {
+        counter.add_release::<System>(0, amount);
+    }
+}
+
 /// Waits until every bulk store of every thread of the block is complete, orders the ordinary ones, and returns the proof that
 /// a flag needs. Block-collective.
 #[inline(always)]

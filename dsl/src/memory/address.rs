@@ -116,6 +116,18 @@ macro_rules! address_type {
             pub fn fetch_add_acq_rel<S: Scope>(self, index: impl Index, value: T) -> T {
                 T::from_bits(arch::AtomicBits::fetch_add_acq_rel::<S>(self.at(index).address, value.to_bits()))
             }
+            /// Adds to element `index`, wrapping, releasing at scope `S` what this thread did before, and asks for no answer.
+            #[inline(always)]
+            #[track_caller]
+            pub fn add_release<S: Scope>(self, index: impl Index, value: T) {
+                arch::AtomicBits::add_release::<S>(self.at(index).address, value.to_bits());
+            }
+            /// Adds to element `index`, wrapping, relaxed at scope `S`, and asks for no answer.
+            #[inline(always)]
+            #[track_caller]
+            pub fn add_relaxed<S: Scope>(self, index: impl Index, value: T) {
+                arch::AtomicBits::add_relaxed::<S>(self.at(index).address, value.to_bits());
+            }
             /// Lowers element `index` to `value` if that is smaller, relaxed at scope `S`; returns the value before.
             #[inline(always)]
             #[track_caller]

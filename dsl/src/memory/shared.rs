@@ -68,6 +68,12 @@ impl Shared<u32> {
     pub fn fetch_add_relaxed(self, index: u32, value: u32) -> u32 {
         arch::shared_add_u32(self.at(index).address, value)
     }
+    /// Sets the bits of `value` in element `index`, relaxed at block scope; returns the value before.
+    #[inline(always)]
+    #[track_caller]
+    pub fn fetch_or_relaxed(self, index: u32, value: u32) -> u32 {
+        arch::shared_or_u32(self.at(index).address, value)
+    }
     /// Lowers element `index` to `value` if that is smaller, relaxed at block scope; returns the value before.
     #[inline(always)]
     #[track_caller]

@@ -20,6 +20,8 @@ pub trait AtomicBits: Bits {
     fn store_relaxed<S: Scope>(address: u64, value: Self);
     fn store_release<S: Scope>(address: u64, value: Self);
     fn fetch_add_acq_rel<S: Scope>(address: u64, value: Self) -> Self;
+    fn add_release<S: Scope>(address: u64, value: Self);
+    fn add_relaxed<S: Scope>(address: u64, value: Self);
     fn fetch_min_relaxed<S: Scope>(address: u64, value: Self) -> Self;
     fn fetch_max_relaxed<S: Scope>(address: u64, value: Self) -> Self;
     fn fetch_min_signed_relaxed<S: Scope>(address: u64, value: Self) -> Self;
@@ -125,6 +127,10 @@ macro_rules! atomic_bits {
             #[inline(always)]
             fn fetch_add_acq_rel<S: Scope>(address: u64, value: Self) -> Self { scoped!(S, exchange1, "atom.acq_rel", concat!(".global.add", $u), $reg, address, value) }
             #[inline(always)]
+            fn add_release<S: Scope>(address: u64, value: Self) { scoped!(S, store, "red.release", concat!(".global.add", $u), $reg, reg64, address, value) }
+            #[inline(always)]
+            fn add_relaxed<S: Scope>(address: u64, value: Self) { scoped!(S, store, "red.relaxed", concat!(".global.add", $u), $reg, reg64, address, value) }
+            #[inline(always)]
             fn fetch_min_relaxed<S: Scope>(address: u64, value: Self) -> Self { scoped!(S, exchange1, "atom.relaxed", concat!(".global.min", $u), $reg, address, value) }
             #[inline(always)]
             fn fetch_max_relaxed<S: Scope>(address: u64, value: Self) -> Self { scoped!(S, exchange1, "atom.relaxed", concat!(".global.max", $u), $reg, address, value) }
@@ -195,6 +201,15 @@ pub fn shared_add_u32(address: u32, value: u32) -> u32 {
     // SAFETY: one atomic on an aligned word of the block's shared memory.
     unsafe {
         asm!("atom.relaxed.cta.shared.add.u32 {0}, [{1}], {2};", out(reg32) old, in(reg32) address, in(reg32) value, options(nostack, preserves_flags))
+    };
+    old
+}
+#[inline(always)]
+pub fn shared_or_u32(address: u32, value: u32) -> u32 {
+    let old: u32;
+    // SAFETY: one atomic on an aligned word of the block's shared memory.
+    unsafe {
+        asm!("atom.relaxed.cta.shared.or.b32 {0}, [{1}], {2};", out(reg32) old, in(reg32) address, in(reg32) value, options(nostack, preserves_flags))
     };
     old
 }

@@ -28,6 +28,10 @@ pub trait AtomicBits: Bits {
     #[track_caller]
     fn fetch_add_acq_rel<S: Scope>(address: u64, value: Self) -> Self;
     #[track_caller]
+    fn add_release<S: Scope>(address: u64, value: Self);
+    #[track_caller]
+    fn add_relaxed<S: Scope>(address: u64, value: Self);
+    #[track_caller]
     fn fetch_min_relaxed<S: Scope>(address: u64, value: Self) -> Self;
     #[track_caller]
     fn fetch_max_relaxed<S: Scope>(address: u64, value: Self) -> Self;
@@ -99,6 +103,14 @@ macro_rules! atomic_bits {
                 device::rmw(global(address), Rmw::Add, value, strength::<S>(Order::AcquireRelease))
             }
             #[track_caller]
+            fn add_release<S: Scope>(address: u64, value: Self) {
+                device::red(global(address), Rmw::Add, value, strength::<S>(Order::Release));
+            }
+            #[track_caller]
+            fn add_relaxed<S: Scope>(address: u64, value: Self) {
+                device::red(global(address), Rmw::Add, value, strength::<S>(Order::Relaxed));
+            }
+            #[track_caller]
             fn fetch_min_relaxed<S: Scope>(address: u64, value: Self) -> Self {
                 device::rmw(global(address), Rmw::Min, value, strength::<S>(Order::Relaxed))
             }
@@ -151,6 +163,10 @@ pub fn store_shared_x4(address: u32, value: [u32; 4]) {
 #[track_caller]
 pub fn shared_add_u32(address: u32, value: u32) -> u32 {
     device::rmw(shared(address), Rmw::Add, value, RELAXED_IN_BLOCK)
+}
+#[track_caller]
+pub fn shared_or_u32(address: u32, value: u32) -> u32 {
+    device::rmw(shared(address), Rmw::Or, value, RELAXED_IN_BLOCK)
 }
 #[track_caller]
 pub fn shared_min_u32(address: u32, value: u32) -> u32 {

@@ -122,7 +122,7 @@ pub(crate) fn run<S: Sum>(sum: &S) {
 
 /// Meets all ranks. Returns how the tokens are divided, and this warp's first part.
 #[inline(always)]
-fn enter<S: Sum>(sum: &S, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
+pub(crate) fn enter<S: Sum>(sum: &S, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
     let (a, kind) = (sum.args(), sum.kind());
     let look = watch.look();
     let (received, dispatch) = (rows_to_be_covered(a), a.routing.load_weak(0));
@@ -154,7 +154,7 @@ fn rows_to_be_covered(a: &CombineArgs) -> u32 {
 
 /// A warp per part.
 #[inline(always)]
-fn sum_parts<S: Sum>(rows: &S, parts: Parts, first: Part) {
+pub(crate) fn sum_parts<S: Sum>(rows: &S, parts: Parts, first: Part) {
     let a = rows.args();
     let mut part = first;
     while parts.token(part.number) < a.tokens {

@@ -11,7 +11,7 @@ const SMALLEST_PART: u32 = 2 * warp::LANES;
 /// How the tokens are divided among the warps: a part is a token, or a piece of one where there are at least two warps
 /// for each token, so that all warps read.
 #[derive(Clone, Copy)]
-pub(super) struct Parts {
+pub(crate) struct Parts {
     /// Parts of a token.
     of_token: u32,
     /// Vectors of a part.

@@ -59,6 +59,7 @@ mod observe;
 mod send;
 
 pub use args::{DispatchArgs, index};
+pub(crate) use send::{memory_of_warp, send_scales};
 
 use epoxide_dsl::prelude::*;
 

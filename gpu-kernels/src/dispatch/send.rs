@@ -98,7 +98,7 @@ pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
 
 /// The shared memory of this warp.
 #[inline(always)]
-pub(super) fn memory_of_warp<R: Row>(shared: &DispatchShared) -> WarpMemory {
+pub(crate) fn memory_of_warp<R: Row>(shared: &DispatchShared) -> WarpMemory {
     let stages = shared.stages + warp::index() * shared.stages_of_warp * shared.stage_bytes;
     let mbarriers = Shared::dynamic(warp::index() * R::STAGES * 8);
     WarpMemory { stages: Shared::dynamic(stages), stage_bytes: shared.stage_bytes, mbarriers }
@@ -137,7 +137,7 @@ fn send_beside<R: Row>(a: &DispatchArgs, token: u32, selected: Selected, copies:
 
 /// Writes a row's scales to where one copy of it goes. Warp-collective.
 #[inline(always)]
-pub(super) fn send_scales(to: Symmetric<u32>, stride: u32, row: u32, scales: Shared<U32x4>) {
+pub(crate) fn send_scales(to: Symmetric<u32>, stride: u32, row: u32, scales: Shared<U32x4>) {
     let beside = to.rows(stride).row(row).cast::<U32x4>();
     for vector in thread::strided(warp::lane(), stride / 4, warp::LANES) {
         beside.store_weak(vector, scales.load_weak(vector));

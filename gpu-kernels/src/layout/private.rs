@@ -15,6 +15,8 @@ pub struct PrivateLayout {
     pub dispatches: Span,
     /// u64 `[S][1]`: the epoch of the last combine.
     pub lent: Span,
+    /// u64 `[S][1]`: the epoch of the last combine behind which the slot was free at every rank; only where rows have fixed places.
+    pub freed: Span,
     /// u64 `[S][2]`: the grid's counters.
     pub grid: Span,
     /// u64 `[1]`: the claim of the fault record.
@@ -31,6 +33,8 @@ pub struct PrivateLayout {
     /// u32 `[slots][1 + ranks + local experts]`: rows received: in all, by source, by local expert; where rows lie by expert, each slot's has
     /// `[local experts + 1]` more: where each expert's begin, and the end; where there is a bound, what [`crate::bound`] says.
     pub recv_counts: Span,
+    /// u32 `[slots][index_entries]`: the rows of each expert; only where rows have fixed places.
+    pub index: Span,
     /// u64 `[3]`: the first dispatch that did not fit, of those that nobody was told of; only where there is a bound.
     pub overflow: Span,
     /// 32 bits `[S][columns][scale_column_stride]`: received scales by column; only where they lie so.
@@ -64,6 +68,7 @@ impl PrivateLayout {
             epoch: at.slots("epoch", rows, 1, 8)?,
             dispatches: at.slots("dispatches", rows, 1, 8)?,
             lent: at.slots("epoch of the last combine", rows, 1, 8)?,
+            freed: at.slots("epoch of the combine that freed", rows, shape.layout.is_rank_major().into(), 8)?,
             grid: at.slots("grid counters", rows, 2, 8)?,
             claim: at.span("claim of the fault record", 1, 8)?,
             block_counts: at.slots("block counts", rows, blocks.checked_mul(counters)?, 4)?,
@@ -71,6 +76,7 @@ impl PrivateLayout {
             send_rank: handles(&mut at, "handle: ranks")?,
             send_row: handles(&mut at, "handle: rows")?,
             recv_counts: at.span("received counts", slots.checked_mul(counts.into())?, 4)?,
+            index: at.span("index by expert", slots.checked_mul(shape.index_entries())?, 4)?,
             overflow: at.span("dispatch that did not fit", if shape.is_bounded() { 3 } else { 0 }, 8)?,
             scale_columns: at.slots(
                 "scales by column",
@@ -83,12 +89,13 @@ impl PrivateLayout {
     }
 
     /// All regions, in order.
-    pub fn spans(&self) -> [Span; 13] {
+    pub fn spans(&self) -> [Span; 15] {
         let Self {
             bases,
             epoch,
             dispatches,
             lent,
+            freed,
             grid,
             claim,
             block_counts,
@@ -96,6 +103,7 @@ impl PrivateLayout {
             send_rank,
             send_row,
             recv_counts,
+            index,
             overflow,
             scale_columns,
             bytes: _,
@@ -105,6 +113,7 @@ impl PrivateLayout {
             epoch,
             dispatches,
             lent,
+            freed,
             grid,
             claim,
             block_counts,
@@ -112,6 +121,7 @@ impl PrivateLayout {
             send_rank,
             send_row,
             recv_counts,
+            index,
             overflow,
             scale_columns,
         ]

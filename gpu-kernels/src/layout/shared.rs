@@ -51,6 +51,9 @@ impl DispatchShared {
         let stages = owned.checked_add(Self::owned_bytes(shape))?.checked_next_multiple_of(128)?;
         let counters = Self::counters_bytes(shape)?;
         let room = available.checked_sub(stages)?;
+        if Self::index_bytes(shape)? > room {
+            return None;
+        }
         let of_warp = stage_bytes.checked_mul(stages_of_warp)?;
         let at_most_all = |warps: u32| if warps < WARPS { warps } else { WARPS };
         let copy_warps = at_most_all(room / of_warp);
@@ -90,10 +93,25 @@ impl DispatchShared {
         u32::try_from(counters).ok()?.checked_mul(4)
     }
 
+    /// Words of an expert's bits in the index that is made where rows have fixed places: whole words for each source rank.
+    pub const fn index_words(max_tokens: u32) -> u32 {
+        max_tokens.div_ceil(32)
+    }
+
+    /// Bytes of what such an index is made from, where the stages were: ranks, tokens, counts and bits.
+    fn index_bytes(shape: &Shape) -> Option<u32> {
+        if !shape.layout.is_rank_major() {
+            return Some(0);
+        }
+        let experts = shape.max_local_experts();
+        let bits = (experts + 1).checked_mul(shape.ranks)?.checked_mul(Self::index_words(shape.max_tokens))?;
+        bits.checked_add(3 * shape.ranks + 2 * experts + 4)?.checked_mul(4)
+    }
+
     /// Bytes of the block's dynamic shared memory, for the shape that it was divided for.
     pub fn bytes(&self, shape: &Shape) -> u32 {
         let stages = self.stage_bytes * self.stages_of_warp * self.copy_warps;
         let counted = Self::counters_bytes(shape).unwrap_or(0) * (1 + self.count_warps);
-        self.stages + stages.max(counted)
+        self.stages + stages.max(counted).max(Self::index_bytes(shape).unwrap_or(0))
     }
 }

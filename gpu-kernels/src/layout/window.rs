@@ -16,6 +16,12 @@ pub struct WindowLayout {
     pub landed: Span,
     /// u64 `[S][2][ranks][blocks]`: "my block's rows have landed", or "the sums of my block are there"; only where rows lie by expert.
     pub blocks: Span,
+    /// u64 `[S][ranks]`: how much of each rank's rows has landed; only where rows have fixed places.
+    pub landings: Span,
+    /// u64 `[S][ranks]`: how many tokens each rank dispatches; only where rows have fixed places.
+    pub token_words: Span,
+    /// u64 `[S][ranks][max_tokens][top_k]`: which of this rank's experts each token selects; only where rows have fixed places.
+    pub selection_words: Span,
     /// u64 `[S][ranks]`: "I have read your expert outputs".
     pub done: Span,
     /// u64 `[S][2][ranks][row_words]`: the count matrix.
@@ -54,6 +60,8 @@ impl WindowLayout {
         let ranks = u64::from(shape.ranks);
         let by_expert = |count| if shape.layout.is_by_expert() { count } else { 0 };
         let (slots, rows) = (u64::from(shape.routing_slots), shape.row_slots);
+        let fixed = |count| if shape.layout.is_rank_major() { count } else { 0 };
+        let told = Shape::worst_tokens(shape.ranks, shape.max_tokens).checked_mul(shape.top_k.into())?;
         let selections = by_expert(slots.checked_mul(u64::from(shape.max_tokens) * u64::from(shape.top_k))?);
         let count_words = sizes.count_words()?;
         let mut at = Cursor::after(0);
@@ -62,6 +70,9 @@ impl WindowLayout {
             entry: at.slots("entry words", rows, 2 * ranks, 8)?,
             landed: at.slots("landed words", rows, 2 * ranks, 8)?,
             blocks: at.slots("block words", rows, by_expert(2 * ranks * u64::from(shape.blocks)), 8)?,
+            landings: at.slots("landing counters", rows, fixed(ranks), 8)?,
+            token_words: at.slots("token words", rows, fixed(ranks), 8)?,
+            selection_words: at.slots("selection words", rows, fixed(told), 8)?,
             done: at.slots("done words", rows, ranks, 8)?,
             counts: at.slots("count matrix", rows, (2 * ranks).checked_mul(count_words)?, 8)?,
             tokens: at.span("tokens of each rank", by_expert(slots * ranks), 4)?,
@@ -106,6 +117,9 @@ impl WindowLayout {
             entry,
             landed,
             blocks,
+            landings,
+            token_words,
+            selection_words,
             done,
             counts,
             received,
@@ -119,8 +133,8 @@ impl WindowLayout {
             row_slots: _,
             bytes: _,
         } = *self;
-        let mut spans = Vec::with_capacity(12 + PARTS);
-        spans.extend([abort, entry, landed, blocks, done, counts, tokens]);
+        let mut spans = Vec::with_capacity(15 + PARTS);
+        spans.extend([abort, entry, landed, blocks, landings, token_words, selection_words, done, counts, tokens]);
         spans.extend(received.all());
         spans.extend([expert_out, sums, send_rank, send_row, returned]);
         spans

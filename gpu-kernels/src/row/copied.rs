@@ -42,6 +42,24 @@ impl Row for Copied {
     }
 
     #[inline(always)]
+    fn send_where_found(
+        self,
+        rows: &RowArgs,
+        token: u32,
+        free: &BulkAccess,
+        find: impl FnOnce(Shared<U32x4>) -> Option<Symmetric<u8>>,
+    ) -> Self {
+        let bytes = Self::bytes(rows);
+        let loading = self.ring.load(rows.x.rows(bytes).row(token), bytes);
+        let to = find(loading.data().cast());
+        let source = loading.wait();
+        if let Some(to) = to {
+            source.store(free, 0, to, bytes);
+        }
+        Self { ring: source.send() }
+    }
+
+    #[inline(always)]
     fn bytes(rows: &RowArgs) -> u32 {
         rows.hidden * 2
     }

@@ -66,6 +66,16 @@ pub trait Row: Sized {
         beside: impl FnOnce(Shared<U32x4>),
     ) -> Self;
 
+    /// [`Self::send`] where it is found only while the row is on its way where each lane copies it to: `find` says so, writes what goes with the row,
+    /// and takes where its scales lie.
+    fn send_where_found(
+        self,
+        rows: &RowArgs,
+        token: u32,
+        free: &BulkAccess,
+        find: impl FnOnce(Shared<U32x4>) -> Option<Symmetric<u8>>,
+    ) -> Self;
+
     /// Bytes of a row on the wire, without scales.
     fn bytes(rows: &RowArgs) -> u32;
 }

@@ -56,6 +56,26 @@ impl<S: Scale> Row for Quantized<S> {
     }
 
     #[inline(always)]
+    fn send_where_found(
+        self,
+        rows: &RowArgs,
+        token: u32,
+        free: &BulkAccess,
+        find: impl FnOnce(Shared<U32x4>) -> Option<Symmetric<u8>>,
+    ) -> Self {
+        let x = rows.x.rows(rows.hidden * 2).row(token);
+        let editable = self.ring.open();
+        quantize_row::<S>(rows, x.cast(), editable.data());
+        let source = editable.seal();
+        // Little is left to find by now, and the row waits for it.
+        let to = find(source.data().at(rows.hidden).cast());
+        if let Some(to) = to {
+            source.store(free, 0, to, rows.hidden);
+        }
+        Self { ring: source.send(), scale: PhantomData }
+    }
+
+    #[inline(always)]
     fn bytes(rows: &RowArgs) -> u32 {
         rows.hidden
     }

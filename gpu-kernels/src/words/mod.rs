@@ -5,9 +5,11 @@ mod counts;
 mod entry;
 mod flags;
 mod known;
+mod landings;
 mod names;
 mod numbers;
 mod routing;
+mod selections;
 mod source;
 mod stamped;
 
@@ -17,9 +19,11 @@ pub use counts::CountMatrix;
 pub use entry::{Entry, EntryWords};
 pub use flags::Flags;
 pub use known::{Known, known_words};
+pub use landings::{Landings, WHOLE};
 pub use names::{Code, Kind, Phase};
 pub use numbers::Number;
 pub use routing::{Routing, no_routing};
+pub use selections::{Selection, SelectionWords};
 pub use source::Source;
 pub use stamped::{Stamped, UNUSED_EVEN};
 

@@ -19,7 +19,7 @@ use epoxide_dsl::grid::GridCounters;
 use epoxide_dsl::memory::{Global, Symmetric};
 use epoxide_dsl::window::{Peer, Region, Window};
 use epoxide_kernels::layout::{DispatchShared, Span};
-use epoxide_kernels::words::{EntryWords, Flags, Kind, Number, Operation};
+use epoxide_kernels::words::{EntryWords, Flags, Kind, Landings, Number, Operation};
 
 pub(crate) use self::masked::{Masked, SELECTIONS};
 pub(crate) use self::overflows::Overflows;
@@ -174,6 +174,12 @@ impl ElasticBuffer {
             let (to, word) = (self.private_row(counter, row_slot), Number { row_slot, count }.to_word());
             // SAFETY: a word of the private memory, which only this rank's operations touch, on this stream.
             unsafe { inner.runtime.copy_to_device(to, &word.to_ne_bytes(), inner.stream)? };
+        }
+        if self.layouts.shape.layout.is_rank_major() {
+            let landed = Landings::behind(Number { row_slot, count: dispatches }.to_word()).to_ne_bytes();
+            let to = self.window_row(self.layouts.window.landings, row_slot);
+            // SAFETY: a word for each rank of the own window, to which no peer adds now.
+            unsafe { inner.runtime.copy_to_device(to, &landed.repeat(self.comm.size() as usize), inner.stream)? };
         }
         Ok(())
     }

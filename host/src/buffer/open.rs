@@ -6,6 +6,7 @@ use epoxide_kernels::entries::{
     combine, combine_by_expert, combine_by_expert_gated, combine_by_expert_with, combine_with, lay_scale_columns, lend,
     weigh_gradients,
 };
+use epoxide_kernels::entries_rank_major::combine_rank_major;
 use epoxide_kernels::layout::DispatchShared;
 use epoxide_kernels::measure::copy_words::copy_words;
 use epoxide_kernels::words::UNUSED_EVEN;
@@ -157,7 +158,10 @@ fn allocate(
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
     for kernels in row_kernels(&layouts.shape) {
-        runtime.prepare(kernels.dispatch(config.observes(&layouts.shape)), shared.bytes(&layouts.shape))?;
+        match kernels.rank_major.filter(|_| layouts.shape.layout.is_rank_major()) {
+            Some(kernel) => runtime.prepare(kernel, shared.bytes(&layouts.shape))?,
+            None => runtime.prepare(kernels.dispatch(config.observes(&layouts.shape)), shared.bytes(&layouts.shape))?,
+        };
         match kernels.again {
             Again::Compact(kernel) => runtime.prepare(kernel, shared.bytes(&layouts.shape))?,
             Again::ByExpert(kernel) => runtime.prepare(kernel, shared.bytes(&layouts.shape))?,
@@ -165,6 +169,8 @@ fn allocate(
     }
     if layouts.shape.layout.is_by_expert() {
         runtime.prepare(&combine_by_expert, 0)?;
+    } else if layouts.shape.layout.is_rank_major() {
+        runtime.prepare(&combine_rank_major, 0)?;
     } else {
         runtime.prepare(&combine, 0)?;
     }

@@ -1,0 +1,326 @@
+//! Receiving: what comes is known and indexed by expert while rows travel; then the rows are there.
+use epoxide_dsl::fault::{Fault, Told};
+use epoxide_dsl::prelude::*;
+
+use super::args::{DispatchRankMajorArgs, NO_ROW};
+use crate::layout::{DispatchShared, THREADS, WARPS};
+use crate::placement::quotient;
+use crate::words::{BadSelection, Code, Kind, Phase, Selection, Source};
+
+/// Where the receiving block keeps what it finds: where the stages were.
+#[derive(Clone, Copy)]
+struct Found {
+    /// `[ranks]`: tokens of each rank.
+    tokens: Shared<u32>,
+    /// `[ranks + 1]`: how many selections the ranks before it have.
+    begins: Shared<u32>,
+    /// `[ranks]`: rows of each rank.
+    rows: Shared<u32>,
+    /// `[2]`: the first rank with a bad selection, and its first one; all ones where there is none.
+    bad: Shared<u32>,
+    /// `[experts]`: selections of each of this rank's experts.
+    counts: Shared<u32>,
+    /// `[experts + 1]`: where each one's part of the index begins, and the end.
+    firsts: Shared<u32>,
+    /// `[experts + 1][ranks][words]`: a bit for each token that selects the expert; behind them, one for each that selects any.
+    bits: Shared<u32>,
+    /// This rank's experts.
+    experts: u32,
+    /// Words of the bits of a rank's tokens.
+    words: u32,
+    /// Words of an expert's bits.
+    of_expert: u32,
+}
+
+impl Found {
+    #[inline(always)]
+    fn new(a: &DispatchRankMajorArgs) -> Self {
+        let (window, words) = (a.op.window(), DispatchShared::index_words(a.max_tokens));
+        let (ranks, experts) = (window.peers, a.placement.count(window.me.0));
+        let tokens = Shared::<u32>::dynamic(a.shared.stages);
+        let begins = tokens.at(ranks);
+        let rows = begins.at(ranks + 1);
+        let bad = rows.at(ranks);
+        let counts = bad.at(2);
+        let firsts = counts.at(experts);
+        let bits = firsts.at(experts + 1);
+        Self { tokens, begins, rows, bad, counts, firsts, bits, experts, words, of_expert: ranks * words }
+    }
+}
+
+/// The receiving block's part, if it has not stopped before: it waits for all that comes, indexes it, writes the counts, and advances the numbers.
+///
+/// # Errors
+///
+/// That the block stops.
+#[inline(always)]
+pub(super) fn receive(
+    a: &DispatchRankMajorArgs,
+    watch: &wait::Watch,
+    number: u64,
+    entered: Result<(), fault::Stopped>,
+) -> Result<(), fault::Stopped> {
+    let found = Found::new(a);
+    let mut ended = entered;
+    if ended.is_ok() {
+        ended = complete(a, watch, number, found);
+    }
+    let complete = ended.is_ok();
+    write_counts(a, found, complete);
+    if thread::index() == 0 {
+        a.routing.store_weak(0, if complete { number } else { 0 });
+        a.dispatches.store_weak(0, number);
+        a.op.epoch.store_weak(0, watch.epoch());
+    }
+    ended
+}
+
+/// Waits for the ranks, for what they select, and for their rows.
+#[inline(always)]
+fn complete(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, found: Found) -> Result<(), fault::Stopped> {
+    let window = a.op.window();
+    let _met = a.op.entry.meet(window, watch, Kind::Dispatch)?;
+    clear(found);
+    let _told =
+        a.selections.wait_tokens(window, watch, number, |source, tokens| found.tokens.store_weak(source, tokens))?;
+    begin_sources(a, found);
+    mark_absent(a, found);
+    let which = |i| {
+        let source = source_of(window.peers, found, i);
+        let within = i - found.begins.load_weak(source);
+        let token = quotient(within, a.top_k);
+        (source, token, within - token * a.top_k)
+    };
+    let selections = found.begins.load_weak(window.peers);
+    let _selected =
+        a.selections.wait(window, watch, number, selections, which, |at, selection| note(a, found, at, selection))?;
+    block::sync();
+    stop_if_bad(a, found)?;
+    count(a, found);
+    index(a, found);
+    let _here = a.landings.wait(window, watch, number)?;
+    Ok(())
+}
+
+/// Clears what is found.
+#[inline(always)]
+fn clear(found: Found) {
+    for i in thread::strided(thread::index(), (found.experts + 1) * found.of_expert, THREADS) {
+        found.bits.store_weak(i, 0);
+    }
+    if thread::index() < 2 {
+        found.bad.store_weak(thread::index(), u32::MAX);
+    }
+}
+
+/// Finds where each rank's selections begin among all. The block meets on both sides.
+#[inline(always)]
+fn begin_sources(a: &DispatchRankMajorArgs, found: Found) {
+    block::sync();
+    if warp::index() == 0 {
+        let ranks = a.op.window().peers;
+        let mut before = 0;
+        let mut first = 0;
+        while first < ranks {
+            let source = first + warp::lane();
+            let selections = if source < ranks { found.tokens.load_weak(source) * a.top_k } else { 0 };
+            let up_to = warp::prefix_sum(selections);
+            if source < ranks {
+                found.begins.store_weak(source, before + up_to - selections);
+            }
+            before += warp::shuffle(warp::ALL, up_to, warp::LANES - 1);
+            first += warp::LANES;
+        }
+        if warp::lane() == 0 {
+            found.begins.store_weak(ranks, before);
+        }
+    }
+    block::sync();
+}
+
+/// The rank of which selection `i` of all is.
+#[inline(always)]
+fn source_of(ranks: u32, found: Found, i: u32) -> u32 {
+    let (mut low, mut high) = (0, ranks);
+    // The last that begins at `i` or before, of ranks that may have none.
+    while low + 1 < high {
+        let middle = (low + high) / 2;
+        if found.begins.load_weak(middle) <= i {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
+/// Writes that what no rank's token is selects nothing: the rows of tokens that a rank has not, and what pads a row's selections.
+#[inline(always)]
+fn mark_absent(a: &DispatchRankMajorArgs, found: Found) {
+    let topk = a.op.window().own(a.recv.topk);
+    let of_rank = a.max_tokens * a.top_k_stride;
+    for source in thread::strided(0, a.op.window().peers, 1) {
+        let row = topk.at(u64::from(source) * u64::from(of_rank));
+        for i in thread::strided(found.tokens.load_weak(source) * a.top_k_stride + thread::index(), of_rank, THREADS) {
+            row.store_weak(i, -1);
+        }
+    }
+}
+
+/// Notes what a selection is, in the rows and for the index. Per thread.
+#[inline(always)]
+fn note(a: &DispatchRankMajorArgs, found: Found, (source, token, position): (u32, u32, u32), selection: Selection) {
+    if selection.is_bad() {
+        found.bad.fetch_min_relaxed(0, source);
+        return;
+    }
+    let window = a.op.window();
+    let row = a.row(source, token);
+    let topk = window.own(a.recv.topk).rows(a.top_k_stride).row(row);
+    topk.store_weak(position, selection.local());
+    if position == 0 {
+        let word = Source { rank: window.rank_of(Peer(source)), token }.to_word();
+        window.own(a.recv.source).store_weak(row, word);
+        for pad in thread::strided(a.top_k, a.top_k_stride, 1) {
+            topk.store_weak(pad, -1);
+        }
+    }
+    if selection != Selection::NONE {
+        let (word, bit) = (source * found.words + token / 32, 1 << (token % 32));
+        found.bits.fetch_or_relaxed(selection.local() as u32 * found.of_expert + word, bit);
+        found.bits.fetch_or_relaxed(found.experts * found.of_expert + word, bit);
+    }
+}
+
+/// Stops the block if some rank has a bad selection: of the first such rank, the first one. Every rank sees the same words, so each finds it by itself.
+#[inline(always)]
+fn stop_if_bad(a: &DispatchRankMajorArgs, found: Found) -> Result<(), fault::Stopped> {
+    let source = found.bad.load_weak(0);
+    if source == u32::MAX {
+        return Ok(());
+    }
+    let window = a.op.window();
+    // They have come; the index of each lies where its local expert would.
+    for i in thread::strided(thread::index(), found.tokens.load_weak(source) * a.top_k, THREADS) {
+        let token = quotient(i, a.top_k);
+        let position = i - token * a.top_k;
+        let selection = a.selections.acquire(window, source, token, position);
+        if selection.is_bad() {
+            let repeated = selection == Selection::REPEATED;
+            found.bad.fetch_min_relaxed(1, BadSelection::new(token, position, repeated).key());
+        }
+    }
+    block::sync();
+    let mut fault = Fault::NONE;
+    if thread::index() == 0 {
+        let bad = BadSelection::from_key(found.bad.load_weak(1));
+        // Once more, so that this thread has acquired it.
+        let _acquired = a.selections.acquire(window, source, bad.token(), bad.position());
+        let row = a.row(source, bad.token());
+        let low = window.own(a.recv.topk).rows(a.top_k_stride).row(row).load_weak(bad.position());
+        let high = window.own(a.recv.weights).rows(a.top_k_stride).row(row).load_weak(bad.position());
+        let seen = u64::from(high.to_bits()) << 32 | u64::from(low as u32);
+        let code = if bad.is_repeated() { Code::IndexRepeated } else { Code::IndexOutOfRange };
+        let expected = u64::from(bad.token()) << 32 | u64::from(bad.position());
+        let (code, phase) = (code as u32, Phase::Counts as u32);
+        fault = Fault { code, phase, peer: source, told: Told::Here, expected, seen };
+    }
+    fault.settle()
+}
+
+/// Counts the rows of each rank, the selections of each expert, and where each one's part of the index begins. The block meets at its end.
+#[inline(always)]
+fn count(a: &DispatchRankMajorArgs, found: Found) {
+    let ranks = a.op.window().peers;
+    let ones = |first: u32, words: u32| {
+        let mut ones = 0;
+        for word in thread::strided(first, first + words, 1) {
+            ones += found.bits.load_weak(word).count_ones();
+        }
+        ones
+    };
+    for i in thread::strided(thread::index(), found.experts + ranks, THREADS) {
+        if i < found.experts {
+            found.counts.store_weak(i, ones(i * found.of_expert, found.of_expert));
+        } else {
+            let source = i - found.experts;
+            let first = found.experts * found.of_expert + source * found.words;
+            found.rows.store_weak(source, ones(first, found.words));
+        }
+    }
+    block::sync();
+    if warp::index() == 0 {
+        // A lane's experts lie side by side.
+        let each = found.experts.div_ceil(warp::LANES);
+        let (mine, end) = (warp::lane() * each, (warp::lane() + 1) * each);
+        let end = if end < found.experts { end } else { found.experts };
+        let padded = |expert| quotient(found.counts.load_weak(expert) + a.alignment - 1, a.alignment) * a.alignment;
+        let mut entries = 0;
+        for expert in thread::strided(mine, end, 1) {
+            entries += padded(expert);
+        }
+        let up_to_here = warp::prefix_sum(entries);
+        let mut first = up_to_here - entries;
+        for expert in thread::strided(mine, end, 1) {
+            found.firsts.store_weak(expert, first);
+            first += padded(expert);
+        }
+        if warp::lane() == warp::LANES - 1 {
+            found.firsts.store_weak(found.experts, up_to_here);
+        }
+    }
+    block::sync();
+}
+
+/// Writes the rows of each expert, a warp per expert.
+#[inline(always)]
+fn index(a: &DispatchRankMajorArgs, found: Found) {
+    for expert in thread::strided(warp::index(), found.experts, WARPS) {
+        let (mut at, bits) = (found.firsts.load_weak(expert), found.bits.at(expert * found.of_expert));
+        let end = found.firsts.load_weak(expert + 1);
+        let mut first = 0;
+        while first < found.of_expert {
+            let word = first + warp::lane();
+            let mut tokens = if word < found.of_expert { bits.load_weak(word) } else { 0 };
+            let up_to = warp::prefix_sum(tokens.count_ones());
+            let mut entry = at + up_to - tokens.count_ones();
+            let source = quotient(word, found.words);
+            let row = a.row(source, (word - source * found.words) * 32);
+            while tokens != 0 {
+                a.index.store_weak(entry, row + tokens.trailing_zeros());
+                tokens &= tokens - 1;
+                entry += 1;
+            }
+            at += warp::shuffle(warp::ALL, up_to, warp::LANES - 1);
+            first += warp::LANES;
+        }
+        for pad in thread::strided(at + warp::lane(), end, warp::LANES) {
+            a.index.store_weak(pad, NO_ROW);
+        }
+    }
+}
+
+/// Writes how many rows came, in all, by source, by local expert, and where each expert's part of the index begins; zeros if not all is `complete`.
+#[inline(always)]
+fn write_counts(a: &DispatchRankMajorArgs, found: Found, complete: bool) {
+    let (ranks, experts) = (a.op.window().peers, a.placement.count(a.op.window().me.0));
+    // In all, by source, by local expert, firsts.
+    for i in thread::strided(thread::index(), 1 + ranks + 2 * experts + 1, THREADS) {
+        let mut count = 0;
+        if complete && i == 0 {
+            for source in thread::strided(0, ranks, 1) {
+                count += found.rows.load_weak(source);
+            }
+        } else if complete {
+            // Side by side, but for the bad ones between.
+            count = if i <= ranks {
+                found.rows.load_weak(i - 1)
+            } else if i <= ranks + experts {
+                found.counts.load_weak(i - 1 - ranks)
+            } else {
+                found.firsts.load_weak(i - 1 - ranks - experts)
+            };
+        }
+        a.recv_counts.store_weak(i, count);
+    }
+}

@@ -1,0 +1,531 @@
+//! Rows in fixed places: what a dispatch brings, how it is indexed, and what combines make of it, bit for bit as in the compact layout, on every
+//! schedule; with slots that are free without a wait, and with ones that are not.
+mod support;
+
+use std::time::Duration;
+
+use epoxide::quantize::Quantizer;
+use epoxide::{
+    CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, Error, ExpertOutputs,
+    IndexType, Layout, LocalGroup, Machine, MachineConfig, Mode, Result, WireFormat, bf16,
+};
+use epoxide_sim::Mutation;
+use proptest::prelude::*;
+use support::exchange::{Indices, Tensors, check_received, check_round_of};
+use support::reference::{Wire, World, same};
+use support::routing::{Bounds, Case, Choice, Random, rows};
+use support::{Checked, Device, complaints, replay};
+
+fn config(case: &Case, alignment: u32) -> Config {
+    case.config().with_layout(Layout::RankMajor { alignment })
+}
+
+/// The index that a dispatch makes is that of the rows that came, in their places.
+fn check_index(
+    quantizer: &Quantizer,
+    comm: &Comm,
+    buffer: &mut ElasticBuffer,
+    handle: &Dispatched,
+    alignment: u32,
+) -> Result<Checked> {
+    let received = buffer.received(handle)?;
+    let (max_tokens, top_k) = (buffer.config().max_tokens_per_rank, buffer.config().top_k as usize);
+    let (mut want, mut offsets) = (Vec::new(), vec![0]);
+    for expert in 0..received.counts.by_expert.len() as i32 {
+        let of_row = received.topk_idx.chunks(top_k).zip(&received.sources);
+        let selecting = of_row.filter(|(experts, _)| experts.contains(&expert));
+        want.extend(selecting.map(|(_, (rank, token))| rank * max_tokens + token));
+        want.resize(want.len().next_multiple_of(alignment as usize), u32::MAX);
+        offsets.push(want.len() as u32);
+    }
+    let view = buffer.recv_arrays(handle)?.index.expect("rows in fixed places have one");
+    let bytes = (want.len() as u64 * 4).next_multiple_of(16);
+    let to: DeviceTensor<u32> = comm.empty(bytes / 4)?;
+    // SAFETY: regions of the buffer are multiples of 256 bytes long; nothing writes this one before the next dispatch.
+    unsafe { quantizer.copy_raw(view.address(), to.address(), bytes)? };
+    let words = to.to_vec()?;
+    Ok(same("index offsets", &received.counts.index_offsets, &offsets, 1)
+        .and_then(|()| same("index", &words[..want.len()], &want, 1)))
+}
+
+/// Runs a case on a group of its own, `rounds` times with other data: all but the first find the slot free.
+fn check(device: Device, (case, alignment): &(Case, u32), rounds: u64) -> Checked {
+    let worlds: Vec<_> =
+        (0..rounds).map(|round| Case { data: case.data.wrapping_add(round), ..case.clone() }.world()).collect();
+    let wires: Vec<Vec<Wire>> =
+        worlds.iter().map(|world| (0..case.ranks).map(|rank| world.wire(rank)).collect()).collect();
+    device.check(case.ranks, case.mode, |comm| {
+        let mut buffer = ElasticBuffer::new(&comm, config(case, *alignment))?;
+        let tokens = case.tokens[comm.rank() as usize];
+        let quantizer = Quantizer::new(&comm)?;
+        let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
+        let mut checked = Ok(());
+        for (world, wires) in worlds.iter().zip(&wires) {
+            tensors.fill(world, comm.rank())?;
+            comm.barrier()?;
+            let handle = tensors.dispatch(&mut buffer, tokens)?;
+            let index = check_index(&quantizer, &comm, &mut buffer, &handle, *alignment)?;
+            let round = check_round_of(&comm, &mut buffer, &handle, &mut tensors, world, wires)?;
+            checked = checked.and(index).and(round);
+        }
+        buffer.close()?;
+        Ok(checked)
+    })
+}
+
+fn aligned(cases: impl Strategy<Value = Case>) -> impl Strategy<Value = (Case, u32)> {
+    (cases, prop_oneof![Just(1), Just(8), Just(128), 1..=20u32])
+}
+
+#[test]
+fn random_routings_are_bitwise_the_reference() {
+    let device = Device::from_env();
+    let bounds = Bounds { ranks: 1..=8, experts: 1..=64, top_k: 32, hidden: 320, tokens: 40 };
+    let cases = aligned(bounds.cases(device));
+    replay::law(module_path!(), "random_routings_are_bitwise_the_reference", 10, cases, |case| check(device, &case, 3));
+}
+
+#[test]
+fn many_experts_are_bitwise_the_reference() {
+    let device = Device::from_env();
+    let bounds = Bounds { ranks: 1..=8, experts: 1..=2048, top_k: 16, hidden: 64, tokens: 70 };
+    let cases = aligned(bounds.cases(device)).prop_map(|(case, alignment)| (case, alignment.min(8)));
+    replay::law(module_path!(), "many_experts_are_bitwise_the_reference", 4, cases, |case| check(device, &case, 2));
+}
+
+#[test]
+fn many_ranks_are_bitwise_the_reference() {
+    let device = Device::from_env();
+    let bounds = Bounds { ranks: 9..=64, experts: 1..=300, top_k: 16, hidden: 64, tokens: 12 };
+    let bounds = if device == Device::Cuda { Bounds { ranks: 7..=8, ..bounds } } else { bounds };
+    let cases = aligned(bounds.cases(device)).prop_map(|(case, alignment)| (Case { num_sms: 1, ..case }, alignment));
+    replay::law(module_path!(), "many_ranks_are_bitwise_the_reference", 2, cases, |case| check(device, &case, 2));
+}
+
+/// One expert, all tokens; every token the same experts; none at all; top-1; more ranks than experts.
+#[test]
+fn extremes_are_bitwise_the_reference() {
+    let device = Device::from_env();
+    let base = Case {
+        ranks: 4,
+        experts: 16,
+        top_k: 8,
+        hidden: 256,
+        format: WireFormat::Bf16,
+        num_sms: 3,
+        tokens: vec![40, 0, 17, 3],
+        index: IndexType::I64,
+        choice: Choice::Uniform,
+        holes: 0,
+        data: 7,
+        mode: Mode::Fast { workers: 0 },
+    };
+    let cases = [
+        Case { experts: 1, top_k: 1, ..base.clone() },
+        Case { choice: Choice::Same, ..base.clone() },
+        Case { holes: 16, ..base.clone() },
+        Case { tokens: vec![0; 4], ..base.clone() },
+        Case { top_k: 1, ..base.clone() },
+        Case { top_k: 16, num_sms: 1, ..base.clone() },
+        Case { experts: 3, top_k: 2, ..base.clone() },
+    ];
+    for case in cases {
+        for format in [WireFormat::Bf16, WireFormat::Fp8, WireFormat::Fp8Ue8m0, WireFormat::Mxfp8] {
+            let case = (Case { format, ..case.clone() }, 16);
+            check(device, &case, 2).unwrap_or_else(|error| panic!("{case:?}: {error}"));
+        }
+    }
+}
+
+/// What is done in a row slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// A dispatch that is combined: behind it the slot is free.
+    Round,
+    /// One that is given up by the next.
+    Dispatch,
+    /// One whose rows stay behind its combine, and are read there; then they are released.
+    Kept,
+    /// New rows by the last routing, combined.
+    Again,
+}
+
+/// Histories in which slots are free and are not, in one or two row slots in turn, with random delays; rows are read as they are combined.
+fn history(device: Device, seed: u64, mode: Mode, mutation: Option<Mutation>) -> Checked {
+    let mut random = Random::new(seed);
+    let ranks = 2 + random.below(2);
+    let slots = 1 + random.below(2);
+    let format = [WireFormat::Bf16, WireFormat::Fp8][random.below(2) as usize];
+    let num_sms = 1 + random.below(3);
+    let case = |random: &mut Random| Case {
+        ranks,
+        experts: 7,
+        top_k: 3,
+        hidden: 64,
+        format,
+        num_sms,
+        tokens: (0..ranks).map(|_| random.below(20)).collect(),
+        index: IndexType::I64,
+        choice: [Choice::Uniform, Choice::Skewed, Choice::Same][random.below(3) as usize],
+        holes: random.below(4),
+        data: random.draw(),
+        mode,
+    };
+    let mut steps: Vec<(Step, u32, World)> = Vec::new();
+    for number in 0..16u32 {
+        let slot = number % slots;
+        let before = steps.iter().rfind(|(_, of, _)| *of == slot);
+        let step = match random.below(8) {
+            0..4 => Step::Round,
+            4 | 5 => Step::Dispatch,
+            6 => Step::Kept,
+            _ if before.is_some() => Step::Again,
+            _ => Step::Round,
+        };
+        // With several slots a dispatch that waits for its combine holds its own.
+        let step = if slots > 1 && step == Step::Dispatch { Step::Round } else { step };
+        let mut world = case(&mut random).world();
+        if let (Step::Again, Some((_, _, old))) = (step, before) {
+            world = old.clone();
+            world.inputs.iter_mut().for_each(|input| input.x = rows(&mut random, input.tokens, world.hidden));
+        }
+        steps.push((step, slot, world));
+    }
+    let wires: Vec<Vec<Wire>> =
+        steps.iter().map(|(_, _, world)| (0..ranks).map(|rank| world.wire(rank)).collect()).collect();
+    let of_rank = |comm: Comm| -> Result<Checked> {
+        let rank = comm.rank();
+        let mut random = Random::new(seed ^ (u64::from(rank) + 1) << 40);
+        let config = Config::new(7, 3, 64, 20).with_format(format).with_num_sms(num_sms).with_row_slots(slots);
+        let config = config.with_routing_slots(slots).with_layout(Layout::RankMajor { alignment: 1 });
+        let mut buffer = ElasticBuffer::new(&comm, config.with_timeout(Duration::from_secs(20)))?;
+        let mut tensors = Vec::new();
+        for (_, _, world) in &steps {
+            let mut mine = Tensors::empty(&comm, world.inputs[rank as usize].tokens, 64, 3, IndexType::I64)?;
+            mine.fill(world, rank)?;
+            tensors.push(mine);
+        }
+        comm.barrier()?;
+        let (mut checked, mut last) = (Ok(()), vec![None; slots as usize]);
+        for (number, ((step, slot, world), tensors)) in steps.iter().zip(&mut tensors).enumerate() {
+            if random.below(2) == 0 {
+                comm.delay(Duration::from_nanos(1_000 + u64::from(random.below(100_000))))?;
+            }
+            let tokens = world.inputs[rank as usize].tokens;
+            let handle = match (step, &last[*slot as usize], &tensors.topk_idx) {
+                (Step::Again, Some(old), _) => buffer.dispatch_again(old, &tensors.x)?,
+                (_, _, Indices::I64(idx)) => {
+                    let input = DispatchInput::new(tokens, &tensors.x, idx, &tensors.topk_weights).in_row_slot(*slot);
+                    buffer.dispatch(&if *step == Step::Kept { input.keeping_rows() } else { input })?
+                }
+                _ => unreachable!("selections are 64 bits wide"),
+            };
+            let here = match step {
+                Step::Dispatch if random.below(2) == 0 => Ok(()),
+                Step::Dispatch => {
+                    let received = buffer.received(&handle)?;
+                    check_received(world, &wires[number], &world.arrivals(rank), &received)
+                }
+                _ => check_round_of(&comm, &mut buffer, &handle, tensors, world, &wires[number])?,
+            };
+            checked = checked.and(here.map_err(|why| format!("step {number}, {step:?}: {why}")));
+            if *step == Step::Kept {
+                let received = buffer.received(&handle)?;
+                let kept = check_received(world, &wires[number], &world.arrivals(rank), &received);
+                checked = checked.and(kept.map_err(|why| format!("step {number}, kept: {why}")));
+                buffer.release(&handle)?;
+            }
+            last[*slot as usize] = Some(handle);
+        }
+        buffer.close()?;
+        Ok(checked)
+    };
+    match mutation {
+        None => device.check(ranks, mode, of_rank),
+        Some(mutation) => {
+            let machine = MachineConfig::new(ranks, mode).with_mutation(mutation);
+            let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
+            complaints(group.run_all(of_rank))
+        }
+    }
+}
+
+#[test]
+fn histories_are_bitwise_the_reference() {
+    let device = Device::from_env();
+    for seed in replay::seeds(12) {
+        for mode in device.schedules([seed]) {
+            if let Err(why) = history(device, seed, mode, None) {
+                let line = replay::line(module_path!(), "histories_are_bitwise_the_reference", seed);
+                panic!("seed {seed}: {why}\nreplay: {line}");
+            }
+        }
+    }
+}
+
+/// Rounds that are enqueued one after another, with nothing on the host between them: outputs are known before and lie in tensors.
+struct Skew {
+    worlds: Vec<World>,
+    wires: Vec<Vec<Wire>>,
+    case: Case,
+    seed: u64,
+}
+
+impl Skew {
+    fn new(case: Case, rounds: u32, seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let worlds: Vec<World> = (0..rounds)
+            .map(|number| {
+                // The rank without a token takes turns.
+                let most = case.max_tokens();
+                let tokens = |rank| if rank == number % case.ranks { 0 } else { 1 + random.below(most) };
+                let tokens = (0..case.ranks).map(tokens).collect();
+                let choice = [Choice::Uniform, Choice::Skewed, Choice::Same][random.below(3) as usize];
+                Case { tokens, choice, holes: random.below(6), data: random.draw(), ..case.clone() }.world()
+            })
+            .collect();
+        let wires = worlds.iter().map(|world| (0..case.ranks).map(|rank| world.wire(rank)).collect()).collect();
+        Self { worlds, wires, case, seed }
+    }
+
+    /// What a rank's experts will write in every place.
+    fn outputs(&self, round: usize, rank: u32) -> Vec<bf16> {
+        let (world, wires, hidden) = (&self.worlds[round], &self.wires[round], self.case.hidden as usize);
+        let rows = world.expert_outputs(rank, wires);
+        let most = self.case.max_tokens() as usize;
+        let mut places = vec![bf16::NAN; self.case.ranks as usize * most * hidden];
+        for (row, (source, token)) in rows.chunks(hidden).zip(world.arrivals(rank).sources) {
+            let place = (source as usize * most + token as usize) * hidden;
+            places[place..place + hidden].copy_from_slice(row);
+        }
+        places
+    }
+
+    fn run_rank(&self, comm: &Comm) -> Result<Checked> {
+        let rank = comm.rank();
+        let mut random = Random::new(self.seed ^ (u64::from(rank) + 1) << 48);
+        let (case, hidden) = (&self.case, self.case.hidden);
+        let mut buffer = ElasticBuffer::new(comm, config(case, 1).with_timeout(Duration::from_secs(30)))?;
+        let (mut tensors, mut outputs) = (Vec::new(), Vec::new());
+        for (round, world) in self.worlds.iter().enumerate() {
+            let tokens = world.inputs[rank as usize].tokens;
+            let mut mine = Tensors::empty(comm, tokens, hidden, case.top_k, IndexType::I64)?;
+            mine.fill(world, rank)?;
+            tensors.push(mine);
+            outputs.push(comm.tensor(&self.outputs(round, rank))?);
+        }
+        comm.barrier()?;
+        let delay = |random: &mut Random| match random.below(8) {
+            0..4 => Ok(()),
+            4..7 => comm.delay(Duration::from_nanos(2_000 + u64::from(random.below(20_000)))),
+            _ => comm.delay(Duration::from_nanos(2_000 + u64::from(random.below(1_000_000)))),
+        };
+        for (number, world) in self.worlds.iter().enumerate() {
+            delay(&mut random)?;
+            let handle = tensors[number].dispatch(&mut buffer, world.inputs[rank as usize].tokens)?;
+            delay(&mut random)?;
+            let from = ExpertOutputs::from(&outputs[number]);
+            buffer.combine(&handle, CombineInput::new(from, &mut tensors[number].y))?;
+        }
+        buffer.synchronize()?;
+        let mut checked = Ok(());
+        for (number, world) in self.worlds.iter().enumerate() {
+            let y = tensors[number].sums(world.inputs[rank as usize].tokens, hidden)?;
+            let want = world.combined(rank, &self.wires[number][rank as usize]);
+            let right = same("combined rows", &y, &want, hidden as usize);
+            checked = checked.and(right.map_err(|why| format!("round {number}: {why}")));
+        }
+        buffer.close()?;
+        Ok(checked)
+    }
+
+    fn run(&self, device: Device, mutation: Option<Mutation>) -> Checked {
+        match mutation {
+            None => device.check(self.case.ranks, self.case.mode, |comm| self.run_rank(&comm)),
+            Some(mutation) => {
+                let machine = MachineConfig::new(self.case.ranks, self.case.mode).with_mutation(mutation);
+                let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
+                complaints(group.run_all(|comm| self.run_rank(&comm)))
+            }
+        }
+    }
+}
+
+fn skewed(device: Device, seed: u64, mode: Mode, rounds: u32) -> Skew {
+    let format = if seed.is_multiple_of(2) { WireFormat::Bf16 } else { WireFormat::Fp8 };
+    let small = Case {
+        ranks: 3,
+        experts: 10,
+        top_k: 4,
+        hidden: 64,
+        format,
+        num_sms: 1 + seed as u32 % 3,
+        tokens: vec![12],
+        index: IndexType::I64,
+        choice: Choice::Uniform,
+        holes: 0,
+        data: seed,
+        mode,
+    };
+    let case = match device {
+        Device::Simulated => small,
+        Device::Cuda => Case { ranks: 8, experts: 64, top_k: 8, hidden: 1024, tokens: vec![128], num_sms: 4, ..small },
+    };
+    Skew::new(case, rounds, seed)
+}
+
+#[test]
+fn uneven_rounds() {
+    let device = Device::from_env();
+    for seed in replay::seeds(2) {
+        for mode in device.schedules([seed]) {
+            if let Err(why) = skewed(device, seed, mode, 100).run(device, None) {
+                panic!("{why}\nreplay: {}", replay::line(module_path!(), "uneven_rounds", seed));
+            }
+        }
+    }
+}
+
+/// What the tests above would miss if they could not fail: without any one of these waits some seed is wrong.
+#[test]
+fn without_a_wait_some_history_fails() {
+    const SOURCES: [(&str, &str, &str); 4] = [
+        (
+            "gpu-kernels/src/rank_major/mod.rs",
+            include_str!("../gpu-kernels/src/rank_major/mod.rs"),
+            "a.op.entry.meet(a.op.window()",
+        ),
+        (
+            "gpu-kernels/src/rank_major/receive.rs",
+            include_str!("../gpu-kernels/src/rank_major/receive.rs"),
+            "a.landings.wait(",
+        ),
+        (
+            "gpu-kernels/src/rank_major/receive.rs",
+            include_str!("../gpu-kernels/src/rank_major/receive.rs"),
+            "a.selections.wait(",
+        ),
+        (
+            "gpu-kernels/src/rank_major/receive.rs",
+            include_str!("../gpu-kernels/src/rank_major/receive.rs"),
+            "a.selections.wait_tokens(",
+        ),
+    ];
+    for (file, source, wait) in SOURCES {
+        let mutation = Mutation::of(file, source, wait).expect("the wait is there");
+        let fails = (0..24)
+            .any(|seed| history(Device::Simulated, seed, Mode::Seeded { seed }, Some(mutation.clone())).is_err());
+        assert!(fails, "{file}: no seed misses {wait}");
+    }
+}
+
+/// All ranks find the first bad selection, with its index, and the buffer is as new behind a reset.
+#[test]
+fn bad_selections_are_found_by_every_rank() {
+    let device = Device::from_env();
+    for num_sms in [1, 3] {
+        let checked = device.check(2, Mode::Fast { workers: 0 }, |comm| {
+            let config = Config::new(6, 2, 64, 8).with_num_sms(num_sms).with_layout(Layout::RankMajor { alignment: 1 });
+            let mut buffer = ElasticBuffer::new(&comm, config)?;
+            let (x, weights) = (comm.tensor(&[bf16::ONE; 8 * 64])?, comm.tensor(&[1.0f32; 16])?);
+            let mut y = comm.empty::<bf16>(8 * 64)?;
+            let mut checked = Ok(());
+            for bad in [(5, 1, 6i64), (3, 0, -2), (7, 1, i64::MAX), (2, 1, 2)] {
+                let mut idx: Vec<i64> = (0..16).map(|i| [2, 4][i % 2]).collect();
+                if comm.rank() == 1 {
+                    idx[bad.0 * 2 + bad.1] = bad.2;
+                    // A later one is not the first.
+                    idx[15] = if bad.0 == 7 { idx[15] } else { 99 };
+                }
+                let idx = comm.tensor(&idx)?;
+                let handle = buffer.dispatch(&DispatchInput::new(8, &x, &idx, &weights))?;
+                let said = buffer.synchronize();
+                let right = match &said {
+                    Err(Error::IndexOutOfRange { source_rank: 1, token, position, index, .. }) => {
+                        bad.2 != 2 && (*token as usize, *position as usize, *index) == bad
+                    }
+                    Err(Error::IndexRepeated { source_rank: 1, token, position, index, .. }) => {
+                        bad.2 == 2 && (*token as usize, *position as usize, *index as i64) == bad
+                    }
+                    _ => false,
+                };
+                if !right {
+                    checked = checked.and(Err(format!("{bad:?}: {said:?}")));
+                }
+                buffer.reset()?;
+                let idx = comm.tensor(&[2i64, 4].repeat(8))?;
+                drop(handle);
+                let handle = buffer.dispatch(&DispatchInput::new(8, &x, &idx, &weights))?;
+                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+                buffer.synchronize()?;
+            }
+            buffer.close()?;
+            Ok(checked)
+        });
+        checked.unwrap();
+    }
+}
+
+/// Words that carry half of a number, or 48 bits: across 2^32 operations, and where landing counters wrap.
+#[test]
+fn numbers_go_on_across_what_words_hold() {
+    let device = Device::from_env();
+    for (operations, dispatches) in
+        [((1 << 32) - 3, (1 << 31) - 2), ((1 << 33) - 4, (1 << 32) - 2), ((1 << 47) + 5, (1 << 46) + 3)]
+    {
+        let case = Case {
+            tokens: vec![5, 9, 0],
+            ..Case::with_rows(3, 64, WireFormat::Bf16, vec![], 3, Mode::Fast { workers: 0 })
+        };
+        let worlds: Vec<World> = (0..5).map(|data| Case { data, ..case.clone() }.world()).collect();
+        let wires: Vec<Vec<Wire>> = worlds.iter().map(|world| (0..3).map(|rank| world.wire(rank)).collect()).collect();
+        device
+            .check(3, case.mode, |comm| {
+                let tokens = case.tokens[comm.rank() as usize];
+                let mut buffer = ElasticBuffer::new(&comm, config(&case, 1))?;
+                let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
+                let mut checked = Ok(());
+                for (number, (world, wires)) in worlds.iter().zip(&wires).enumerate() {
+                    if number == 1 {
+                        buffer.synchronize()?;
+                        comm.barrier()?;
+                        // SAFETY: all ranks are here, and none is in an operation.
+                        unsafe { buffer.test_count_from(operations, dispatches)? };
+                    }
+                    tensors.fill(world, comm.rank())?;
+                    comm.barrier()?;
+                    let handle = tensors.dispatch(&mut buffer, tokens)?;
+                    let round = check_round_of(&comm, &mut buffer, &handle, &mut tensors, world, wires)?;
+                    checked = checked.and(round.map_err(|why| format!("round {number}: {why}")));
+                }
+                buffer.close()?;
+                Ok(checked)
+            })
+            .unwrap_or_else(|why| panic!("{operations}, {dispatches}: {why}"));
+    }
+}
+
+/// What does not go with fixed places is refused by name.
+#[test]
+fn what_fixed_places_do_not_have_is_refused() {
+    let said = |config: Config| epoxide::bytes_needed(&config, 2, 4).map(|_| ()).unwrap_err().to_string();
+    let fixed = || Config::new(8, 2, 64, 16).with_layout(Layout::RankMajor { alignment: 1 });
+    epoxide::bytes_needed(&fixed(), 2, 4).unwrap();
+    for (config, rule) in [
+        (fixed().with_capacity(3), "capacity = 3: rows of fixed places (rank-major) have room for every token"),
+        (fixed().with_counts_mirror(), "counts_mirror = true: not where rows have fixed places"),
+        (fixed().with_expert_statistics(), "expert_statistics = true: not where rows have fixed places"),
+        (fixed().with_row_slots(2).with_routing_slots(3), "routing_slots = 3: where rows have fixed places"),
+        (fixed().with_layout(Layout::RankMajor { alignment: 0 }), "alignment = 0"),
+    ] {
+        let said = said(config);
+        assert!(said.contains(rule), "{said}");
+    }
+    let lent = LocalGroup::simulated(1, Mode::Fast { workers: 0 }).unwrap().run(|comm| {
+        let mut buffer = ElasticBuffer::new(&comm, fixed())?;
+        let lent = buffer.lend_expert_outputs().unwrap_err().to_string();
+        buffer.close()?;
+        Ok(lent)
+    });
+    assert!(lent.unwrap()[0].contains("RankMajor"));
+}
