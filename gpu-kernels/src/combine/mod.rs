@@ -33,7 +33,7 @@ use epoxide_dsl::prelude::*;
 use crate::grid_warps;
 use crate::words::{Code, Kind, Phase, no_routing};
 pub(crate) use options::ByExpertWith;
-use parts::{Part, Parts};
+pub(crate) use parts::{Part, Parts};
 use sum::Rows;
 
 /// A combine of rows in some order.
@@ -122,7 +122,7 @@ pub(crate) fn run<S: Sum>(sum: &S) {
 
 /// Meets all ranks. Returns how the tokens are divided, and this warp's first part.
 #[inline(always)]
-pub(crate) fn enter<S: Sum>(sum: &S, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
+fn enter<S: Sum>(sum: &S, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
     let (a, kind) = (sum.args(), sum.kind());
     let look = watch.look();
     let (received, dispatch) = (rows_to_be_covered(a), a.routing.load_weak(0));

@@ -32,7 +32,7 @@ pub(crate) struct Part {
 impl Parts {
     /// Divides `tokens` tokens of `hidden` elements among the warps.
     #[inline(always)]
-    pub(super) fn new(hidden: u32, tokens: u32) -> Self {
+    pub(crate) fn new(hidden: u32, tokens: u32) -> Self {
         let vectors = hidden / 8;
         let (spare, most) = (quotient(grid_warps::count(), tokens), vectors.div_ceil(SMALLEST_PART));
         let of_token = if spare < 2 {
@@ -81,7 +81,7 @@ impl Parts {
 
     /// The first part of this warp.
     #[inline(always)]
-    pub(super) fn first(self, a: &CombineArgs) -> Part {
+    pub(crate) fn first(self, a: &CombineArgs) -> Part {
         self.load(a, grid_warps::index())
     }
 }

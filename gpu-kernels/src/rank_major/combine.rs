@@ -2,9 +2,9 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::CombineRankMajorArgs;
-use crate::combine::{enter, sum_parts};
+use crate::combine::{CombineArgs, Part, Parts, sum_parts};
 use crate::layout::THREADS;
-use crate::words::Phase;
+use crate::words::{Kind, Phase, no_routing};
 
 /// Sums the rows.
 #[inline(always)]
@@ -37,4 +37,24 @@ pub(crate) fn run(a: &CombineRankMajorArgs) {
     if let Err(stopped) = ended {
         watch.file_of_grid(stopped, block::any(last).get());
     }
+}
+
+/// Meets all ranks. Returns how the tokens are divided, and this warp's first part.
+#[inline(always)]
+fn enter(a: &CombineArgs, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
+    let window = a.op.window();
+    let (look, dispatch) = (watch.look(), a.routing.load_weak(0));
+    // The handle is this rank's own: it is on its way while the ranks meet.
+    let parts = Parts::new(a.hidden, a.tokens);
+    let first = parts.first(a);
+    let entry = a.op.entry.of_dispatch(dispatch);
+    let posts = THREADS - window.peers;
+    if thread::block_index() == 0 && thread::index() >= posts {
+        // Behind a fault nothing is published.
+        let unless = || dispatch == 0 || watch.is_aborted();
+        entry.post_unless(window, Peer(thread::index() - posts), watch.epoch(), Kind::Combine, unless);
+    }
+    no_routing(dispatch, a.slot, window, watch.found(look, Phase::Entry as u32)).settle()?;
+    let _met = entry.meet(window, watch, Kind::Combine)?;
+    Ok((parts, first))
 }

@@ -9,7 +9,7 @@
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
-//! | `entry`² `[s]`, of the epoch `e` | the receiving block of `s`, release | `s` is in dispatch `e`: its consumers of the slot's rows, and whatever it did in the slot, came before | the receiving block, acquire, before it looks for anything else: so ranks that disagree find that; the sending blocks, before the first row, unless the slot is free without it |
+//! | `entry`² `[s]`, of the epoch `e` | the receiving block of `s`, release | `s` is in dispatch `e`: its consumers of the slot's rows, and whatever it did in the slot, came before | the receiving block, acquire, before the dispatch is complete, and while it waits for the token words: so ranks that disagree find that; the sending blocks, before the first row, unless the slot is free without it |
 //! | `tokens[s]`, of the dispatch `d` | the first sending block of `s`, relaxed: it proves itself | how many tokens `s` dispatches | the receiving block |
 //! | `selections[s][t][k]`, of `d` | the warp that sends token `t` of `s`, relaxed: each proves itself; release behind its index, if it is bad | which of the reader's experts, if one | the receiving block, which makes the index of them while rows travel |
 //! | `landings[s]`, of `d` | every sending block of `s` adds its part, release, with the token of `wait_group 0`; relaxed where it had no row | all rows of `s` for the reader are **there** when it is `d` times the whole | the receiving block, acquire; consumers are stream-ordered after |
@@ -48,7 +48,7 @@ use epoxide_dsl::wait::BulkAccess;
 
 use crate::layout::THREADS;
 use crate::row::Row;
-use crate::words::{Kind, Phase};
+use crate::words::Kind;
 
 /// Moves the rows.
 #[inline(always)]
@@ -57,12 +57,12 @@ pub(crate) fn dispatch<R: Row>(a: &DispatchRankMajorArgs) {
     let number = a.dispatches.load_weak(0) + 1;
     let (block, blocks) = (thread::block_index(), thread::grid_blocks());
     let receives = block + 1 == blocks;
-    let mut ended = Ok(());
     if receives {
-        ended = enter(a, &watch);
+        enter(a, &watch);
     }
+    let mut ended = Ok(());
     let senders = if blocks > 1 { blocks - 1 } else { 1 };
-    if block < senders && ended.is_ok() {
+    if block < senders {
         ended = send::send::<R>(a, &watch, number, (block, senders));
     }
     if receives {
@@ -73,17 +73,15 @@ pub(crate) fn dispatch<R: Row>(a: &DispatchRankMajorArgs) {
     }
 }
 
-/// Looks for a fault of before, behind which nothing is published, and posts the entry words.
+/// Posts the entry words, behind no fault of before. By the last threads, which poll nothing while their words leave.
 #[inline(always)]
-fn enter(a: &DispatchRankMajorArgs, watch: &wait::Watch) -> Result<(), fault::Stopped> {
-    watch.unless_aborted(Phase::Entry as u32)?;
+fn enter(a: &DispatchRankMajorArgs, watch: &wait::Watch) {
     let window = a.op.window();
-    // By the last threads, which poll nothing while their words leave.
     let first = THREADS - window.peers;
     if thread::index() >= first {
-        a.op.entry.post(window, Peer(thread::index() - first), watch.epoch(), Kind::Dispatch);
+        a.op.entry
+            .post_unless(window, Peer(thread::index() - first), watch.epoch(), Kind::Dispatch, || watch.is_aborted());
     }
-    Ok(())
 }
 
 /// What says that the slot is free at every rank: the combine before this dispatch, which left its epoch, or else the entry words.

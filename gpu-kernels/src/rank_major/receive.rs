@@ -66,7 +66,9 @@ pub(super) fn receive(
         ended = complete(a, watch, number, found);
     }
     let complete = ended.is_ok();
-    write_counts(a, found, complete);
+    if !complete {
+        write_counts(a, found, false);
+    }
     if thread::index() == 0 {
         a.routing.store_weak(0, if complete { number } else { 0 });
         a.dispatches.store_weak(0, number);
@@ -75,14 +77,15 @@ pub(super) fn receive(
     ended
 }
 
-/// Waits for the ranks, for what they select, and for their rows.
+/// Waits for what the ranks select, indexes it while rows travel, and waits for the ranks and for their rows: nothing is left to do behind them.
 #[inline(always)]
 fn complete(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, found: Found) -> Result<(), fault::Stopped> {
-    let window = a.op.window();
-    let _met = a.op.entry.meet(window, watch, Kind::Dispatch)?;
+    let (window, entry) = (a.op.window(), a.op.entry);
     clear(found);
-    let _told =
-        a.selections.wait_tokens(window, watch, number, |source, tokens| found.tokens.store_weak(source, tokens))?;
+    let tokens = |source, tokens| found.tokens.store_weak(source, tokens);
+    // Who is in another operation tells nothing.
+    let never = |source| entry.disagrees(window, Peer(source), watch.epoch(), Kind::Dispatch);
+    let _told = a.selections.wait_tokens(window, watch, number, tokens, never)?;
     begin_sources(a, found);
     mark_absent(a, found);
     let which = |i| {
@@ -95,9 +98,11 @@ fn complete(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, found: 
     let _selected =
         a.selections.wait(window, watch, number, selections, which, |at, selection| note(a, found, at, selection))?;
     block::sync();
-    stop_if_bad(a, found)?;
     count(a, found);
     index(a, found);
+    write_counts(a, found, true);
+    let _met = entry.meet(window, watch, Kind::Dispatch)?;
+    stop_if_bad(a, found)?;
     let _here = a.landings.wait(window, watch, number)?;
     Ok(())
 }

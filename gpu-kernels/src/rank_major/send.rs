@@ -20,27 +20,38 @@ pub(super) fn send<R: Row>(
     (sender, senders): (u32, u32),
 ) -> Result<(), fault::Stopped> {
     let window = a.op.window();
-    // All are on their way together: whether somebody gave up, whether the slot is free, and the first token's selections.
+    let (copy_warps, step) = (a.shared.copy_warps, a.shared.copy_warps * senders);
+    let copies = warp::index() < copy_warps;
+    // Neighbours go to different blocks: few tokens take as many blocks as there are.
+    let mut token = if copies { sender + warp::index() * senders } else { a.tokens };
+    // All are on their way together: whether somebody gave up, whether the slot is free, the first token's selections, and its row.
     let (look, freed) = (watch.look(), a.freed.load_weak(0));
-    let mut token = sender + warp::index() * senders;
     let mut next = Selected::load(a, token);
+    let mut started = None;
+    if token < a.tokens {
+        started = Some(R::new(memory_of_warp::<R>(&a.shared)).start(&a.rows, token));
+    }
     // Behind a fault nothing is published.
-    watch.found(look, Phase::Entry as u32).settle()?;
-    let free = super::free(a, watch, freed)?;
+    let entered = watch.found(look, Phase::Entry as u32).settle();
+    let free = match entered.and_then(|()| super::free(a, watch, freed)) {
+        Ok(free) => free,
+        Err(stopped) => {
+            if let Some(row) = started {
+                R::give_up(row);
+            }
+            return Err(stopped);
+        }
+    };
     if sender == 0 && thread::index() < window.peers {
         a.selections.tell_tokens(window, number, Peer(thread::index()), a.tokens);
     }
-    let copy_warps = a.shared.copy_warps;
-    if warp::index() < copy_warps {
-        let mut row = R::new(memory_of_warp::<R>(&a.shared));
-        // Neighbours go to different blocks: few tokens take as many blocks as there are.
-        while token < a.tokens {
-            let selected = next;
-            next = Selected::load(a, token + copy_warps * senders);
-            row = row
-                .send_where_found(&a.rows, token, &free, |scales| send_beside::<R>(a, number, token, selected, scales));
-            token += copy_warps * senders;
-        }
+    while let Some(row) = started {
+        let selected = next;
+        next = Selected::load(a, token + step);
+        let sent =
+            R::send_started(row, &a.rows, token, &free, |scales| send_beside::<R>(a, number, token, selected, scales));
+        token += step;
+        started = if token < a.tokens { Some(sent.start(&a.rows, token)) } else { None };
     }
     let landed = bulk::land();
     if thread::index() < window.peers {

@@ -1,6 +1,6 @@
 //! A row that the caller has made: loaded as it is into one of the warp's two stages, its scales behind it, and copied from there to every
 //! destination while the next row is loaded into the other.
-use bulk::{Loads, Ring};
+use bulk::{Loading, Loads, Ring};
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
@@ -15,6 +15,7 @@ pub struct Brought {
 impl Row for Brought {
     const SCALES: bool = true;
     const STAGES: u32 = 2;
+    type Started = Loading<2>;
 
     #[inline(always)]
     fn new(memory: WarpMemory) -> Self {
@@ -47,25 +48,35 @@ impl Row for Brought {
     }
 
     #[inline(always)]
-    fn send_where_found(
-        self,
+    fn start(self, rows: &RowArgs, token: u32) -> Self::Started {
+        let bytes = Self::bytes(rows);
+        let loading = self.ring.load(rows.x.rows(bytes).row(token), bytes);
+        // Behind the row, as in `send`.
+        bring_scales(rows, token, loading.data().at(bytes).cast());
+        loading
+    }
+
+    #[inline(always)]
+    fn send_started(
+        started: Self::Started,
         rows: &RowArgs,
-        token: u32,
+        _token: u32,
         free: &BulkAccess,
         find: impl FnOnce(Shared<U32x4>) -> Option<Symmetric<u8>>,
     ) -> Self {
         let bytes = Self::bytes(rows);
-        let loading = self.ring.load(rows.x.rows(bytes).row(token), bytes);
-        // Behind the row, as in `send`.
-        let scales = loading.data().at(bytes).cast();
-        bring_scales(rows, token, scales);
         warp::sync(warp::ALL);
-        let to = find(scales);
-        let source = loading.wait();
+        let to = find(started.data().at(bytes).cast());
+        let source = started.wait();
         if let Some(to) = to {
             source.store(free, 0, to, bytes);
         }
         Self { ring: source.send() }
+    }
+
+    #[inline(always)]
+    fn give_up(started: Self::Started) {
+        let _source = started.wait();
     }
 
     #[inline(always)]

@@ -1,5 +1,5 @@
 //! A row as the caller gave it: loaded into the warp's stage, and copied from there to every destination.
-use bulk::{Loads, Ring};
+use bulk::{Loading, Loads, Ring};
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
@@ -14,6 +14,7 @@ pub struct Copied {
 impl Row for Copied {
     const SCALES: bool = false;
     const STAGES: u32 = 1;
+    type Started = Loading<1>;
 
     #[inline(always)]
     fn new(memory: WarpMemory) -> Self {
@@ -42,21 +43,30 @@ impl Row for Copied {
     }
 
     #[inline(always)]
-    fn send_where_found(
-        self,
+    fn start(self, rows: &RowArgs, token: u32) -> Self::Started {
+        let bytes = Self::bytes(rows);
+        self.ring.load(rows.x.rows(bytes).row(token), bytes)
+    }
+
+    #[inline(always)]
+    fn send_started(
+        started: Self::Started,
         rows: &RowArgs,
-        token: u32,
+        _token: u32,
         free: &BulkAccess,
         find: impl FnOnce(Shared<U32x4>) -> Option<Symmetric<u8>>,
     ) -> Self {
-        let bytes = Self::bytes(rows);
-        let loading = self.ring.load(rows.x.rows(bytes).row(token), bytes);
-        let to = find(loading.data().cast());
-        let source = loading.wait();
+        let to = find(started.data().cast());
+        let source = started.wait();
         if let Some(to) = to {
-            source.store(free, 0, to, bytes);
+            source.store(free, 0, to, Self::bytes(rows));
         }
         Self { ring: source.send() }
+    }
+
+    #[inline(always)]
+    fn give_up(started: Self::Started) {
+        let _source = started.wait();
     }
 
     #[inline(always)]

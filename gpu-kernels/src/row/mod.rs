@@ -50,6 +50,8 @@ pub trait Row: Sized {
     const SCALES: bool;
     /// Stages of a warp.
     const STAGES: u32;
+    /// A row that is on its way.
+    type Started;
 
     /// Makes this warp ready, once per launch.
     fn new(memory: WarpMemory) -> Self;
@@ -66,15 +68,21 @@ pub trait Row: Sized {
         beside: impl FnOnce(Shared<U32x4>),
     ) -> Self;
 
-    /// [`Self::send`] where it is found only while the row is on its way where each lane copies it to: `find` says so, writes what goes with the row,
-    /// and takes where its scales lie.
-    fn send_where_found(
-        self,
+    /// Starts with the row of `token`: it is on its way, and touches nothing that a peer sees.
+    fn start(self, rows: &RowArgs, token: u32) -> Self::Started;
+
+    /// [`Self::send`] of a row that was started, where it is found only while it is on its way where each lane copies it to: `find` says so, writes
+    /// what goes with the row, and takes where its scales lie.
+    fn send_started(
+        started: Self::Started,
         rows: &RowArgs,
         token: u32,
         free: &BulkAccess,
         find: impl FnOnce(Shared<U32x4>) -> Option<Symmetric<u8>>,
     ) -> Self;
+
+    /// Ends with a row that was started and goes nowhere.
+    fn give_up(started: Self::Started);
 
     /// Bytes of a row on the wire, without scales.
     fn bytes(rows: &RowArgs) -> u32;

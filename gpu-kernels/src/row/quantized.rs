@@ -20,6 +20,7 @@ pub struct Quantized<S> {
 impl<S: Scale> Row for Quantized<S> {
     const SCALES: bool = true;
     const STAGES: u32 = 2;
+    type Started = Self;
 
     #[inline(always)]
     fn new(memory: WarpMemory) -> Self {
@@ -56,15 +57,23 @@ impl<S: Scale> Row for Quantized<S> {
     }
 
     #[inline(always)]
-    fn send_where_found(
-        self,
+    fn start(self, rows: &RowArgs, token: u32) -> Self::Started {
+        if warp::lane() == 0 {
+            rows.x.rows(rows.hidden * 2).row(token).prefetch(rows.hidden * 2);
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn send_started(
+        started: Self::Started,
         rows: &RowArgs,
         token: u32,
         free: &BulkAccess,
         find: impl FnOnce(Shared<U32x4>) -> Option<Symmetric<u8>>,
     ) -> Self {
         let x = rows.x.rows(rows.hidden * 2).row(token);
-        let editable = self.ring.open();
+        let editable = started.ring.open();
         quantize_row::<S>(rows, x.cast(), editable.data());
         let source = editable.seal();
         // Little is left to find by now, and the row waits for it.
@@ -74,6 +83,9 @@ impl<S: Scale> Row for Quantized<S> {
         }
         Self { ring: source.send(), scale: PhantomData }
     }
+
+    #[inline(always)]
+    fn give_up(_started: Self::Started) {}
 
     #[inline(always)]
     fn bytes(rows: &RowArgs) -> u32 {

@@ -62,6 +62,29 @@ impl EntryWords {
         window.of(peer, self.words).store_release::<System>(slot::<2>(window, epoch, window.me), word);
     }
 
+    /// [`Self::post`], `unless` it is found meanwhile that nothing is to be published. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn post_unless(&self, window: Window, peer: Peer, epoch: u64, kind: Kind, unless: impl FnOnce() -> bool) {
+        let payload = Entry { kind: kind as u32, config: self.config }.to_payload();
+        let word = Stamped::new(payload, epoch).to_word();
+        // What the word covers was over before the launch. The fence and the look take their time together.
+        let (to, stays) = (window.of(peer, self.words), unless());
+        fence::release::<System>();
+        if !stays {
+            to.store_relaxed::<System>(slot::<2>(window, epoch, window.me), word);
+        }
+    }
+
+    /// Whether `peer` is in an operation of this epoch that is another one. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn disagrees(&self, window: Window, peer: Peer, epoch: u64, kind: Kind) -> bool {
+        let word = Stamped::from_word(window.own(self.words).load_relaxed::<System>(slot::<2>(window, epoch, peer)));
+        let its = Entry::from_payload(word.payload);
+        word.is_of(epoch) && (its.kind != kind as u32 || its.config != self.config)
+    }
+
     /// Writes here what `peer` would post in an operation of this [`Kind`]. Per thread.
     #[inline(always)]
     #[track_caller]

@@ -98,7 +98,8 @@ impl SelectionWords {
         window.own(self.tokens).store_weak(peer, Stamped::new(0, number).to_word());
     }
 
-    /// Waits until every rank has told how many tokens it dispatches, and gives each to `come`. Block-collective, uniform.
+    /// Waits until every rank has told how many tokens it dispatches, and gives each to `come`; but for a rank of which `never` says that it will not,
+    /// which has none. Block-collective, uniform.
     #[inline(always)]
     #[track_caller]
     pub fn wait_tokens(
@@ -107,6 +108,7 @@ impl SelectionWords {
         watch: &wait::Watch,
         number: u64,
         come: impl Fn(u32, u32),
+        never: impl Fn(u32) -> bool,
     ) -> wait::Outcome {
         let (own, expected) = (window.own(self.tokens), Stamped::new(0, number).to_word());
         watch.wait_until_each(Phase::Counts as u32, window.peers, |peer| {
@@ -115,8 +117,13 @@ impl SelectionWords {
                 let came = word.is_of(number);
                 if came {
                     come(peer, word.payload);
+                    return true;
                 }
-                came
+                let never = never(peer);
+                if never {
+                    come(peer, 0);
+                }
+                never
             })
         })
     }
