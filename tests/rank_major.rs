@@ -137,6 +137,32 @@ fn extremes_are_bitwise_the_reference() {
     }
 }
 
+/// Few tokens of long rows, which several warps make where they are quantised.
+#[test]
+fn rows_in_pieces_are_bitwise_the_reference() {
+    let device = Device::from_env();
+    for (hidden, tokens, num_sms) in [(2048, 3, 2), (2064, 5, 4), (7168, 1, 3), (4112, 40, 2)] {
+        for format in [WireFormat::Fp8, WireFormat::Fp8Ue8m0, WireFormat::Mxfp8, WireFormat::Bf16] {
+            let case = Case {
+                ranks: 2,
+                experts: 9,
+                top_k: 3,
+                hidden,
+                format,
+                num_sms,
+                tokens: vec![tokens, tokens - 1],
+                index: IndexType::I32,
+                choice: Choice::Uniform,
+                holes: 1,
+                data: u64::from(hidden),
+                mode: Mode::Fast { workers: 0 },
+            };
+            let case = (case, 1);
+            check(device, &case, 2).unwrap_or_else(|error| panic!("{case:?}: {error}"));
+        }
+    }
+}
+
 /// What is done in a row slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {

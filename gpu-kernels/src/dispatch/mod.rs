@@ -59,7 +59,7 @@ mod observe;
 mod send;
 
 pub use args::{DispatchArgs, index};
-pub(crate) use send::{memory_of_warp, send_scales};
+pub(crate) use send::memory_of_warp;
 
 use epoxide_dsl::prelude::*;
 

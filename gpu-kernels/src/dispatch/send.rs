@@ -137,7 +137,7 @@ fn send_beside<R: Row>(a: &DispatchArgs, token: u32, selected: Selected, copies:
 
 /// Writes a row's scales to where one copy of it goes. Warp-collective.
 #[inline(always)]
-pub(crate) fn send_scales(to: Symmetric<u32>, stride: u32, row: u32, scales: Shared<U32x4>) {
+pub(super) fn send_scales(to: Symmetric<u32>, stride: u32, row: u32, scales: Shared<U32x4>) {
     let beside = to.rows(stride).row(row).cast::<U32x4>();
     for vector in thread::strided(warp::lane(), stride / 4, warp::LANES) {
         beside.store_weak(vector, scales.load_weak(vector));

@@ -14,12 +14,10 @@ struct Found {
     tokens: Shared<u32>,
     /// `[ranks + 1]`: how many selections the ranks before it have.
     begins: Shared<u32>,
-    /// `[ranks]`: rows of each rank.
-    rows: Shared<u32>,
     /// `[2]`: the first rank with a bad selection, and its first one; all ones where there is none.
     bad: Shared<u32>,
-    /// `[experts]`: selections of each of this rank's experts.
-    counts: Shared<u32>,
+    /// `[WARPS]`: what each warp has counted.
+    of_warps: Shared<u32>,
     /// `[experts + 1]`: where each one's part of the index begins, and the end.
     firsts: Shared<u32>,
     /// `[experts + 1][ranks][words]`: a bit for each token that selects the expert; behind them, one for each that selects any.
@@ -39,12 +37,11 @@ impl Found {
         let (ranks, experts) = (window.peers, a.placement.count(window.me.0));
         let tokens = Shared::<u32>::dynamic(a.shared.stages);
         let begins = tokens.at(ranks);
-        let rows = begins.at(ranks + 1);
-        let bad = rows.at(ranks);
-        let counts = bad.at(2);
-        let firsts = counts.at(experts);
+        let bad = begins.at(ranks + 1);
+        let of_warps = bad.at(2);
+        let firsts = of_warps.at(WARPS);
         let bits = firsts.at(experts + 1);
-        Self { tokens, begins, rows, bad, counts, firsts, bits, experts, words, of_expert: ranks * words }
+        Self { tokens, begins, bad, of_warps, firsts, bits, experts, words, of_expert: ranks * words }
     }
 }
 
@@ -67,7 +64,7 @@ pub(super) fn receive(
     }
     let complete = ended.is_ok();
     if !complete {
-        write_counts(a, found, false);
+        write_no_counts(a);
     }
     if thread::index() == 0 {
         a.routing.store_weak(0, if complete { number } else { 0 });
@@ -98,9 +95,8 @@ fn complete(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, found: 
     let _selected =
         a.selections.wait(window, watch, number, selections, which, |at, selection| note(a, found, at, selection))?;
     block::sync();
-    count(a, found);
+    count_rows(a, found);
     index(a, found);
-    write_counts(a, found, true);
     let _met = entry.meet(window, watch, Kind::Dispatch)?;
     stop_if_bad(a, found)?;
     let _here = a.landings.wait(window, watch, number)?;
@@ -233,99 +229,141 @@ fn stop_if_bad(a: &DispatchRankMajorArgs, found: Found) -> Result<(), fault::Sto
     fault.settle()
 }
 
-/// Counts the rows of each rank, the selections of each expert, and where each one's part of the index begins. The block meets at its end.
+/// Counts the rows of each rank, and writes how many.
 #[inline(always)]
-fn count(a: &DispatchRankMajorArgs, found: Found) {
+fn count_rows(a: &DispatchRankMajorArgs, found: Found) {
     let ranks = a.op.window().peers;
-    let ones = |first: u32, words: u32| {
-        let mut ones = 0;
-        for word in thread::strided(first, first + words, 1) {
-            ones += found.bits.load_weak(word).count_ones();
-        }
-        ones
-    };
-    for i in thread::strided(thread::index(), found.experts + ranks, THREADS) {
-        if i < found.experts {
-            found.counts.store_weak(i, ones(i * found.of_expert, found.of_expert));
-        } else {
-            let source = i - found.experts;
-            let first = found.experts * found.of_expert + source * found.words;
-            found.rows.store_weak(source, ones(first, found.words));
-        }
+    // A lane of the last warp for each rank: the others have experts.
+    if warp::index() != WARPS - 1 {
+        return;
     }
-    block::sync();
-    if warp::index() == 0 {
-        // A lane's experts lie side by side.
-        let each = found.experts.div_ceil(warp::LANES);
-        let (mine, end) = (warp::lane() * each, (warp::lane() + 1) * each);
-        let end = if end < found.experts { end } else { found.experts };
-        let padded = |expert| quotient(found.counts.load_weak(expert) + a.alignment - 1, a.alignment) * a.alignment;
-        let mut entries = 0;
-        for expert in thread::strided(mine, end, 1) {
-            entries += padded(expert);
-        }
-        let up_to_here = warp::prefix_sum(entries);
-        let mut first = up_to_here - entries;
-        for expert in thread::strided(mine, end, 1) {
-            found.firsts.store_weak(expert, first);
-            first += padded(expert);
-        }
-        if warp::lane() == warp::LANES - 1 {
-            found.firsts.store_weak(found.experts, up_to_here);
-        }
+    let mut all = 0;
+    for source in thread::strided(warp::lane(), ranks, warp::LANES) {
+        let rows = ones(found, found.experts * found.of_expert + source * found.words, found.words);
+        a.recv_counts.store_weak(1 + source, rows);
+        all += rows;
     }
-    block::sync();
+    all = warp::sum(warp::ALL, all);
+    if warp::lane() == 0 {
+        a.recv_counts.store_weak(0, all);
+    }
 }
 
-/// Writes the rows of each expert, a warp per expert.
+/// The bits that are set in some words.
+#[inline(always)]
+fn ones(found: Found, first: u32, words: u32) -> u32 {
+    let mut ones = 0;
+    for word in thread::strided(first, first + words, 1) {
+        ones += found.bits.load_weak(word).count_ones();
+    }
+    ones
+}
+
+/// Counts the selections of each expert, finds where its part of the index begins, and writes both, and the index. A thread for each expert, where the
+/// words of one are few; else a warp writes its rows.
 #[inline(always)]
 fn index(a: &DispatchRankMajorArgs, found: Found) {
-    for expert in thread::strided(warp::index(), found.experts, WARPS) {
-        let (mut at, bits) = (found.firsts.load_weak(expert), found.bits.at(expert * found.of_expert));
-        let end = found.firsts.load_weak(expert + 1);
-        let mut first = 0;
-        while first < found.of_expert {
-            let word = first + warp::lane();
-            let mut tokens = if word < found.of_expert { bits.load_weak(word) } else { 0 };
-            let up_to = warp::prefix_sum(tokens.count_ones());
-            let mut entry = at + up_to - tokens.count_ones();
-            let source = quotient(word, found.words);
-            let row = a.row(source, (word - source * found.words) * 32);
+    let by_thread = found.of_expert <= MOST_WORDS_OF_THREAD;
+    let counts = a.recv_counts.at(1 + a.op.window().peers);
+    let (firsts, lane) = (counts.at(found.experts), warp::lane());
+    let mut before = 0;
+    // All threads take part in each turn: they meet.
+    for turn in thread::strided(0, found.experts, THREADS) {
+        let expert = turn + thread::index();
+        let is_one = expert < found.experts;
+        let (mut count, mut entries) = (0, 0);
+        if is_one {
+            count = ones(found, expert * found.of_expert, found.of_expert);
+            entries = quotient(count + a.alignment - 1, a.alignment) * a.alignment;
+        }
+        let up_to = warp::prefix_sum(entries);
+        if lane == warp::LANES - 1 {
+            found.of_warps.store_weak(warp::index(), up_to);
+        }
+        block::sync();
+        let of_warp = if lane < WARPS { found.of_warps.load_weak(lane) } else { 0 };
+        let earlier = warp::sum(warp::ALL, if lane < warp::index() { of_warp } else { 0 });
+        let first = before + earlier + up_to - entries;
+        before += warp::sum(warp::ALL, of_warp);
+        if is_one {
+            counts.store_weak(expert, count);
+            firsts.store_weak(expert, first);
+            if by_thread {
+                index_of_thread(a, found, expert, (first, entries));
+            } else {
+                found.firsts.store_weak(expert, first);
+            }
+        }
+        // Before the next turn's, and before warps read what threads have found.
+        block::sync();
+    }
+    if thread::index() == 0 {
+        firsts.store_weak(found.experts, before);
+        found.firsts.store_weak(found.experts, before);
+    }
+    if !by_thread {
+        block::sync();
+        for expert in thread::strided(warp::index(), found.experts, WARPS) {
+            index_of_warp(a, found, expert);
+        }
+    }
+}
+
+/// Words of an expert's bits that one thread goes through.
+const MOST_WORDS_OF_THREAD: u32 = 32;
+
+/// Writes the rows of an expert, from entry `first` on, so many with what pads them. Per thread.
+#[inline(always)]
+fn index_of_thread(a: &DispatchRankMajorArgs, found: Found, expert: u32, (first, entries): (u32, u32)) {
+    let bits = found.bits.at(expert * found.of_expert);
+    let (mut entry, mut word) = (first, 0);
+    for source in thread::strided(0, a.op.window().peers, 1) {
+        for thirty_two in thread::strided(0, found.words, 1) {
+            let mut tokens = bits.load_weak(word);
+            word += 1;
             while tokens != 0 {
-                a.index.store_weak(entry, row + tokens.trailing_zeros());
+                a.index.store_weak(entry, a.row(source, thirty_two * 32 + tokens.trailing_zeros()));
                 tokens &= tokens - 1;
                 entry += 1;
             }
-            at += warp::shuffle(warp::ALL, up_to, warp::LANES - 1);
-            first += warp::LANES;
         }
-        for pad in thread::strided(at + warp::lane(), end, warp::LANES) {
-            a.index.store_weak(pad, NO_ROW);
-        }
+    }
+    for pad in thread::strided(entry, first + entries, 1) {
+        a.index.store_weak(pad, NO_ROW);
     }
 }
 
-/// Writes how many rows came, in all, by source, by local expert, and where each expert's part of the index begins; zeros if not all is `complete`.
+/// Writes the rows of an expert. Warp-collective.
 #[inline(always)]
-fn write_counts(a: &DispatchRankMajorArgs, found: Found, complete: bool) {
-    let (ranks, experts) = (a.op.window().peers, a.placement.count(a.op.window().me.0));
-    // In all, by source, by local expert, firsts.
-    for i in thread::strided(thread::index(), 1 + ranks + 2 * experts + 1, THREADS) {
-        let mut count = 0;
-        if complete && i == 0 {
-            for source in thread::strided(0, ranks, 1) {
-                count += found.rows.load_weak(source);
-            }
-        } else if complete {
-            // Side by side, but for the bad ones between.
-            count = if i <= ranks {
-                found.rows.load_weak(i - 1)
-            } else if i <= ranks + experts {
-                found.counts.load_weak(i - 1 - ranks)
-            } else {
-                found.firsts.load_weak(i - 1 - ranks - experts)
-            };
+fn index_of_warp(a: &DispatchRankMajorArgs, found: Found, expert: u32) {
+    let (mut at, bits) = (found.firsts.load_weak(expert), found.bits.at(expert * found.of_expert));
+    let end = found.firsts.load_weak(expert + 1);
+    let mut first = 0;
+    while first < found.of_expert {
+        let word = first + warp::lane();
+        let mut tokens = if word < found.of_expert { bits.load_weak(word) } else { 0 };
+        let up_to = warp::prefix_sum(tokens.count_ones());
+        let mut entry = at + up_to - tokens.count_ones();
+        let source = quotient(word, found.words);
+        let row = a.row(source, (word - source * found.words) * 32);
+        while tokens != 0 {
+            a.index.store_weak(entry, row + tokens.trailing_zeros());
+            tokens &= tokens - 1;
+            entry += 1;
         }
-        a.recv_counts.store_weak(i, count);
+        at += warp::shuffle(warp::ALL, up_to, warp::LANES - 1);
+        first += warp::LANES;
+    }
+    for pad in thread::strided(at + warp::lane(), end, warp::LANES) {
+        a.index.store_weak(pad, NO_ROW);
+    }
+}
+
+/// Writes that nothing came.
+#[inline(always)]
+fn write_no_counts(a: &DispatchRankMajorArgs) {
+    let (ranks, experts) = (a.op.window().peers, a.placement.count(a.op.window().me.0));
+    for i in thread::strided(thread::index(), 1 + ranks + 2 * experts + 1, THREADS) {
+        a.recv_counts.store_weak(i, 0);
     }
 }

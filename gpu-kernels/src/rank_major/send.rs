@@ -3,7 +3,7 @@ use epoxide_dsl::prelude::*;
 
 use super::args::DispatchRankMajorArgs;
 use crate::dispatch::memory_of_warp;
-use crate::dispatch::send_scales;
+use crate::placement::quotient;
 use crate::row::Row;
 use crate::words::{Phase, Selection};
 
@@ -20,10 +20,16 @@ pub(super) fn send<R: Row>(
     (sender, senders): (u32, u32),
 ) -> Result<(), fault::Stopped> {
     let window = a.op.window();
-    let (copy_warps, step) = (a.shared.copy_warps, a.shared.copy_warps * senders);
-    let copies = warp::index() < copy_warps;
+    // Rows go by pieces where there is a warp for each.
+    let warps = a.shared.copy_warps * senders;
+    let pieces = if a.tokens * R::pieces(&a.rows) <= warps { R::pieces(&a.rows) } else { 1 };
     // Neighbours go to different blocks: few tokens take as many blocks as there are.
-    let mut token = if copies { sender + warp::index() * senders } else { a.tokens };
+    let number_of_warp = sender + warp::index() * senders;
+    let mut token = if pieces == 1 { number_of_warp } else { quotient(number_of_warp, pieces) };
+    let piece = (pieces > 1).then(|| number_of_warp - token * pieces);
+    if warp::index() >= a.shared.copy_warps {
+        token = a.tokens;
+    }
     // All are on their way together: whether somebody gave up, whether the slot is free, the first token's selections, and its row.
     let (look, freed) = (watch.look(), a.freed.load_weak(0));
     let mut next = Selected::load(a, token);
@@ -45,18 +51,23 @@ pub(super) fn send<R: Row>(
     if sender == 0 && thread::index() < window.peers {
         a.selections.tell_tokens(window, number, Peer(thread::index()), a.tokens);
     }
+    let mut sends = false;
     while let Some(row) = started {
-        let selected = next;
-        next = Selected::load(a, token + step);
+        sends = true;
+        // What is told does not wait for the row.
+        let routed = Routed::new(a, number, token, next, piece);
         let sent =
-            R::send_started(row, &a.rows, token, &free, |scales| send_beside::<R>(a, number, token, selected, scales));
-        token += step;
+            R::send_started(row, &a.rows, token, piece, &free, |scales| send_beside::<R>(a, routed, piece, scales));
+        // A warp that has a piece has that alone.
+        token += warps;
+        next = Selected::load(a, token);
         started = if token < a.tokens { Some(sent.start(&a.rows, token)) } else { None };
     }
+    let sends = block::any(sends).get();
     let landed = bulk::land();
     if thread::index() < window.peers {
         // Of a block without tokens there is nothing to wait for.
-        let landed = if sender < a.tokens { Some(&landed) } else { None };
+        let landed = sends.then_some(&landed);
         a.landings.add(window, Peer(thread::index()), (sender, senders), landed);
     }
     Ok(())
@@ -84,63 +95,90 @@ impl Selected {
     }
 }
 
-/// Tells every rank what the token selects there, writes what goes with the row to where it goes, and the handle; says where this lane copies the row to.
-/// Warp-collective.
+/// Where a token's row goes.
+#[derive(Clone, Copy)]
+struct Routed {
+    /// The row, wherever it goes.
+    row: u32,
+    /// The rank of this lane's expert, or none's.
+    owner: u32,
+    /// This lane's gate weight.
+    weight: f32,
+    /// Whether this lane copies the row to its rank.
+    sends: bool,
+}
+
+impl Routed {
+    /// Finds where the row of `token` goes. With the first piece of a row, tells every rank what the token selects there, and writes the handle.
+    /// Warp-collective.
+    #[inline(always)]
+    fn new(a: &DispatchRankMajorArgs, number: u64, token: u32, selected: Selected, piece: Option<u32>) -> Self {
+        let (window, lane) = (a.op.window(), warp::lane());
+        let Selected { index, weight } = selected;
+        let earlier = (1 << lane) - 1;
+        let selects = index >= 0 && index < i64::from(a.placement.experts);
+        // Lanes that select nothing are like no other.
+        let expert = if selects { index as u32 } else { u32::MAX - lane };
+        let owner = if selects { a.placement.owner(expert) } else { u32::MAX - lane };
+        let (same_expert, same_rank) = (warp::match_any(warp::ALL, expert), warp::match_any(warp::ALL, owner));
+        let (repeated, is_first) = (same_expert & earlier != 0, same_rank & earlier == 0);
+        let mut selection = Selection::NONE;
+        if selects {
+            selection = Selection::of_expert(expert - a.placement.first(owner));
+        }
+        if repeated {
+            selection = Selection::REPEATED;
+        } else if index < -1 || index >= i64::from(a.placement.experts) {
+            selection = Selection::OUT_OF_RANGE;
+        }
+        // The row of a token with a bad one goes nowhere: every rank is told.
+        let any_bad = warp::ballot(warp::ALL, selection.is_bad()) != 0;
+        let row = a.row(window.me.0, token);
+        let sends = selects && is_first && !any_bad;
+        if piece.is_none_or(|piece| piece == 0) {
+            if any_bad {
+                if selection.is_bad() {
+                    tell_index(a, row, index as u64);
+                }
+                // Other lanes write their words.
+                warp::sync(warp::ALL);
+            }
+            tell(a, number, token, owner, selection);
+            if lane < a.top_k {
+                let at = u64::from(token) * u64::from(a.top_k) + u64::from(lane);
+                a.send_rank.store_weak(at, if sends { window.rank_of(Peer(owner)).0 as i32 } else { -1 });
+                a.send_row.store_weak(at, row);
+            }
+        }
+        Self { row, owner, weight, sends }
+    }
+}
+
+/// Writes what goes with a row, or a piece of it, to where it goes; says where this lane copies the row to. Warp-collective.
 #[inline(always)]
 fn send_beside<R: Row>(
     a: &DispatchRankMajorArgs,
-    number: u64,
-    token: u32,
-    selected: Selected,
+    routed: Routed,
+    piece: Option<u32>,
     scales: Shared<U32x4>,
 ) -> Option<Symmetric<u8>> {
     let (window, lane) = (a.op.window(), warp::lane());
-    let Selected { index, weight } = selected;
-    let earlier = (1 << lane) - 1;
-    let selects = index >= 0 && index < i64::from(a.placement.experts);
-    // Lanes that select nothing are like no other.
-    let expert = if selects { index as u32 } else { u32::MAX - lane };
-    let owner = if selects { a.placement.owner(expert) } else { u32::MAX - lane };
-    let (same_expert, same_rank) = (warp::match_any(warp::ALL, expert), warp::match_any(warp::ALL, owner));
-    let (repeated, is_first) = (same_expert & earlier != 0, same_rank & earlier == 0);
-    let mut selection = Selection::NONE;
-    if selects {
-        selection = Selection::of_expert(expert - a.placement.first(owner));
-    }
-    if repeated {
-        selection = Selection::REPEATED;
-    } else if index < -1 || index >= i64::from(a.placement.experts) {
-        selection = Selection::OUT_OF_RANGE;
-    }
-    // The row of a token with a bad one goes nowhere: every rank is told.
-    let any_bad = warp::ballot(warp::ALL, selection.is_bad()) != 0;
-    let row = a.row(window.me.0, token);
-    if any_bad {
-        if selection.is_bad() {
-            tell_index(a, row, index as u64);
-        }
-        // Other lanes write their words.
-        warp::sync(warp::ALL);
-    }
-    tell(a, number, token, owner, selection);
-
-    let sends = selects && is_first && !any_bad;
-    if lane < a.top_k {
-        let at = u64::from(token) * u64::from(a.top_k) + u64::from(lane);
-        a.send_rank.store_weak(at, if sends { window.rank_of(Peer(owner)).0 as i32 } else { -1 });
-        a.send_row.store_weak(at, row);
-    }
+    let Routed { row, owner, weight, sends } = routed;
+    let (first, end) = R::scale_vectors(&a.rows, piece);
     let mut lanes = warp::ballot(warp::ALL, sends);
     while lanes != 0 {
         let k = lanes.trailing_zeros();
         lanes &= lanes - 1;
         let to = warp::shuffle(warp::ALL, owner, k);
-        if lane < a.top_k_stride {
+        if lane < a.top_k_stride && piece.is_none_or(|piece| piece == 0) {
             let weights = window.of(Peer(to), a.recv.weights).rows(a.top_k_stride).row(row);
             weights.store_weak(lane, if owner == to { weight } else { 0.0 });
         }
         if R::SCALES {
-            send_scales(window.of(Peer(to), a.recv.scales), a.rows.scale_stride, row, scales);
+            let beside = window.of(Peer(to), a.recv.scales).rows(a.rows.scale_stride).row(row).cast::<U32x4>();
+            for vector in thread::strided(first + lane, end, warp::LANES) {
+                beside.store_weak(vector, scales.load_weak(vector));
+            }
         }
     }
     sends.then(|| window.of(Peer(owner), a.recv.x).rows(R::bytes(&a.rows)).row(row))

@@ -61,6 +61,7 @@ impl Row for Brought {
         started: Self::Started,
         rows: &RowArgs,
         _token: u32,
+        _piece: Option<u32>,
         free: &BulkAccess,
         find: impl FnOnce(Shared<U32x4>) -> Option<Symmetric<u8>>,
     ) -> Self {

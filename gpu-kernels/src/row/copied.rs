@@ -53,6 +53,7 @@ impl Row for Copied {
         started: Self::Started,
         rows: &RowArgs,
         _token: u32,
+        _piece: Option<u32>,
         free: &BulkAccess,
         find: impl FnOnce(Shared<U32x4>) -> Option<Symmetric<u8>>,
     ) -> Self {

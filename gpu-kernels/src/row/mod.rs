@@ -68,15 +68,28 @@ pub trait Row: Sized {
         beside: impl FnOnce(Shared<U32x4>),
     ) -> Self;
 
+    /// Pieces in which warps may make a row, each some of it; 1 where that gains nothing.
+    #[inline(always)]
+    fn pieces(_rows: &RowArgs) -> u32 {
+        1
+    }
+
+    /// Vectors of a row's scales that come with one of its pieces, or with all: the first, and the first that does not.
+    #[inline(always)]
+    fn scale_vectors(rows: &RowArgs, _piece: Option<u32>) -> (u32, u32) {
+        (0, rows.scale_stride / 4)
+    }
+
     /// Starts with the row of `token`: it is on its way, and touches nothing that a peer sees.
     fn start(self, rows: &RowArgs, token: u32) -> Self::Started;
 
-    /// [`Self::send`] of a row that was started, where it is found only while it is on its way where each lane copies it to: `find` says so, writes
-    /// what goes with the row, and takes where its scales lie.
+    /// [`Self::send`] of a row that was started, or a `piece` of it, where it is found only while it is on its way where each lane copies it to: `find`
+    /// says so, writes what goes with the row, and takes where its scales lie.
     fn send_started(
         started: Self::Started,
         rows: &RowArgs,
         token: u32,
+        piece: Option<u32>,
         free: &BulkAccess,
         find: impl FnOnce(Shared<U32x4>) -> Option<Symmetric<u8>>,
     ) -> Self;

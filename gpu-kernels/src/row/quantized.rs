@@ -57,6 +57,24 @@ impl<S: Scale> Row for Quantized<S> {
     }
 
     #[inline(always)]
+    fn pieces(rows: &RowArgs) -> u32 {
+        (rows.hidden / 8).div_ceil(PIECE)
+    }
+
+    #[inline(always)]
+    fn scale_vectors(rows: &RowArgs, piece: Option<u32>) -> (u32, u32) {
+        let all = rows.scale_stride / 4;
+        // Whole words, four at a time.
+        const { assert!((PIECE * 8 / S::GROUP).is_multiple_of(4 * S::IN_WORD)) };
+        let of_piece = PIECE * 8 / S::GROUP / S::IN_WORD / 4;
+        match piece {
+            None => (0, all),
+            Some(piece) if piece + 1 == Self::pieces(rows) => (piece * of_piece, all),
+            Some(piece) => (piece * of_piece, (piece + 1) * of_piece),
+        }
+    }
+
+    #[inline(always)]
     fn start(self, rows: &RowArgs, token: u32) -> Self::Started {
         if warp::lane() == 0 {
             rows.x.rows(rows.hidden * 2).row(token).prefetch(rows.hidden * 2);
@@ -69,17 +87,23 @@ impl<S: Scale> Row for Quantized<S> {
         started: Self::Started,
         rows: &RowArgs,
         token: u32,
+        piece: Option<u32>,
         free: &BulkAccess,
         find: impl FnOnce(Shared<U32x4>) -> Option<Symmetric<u8>>,
     ) -> Self {
         let x = rows.x.rows(rows.hidden * 2).row(token);
         let editable = started.ring.open();
-        quantize_row::<S>(rows, x.cast(), editable.data());
+        let (mut first, mut end) = (0, rows.hidden / 8);
+        if let Some(piece) = piece {
+            first = piece * PIECE;
+            end = if first + PIECE < end { first + PIECE } else { end };
+        }
+        quantize_vectors_of_row::<S>(rows, x.cast(), editable.data(), (first, end));
         let source = editable.seal();
         // Little is left to find by now, and the row waits for it.
         let to = find(source.data().at(rows.hidden).cast());
         if let Some(to) = to {
-            source.store(free, 0, to, rows.hidden);
+            source.store(free, first * 8, to.at(first * 8), (end - first) * 8);
         }
         Self { ring: source.send(), scale: PhantomData }
     }
@@ -96,11 +120,24 @@ impl<S: Scale> Row for Quantized<S> {
 /// Quantises a token's row from memory into a stage: the codes, then the scales. Warp-collective.
 #[inline(always)]
 fn quantize_row<S: Scale>(a: &RowArgs, x: Global<U32x4>, stage: Shared<u8>) {
-    let vectors = a.hidden / 8;
-    let mut first = 0;
-    while first + 8 * warp::LANES <= vectors {
+    quantize_vectors_of_row::<S>(a, x, stage, (0, a.hidden / 8));
+}
+
+/// Vectors of a piece of a row.
+const PIECE: u32 = 8 * warp::LANES;
+
+/// Quantises vectors of a token's row from memory into a stage, from the first of a piece to the end of one; behind the row's last what pads its
+/// scales. Warp-collective.
+#[inline(always)]
+fn quantize_vectors_of_row<S: Scale>(
+    a: &RowArgs,
+    x: Global<U32x4>,
+    stage: Shared<u8>,
+    (mut first, vectors): (u32, u32),
+) {
+    while first + PIECE <= vectors {
         quantize_piece::<8, true, S>(a, x, stage, first);
-        first += 8 * warp::LANES;
+        first += PIECE;
     }
     while first < vectors {
         quantize_piece::<4, false, S>(a, x, stage, first);
@@ -108,7 +145,7 @@ fn quantize_row<S: Scale>(a: &RowArgs, x: Global<U32x4>, stage: Shared<u8>) {
     }
     // The padding travels too: it is zero, so that a received row is a function of the row sent.
     let groups = a.hidden.div_ceil(S::GROUP);
-    if groups + warp::lane() < a.scale_stride * S::IN_WORD {
+    if vectors == a.hidden / 8 && groups + warp::lane() < a.scale_stride * S::IN_WORD {
         S::nothing().put(stage.at(a.hidden).cast(), groups + warp::lane());
     }
 }
