@@ -51,11 +51,18 @@ pub(super) fn send<R: Row>(
     if sender == 0 && thread::index() < window.peers {
         a.selections.tell_tokens(window, number, Peer(thread::index()), a.tokens);
     }
+    // What is told waits for no row: not for this warp's first, nor do its later tokens for their turn.
+    let mut later = token + warps;
+    while later < a.tokens {
+        let _told = Routed::new(a, number, later, Selected::load(a, later), true);
+        later += warps;
+    }
+    let mut tells = piece.is_none_or(|piece| piece == 0);
     let mut sends = false;
     while let Some(row) = started {
         sends = true;
-        // What is told does not wait for the row.
-        let routed = Routed::new(a, number, token, next, piece);
+        let routed = Routed::new(a, number, token, next, tells);
+        tells = false;
         let sent =
             R::send_started(row, &a.rows, token, piece, &free, |scales| send_beside::<R>(a, routed, piece, scales));
         // A warp that has a piece has that alone.
@@ -109,10 +116,9 @@ struct Routed {
 }
 
 impl Routed {
-    /// Finds where the row of `token` goes. With the first piece of a row, tells every rank what the token selects there, and writes the handle.
-    /// Warp-collective.
+    /// Finds where the row of `token` goes. If it `tells`, every rank is told what the token selects there, and the handle written. Warp-collective.
     #[inline(always)]
-    fn new(a: &DispatchRankMajorArgs, number: u64, token: u32, selected: Selected, piece: Option<u32>) -> Self {
+    fn new(a: &DispatchRankMajorArgs, number: u64, token: u32, selected: Selected, tells: bool) -> Self {
         let (window, lane) = (a.op.window(), warp::lane());
         let Selected { index, weight } = selected;
         let earlier = (1 << lane) - 1;
@@ -135,7 +141,7 @@ impl Routed {
         let any_bad = warp::ballot(warp::ALL, selection.is_bad()) != 0;
         let row = a.row(window.me.0, token);
         let sends = selects && is_first && !any_bad;
-        if piece.is_none_or(|piece| piece == 0) {
+        if tells {
             if any_bad {
                 if selection.is_bad() {
                     tell_index(a, row, index as u64);
