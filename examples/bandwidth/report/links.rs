@@ -36,10 +36,12 @@ pub const LATENCIES: [&str; 6] = [
     "a flag to a peer, one way",
 ];
 
+/// Of every number of SMs, for each of [`WAYS`], milliseconds of each launch.
+type Moved = Vec<[Vec<f64>; 3]>;
+
 /// What one rank found.
 pub struct Found {
-    /// Of every number of SMs, for each of [`WAYS`], milliseconds of each launch.
-    pub moved_ms: Vec<(u32, [Vec<f64>; 3])>,
+    pub moved_ms: Moved,
     /// Bytes that each launch moved to or from other ranks.
     pub bytes: u64,
     /// Of each of [`LATENCIES`], microseconds of each time.
@@ -75,7 +77,7 @@ fn addresses(comm: &Comm, own: u64) -> Result<Vec<u64>> {
 }
 
 /// Every rank moves bytes to and from all others at once, or alone, through its own memory.
-fn moves(options: &Options, comm: &Comm, sms: &[u32]) -> Result<(Vec<(u32, [Vec<f64>; 3])>, u64)> {
+fn moves(options: &Options, comm: &Comm, sms: &[u32]) -> Result<(Moved, u64)> {
     let simulated = options.device == Device::Sim;
     let (rank, ranks) = (u64::from(comm.rank()), u64::from(comm.size()));
     let others = ranks.saturating_sub(1).max(1);
@@ -117,7 +119,7 @@ fn moves(options: &Options, comm: &Comm, sms: &[u32]) -> Result<(Vec<(u32, [Vec<
             };
             *ms = trains(comm, if simulated { 2 } else { LAUNCHES + 1 }, 1, launch)?.split_off(1);
         }
-        moved.push((sms, ms));
+        moved.push(ms);
     }
     comm.barrier()?;
     Ok((moved, if ranks > 1 { part * others } else { 0 }))

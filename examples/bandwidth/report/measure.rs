@@ -93,7 +93,7 @@ fn with_links(options: &Options, mut report: Report) -> Report {
     };
     for (way, name) in links::WAYS.iter().enumerate() {
         for (at, sms) in sms.iter().enumerate() {
-            let median = slowest(&|found| found.moved_ms[at].1[way].clone()).median * 1e3;
+            let median = slowest(&|found| found.moved_ms[at][way].clone()).median * 1e3;
             report.links.push(Link::new(name, *sms, median, found[0].bytes as f64));
         }
     }

@@ -48,19 +48,13 @@ impl Routing {
             // The highest keys are a draw without replacement (Efraimidis, Spirakis 2006).
             keys.clear();
             keys.extend(weights.iter().zip(0..).map(|(weight, expert)| (uniform().ln() / weight, expert)));
-            let (first, ..) = split(&mut keys, top_k as usize);
-            picks.extend(first.iter().map(|(_, expert)| *expert));
+            if (top_k as usize) < keys.len() {
+                keys.select_nth_unstable_by(top_k as usize, |one, other| other.0.total_cmp(&one.0));
+            }
+            picks.extend(keys.iter().take(top_k as usize).map(|(_, expert)| *expert));
         }
         picks
     }
-}
-
-/// The `first` highest of `keys`, and the others.
-fn split(keys: &mut [(f64, i32)], first: usize) -> (&[(f64, i32)], &[(f64, i32)]) {
-    if first < keys.len() {
-        keys.select_nth_unstable_by(first, |one, other| other.0.total_cmp(&one.0));
-    }
-    keys.split_at(first)
 }
 
 #[cfg(test)]
