@@ -1,5 +1,4 @@
 //! Tests of reports, each in a folder of its own.
-use std::collections::BTreeSet;
 use std::fs;
 
 use serde_json::Value;
@@ -38,6 +37,36 @@ fn leaves<'v>(value: &'v Value, to: &mut Vec<&'v Value>) {
     }
 }
 
+/// Checks that all numbers and texts are on the page, and counts them.
+fn on_page(program: &Program, report: &Value) -> usize {
+    let page = fs::read_to_string(program.folder.join("made/here/report.md")).expect("there is a page");
+    let words = page.split(|c: char| !c.is_ascii_digit() && c != '.').map(|word| word.trim_end_matches('.'));
+    let numbers: Vec<f64> = words.filter_map(|word| word.parse().ok()).collect();
+    let mut all = Vec::new();
+    leaves(report, &mut all);
+    for leaf in &all {
+        match leaf {
+            Value::String(text) => assert!(page.contains(text.as_str()), "{text}"),
+            number => assert!(numbers.contains(&number.as_f64().expect("a number")), "{number}"),
+        }
+    }
+    all.len()
+}
+
+/// Of more than a hundred repetitions every percentile is another number.
+#[test]
+fn every_percentile_is_on_the_page() {
+    let (program, report, said) =
+        reported("percentiles", &["--repeat", "120", "--layout", "compact", "--routing", "uniform"]);
+    assert!(said.starts_with("Some(0)"), "{said}");
+    on_page(&program, &report);
+    for row in report["rows"].as_array().expect("rows") {
+        let of = |key: &str| row["measured"][key].as_f64().expect("a number");
+        let us = ["median_us", "p95_us", "p99_us", "max_us"].map(of);
+        assert!(us.is_sorted() && us[0] < us[3] && of("repetitions") == 120.0, "{row}");
+    }
+}
+
 #[test]
 fn every_number_of_a_report_is_on_its_page() {
     let args = [
@@ -56,19 +85,8 @@ fn every_number_of_a_report_is_on_its_page() {
     ];
     let (program, report, said) = reported("numbers", &args);
     assert!(said.starts_with("Some(0)"), "{said}");
-    let page = fs::read_to_string(program.folder.join("made/here/report.md")).expect("there is a page");
-    let words: BTreeSet<&str> =
-        page.split(|c: char| !c.is_ascii_digit() && c != '.').map(|word| word.trim_end_matches('.')).collect();
-    let numbers: Vec<f64> = words.iter().filter_map(|word| word.parse().ok()).collect();
-    let mut all = Vec::new();
-    leaves(&report, &mut all);
-    assert!(all.len() > 400, "{}", all.len());
-    for leaf in all {
-        match leaf {
-            Value::String(text) => assert!(page.contains(text.as_str()), "{text}"),
-            number => assert!(numbers.contains(&number.as_f64().expect("a number")), "{number}"),
-        }
-    }
+    let all = on_page(&program, &report);
+    assert!(all > 400, "{all}");
     // Two formats, layouts, routings, tokens and SMs, but of what is not usual all SMs that were named too.
     let rows = report["rows"].as_array().expect("rows");
     for (operation, count) in [("dispatch", 32), ("combine", 32), ("cached dispatch", 32)] {
