@@ -3,7 +3,7 @@ use std::fmt::Write;
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
-use super::record::{Measured, Outcome, Report, Row};
+use super::record::{Outcome, Report, Row};
 
 /// The page.
 pub fn text(report: &Report) -> String {
@@ -69,7 +69,7 @@ fn heading(out: &mut String, report: &Report) {
          before and after it was timed.\n\n\
          **Columns.** Times are of the slowest rank in each repetition, from events on its stream, while no host thread is in the way: the median, \
          what 95 and 99 of 100 do not exceed, and the longest. *MB from others* is what comes into a rank from the other ranks, the mean, \
-         and *GB/s* that over the median time from end to end. *Planner* is what it predicts for GPUs that {planned}, and *ratio* measured over predicted.\n",
+         and *GB/s* that over the median time from end to end; *busiest* is the same of what goes into or out of the rank that has most of it. *Planner* is what it predicts for GPUs that {planned}, and *ratio* measured over predicted.\n",
         setting.ranks,
         setting.hidden,
         setting.top_k,
@@ -81,7 +81,7 @@ fn heading(out: &mut String, report: &Report) {
     );
 }
 
-const HEADER: [&str; 13] = [
+const HEADER: [&str; 15] = [
     "format",
     "tokens",
     "SMs",
@@ -92,6 +92,8 @@ const HEADER: [&str; 13] = [
     "repetitions",
     "MB from others",
     "GB/s",
+    "busiest MB",
+    "busiest GB/s",
     "planner us",
     "ratio",
     "",
@@ -100,17 +102,13 @@ const HEADER: [&str; 13] = [
 fn cells(row: &Row) -> Vec<String> {
     let mut cells = vec![row.format.clone(), row.tokens.to_string(), row.sms.to_string()];
     match &row.outcome {
-        Outcome::Measured(measured) => {
-            let Measured { repetitions, median_us, p95_us, p99_us, max_us, from_others_mb, from_others_gb_s, .. } =
-                measured;
-            cells.extend([median_us, p95_us, p99_us, max_us].map(f64::to_string));
-            cells.extend([repetitions.to_string(), from_others_mb.to_string(), from_others_gb_s.to_string()]);
-            let ratio = |us: f64| format!("{:.2}", median_us / us);
-            let predicted = measured.predicted_us;
-            cells.extend([
-                predicted.map_or("-".to_owned(), |us| us.to_string()),
-                predicted.map_or("-".to_owned(), ratio),
-            ]);
+        Outcome::Measured(m) => {
+            cells.extend([m.median_us, m.p95_us, m.p99_us, m.max_us].map(|us| us.to_string()));
+            cells.extend([m.repetitions.to_string(), m.from_others_mb.to_string(), m.from_others_gb_s.to_string()]);
+            let ratio = m.predicted_us.map(|us| format!("{:.2}", m.median_us / us));
+            let known =
+                [m.busiest_mb, m.busiest_gb_s, m.predicted_us].map(|number| number.map(|number| number.to_string()));
+            cells.extend(known.into_iter().chain([ratio]).map(|text| text.unwrap_or_else(|| "-".to_owned())));
             cells.push(String::new());
         }
         Outcome::Failed(why) => {

@@ -170,15 +170,13 @@ fn measured(options: &Options, gpu: Option<&str>, step: Step, ranks: &[Own]) -> 
         return failed(step, what);
     }
     let (cell, mode) = step;
-    // Tokens that go from one rank to another, and as many sums that go back.
-    let others = |(rank, own): (usize, &Own)| -> u64 {
-        own.sent.iter().enumerate().filter(|(to, _)| *to != rank).map(|(_, tokens)| u64::from(*tokens)).sum()
-    };
-    let crossing = ranks.iter().enumerate().map(others).sum::<u64>() as f64 / f64::from(options.ranks);
+    // Rows go from one rank to another, and as many sums go back.
+    let rows = crossing(&ranks.iter().map(|own| own.sent.as_slice()).collect::<Vec<_>>());
     let predicted = predicted::microseconds(gpu, options, cell);
     let half = |half: usize, row_bytes: f64, predicted| {
         let ms: Vec<&[f64]> = ranks.iter().map(|own| own.ms[half].as_slice()).collect();
-        let measured = Measured::new(ms[0].len(), Percentiles::of_slowest(&ms), crossing * row_bytes, predicted);
+        let measured =
+            Measured::new(ms[0].len(), Percentiles::of_slowest(&ms), rows.map(|rows| rows * row_bytes), predicted);
         Outcome::Measured(measured)
     };
     let bring_back = mode.bring_back.map(|name| row(cell, name, half(1, options.bf16_row(), predicted[1])));
@@ -186,6 +184,16 @@ fn measured(options: &Options, gpu: Option<&str>, step: Step, ranks: &[Own]) -> 
     let of_send = if bring_back.is_some() { predicted[0] } else { None };
     let send = row(cell, mode.send, half(0, options.wire_row(cell.format.into()), of_send));
     [Some(send), bring_back].into_iter().flatten().collect()
+}
+
+/// Rows that come into a rank from the others, the mean; and the most that come into one, or go out of one. `sent` has the rows of every rank to each.
+fn crossing(sent: &[&[u32]]) -> [f64; 2] {
+    let ranks = sent.len();
+    let between = |from: usize, to: usize| if from == to { 0.0 } else { f64::from(sent[from][to]) };
+    let out = |rank: usize| (0..ranks).map(|to| between(rank, to)).sum::<f64>();
+    let into = |rank: usize| (0..ranks).map(|from| between(from, rank)).sum::<f64>();
+    let most = (0..ranks).map(|rank| out(rank).max(into(rank))).fold(0.0, f64::max);
+    [(0..ranks).map(into).sum::<f64>() / ranks.max(1) as f64, most]
 }
 
 /// The rows of a step of which there are no times.
@@ -205,5 +213,18 @@ fn row(cell: Cell, operation: &str, outcome: Outcome) -> Row {
         tokens: cell.tokens,
         sms: cell.sms,
         outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All send 5 to themselves; the first gets 3 and 4 from the others, and sends 1 to one of them.
+    #[test]
+    fn rows_are_counted_between_ranks_and_where_most_of_them_are() {
+        assert_eq!(crossing(&[&[5, 1, 0], &[3, 5, 0], &[4, 0, 5]]), [8.0 / 3.0, 7.0]);
+        assert_eq!(crossing(&[&[5, 1, 6], &[3, 5, 0], &[1, 0, 5]])[1], 7.0);
+        assert_eq!(crossing(&[&[9]]), [0.0, 0.0]);
     }
 }

@@ -91,15 +91,22 @@ pub struct Measured {
     pub from_others_mb: f64,
     /// These over the median time, in 10^9 a second.
     pub from_others_gb_s: f64,
+    /// Bytes that go into or out of the rank that has most of them, in 10^6, and these over the median time: where routing is uneven, a link's
+    /// time is that one's. Not in numbers of an earlier version.
+    #[serde(default)]
+    pub busiest_mb: Option<f64>,
+    #[serde(default)]
+    pub busiest_gb_s: Option<f64>,
     /// What the planner says, where it knows the GPU and the operation.
     pub predicted_us: Option<f64>,
 }
 
 impl Measured {
-    /// Of times in ms, and bytes.
-    pub fn new(repetitions: usize, ms: Percentiles, from_others: f64, predicted_us: Option<f64>) -> Self {
+    /// Of times in ms, and bytes: the mean, and of the busiest rank.
+    pub fn new(repetitions: usize, ms: Percentiles, bytes: [f64; 2], predicted_us: Option<f64>) -> Self {
         let us = ms.scaled(1e3);
-        let gb_s = if us.median > 0.0 { from_others / us.median / 1e3 } else { 0.0 };
+        let [gb_s, busiest_gb_s] = bytes.map(|bytes| if us.median > 0.0 { bytes / us.median / 1e3 } else { 0.0 });
+        let [from_others, busiest] = bytes;
         Self {
             repetitions,
             median_us: rounded(us.median),
@@ -108,6 +115,8 @@ impl Measured {
             max_us: rounded(us.max),
             from_others_mb: rounded(from_others / 1e6),
             from_others_gb_s: rounded(gb_s),
+            busiest_mb: Some(rounded(busiest / 1e6)),
+            busiest_gb_s: Some(rounded(busiest_gb_s)),
             predicted_us: predicted_us.map(rounded),
         }
     }
