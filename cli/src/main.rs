@@ -12,6 +12,7 @@ mod machine;
 mod named_file;
 mod option_values;
 mod page;
+mod panel;
 mod plan;
 mod planned;
 mod plot;

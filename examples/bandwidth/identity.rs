@@ -163,6 +163,17 @@ pub fn mismatch(y: &[bf16], x: &[bf16], picks: &[i32], top_k: usize, first: &[u3
     wrong
 }
 
+/// The sums that must come of tokens whose rows were `x` on the way.
+pub fn sums(x: &[bf16], picks: &[i32], top_k: usize, first: &[u32], layout: Layout) -> Vec<bf16> {
+    let hidden = x.len() / (picks.len() / top_k).max(1);
+    let mut rows = x.chunks_exact(hidden.max(1));
+    let mut sums = Vec::with_capacity(x.len());
+    for_each_token(picks, top_k, first, |here| {
+        sums.extend(rows.next().unwrap_or_default().iter().map(|&x| sum(x, here, layout)));
+    });
+    sums
+}
+
 /// The sum of an element whose token has so many selections on every rank.
 fn sum(x: bf16, here: &[u32], layout: Layout) -> bf16 {
     let x = f32::from(x);
@@ -189,6 +200,7 @@ mod tests {
         let picks = [0, 1, 2, 4];
         let y = [x, sum(x, &[3, 0, 1], expand)];
         assert_eq!(mismatch(&y[1..], &[x], &picks, 4, &[0, 3, 4], expand), None);
+        assert_eq!(sums(&[x], &picks, 4, &[0, 3, 4], expand), y[1..]);
         let wrong = mismatch(&y[..1], &[x], &picks, 4, &[0, 3, 4], expand);
         assert_eq!(wrong.as_deref(), Some("token 0, element 0 is 1.0078125, and must be 4.03125"));
     }

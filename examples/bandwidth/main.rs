@@ -10,6 +10,8 @@
 //!
 //! Every case is verified before and after it is measured: its experts give back what they are given, and what is combined must be that
 //! many times each row, bit for bit.
+//!
+//! `--report DIR` measures much more, and writes it to files ([`report`]).
 #[path = "../../cli/src/buffer_layout.rs"]
 mod buffer_layout;
 mod ceiling;
@@ -19,16 +21,21 @@ mod measure;
 mod options;
 #[path = "../output.rs"]
 mod output;
+mod percentiles;
 mod processes;
 #[path = "../../cli/src/progress.rs"]
 mod progress;
 #[path = "../ranks_on_gpus.rs"]
 mod ranks_on_gpus;
+mod report;
 mod routes;
+mod sizes;
 
 #[cfg(test)]
 #[path = "../../tests/support/command_line.rs"]
 mod command_line;
+#[cfg(test)]
+mod report_runs;
 #[cfg(test)]
 mod runs;
 #[cfg(test)]
@@ -41,6 +48,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use comfy_table::{Cell, CellAlignment, Table, presets};
+use epoxide::processes::Place;
 
 use crate::buffer_layout::BufferLayout;
 use crate::measure::{Operation, Ranks, Work};
@@ -57,12 +65,26 @@ fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(options) => options,
         Err(code) => return code,
     };
-    let place = match processes::place(&mut options) {
+    if let Some(folder) = &options.render {
+        return report::render(folder);
+    }
+    let place = match processes::place(&options) {
         Ok(place) => place,
         Err(error) => return output::fail(error, output::BAD_INPUT),
     };
+    if let Err(error) = options.settle(place.as_ref().map(Place::size)) {
+        return output::fail(&error, output::code_of(&error));
+    }
     if let Err(error) = options.check() {
         return output::fail(format_args!("{error:#}"), output::BAD_INPUT);
+    }
+    if let Some(folder) = &options.report {
+        return match place {
+            None => report::make(&options, folder),
+            Some(_) => {
+                output::fail("--report: its ranks are threads, so it is no process of a launcher's", output::BAD_INPUT)
+            }
+        };
     }
     let ran = processes::ranks(place.as_ref(), &mut options).and_then(|ranks| Ok((run(&options, &ranks)?, ranks)));
     match ran {
@@ -83,7 +105,12 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
     // A table of one layout, the usual one, does not say so.
     let layouts = options.layout != [BufferLayout::Compact];
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(header(linked, layouts, options.counts_mirror));
+    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(header(
+        linked,
+        layouts,
+        options.percentiles,
+        options.counts_mirror,
+    ));
     let progress = Progress::new();
     // Rows are made, and then go through each of their measurements.
     let measurements = options.format.len() * options.layout.len() * options.sms.len();
@@ -111,8 +138,8 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
         ];
         row.extend(layouts.then(|| format!("{layout:?}").to_lowercase()));
         row.push(sms.to_string());
-        row.extend(cells(&measured.dispatch, sms, linked));
-        row.extend(cells(&measured.combine, sms, linked));
+        row.extend(cells(&measured.dispatch, sms, linked, options.percentiles));
+        row.extend(cells(&measured.combine, sms, linked, options.percentiles));
         row.extend(measured.told.iter().flatten().map(|seconds| format!("{:.1}", seconds * 1e6)));
         table.add_row(row.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
         last = Some(measured);
@@ -126,7 +153,7 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
     writeln!(
         out,
         "{}; {} ranks{spread}{apart}, hidden {}, top-{} of {}{room}, routing of seed {}, median of {}",
-        last.device, options.ranks, options.hidden, options.top_k, options.experts, options.seed, options.repeat
+        last.device, options.ranks, options.hidden, options.top_k, options.experts, options.seed, options.repeat[0]
     )?;
     writeln!(out, "{table}")?;
     writeln!(
@@ -134,6 +161,9 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
         "of copy: time of a copy of the same bytes through one GPU's memory ({:.0} GB/s, read and written) / time of the operation",
         last.copy / 1e9
     )?;
+    if options.percentiles {
+        writeln!(out, "p95, p99, max: us that 95 and 99 of 100 repetitions do not take longer than, and the longest")?;
+    }
     if options.replay {
         writeln!(out, "dispatch: of new rows by the routing of an old one, with no selections and no counts")?;
     }
@@ -176,12 +206,16 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
     Ok(out)
 }
 
-fn header(linked: bool, layouts: bool, told: bool) -> Vec<&'static str> {
+fn header(linked: bool, layouts: bool, percentiles: bool, told: bool) -> Vec<&'static str> {
     let mut header = vec!["tokens", "format"];
     header.extend(layouts.then_some("layout"));
     header.push("SMs");
     for operation in ["dispatch us", "combine us"] {
-        header.extend([operation, "GB/s/rank", "GB/s/SM", "of copy"]);
+        header.push(operation);
+        if percentiles {
+            header.extend(["p95", "p99", "max"]);
+        }
+        header.extend(["GB/s/rank", "GB/s/SM", "of copy"]);
         if linked {
             header.extend(["link", "of link"]);
         }
@@ -192,16 +226,21 @@ fn header(linked: bool, layouts: bool, told: bool) -> Vec<&'static str> {
     header
 }
 
-fn cells(operation: &Operation, sms: u32, linked: bool) -> Vec<String> {
-    let rate = operation.received / operation.seconds / 1e9;
-    let mut cells = vec![
-        format!("{:.1}", operation.seconds * 1e6),
+fn cells(operation: &Operation, sms: u32, linked: bool, percentiles: bool) -> Vec<String> {
+    let seconds = operation.seconds.median;
+    let rate = operation.received / seconds / 1e9;
+    let us = |seconds: f64| format!("{:.1}", seconds * 1e6);
+    let mut cells = vec![us(seconds)];
+    if percentiles {
+        cells.extend([operation.seconds.p95, operation.seconds.p99, operation.seconds.max].map(us));
+    }
+    cells.extend([
         format!("{rate:.1}"),
         format!("{:.1}", rate / f64::from(sms)),
-        format!("{:.2}", operation.copy_seconds / operation.seconds),
-    ];
+        format!("{:.2}", operation.copy_seconds / seconds),
+    ]);
     if linked {
-        let link = operation.linked / operation.seconds;
+        let link = operation.linked / seconds;
         let of_link = link / operation.link_copy;
         let of_link = if of_link.is_finite() { format!("{of_link:.2}") } else { "-".to_owned() };
         cells.extend([format!("{:.1}", link / 1e9), of_link]);

@@ -3,16 +3,17 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use epoxide::quantize::{Quantizer, scale_stride, scale_stride_of};
+use epoxide::quantize::{Quantizer, scale_stride};
 use epoxide::{
     CombineInput, Comm, Config, DeviceTensor, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, LocalGroup, Mode,
-    Rows, WireFormat, bf16,
+    Rows, bf16,
 };
 
 use crate::ceiling::{self, Ceilings};
 use crate::counts::{self, Times};
 use crate::identity;
 use crate::options::{Case, Device, Format, Options};
+use crate::percentiles::Percentiles;
 use crate::processes;
 use crate::progress::Progress;
 use crate::routes::{self, Sent};
@@ -31,8 +32,8 @@ pub struct Measured {
 
 /// Times and bytes of an operation.
 pub struct Operation {
-    /// The median over repetitions of the slowest rank's time.
-    pub seconds: f64,
+    /// Of each repetition the slowest rank's time.
+    pub seconds: Percentiles,
     /// Bytes of rows that a rank receives or sums, the mean: where they lie by expert, of one for each selection.
     pub received: f64,
     /// How long a copy takes for the bytes that must move through the memory of a GPU.
@@ -146,11 +147,7 @@ pub fn run(options: &Options, ranks: &Ranks, work: &[Work], case: Case) -> Resul
         bail!("what was combined is wrong, with {case:?}: rank {rank}, {what}");
     }
 
-    let bf16_row = f64::from(options.hidden) * 2.0;
-    let wire_row = match config.format {
-        WireFormat::Bf16 => bf16_row,
-        format => f64::from(options.hidden) + f64::from(scale_stride_of(format, options.hidden)) * 4.0,
-    };
+    let (bf16_row, wire_row) = (options.bf16_row(), options.wire_row(config.format));
     let ranks = f64::from(options.ranks);
     let used = match options.device {
         Device::Sim => 1,
@@ -177,7 +174,7 @@ pub fn run(options: &Options, ranks: &Ranks, work: &[Work], case: Case) -> Resul
     // Every token's own row is read by dispatch and written by combine, whatever becomes of it.
     let own_rows = ranks * f64::from(case.tokens) * bf16_row;
     let operation = |times: fn(&Outcome) -> &Vec<f64>, row: f64, again: f64, link_copy: f64| Operation {
-        seconds: median_of_slowest(&outcomes.iter().map(times).collect::<Vec<_>>()) / 1e3,
+        seconds: of_slowest(outcomes.iter().map(times)),
         received: rows * row / ranks,
         copy_seconds: (own_rows + rows * row + again * row) / used / copy,
         linked: crossing * row / used,
@@ -185,7 +182,7 @@ pub fn run(options: &Options, ranks: &Ranks, work: &[Work], case: Case) -> Resul
     };
     let told = |of: fn(&Times) -> &Vec<f64>| {
         let of_ranks: Option<Vec<_>> = outcomes.iter().map(|o| o.told.as_ref().map(of)).collect();
-        of_ranks.map(|times| median_of_slowest(&times) / 1e3)
+        of_ranks.map(|times| of_slowest(times.into_iter()).median)
     };
     Ok(Measured {
         told: told(|t| &t.told).zip(told(|t| &t.done)).map(<[f64; 2]>::from),
@@ -208,17 +205,7 @@ pub struct Work {
 
 impl Work {
     fn new(options: &Options, tokens: u32, rank: u32, progress: &Progress) -> Result<Self> {
-        // splitmix64 (Steele, Lea, Flood 2014). Seeds and ranks that are neighbours are far apart in its sequence.
-        let mix = |x: u64| {
-            let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-            x ^ x >> 31
-        };
-        let mut state = mix(mix(options.seed).wrapping_add(u64::from(rank)));
-        let mut next = move || {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            mix(state)
-        };
+        let mut next = random(options.seed, rank);
         let elements = tokens as usize * options.hidden as usize;
         let mut x = Vec::new();
         ensure!(x.try_reserve_exact(elements).is_ok(), "no memory for {tokens} rows of {} elements", options.hidden);
@@ -236,6 +223,21 @@ impl Work {
             }
         }
         Ok(Self { x, picks })
+    }
+}
+
+/// Numbers of a rank's own from a seed.
+pub fn random(seed: u64, rank: u32) -> impl FnMut() -> u64 {
+    // splitmix64 (Steele, Lea, Flood 2014). Seeds and ranks that are neighbours are far apart in its sequence.
+    let mix = |x: u64| {
+        let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ x >> 31
+    };
+    let mut state = mix(mix(seed).wrapping_add(u64::from(rank)));
+    move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(state)
     }
 }
 
@@ -283,7 +285,8 @@ fn rank(
     // Everything is enqueued while the streams are held, so that no host thread is in the measurement.
     comm.barrier()?;
     comm.delay(Duration::from_millis(20))?;
-    for _ in 0..options.repeat + 3 {
+    let repeat = options.repetitions(tokens);
+    for _ in 0..repeat + 3 {
         let start = comm.record()?;
         let handle = if options.replay { buffer.dispatch_again(&handle, rows)? } else { buffer.dispatch(&input)? };
         let middle = comm.record()?;
@@ -293,7 +296,7 @@ fn rank(
     }
     buffer.synchronize()?;
     let told = match options.counts_mirror {
-        true => Some(counts::measure(comm, &mut buffer, &input, &mut y, options.repeat)?),
+        true => Some(counts::measure(comm, &mut buffer, &input, &mut y, repeat)?),
         false => None,
     };
     // The experts' outputs have lain there all the time, and belong to what was dispatched each time.
@@ -317,7 +320,7 @@ fn rank(
 }
 
 /// The rows as e4m3, with their scales.
-fn quantized(
+pub fn quantized(
     comm: &Comm,
     x: &DeviceTensor<bf16>,
     tokens: u32,
@@ -331,16 +334,14 @@ fn quantized(
 }
 
 /// The first expert of every rank; collective.
-fn first_experts(comm: &Comm, buffer: &ElasticBuffer) -> epoxide::Result<Vec<u32>> {
+pub fn first_experts(comm: &Comm, buffer: &ElasticBuffer) -> epoxide::Result<Vec<u32>> {
     let (first, _) = buffer.local_experts();
     let all = comm.all_gather(&first.to_le_bytes())?;
     let first = |bytes: &Vec<u8>| u32::from_le_bytes(bytes.as_slice().try_into().unwrap_or_default());
     Ok(all.iter().map(first).collect())
 }
 
-/// For every repetition the slowest rank, then the median over repetitions.
-fn median_of_slowest(ranks: &[&Vec<f64>]) -> f64 {
-    let mut slowest: Vec<f64> = (0..ranks[0].len()).map(|i| ranks.iter().map(|r| r[i]).fold(0.0, f64::max)).collect();
-    slowest.sort_by(f64::total_cmp);
-    slowest[slowest.len() / 2]
+/// In seconds, of the ranks' times in ms.
+fn of_slowest<'a>(ranks: impl Iterator<Item = &'a Vec<f64>>) -> Percentiles {
+    Percentiles::of_slowest(&ranks.map(Vec::as_slice).collect::<Vec<_>>()).scaled(1e-3)
 }

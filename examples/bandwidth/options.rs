@@ -1,14 +1,17 @@
 //! The command line, and what it may ask for.
+use std::path::PathBuf;
+
 use anyhow::{Result, anyhow, ensure};
 use clap::{Parser, ValueEnum};
+use epoxide::quantize::scale_stride_of;
 use epoxide::{Config, ScaleLayout, WireFormat, bf16, bytes_needed};
 
 use crate::buffer_layout::{BufferLayout, check_alignment};
 use crate::output::no_value_twice;
 use crate::ranks_on_gpus;
+use crate::report::Routing;
+use crate::sizes::Asked;
 
-/// Ranks where nobody says.
-const RANKS: u32 = 8;
 /// Shared memory of a block, of the simulated GPU and of Hopper. What a GPU has less is found when the buffers are made.
 const SHARED_MEMORY: u32 = 232_448;
 
@@ -53,39 +56,29 @@ pub struct Options {
     /// Where to run.
     #[arg(long, value_enum, default_value_t = Device::Cuda)]
     pub device: Device,
-    /// NVIDIA GPUs by number, for `--device cuda`; ranks are dealt out to them in turn, and those of one GPU share it. [default: 0, or a launcher's ranks in turn on all]
+    /// NVIDIA GPUs by number, for `--device cuda`; ranks are dealt out to them in turn, and those of one GPU share it. [default: 0, of a report all; or a launcher's ranks in turn on all]
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     gpus: Option<Vec<u32>>,
-    /// Ranks in all, 1 to 64. [default: 8, or as many as a launcher has made processes of]
+    /// Ranks in all, 1 to 64. [default: 8, of a report one for each GPU; or as many as a launcher has made processes of]
     #[arg(long = "ranks", value_name = "RANKS", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub asked_ranks: Option<u32>,
-    /// Ranks in all.
-    #[arg(skip = RANKS)]
-    pub ranks: u32,
-    /// The GPUs of ranks that are processes, where none are named.
+    /// The GPUs where none are named: of ranks that are processes, and of a report.
     #[arg(skip)]
     pub found_gpus: Option<Vec<u32>>,
-    /// Tokens of every rank; a list is a sweep.
-    #[arg(long, value_delimiter = ',', default_values_t = [4096])]
-    pub tokens: Vec<u32>,
-    /// Elements of a row.
-    #[arg(long, default_value_t = 7168)]
-    pub hidden: u32,
-    /// Experts in all.
-    #[arg(long, default_value_t = 256)]
-    pub experts: u32,
-    /// Experts of a token, drawn uniformly without repetition.
-    #[arg(long, default_value_t = 8)]
-    pub top_k: u32,
-    /// Blocks of an operation on every rank; a list is a sweep.
-    #[arg(long, value_delimiter = ',', default_values_t = [2, 4, 8, 16], value_parser = clap::value_parser!(u32).range(1..))]
-    pub sms: Vec<u32>,
-    /// Formats on the wire; a list is a sweep.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Format::Bf16, Format::Fp8])]
-    pub format: Vec<Format>,
-    /// How rows lie where they are received; a list is a sweep.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [BufferLayout::Compact])]
-    pub layout: Vec<BufferLayout>,
+    #[command(flatten)]
+    pub asked: Asked,
+    /// Measures everything that a layer's designer asks for, and writes tables, numbers and curves to this folder: report.md, report.json and *.svg.
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
+    /// Makes a report of few cells, in less than a minute.
+    #[arg(long, requires = "report")]
+    pub quick: bool,
+    /// Writes a report's tables and curves again, from the numbers that are in this folder. Measures nothing.
+    #[arg(long, value_name = "DIR", exclusive = true)]
+    pub render: Option<PathBuf>,
+    /// Shows how the slowest repetitions were, beside the median one.
+    #[arg(long, conflicts_with = "report")]
+    pub percentiles: bool,
     /// Rows to which an expert's rows are padded, with `--layout expand`. [default: 1]
     #[arg(long, value_name = "ROWS")]
     alignment: Option<u32>,
@@ -93,23 +86,54 @@ pub struct Options {
     #[arg(long, value_name = "ROWS")]
     pub capacity: Option<u64>,
     /// Lays the scales of received rows by column. The times of dispatch are with that.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "report")]
     pub scale_columns: bool,
-    /// Measures dispatches that replay the first one's routing, in place of whole ones.
-    #[arg(long)]
+    /// Measures dispatches that replay the first one's routing, in place of whole ones. A report has both.
+    #[arg(long, conflicts_with = "report")]
     pub replay: bool,
     /// Lets each dispatch tell the host what it brings, and shows when the host knows it. The times of dispatch are with that.
-    #[arg(long, conflicts_with = "replay")]
+    #[arg(long, conflicts_with_all = ["replay", "report"])]
     pub counts_mirror: bool,
-    /// Repetitions that are timed, after three that are not.
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub repeat: u32,
     /// Seed of the routing.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Leaves the first expert output of every rank unwritten: for the test that sees that the check can fail.
     #[arg(long, hide = true)]
     pub corrupt: bool,
+    // What `settle` makes of all that.
+    /// Ranks in all.
+    #[arg(skip)]
+    pub ranks: u32,
+    /// Tokens of every rank.
+    #[arg(skip)]
+    pub tokens: Vec<u32>,
+    /// Elements of a row.
+    #[arg(skip)]
+    pub hidden: u32,
+    /// Experts in all.
+    #[arg(skip)]
+    pub experts: u32,
+    /// Experts of a token.
+    #[arg(skip)]
+    pub top_k: u32,
+    /// Blocks of an operation.
+    #[arg(skip)]
+    pub sms: Vec<u32>,
+    /// Whether a report may leave some of these out where they say little.
+    #[arg(skip)]
+    pub fewer_sms: bool,
+    /// Formats on the wire.
+    #[arg(skip)]
+    pub format: Vec<Format>,
+    /// How rows lie.
+    #[arg(skip)]
+    pub layout: Vec<BufferLayout>,
+    /// How a report's tokens select experts.
+    #[arg(skip)]
+    pub routing: Vec<Routing>,
+    /// Repetitions of few tokens, and of many.
+    #[arg(skip)]
+    pub repeat: [u32; 2],
 }
 
 /// A row of the sweep's table.
@@ -134,6 +158,7 @@ impl Options {
         once("--sms", no_value_twice(&self.sms))?;
         once("--format", no_value_twice(&self.format))?;
         once("--layout", no_value_twice(&self.layout))?;
+        once("--routing", no_value_twice(&self.routing))?;
         check_alignment(self.alignment, self.has(BufferLayout::Expand)).map_err(|error| anyhow!(error))?;
         for case in self.cases() {
             let config = self.config(case);
@@ -184,6 +209,19 @@ impl Options {
             false => config,
         };
         if self.counts_mirror { config.with_counts_mirror() } else { config }
+    }
+
+    /// Bytes of a row in BF16, as experts give it back.
+    pub fn bf16_row(&self) -> f64 {
+        f64::from(self.hidden) * 2.0
+    }
+
+    /// Bytes of a row in a format, with its scales, as it is dispatched.
+    pub fn wire_row(&self, format: WireFormat) -> f64 {
+        match format {
+            WireFormat::Bf16 => self.bf16_row(),
+            format => f64::from(self.hidden) + f64::from(scale_stride_of(format, self.hidden)) * 4.0,
+        }
     }
 
     /// The GPUs.

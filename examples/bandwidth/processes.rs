@@ -18,12 +18,8 @@ pub const OF_ITS_OWN: &str = "a process of its own";
 /// # Errors
 ///
 /// What is wrong with the environment.
-pub fn place(options: &mut Options) -> epoxide::Result<Option<Place>> {
-    let place = Place::from_environment(options.asked_ranks)?;
-    if let Some(ranks) = place.as_ref().map(Place::size).or(options.asked_ranks) {
-        options.ranks = ranks;
-    }
-    Ok(place)
+pub fn place(options: &Options) -> epoxide::Result<Option<Place>> {
+    Place::from_environment(options.asked_ranks)
 }
 
 /// The ranks of this process, once all are there.

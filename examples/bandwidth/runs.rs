@@ -8,7 +8,7 @@ use crate::options::Options;
 use crate::small;
 
 /// The least that can be measured.
-const SMALL: [&str; 20] = [
+pub const SMALL: [&str; 20] = [
     "--device",
     "sim",
     "--ranks",
@@ -159,6 +159,20 @@ fn a_launcher_s_processes_are_its_ranks() {
     }
 }
 
+/// The slowest repetitions stand beside the median one, where they are asked for.
+#[test]
+fn percentiles_have_columns_of_their_own() {
+    let program = Program::new(PLAYS, "percentiles");
+    let ended = program.run_well(&small::with(&SMALL, &["--percentiles", "--repeat", "3"]));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let words = ended.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(words.matches("┆ p95 ┆ p99 ┆ max ┆").count(), 2, "{words}");
+    let row = ended.stdout.lines().rfind(|line| line.starts_with('│')).expect("there is a row");
+    let cells: Vec<f64> = row.trim_matches('│').split('┆').filter_map(|cell| cell.trim().parse().ok()).collect();
+    // Tokens and SMs, then the times of dispatch.
+    assert!(cells[2] <= cells[3] && cells[3] <= cells[4] && cells[4] <= cells[5], "{row}");
+}
+
 #[test]
 fn wrong_sums_are_not_measured() {
     let program = Program::new(PLAYS, "wrong");
@@ -212,7 +226,9 @@ fn no_option_is_ignored() {
             "--layout" => "expand",
             "--alignment" => "8",
             "--capacity" => "1",
-            "--corrupt" | "--replay" | "--counts-mirror" => "",
+            "--corrupt" | "--replay" | "--counts-mirror" | "--percentiles" | "--quick" => "",
+            "--report" | "--render" => "report",
+            "--routing" => "zipf",
             "--repeat" => "2",
             "--seed" => "2",
             _ => return None,

@@ -2,3 +2,5 @@
 pub mod copy;
 pub mod copy_words;
 pub mod delay;
+pub mod latencies;
+pub mod links;

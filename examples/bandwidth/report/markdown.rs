@@ -1,0 +1,130 @@
+//! A report as a page of tables.
+use std::fmt::Write;
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+
+use super::record::{Outcome, Report, Row};
+
+/// The page.
+pub fn text(report: &Report) -> String {
+    let mut out = String::from("# What dispatch and combine reach here\n\n");
+    heading(&mut out, report);
+    let mut sections: Vec<(&str, &str, &str)> = Vec::new();
+    for row in &report.rows {
+        let section = section(row);
+        if !sections.contains(&section) {
+            sections.push(section);
+        }
+    }
+    for of in sections {
+        let (operation, layout, routing) = of;
+        let _ = writeln!(out, "## {operation}: {layout} rows, {routing} routing\n");
+        table(&mut out, &HEADER, report.rows.iter().filter(|row| section(row) == of).map(cells));
+    }
+    ceilings(&mut out, report);
+    out
+}
+
+/// What links and launches do by themselves.
+fn ceilings(out: &mut String, report: &Report) {
+    let _ = writeln!(
+        out,
+        "## The links alone\n\nPlain kernels with nothing else to do: every rank moves bytes to or from all others at once, with one block on each SM.\n"
+    );
+    if let Some(why) = &report.without_links {
+        let _ = writeln!(out, "Not measured: {why}\n");
+        return;
+    }
+    let rows = report.links.iter().map(|link| {
+        let numbers = [link.median_us, link.mb, link.gb_s].map(|number| number.to_string());
+        [link.way.clone(), link.sms.to_string()].into_iter().chain(numbers).collect()
+    });
+    table(out, &["way", "SMs", "median us", "MB", "GB/s"], rows);
+    let _ = writeln!(out, "## Launches and flags alone\n");
+    let rows = report.latencies.iter().map(|latency| {
+        let numbers = [latency.median_us, latency.p95_us, latency.p99_us, latency.max_us];
+        [latency.what.clone()].into_iter().chain(numbers.map(|number| number.to_string())).collect()
+    });
+    table(out, &["what", "median us", "p95", "p99", "max"], rows);
+}
+
+/// Rows of one table have these in common.
+fn section(row: &Row) -> (&str, &str, &str) {
+    (&row.operation, &row.layout, row.routing.name())
+}
+
+/// Which machine, and what is measured how.
+fn heading(out: &mut String, report: &Report) {
+    let (machine, setting) = (&report.machine, &report.setting);
+    let driver = machine.driver.as_ref().map_or(String::new(), |driver| format!(", driver {driver}"));
+    let _ = writeln!(out, "**Machine.** {}{driver}. Ranks:\n", machine.links);
+    for (rank, device) in machine.ranks.iter().enumerate() {
+        let gpu = setting.gpus.get(rank).map_or(String::new(), |gpu| format!(" on {gpu}"));
+        let _ = writeln!(out, "* rank {rank}{gpu}: {device}");
+    }
+    let planned = machine.planned_as.as_ref().map_or("it does not know".to_owned(), |gpu| format!("it knows as {gpu}"));
+    let _ = writeln!(
+        out,
+        "\n**Setting.** {} ranks, hidden {}, top-{} of {} experts, seed {}; epoxide {}, report of version {}, made in {} s. Each cell was verified bit for bit \
+         before and after it was timed.\n\n\
+         **Columns.** Times are of the slowest rank in each repetition, from events on its stream, while no host thread is in the way: the median, \
+         what 95 and 99 of 100 do not exceed, and the longest. *MB from others* is what comes into a rank from the other ranks, the mean, \
+         and *GB/s* that over the median time from end to end; *busiest* is the same of what goes into or out of the rank that has most of it. *Planner* is what it predicts for GPUs that {planned}, and *ratio* measured over predicted.\n",
+        setting.ranks,
+        setting.hidden,
+        setting.top_k,
+        setting.experts,
+        setting.seed,
+        report.epoxide,
+        report.version,
+        report.seconds
+    );
+}
+
+const HEADER: [&str; 15] = [
+    "format",
+    "tokens",
+    "SMs",
+    "median us",
+    "p95",
+    "p99",
+    "max",
+    "repetitions",
+    "MB from others",
+    "GB/s",
+    "busiest MB",
+    "busiest GB/s",
+    "planner us",
+    "ratio",
+    "",
+];
+
+fn cells(row: &Row) -> Vec<String> {
+    let mut cells = vec![row.format.clone(), row.tokens.to_string(), row.sms.to_string()];
+    match &row.outcome {
+        Outcome::Measured(m) => {
+            cells.extend([m.median_us, m.p95_us, m.p99_us, m.max_us].map(|us| us.to_string()));
+            cells.extend([m.repetitions.to_string(), m.from_others_mb.to_string(), m.from_others_gb_s.to_string()]);
+            let ratio = m.predicted_us.map(|us| format!("{:.2}", m.median_us / us));
+            let known =
+                [m.busiest_mb, m.busiest_gb_s, m.predicted_us].map(|number| number.map(|number| number.to_string()));
+            cells.extend(known.into_iter().chain([ratio]).map(|text| text.unwrap_or_else(|| "-".to_owned())));
+            cells.push(String::new());
+        }
+        Outcome::Failed(why) => {
+            cells.extend(std::iter::repeat_n("-".to_owned(), HEADER.len() - cells.len() - 1));
+            // A bar would end the cell.
+            cells.push(why.replace('|', "/").replace('\n', " "));
+        }
+    }
+    cells
+}
+
+fn table(out: &mut String, header: &[&str], rows: impl Iterator<Item = Vec<String>>) {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
+    }
+    let _ = writeln!(out, "{table}\n");
+}

@@ -1,0 +1,230 @@
+//! Goes through all cells on all ranks, and begins anew behind one that failed.
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::Result;
+use epoxide::{Comm, LocalGroup, Mode as Machines, bf16};
+
+use super::bench::Bench;
+use super::cells::{Cell, cells};
+use super::modes::{MODES, Mode};
+use super::record::{Latency, Link, Measured, Outcome, Report, Row, Setting, VERSION};
+use super::{links, machine, predicted, timing};
+use crate::options::{Device, Options};
+use crate::percentiles::Percentiles;
+use crate::progress::Progress;
+
+/// Failures in a row behind which nothing is tried any more: every one may take as long as an operation has to give up.
+const TOO_MANY: usize = 5;
+
+/// A cell in one mode.
+type Step = (Cell, &'static Mode);
+
+/// What one rank found of a step.
+struct Own {
+    /// Of each half, in every repetition.
+    ms: [Vec<f64>; 2],
+    /// Tokens that send a row to each rank.
+    sent: Vec<u32>,
+    /// What is wrong with the sums.
+    mismatch: Option<String>,
+}
+
+/// Of some steps one after another, what each rank found.
+type Found = Vec<Vec<Option<Own>>>;
+
+/// Measures everything.
+///
+/// # Errors
+///
+/// That there are no such ranks. What fails later is in the report.
+pub fn all(options: &Options, progress: &Progress) -> Result<Report> {
+    let modes = |cell| MODES.iter().filter(move |mode| (mode.has)(&cell)).map(move |mode| (cell, mode));
+    let steps: Vec<Step> = cells(options).into_iter().flat_map(modes).collect();
+    progress.expect(steps.len());
+    progress.step("measure");
+    let devices = ranks(options)?.run(|comm| Ok(comm.device()))?;
+    let machine = machine::machine(devices);
+    let gpu = machine.planned_as.clone();
+    let mut rows = Vec::new();
+    let (mut done, mut failed_in_a_row) = (0, 0);
+    while done < steps.len() && failed_in_a_row < TOO_MANY {
+        let (found, ran) = run(options, &steps[done..], progress);
+        let ranks = options.ranks as usize;
+        let whole = found.into_iter().map_while(|of_ranks| {
+            let of_ranks: Vec<Own> = of_ranks.into_iter().flatten().collect();
+            (of_ranks.len() == ranks).then_some(of_ranks)
+        });
+        for own in whole {
+            rows.extend(measured(options, gpu.as_deref(), steps[done], &own));
+            (done, failed_in_a_row) = (done + 1, 0);
+        }
+        if let (Err(error), Some(step)) = (ran, steps.get(done)) {
+            rows.extend(failed(*step, &error.to_string()));
+            (done, failed_in_a_row) = (done + 1, failed_in_a_row + 1);
+            progress.rows(1);
+        }
+    }
+    for step in &steps[done..] {
+        rows.extend(failed(*step, &format!("not tried: {TOO_MANY} before it failed in a row")));
+    }
+    let (experts, top_k, hidden, seed) = (options.experts, options.top_k, options.hidden, options.seed);
+    let setting = Setting { ranks: options.ranks, gpus: options.gpu_of_ranks(), hidden, experts, top_k, seed };
+    let epoxide = env!("CARGO_PKG_VERSION").to_owned();
+    let report = Report { version: VERSION, epoxide, machine, setting, rows, ..Report::default() };
+    progress.step("links");
+    Ok(with_links(options, report))
+}
+
+/// The report with what links and launches do by themselves, or why that is not there.
+fn with_links(options: &Options, mut report: Report) -> Report {
+    let mut sms = options.sms.clone();
+    sms.sort_unstable();
+    let found = ranks(options).and_then(|ranks| ranks.run(|comm| links::measure(options, &comm, &sms)));
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => {
+            report.without_links = Some(error.to_string());
+            return report;
+        }
+    };
+    let slowest = |of: &dyn Fn(&links::Found) -> Vec<f64>| {
+        let times: Vec<Vec<f64>> = found.iter().map(of).filter(|times| !times.is_empty()).collect();
+        Percentiles::of_slowest(&times.iter().map(Vec::as_slice).collect::<Vec<_>>())
+    };
+    for (way, name) in links::WAYS.iter().enumerate() {
+        for (at, sms) in sms.iter().enumerate() {
+            let median = slowest(&|found| found.moved_ms[at][way].clone()).median * 1e3;
+            report.links.push(Link::new(name, *sms, median, found[0].bytes as f64));
+        }
+    }
+    for (at, what) in links::LATENCIES.iter().enumerate() {
+        let us = slowest(&|found| found.latencies_us[at].clone());
+        if us.max > 0.0 {
+            report.latencies.push(Latency::new(what, us));
+        }
+    }
+    report
+}
+
+/// The ranks, as threads.
+fn ranks(options: &Options) -> epoxide::Result<LocalGroup> {
+    match options.device {
+        Device::Sim => LocalGroup::simulated(options.ranks, Machines::Fast { workers: 0 }),
+        Device::Cuda => LocalGroup::on_gpus(&options.gpu_of_ranks()),
+    }
+}
+
+/// Runs steps until all are done or one fails: what was found, and why it ended.
+fn run(options: &Options, steps: &[Step], progress: &Progress) -> (Found, epoxide::Result<()>) {
+    let found: Mutex<Found> = Mutex::default();
+    let of_rank = |comm: Comm| {
+        let mut bench = Bench::new(options, &comm, steps[0].0)?;
+        let tokens = options.tokens.iter().copied().max().unwrap_or(1);
+        let mut y = comm.empty::<bf16>(u64::from(tokens) * u64::from(options.hidden))?;
+        for (number, step) in steps.iter().enumerate() {
+            let own = measure(&mut bench, *step, &mut y)?;
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            if found.len() <= number {
+                found.push((0..options.ranks).map(|_| None).collect());
+            }
+            found[number][comm.rank() as usize] = Some(own);
+            if comm.rank() == 0 {
+                progress.rows(1);
+            }
+        }
+        Ok(())
+    };
+    let ran = ranks(options).and_then(|ranks| ranks.run(of_rank)).map(|_| ());
+    (found.into_inner().unwrap_or_else(PoisonError::into_inner), ran)
+}
+
+/// Verifies one step, and times it; collective.
+fn measure(bench: &mut Bench<'_>, (cell, mode): Step, y: &mut epoxide::DeviceTensor<bf16>) -> epoxide::Result<Own> {
+    bench.prepare(cell)?;
+    let (comm, sent) = (bench.comm, bench.sent(cell));
+    let mut exchange = (mode.open)(bench, cell)?;
+    bench.spoil(cell, y)?;
+    // From here on nobody allocates.
+    comm.barrier()?;
+    exchange.send()?;
+    exchange.write_outputs(bench.options.corrupt)?;
+    exchange.bring_back(y)?;
+    exchange.synchronize()?;
+    comm.barrier()?;
+    let before = bench.mismatch(cell, y)?;
+    let wrong = comm.all_gather(&[u8::from(before.is_some())])?;
+    let mut own = Own { ms: [Vec::new(), Vec::new()], sent, mismatch: before };
+    if wrong.iter().all(|wrong| *wrong == [0]) {
+        own.ms = timing::halves(comm, &mut *exchange, y, bench.options.repetitions(cell.tokens) as usize)?;
+        comm.barrier()?;
+        // The experts' outputs have lain there all the time, and belong to what was sent each time.
+        own.mismatch = bench.mismatch(cell, y)?.map(|what| format!("after all repetitions: {what}"));
+    }
+    exchange.close()?;
+    Ok(own)
+}
+
+/// The rows of a step that all ranks have been through.
+fn measured(options: &Options, gpu: Option<&str>, step: Step, ranks: &[Own]) -> Vec<Row> {
+    if let Some(what) = ranks.iter().find_map(|own| own.mismatch.as_ref()) {
+        return failed(step, what);
+    }
+    let (cell, mode) = step;
+    // Rows go from one rank to another, and as many sums go back.
+    let rows = crossing(&ranks.iter().map(|own| own.sent.as_slice()).collect::<Vec<_>>());
+    let predicted = predicted::microseconds(gpu, options, cell);
+    let half = |half: usize, row_bytes: f64, predicted| {
+        let ms: Vec<&[f64]> = ranks.iter().map(|own| own.ms[half].as_slice()).collect();
+        let measured =
+            Measured::new(ms[0].len(), Percentiles::of_slowest(&ms), rows.map(|rows| rows * row_bytes), predicted);
+        Outcome::Measured(measured)
+    };
+    let bring_back = mode.bring_back.map(|name| row(cell, name, half(1, options.bf16_row(), predicted[1])));
+    // The planner knows whole operations.
+    let of_send = if bring_back.is_some() { predicted[0] } else { None };
+    let send = row(cell, mode.send, half(0, options.wire_row(cell.format.into()), of_send));
+    [Some(send), bring_back].into_iter().flatten().collect()
+}
+
+/// Rows that come into a rank from the others, the mean; and the most that come into one, or go out of one. `sent` has the rows of every rank to each.
+fn crossing(sent: &[&[u32]]) -> [f64; 2] {
+    let ranks = sent.len();
+    let between = |from: usize, to: usize| if from == to { 0.0 } else { f64::from(sent[from][to]) };
+    let out = |rank: usize| (0..ranks).map(|to| between(rank, to)).sum::<f64>();
+    let into = |rank: usize| (0..ranks).map(|from| between(from, rank)).sum::<f64>();
+    let most = (0..ranks).map(|rank| out(rank).max(into(rank))).fold(0.0, f64::max);
+    [(0..ranks).map(into).sum::<f64>() / ranks.max(1) as f64, most]
+}
+
+/// The rows of a step of which there are no times.
+fn failed((cell, mode): Step, why: &str) -> Vec<Row> {
+    let operations = [Some(mode.send), mode.bring_back].into_iter().flatten();
+    operations.map(|operation| row(cell, operation, Outcome::Failed(why.to_owned()))).collect()
+}
+
+fn row(cell: Cell, operation: &str, outcome: Outcome) -> Row {
+    let name =
+        |value: Option<clap::builder::PossibleValue>| value.map_or_else(String::new, |v| v.get_name().to_owned());
+    Row {
+        operation: operation.to_owned(),
+        layout: name(clap::ValueEnum::to_possible_value(&cell.layout)),
+        format: name(clap::ValueEnum::to_possible_value(&cell.format)),
+        routing: cell.routing,
+        tokens: cell.tokens,
+        sms: cell.sms,
+        outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All send 5 to themselves; the first gets 3 and 4 from the others, and sends 1 to one of them.
+    #[test]
+    fn rows_are_counted_between_ranks_and_where_most_of_them_are() {
+        assert_eq!(crossing(&[&[5, 1, 0], &[3, 5, 0], &[4, 0, 5]]), [8.0 / 3.0, 7.0]);
+        assert_eq!(crossing(&[&[5, 1, 6], &[3, 5, 0], &[1, 0, 5]])[1], 7.0);
+        assert_eq!(crossing(&[&[9]]), [0.0, 0.0]);
+    }
+}
