@@ -92,6 +92,8 @@ impl EntryWords {
                 Stamped::from_word(seen).is_of(epoch)
             })
         })?;
+        // All blocks of all ranks have their places on SMs: each rank's come together, and one of them has posted this.
+        grid::let_the_next_one_begin();
         let its = Entry::from_payload(Stamped::from_word(mine.get()).payload);
         let (code, here, there) = if its.kind != kind {
             (Code::OutOfStep as u32, kind, its.kind)

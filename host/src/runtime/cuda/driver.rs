@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 use cudarc::driver::sys::{self, CUresult};
 use libloading::Library;
 
+use super::launch_early::LaunchEarly;
 use crate::error::{Error, Result};
 
 /// The CUDA version, as the driver counts, that first reads PTX ISA 8.0 (PTX ISA, "Release Notes": ISA 8.0, CUDA 12.0).
@@ -69,6 +70,7 @@ pub(super) struct Driver {
     elapsed: Option<EventElapsedTime>,
     uuid: Option<DeviceGetUuid>,
     attribute: Option<DeviceGetAttribute>,
+    launch_early: Option<LaunchEarly>,
 }
 
 impl Driver {
@@ -114,7 +116,14 @@ impl Driver {
         // SAFETY: the library is never unloaded; the type is that of cuda.h's declaration, in which an enumeration is an `int`.
         let attribute =
             unsafe { library.get::<DeviceGetAttribute>(c"cuDeviceGetAttribute") }.ok().map(|symbol| *symbol);
-        Ok(Self { version, devices: devices.try_into().unwrap_or(0), func_load, elapsed, uuid, attribute })
+        let devices = devices.try_into().unwrap_or(0);
+        let launch_early = LaunchEarly::of(library);
+        Ok(Self { version, devices, func_load, elapsed, uuid, attribute, launch_early })
+    }
+
+    /// How a kernel is launched that waits for the one before by itself; none before CUDA 11.8.
+    pub(super) fn launch_early(&self) -> Option<LaunchEarly> {
+        self.launch_early
     }
 
     /// GPUs that this process may use.

@@ -6,6 +6,7 @@ use cudarc::driver::sys;
 use epoxide_dsl::{Kernel, KernelArg};
 
 use super::CudaRuntime;
+use super::launch_early::Shape;
 use super::module::Function;
 use super::streams::handle;
 use crate::error::{Error, Result};
@@ -122,18 +123,25 @@ impl CudaRuntime {
         }
         self.pace(stream)?;
         self.bind()?;
-        let stream = handle(stream);
-        let (function, threads) = (function.handle.0, kernel.threads());
+        let (stream, handle, threads) = (handle(stream), function.handle.0, kernel.threads());
         let mut params = [ptr::from_ref(args).cast_mut().cast::<c_void>()];
+        if function.waits
+            && let Some(launch) = self.device.launch_early()
+        {
+            let shape = Shape { grid, threads, shared_bytes };
+            // SAFETY: a function of a loaded module of the current context, which waits for the launch before it, and a stream of it. The
+            // kernel has one parameter of type `A` (`#[kernel]` made both it and the descriptor, from one source), whose bytes the driver
+            // copies before it returns; what they mean is the caller's promise.
+            let launched = unsafe { launch.call(shape, kernel.cooperative(), handle, params.as_mut_ptr(), stream) };
+            return self.check_launch("cuLaunchKernelEx", launched, name, grid);
+        }
         // Both calls are older than `cuLaunchKernelEx`, and so in every table of cudarc's.
         if kernel.cooperative() {
             let call = "cuLaunchCooperativeKernel";
-            // SAFETY: a function of a loaded module of the current context, and a stream of it. The kernel has one parameter of
-            // type `A` (`#[kernel]` made both it and the descriptor, from one source), whose bytes the driver copies before it
-            // returns; what they mean is the caller's promise.
+            // SAFETY: as above.
             let launched = unsafe {
                 sys::cuLaunchCooperativeKernel(
-                    function,
+                    handle,
                     grid,
                     1,
                     1,
@@ -147,12 +155,10 @@ impl CudaRuntime {
             };
             return self.check_launch(call, launched, name, grid);
         }
-        // SAFETY: a function of a loaded module of the current context, and a stream of it; no extra options. The kernel has one
-        // parameter of type `A` (`#[kernel]` made both it and the descriptor), whose bytes the driver copies before it returns;
-        // what they mean is the caller's promise.
+        // SAFETY: as above; no extra options.
         let launched = unsafe {
             sys::cuLaunchKernel(
-                function,
+                handle,
                 grid,
                 1,
                 1,

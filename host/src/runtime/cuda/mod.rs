@@ -31,6 +31,7 @@ mod identity;
 mod ipc;
 mod kernels;
 mod launch;
+mod launch_early;
 mod memory;
 mod module;
 mod pace;
