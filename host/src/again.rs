@@ -103,7 +103,7 @@ impl ElasticBuffer {
                 "a replay writes no padding, where other rows may have lain meanwhile: dispatch, or do not ask for it";
             return Err(Error::argument("zero_padding", true, rule));
         }
-        self.check()?;
+        self.begin()?;
         self.routings.check(self.id(), handle)?;
         let row_slot = self.rows.choose(named)?;
         let &Dispatched { routing, slot, tokens, .. } = handle;

@@ -1,4 +1,5 @@
 //! The buffer: a rank's window, what it knows of its peers' windows, and the state of its operations.
+mod captures;
 mod close;
 mod masked;
 mod open;
@@ -13,6 +14,7 @@ mod stream;
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use epoxide_dsl::fault::FaultChannel;
 use epoxide_dsl::grid::GridCounters;
@@ -21,6 +23,8 @@ use epoxide_dsl::window::{Peer, Region, Window};
 use epoxide_kernels::layout::{DispatchShared, Span};
 use epoxide_kernels::words::{EntryWords, Flags, Kind, Number, Operation};
 
+use self::captures::Captured;
+pub(crate) use self::captures::Life;
 pub(crate) use self::masked::{Masked, SELECTIONS};
 pub(crate) use self::overflows::Overflows;
 pub(crate) use self::routings::Routings;
@@ -65,6 +69,10 @@ pub struct ElasticBuffer {
     fault: Option<Error>,
     /// Ranks that it goes on without.
     pub(crate) masked: Option<Masked>,
+    /// The capture that it is in.
+    captured: Option<Captured>,
+    /// What graphs know of it.
+    life: Arc<Life>,
     /// `close` has freed the memory.
     freed: bool,
     /// One thread at a time: an operation and its checks are not atomic.

@@ -5,7 +5,7 @@ use super::state::{Dispatched, State, stale};
 use crate::error::{Error, Result};
 
 /// What the host knows of a row slot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RowSlot {
     pub(crate) state: State,
     /// Its expert output region was lent back after the last combine.
@@ -27,7 +27,7 @@ impl RowSlot {
 }
 
 /// The row slots of a buffer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RowSlots {
     slots: Vec<RowSlot>,
     /// The slot of the next dispatch that names none, if it is free.

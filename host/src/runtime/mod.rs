@@ -2,12 +2,14 @@
 //!
 //! Both have the same methods; this file is the only place that asks which one it is. A group makes the one or the other, and nothing
 //! else of this crate knows.
+mod captures;
 pub(crate) mod cuda;
 mod further_streams;
 mod guests;
 mod host_word;
 mod looks;
 mod mapped;
+mod recordings;
 pub(crate) mod sim;
 mod told;
 
@@ -19,6 +21,7 @@ use epoxide_kernels::measure::copy::{CopyArgs, copy};
 use epoxide_kernels::measure::copy_words::{CopyWordsArgs, copy_words};
 use epoxide_plan::RegionBytes;
 
+pub(crate) use self::captures::RawGraph;
 pub(crate) use self::host_word::HostWord;
 pub(crate) use self::mapped::Mapped;
 pub(crate) use self::told::Told;

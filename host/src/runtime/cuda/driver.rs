@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 use cudarc::driver::sys::{self, CUresult};
 use libloading::Library;
 
+use super::driver_graphs::GraphCalls;
 use super::launch_early::LaunchEarly;
 use crate::error::{Error, Result};
 
@@ -71,6 +72,7 @@ pub(super) struct Driver {
     uuid: Option<DeviceGetUuid>,
     attribute: Option<DeviceGetAttribute>,
     launch_early: Option<LaunchEarly>,
+    graphs: Option<GraphCalls>,
 }
 
 impl Driver {
@@ -117,13 +119,25 @@ impl Driver {
         let attribute =
             unsafe { library.get::<DeviceGetAttribute>(c"cuDeviceGetAttribute") }.ok().map(|symbol| *symbol);
         let devices = devices.try_into().unwrap_or(0);
-        let launch_early = LaunchEarly::of(library);
-        Ok(Self { version, devices, func_load, elapsed, uuid, attribute, launch_early })
+        let (launch_early, graphs) = (LaunchEarly::of(library), GraphCalls::of(library));
+        Ok(Self { version, devices, func_load, elapsed, uuid, attribute, launch_early, graphs })
     }
 
     /// How a kernel is launched that waits for the one before by itself; none before CUDA 11.8.
     pub(super) fn launch_early(&self) -> Option<LaunchEarly> {
         self.launch_early
+    }
+
+    /// What it has for captures and graphs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`] where a function is missing.
+    pub(super) fn graphs(&self) -> Result<GraphCalls> {
+        self.graphs.ok_or_else(|| {
+            let message = "the driver has not all functions of graphs, which CUDA 12.0 has".to_owned();
+            Error::Cuda { call: "cuStreamBeginCapture", message }
+        })
     }
 
     /// GPUs that this process may use.
