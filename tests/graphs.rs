@@ -3,9 +3,10 @@
 //! On GPUs, 10,000 launches: `EPOXIDE_TEST_DEVICE=cuda:0,1 cargo test --test graphs -- --ignored`.
 mod support;
 
+use std::sync::Barrier;
 use std::time::Duration;
 
-use epoxide::{Comm, Config, ElasticBuffer, Error, Graph, Layout, Mode, Result};
+use epoxide::{Comm, Config, ElasticBuffer, Error, Graph, Layout, LocalGroup, Machine, MachineConfig, Mode, Result};
 use support::errors::{run, schedules};
 use support::graphs::{EXPERTS, HIDDEN, Layer, TOP_K, config};
 use support::{Checked, Device, complaints};
@@ -289,6 +290,56 @@ fn a_fault_in_a_replay_is_told_and_a_reset_mends_it() {
         }
         Ok(checked)
     });
+}
+
+/// A graph of before a rank was masked waits for nobody: it is refused, and one that is captured anew has what masked ranks need in it.
+#[test]
+fn a_graph_of_before_a_mask_is_stale() {
+    if Device::from_env() == Device::Cuda {
+        return;
+    }
+    const DEAD: u32 = 3;
+    let machine = Machine::new(MachineConfig::new(4, Mode::Seeded { seed: 1 })).expect("a machine");
+    let living = Barrier::new(3);
+    let results = LocalGroup::on_machine(&machine).expect("a group").run_all(|comm| {
+        let mut buffer = ElasticBuffer::new(&comm, config(4))?;
+        let mut layer = Layer::new(&comm, 4)?;
+        let graph = capture(&comm, &mut buffer, &mut layer)?;
+        layer.fill(comm.rank().into())?;
+        launch(&graph, &comm)?;
+        let mut checked = layer.check(false)?;
+        comm.barrier()?;
+        if comm.rank() == DEAD {
+            // It is killed where it waits.
+            return comm.barrier().map(|()| Err("it lives".to_owned()));
+        }
+        if comm.rank() == 0 {
+            machine.kill(DEAD)?;
+        }
+        living.wait();
+        comm.mask(&[DEAD])?;
+        buffer.reset()?;
+        match launch(&graph, &comm) {
+            Err(Error::StaleGraph { .. }) => {}
+            other => checked = checked.and(Err(format!("without a rank that was there: {other:?}"))),
+        }
+        layer.gone = Some(DEAD);
+        let graph = capture(&comm, &mut buffer, &mut layer)?;
+        for round in 0..5 {
+            layer.fill(10 * round + u64::from(comm.rank()))?;
+            launch(&graph, &comm)?;
+            checked = checked.and(layer.check(false)?);
+        }
+        // As new once more, without the same rank, and in the same memory.
+        buffer.reset()?;
+        launch(&graph, &comm)?;
+        checked = checked.and(layer.check(false)?);
+        buffer.close()?;
+        Ok(checked)
+    });
+    let mut results = results;
+    results.truncate(DEAD as usize);
+    complaints(results).unwrap_or_else(|why| panic!("{why}"));
 }
 
 /// A graph that was captured on one stream is launched on another, and operations of a third are in turn with it.

@@ -18,8 +18,7 @@ pub fn wait_for_the_one_before() {
 /// Lets the next launch of the stream begin, once every block has said so or is over (`griddepcontrol.launch_dependents`). It still
 /// [waits](wait_for_the_one_before) for the end of this one before it touches anything.
 ///
-/// Its blocks take places on SMs from then on. So who waits for other ranks says it when all of them have come: a rank on the same GPU whose
-/// blocks have no place yet would be waited for by those that took it.
+/// Its blocks take places on SMs from then on, which others on the same GPU may need: who waits for those must not be launched so.
 #[inline(always)]
 pub fn let_the_next_one_begin() {
     arch::let_the_next_one_begin();

@@ -63,6 +63,7 @@
 //!   ([`WireRows::to_f32`]); on the device, typed and with shapes, [`RecvArrays`], or as plain addresses [`RecvView`].
 //! * Streams and events, to compute while rows travel: [`Comm::on_new_stream`], [`Comm::on_cuda_stream`], [`ElasticBuffer::wait`],
 //!   [`ElasticBuffer::record`] and [`ElasticBuffer::set_stream`].
+//! * Operations captured once and launched many times, a decode step in one launch: [`Comm::capture`] and [`Graph`].
 //! * What a dispatch brings, on the host while its rows still travel: [`ElasticBuffer::try_counts`] and [`ElasticBuffer::wait_counts`]; the load of
 //!   each expert over many dispatches: [`ElasticBuffer::expert_statistics`].
 //! * Kernels of your own between the operations: [`kernels`], [`Comm::load`] and [`Comm::launch`]; the example `engine` has such a layer.

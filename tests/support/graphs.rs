@@ -21,6 +21,8 @@ pub struct Layer {
     copier: Quantizer,
     tokens: u32,
     ranks: u32,
+    /// A rank that is gone: nothing comes back from it.
+    pub gone: Option<u32>,
     x: DeviceTensor<bf16>,
     idx: DeviceTensor<i64>,
     weights: DeviceTensor<f32>,
@@ -36,6 +38,7 @@ impl Layer {
             copier: Quantizer::new(comm)?,
             tokens,
             ranks: comm.size(),
+            gone: None,
             x: comm.empty(rows)?,
             idx: comm.empty(selections)?,
             weights: comm.tensor(&vec![1.0; selections as usize])?,
@@ -114,7 +117,8 @@ impl Layer {
         let per_rank = i64::from(EXPERTS / self.ranks);
         let of =
             |rank: i64| selected.iter().filter(|expert| **expert >= 0 && **expert / per_rank == rank).count() as u32;
-        (0..i64::from(self.ranks)).map(of).filter(|&count| count > 0).collect()
+        let here = (0..self.ranks).filter(|rank| Some(*rank) != self.gone);
+        here.map(|rank| of(rank.into())).filter(|&count| count > 0).collect()
     }
 }
 

@@ -92,7 +92,7 @@ impl EntryWords {
                 Stamped::from_word(seen).is_of(epoch)
             })
         })?;
-        // All blocks of all ranks have their places on SMs: each rank's come together, and one of them has posted this.
+        // Every rank has come, and this rank's blocks have their places on SMs once all say this.
         grid::let_the_next_one_begin();
         let its = Entry::from_payload(Stamped::from_word(mine.get()).payload);
         let (code, here, there) = if its.kind != kind {

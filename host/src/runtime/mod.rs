@@ -463,6 +463,15 @@ impl Runtime {
         }
     }
 
+    /// Lets no launch begin before the one before it is over: other ranks may need the places on SMs that it would take.
+    pub(crate) fn keep_launches_apart(&mut self) {
+        match self {
+            // They never do here.
+            Self::Sim(_) => {}
+            Self::Cuda(runtime) => runtime.keep_launches_apart(),
+        }
+    }
+
     /// Launches a prepared kernel, enqueued.
     ///
     /// # Safety

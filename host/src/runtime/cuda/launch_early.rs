@@ -6,7 +6,8 @@ use std::ptr;
 use cudarc::driver::sys::{self, CUresult};
 use libloading::Library;
 
-/// `off` keeps launches one behind the other, to measure what it brings.
+/// To measure what it brings: `off` keeps launches one behind the other; `apart` does not tell the driver that a grid's blocks run together, which
+/// delays a launch that is no graph's until the one before is over.
 const SWITCH: &str = "EPOXIDE_EARLY_LAUNCH";
 
 /// `CU_LAUNCH_ATTRIBUTE_COOPERATIVE` and `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION` of cuda.h.
@@ -54,16 +55,26 @@ pub(super) struct Shape {
 
 /// The driver's call.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct LaunchEarly(LaunchKernelEx);
+pub(super) struct LaunchEarly {
+    call: LaunchKernelEx,
+    apart: bool,
+}
 
 impl LaunchEarly {
     /// The library's, if it has one, and the environment does not switch it off.
     pub(super) fn of(library: &'static Library) -> Option<Self> {
-        if std::env::var(SWITCH).is_ok_and(|value| value == "off") {
+        let switch = std::env::var(SWITCH).unwrap_or_default();
+        if switch == "off" {
             return None;
         }
+        let apart = switch == "apart";
         // SAFETY: the library is never unloaded; the type is that of cuda.h's declaration, with the structs above for its own.
-        unsafe { library.get::<LaunchKernelEx>(c"cuLaunchKernelEx") }.ok().map(|symbol| Self(*symbol))
+        unsafe { library.get::<LaunchKernelEx>(c"cuLaunchKernelEx") }.ok().map(|call| Self { call: *call, apart })
+    }
+
+    /// Whether our own grids are launched without a word that their blocks run together: SMs are reserved for them, on a GPU without other ranks.
+    pub(super) fn apart(self) -> bool {
+        self.apart
     }
 
     /// Launches `function`.
@@ -92,6 +103,6 @@ impl LaunchEarly {
         };
         // SAFETY: the driver's own function, called as cuda.h declares it; the configuration and its attributes outlive the call, and the rest
         // is the caller's promise.
-        unsafe { (self.0)(&config, function, params, ptr::null_mut()) }
+        unsafe { (self.call)(&config, function, params, ptr::null_mut()) }
     }
 }
