@@ -55,6 +55,11 @@ fn the_exit_code_says_who_is_at_fault() {
     small::are_refused(&program, &SMALL, &lines);
 }
 
+#[test]
+fn an_answer_that_nobody_gets_is_an_error() {
+    small::an_answer_that_nobody_gets_is_an_error(&Program::new(PLAYS, "closed"), &SMALL);
+}
+
 /// Every option with every kind of value, alone and in company.
 #[test]
 fn no_command_line_makes_it_panic() {

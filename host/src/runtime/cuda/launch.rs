@@ -141,7 +141,7 @@ impl CudaRuntime {
             let launched = unsafe {
                 launch.call(
                     shape,
-                    kernel.cooperative() && !(ours && launch.apart()),
+                    kernel.cooperative() && (!ours || launch.together()),
                     handle,
                     params.as_mut_ptr(),
                     stream,

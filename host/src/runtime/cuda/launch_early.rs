@@ -6,8 +6,8 @@ use std::ptr;
 use cudarc::driver::sys::{self, CUresult};
 use libloading::Library;
 
-/// To measure what it brings: `off` keeps launches one behind the other; `apart` does not tell the driver that a grid's blocks run together, which
-/// delays a launch that is no graph's until the one before is over.
+/// To measure what it brings: `off` keeps launches one behind the other; `together` tells the driver of a cooperative grid that its blocks run
+/// together, as launches do elsewhere, which delays one that is no graph's until the one before is over.
 const SWITCH: &str = "EPOXIDE_EARLY_LAUNCH";
 
 /// `CU_LAUNCH_ATTRIBUTE_COOPERATIVE` and `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION` of cuda.h.
@@ -57,7 +57,7 @@ pub(super) struct Shape {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LaunchEarly {
     call: LaunchKernelEx,
-    apart: bool,
+    together: bool,
 }
 
 impl LaunchEarly {
@@ -67,14 +67,15 @@ impl LaunchEarly {
         if switch == "off" {
             return None;
         }
-        let apart = switch == "apart";
+        let together = switch == "together";
         // SAFETY: the library is never unloaded; the type is that of cuda.h's declaration, with the structs above for its own.
-        unsafe { library.get::<LaunchKernelEx>(c"cuLaunchKernelEx") }.ok().map(|call| Self { call: *call, apart })
+        unsafe { library.get::<LaunchKernelEx>(c"cuLaunchKernelEx") }.ok().map(|call| Self { call: *call, together })
     }
 
-    /// Whether our own grids are launched without a word that their blocks run together: SMs are reserved for them, on a GPU without other ranks.
-    pub(super) fn apart(self) -> bool {
-        self.apart
+    /// Whether our own cooperative grids are launched as such. They need not: SMs are reserved for all their blocks, on a GPU without other ranks, so
+    /// that all come as soon as what else runs there ends.
+    pub(super) fn together(self) -> bool {
+        self.together
     }
 
     /// Launches `function`.
