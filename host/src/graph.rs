@@ -1,9 +1,9 @@
 //! Operations captured once and launched many times: CUDA graphs, and the same on the simulated GPU.
 use std::sync::Arc;
 
-use crate::buffer::Life;
 use crate::comm::Comm;
 use crate::error::{Error, Result};
+use crate::life::Life;
 use crate::runtime::RawGraph;
 
 /// What was captured on a stream, to be launched as often as wanted: [`Comm::capture`].

@@ -113,6 +113,7 @@ mod group;
 mod handle;
 pub mod kernels;
 pub mod launcher;
+mod life;
 mod memory;
 mod mirror;
 pub mod nccl;

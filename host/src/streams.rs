@@ -1,8 +1,8 @@
 //! The streams of a rank, and in which order its operations are that lie on several of them.
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::buffer::Life;
 use crate::error::{Error, Result};
+use crate::life::Life;
 use crate::runtime::{RawStream, Runtime};
 
 /// Most streams of a rank: a tensor has a bit for each.

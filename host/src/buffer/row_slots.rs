@@ -34,6 +34,15 @@ pub(crate) struct RowSlots {
     next: u32,
 }
 
+/// A capture that the buffer is in, or was in last, and the slots as they were when it began.
+#[derive(Debug)]
+pub(crate) struct Captured {
+    pub(super) id: u64,
+    pub(super) rows: RowSlots,
+    /// The routing slot of the next dispatch that names none.
+    pub(super) next_routing: u32,
+}
+
 impl fmt::Display for RowSlots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let [only] = &self.slots[..] {
