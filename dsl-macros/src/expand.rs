@@ -37,6 +37,8 @@ pub fn kernel(model: &KernelModel) -> TokenStream {
             pub unsafe extern "ptx-kernel" fn #name(#argument: #argument_type) {
                 // SAFETY: a comment in the PTX text.
                 unsafe { ::core::arch::asm!(#marker, options(nomem, nostack, preserves_flags)) };
+                // A launch may begin while the one before is still at work: nothing of it is touched before it is over.
+                ::epoxide_dsl::grid::wait_for_the_one_before();
                 #body
             }
         };
@@ -129,7 +131,8 @@ mod tests {
         assert!(entry.attrs.iter().any(|a| text(a) == "# [unsafe (no_mangle)]"), "{}", text(entry));
         let body = text(&entry.block);
         assert!(body.contains("\"// epoxide-entry threads=64 blocks_per_sm=1\""), "{body}");
-        assert!(body.ends_with("{ n ; } }"), "{body}");
+        // Before it nothing is touched, whatever the kernel does.
+        assert!(body.ends_with(":: epoxide_dsl :: grid :: wait_for_the_one_before () ; { n ; } }"), "{body}");
     }
 
     #[test]

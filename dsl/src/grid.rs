@@ -3,7 +3,26 @@ use crate::KernelArg;
 use crate::bulk::Landed;
 use crate::memory::{Global, Gpu, Symmetric, System};
 use crate::wait::{Outcome, Poll, Watch};
-use crate::{block, thread};
+use crate::{arch, block, thread};
+
+/// Waits until the launch before this one in the stream is over, and its memory accesses are seen (`griddepcontrol.wait`).
+///
+/// `#[kernel]` puts it in front of every kernel, so that one may be launched while the one before is still at work (programmatic dependent
+/// launch): what it takes to launch then passes beside it. In a launch of another kind it does nothing. On the simulator launches of a stream
+/// come one after the other.
+#[inline(always)]
+pub fn wait_for_the_one_before() {
+    arch::wait_for_the_one_before();
+}
+
+/// Lets the next launch of the stream begin, once every block has said so or is over (`griddepcontrol.launch_dependents`). It still
+/// [waits](wait_for_the_one_before) for the end of this one before it touches anything.
+///
+/// Its blocks take places on SMs from then on, which others on the same GPU may need: who waits for those must not be launched so.
+#[inline(always)]
+pub fn let_the_next_one_begin() {
+    arch::let_the_next_one_begin();
+}
 
 /// Two counters in device memory: of blocks that came to the barrier, and of blocks that are done.
 ///

@@ -103,7 +103,7 @@ impl ElasticBuffer {
                 "a replay writes no padding, where other rows may have lain meanwhile: dispatch, or do not ask for it";
             return Err(Error::argument("zero_padding", true, rule));
         }
-        self.check()?;
+        self.begin()?;
         self.routings.check(self.id(), handle)?;
         // Where rows have fixed places, the row slot is that of the routing.
         let named = if self.config.layout.is_rank_major() { named.or(Some(handle.slot)) } else { named };

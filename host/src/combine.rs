@@ -33,7 +33,7 @@ impl ElasticBuffer {
     /// [`Error::WrongOrder`] between a dispatch and its combine, when the region is lent already, or every slot's is; the fault of an earlier
     /// operation, or [`Error::Poisoned`].
     pub fn lend_expert_outputs(&mut self) -> Result<u64> {
-        self.check()?;
+        self.begin()?;
         if self.config.layout.is_rank_major() {
             let rule = "in Layout::RankMajor no word says that a combine's rows were read: the next dispatch into the slot lends the region";
             return Err(Error::WrongOrder { call: "lend_expert_outputs", state: self.rows.to_string(), rule });
@@ -72,7 +72,7 @@ impl ElasticBuffer {
         handle: &Dispatched,
         rows: impl Into<DeviceSlice<'a, bf16>>,
     ) -> Result<()> {
-        self.check()?;
+        self.begin()?;
         self.check_handle("stage_expert_outputs", handle)?;
         self.stage(handle.row_slot, rows.into())
     }
@@ -84,7 +84,7 @@ impl ElasticBuffer {
     /// [`Error::WrongOrder`] when it has not; [`Error::InvalidArgument`] when they are not whole rows at a multiple of 16 bytes, or too
     /// many; the fault of an earlier operation, or [`Error::Poisoned`].
     pub fn stage_lent_expert_outputs<'a>(&mut self, rows: impl Into<DeviceSlice<'a, bf16>>) -> Result<()> {
-        self.check()?;
+        self.begin()?;
         let Some(row) = self.rows.next_lent() else {
             let rule =
                 "lend_expert_outputs comes before; for a dispatch that was made, stage_expert_outputs takes its handle";
@@ -208,7 +208,7 @@ impl ElasticBuffer {
     /// weights brought back get [`Error::OutOfStep`] of the operation.
     pub fn combine(&mut self, handle: &Dispatched, input: CombineInput<'_>) -> Result<()> {
         let Checked { outputs, weights, raw } = input.check(handle.tokens, &self.comm, &self.config)?;
-        self.check()?;
+        self.begin()?;
         self.check_handle("combine", handle)?;
         if let ExpertOutputs::Tensor(rows) = outputs {
             self.stage(handle.row_slot, rows)?;
@@ -231,7 +231,7 @@ impl ElasticBuffer {
     /// `input.returned_weights` for writes of f32 `[tokens, top_k]`; nothing else touches them until the operation is done. Biases are valid for
     /// reads of BF16 `[tokens, hidden]`, and nothing writes them until then; they do not overlap with what is written.
     pub unsafe fn combine_raw(&mut self, handle: &Dispatched, input: &RawCombineInput) -> Result<()> {
-        self.check()?;
+        self.begin()?;
         self.check_handle("combine", handle)?;
         input.check(handle.tokens, &self.config)?;
         // SAFETY: all have room for the handle's tokens, and nobody else touches them until the operation is done: the caller's promise.
@@ -311,6 +311,7 @@ impl ElasticBuffer {
             State::Dispatched { operation, slot, kept: true } => State::Kept { operation, slot },
             _ => State::Idle { combined: Some(handle.operation) },
         });
+        self.noted();
         Ok(())
     }
 

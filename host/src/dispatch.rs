@@ -221,7 +221,7 @@ impl ElasticBuffer {
     unsafe fn enqueue_dispatch(&mut self, input: &RawDispatchInput) -> Result<Dispatched> {
         let RawDispatchInput { tokens, rows, .. } = *input;
         rows.check(&self.layouts.shape)?;
-        self.check()?;
+        self.begin()?;
         if tokens > self.config.max_tokens_per_rank {
             let rule = format!("at most max_tokens_per_rank = {}", self.config.max_tokens_per_rank);
             return Err(Error::argument("tokens", tokens, rule));
@@ -338,6 +338,7 @@ impl ElasticBuffer {
                 self.poison_expert_outputs(slots.row)?;
             }
         }
+        self.noted();
         Ok(operation)
     }
 }

@@ -536,6 +536,35 @@ pub enum Error {
         /// Its report.
         message: String,
     },
+    /// A call that a capture of the stream cannot hold.
+    #[error(
+        "{call} is no work that a graph replays, and its stream is being captured: do it before the capture, or behind the launch of the graph"
+    )]
+    #[non_exhaustive]
+    Capturing {
+        /// The call, or what it does.
+        call: &'static str,
+    },
+    /// A capture ends with a row slot in another state than it began with.
+    #[error(
+        "a capture that began with row slot {slot} {began} ends with it {ended}; a graph leaves every slot as it finds it, so that it can be replayed"
+    )]
+    #[non_exhaustive]
+    CaptureLeftOpen {
+        /// The slot.
+        slot: u32,
+        /// Its state when the capture began.
+        began: String,
+        /// Its state at the end.
+        ended: String,
+    },
+    /// A graph whose buffer is not as it was when the graph was captured.
+    #[error("stale graph: {reason}; capture it anew")]
+    #[non_exhaustive]
+    StaleGraph {
+        /// What has changed.
+        reason: String,
+    },
     /// A rank that is a process of its own is gone.
     #[error("rank {rank} is gone: {how}")]
     #[non_exhaustive]
@@ -558,6 +587,11 @@ impl Error {
     /// An [`Error::InvalidArgument`].
     pub(crate) fn argument(argument: &'static str, value: impl fmt::Display, rule: impl Into<String>) -> Self {
         Self::InvalidArgument { argument, value: value.to_string(), rule: rule.into() }
+    }
+
+    /// An [`Error::Capturing`].
+    pub(crate) fn capturing(call: &'static str) -> Self {
+        Self::Capturing { call }
     }
 }
 

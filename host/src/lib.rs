@@ -63,6 +63,7 @@
 //!   ([`WireRows::to_f32`]); on the device, typed and with shapes, [`RecvArrays`], or as plain addresses [`RecvView`].
 //! * Streams and events, to compute while rows travel: [`Comm::on_new_stream`], [`Comm::on_cuda_stream`], [`ElasticBuffer::wait`],
 //!   [`ElasticBuffer::record`] and [`ElasticBuffer::set_stream`].
+//! * Operations captured once and launched many times, a decode step in one launch: [`Comm::capture`] and [`Graph`].
 //! * What a dispatch brings, on the host while its rows still travel: [`ElasticBuffer::try_counts`] and [`ElasticBuffer::wait_counts`]; the load of
 //!   each expert over many dispatches: [`ElasticBuffer::expert_statistics`].
 //! * Kernels of your own between the operations: [`kernels`], [`Comm::load`] and [`Comm::launch`]; the example `engine` has such a layer.
@@ -107,10 +108,12 @@ mod expert_outputs;
 mod fault;
 mod gone;
 mod gradient;
+mod graph;
 mod group;
 mod handle;
 pub mod kernels;
 pub mod launcher;
+mod life;
 mod memory;
 mod mirror;
 pub mod nccl;
@@ -148,6 +151,7 @@ pub use error::{Error, Result};
 pub use event::Event;
 pub use expert_outputs::ExpertOutputs;
 pub use gone::Gone;
+pub use graph::Graph;
 pub use group::{CudaStream, LocalGroup, RanksFailed};
 pub use half::bf16;
 pub use handle::{RecvCounts, RecvView};

@@ -19,6 +19,8 @@ pub(crate) struct DefaultSms {
     /// Without these, whatever the configuration is.
     fallback: u32,
     planned: Option<(Topology, Hardware)>,
+    /// Whether a GPU has several of the ranks.
+    sharing: bool,
     shared: Option<SharedGpus>,
     warnings: Vec<String>,
 }
@@ -27,7 +29,7 @@ impl DefaultSms {
     /// Those of simulated ranks.
     pub(crate) fn simulated() -> Self {
         let (most, fallback) = (OF_SIMULATED, OF_SIMULATED);
-        Self { most, fallback, planned: None, shared: None, warnings: Vec::new() }
+        Self { most, fallback, planned: None, sharing: false, shared: None, warnings: Vec::new() }
     }
 
     /// Those of `ranks` ranks on GPUs with these names and SMs, each with so many of the ranks.
@@ -35,7 +37,8 @@ impl DefaultSms {
         let each = gpus.iter().map(|&(_, sms, sharing)| (sms.saturating_sub(1) / sharing.max(1)).max(1));
         let most = each.min().unwrap_or(1);
         let (fallback, planned) = (most.min(MOST_OF_UNKNOWN), planned(ranks, gpus));
-        Self { most, fallback, planned, shared: None, warnings: Vec::new() }
+        let sharing = gpus.iter().any(|&(_, _, sharing)| sharing > 1);
+        Self { most, fallback, planned, sharing, shared: None, warnings: Vec::new() }
     }
 
     /// The same, with which ranks share GPUs as processes.
@@ -51,6 +54,11 @@ impl DefaultSms {
     /// Which ranks share GPUs as processes, if any do.
     pub(crate) fn shared(&self) -> Option<&SharedGpus> {
         self.shared.as_ref()
+    }
+
+    /// Whether a GPU has several of the ranks, in whatever processes.
+    pub(crate) fn has_sharing(&self) -> bool {
+        self.sharing
     }
 
     /// What works and will be slow.

@@ -2,6 +2,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::life::Life;
 use crate::runtime::{RawStream, Runtime};
 
 /// Most streams of a rank: a tensor has a bit for each.
@@ -16,12 +17,22 @@ struct Known {
     all: Vec<RawStream>,
     /// Where the rank's last operation is, or was led on to.
     last: Option<RawStream>,
+    captures: Vec<Capture>,
+}
+
+/// A capture that has operations of the rank.
+struct Capture {
+    id: u64,
+    /// The stream of the last one.
+    last: RawStream,
+    /// Whose they are.
+    buffers: Vec<Arc<Life>>,
 }
 
 impl Streams {
     /// Those of a rank that has one.
     pub(crate) fn new(first: RawStream) -> Arc<Self> {
-        Arc::new(Self { known: Mutex::new(Known { all: vec![first], last: None }) })
+        Arc::new(Self { known: Mutex::new(Known { all: vec![first], last: None, captures: Vec::new() }) })
     }
 
     /// The number of a stream of the rank's runtime, which is the rank's from here on.
@@ -51,9 +62,24 @@ impl Streams {
     ///
     /// Operations of a rank run one at a time: its buffers have SMs reserved for one of them, and the protocol's words are for one after
     /// the other.
+    /// What is captured runs when its graph is launched, so that operations of one capture are put in order with each other, and the launch with
+    /// others.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Capturing`] behind an operation on a stream that is being captured now.
     pub(crate) fn take_turn(&self, runtime: &Runtime, stream: RawStream) -> Result<()> {
+        let capture = runtime.capture(stream)?;
         let mut known = self.known();
+        if let Some(id) = capture {
+            let of = known.capture(runtime, id, stream);
+            let last = std::mem::replace(&mut of.last, stream);
+            return if last == stream { Ok(()) } else { follow(runtime, last, stream) };
+        }
         if let Some(last) = known.last.filter(|last| *last != stream) {
+            if runtime.capture(last)?.is_some() {
+                return Err(Error::capturing("an operation on another stream"));
+            }
             follow(runtime, last, stream)?;
         }
         known.last = Some(stream);
@@ -61,17 +87,63 @@ impl Streams {
     }
 
     /// Puts what comes on the stream `to` behind everything that is on `from`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Capturing`] where `to` is being captured, and `from` is not, or in another capture.
     pub(crate) fn lead_on(&self, runtime: &Runtime, from: RawStream, to: RawStream) -> Result<()> {
         let mut known = self.known();
+        let capture = runtime.capture(from)?;
+        // A stream of no capture comes into that whose event it waits for.
+        let other = runtime.capture(to)?;
+        if other.is_some() && other != capture {
+            return Err(Error::capturing("moving a buffer to another stream"));
+        }
         follow(runtime, from, to)?;
-        if known.last == Some(from) {
-            known.last = Some(to);
+        match capture {
+            Some(id) => {
+                let of = known.capture(runtime, id, from);
+                if of.last == from {
+                    of.last = to;
+                }
+            }
+            None if known.last == Some(from) => known.last = Some(to),
+            None => {}
         }
         Ok(())
     }
 
+    /// Notes that a buffer has operations in this capture.
+    pub(crate) fn captures(&self, runtime: &Runtime, id: u64, stream: RawStream, buffer: &Arc<Life>) {
+        let mut known = self.known();
+        let buffers = &mut known.capture(runtime, id, stream).buffers;
+        if !buffers.iter().any(|other| Arc::ptr_eq(other, buffer)) {
+            buffers.push(Arc::clone(buffer));
+        }
+    }
+
+    /// Whose operations are in a capture, which is over.
+    pub(crate) fn captured(&self, id: u64) -> Vec<Arc<Life>> {
+        let captures = &mut self.known().captures;
+        let over = captures.iter().position(|capture| capture.id == id);
+        over.map_or(Vec::new(), |at| captures.swap_remove(at).buffers)
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    /// What is known of a capture, in which `stream` is.
+    fn capture(&mut self, runtime: &Runtime, id: u64, stream: RawStream) -> &mut Capture {
+        let at = self.captures.iter().position(|capture| capture.id == id).unwrap_or_else(|| {
+            // Of those that the caller's own means have ended nobody says so.
+            self.captures.retain(|capture| matches!(runtime.capture(capture.last), Ok(Some(id)) if id == capture.id));
+            self.captures.push(Capture { id, last: stream, buffers: Vec::new() });
+            self.captures.len() - 1
+        });
+        &mut self.captures[at]
     }
 }
 

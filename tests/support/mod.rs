@@ -15,6 +15,7 @@ pub mod forge;
 pub mod gated;
 pub mod gpu;
 pub mod gradient;
+pub mod graphs;
 pub mod laws;
 pub mod masked;
 pub mod overflow;

@@ -65,6 +65,20 @@ pub fn global_ns() -> u64 {
     ns
 }
 
+/// PTX ISA, `griddepcontrol`. The memory clobber stays, so that no access moves before it.
+#[inline(always)]
+pub fn wait_for_the_one_before() {
+    // SAFETY: waits, and touches no memory.
+    unsafe { asm!("griddepcontrol.wait;", options(nostack, preserves_flags)) };
+}
+
+/// PTX ISA, `griddepcontrol`.
+#[inline(always)]
+pub fn let_the_next_one_begin() {
+    // SAFETY: a hint to whoever schedules launches, which touches no memory.
+    unsafe { asm!("griddepcontrol.launch_dependents;", options(nostack, preserves_flags)) };
+}
+
 /// Backs off for about `ns` nanoseconds (PTX ISA, `nanosleep`).
 #[inline(always)]
 fn nanosleep(ns: u32) {

@@ -115,6 +115,8 @@ impl EntryWords {
                 Stamped::from_word(seen).is_of(epoch)
             })
         })?;
+        // Every rank has come, and this rank's blocks have their places on SMs once all say this.
+        grid::let_the_next_one_begin();
         let its = Entry::from_payload(Stamped::from_word(mine.get()).payload);
         let (code, here, there) = if its.kind != kind {
             (Code::OutOfStep as u32, kind, its.kind)

@@ -43,6 +43,7 @@ impl ElasticBuffer {
                 [self.windows.free(&heap), heap.free(self.private), masked, mapped, tensors]
             };
             inner.release_sms(self.blocks);
+            self.life.ends();
             self.freed = true;
             let left = meet(&turn, "closed", &[]).map(|_| ());
             return freed.into_iter().fold(done, Result::and).and(left);
@@ -64,6 +65,7 @@ impl Drop for ElasticBuffer {
         if self.freed {
             return;
         }
+        self.life.ends();
         let inner = self.comm.inner();
         inner.alarm.dismiss(self.id);
         let masked = self.masked.as_ref().map(|masked| masked.memory);

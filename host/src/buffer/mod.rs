@@ -1,4 +1,5 @@
 //! The buffer: a rank's window, what it knows of its peers' windows, and the state of its operations.
+mod captures;
 mod close;
 mod masked;
 mod open;
@@ -13,6 +14,7 @@ mod stream;
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use epoxide_dsl::fault::FaultChannel;
 use epoxide_dsl::grid::GridCounters;
@@ -24,6 +26,7 @@ use epoxide_kernels::words::{EntryWords, Flags, Kind, Landings, Number, Operatio
 pub(crate) use self::masked::{Masked, SELECTIONS};
 pub(crate) use self::overflows::Overflows;
 pub(crate) use self::routings::Routings;
+use self::row_slots::Captured;
 pub(crate) use self::row_slots::{RowSlot, RowSlots};
 pub use self::state::Dispatched;
 pub(crate) use self::state::{Slots, State};
@@ -32,6 +35,7 @@ use crate::comm::Comm;
 use crate::config::{BytesNeeded, Config, Layouts, bytes_needed};
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::life::Life;
 use crate::mirror::Mirror;
 use crate::runtime::Mapped;
 use crate::tensor::DeviceTensor;
@@ -65,6 +69,10 @@ pub struct ElasticBuffer {
     fault: Option<Error>,
     /// Ranks that it goes on without.
     pub(crate) masked: Option<Masked>,
+    /// The capture that it is in.
+    captured: Option<Captured>,
+    /// What graphs know of it.
+    life: Arc<Life>,
     /// `close` has freed the memory.
     freed: bool,
     /// One thread at a time: an operation and its checks are not atomic.

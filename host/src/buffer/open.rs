@@ -1,5 +1,6 @@
 //! Making a buffer: ranks compare what they were given, allocate, give each other their windows, and wait for all.
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use epoxide_dsl::fault::{HOST_ABORT, RECORD_WORDS};
 use epoxide_kernels::entries::{
@@ -97,9 +98,12 @@ impl ElasticBuffer {
             overflows: Overflows::new(layouts.shape.routing_slots),
             fault: None,
             masked: made.masked,
+            captured: None,
+            life: Arc::default(),
             freed: false,
             not_sync: PhantomData,
         };
+        buffer.life.is_without(buffer.masked.as_ref().map_or(0, |masked| masked.ranks));
         let ready = initialised(&buffer);
         // A peer writes into this window as soon as it enters an operation, so all wait for all; who failed says so.
         let all = meet(&turn, "ready", if ready.is_ok() { b"ok" } else { b"failed" })?;

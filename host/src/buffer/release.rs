@@ -42,6 +42,7 @@ impl ElasticBuffer {
             _ => None,
         };
         slot.ends(State::Idle { combined });
+        self.noted();
         Ok(())
     }
 }

@@ -16,7 +16,8 @@ impl ElasticBuffer {
     /// the fault or not; ranks that are gone must be [masked](crate::Comm::mask) before, and the buffer goes on without them. It waits for
     /// this rank's streams, whose operations end at once behind a fault, and for every living rank.
     ///
-    /// Handles of before are stale; what was received, and expert outputs, are gone. Statistics go on.
+    /// Handles of before are stale; what was received, and expert outputs, are gone. Statistics go on. [Graphs](crate::Graph) are as good as before,
+    /// unless ranks were masked meanwhile.
     ///
     /// With ranks masked, selections of their experts are dropped, as if they were none, and [counted](Self::masked_selections); nothing comes
     /// from them. Expert numbers stay what they are.
@@ -69,11 +70,12 @@ impl ElasticBuffer {
 
     /// Fills all words, and forgets what was.
     fn renew(&mut self, inner: &OnStream) -> Result<()> {
-        let masked = Masked::of(inner, &self.layouts)?;
-        if let Some(before) = std::mem::replace(&mut self.masked, masked) {
-            // SAFETY: the streams are idle, on which alone this rank's kernels used it.
-            unsafe { inner.memory.heap().free(before.memory)? };
+        match &mut self.masked {
+            // Its memory stays: graphs have its address.
+            Some(masked) => masked.ranks = inner.rendezvous.masked(),
+            None => self.masked = Masked::of(inner, &self.layouts)?,
         }
+        self.life.is_without(inner.rendezvous.masked());
         initialised(self)?;
         // SAFETY: the record of this buffer, whose kernels are over; the host's word behind it is the alarm's.
         unsafe { inner.runtime.clear_mapped(self.record, HOST_ABORT as usize)? };
@@ -83,6 +85,7 @@ impl ElasticBuffer {
             // SAFETY: the mirror of this buffer, whose kernels are over.
             unsafe { mirror.clear(&inner.runtime, slots)? };
         }
+        self.forget_capture();
         self.rows = RowSlots::new(self.rows.len());
         self.routings = Routings::new(slots, self.rows.len());
         self.overflows = Overflows::new(slots);

@@ -15,7 +15,7 @@ pub(crate) struct Routings {
     /// `[row slots]`: how many dispatches there were into each.
     dispatches: Vec<u64>,
     /// The slot of the next dispatch that names none.
-    next: u32,
+    pub(super) next: u32,
 }
 
 impl Routings {

@@ -5,7 +5,7 @@ use super::state::{Dispatched, State, stale};
 use crate::error::{Error, Result};
 
 /// What the host knows of a row slot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RowSlot {
     pub(crate) state: State,
     /// Its expert output region was lent back after the last combine.
@@ -27,11 +27,20 @@ impl RowSlot {
 }
 
 /// The row slots of a buffer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RowSlots {
     slots: Vec<RowSlot>,
     /// The slot of the next dispatch that names none, if it is free.
     next: u32,
+}
+
+/// A capture that the buffer is in, or was in last, and the slots as they were when it began.
+#[derive(Debug)]
+pub(crate) struct Captured {
+    pub(super) id: u64,
+    pub(super) rows: RowSlots,
+    /// The routing slot of the next dispatch that names none.
+    pub(super) next_routing: u32,
 }
 
 impl fmt::Display for RowSlots {

@@ -83,12 +83,15 @@ impl Comm {
     pub(crate) fn new(
         rank: u32,
         size: u32,
-        runtime: Runtime,
+        mut runtime: Runtime,
         stream: RawStream,
         rendezvous: Rendezvous,
         local: Arc<LocalGroupState>,
         default_sms: DefaultSms,
     ) -> Result<Self> {
+        if default_sms.has_sharing() {
+            runtime.keep_launches_apart();
+        }
         runtime.prepare(&delay, 0)?;
         runtime.prepare(&copy, 0)?;
         runtime.prepare(&quantize, 0)?;

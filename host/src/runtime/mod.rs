@@ -2,12 +2,14 @@
 //!
 //! Both have the same methods; this file is the only place that asks which one it is. A group makes the one or the other, and nothing
 //! else of this crate knows.
+mod captures;
 pub(crate) mod cuda;
 mod further_streams;
 mod guests;
 mod host_word;
 mod looks;
 mod mapped;
+mod recordings;
 pub(crate) mod sim;
 mod told;
 
@@ -19,6 +21,7 @@ use epoxide_kernels::measure::copy::{CopyArgs, copy};
 use epoxide_kernels::measure::copy_words::{CopyWordsArgs, copy_words};
 use epoxide_plan::RegionBytes;
 
+pub(crate) use self::captures::RawGraph;
 pub(crate) use self::host_word::HostWord;
 pub(crate) use self::mapped::Mapped;
 pub(crate) use self::told::Told;
@@ -457,6 +460,15 @@ impl Runtime {
         match self {
             Self::Sim(runtime) => runtime.prepare(kernel, shared_bytes),
             Self::Cuda(runtime) => runtime.prepare(kernel, shared_bytes),
+        }
+    }
+
+    /// Lets no launch begin before the one before it is over: other ranks may need the places on SMs that it would take.
+    pub(crate) fn keep_launches_apart(&mut self) {
+        match self {
+            // They never do here.
+            Self::Sim(_) => {}
+            Self::Cuda(runtime) => runtime.keep_launches_apart(),
         }
     }
 

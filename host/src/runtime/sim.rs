@@ -7,6 +7,7 @@ use epoxide_plan::RegionBytes;
 use epoxide_sim::{Actor, Allocation, Event, Machine, MemoryKind, Stream};
 
 use super::Mapped;
+use super::recordings::{Recordings, SimGraph, Work};
 use crate::error::{Error, Result};
 use crate::pool::{self, Block};
 
@@ -14,6 +15,7 @@ use crate::pool::{self, Block};
 pub(crate) struct SimRuntime {
     /// The rank's host thread; a mutex, because a rank may be driven from more than one thread, one at a time.
     actor: Arc<Mutex<Actor>>,
+    recordings: Recordings,
 }
 
 /// Alignment of device memory, as CUDA's allocator gives it.
@@ -21,7 +23,7 @@ const ALIGN: u64 = 256;
 
 impl SimRuntime {
     pub(crate) fn new(actor: Actor) -> Self {
-        Self { actor: Arc::new(Mutex::new(actor)) }
+        Self { actor: Arc::new(Mutex::new(actor)), recordings: Recordings::default() }
     }
 
     fn actor(&self) -> MutexGuard<'_, Actor> {
@@ -82,7 +84,7 @@ impl SimRuntime {
 
     /// A machine that halted says nothing.
     pub(crate) fn is_idle(&self, stream: Stream) -> bool {
-        self.actor().is_idle(stream).unwrap_or(false)
+        self.recordings.capture(stream).is_none() && self.actor().is_idle(stream).unwrap_or(false)
     }
 
     /// Which rank of the machine it is.
@@ -137,6 +139,7 @@ impl SimRuntime {
     ///
     /// As for [`Runtime::copy_to_device`](super::Runtime::copy_to_device).
     pub(crate) unsafe fn copy_to_device(&self, to: u64, from: &[u8], stream: Stream) -> Result<()> {
+        self.check_eager("a copy from the host", stream)?;
         let actor = self.actor();
         actor.synchronize(stream)?;
         // The lock is held on: nobody enqueues work on this rank meanwhile.
@@ -150,6 +153,7 @@ impl SimRuntime {
     ///
     /// As for [`Runtime::copy_to_host`](super::Runtime::copy_to_host), though the machine checks the range itself.
     pub(crate) unsafe fn copy_to_host(&self, to: &mut [u8], from: u64, stream: Stream) -> Result<()> {
+        self.check_eager("a copy to the host", stream)?;
         let actor = self.actor();
         actor.synchronize(stream)?;
         // SAFETY: as in `copy_to_device`, with `Runtime::copy_to_host`: the other ranks may be at work, and even write into this
@@ -161,17 +165,24 @@ impl SimRuntime {
     ///
     /// As for [`Runtime::fill`](super::Runtime::fill).
     pub(crate) unsafe fn fill(&self, to: u64, byte: u8, bytes: u64, stream: Stream) -> Result<()> {
+        if self.recordings.take(stream, || Work::Fill { to, byte, bytes }) {
+            return Ok(());
+        }
         // SAFETY: it runs in stream order, and until the stream has passed it these are `bytes` of device memory that nothing
         // else touches: the caller's promise.
         Ok(unsafe { self.actor().fill_bytes(stream, to, byte, bytes) }?)
     }
 
     pub(crate) fn synchronize(&self, stream: Stream) -> Result<()> {
+        self.check_eager("waiting for a stream", stream)?;
         Ok(self.actor().synchronize(stream)?)
     }
 
     pub(crate) fn record_event(&self, stream: Stream) -> Result<Event> {
-        Ok(self.actor().record_event(stream)?)
+        // In a capture it marks what was enqueued before that.
+        let event = self.actor().record_event(stream)?;
+        self.recordings.recorded(stream, &event);
+        Ok(event)
     }
 
     pub(crate) fn mark(&self, stream: Stream) -> Result<Event> {
@@ -179,6 +190,9 @@ impl SimRuntime {
     }
 
     pub(crate) fn wait_event(&self, stream: Stream, event: &Event) -> Result<()> {
+        if self.recordings.joins(stream, event)? {
+            return Ok(());
+        }
         Ok(self.actor().wait_event(stream, event)?)
     }
 
@@ -222,9 +236,39 @@ impl SimRuntime {
         stream: Stream,
     ) -> Result<()> {
         let launch = kernel.simulated(grid, shared_bytes, *args);
+        if self.recordings.take(stream, || Work::Launch(launch.clone())) {
+            return Ok(());
+        }
         // SAFETY: the caller's promise for the arguments; our kernels keep to the rules of device code, so that their frames
         // hold only values without `Drop`.
         Ok(unsafe { self.actor().launch(stream, launch) }?)
+    }
+
+    /// What is captured on the rank's streams.
+    pub(crate) fn recordings(&self) -> &Recordings {
+        &self.recordings
+    }
+
+    /// Checks that the stream is in no capture.
+    fn check_eager(&self, call: &'static str, stream: Stream) -> Result<()> {
+        if self.recordings.capture(stream).is_some() { Err(Error::capturing(call)) } else { Ok(()) }
+    }
+
+    /// Enqueues what was captured.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Runtime::launch_graph`](super::Runtime::launch_graph).
+    pub(crate) unsafe fn launch_graph(&self, graph: &SimGraph, stream: Stream) -> Result<()> {
+        for work in graph.work() {
+            match work {
+                // SAFETY: what the kernel takes is as its launch promised, by the caller's promise.
+                Work::Launch(launch) => unsafe { self.actor().launch(stream, launch.clone())? },
+                // SAFETY: as for a launch.
+                &Work::Fill { to, byte, bytes } => unsafe { self.actor().fill_bytes(stream, to, byte, bytes)? },
+            }
+        }
+        Ok(())
     }
 }
 

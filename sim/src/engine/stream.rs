@@ -34,8 +34,9 @@ impl Event {
         self.state.machine
     }
 
-    /// Whether both are the same point.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
+    /// Returns whether both are the same point.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.state, &other.state)
     }
 

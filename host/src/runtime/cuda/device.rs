@@ -10,6 +10,7 @@ use super::budget::{Budget, Claim, SmReservation};
 use super::context::PrimaryContext;
 use super::driver::{Driver, check, check_for};
 use super::kernels::Kernels;
+use super::launch_early::LaunchEarly;
 use super::shared_window::SharedWindows;
 use super::staging::Staging;
 use crate::error::{Error, Result};
@@ -34,6 +35,7 @@ struct Facts {
 #[derive(Debug)]
 pub(crate) struct CudaDevice {
     driver_version: String,
+    launch_early: Option<LaunchEarly>,
     facts: Facts,
     sms: Arc<Budget>,
     streams: Arc<Budget>,
@@ -94,6 +96,7 @@ impl CudaDevice {
         let connections = std::env::var("CUDA_DEVICE_MAX_CONNECTIONS").ok();
         Ok(Arc::new(Self {
             driver_version: driver.version(),
+            launch_early: driver.launch_early(),
             sms: Budget::sms(ordinal, facts.sms),
             streams: Budget::streams(ordinal, connections.as_deref()),
             facts,
@@ -162,6 +165,11 @@ impl CudaDevice {
     /// Whether all blocks of a grid can be made resident together.
     pub(super) fn cooperative_launch(&self) -> bool {
         self.facts.cooperative_launch
+    }
+
+    /// How a kernel is launched that may begin before the one before is over, if the driver can.
+    pub(super) fn launch_early(&self) -> Option<LaunchEarly> {
+        self.launch_early
     }
 
     /// Bytes of device memory in all.

@@ -15,6 +15,8 @@ use std::sync::OnceLock;
 use cudarc::driver::sys::{self, CUresult};
 use libloading::Library;
 
+use super::driver_graphs::GraphCalls;
+use super::launch_early::LaunchEarly;
 use crate::error::{Error, Result};
 
 /// The CUDA version, as the driver counts, that first reads PTX ISA 8.0 (PTX ISA, "Release Notes": ISA 8.0, CUDA 12.0).
@@ -69,6 +71,8 @@ pub(super) struct Driver {
     elapsed: Option<EventElapsedTime>,
     uuid: Option<DeviceGetUuid>,
     attribute: Option<DeviceGetAttribute>,
+    launch_early: Option<LaunchEarly>,
+    graphs: Option<GraphCalls>,
 }
 
 impl Driver {
@@ -114,7 +118,26 @@ impl Driver {
         // SAFETY: the library is never unloaded; the type is that of cuda.h's declaration, in which an enumeration is an `int`.
         let attribute =
             unsafe { library.get::<DeviceGetAttribute>(c"cuDeviceGetAttribute") }.ok().map(|symbol| *symbol);
-        Ok(Self { version, devices: devices.try_into().unwrap_or(0), func_load, elapsed, uuid, attribute })
+        let devices = devices.try_into().unwrap_or(0);
+        let (launch_early, graphs) = (LaunchEarly::of(library), GraphCalls::of(library));
+        Ok(Self { version, devices, func_load, elapsed, uuid, attribute, launch_early, graphs })
+    }
+
+    /// How a kernel is launched that waits for the one before by itself; none before CUDA 11.8.
+    pub(super) fn launch_early(&self) -> Option<LaunchEarly> {
+        self.launch_early
+    }
+
+    /// What it has for captures and graphs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`] where a function is missing.
+    pub(super) fn graphs(&self) -> Result<GraphCalls> {
+        self.graphs.ok_or_else(|| {
+            let message = "the driver has not all functions of graphs, which CUDA 12.0 has".to_owned();
+            Error::Cuda { call: "cuStreamBeginCapture", message }
+        })
     }
 
     /// GPUs that this process may use.

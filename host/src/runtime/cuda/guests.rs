@@ -52,7 +52,7 @@ impl CudaRuntime {
         let function = self.guest(kernel, shared_bytes)?;
         // SAFETY: a function of a module that the device keeps loaded, made from the source of `kernel`, whose contract `args` keeps: both the
         // caller's promise.
-        unsafe { self.launch_function(function, kernel, grid, shared_bytes, args, stream) }
+        unsafe { self.launch_function(function, kernel, grid, shared_bytes, args, stream, false) }
     }
 
     /// A kernel that this rank loaded, if it may have so much dynamic shared memory.

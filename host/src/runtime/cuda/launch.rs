@@ -6,6 +6,7 @@ use cudarc::driver::sys;
 use epoxide_dsl::{Kernel, KernelArg};
 
 use super::CudaRuntime;
+use super::launch_early::Shape;
 use super::module::Function;
 use super::streams::handle;
 use crate::error::{Error, Result};
@@ -94,10 +95,11 @@ impl CudaRuntime {
         }
         // SAFETY: `prepare` found the function by the kernel's name in the texts of this crate, which are made from its sources; the
         // contract is the caller's promise.
-        unsafe { self.launch_function(function, kernel, grid, shared_bytes, args, stream) }
+        unsafe { self.launch_function(function, kernel, grid, shared_bytes, args, stream, true) }
     }
 
-    /// Launches a function that is loaded, with no more dynamic shared memory than it may have. Enqueued, and counted by the pace.
+    /// Launches a function that is loaded, with no more dynamic shared memory than it may have. Enqueued, and counted by the pace. If it is
+    /// `ours`, SMs are reserved for all its blocks.
     ///
     /// # Errors
     ///
@@ -107,6 +109,7 @@ impl CudaRuntime {
     ///
     /// The function is `kernel`'s, made from the same source, of a module that stays loaded. `args` keeps the contract that its type's docs
     /// state until the kernel has run.
+    #[expect(clippy::too_many_arguments, reason = "a launch, and whose it is")]
     pub(super) unsafe fn launch_function<A: KernelArg + Send + Sync>(
         &self,
         function: Function,
@@ -115,6 +118,7 @@ impl CudaRuntime {
         shared_bytes: u32,
         args: &A,
         stream: u64,
+        ours: bool,
     ) -> Result<()> {
         let name = kernel.name();
         if grid == 0 {
@@ -122,18 +126,36 @@ impl CudaRuntime {
         }
         self.pace(stream)?;
         self.bind()?;
-        let stream = handle(stream);
-        let (function, threads) = (function.handle.0, kernel.threads());
+        let (stream, handle, threads) = (handle(stream), function.handle.0, kernel.threads());
         let mut params = [ptr::from_ref(args).cast_mut().cast::<c_void>()];
+        // Where ranks share the GPU, what begins early could take the places on SMs that another rank's blocks need for an operation which this
+        // rank is in: nothing says that a grid's blocks come all together or not at all while others wait.
+        if function.waits
+            && self.has_its_gpu_alone()
+            && let Some(launch) = self.device.launch_early()
+        {
+            let shape = Shape { grid, threads, shared_bytes };
+            // SAFETY: a function of a loaded module of the current context, which waits for the launch before it, and a stream of it. The
+            // kernel has one parameter of type `A` (`#[kernel]` made both it and the descriptor, from one source), whose bytes the driver
+            // copies before it returns; what they mean is the caller's promise.
+            let launched = unsafe {
+                launch.call(
+                    shape,
+                    kernel.cooperative() && (!ours || launch.together()),
+                    handle,
+                    params.as_mut_ptr(),
+                    stream,
+                )
+            };
+            return self.check_launch("cuLaunchKernelEx", launched, name, grid);
+        }
         // Both calls are older than `cuLaunchKernelEx`, and so in every table of cudarc's.
         if kernel.cooperative() {
             let call = "cuLaunchCooperativeKernel";
-            // SAFETY: a function of a loaded module of the current context, and a stream of it. The kernel has one parameter of
-            // type `A` (`#[kernel]` made both it and the descriptor, from one source), whose bytes the driver copies before it
-            // returns; what they mean is the caller's promise.
+            // SAFETY: as above.
             let launched = unsafe {
                 sys::cuLaunchCooperativeKernel(
-                    function,
+                    handle,
                     grid,
                     1,
                     1,
@@ -147,12 +169,10 @@ impl CudaRuntime {
             };
             return self.check_launch(call, launched, name, grid);
         }
-        // SAFETY: a function of a loaded module of the current context, and a stream of it; no extra options. The kernel has one
-        // parameter of type `A` (`#[kernel]` made both it and the descriptor), whose bytes the driver copies before it returns;
-        // what they mean is the caller's promise.
+        // SAFETY: as above; no extra options.
         let launched = unsafe {
             sys::cuLaunchKernel(
-                function,
+                handle,
                 grid,
                 1,
                 1,

@@ -24,13 +24,16 @@ mod callers_streams;
 mod context;
 mod device;
 mod driver;
+mod driver_graphs;
 mod event;
 mod exportable;
+mod graphs;
 mod guests;
 mod identity;
 mod ipc;
 mod kernels;
 mod launch;
+mod launch_early;
 mod memory;
 mod module;
 mod pace;
@@ -51,6 +54,7 @@ pub(crate) use self::budget::SmReservation;
 pub(crate) use self::device::CudaDevice;
 pub(crate) use self::event::CudaEvent;
 pub(crate) use self::exportable::ExportableMemory;
+pub(crate) use self::graphs::CudaGraph;
 pub(crate) use self::segments::CudaSegments;
 pub(crate) use self::shared_window::{Ipc, IpcFacts};
 pub(crate) use self::streams::LeftStreams;
@@ -67,6 +71,8 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub(crate) struct CudaRuntime {
     rank: u32,
+    /// No launch begins before the one before it is over.
+    apart: bool,
     streams: Streams,
     /// How far the host is ahead.
     pace: Pace,
@@ -88,13 +94,23 @@ impl CudaRuntime {
     pub(crate) fn new(device: Arc<CudaDevice>, rank: u32) -> Result<Self> {
         let staging = Mutex::new(Some(device.take_staging()?));
         let (streams, pace, guests) = (Streams::default(), Pace::default(), Mutex::default());
-        Ok(Self { rank, streams, pace, staging, guests, ipc: None, device })
+        Ok(Self { rank, apart: false, streams, pace, staging, guests, ipc: None, device })
     }
 
     /// The same, whose peers are other processes.
     pub(crate) fn among_processes(mut self, ipc: Ipc) -> Self {
         self.ipc = Some(Box::new(ipc));
         self
+    }
+
+    /// Lets no launch begin before the one before it is over.
+    pub(crate) fn keep_launches_apart(&mut self) {
+        self.apart = true;
+    }
+
+    /// Whether no other rank is known to be on the GPU, of any group.
+    fn has_its_gpu_alone(&self) -> bool {
+        !self.apart && self.device.claimed_streams() == self.streams.count()
     }
 
     /// Whether its peers are other processes.

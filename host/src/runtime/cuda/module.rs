@@ -17,12 +17,16 @@ const LOG_BYTES: usize = 16 << 10;
 pub(super) struct Function {
     pub(super) handle: Handle<sys::CUfunc_st>,
     pub(super) shared_bytes: u32,
+    /// Whether it waits for the launch before it by itself, so that it may be launched while that is still at work.
+    pub(super) waits: bool,
 }
 
 /// A module of one GPU's primary context, unloaded when dropped.
 #[derive(Debug)]
 pub(super) struct Module {
     handle: Handle<sys::CUmod_st>,
+    /// Kernels that begin with a wait for the launch before them.
+    waiting: Vec<String>,
     context: Arc<PrimaryContext>,
 }
 
@@ -47,7 +51,7 @@ impl Module {
             sys::cuModuleLoadDataEx(&mut handle, text.as_ptr().cast(), 2, options.as_mut_ptr(), values.as_mut_ptr())
         };
         check_for("cuModuleLoadDataEx", loaded, format_args!("GPU {}; {}", context.ordinal(), log_text(&log)))?;
-        Ok(Self { handle: Handle(handle), context: Arc::clone(context) })
+        Ok(Self { handle: Handle(handle), waiting: waiting(ptx), context: Arc::clone(context) })
     }
 
     /// Loads a function's code. The context must be current.
@@ -71,7 +75,8 @@ impl Module {
             };
             check_for("cuFuncGetAttribute", asked, format_args!("kernel {name}"))?;
         }
-        Ok(Function { handle: Handle(handle), shared_bytes: 0 })
+        let waits = self.waiting.iter().any(|waiting| waiting == name);
+        Ok(Function { handle: Handle(handle), shared_bytes: 0, waits })
     }
 }
 
@@ -133,6 +138,15 @@ impl Drop for Module {
     }
 }
 
+/// The kernels of a text that wait for the launch before them (`epoxide_dsl::grid::wait_for_the_one_before`, which `#[kernel]` puts first).
+///
+/// The text is asked, and not whoever has the source: a text may be older.
+fn waiting(ptx: &str) -> Vec<String> {
+    let kernels = ptx.split(".entry ").skip(1);
+    let name = |kernel: &str| kernel.split(|c: char| c == '(' || c.is_whitespace()).next().map(str::to_owned);
+    kernels.filter(|kernel| kernel.contains("griddepcontrol.wait;")).filter_map(name).collect()
+}
+
 /// The compiler's words, up to the NUL that ends them.
 fn log_text(log: &[u8]) -> String {
     let text = CStr::from_bytes_until_nul(log).map(CStr::to_string_lossy).unwrap_or_default();
@@ -145,6 +159,16 @@ fn log_text(log: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_says_which_of_its_kernels_wait_for_the_launch_before() {
+        let wait = "griddepcontrol.wait;";
+        let text =
+            format!(".visible .entry one(\n.param\n)\n{{\n{wait}\nret;\n}}\n.visible .entry two(\n)\n{{ ret; }}\n");
+        assert_eq!(waiting(&text), ["one"]);
+        assert_eq!(waiting(&format!("{text}.visible .entry three (\n){{ {wait} }}")), ["one", "three"]);
+        assert!(waiting("").is_empty());
+    }
 
     #[test]
     fn a_log_ends_at_its_nul() {

@@ -23,40 +23,60 @@ pub(super) struct Pace(Mutex<HashMap<u64, Ahead<CudaEvent>>>);
 #[derive(Debug)]
 struct Ahead<M> {
     entries: u32,
-    marks: VecDeque<M>,
+    /// Each with the entries between it and the one before.
+    marks: VecDeque<(M, u32)>,
+    /// Entries before the last mark that lie ahead of the stream.
+    marked: u32,
 }
 
 impl<M> Default for Ahead<M> {
     fn default() -> Self {
-        Self { entries: 0, marks: VecDeque::new() }
+        Self { entries: 0, marks: VecDeque::new(), marked: 0 }
     }
 }
 
 impl<M> Ahead<M> {
-    /// Counts an entry; the mark to wait for before it is enqueued, if any. `mark` enqueues one.
+    /// Counts what is as long as so many entries; the mark to wait for before it is enqueued, if any. `mark` enqueues one, unless it must not.
+    /// Of what is longer than the queue may be, two are enqueued at once: a graph is more than its launch, and the next is to be ready.
     ///
     /// # Errors
     ///
     /// That of `mark`.
-    fn count(&mut self, mark: impl FnOnce() -> Result<M>) -> Result<Option<M>> {
-        if self.entries < STRIDE {
-            self.entries += 1;
+    fn count(&mut self, entries: u32, mark: impl FnOnce() -> Result<Option<M>>) -> Result<Option<M>> {
+        if self.entries == 0 || self.entries + entries <= STRIDE {
+            self.entries += entries;
             return Ok(None);
         }
-        self.marks.push_back(mark()?);
-        self.entries = 1;
-        Ok(if self.marks.len() > MARKS { self.marks.pop_front() } else { None })
+        if let Some(mark) = mark()? {
+            self.marks.push_back((mark, self.entries));
+            self.marked += self.entries;
+        }
+        self.entries = entries;
+        let mut oldest = None;
+        while self.marked > STRIDE * MARKS as u32 && self.marks.len() > 1 {
+            oldest = self.marks.pop_front().map(|(mark, entries)| {
+                self.marked -= entries;
+                mark
+            });
+        }
+        Ok(oldest)
     }
 }
 
 impl Pace {
-    /// Counts an entry of `stream`; the mark to wait for before it is enqueued, if any. `mark` enqueues one there.
+    /// Counts what is as long as so many entries of `stream`; the mark to wait for before it is enqueued, if any. `mark` enqueues one there,
+    /// unless it must not.
     ///
     /// # Errors
     ///
     /// That of `mark`.
-    pub(super) fn count(&self, stream: u64, mark: impl FnOnce() -> Result<CudaEvent>) -> Result<Option<CudaEvent>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(stream).or_default().count(mark)
+    pub(super) fn count(
+        &self,
+        stream: u64,
+        entries: u32,
+        mark: impl FnOnce() -> Result<Option<CudaEvent>>,
+    ) -> Result<Option<CudaEvent>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(stream).or_default().count(entries, mark)
     }
 }
 
@@ -69,7 +89,7 @@ mod tests {
         // The stream stands still but for the waits: entry `i` is done once a mark after it was waited for.
         let (mut ahead, mut enqueued, mut done, mut most) = (Ahead::default(), 0u32, 0u32, 0u32);
         for _ in 0..10_000 {
-            let oldest = ahead.count(|| Ok(enqueued)).expect("marks are numbers here");
+            let oldest = ahead.count(1, || Ok(Some(enqueued))).expect("marks are numbers here");
             done = oldest.map_or(done, |mark| mark);
             enqueued += 1;
             most = most.max(enqueued - done);
@@ -81,6 +101,25 @@ mod tests {
     #[test]
     fn a_short_run_waits_for_nothing() {
         let mut ahead = Ahead::default();
-        assert!((0..STRIDE * MARKS as u32).all(|_| matches!(ahead.count(|| Ok(())), Ok(None))));
+        assert!((0..STRIDE * MARKS as u32).all(|_| matches!(ahead.count(1, || Ok(Some(()))), Ok(None))));
+    }
+
+    #[test]
+    fn graphs_count_as_their_kernels_do_and_two_are_always_ahead() {
+        for (entries, most) in [(19, 6), (40, 3), (1000, 2)] {
+            let (mut ahead, mut done) = (Ahead::default(), 0);
+            let mut longest = 0;
+            for launch in 0..100 {
+                done = ahead.count(entries, || Ok(Some(launch))).expect("marks are numbers here").unwrap_or(done);
+                longest = longest.max(launch + 1 - done);
+            }
+            assert_eq!(longest, most, "{entries}");
+        }
+    }
+
+    #[test]
+    fn what_is_captured_is_not_waited_for() {
+        let mut ahead = Ahead::<()>::default();
+        assert!((0..10_000).all(|_| matches!(ahead.count(1, || Ok(None)), Ok(None))));
     }
 }

@@ -80,16 +80,17 @@ impl CudaRuntime {
     ///
     /// # Errors
     ///
-    /// [`Error::Cuda`], also for a kernel that faulted since the last call.
+    /// [`Error::Cuda`], also for a kernel that faulted since the last call; [`Error::Capturing`] in a capture.
     pub(crate) fn synchronize(&self, stream: u64) -> Result<()> {
-        self.bind()?;
+        self.check_eager("waiting for a stream", stream)?;
         // SAFETY: a live stream of this context: the caller made it, or was given it as such.
         self.check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(handle(stream)) })
     }
 
     /// Whether everything on the stream is done; false also when the device failed.
     pub(crate) fn is_idle(&self, stream: u64) -> bool {
-        if self.bind().is_err() {
+        // To ask a stream that is captured would end the capture.
+        if !matches!(self.capture(stream), Ok(None)) {
             return false;
         }
         // SAFETY: a live stream of this context: the caller made it, or was given it as such.
@@ -156,8 +157,21 @@ impl CudaRuntime {
     ///
     /// [`Error::Cuda`].
     pub(super) fn pace(&self, stream: u64) -> Result<()> {
+        self.pace_of(1, stream)
+    }
+
+    /// [`Self::pace`] of what is as long as so many entries. What is captured is not enqueued: a capture is never waited for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`].
+    pub(super) fn pace_of(&self, entries: u32, stream: u64) -> Result<()> {
+        let mark = || match self.capture(stream)? {
+            Some(_) => Ok(None),
+            None => self.mark(stream).map(Some),
+        };
         // Not under the lock: another thread of the rank may count on.
-        let oldest = self.pace.count(stream, || self.mark(stream))?;
+        let oldest = self.pace.count(stream, entries, mark)?;
         oldest.map_or(Ok(()), |mark| self.synchronize_event(&mark))
     }
 }

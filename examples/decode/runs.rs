@@ -1,0 +1,68 @@
+//! Runs of the program, each in a process of its own.
+use clap::CommandFactory;
+
+use crate::command_line::{self, Program};
+use crate::{Options, small};
+
+const SMALL: [&str; 18] = [
+    "--device",
+    "sim",
+    "--ranks",
+    "2",
+    "--tokens",
+    "2",
+    "--layers",
+    "2",
+    "--steps",
+    "3",
+    "--hidden",
+    "64",
+    "--experts",
+    "6",
+    "--top-k",
+    "2",
+    "--sms",
+    "1",
+];
+const PLAYS: &str = "runs::the_program_is_played";
+
+/// The program in a process of its own.
+#[test]
+fn the_program_is_played() {
+    command_line::play(crate::program);
+}
+
+#[test]
+fn steps_are_measured_and_their_sums_right() {
+    let program = Program::new(PLAYS, "measured");
+    for line in
+        ["--ranks 3 --tokens 1,3 --sms 1,2", "--work none --format bf16,fp8 --hidden 128", "--ranks 1 --layers 40"]
+    {
+        let ended = program.run_well(&small::with(&SMALL, &line.split(' ').collect::<Vec<_>>()));
+        assert!(ended.code == Some(0) && ended.stdout.contains("in a graph"), "{line}: {ended:?}");
+    }
+}
+
+#[test]
+fn the_exit_code_says_who_is_at_fault() {
+    let program = Program::new(PLAYS, "codes");
+    let lines = [
+        ("--ranks 65", "65 is not in 1..=64"),
+        ("--layers 0", "0 is not in 1..=1000"),
+        ("--hidden 7", "hidden"),
+        ("--gpus 0", "--device sim has none"),
+    ];
+    small::are_refused(&program, &SMALL, &lines);
+}
+
+#[test]
+fn an_answer_that_nobody_gets_is_an_error() {
+    small::an_answer_that_nobody_gets_is_an_error(&Program::new(PLAYS, "closed"), &SMALL);
+}
+
+/// Every option with every kind of value, alone and in company.
+#[test]
+fn no_command_line_makes_it_panic() {
+    let program = Program::new(PLAYS, "options");
+    small::no_command_line_panics(&program, &Options::command(), &SMALL, 5);
+}

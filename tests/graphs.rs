@@ -1,0 +1,372 @@
+//! Captured operations: the same bits as eager ones, whatever changes in place between two launches, and beside eager ones.
+//!
+//! On GPUs, 10,000 launches: `EPOXIDE_TEST_DEVICE=cuda:0,1 cargo test --test graphs -- --ignored`.
+mod support;
+
+use std::sync::Barrier;
+use std::time::Duration;
+
+use epoxide::{Comm, Config, ElasticBuffer, Error, Graph, Layout, LocalGroup, Machine, MachineConfig, Mode, Result};
+use support::errors::{run, schedules};
+use support::graphs::{EXPERTS, HIDDEN, Layer, TOP_K, config};
+use support::{Checked, Device, complaints};
+
+const LAYOUTS: [(Layout, bool); 2] = [(Layout::Compact, false), (Layout::ExpertContiguous { alignment: 4 }, true)];
+
+/// Launches on a device: a simulated thread costs host time.
+fn launches(on_gpu: u64) -> u64 {
+    if Device::from_env() == Device::Cuda { on_gpu } else { on_gpu.min(24) }
+}
+
+fn checked(ranks: u32, f: impl Fn(Comm) -> Result<Checked> + Sync) {
+    for mode in schedules() {
+        complaints(run(ranks, mode, &f)).unwrap_or_else(|why| panic!("{mode:?}: {why}"));
+    }
+}
+
+/// A graph of one layer.
+fn capture(comm: &Comm, buffer: &mut ElasticBuffer, layer: &mut Layer) -> Result<Graph> {
+    let graph = comm.capture(|_| layer.enqueue(buffer))?;
+    // Nobody waits for a rank that captures.
+    comm.barrier()?;
+    Ok(graph)
+}
+
+fn launch(graph: &Graph, comm: &Comm) -> Result<()> {
+    // SAFETY: the layer's tensors are there, and the tests look at them when the stream has come by.
+    unsafe { graph.launch(comm) }
+}
+
+/// One pair, launched again and again, with other rows and another routing each time.
+fn replays(comm: &Comm, layout: Layout, by_expert: bool, launches: u64) -> Result<Checked> {
+    let mut buffer = ElasticBuffer::new(comm, config(5).with_layout(layout))?;
+    let mut layer = Layer::new(comm, 5)?;
+    let graph = capture(comm, &mut buffer, &mut layer)?;
+    let mut checked = Ok(());
+    for round in 0..launches {
+        layer.fill(1000 * round + u64::from(comm.rank()))?;
+        launch(&graph, comm)?;
+        let right = layer.check(by_expert)?;
+        checked = checked.and(right.map_err(|why| format!("launch {round}: {why}")));
+    }
+    buffer.synchronize()?;
+    buffer.close()?;
+    Ok(checked)
+}
+
+#[test]
+fn a_pair_is_replayed_with_another_routing_each_time() {
+    for (layout, by_expert) in LAYOUTS {
+        checked(2, |comm| replays(&comm, layout, by_expert, launches(100)));
+    }
+}
+
+#[test]
+#[ignore = "for GPUs: minutes on the simulated one"]
+fn ten_thousand_replays() {
+    let ranks = support::gpus().len().max(2) as u32;
+    complaints(run(ranks, Mode::Fast { workers: 0 }, |comm| {
+        let mut checked = Ok(());
+        for (layout, by_expert) in LAYOUTS {
+            checked = checked.and(replays(&comm, layout, by_expert, 10_000)?);
+        }
+        Ok(checked)
+    }))
+    .unwrap_or_else(|why| panic!("{why}"));
+}
+
+/// Layers of a model in one capture, more than may lie ahead of a stream, and nothing waits between two launches.
+#[test]
+fn whole_models_are_one_capture() {
+    // A simulated thread costs host time.
+    let layers = if Device::from_env() == Device::Cuda { 75 } else { 5 };
+    checked(2, |comm| {
+        let mut buffer = ElasticBuffer::new(&comm, config(3))?;
+        let mut model = (0..layers).map(|_| Layer::new(&comm, 3)).collect::<Result<Vec<_>>>()?;
+        let graph = comm.capture(|_| model.iter_mut().try_for_each(|layer| layer.enqueue(&mut buffer)))?;
+        let mut checked = Ok(());
+        for round in 0..3 {
+            for (number, layer) in (0..).zip(&mut model) {
+                layer.fill(1_000_000 * round + 1000 * number + u64::from(comm.rank()))?;
+            }
+            comm.barrier()?;
+            for _ in 0..3 {
+                launch(&graph, &comm)?;
+            }
+            for (number, layer) in model.iter().enumerate() {
+                let right = layer.check(false)?;
+                checked = checked.and(right.map_err(|why| format!("round {round}, layer {number}: {why}")));
+            }
+        }
+        buffer.close()?;
+        Ok(checked)
+    });
+}
+
+/// Two graphs of other numbers of tokens, and eager operations of a third between them.
+#[test]
+fn graphs_of_other_shapes_and_eager_operations_take_turns() {
+    checked(2, |comm| {
+        let mut buffer = ElasticBuffer::new(&comm, config(7))?;
+        let mut layers = [2, 7, 4].map(|tokens| Layer::new(&comm, tokens)).into_iter().collect::<Result<Vec<_>>>()?;
+        let graphs = [capture(&comm, &mut buffer, &mut layers[0])?, capture(&comm, &mut buffer, &mut layers[1])?];
+        let mut checked = Ok(());
+        for round in 0..launches(60) {
+            for (number, layer) in (0..).zip(&mut layers) {
+                layer.fill(100 * round + 10 * number + u64::from(comm.rank()))?;
+            }
+            for number in [0, 2, 1].into_iter().cycle().skip(round as usize % 3).take(3) {
+                match graphs.get(number) {
+                    Some(graph) => launch(graph, &comm)?,
+                    None => layers[number].enqueue(&mut buffer)?,
+                }
+            }
+            for (number, layer) in layers.iter().enumerate() {
+                let right = layer.check(false)?;
+                checked = checked.and(right.map_err(|why| format!("round {round}, layer {number}: {why}")));
+            }
+        }
+        buffer.close()?;
+        Ok(checked)
+    });
+}
+
+/// One rank launches its graph where the others call the operations; later on all of them have one.
+#[test]
+fn a_graph_on_one_rank_meets_eager_operations_on_others() {
+    checked(4, |comm| {
+        let mut buffer = ElasticBuffer::new(&comm, config(5))?;
+        let mut layer = Layer::new(&comm, 5)?;
+        let graph = if comm.rank() == 1 { Some(comm.capture(|_| layer.enqueue(&mut buffer))?) } else { None };
+        comm.barrier()?;
+        let mut checked = Ok(());
+        for round in 0..launches(40) {
+            layer.fill(1000 * round + u64::from(comm.rank()))?;
+            if round % 4 == u64::from(comm.rank()) {
+                comm.delay(Duration::from_micros(200))?;
+            }
+            match &graph {
+                Some(graph) => launch(graph, &comm)?,
+                None => layer.enqueue(&mut buffer)?,
+            }
+            let right = layer.check(false)?;
+            checked = checked.and(right.map_err(|why| format!("round {round}: {why}")));
+        }
+        buffer.close()?;
+        Ok(checked)
+    });
+}
+
+/// Replays of a routing, and expert outputs that are lent early, in a capture; handles of it are of no use outside, and those of before go on.
+#[test]
+fn replays_and_loans_are_captured() {
+    for (layout, by_expert) in LAYOUTS {
+        checked(2, |comm| {
+            let config = config(5).with_layout(layout).with_row_slots(2).with_routing_slots(3);
+            let mut buffer = ElasticBuffer::new(&comm, config)?;
+            let (mut first, mut second) = (Layer::new(&comm, 5)?, Layer::new(&comm, 5)?);
+            first.fill(7 + u64::from(comm.rank()))?;
+            let held = first.dispatch(&mut buffer)?;
+            let mut outside = None;
+            let graph = comm.capture(|_| {
+                let handle = second.dispatch(&mut buffer)?;
+                second.finish(&mut buffer, &handle)?;
+                buffer.lend_expert_outputs()?;
+                let again = second.again(&mut buffer, &handle)?;
+                outside = Some(again.clone());
+                second.finish(&mut buffer, &again)
+            })?;
+            comm.barrier()?;
+            let mut checked = Ok(());
+            for round in 0..launches(20) {
+                second.fill(1000 * round + u64::from(comm.rank()))?;
+                launch(&graph, &comm)?;
+                checked = checked.and(second.check(by_expert)?);
+            }
+            // What was in flight before the capture is still.
+            first.finish(&mut buffer, &held)?;
+            checked = checked.and(first.check(by_expert)?);
+            let outside = outside.expect("it was captured");
+            match buffer.recv_view(&outside) {
+                Err(Error::StaleHandle { .. } | Error::WrongOrder { .. }) => {}
+                other => checked = checked.and(Err(format!("a handle of the capture: {other:?}"))),
+            }
+            buffer.close()?;
+            Ok(checked)
+        });
+    }
+}
+
+#[test]
+fn a_capture_that_leaves_a_slot_open_is_refused_and_leaves_no_trace() {
+    checked(2, |comm| {
+        let mut buffer = ElasticBuffer::new(&comm, config(4))?;
+        let mut layer = Layer::new(&comm, 4)?;
+        layer.fill(u64::from(comm.rank()))?;
+        let said = comm.capture(|_| layer.dispatch(&mut buffer).map(|_| ())).err();
+        let Some(Error::CaptureLeftOpen { slot: 0, ended, .. }) = &said else {
+            return Ok(Err(format!("it was not refused, but {said:?}")));
+        };
+        assert!(ended.contains("and its combine"), "{ended}");
+        // One that fails in the middle says why, and nothing else.
+        let said = comm.capture(|_| {
+            let handle = layer.dispatch(&mut buffer)?;
+            buffer.recv_counts(&handle).map(|_| ())
+        });
+        let Err(Error::Capturing { .. }) = &said else { return Ok(Err(format!("it waited: {said:?}"))) };
+        comm.barrier()?;
+        layer.enqueue(&mut buffer)?;
+        let checked = layer.check(false)?;
+        buffer.close()?;
+        Ok(checked)
+    });
+}
+
+#[test]
+fn what_waits_is_refused_in_a_capture_and_the_capture_goes_on() {
+    checked(2, |comm| {
+        let mut buffer = ElasticBuffer::new(&comm, config(4))?;
+        let mut layer = Layer::new(&comm, 4)?;
+        let mut said = Vec::new();
+        let graph = comm.capture(|comm| {
+            said.push(buffer.synchronize().err());
+            said.push(layer.y.to_vec().err());
+            said.push(layer.fill(3).err());
+            said.push(comm.synchronize().err());
+            said.push(comm.capture(|_| Ok(())).err());
+            layer.enqueue(&mut buffer)
+        })?;
+        if let Some(other) = said.iter().find(|error| !matches!(error, Some(Error::Capturing { .. }))) {
+            return Ok(Err(format!("{other:?}")));
+        }
+        comm.barrier()?;
+        layer.fill(u64::from(comm.rank()))?;
+        launch(&graph, &comm)?;
+        let checked = layer.check(false)?;
+        buffer.close()?;
+        let mut told = ElasticBuffer::new(&comm, config(4).with_counts_mirror())?;
+        let refused = comm.capture(|_| layer.enqueue(&mut told)).err();
+        let mirrored = matches!(&refused, Some(Error::InvalidArgument { argument: "counts_mirror", .. }));
+        told.close()?;
+        Ok(checked.and(if mirrored { Ok(()) } else { Err(format!("with a mirror: {refused:?}")) }))
+    });
+}
+
+/// A bad selection in a replay is told as that of any operation is, launches behind it end at once, and after a reset the graph is as good as new.
+#[test]
+fn a_fault_in_a_replay_is_told_and_a_reset_mends_it() {
+    checked(2, |comm| {
+        let mut buffer = ElasticBuffer::new(&comm, config(4).with_timeout(Duration::from_secs(5)))?;
+        let mut layer = Layer::new(&comm, 4)?;
+        let graph = capture(&comm, &mut buffer, &mut layer)?;
+        let mut checked = Ok(());
+        for round in 0..3 {
+            layer.fill(10 * round + u64::from(comm.rank()))?;
+            launch(&graph, &comm)?;
+            checked = checked.and(layer.check(false)?);
+            buffer.check()?;
+            if comm.rank() == 1 {
+                layer.spoil()?;
+            }
+            launch(&graph, &comm)?;
+            launch(&graph, &comm)?;
+            match buffer.synchronize() {
+                Err(Error::IndexOutOfRange { .. }) => {}
+                other => checked = checked.and(Err(format!("a bad selection: {other:?}"))),
+            }
+            match layer.dispatch(&mut buffer) {
+                Err(Error::Poisoned { .. }) => {}
+                other => checked = checked.and(Err(format!("behind it: {other:?}"))),
+            }
+            buffer.reset()?;
+        }
+        layer.fill(77 + u64::from(comm.rank()))?;
+        launch(&graph, &comm)?;
+        checked = checked.and(layer.check(false)?);
+        buffer.close()?;
+        match launch(&graph, &comm) {
+            Err(Error::StaleGraph { .. }) => {}
+            other => checked = checked.and(Err(format!("of a buffer that is closed: {other:?}"))),
+        }
+        Ok(checked)
+    });
+}
+
+/// A graph of before a rank was masked waits for nobody: it is refused, and one that is captured anew has what masked ranks need in it.
+#[test]
+fn a_graph_of_before_a_mask_is_stale() {
+    if Device::from_env() == Device::Cuda {
+        return;
+    }
+    const DEAD: u32 = 3;
+    let machine = Machine::new(MachineConfig::new(4, Mode::Seeded { seed: 1 })).expect("a machine");
+    let living = Barrier::new(3);
+    let results = LocalGroup::on_machine(&machine).expect("a group").run_all(|comm| {
+        let mut buffer = ElasticBuffer::new(&comm, config(4))?;
+        let mut layer = Layer::new(&comm, 4)?;
+        let graph = capture(&comm, &mut buffer, &mut layer)?;
+        layer.fill(comm.rank().into())?;
+        launch(&graph, &comm)?;
+        let mut checked = layer.check(false)?;
+        comm.barrier()?;
+        if comm.rank() == DEAD {
+            // It is killed where it waits.
+            return comm.barrier().map(|()| Err("it lives".to_owned()));
+        }
+        if comm.rank() == 0 {
+            machine.kill(DEAD)?;
+        }
+        living.wait();
+        comm.mask(&[DEAD])?;
+        buffer.reset()?;
+        match launch(&graph, &comm) {
+            Err(Error::StaleGraph { .. }) => {}
+            other => checked = checked.and(Err(format!("without a rank that was there: {other:?}"))),
+        }
+        layer.gone = Some(DEAD);
+        let graph = capture(&comm, &mut buffer, &mut layer)?;
+        for round in 0..5 {
+            layer.fill(10 * round + u64::from(comm.rank()))?;
+            launch(&graph, &comm)?;
+            checked = checked.and(layer.check(false)?);
+        }
+        // As new once more, without the same rank, and in the same memory.
+        buffer.reset()?;
+        launch(&graph, &comm)?;
+        checked = checked.and(layer.check(false)?);
+        buffer.close()?;
+        Ok(checked)
+    });
+    let mut results = results;
+    results.truncate(DEAD as usize);
+    complaints(results).unwrap_or_else(|why| panic!("{why}"));
+}
+
+/// A graph that was captured on one stream is launched on another, and operations of a third are in turn with it.
+#[test]
+fn a_graph_takes_its_turn_on_whatever_stream() {
+    checked(2, |comm| {
+        // SAFETY: operations are in order by themselves, and the tensors are looked at behind the events below.
+        let other = unsafe { comm.on_new_stream()? };
+        let mut buffer = ElasticBuffer::new(&comm, Config::new(EXPERTS, TOP_K, HIDDEN, 4).with_num_sms(2))?;
+        let mut layers = [Layer::new(&comm, 4)?, Layer::new(&comm, 4)?];
+        let graph = capture(&comm, &mut buffer, &mut layers[0])?;
+        let mut checked = Ok(());
+        for round in 0..launches(20) {
+            for (number, layer) in (0..).zip(&mut layers) {
+                layer.fill(100 * round + 10 * number + u64::from(comm.rank()))?;
+            }
+            if round % 2 == u64::from(comm.rank()) {
+                other.delay(Duration::from_micros(200))?;
+            }
+            launch(&graph, &other)?;
+            layers[1].enqueue(&mut buffer)?;
+            comm.wait(&other.record()?)?;
+            for layer in &layers {
+                checked = checked.and(layer.check(false)?);
+            }
+        }
+        buffer.close()?;
+        Ok(checked)
+    });
+}
