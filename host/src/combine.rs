@@ -42,12 +42,13 @@ impl ElasticBuffer {
         self.take_turn()?;
         // SAFETY: the kernel's launch contract: the buffer's own windows and flags; before the first combine both epochs are 0.
         unsafe { inner.runtime.launch(&lend, 1, 0, &args, inner.stream)? };
-        let slot = self.rows.of_mut(row);
-        slot.lent_early = true;
-        slot.outputs = None;
         if self.config.poison_expert_outputs {
             self.poison_expert_outputs(row)?;
         }
+        // Not before: where something was not enqueued, the caller asks again, which the device takes as the first time.
+        let slot = self.rows.of_mut(row);
+        slot.lent_early = true;
+        slot.outputs = None;
         Ok(self.window_row(self.layouts.window.expert_out, row))
     }
 
