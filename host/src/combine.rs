@@ -5,7 +5,8 @@ use epoxide_kernels::combine::{
     CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineOptions, CombineWithArgs, UNKNOWN_OUTPUTS,
 };
 use epoxide_kernels::entries::{
-    combine, combine_by_expert, combine_by_expert_gated, combine_by_expert_with, combine_with, lend,
+    combine, combine_by_expert, combine_by_expert_fp8, combine_by_expert_fp8_gated, combine_by_expert_gated,
+    combine_by_expert_with, combine_with, lend,
 };
 use epoxide_kernels::layout::Span;
 use epoxide_kernels::lend::LendArgs;
@@ -282,10 +283,16 @@ impl ElasticBuffer {
             if shape.layout.is_by_expert() {
                 let (sums, options) = (self.by_expert(pull, handle.slots()), self.options(input, handle.slots()));
                 let with = CombineByExpertWithArgs { sums, options };
-                match (plain, input.gate_weighted) {
-                    (true, _) => runtime.launch(&combine_by_expert, blocks, 0, &sums, stream)?,
-                    (_, true) => runtime.launch(&combine_by_expert_gated, blocks, 0, &with, stream)?,
-                    (_, false) => runtime.launch(&combine_by_expert_with, blocks, 0, &with, stream)?,
+                if plain {
+                    runtime.launch(&combine_by_expert, blocks, 0, &sums, stream)?;
+                } else {
+                    let kernel = match (input.fp8_wire, input.gate_weighted) {
+                        (false, false) => &combine_by_expert_with,
+                        (false, true) => &combine_by_expert_gated,
+                        (true, false) => &combine_by_expert_fp8,
+                        (true, true) => &combine_by_expert_fp8_gated,
+                    };
+                    runtime.launch(kernel, blocks, 0, &with, stream)?;
                 }
             } else if plain {
                 runtime.launch(&combine, blocks, 0, &pull, stream)?;

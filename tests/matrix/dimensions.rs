@@ -207,6 +207,8 @@ dimensions! {
     seldom y: Y = [Y::Bf16, Y::F32];
     /// Whether expert outputs are gate-weighted.
     seldom gated: bool = [false, true];
+    /// Whether what combine brings from other ranks crosses in FP8.
+    seldom over_fp8: bool = [false, true];
     /// Whether weights of selections come back.
     seldom returned: bool = [false, true];
     /// Whether each combine's gradient follows it.

@@ -23,7 +23,7 @@ const OF_PROCESSES: [&str; 2] = ["stand_in", "without_masked"];
 const SMALL: &str = "schedule=Fast,ranks=2,top_k=3,experts=Even,routing=Uniform,row_bytes=1008,row_bytes=2896,alignment=1,alignment=8,\
                      num_sms=2,calls=2,room=Worst,stream=Own,routings=1,row_slots=1,gradient=false,kept=false,padding=false";
 /// Nothing that decides which kernel it is, unless a cell says so.
-const PLAIN: &str = "biases=0,accumulate=false,y=Bf16,gated=false,returned=false,statistics=false";
+const PLAIN: &str = "biases=0,accumulate=false,y=Bf16,gated=false,returned=false,over_fp8=false,statistics=false";
 
 /// Forms in which rows are given, each with kernels of its own.
 const FORMS: [&str; 5] = [
@@ -35,12 +35,14 @@ const FORMS: [&str; 5] = [
 ];
 
 /// Cells of which the names do not follow from a form and a layout.
-const OTHERS: [&str; 5] = [
+const OTHERS: [&str; 7] = [
     "layout=Compact,rows=Bf16,columns=false,told=false,again=false,outputs=Lent,biases=2,accumulate=true,y=Bf16,gated=false,returned=true",
     "layout=ByExpert,rows=Bf16,columns=false,told=false,again=false,outputs=Staged,biases=1,accumulate=true,y=F32,gated=false,returned=true",
     "layout=ByExpert,rows=Bf16,columns=false,told=false,again=false,outputs=Kernel,biases=0,accumulate=false,y=Bf16,gated=true,returned=false",
     "layout=Slab,rows=Bf16,columns=false,told=true,again=true,outputs=Tensor,biases=0,accumulate=false,y=Bf16,gated=true,returned=true",
     "layout=ByExpert,rows=Bf16,columns=false,told=false,again=true,outputs=Host,biases=0,accumulate=false,y=Bf16,gated=false,returned=false,gradient=true",
+    "layout=ByExpert,rows=Bf16,columns=false,told=false,again=false,outputs=Tensor,biases=2,accumulate=true,y=F32,gated=false,returned=true,over_fp8=true",
+    "layout=Slab,rows=Bf16,columns=false,told=false,again=false,outputs=Host,biases=0,accumulate=false,y=Bf16,gated=true,returned=false,over_fp8=true",
 ];
 
 /// The cells.
@@ -52,8 +54,9 @@ fn cells(device: Device) -> Vec<Cell> {
         }));
     }
     filters.extend(OTHERS.map(|other| match other.contains("gradient=") {
-        true => format!("{},{other},statistics=false", SMALL.replace("gradient=false,", "")),
-        false => format!("{SMALL},{other},statistics=false"),
+        true => format!("{},{other},over_fp8=false,statistics=false", SMALL.replace("gradient=false,", "")),
+        false if other.contains("over_fp8=") => format!("{SMALL},{other},statistics=false"),
+        false => format!("{SMALL},{other},over_fp8=false,statistics=false"),
     }));
     let runs = |filter: &String| {
         let cell = cell::sample(11, device, &Filter::parse(filter)).find(|cell| sense::of(cell, device) == Sense::Runs);

@@ -143,7 +143,7 @@ impl Run<'_> {
             Layout::Compact => world.expert_outputs(rank, &step.wires),
             layout => by_expert::predicted_outputs(world, rank, &step.wires, Padding::of(layout)),
         })?;
-        let agreed = Agreed { gated: cell.gated, returned: cell.returned };
+        let agreed = Agreed { gated: cell.gated, returned: cell.returned, fp8: cell.over_fp8 };
         let (biases, accumulate) = (cell.biases, cell.accumulate);
         let own = Own { biases, accumulate, wide: cell.y == Y::F32, cut: cell.data % 2 == 1 };
         let options = Options::new(comm, world, self.layout(), agreed, own, cell.data ^ (number as u64) << 32)?;

@@ -92,6 +92,10 @@ pub const REFUSALS: &[Refusal] = &[
         refused: |cell| cell.room == Room::Dropping && cell.layout != Lie::Slab,
     },
     Refusal {
+        why: "fp8_combine = true: where rows lie by expert",
+        refused: |cell| cell.over_fp8 && cell.layout == Lie::Compact,
+    },
+    Refusal {
         why: "have no scales that could lie so",
         refused: |cell| cell.columns && worlds::format(cell).scale_words(worlds::hidden(cell)) == 0,
     },

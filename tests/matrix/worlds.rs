@@ -122,6 +122,7 @@ fn config(cell: &Cell, layout: Layout, room: Option<u64>) -> Config {
     if cell.biases > 0 || cell.accumulate || cell.y == Y::F32 || cell.gated {
         config = config.with_combine_options();
     }
+    config.fp8_combine = cell.over_fp8;
     if cell.returned || cell.gradient {
         config = config.with_returned_weights();
     }
