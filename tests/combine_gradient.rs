@@ -54,7 +54,7 @@ fn step(device: Device, case: &Case, kept: bool) -> Checked {
             }
         }
         buffer.close()?;
-        let (agreed, own) = (Agreed { gated: true, returned: false }, Own::default());
+        let (agreed, own) = (Agreed { gated: true, ..Agreed::default() }, Own::default());
         let sums = combined(&world, rank, &world.wire(rank), LAYOUT, agreed, own, &Extra::new(0, 0));
         let (want_dx, want_dw) = back_at_tokens(&world, &gradients, rank);
         Ok(same("sums", &forward, &sums.into_iter().map(round).collect::<Vec<_>>(), hidden)

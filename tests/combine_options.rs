@@ -17,13 +17,14 @@ use support::{Checked, Device, complaints, replay};
 const LAYOUTS: [Layout; 2] = [Layout::Compact, Layout::ExpertContiguous { alignment: 4 }];
 
 fn config(case: &Case, layout: Layout) -> Config {
-    case.config().with_layout(layout).with_returned_weights().with_routing_slots(2)
+    let config = case.config().with_layout(layout).with_returned_weights().with_routing_slots(2);
+    if layout == Layout::Compact { config } else { config.with_fp8_combine() }
 }
 
 /// What ranks can agree on where rows lie so.
 fn agreements(layout: Layout) -> impl Iterator<Item = Agreed> {
-    let gated = if layout == Layout::Compact { 1 } else { 2 };
-    (0..2 * gated).map(|i| Agreed { returned: i % 2 == 1, gated: i / 2 == 1 })
+    let by_expert = if layout == Layout::Compact { 1 } else { 4 };
+    (0..2 * by_expert).map(|i| Agreed { returned: i % 2 == 1, gated: i / 2 % 2 == 1, fp8: i / 4 == 1 })
 }
 
 /// Rounds on one buffer, one for each of `plan`: what ranks agree on, and what each does as it likes. Every second replays the routing of
@@ -181,7 +182,7 @@ fn raw_addresses_and_weights_in_place() {
             let (y, back) = (y.to_vec()?, back.to_vec()?);
             buffer.close()?;
             let own = Own { biases: 2, accumulate: true, wide: true, cut: false };
-            let agreed = Agreed { gated: false, returned: true };
+            let agreed = Agreed { returned: true, ..Agreed::default() };
             let want = combined(&world, rank, &world.wire(rank), Layout::Compact, agreed, own, &extra);
             let sums = same("sums", &y, &want, case.hidden as usize);
             Ok(shaped.and(sums).and(same("weights", &back, &weights_back(&world, rank, 1), case.top_k as usize)))

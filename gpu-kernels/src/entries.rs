@@ -2,7 +2,9 @@
 //! [`crate::dequantize`] and [`crate::measure`].
 use epoxide_dsl::prelude::*;
 
-use crate::combine::{self, ByExpertWith, CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineWithArgs};
+use crate::combine::{
+    self, ByExpertWith, ByFp8, CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineWithArgs,
+};
 use crate::dispatch::again::{self, DispatchAgainArgs};
 use crate::dispatch::again_by_expert::{self, DispatchAgainByExpertArgs};
 use crate::dispatch::{self, DispatchArgs};
@@ -153,6 +155,18 @@ pub fn combine_by_expert_gated(args: CombineByExpertWithArgs) {
     combine::run(&ByExpertWith::<true>(&args));
 }
 
+/// Sums the experts' outputs where rows lie by expert and cross in FP8, with options; see [`crate::combine`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn combine_by_expert_fp8(args: CombineByExpertWithArgs) {
+    combine::run(&ByFp8::<false>(&args));
+}
+
+/// Sums the experts' outputs where rows lie by expert and cross in FP8, weighed by their gate weights, with options; see [`crate::combine`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn combine_by_expert_fp8_gated(args: CombineByExpertWithArgs) {
+    combine::run(&ByFp8::<true>(&args));
+}
+
 /// Makes the gradient of a gate-weighted combine of rows that came; see [`crate::gradient`].
 #[kernel(threads = 512, blocks_per_sm = 2)]
 pub fn weigh_gradients(args: WeighGradientsArgs) {
@@ -198,6 +212,8 @@ const _: () = assert!(
         && lay_scale_columns.threads() == layout::THREADS
         && combine_by_expert_with.threads() == layout::THREADS
         && combine_by_expert_gated.threads() == layout::THREADS
+        && combine_by_expert_fp8.threads() == layout::THREADS
+        && combine_by_expert_fp8_gated.threads() == layout::THREADS
 );
 /// Writes the words of ranks that are gone; see [`crate::stand_in`]. As many blocks as the operation behind it.
 #[kernel(threads = 256)]

@@ -5,7 +5,8 @@ use epoxide_kernels::combine::{
     CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineOptions, CombineWithArgs, UNKNOWN_OUTPUTS,
 };
 use epoxide_kernels::entries::{
-    combine, combine_by_expert, combine_by_expert_gated, combine_by_expert_with, combine_with, lend,
+    combine, combine_by_expert, combine_by_expert_fp8, combine_by_expert_fp8_gated, combine_by_expert_gated,
+    combine_by_expert_with, combine_with, lend,
 };
 use epoxide_kernels::entries_rank_major::combine_rank_major;
 use epoxide_kernels::layout::Span;
@@ -47,12 +48,13 @@ impl ElasticBuffer {
         self.take_turn()?;
         // SAFETY: the kernel's launch contract: the buffer's own windows and flags; before the first combine both epochs are 0.
         unsafe { inner.runtime.launch(&lend, 1, 0, &args, inner.stream)? };
-        let slot = self.rows.of_mut(row);
-        slot.lent_early = true;
-        slot.outputs = None;
         if self.config.poison_expert_outputs {
             self.poison_expert_outputs(row)?;
         }
+        // Not before: where something was not enqueued, the caller asks again, which the device takes as the first time.
+        let slot = self.rows.of_mut(row);
+        slot.lent_early = true;
+        slot.outputs = None;
         Ok(self.window_row(self.layouts.window.expert_out, row))
     }
 
@@ -291,10 +293,16 @@ impl ElasticBuffer {
             if shape.layout.is_by_expert() {
                 let (sums, options) = (self.by_expert(pull, handle.slots()), self.options(input, handle.slots()));
                 let with = CombineByExpertWithArgs { sums, options };
-                match (plain, input.gate_weighted) {
-                    (true, _) => runtime.launch(&combine_by_expert, blocks, 0, &sums, stream)?,
-                    (_, true) => runtime.launch(&combine_by_expert_gated, blocks, 0, &with, stream)?,
-                    (_, false) => runtime.launch(&combine_by_expert_with, blocks, 0, &with, stream)?,
+                if plain {
+                    runtime.launch(&combine_by_expert, blocks, 0, &sums, stream)?;
+                } else {
+                    let kernel = match (input.fp8_wire, input.gate_weighted) {
+                        (false, false) => &combine_by_expert_with,
+                        (false, true) => &combine_by_expert_gated,
+                        (true, false) => &combine_by_expert_fp8,
+                        (true, true) => &combine_by_expert_fp8_gated,
+                    };
+                    runtime.launch(kernel, blocks, 0, &with, stream)?;
                 }
             } else if plain && shape.layout.is_rank_major() {
                 runtime.launch(&combine_rank_major, blocks, 0, &self.rank_major(pull, handle, state), stream)?;

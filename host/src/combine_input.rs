@@ -101,6 +101,7 @@ pub struct CombineInput<'a> {
     bias_count: usize,
     accumulate: bool,
     gate_weighted: bool,
+    fp8_wire: bool,
     returned: Option<(ReturnedWeights<'a>, DeviceSliceMut<'a, f32>)>,
 }
 
@@ -108,7 +109,8 @@ impl<'a> CombineInput<'a> {
     /// Sums `outputs` ([`ExpertOutputs::InPlace`], a tensor or a part of one) into `y`, a tensor (`&mut y`) or a part of one, in BF16 or f32.
     pub fn new(outputs: impl Into<ExpertOutputs<'a>>, y: impl Into<CombineOutput<'a>>) -> Self {
         let (outputs, y) = (outputs.into(), y.into());
-        Self { outputs, y, biases: [None; 2], bias_count: 0, accumulate: false, gate_weighted: false, returned: None }
+        let (biases, bias_count, accumulate, gate_weighted, fp8_wire) = ([None; 2], 0, false, false, false);
+        Self { outputs, y, biases, bias_count, accumulate, gate_weighted, fp8_wire, returned: None }
     }
 
     /// Adds a row for each token, BF16 `[tokens, hidden]` at an address that is a multiple of 16: the first such call's, then the second's. There
@@ -141,6 +143,14 @@ impl<'a> CombineInput<'a> {
         self
     }
 
+    /// Lets rows cross between ranks in FP8, half as many bytes, in a buffer [made for it](Config::with_fp8_combine), which says what that costs. The same
+    /// on every rank.
+    #[must_use]
+    pub fn over_fp8(mut self) -> Self {
+        self.fp8_wire = true;
+        self
+    }
+
     /// Brings weights back to their tokens: `to`, f32 `[tokens, top_k]`, gets for each selection what the rank that owns its expert has in `from`
     /// ([`ReturnedWeights::InPlace`], a tensor or a part of one), and 0 for one that is none. Gradients of gate weights come back so. For a
     /// buffer [made for it](Config::with_returned_weights); the same on every rank.
@@ -160,7 +170,7 @@ impl<'a> CombineInput<'a> {
     ///
     /// [`Error::InvalidArgument`] for another rank's tensors, [`Error::BufferTooSmall`] for short ones; what [`RawCombineInput::check`] finds.
     pub(crate) fn check(self, tokens: u32, comm: &Comm, config: &Config) -> Result<Checked<'a>> {
-        let Self { outputs, y, biases, bias_count, accumulate, gate_weighted, returned } = self;
+        let Self { outputs, y, biases, bias_count, accumulate, gate_weighted, fp8_wire, returned } = self;
         let elements = u64::from(tokens) * u64::from(config.hidden);
         let mut raw = match &y {
             CombineOutput::Bf16(y) => {
@@ -177,6 +187,7 @@ impl<'a> CombineInput<'a> {
             raw = raw.with_bias(bias.address());
         }
         (raw.bias_count, raw.accumulate, raw.gate_weighted) = (bias_count, accumulate, gate_weighted);
+        raw.fp8_wire = fp8_wire;
         let mut weights = None;
         if let Some((from, to)) = &returned {
             check_rank("returned weights", to.as_slice(), comm)?;
@@ -229,6 +240,8 @@ pub struct RawCombineInput {
     pub accumulate: bool,
     /// See [`CombineInput::gate_weighted`].
     pub gate_weighted: bool,
+    /// See [`CombineInput::over_fp8`].
+    pub fp8_wire: bool,
     /// f32 `[tokens, top_k]`, written; see [`CombineInput::with_returned_weights`].
     pub returned_weights: Option<u64>,
 }
@@ -243,6 +256,7 @@ impl RawCombineInput {
             bias_count: 0,
             accumulate: false,
             gate_weighted: false,
+            fp8_wire: false,
             returned_weights: None,
         }
     }
@@ -276,6 +290,13 @@ impl RawCombineInput {
         self
     }
 
+    /// See [`CombineInput::over_fp8`].
+    #[must_use]
+    pub fn over_fp8(mut self) -> Self {
+        self.fp8_wire = true;
+        self
+    }
+
     /// Writes f32 `[tokens, top_k]` at `to`. See [`CombineInput::with_returned_weights`].
     #[must_use]
     pub fn with_returned_weights(mut self, to: u64) -> Self {
@@ -290,7 +311,7 @@ impl RawCombineInput {
 
     /// Whether a plain combine does it all.
     pub(crate) fn is_plain(&self) -> bool {
-        self.option().is_none() && self.returned_weights.is_none()
+        self.option().is_none() && self.returned_weights.is_none() && !self.fp8_wire
     }
 
     /// An option that is given, as its argument and value.
@@ -306,11 +327,15 @@ impl RawCombineInput {
 
     /// What ranks agree on.
     pub(crate) fn kind(&self) -> Kind {
-        match (self.gate_weighted, self.returned_weights.is_some()) {
-            (false, false) => Kind::Combine,
-            (true, false) => Kind::CombineGated,
-            (false, true) => Kind::CombineReturning,
-            (true, true) => Kind::CombineGatedReturning,
+        match (self.fp8_wire, self.gate_weighted, self.returned_weights.is_some()) {
+            (false, false, false) => Kind::Combine,
+            (false, true, false) => Kind::CombineGated,
+            (false, false, true) => Kind::CombineReturning,
+            (false, true, true) => Kind::CombineGatedReturning,
+            (true, false, false) => Kind::CombineFp8,
+            (true, true, false) => Kind::CombineFp8Gated,
+            (true, false, true) => Kind::CombineFp8Returning,
+            (true, true, true) => Kind::CombineFp8GatedReturning,
         }
     }
 
@@ -326,6 +351,10 @@ impl RawCombineInput {
         {
             let rule = "for a buffer whose configuration has combine's options: Config::with_combine_options";
             return Err(Error::argument(argument, value, rule));
+        }
+        if self.fp8_wire && !config.fp8_combine {
+            let rule = "for a buffer whose combines may send rows so: Config::with_fp8_combine";
+            return Err(Error::argument("over_fp8", true, rule));
         }
         if let Some(to) = self.returned_weights {
             if !config.returned_weights {

@@ -52,6 +52,8 @@ pub struct Config {
     pub row_slots: u32,
     /// See [`Self::with_combine_options`].
     pub combine_options: bool,
+    /// See [`Self::with_fp8_combine`].
+    pub fp8_combine: bool,
     /// See [`Self::with_returned_weights`].
     pub returned_weights: bool,
     /// See [`Self::with_poisoned_expert_outputs`]. Ranks may differ in it.
@@ -91,6 +93,7 @@ impl Config {
             routing_slots: 1,
             row_slots: 1,
             combine_options: false,
+            fp8_combine: false,
             returned_weights: false,
             poison_expert_outputs: false,
             counts_mirror: false,
@@ -315,6 +318,22 @@ impl Config {
         self
     }
 
+    /// Lets combines send what crosses between ranks in FP8, where they ask for it ([`CombineInput::over_fp8`](crate::CombineInput::over_fp8)) and rows
+    /// lie by expert. By kernels of their own, with combine's options, in the same memory.
+    ///
+    /// The row of a (token, rank), which crosses in BF16 otherwise, is quantised as a [dispatch](crate::WireFormat::Fp8) quantises: e4m3 with one f32
+    /// scale for every 128 elements. The token's rank adds `code * scale`, the product rounded to f32, in that row's place. Its own rank's rows do not cross,
+    /// and are as ever. It is bitwise the same for any number of SMs.
+    ///
+    /// Of a row that crosses, an element is off by at most a sixteenth of itself, or by `amax / 458752` (2^-10 / 448) where that is more, with `amax` the largest
+    /// magnitude of its 128, at least 1e-4; and by f32's rounding. A token's sum is off by the sum of that over the ranks whose rows crossed. Measured with
+    /// normal numbers and top-8 (the test `fp8_wire` prints it), the root mean square of the error is 1.8 % of that of the sums with 2 ranks and 2.4 % with 8. A NaN or an infinity spoils all 128.
+    #[must_use]
+    pub fn with_fp8_combine(mut self) -> Self {
+        self.fp8_combine = true;
+        self
+    }
+
     /// Makes room for weights that a combine brings back, f32 for each row and selection
     /// ([`CombineInput::with_returned_weights`](crate::CombineInput::with_returned_weights)), and gives combines
     /// [their options](Self::with_combine_options).
@@ -428,6 +447,10 @@ impl Config {
             return Err(Error::argument("overflow", format!("{:?}", self.overflow), rule));
         }
         check_options(self.layout, self.counts_mirror, self.expert_statistics, self.scale_layout)?;
+        if self.fp8_combine && !self.layout.is_by_expert() {
+            let rule = "where rows lie by expert: a compact row crosses as the experts wrote it";
+            return Err(Error::argument("fp8_combine", true, rule));
+        }
         let shape = checked(Shape { rows, ..shape })?;
         if self.timeout.is_zero() || self.timeout > LONGEST_TIMEOUT {
             return Err(Error::argument("timeout", format!("{:?}", self.timeout), "more than 0 and at most a day"));
@@ -475,7 +498,7 @@ impl Config {
     }
 
     /// The fields that must agree between ranks, by name.
-    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 16] {
+    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 17] {
         [
             ("experts", self.experts.to_string()),
             ("top_k", self.top_k.to_string()),
@@ -492,6 +515,7 @@ impl Config {
             ("routing_slots", self.routing_slots.to_string()),
             ("row_slots", self.row_slots.to_string()),
             ("combine_options", self.combine_options.to_string()),
+            ("fp8_combine", self.fp8_combine.to_string()),
             ("returned_weights", self.returned_weights.to_string()),
         ]
     }

@@ -328,6 +328,14 @@ impl ElasticBuffer {
         let operation = self.operations;
         self.operations += 1;
         self.rows.take(slots.row, State::Dispatched { operation, slot: slots.routing, kept }, named);
+        let behind = self.enqueue_behind(slots);
+        let behind = self.or_give_back(slots.row, behind);
+        self.noted();
+        behind.map(|()| operation)
+    }
+
+    /// Enqueues what comes behind a dispatch in these slots.
+    fn enqueue_behind(&mut self, slots: Slots) -> Result<()> {
         self.lay_scale_columns(slots)?;
         let slot = self.rows.of_mut(slots.row);
         // What was lent before, and handed over then, was for this dispatch; what comes later is for a later one.
@@ -338,7 +346,6 @@ impl ElasticBuffer {
                 self.poison_expert_outputs(slots.row)?;
             }
         }
-        self.noted();
-        Ok(operation)
+        Ok(())
     }
 }

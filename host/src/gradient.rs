@@ -126,7 +126,20 @@ impl ElasticBuffer {
         check_address("expert outputs", outputs)?;
         // SAFETY: rows that nobody writes until the operation is done: the caller's promise.
         let again = unsafe { self.enqueue_again(handle, dy)? };
-        let view = self.recv_view(&again)?;
+        // SAFETY: the outputs are the caller's promise.
+        let weighed = unsafe { self.weigh(&again, outputs, outputs_rows) };
+        // Where it was not, nobody gets the handle that would release the slot.
+        self.or_give_back(again.row_slot, weighed)?;
+        Ok(again)
+    }
+
+    /// Enqueues the kernel that weighs what the dispatch of `again` brings.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::dispatch_gradient_raw`].
+    unsafe fn weigh(&self, again: &Dispatched, outputs: u64, outputs_rows: u64) -> Result<()> {
+        let view = self.recv_view(again)?;
         // SAFETY: what the dispatch brings lies in the buffer's own memory, laid out for its shape; the outputs are the caller's promise.
         let args = unsafe {
             WeighGradientsArgs {
@@ -145,7 +158,6 @@ impl ElasticBuffer {
         let inner = self.comm.inner();
         // SAFETY: the kernel's launch contract: rows by expert in BF16, behind their dispatch; the region of weights to return is lent with
         // them, and until this rank's combine no peer touches it.
-        unsafe { inner.runtime.launch(&weigh_gradients, self.blocks, 0, &args, inner.stream)? };
-        Ok(again)
+        unsafe { inner.runtime.launch(&weigh_gradients, self.blocks, 0, &args, inner.stream) }
     }
 }

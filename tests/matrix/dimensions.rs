@@ -36,6 +36,17 @@ pub enum Form {
     Opaque,
 }
 
+/// What the scales of FP8 rows are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scales {
+    /// f32, one for 128 elements.
+    F32,
+    /// UE8M0, one for 128.
+    Ue8m0,
+    /// UE8M0, one for 32.
+    Mx,
+}
+
 /// How expert outputs are handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outputs {
@@ -181,6 +192,13 @@ dimensions! {
     drawn experts: Experts = [Experts::Even, Experts::Uneven, Experts::Fewest, Experts::Many];
     /// Of a row on the wire, most of them odd multiples of 16.
     drawn row_bytes: u32 = [16, 48, 112, 1008, 2896, 16_368, 16_384];
+    drawn scales: Scales = [Scales::F32, Scales::Ue8m0, Scales::Mx];
+    /// Whether scales of received rows lie by column too.
+    drawn columns: bool = [false, true];
+    /// Dispatches whose rows are there at once, each with a routing.
+    drawn row_slots: u32 = [1, 2, 3];
+    /// Whether rows stay behind their combine, and are read there.
+    drawn kept: bool = [false, true];
     drawn room: Room = [Room::Worst, Room::Exact, Room::TooFew, Room::Dropping];
     /// Rows that combine adds.
     seldom biases: usize = [0, 1, 2];
@@ -189,6 +207,8 @@ dimensions! {
     seldom y: Y = [Y::Bf16, Y::F32];
     /// Whether expert outputs are gate-weighted.
     seldom gated: bool = [false, true];
+    /// Whether what combine brings from other ranks crosses in FP8.
+    seldom over_fp8: bool = [false, true];
     /// Whether weights of selections come back.
     seldom returned: bool = [false, true];
     /// Whether each combine's gradient follows it.

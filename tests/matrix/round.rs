@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use epoxide::quantize::Quantizer;
 use epoxide::{
-    CombineInput, Comm, DeviceTensor, Dispatched, ElasticBuffer, ExpertOutputs, Layout, Result, ReturnedWeights, Rows,
-    bf16,
+    CombineInput, Comm, DeviceTensor, Dispatched, ElasticBuffer, ExpertOutputs, Layout, ReplayInput, Result,
+    ReturnedWeights, Rows, bf16,
 };
 
 use super::arrived::{self, Came};
 use super::dimensions::{Cell, Form, Lie, Outputs, Stream, Y};
+use super::order::{self, Do};
 use super::support::brought::{self, Brought};
 use super::support::by_expert::{self, Padding};
 use super::support::combine_options::{Agreed, Options, Own};
@@ -17,7 +18,7 @@ use super::support::exchange::{self, Tensors};
 use super::support::gradient::back_at_tokens;
 use super::support::overflow::{Over, told};
 use super::support::reference::same;
-use super::support::{Checked, Device};
+use super::support::{Checked, Device, scale_columns};
 use super::worlds::{self, Plan, Step};
 
 /// Longer than any cell.
@@ -55,11 +56,19 @@ pub fn rank(cell: &Cell, plan: &Plan, comm: &Comm) -> Result<Checked> {
     comm.barrier()?;
     let mut handles: Vec<Dispatched> = Vec::new();
     let mut checked = Ok(());
-    for (number, (step, mine)) in plan.steps.iter().zip(&mut mine).enumerate() {
-        let replayed = step.of.map(|of| handles[of].clone());
-        let (handle, right) = run.step(&mut buffer, number, step, replayed.as_ref(), mine)?;
+    for what in &plan.order {
+        let (number, right) = match *what {
+            Do::Dispatch(number) => {
+                let (handle, right) = run.dispatch(&mut buffer, number, &handles, &mut mine[number])?;
+                handles.push(handle);
+                (number, right)
+            }
+            Do::Combine(number) => {
+                (number, run.combine(&mut buffer, &handles[number], &plan.steps[number], &mut mine[number])?)
+            }
+            Do::Release(number) => (number, run.release(&mut buffer, &handles[number], &plan.steps[number])?),
+        };
         checked = checked.and(right.map_err(|why| format!("step {number}: {why}")));
-        handles.push(handle);
     }
     // Of all that did not fit the first is told, unless each was.
     let over = plan.steps.iter().find_map(|step| step.over).filter(|_| !cell.waits);
@@ -99,6 +108,12 @@ fn synchronized(buffer: &mut ElasticBuffer, over: Option<Over>) -> Result<Checke
     Ok(checked)
 }
 
+/// Compares the row slot that a dispatch has taken.
+fn in_slot(handle: &Dispatched, slot: u32) -> Checked {
+    let got = handle.row_slot();
+    if got == slot { Ok(()) } else { Err(format!("its rows are in slot {got}, expected {slot}")) }
+}
+
 /// A rank's run of a cell.
 struct Run<'a> {
     cell: &'a Cell,
@@ -120,6 +135,7 @@ impl Run<'_> {
         let tokens = world.inputs[rank as usize].tokens;
         let mut tensors = Tensors::empty(comm, tokens, world.hidden, world.top_k, worlds::index(cell))?;
         tensors.fill(&step.given, rank)?;
+        tensors.keep_rows = order::keeps(cell);
         let gap = (cell.data % 3) as u32;
         let lie = brought::Lie { gap, before: gap * 2 };
         let brought = Brought::new(comm, &step.wires[rank as usize], world.scale_words(), lie)?;
@@ -127,7 +143,7 @@ impl Run<'_> {
             Layout::Compact => world.expert_outputs(rank, &step.wires),
             layout => by_expert::predicted_outputs(world, rank, &step.wires, Padding::of(layout)),
         })?;
-        let agreed = Agreed { gated: cell.gated, returned: cell.returned };
+        let agreed = Agreed { gated: cell.gated, returned: cell.returned, fp8: cell.over_fp8 };
         let (biases, accumulate) = (cell.biases, cell.accumulate);
         let own = Own { biases, accumulate, wide: cell.y == Y::F32, cut: cell.data % 2 == 1 };
         let options = Options::new(comm, world, self.layout(), agreed, own, cell.data ^ (number as u64) << 32)?;
@@ -148,15 +164,15 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A step, as far as it can be seen without waiting for its end unless the cell does; its handle.
-    fn step(
+    /// Begins a step; its handle.
+    fn dispatch(
         &mut self,
         buffer: &mut ElasticBuffer,
         number: usize,
-        step: &Step,
-        replayed: Option<&Dispatched>,
+        handles: &[Dispatched],
         mine: &mut Mine,
     ) -> Result<(Dispatched, Checked)> {
+        let step = &self.plan.steps[number];
         let tokens = step.world.inputs[self.comm.rank() as usize].tokens;
         self.next_operation(buffer)?;
         if self.cell.outputs == Outputs::Lent {
@@ -164,23 +180,64 @@ impl Run<'_> {
             buffer.stage_lent_expert_outputs(&mine.outputs)?;
         }
         let rows = self.rows(number, mine)?;
-        let handle = match replayed {
+        let handle = match step.of {
             None => mine.tensors.dispatch_rows(buffer, tokens, rows)?,
-            Some(of) => buffer.dispatch_again(of, rows)?,
+            Some(of) => {
+                let mut input = ReplayInput::new(rows);
+                input.keep_rows = order::keeps(self.cell);
+                buffer.dispatch_again(&handles[of], input)?
+            }
         };
-        let (came, mut checked) = self.look(buffer, &handle, step)?;
+        let checked = in_slot(&handle, step.row_slots[0]);
+        Ok((handle, checked))
+    }
+
+    /// Ends a step, as far as it can be seen without waiting for its end unless the cell does.
+    fn combine(
+        &mut self,
+        buffer: &mut ElasticBuffer,
+        handle: &Dispatched,
+        step: &Step,
+        mine: &mut Mine,
+    ) -> Result<Checked> {
+        let (came, mut checked) = self.look(buffer, handle, step)?;
         checked = checked.and(arrived::check(self.cell, self.layout(), step, self.comm.rank(), &came));
-        let from = self.hand_over(buffer, &handle, step, mine, &came)?;
+        let from = self.hand_over(buffer, handle, step, mine, &came)?;
         self.next_operation(buffer)?;
         let from = if from { (&mine.outputs).into() } else { ExpertOutputs::InPlace };
-        buffer.combine(&handle, mine.options.input(from)?)?;
+        buffer.combine(handle, mine.options.input(from)?)?;
         if self.cell.waits {
             checked = checked.and(synchronized(buffer, step.over)?).and(self.sums(step, mine)?);
         }
         if mine.back.is_some() {
-            checked = checked.and(self.back(buffer, &handle, step, mine)?);
+            checked = checked.and(self.back(buffer, handle, step, mine)?);
         }
-        Ok((handle, checked))
+        Ok(checked)
+    }
+
+    /// Looks at rows that were kept, behind their combine and whatever came after it, and gives them up.
+    fn release(&mut self, buffer: &mut ElasticBuffer, handle: &Dispatched, step: &Step) -> Result<Checked> {
+        let checked = match step.over {
+            // That it did not fit was told.
+            Some(_) => Ok(()),
+            None => {
+                let kept = Came::Rows(Box::new(buffer.received(handle)?));
+                let right = arrived::check(self.cell, self.layout(), step, self.comm.rank(), &kept);
+                right.and(self.columns(buffer, handle, &kept)?).map_err(|why| format!("kept: {why}"))
+            }
+        };
+        buffer.release(handle)?;
+        Ok(checked)
+    }
+
+    /// Compares scales by column with those by row, if there are any and the host has these.
+    fn columns(&self, buffer: &ElasticBuffer, handle: &Dispatched, came: &Came) -> Result<Checked> {
+        match came {
+            Came::Rows(received) if self.cell.columns => {
+                scale_columns::check(self.comm, buffer, handle, received, false)
+            }
+            _ => Ok(Ok(())),
+        }
     }
 
     /// What the host sees of a dispatch's rows before their combine.
@@ -196,7 +253,11 @@ impl Run<'_> {
         let received = buffer.received(handle);
         Ok(match step.over {
             Some(over) => (Came::Nothing, checked.and(told("received", received, over))),
-            None => (Came::Rows(Box::new(received?)), checked),
+            None => {
+                let came = Came::Rows(Box::new(received?));
+                let by_column = self.columns(buffer, handle, &came)?;
+                (came, checked.and(by_column))
+            }
         })
     }
 
@@ -259,8 +320,12 @@ impl Run<'_> {
     ) -> Result<Checked> {
         let Some(back) = &mut mine.back else { return Ok(Ok(())) };
         self.next_operation(buffer)?;
-        let again = buffer.dispatch_gradient(handle, &back.dy, &mine.outputs)?;
+        // Outputs that are kept are read where they lie.
+        let kept = order::keeps(self.cell);
+        let outputs = if kept { ExpertOutputs::InPlace } else { (&mine.outputs).into() };
+        let again = buffer.dispatch_gradient(handle, &back.dy, outputs)?;
         let (came, mut checked) = self.look(buffer, &again, step)?;
+        checked = checked.and(in_slot(&again, step.row_slots[1]));
         checked = checked.and(arrived::check_gradient(self.layout(), step, self.comm.rank(), &came));
         let view = buffer.recv_view(&again)?;
         self.beside(buffer, |copier| {

@@ -1,5 +1,5 @@
 //! Which combinations are none, and which the library refuses: with the reason.
-use super::dimensions::{Cell, Form, Lie, Room, Schedule, Stream};
+use super::dimensions::{Cell, Form, Lie, Room, Scales, Schedule, Stream};
 use super::support::Device;
 use super::worlds;
 
@@ -37,6 +37,11 @@ pub const RULES: &[Rule] = &[
         why: "compact rows have no padding",
         of_picks: true,
         broken: |cell, _| cell.layout == Lie::Compact && cell.padding,
+    },
+    Rule {
+        why: "rows that are not FP8 have no scales to choose",
+        of_picks: false,
+        broken: |cell, _| cell.scales != Scales::F32 && matches!(cell.rows, Form::Bf16 | Form::Opaque),
     },
     Rule {
         why: "more ranks than the device has room for",
@@ -85,6 +90,14 @@ pub const REFUSALS: &[Refusal] = &[
     Refusal {
         why: "overflow = Drop: selections are dropped for an expert whose slab is full",
         refused: |cell| cell.room == Room::Dropping && cell.layout != Lie::Slab,
+    },
+    Refusal {
+        why: "fp8_combine = true: where rows lie by expert",
+        refused: |cell| cell.over_fp8 && cell.layout == Lie::Compact,
+    },
+    Refusal {
+        why: "have no scales that could lie so",
+        refused: |cell| cell.columns && worlds::format(cell).scale_words(worlds::hidden(cell)) == 0,
     },
     Refusal {
         why: "gate_weighted = true: where rows lie by expert",

@@ -1,7 +1,8 @@
 //! What a cell's ranks send: the sizes that its values stand for, and the selections.
-use epoxide::{Config, IndexType, Layout, Mode, Overflow, WireFormat};
+use epoxide::{Config, IndexType, Layout, Mode, Overflow, ScaleLayout, WireFormat};
 
-use super::dimensions::{Cell, Experts, Form, Index, Lie, Room, Routing, Schedule, Y};
+use super::dimensions::{Cell, Experts, Form, Index, Lie, Room, Routing, Scales, Schedule, Y};
+use super::order::{self, Do, RowSlots};
 use super::support::gradient::gradients;
 use super::support::overflow::Over;
 use super::support::reference::{Wire, World, owned};
@@ -12,12 +13,16 @@ use super::support::{by_expert, overflow};
 pub struct Plan {
     pub config: Config,
     pub steps: Vec<Step>,
+    /// In which order they begin and end.
+    pub order: Vec<Do>,
 }
 
 /// A dispatch and its combine, the same on all ranks.
 pub struct Step {
     /// The step whose routing it replays.
     pub of: Option<usize>,
+    /// The row slot that its dispatch takes, and that of its gradient.
+    pub row_slots: [u32; 2],
     /// What ranks give.
     pub given: World,
     /// What comes of it: selections that were dropped are none, and all where it does not fit.
@@ -64,10 +69,14 @@ pub fn hidden(cell: &Cell) -> u32 {
 }
 
 /// How rows travel.
-fn format(cell: &Cell) -> WireFormat {
+pub fn format(cell: &Cell) -> WireFormat {
     match cell.rows {
         Form::Bf16 => WireFormat::Bf16,
-        Form::Fp8Inside | Form::Fp8Brought | Form::Fp8Both => WireFormat::Fp8,
+        Form::Fp8Inside | Form::Fp8Brought | Form::Fp8Both => match cell.scales {
+            Scales::F32 => WireFormat::Fp8,
+            Scales::Ue8m0 => WireFormat::Fp8Ue8m0,
+            Scales::Mx => WireFormat::Mxfp8,
+        },
         Form::Opaque => {
             let scale_words = [0, 1, 3, 4, 56, 131][(cell.data % 6) as usize];
             WireFormat::Opaque { row_bytes: cell.row_bytes, scale_words }
@@ -93,17 +102,27 @@ pub fn mode(cell: &Cell) -> Mode {
     }
 }
 
+/// Routings that are alive: one at least for each dispatch whose rows are there.
+fn alive(cell: &Cell) -> u32 {
+    cell.routings.max(cell.row_slots)
+}
+
 /// Its buffer, with room for so many rows.
 fn config(cell: &Cell, layout: Layout, room: Option<u64>) -> Config {
     let config = Config::new(experts(cell), cell.top_k, hidden(cell), most_tokens(cell));
     let mut config = config.with_format(format(cell)).with_layout(layout).with_num_sms(cell.num_sms);
-    config.routing_slots = cell.routings;
+    config.routing_slots = alive(cell);
+    config.row_slots = cell.row_slots;
+    if cell.columns {
+        config = config.with_scale_layout(ScaleLayout::ColumnMajor);
+    }
     config.zero_padding = cell.padding;
     config.counts_mirror = cell.told;
     config.expert_statistics = cell.statistics;
     if cell.biases > 0 || cell.accumulate || cell.y == Y::F32 || cell.gated {
         config = config.with_combine_options();
     }
+    config.fp8_combine = cell.over_fp8;
     if cell.returned || cell.gradient {
         config = config.with_returned_weights();
     }
@@ -118,16 +137,17 @@ fn config(cell: &Cell, layout: Layout, room: Option<u64>) -> Config {
 /// Its dispatches, each with a combine: as many as there are routings and calls; and then each routing that is still alive again, the last
 /// first.
 pub fn plan(cell: &Cell) -> Plan {
-    let fresh = cell.calls.max(cell.routings as usize);
+    let alive = alive(cell) as usize;
+    let fresh = cell.calls.max(alive);
+    let order = order::of(cell, if cell.again { fresh + alive } else { fresh });
+    let places = RowSlots::places(cell, &order);
     let worlds: Vec<_> = (0..fresh as u64).map(|number| world(cell, number)).collect();
     let (layout, room) = room(cell, &worlds);
     let config = config(cell, layout, room);
-    // Each step's dispatch and combine, and those of its gradient.
-    let operations = if cell.gradient { 4 } else { 2 };
     let mut steps = Vec::new();
-    for (number, given) in (0u64..).zip(worlds) {
+    for (given, place) in worlds.into_iter().zip(&places) {
         let over = match cell.room {
-            Room::Exact | Room::TooFew => overflow::over(&given, layout, room.unwrap_or(0), number * operations + 1),
+            Room::Exact | Room::TooFew => overflow::over(&given, layout, room.unwrap_or(0), place.operation),
             Room::Worst | Room::Dropping => None,
         };
         let (world, dropped) = match (over, layout) {
@@ -135,19 +155,21 @@ pub fn plan(cell: &Cell) -> Plan {
             (None, Layout::Slab { capacity }) => by_expert::dropped(&given, capacity),
             (None, _) => (given.clone(), Vec::new()),
         };
-        steps.push(step(cell, Step { of: None, given, world, over, dropped, wires: Vec::new(), dy: None }));
+        let (wires, dy, row_slots) = (Vec::new(), None, place.slots);
+        steps.push(step(cell, Step { of: None, row_slots, given, world, over, dropped, wires, dy }));
     }
     if cell.again {
-        for of in (fresh - cell.routings as usize..fresh).rev() {
+        for (of, place) in (fresh - alive..fresh).rev().zip(&places[fresh..]) {
             let mut random = Random::new(cell.data ^ 0x5eed ^ (of as u64) << 40);
             let mut world = steps[of].world.clone();
             world.inputs.iter_mut().for_each(|input| input.x = rows(&mut random, input.tokens, world.hidden));
             let (over, dropped) = (steps[of].over, steps[of].dropped.clone());
             let given = world.clone();
-            steps.push(step(cell, Step { of: Some(of), given, world, over, dropped, wires: Vec::new(), dy: None }));
+            let (wires, dy, row_slots) = (Vec::new(), None, place.slots);
+            steps.push(step(cell, Step { of: Some(of), row_slots, given, world, over, dropped, wires, dy }));
         }
     }
-    Plan { config, steps }
+    Plan { config, steps, order }
 }
 
 /// A step with what follows from its rows.

@@ -7,7 +7,7 @@ use epoxide::{
 };
 
 use super::by_expert::{Padding, Slot, slots};
-use super::reference::{Wire, World, expert, round, same};
+use super::reference::{Wire, World, code_value, expert, quantize, round, same};
 use super::routing::Random;
 use super::{Checked, by_expert, exchange};
 
@@ -16,6 +16,8 @@ use super::{Checked, by_expert, exchange};
 pub struct Agreed {
     pub gated: bool,
     pub returned: bool,
+    /// What crosses between ranks is quantised.
+    pub fp8: bool,
 }
 
 /// What a rank may do as it likes.
@@ -60,7 +62,14 @@ impl Extra {
 }
 
 /// What ranks bring to the sum of a token: a row each, by their first selections.
-fn rows_of_ranks(world: &World, source: u32, token: u32, seen: &[bf16], layout: Layout, gated: bool) -> Vec<Vec<f32>> {
+fn rows_of_ranks(
+    world: &World,
+    source: u32,
+    token: u32,
+    seen: &[bf16],
+    layout: Layout,
+    agreed: Agreed,
+) -> Vec<Vec<f32>> {
     let owners = world.owners();
     let at = token as usize * world.top_k as usize;
     let (mut order, mut sums) = (Vec::new(), BTreeMap::<u32, Vec<f32>>::new());
@@ -79,10 +88,21 @@ fn rows_of_ranks(world: &World, source: u32, token: u32, seen: &[bf16], layout: 
                 Layout::Compact => expert(owner, *x),
                 _ => by_expert::expert(selected, *x),
             };
-            *sum += if gated { f32::from(x) * weight } else { f32::from(x) };
+            *sum += if agreed.gated { f32::from(x) * weight } else { f32::from(x) };
         }
     }
-    order.iter().map(|owner| sums[owner].iter().map(|sum| f32::from(round(*sum))).collect()).collect()
+    let row = |owner: &u32| {
+        let row: Vec<bf16> = sums[owner].iter().map(|sum| round(*sum)).collect();
+        if agreed.fp8 && *owner != source { crossed(&row) } else { row.into_iter().map(f32::from).collect() }
+    };
+    order.iter().map(row).collect()
+}
+
+/// What a row is that crosses in FP8.
+pub fn crossed(row: &[bf16]) -> Vec<f32> {
+    let (codes, scales) = quantize(row, row.len() as u32);
+    let groups = codes.chunks(128).zip(scales);
+    groups.flat_map(|(codes, scale)| codes.iter().map(move |code| code_value(*code) * scale)).collect()
 }
 
 /// The sums of `source`'s tokens, before they are rounded.
@@ -99,7 +119,7 @@ pub fn combined(
     let (mut y, mut seen) = (Vec::new(), vec![bf16::ZERO; hidden]);
     for token in 0..world.inputs[source as usize].tokens {
         wire.dequantized(token, world.hidden, &mut seen);
-        let mut rows = rows_of_ranks(world, source, token, &seen, layout, agreed.gated);
+        let mut rows = rows_of_ranks(world, source, token, &seen, layout, agreed);
         let here = token as usize * hidden..(token as usize + 1) * hidden;
         for bias in &extra.biases[..own.biases] {
             rows.push(bias[here.clone()].iter().map(|x| f32::from(*x)).collect());
@@ -219,6 +239,9 @@ impl Options {
         }
         if agreed.gated {
             input = input.gate_weighted();
+        }
+        if agreed.fp8 {
+            input = input.over_fp8();
         }
         if agreed.returned {
             let from: ReturnedWeights<'_> = from.slice(words..from.len() - words)?.into();

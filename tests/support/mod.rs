@@ -25,6 +25,7 @@ pub mod processes;
 pub mod reference;
 pub mod replay;
 pub mod routing;
+pub mod scale_columns;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -46,6 +46,19 @@ pub fn e4m3x4_from_f32(x: [f32; 4]) -> u32 {
     bits
 }
 
+/// By way of f16, which has every code's value.
+#[inline(always)]
+pub fn e4m3x4_to_f32(four: u32) -> [f32; 4] {
+    let (a, b, c, d): (f32, f32, f32, f32);
+    // SAFETY: pure arithmetic on registers; the low byte becomes the low half.
+    unsafe {
+        asm!("{{ .reg .b16 l, h, a, b, c, d; .reg .b32 p, q; mov.b32 {{l, h}}, {4}; cvt.rn.f16x2.e4m3x2 p, l; cvt.rn.f16x2.e4m3x2 q, h; mov.b32 {{a, b}}, p; mov.b32 {{c, d}}, q; cvt.f32.f16 {0}, a; cvt.f32.f16 {1}, b; cvt.f32.f16 {2}, c; cvt.f32.f16 {3}, d; }}",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) four,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    [a, b, c, d]
+}
+
 #[inline(always)]
 pub fn max_u16x2(a: u32, b: u32) -> u32 {
     let larger: u32;

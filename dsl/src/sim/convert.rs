@@ -1,11 +1,14 @@
 //! Conversions, packed arithmetic, and arithmetic with one result.
-use crate::float::software;
+use crate::float::{software, widen};
 
 pub fn bf16_from_f32(x: f32) -> u16 {
     software::bf16(x)
 }
 pub fn e4m3x4_from_f32(x: [f32; 4]) -> u32 {
     u32::from_le_bytes(x.map(software::e4m3))
+}
+pub fn e4m3x4_to_f32(four: u32) -> [f32; 4] {
+    four.to_le_bytes().map(widen::e4m3)
 }
 pub fn max_u16x2(a: u32, b: u32) -> u32 {
     let high = (a >> 16).max(b >> 16);

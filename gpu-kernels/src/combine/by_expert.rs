@@ -32,6 +32,9 @@ use crate::words::Phase;
 
 /// A combine of rows that lie by expert.
 pub(crate) trait ByExpert: Sum {
+    /// Whether an owner makes a row of its only row of a token too, and not of several alone.
+    const SINGLE_ROWS_TOO: bool = false;
+
     /// What every such combine takes.
     fn sums(&self) -> &CombineByExpertArgs;
 
@@ -120,6 +123,8 @@ pub(super) fn attempt<S: ByExpert>(rows: &S, watch: &wait::Watch) -> Result<(), 
     a.reduced.post(window, watch.epoch(), &bulk::land_without_copies());
     let _there = a.reduced.wait(window, watch, Phase::Reduced, watch.epoch())?;
     rows.beside();
+    // Where owners take more registers, the first part is loaded anew rather than kept.
+    let first = if S::SINGLE_ROWS_TOO { parts.first(&a.pull) } else { first };
     sum_parts(rows, parts, first);
     Ok(())
 }
@@ -189,7 +194,7 @@ fn reduce<S: ByExpert>(rows: &S, first: Work) {
             source = outputs.row(part.row).address();
         }
         let here = warp::ballot(warp::ALL, source != 0);
-        if here.count_ones() > 1 {
+        if here.count_ones() > u32::from(!S::SINGLE_ROWS_TOO) {
             let to = sums.row(peer.0 * a.max_tokens + parts.token(part.number)).as_global().cast();
             rows.sum_at_owner(parts.vectors(part.number, a.pull.hidden), to, here, part.row, source);
         }

@@ -18,6 +18,7 @@
 //! what is summed so are the sums of each rank: `by_expert` has its own protocol.
 mod args;
 mod by_expert;
+mod fp8_wire;
 mod options;
 mod parts;
 mod sum;
@@ -32,6 +33,7 @@ use epoxide_dsl::prelude::*;
 
 use crate::grid_warps;
 use crate::words::{Code, Kind, Phase, no_routing};
+pub(crate) use fp8_wire::ByFp8;
 pub(crate) use options::ByExpertWith;
 pub(crate) use parts::{Part, Parts};
 use sum::Rows;

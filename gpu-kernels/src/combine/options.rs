@@ -148,16 +148,21 @@ impl<const GATED: bool> ByExpert for ByExpertWith<'_, GATED> {
 
     #[inline(always)]
     fn beside(&self) {
-        let (a, options) = (&self.0.sums.pull, &self.0.options);
-        bring_weights(a, options, |token, position| {
-            let at = token * a.top_k + position;
-            let (rank, row) = (a.send_rank.load_weak(at), a.send_row.load_weak(at));
-            if rank < 0 {
-                return 0.0;
-            }
-            a.op.window().of(a.op.window().peer_of(Rank(rank as u32)), options.returned).load_weak(row)
-        });
+        bring_weights_by_expert(&self.0.sums.pull, &self.0.options);
     }
+}
+
+/// Fills the caller's weights where rows lie by expert: each selection has a row.
+#[inline(always)]
+pub(super) fn bring_weights_by_expert(a: &CombineArgs, options: &CombineOptions) {
+    bring_weights(a, options, |token, position| {
+        let at = token * a.top_k + position;
+        let (rank, row) = (a.send_rank.load_weak(at), a.send_row.load_weak(at));
+        if rank < 0 {
+            return 0.0;
+        }
+        a.op.window().of(a.op.window().peer_of(Rank(rank as u32)), options.returned).load_weak(row)
+    });
 }
 
 impl CombineOptions {
@@ -188,10 +193,10 @@ fn bring_weights(a: &CombineArgs, options: &CombineOptions, returned: impl Fn(u3
 
 /// The rows of a token at their owner: weighed if they are gated, and summed to a row.
 #[derive(Clone, Copy)]
-struct Weighed {
-    to: Global<U32x4>,
+pub(super) struct Weighed {
+    pub to: Global<U32x4>,
     /// That of this lane's row.
-    weight: f32,
+    pub weight: f32,
 }
 
 impl Terms for Weighed {
@@ -225,7 +230,7 @@ impl Terms for Weighed {
 
 /// A token's sum, with all options.
 #[derive(Clone, Copy)]
-struct Ending<const GATED: bool> {
+pub(super) struct Ending<const GATED: bool> {
     /// BF16 rows of the caller's.
     more: More,
     /// The row of `y`.
@@ -240,7 +245,7 @@ struct Ending<const GATED: bool> {
 
 impl<const GATED: bool> Ending<GATED> {
     #[inline(always)]
-    fn new(a: &CombineArgs, options: &CombineOptions, token: u32, weight: f32) -> Self {
+    pub(super) fn new(a: &CombineArgs, options: &CombineOptions, token: u32, weight: f32) -> Self {
         let (wide, accumulate) = (options.wide != 0, options.accumulate != 0);
         let row_bytes = a.hidden * 2;
         let y = a.y.rows(if wide { row_bytes * 2 } else { row_bytes }).row(token);

@@ -62,9 +62,9 @@ impl<const PARTIAL: bool> Rows<PARTIAL> {
 #[inline(always)]
 pub(super) fn sum_rows(vectors: [u32; 2], y: Global<U32x4>, rows: Rows<false>, source: u64) {
     match rows.count() {
-        0..=2 => sum_few::<2, 8, false>(vectors, y, rows, source),
-        3..=4 => sum_few::<4, 4, false>(vectors, y, rows, source),
-        5..=8 => sum_few::<8, 2, false>(vectors, y, rows, source),
+        0..=2 => sum_few::<2, 8>(vectors, y, rows, source),
+        3..=4 => sum_few::<4, 4>(vectors, y, rows, source),
+        5..=8 => sum_few::<8, 2>(vectors, y, rows, source),
         _ => sum_many::<2, false>(vectors, y, rows, source),
     }
 }
@@ -73,30 +73,30 @@ pub(super) fn sum_rows(vectors: [u32; 2], y: Global<U32x4>, rows: Rows<false>, s
 #[inline(always)]
 pub(super) fn sum_some_rows(vectors: [u32; 2], y: Global<U32x4>, rows: Rows<false>, source: u64) {
     match rows.count() {
-        0..=4 => sum_few::<4, 4, false>(vectors, y, rows, source),
+        0..=4 => sum_few::<4, 4>(vectors, y, rows, source),
         _ => sum_many::<2, false>(vectors, y, rows, source),
     }
 }
 
-/// [`sum_rows`] with several rows of one rank among them, whose sum takes the registers of half of the loads. Warp-collective.
+/// [`sum_rows`] with several rows of one rank among them, whose sum takes registers too. Warp-collective.
 #[inline(always)]
 pub(super) fn sum_with_several(vectors: [u32; 2], y: Global<U32x4>, rows: Rows<true>, source: u64) {
     match rows.count() {
-        0..=4 => sum_few::<4, 2, true>(vectors, y, rows, source),
-        5..=8 => sum_few::<8, 1, true>(vectors, y, rows, source),
+        0..=4 => sum_in_turn::<4, 4>(vectors, y, rows, source),
+        5..=8 => sum_in_turn::<8, 2>(vectors, y, rows, source),
         _ => sum_many::<1, true>(vectors, y, rows, source),
     }
 }
 
 /// Sums at most `ROWS` rows, `VECTORS` vectors at a time. Warp-collective.
 #[inline(always)]
-fn sum_few<const ROWS: usize, const VECTORS: usize, const P: bool>(
+fn sum_few<const ROWS: usize, const VECTORS: usize>(
     [mut first, end]: [u32; 2],
     y: Global<U32x4>,
-    mut rows: Rows<P>,
+    mut rows: Rows<false>,
     source: u64,
 ) {
-    let taken = Taken::<ROWS, P>::take(&mut rows, source);
+    let taken = Taken::<ROWS, false>::take(&mut rows, source);
     let at_once = VECTORS as u32 * warp::LANES;
     while first + at_once <= end {
         let mut sums = [Sum::ZERO; VECTORS];
@@ -108,6 +108,30 @@ fn sum_few<const ROWS: usize, const VECTORS: usize, const P: bool>(
         let mut sums = [Sum::ZERO; VECTORS];
         taken.add::<VECTORS, false>(first, end, &mut sums);
         store::<VECTORS, false>(y, first, end, &sums);
+    }
+}
+
+/// [`sum_few`] with several rows of one rank among them: as many loads in flight, each vector written before the next is summed, so that there is one sum
+/// at a time. With few blocks it is what waits for a peer's row, and half of the loads would take twice as long. Warp-collective.
+#[inline(always)]
+fn sum_in_turn<const ROWS: usize, const VECTORS: usize>(
+    [mut first, end]: [u32; 2],
+    y: Global<U32x4>,
+    mut rows: Rows<true>,
+    source: u64,
+) {
+    let taken = Taken::<ROWS, true>::take(&mut rows, source);
+    while first < end {
+        let mut loaded = taken.sources.load::<VECTORS, false>(first, end);
+        unroll!(V in 8 if V < VECTORS => {
+            let vector = first + warp::lane() + V as u32 * warp::LANES;
+            if vector < end {
+                let mut sum = Sum::ZERO;
+                taken.add_vector(&mut loaded[V], &mut sum);
+                y.store_weak(vector, round(&sum.ranks));
+            }
+        });
+        first += VECTORS as u32 * warp::LANES;
     }
 }
 
@@ -215,14 +239,20 @@ impl<const MOST: usize, const P: bool> Taken<MOST, P> {
         const { assert!(MOST * VECTORS == if P { IN_FLIGHT / 2 } else { IN_FLIGHT }) };
         let mut loaded = self.sources.load::<VECTORS, WHOLE>(first, end);
         unroll!(V in 8 if V < VECTORS => {
-            if P {
-                self.sum_several(&mut loaded[V], &mut sums[V].several);
-            }
-            unroll!(J in 8 if J < MOST => {
-                // A missing row adds +0, which changes no bit of a sum that began at +0.
-                let x = widen(loaded[V][J]);
-                unroll!(I in 8 => { sums[V].ranks[I] += x[I]; });
-            });
+            self.add_vector(&mut loaded[V], &mut sums[V]);
+        });
+    }
+
+    /// Adds a vector of every row, in order.
+    #[inline(always)]
+    fn add_vector(&self, loaded: &mut [[u32; 4]; MOST], sum: &mut Sum) {
+        if P {
+            self.sum_several(loaded, &mut sum.several);
+        }
+        unroll!(J in 8 if J < MOST => {
+            // A missing row adds +0, which changes no bit of a sum that began at +0.
+            let x = widen(loaded[J]);
+            unroll!(I in 8 => { sum.ranks[I] += x[I]; });
         });
     }
 

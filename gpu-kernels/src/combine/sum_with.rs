@@ -48,9 +48,15 @@ impl More {
         self
     }
 
+    /// Whether there are any.
+    #[inline(always)]
+    pub(super) fn is_some(self) -> bool {
+        self.count != 0
+    }
+
     /// Takes the first.
     #[inline(always)]
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         let [first, second, third] = self.addresses;
         *self = Self { addresses: [second, third, 0], count: self.count - 1 };
         first
@@ -176,7 +182,7 @@ fn add<const MOST: usize, T: Terms>(
 
 /// Adds what is added last, and writes the sum.
 #[inline(always)]
-fn finish<T: Terms>(terms: T, vector: u32, last: [U32x4; 2], mut sum: [f32; 8]) {
+pub(super) fn finish<T: Terms>(terms: T, vector: u32, last: [U32x4; 2], mut sum: [f32; 8]) {
     unroll!(I in 8 => { sum[I] += f32::from_bits(last[I / 4][I % 4]); });
     terms.store(vector, &sum);
 }

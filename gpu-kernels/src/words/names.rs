@@ -41,6 +41,14 @@ numbered! {
         CombineGatedReturning = 7, "gate-weighted combine with returned weights";
         /// [`crate::gradient`]; it has no entry word, and the epoch of its dispatch.
         WeighGradients = 8, "gradient of gate weights";
+        /// [`crate::combine`] of rows that cross in FP8.
+        CombineFp8 = 12, "combine over FP8";
+        /// The same of rows that it weighs by their gate weights.
+        CombineFp8Gated = 13, "gate-weighted combine over FP8";
+        /// [`crate::combine`] of rows that cross in FP8, which brings weights back.
+        CombineFp8Returning = 14, "combine over FP8 with returned weights";
+        /// The same of rows that it weighs by their gate weights.
+        CombineFp8GatedReturning = 15, "gate-weighted combine over FP8 with returned weights";
     }
 }
 

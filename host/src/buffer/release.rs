@@ -45,4 +45,124 @@ impl ElasticBuffer {
         self.noted();
         Ok(())
     }
+
+    /// Frees a row slot whose dispatch was enqueued, and which nobody has a handle of since what belongs behind it was not. On peers that had no
+    /// such error the rows are there: they release them, or combine by another handle than this rank, which they are told.
+    pub(crate) fn or_give_back(&mut self, row: u32, behind: Result<()>) -> Result<()> {
+        if behind.is_err() {
+            self.rows.of_mut(row).ends(State::Idle { combined: None });
+        }
+        behind
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use crate::runtime::Runtime;
+    use crate::{
+        CombineInput, Comm, Config, DispatchInput, Dispatched, ElasticBuffer, Error, ExpertOutputs, Layout, LocalGroup,
+        Mode, Result, ScaleLayout, WireFormat,
+    };
+
+    const HIDDEN: u32 = 16;
+
+    /// Lets launches of a kernel fail while `call` is made, which must fail by that.
+    fn refused<T>(buffer: &mut ElasticBuffer, what: &'static str, call: impl FnOnce(&mut ElasticBuffer) -> Result<T>) {
+        let comm = buffer.comm.clone();
+        let Runtime::Sim(runtime) = &*comm.inner().runtime else { unreachable!("the group is simulated") };
+        runtime.refuse(Some(what));
+        let made = call(buffer).map(|_| ());
+        runtime.refuse(None);
+        let said = made.expect_err("it is refused").to_string();
+        assert!(said.ends_with(&format!("{what} is refused")), "{said}");
+    }
+
+    fn dispatch(buffer: &mut ElasticBuffer) -> Result<Dispatched> {
+        let comm = buffer.comm.clone();
+        let x = comm.tensor(&[bf16::ONE; 2 * HIDDEN as usize])?;
+        let (idx, weights) = (comm.tensor(&[0i64, 3])?, comm.tensor(&[1.0f32; 2])?);
+        buffer.dispatch(&DispatchInput::new(2, &x, &idx, &weights).keeping_rows())
+    }
+
+    fn combine(buffer: &mut ElasticBuffer, handle: &Dispatched) -> Result<()> {
+        let mut y = buffer.comm.empty::<bf16>(2 * u64::from(HIDDEN))?;
+        buffer.combine(handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+        buffer.synchronize()
+    }
+
+    fn check(config: Config, test: impl Fn(&Comm, &mut ElasticBuffer) -> Result<()> + Sync) {
+        LocalGroup::simulated(2, Mode::Fast { workers: 1 })
+            .unwrap()
+            .run(|comm| {
+                let mut buffer = ElasticBuffer::new(&comm, config.clone())?;
+                test(&comm, &mut buffer)?;
+                buffer.close()
+            })
+            .unwrap();
+    }
+
+    fn config() -> Config {
+        Config::new(4, 1, HIDDEN, 2)
+    }
+
+    /// The rows would be kept for good: with one slot no dispatch would come after this one, with two the second would be the last.
+    #[test]
+    fn a_dispatch_that_nobody_has_a_handle_of_holds_no_slot() {
+        let fp8 = config().with_format(WireFormat::Fp8).with_scale_layout(ScaleLayout::ColumnMajor);
+        for (config, what) in [(fp8, "lay_scale_columns"), (config().with_poisoned_expert_outputs(), "fill")] {
+            for row_slots in [1, 2] {
+                check(config.clone().with_row_slots(row_slots), |_, buffer| {
+                    refused(buffer, what, dispatch);
+                    let handles = (0..row_slots).map(|_| dispatch(buffer)).collect::<Result<Vec<_>>>()?;
+                    handles.iter().try_for_each(|handle| combine(buffer, handle))
+                });
+            }
+        }
+    }
+
+    /// One rank's launch fails, and the other gives its rows up: both go on in the same slots.
+    #[test]
+    fn ranks_stay_in_step_when_one_has_no_handle() {
+        let fp8 = config().with_format(WireFormat::Fp8).with_scale_layout(ScaleLayout::ColumnMajor).with_row_slots(2);
+        check(fp8, |comm, buffer| {
+            match comm.rank() {
+                0 => refused(buffer, "lay_scale_columns", dispatch),
+                _ => {
+                    let handle = dispatch(buffer)?;
+                    buffer.release(&handle)?;
+                }
+            }
+            let handles = [dispatch(buffer)?, dispatch(buffer)?];
+            assert_eq!(handles.each_ref().map(Dispatched::row_slot), [1, 0]);
+            handles.iter().try_for_each(|handle| combine(buffer, handle))
+        });
+    }
+
+    #[test]
+    fn a_gradient_that_nobody_has_a_handle_of_holds_no_slot() {
+        let layout = Layout::ExpertContiguous { alignment: 1 };
+        let config = config().with_layout(layout).with_returned_weights().with_row_slots(2);
+        check(config, |comm, buffer| {
+            let handle = dispatch(buffer)?;
+            combine(buffer, &handle)?;
+            let dy = comm.tensor(&[bf16::ONE; 2 * HIDDEN as usize])?;
+            refused(buffer, "weigh_gradients", |b| b.dispatch_gradient(&handle, &dy, ExpertOutputs::InPlace));
+            let again = buffer.dispatch_gradient(&handle, &dy, ExpertOutputs::InPlace)?;
+            combine(buffer, &again)
+        });
+    }
+
+    #[test]
+    fn a_region_that_was_not_lent_can_be_asked_for_again() {
+        check(config().with_poisoned_expert_outputs(), |comm, buffer| {
+            let outputs = comm.tensor(&[bf16::ONE; 2 * HIDDEN as usize])?;
+            refused(buffer, "fill", ElasticBuffer::lend_expert_outputs);
+            let early = buffer.stage_lent_expert_outputs(&outputs);
+            assert!(matches!(early, Err(Error::WrongOrder { call: "stage_lent_expert_outputs", .. })), "{early:?}");
+            buffer.lend_expert_outputs()?;
+            buffer.stage_lent_expert_outputs(&outputs)
+        });
+    }
 }

@@ -16,6 +16,9 @@ pub(crate) struct SimRuntime {
     /// The rank's host thread; a mutex, because a rank may be driven from more than one thread, one at a time.
     actor: Arc<Mutex<Actor>>,
     recordings: Recordings,
+    /// What a test has it refuse.
+    #[cfg(test)]
+    refused: Mutex<Option<&'static str>>,
 }
 
 /// Alignment of device memory, as CUDA's allocator gives it.
@@ -23,7 +26,26 @@ const ALIGN: u64 = 256;
 
 impl SimRuntime {
     pub(crate) fn new(actor: Actor) -> Self {
-        Self { actor: Arc::new(Mutex::new(actor)), recordings: Recordings::default() }
+        Self {
+            actor: Arc::new(Mutex::new(actor)),
+            recordings: Recordings::default(),
+            #[cfg(test)]
+            refused: Mutex::default(),
+        }
+    }
+
+    /// Refuses launches of the kernel of this name, or fills if it is `fill`, as a driver may.
+    #[cfg(test)]
+    pub(crate) fn refuse(&self, what: Option<&'static str>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    #[cfg(test)]
+    fn check_refused(&self, what: &str) -> Result<()> {
+        match *self.refused.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(refused) if refused == what => Err(Error::Simulator { message: format!("{what} is refused") }),
+            _ => Ok(()),
+        }
     }
 
     fn actor(&self) -> MutexGuard<'_, Actor> {
@@ -168,6 +190,8 @@ impl SimRuntime {
         if self.recordings.take(stream, || Work::Fill { to, byte, bytes }) {
             return Ok(());
         }
+        #[cfg(test)]
+        self.check_refused("fill")?;
         // SAFETY: it runs in stream order, and until the stream has passed it these are `bytes` of device memory that nothing
         // else touches: the caller's promise.
         Ok(unsafe { self.actor().fill_bytes(stream, to, byte, bytes) }?)
@@ -235,6 +259,8 @@ impl SimRuntime {
         args: &A,
         stream: Stream,
     ) -> Result<()> {
+        #[cfg(test)]
+        self.check_refused(kernel.name())?;
         let launch = kernel.simulated(grid, shared_bytes, *args);
         if self.recordings.take(stream, || Work::Launch(launch.clone())) {
             return Ok(());

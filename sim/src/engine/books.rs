@@ -1,6 +1,6 @@
 //! The machine's books: what workers and actors share, and what of it is under the lock.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -54,6 +54,8 @@ pub(crate) struct Books {
     pub streams: Vec<Vec<Queue>>,
     /// How often each rank has launched.
     pub launches: Vec<u64>,
+    /// The names of all kernels that were launched.
+    pub kernels: BTreeSet<&'static str>,
     pub placing: Vec<VecDeque<Placing>>,
     pub free_parts: Vec<u64>,
     /// Finished blocks of the kernel at a stream's head.
@@ -196,6 +198,7 @@ impl Books {
             actors: (0..config.ranks).map(actor).collect(),
             streams: (0..ranks).map(|_| Vec::new()).collect(),
             launches: vec![0; ranks],
+            kernels: BTreeSet::new(),
             placing: (0..ranks).map(|_| VecDeque::new()).collect(),
             free_parts: vec![u64::from(config.sms_per_rank) * SM_PARTS; ranks],
             finished: HashMap::new(),

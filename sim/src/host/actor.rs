@@ -109,6 +109,7 @@ impl Actor {
         let launches = &mut books.launches[self.rank as usize];
         *launches += 1;
         let grid = Grid::new(launch, stream, *launches);
+        books.kernels.insert(grid.launch.kernel);
         self.push(&mut books, stream, Op::Kernel(Arc::new(grid)))
     }
 

@@ -1,6 +1,7 @@
 //! The handle on a machine that users clone, and the life of its workers: when the last handle goes, an actor's included, the
 //! workers drop what is resident and end.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
@@ -146,6 +147,12 @@ impl Machine {
     #[must_use]
     pub fn trace_hash(&self) -> u64 {
         self.core().trace.load(Ordering::Relaxed)
+    }
+
+    /// Returns the names of all kernels that this process has launched on the machine so far.
+    #[must_use]
+    pub fn launched_kernels(&self) -> BTreeSet<&'static str> {
+        self.core().lock().kernels.clone()
     }
 
     pub(crate) fn core(&self) -> &Core {

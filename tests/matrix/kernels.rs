@@ -1,0 +1,153 @@
+//! Every instance of a kernel, each launched by some small cell or by a call of its own: for who watches them from outside, such as NVIDIA's
+//! compute-sanitizer. That none is missing the simulated machine tells, which knows what was launched on it; which kernel a call launches does not
+//! depend on the device.
+use std::collections::BTreeSet;
+
+use epoxide::quantize::Quantizer;
+use epoxide::{Comm, LocalGroup, Machine, MachineConfig, Result, WireFormat, bf16};
+use epoxide_kernels::families;
+
+use super::cell::{self, Filter, Part};
+use super::dimensions::Cell;
+use super::round;
+use super::sense::{self, Sense};
+use super::support::reference::same;
+use super::support::routing::{Random, rows};
+use super::support::{Checked, Device, complaints, packed, reference};
+use super::worlds;
+
+/// Kernels for ranks that go on without others, which are processes: `recovery` and `kills` launch them.
+const OF_PROCESSES: [&str; 2] = ["stand_in", "without_masked"];
+
+/// What all cells have. Rows end in the middle of a warp's vectors.
+const SMALL: &str = "schedule=Fast,ranks=2,top_k=3,experts=Even,routing=Uniform,row_bytes=1008,row_bytes=2896,alignment=1,alignment=8,\
+                     num_sms=2,calls=2,room=Worst,stream=Own,routings=1,row_slots=1,gradient=false,kept=false,padding=false";
+/// Nothing that decides which kernel it is, unless a cell says so.
+const PLAIN: &str = "biases=0,accumulate=false,y=Bf16,gated=false,returned=false,over_fp8=false,statistics=false";
+
+/// Forms in which rows are given, each with kernels of its own.
+const FORMS: [&str; 5] = [
+    "rows=Bf16,columns=false",
+    "rows=Fp8Inside,scales=F32,columns=false",
+    "rows=Fp8Brought,scales=F32,columns=true",
+    "rows=Fp8Inside,scales=Ue8m0,columns=true",
+    "rows=Fp8Inside,scales=Mx,columns=false",
+];
+
+/// Cells of which the names do not follow from a form and a layout.
+const OTHERS: [&str; 7] = [
+    "layout=Compact,rows=Bf16,columns=false,told=false,again=false,outputs=Lent,biases=2,accumulate=true,y=Bf16,gated=false,returned=true",
+    "layout=ByExpert,rows=Bf16,columns=false,told=false,again=false,outputs=Staged,biases=1,accumulate=true,y=F32,gated=false,returned=true",
+    "layout=ByExpert,rows=Bf16,columns=false,told=false,again=false,outputs=Kernel,biases=0,accumulate=false,y=Bf16,gated=true,returned=false",
+    "layout=Slab,rows=Bf16,columns=false,told=true,again=true,outputs=Tensor,biases=0,accumulate=false,y=Bf16,gated=true,returned=true",
+    "layout=ByExpert,rows=Bf16,columns=false,told=false,again=true,outputs=Host,biases=0,accumulate=false,y=Bf16,gated=false,returned=false,gradient=true",
+    "layout=ByExpert,rows=Bf16,columns=false,told=false,again=false,outputs=Tensor,biases=2,accumulate=true,y=F32,gated=false,returned=true,over_fp8=true",
+    "layout=Slab,rows=Bf16,columns=false,told=false,again=false,outputs=Host,biases=0,accumulate=false,y=Bf16,gated=true,returned=false,over_fp8=true",
+];
+
+/// The cells.
+fn cells(device: Device) -> Vec<Cell> {
+    let mut filters = Vec::new();
+    for (layout, told) in [("Compact", false), ("Compact", true), ("ByExpert", false), ("Slab", true)] {
+        filters.extend(FORMS.map(|form| {
+            format!("{SMALL},{PLAIN},layout={layout},{form},told={told},again=true,outputs=Tensor,outputs=Kernel")
+        }));
+    }
+    filters.extend(OTHERS.map(|other| match other.contains("gradient=") {
+        true => format!("{},{other},over_fp8=false,statistics=false", SMALL.replace("gradient=false,", "")),
+        false if other.contains("over_fp8=") => format!("{SMALL},{other},statistics=false"),
+        false => format!("{SMALL},{other},over_fp8=false,statistics=false"),
+    }));
+    let runs = |filter: &String| {
+        let cell = cell::sample(11, device, &Filter::parse(filter)).find(|cell| sense::of(cell, device) == Sense::Runs);
+        cell.unwrap_or_else(|| panic!("no cell runs: {filter}"))
+    };
+    filters.iter().map(runs).collect()
+}
+
+/// Runs `f` on as many ranks; the names of what was launched, where the device tells.
+fn launched(
+    cell: &Cell,
+    device: Device,
+    f: impl Fn(&Comm) -> Result<Checked> + Sync,
+) -> (BTreeSet<&'static str>, Checked) {
+    if device == Device::Cuda {
+        return (BTreeSet::new(), device.check(cell.ranks, worlds::mode(cell), |comm| f(&comm)));
+    }
+    let machine = Machine::new(MachineConfig::new(cell.ranks, worlds::mode(cell))).expect("a machine");
+    let group = LocalGroup::on_machine(&machine).expect("a group");
+    let checked = complaints(group.run_all(|comm| f(&comm)));
+    (machine.launched_kernels(), checked)
+}
+
+/// The kernels of one rank's tensors.
+fn tensors(comm: &Comm) -> Result<Checked> {
+    const HIDDEN: u32 = 528;
+    let x = rows(&mut Random::new(3), 5, HIDDEN);
+    let elements = x.len() as u64;
+    let from = comm.tensor(&x)?;
+    comm.delay(std::time::Duration::from_micros(1))?;
+    let mut checked = Ok(());
+    for format in [WireFormat::Fp8, WireFormat::Fp8Ue8m0, WireFormat::Mxfp8] {
+        let quantizer = match format {
+            WireFormat::Fp8 => Quantizer::new(comm)?,
+            packed => Quantizer::with_packed_scales(comm, packed)?,
+        };
+        let (mut codes, mut y) = (comm.empty::<u8>(elements)?, comm.empty::<bf16>(elements)?);
+        let mut want = vec![bf16::ZERO; x.len()];
+        if format == WireFormat::Fp8 {
+            let (want_codes, want_scales) = reference::quantize(&x, HIDDEN);
+            let mut scales = comm.tensor(&vec![0.0f32; want_scales.len()])?;
+            quantizer.quantize(&from, 5, HIDDEN, &mut codes, &mut scales)?;
+            quantizer.dequantize(&codes, &scales, 5, HIDDEN, &mut y)?;
+            checked = checked.and(same("codes", &codes.to_vec()?, &want_codes, HIDDEN as usize));
+            checked = checked.and(same("scales", &scales.to_vec()?, &want_scales, 1));
+            let scales = want_scales.chunks_exact(want_scales.len() / 5);
+            let rows = want_codes.chunks_exact(HIDDEN as usize).zip(scales);
+            rows.zip(want.chunks_exact_mut(HIDDEN as usize))
+                .for_each(|((codes, scales), row)| reference::dequantize_row(codes, scales, row));
+        } else {
+            let group = packed::group(format);
+            let (want_codes, want_scales) = packed::quantize(&x, HIDDEN, group);
+            let mut scales = comm.tensor(&vec![0u32; want_scales.len()])?;
+            quantizer.quantize_packed(&from, 5, HIDDEN, &mut codes, &mut scales)?;
+            quantizer.dequantize_packed(&codes, &scales, 5, HIDDEN, &mut y)?;
+            checked = checked.and(same("codes", &codes.to_vec()?, &want_codes, HIDDEN as usize));
+            checked = checked.and(same("scales", &scales.to_vec()?, &want_scales, 1));
+            let scales = want_scales.chunks_exact(want_scales.len() / 5);
+            let rows = want_codes.chunks_exact(HIDDEN as usize).zip(scales);
+            rows.zip(want.chunks_exact_mut(HIDDEN as usize))
+                .for_each(|((codes, scales), row)| packed::dequantize_row(codes, scales, group, row));
+        }
+        checked = checked.and(same("elements", &y.to_vec()?, &want, HIDDEN as usize));
+    }
+    Ok(checked)
+}
+
+/// Launches every kernel, or a part of them; what they come to is the reference. Says how many there are, and that none is missing.
+pub fn every_one(device: Device, part: Part) -> Checked {
+    let all: BTreeSet<&str> = families::ALL.iter().flat_map(|family| family.entries).copied().collect();
+    let mut seen = BTreeSet::new();
+    let cells = cells(device);
+    for (_, cell) in (0..).zip(&cells).filter(|(number, _)| number % part.of + 1 == part.number) {
+        let plan = worlds::plan(cell);
+        let (names, checked) = launched(cell, device, |comm| round::rank(cell, &plan, comm));
+        checked.map_err(|why| format!("{cell}\n{why}"))?;
+        seen.extend(names);
+    }
+    let (names, checked) = launched(&cells[0], device, tensors);
+    checked?;
+    seen.extend(names);
+    let missing: Vec<_> = all.difference(&seen).filter(|name| !OF_PROCESSES.contains(name)).collect();
+    if (device, part) == (Device::Simulated, Part::WHOLE) && !missing.is_empty() {
+        return Err(format!("nobody launched {missing:?}"));
+    }
+    let (here, families) = (all.len() - OF_PROCESSES.len(), families::ALL.len());
+    println!(
+        "part {part} of {} cells is right; the whole launches {here} of {} kernels in {families} families, all but {}",
+        cells.len(),
+        all.len(),
+        OF_PROCESSES.join(" and ")
+    );
+    Ok(())
+}
