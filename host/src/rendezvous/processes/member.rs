@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::frame::{Kind, MAX_FDS, MAX_PAYLOAD};
 pub(crate) use super::peers::Gathered;
 use super::peers::{ERA, Missing, Peers};
-use super::send::{Message, send};
+use super::send::{Line, Message, send};
 use super::watch::{Watch, Watched};
 use crate::error::{Error, Result};
 use crate::gone::Gone;
@@ -73,8 +73,8 @@ impl Over {
 struct Way {
     connection: Arc<OwnedFd>,
     local: bool,
-    /// Held while a frame is sent, so that frames are whole.
-    whole: Mutex<()>,
+    /// Held while a frame is sent, so that frames are whole; what is left of one that was begun.
+    rest: Mutex<Vec<u8>>,
 }
 
 impl fmt::Debug for Processes {
@@ -97,7 +97,7 @@ impl Processes {
             ways.push(link.map(|Link { connection, local, process }| {
                 let connection = Arc::new(connection);
                 watched.push(Watched { rank: peer, connection: Arc::clone(&connection), process });
-                Way { connection, local, whole: Mutex::default() }
+                Way { connection, local, rest: Mutex::default() }
             }));
         }
         let watch = Watch::start(Arc::clone(&peers), watched).map_err(|error| Error::Bootstrap {
@@ -158,6 +158,20 @@ impl Processes {
     /// As [`Self::all_gather`]; [`Error::InvalidArgument`] for descriptors where a rank is not [local](Self::is_local), or for too many. A
     /// rank with too many open to take more has the giver as gone.
     pub(crate) fn all_gather_fds(&self, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Vec<Gathered>> {
+        self.all_gather_within(payload, fds, self.patience)
+    }
+
+    /// [`Self::all_gather_fds`] that waits for the others no longer than this.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::all_gather_fds`].
+    pub(crate) fn all_gather_within(
+        &self,
+        payload: &[u8],
+        fds: &[BorrowedFd<'_>],
+        patience: Duration,
+    ) -> Result<Vec<Gathered>> {
         if payload.len() > MAX_PAYLOAD {
             return Err(Error::argument(
                 "payload",
@@ -187,12 +201,12 @@ impl Processes {
             return Err(why);
         }
         *rounds += 1;
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + patience;
         let message = Message { kind: Kind::Gather, round: *rounds, payload, fds };
         let reached = self.reach_all(&message, deadline);
         // Who could not be reached is gone, or has not read in time: the wait for its payload says so, unless it had sent that before.
         let met = self.peers.gather(self.rank, *rounds, deadline);
-        let mut all = met.and_then(|all| reached.map(|()| all)).map_err(|missing| self.not_met(missing))?;
+        let mut all = met.and_then(|all| reached.map(|()| all)).map_err(|missing| self.not_met(missing, patience))?;
         all[self.rank as usize] = Some(own);
         let of_masked = || Gathered { payload: payload.to_vec(), fds: Vec::new() };
         Ok(all.into_iter().map(|gathered| gathered.unwrap_or_else(of_masked)).collect())
@@ -294,12 +308,12 @@ impl Processes {
         let masked = self.masked();
         let all = (0..).zip(&self.links).filter(|(rank, _)| masked >> rank & 1 == 0);
         let ways: Vec<(u32, &Way)> = all.filter_map(|(rank, way)| Some((rank, way.as_ref()?))).collect();
-        let mut whole: Vec<_> =
-            ways.iter().map(|(_, way)| Some(way.whole.lock().unwrap_or_else(PoisonError::into_inner))).collect();
-        let connections: Vec<&OwnedFd> = ways.iter().map(|(_, way)| &*way.connection).collect();
         // Each is free for another frame as soon as this one is in it.
-        let unread =
-            send(&connections, message, deadline, &mut |i| whole[i] = None, &|| self.peers.is_in_vain(message.round));
+        let lines = ways
+            .iter()
+            .map(|(_, way)| Line::new(&way.connection, way.rest.lock().unwrap_or_else(PoisonError::into_inner)))
+            .collect();
+        let unread = send(lines, message, deadline, &|| self.peers.is_in_vain(message.round));
         if unread.is_empty() { Ok(()) } else { Err(Missing::Late(unread.into_iter().map(|i| ways[i].0).collect())) }
     }
 
@@ -321,29 +335,24 @@ impl Processes {
         let deadline = Instant::now() + LAST_WORDS;
         for way in self.links.iter().flatten() {
             // A thread that gathers may hold it, because the peer does not read: then it does not read this either.
-            let whole = loop {
-                match way.whole.try_lock() {
-                    Ok(whole) => break Some(whole),
-                    Err(TryLockError::Poisoned(whole)) => break Some(whole.into_inner()),
+            let rest = loop {
+                match way.rest.try_lock() {
+                    Ok(rest) => break Some(rest),
+                    Err(TryLockError::Poisoned(rest)) => break Some(rest.into_inner()),
                     Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                         std::thread::sleep(Duration::from_millis(1))
                     }
                     Err(TryLockError::WouldBlock) => break None,
                 }
             };
-            if whole.is_some() {
-                send(
-                    &[&*way.connection],
-                    &Message { kind, round: 0, payload, fds: &[] },
-                    deadline,
-                    &mut |_| {},
-                    &|| false,
-                );
+            if let Some(rest) = rest {
+                let message = Message { kind, round: 0, payload, fds: &[] };
+                send(vec![Line::new(&way.connection, rest)], &message, deadline, &|| false);
             }
         }
     }
 
-    fn not_met(&self, missing: Missing) -> Error {
+    fn not_met(&self, missing: Missing, patience: Duration) -> Error {
         let rank = self.rank;
         match missing {
             Missing::Gone(rank, how) => {
@@ -356,7 +365,7 @@ impl Processes {
                 .clone()
                 .unwrap_or_else(|| Error::Bootstrap { message: format!("rank {rank} has left the group") }),
             Missing::Late(late) => {
-                let waited = format!("waited {} s for ranks {late:?}", self.patience.as_secs_f64());
+                let waited = format!("waited {} s for ranks {late:?}", patience.as_secs_f64());
                 let error = Error::Bootstrap { message: format!("rank {rank} {waited}") };
                 self.give_up(error.clone(), &format!("it {waited}"));
                 error
