@@ -3,6 +3,7 @@ mod launch;
 mod nccl;
 mod on_gpu;
 mod process;
+mod run;
 mod streams;
 mod tensors;
 
