@@ -6,14 +6,14 @@ use crate::error::{Error, Result};
 use crate::mirror::Mirror;
 use crate::rendezvous::meet;
 use crate::runtime::{Mapped, RawEvent};
-use crate::transport::local::{LeftBehind, number};
+use crate::transport::local::{LeftBehind, OfBuffer, number};
 
 /// How often is looked whether a stream is idle.
 const LOOK: Duration = Duration::from_millis(1);
 
 impl ElasticBuffer {
     /// Waits for this rank's operations and for all that is on its streams, then for every rank, and frees the memory. Collective; a buffer that is dropped instead
-    /// leaves its memory to the group, until the last rank's [`Comm`](crate::Comm) is gone. [`Self::close_within`] does not wait for ever.
+    /// leaves its memory to the group, until all ranks have dropped it and make another one, or the last rank's [`Comm`](crate::Comm) is gone. [`Self::close_within`] does not wait for ever.
     ///
     /// # Errors
     ///
@@ -139,7 +139,9 @@ impl Drop for ElasticBuffer {
         let inner = self.comm.inner();
         inner.alarm.dismiss(self.id);
         let masked = self.masked.as_ref().map(|masked| masked.memory);
+        let of = OfBuffer { rank: inner.rank, number: number(self.id), blocks: self.blocks };
         let part = LeftBehind {
+            of: Some(of),
             after: inner.marks(),
             windows: vec![self.windows.window()],
             memory: [self.private].into_iter().chain(masked).collect(),

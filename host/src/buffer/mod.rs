@@ -1,5 +1,6 @@
 //! The buffer: a rank's window, what it knows of its peers' windows, and the state of its operations.
 mod close;
+mod dropped;
 mod masked;
 mod open;
 mod other_slot;
@@ -97,10 +98,11 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// None that [`Self::new`] would not have returned.
+    /// None that [`Self::new`] would not have returned; [`Error::Cuda`] when the device failed.
     pub fn bytes(&self) -> Result<BytesNeeded> {
         let bytes = bytes_needed(&self.config, self.comm.size(), self.blocks)?;
-        Ok(bytes.with_granularity(self.comm.inner().runtime.window_granule()))
+        let inner = self.comm.inner();
+        Ok(bytes.with_granularity(inner.local.transport().granule(&inner.runtime)?))
     }
 
     /// First expert of this rank, and how many it has.

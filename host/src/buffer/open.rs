@@ -10,6 +10,7 @@ use epoxide_kernels::layout::DispatchShared;
 use epoxide_kernels::measure::copy_words::copy_words;
 use epoxide_kernels::words::UNUSED_EVEN;
 
+use super::dropped::take_back;
 use super::overflows::Overflows;
 use super::routings::Routings;
 use super::row_slots::RowSlots;
@@ -44,6 +45,7 @@ impl ElasticBuffer {
         let inner = comm.inner();
         let turn = inner.rendezvous.turn();
         agree(&turn, &config.fields(blocks))?;
+        take_back(inner, &turn)?;
         inner.add_up_sms(&turn, blocks)?;
         // The same on every rank from here on, and so are the numbers of buffers.
         let id = inner.next_buffer_id();
