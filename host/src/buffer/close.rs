@@ -5,7 +5,7 @@ use super::ElasticBuffer;
 use crate::error::{Error, Result};
 use crate::mirror::Mirror;
 use crate::rendezvous::meet;
-use crate::runtime::{Mapped, RawEvent};
+use crate::runtime::{Heap, Mapped, RawEvent};
 use crate::transport::local::{LeftBehind, OfBuffer, number};
 
 /// How often is looked whether a stream is idle.
@@ -77,7 +77,7 @@ impl ElasticBuffer {
             let freed = unsafe {
                 let mapped = mapped.into_iter().map(|mapped| heap.free_mapped(mapped)).fold(Ok(()), Result::and);
                 let masked = self.masked.take().map_or(Ok(()), |masked| heap.free(masked.memory));
-                [self.windows.free(&heap), heap.free(self.private), masked, mapped, tensors]
+                [self.free_windows(&heap), heap.free(self.private), masked, mapped, tensors]
             };
             inner.release_sms(self.blocks);
             self.freed = true;
@@ -89,6 +89,23 @@ impl ElasticBuffer {
 }
 
 impl ElasticBuffer {
+    /// Frees the own window, or leaves it to the group where a masked rank that may live has it mapped.
+    ///
+    /// # Safety
+    ///
+    /// No rank that goes on uses it any more, and it is freed once.
+    unsafe fn free_windows(&self, heap: &Heap) -> Result<()> {
+        let inner = self.comm.inner();
+        if inner.has_strangers() && self.moves != inner.moves() {
+            inner
+                .local
+                .take_over(LeftBehind { windows: vec![self.windows.window()], ..LeftBehind::of(&inner.runtime) });
+            return Ok(());
+        }
+        // SAFETY: the caller's promise; nobody else knows of it.
+        unsafe { self.windows.free(heap) }
+    }
+
     /// Waits until this rank's streams are idle, on a device whose work may be held up by others; a machine's ends by itself.
     fn idle_by(&self, until: Instant, begun: Instant) -> Result<()> {
         let inner = self.comm.inner();

@@ -52,6 +52,8 @@ pub struct ElasticBuffer {
     id: u64,
     config_hash: u32,
     windows: Windows,
+    /// How often the group had moved when the windows were made.
+    moves: u64,
     private: u64,
     pub(crate) record: Mapped,
     /// Where the host sees counts before rows have landed.

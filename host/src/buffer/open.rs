@@ -88,6 +88,7 @@ impl ElasticBuffer {
             config_hash: hash(&config, blocks),
             config,
             windows,
+            moves: inner.moves(),
             private: made.private,
             record: made.record,
             mirror: made.mirror,

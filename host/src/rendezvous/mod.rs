@@ -70,17 +70,33 @@ impl Rendezvous {
         }
     }
 
-    /// Goes on without these ranks, which are processes that have ended, or ranks of a machine that were killed. Every other rank does so too, as often and with the same ranks.
+    /// Goes on without these ranks, which are processes, or ranks of a machine that were killed. Every other rank does so too, as often and with the
+    /// same ranks. Returned are those that may live, a bit for each.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for threads of one process, and for one that lives.
-    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<()> {
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for threads of one process, and for ranks of a machine that live.
+    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<u64> {
         match &self.way {
             Way::Processes(processes) => processes.mask(ranks),
-            Way::Machine(simulated) => simulated.mask(ranks),
+            Way::Machine(simulated) => simulated.mask(ranks).map(|()| 0),
             Way::Threads(_) => {
                 let rule = "ranks that are processes can be masked, and not threads of one";
+                Err(Error::argument("ranks", format!("{ranks:?}"), rule))
+            }
+        }
+    }
+
+    /// Goes on with these ranks again. They do so too, and all that go on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for one that is gone or not masked; as [`Turn::all_gather`].
+    pub(crate) fn unmask(&self, ranks: &[u32]) -> Result<()> {
+        match &self.way {
+            Way::Processes(processes) => processes.unmask(ranks),
+            Way::Machine(_) | Way::Threads(_) => {
+                let rule = "ranks that are processes come back, and no others: of these only one that was killed can be masked";
                 Err(Error::argument("ranks", format!("{ranks:?}"), rule))
             }
         }

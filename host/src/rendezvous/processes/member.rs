@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::frame::{Kind, MAX_FDS, MAX_PAYLOAD};
 pub(crate) use super::peers::Gathered;
-use super::peers::{ERA, Missing, Peers};
+use super::peers::{ERA, Missing, Peers, Welcome};
 use super::send::{Line, Message, send};
 use super::watch::{Watch, Watched};
 use crate::error::{Error, Result};
@@ -20,7 +20,10 @@ use crate::gone::Gone;
 /// How long a rank that gives up or leaves tries to say so to a peer that does not read: in all, for all of them.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// How long who masks a rank waits for the end of its process.
+/// How long who masks a rank that it knows nothing of waits for word that it is gone.
+const FOR_WORD: Duration = Duration::from_millis(300);
+
+/// How long who masks a rank that is gone waits for the end of its process.
 const FOR_THE_END: Duration = Duration::from_secs(10);
 
 /// A connection to a peer, on which nothing has been sent but the hello.
@@ -212,25 +215,23 @@ impl Processes {
         Ok(all.into_iter().map(|gathered| gathered.unwrap_or_else(of_masked)).collect())
     }
 
-    /// Goes on without these ranks too. Every other living rank does so, as often and with the same ranks. It waits until their processes have
-    /// ended, and with them whatever they had running on a device.
+    /// Goes on without these ranks too. Every other living rank does so, as often and with the same ranks. Of those that are gone it waits until their
+    /// processes have ended, and with them whatever they had running on a device; returned are those that may live, a bit for each, which are told.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for the rank itself or one that is not there, and for one that lives; why this rank has given up or left, if
-    /// it has.
-    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<()> {
-        let refused = |rank: u32, rule: &str| Err(Error::argument("ranks", rank, rule));
-        let deadline = Instant::now() + FOR_THE_END;
-        let mut masked = self.masked();
+    /// [`Error::InvalidArgument`] for the rank itself or one that is not there; why this rank has given up or left, if it has.
+    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<u64> {
+        let (at_once, deadline) = (Instant::now() + FOR_WORD, Instant::now() + FOR_THE_END);
+        let (mut masked, mut living) = (self.masked(), 0);
         for &rank in ranks {
             if rank >= self.size() || rank == self.rank {
-                return refused(rank, "another rank of the group is masked");
-            }
-            if !self.peers.wait_over(rank, deadline) {
-                return refused(rank, "its process has not ended, or is not known to have: end it before it is masked");
+                return Err(Error::argument("ranks", rank, "another rank of the group is masked"));
             }
             masked |= 1 << rank;
+            if !self.peers.ends(rank, at_once, deadline) {
+                living |= 1 << rank;
+            }
         }
         let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
         let mut over = self.over();
@@ -243,6 +244,61 @@ impl Processes {
         self.peers.mask(masked);
         self.masked.store(masked, Ordering::Release);
         *rounds = ((*rounds >> ERA) + 1) << ERA;
+        let told = Message { kind: Kind::Masked, round: 0, payload: &[], fds: &[] };
+        self.tell(living, &told, Instant::now() + LAST_WORDS);
+        Ok(living)
+    }
+
+    /// Goes on with these ranks again, which live. All others that go on call it too, and these ranks themselves.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for one that is not masked, or that is gone; as [`Self::all_gather`], for a rank that comes back, if the others do not let
+    /// it.
+    pub(crate) fn unmask(&self, ranks: &[u32]) -> Result<()> {
+        let refused = |rank: u32, rule: &str| Err(Error::argument("ranks", rank, rule));
+        if let Some(rank) = ranks.iter().find(|rank| **rank >= self.size()) {
+            return refused(*rank, "a rank of the group");
+        }
+        let back = ranks.iter().fold(0, |all: u64, rank| all | 1 << rank);
+        let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
+        if back >> self.rank & 1 == 1 {
+            let welcome = self.peers.welcomed(self.rank, back, Instant::now() + self.patience);
+            let Welcome { round, masked } = welcome.map_err(|missing| self.not_met(missing, self.patience))?;
+            let mut over = self.over();
+            match &over.why {
+                Some(why) if over.told => return Err(why.clone()),
+                // That the others went on without it.
+                _ => over.why = None,
+            }
+            drop(over);
+            self.peers.come_back(masked);
+            self.masked.store(masked, Ordering::Release);
+            *rounds = round;
+            return Ok(());
+        }
+        let masked = self.masked();
+        for &rank in ranks {
+            if masked >> rank & 1 == 0 {
+                return refused(rank, "it is not masked");
+            }
+            if self.peers.is_lost(rank) {
+                let rule =
+                    "it is gone: a rank that is started anew joins with all others in a group of its own (Place::meet)";
+                return refused(rank, rule);
+            }
+        }
+        if let Some(why) = self.over().why.clone() {
+            return Err(why);
+        }
+        *rounds = ((*rounds >> ERA) + 1) << ERA;
+        let masked = masked & !back;
+        // What they send counts from here on, and they send nothing before they have all welcomes.
+        self.peers.mask(masked);
+        self.masked.store(masked, Ordering::Release);
+        let payload = masked.to_le_bytes();
+        let welcome = Message { kind: Kind::Welcome, round: *rounds, payload: &payload, fds: &[] };
+        self.tell(back, &welcome, Instant::now() + self.patience);
         Ok(())
     }
 
@@ -332,8 +388,14 @@ impl Processes {
         if std::process::id() != self.made_by {
             return;
         }
-        let deadline = Instant::now() + LAST_WORDS;
-        for way in self.links.iter().flatten() {
+        let message = Message { kind, round: 0, payload, fds: &[] };
+        self.tell(u64::MAX, &message, Instant::now() + LAST_WORDS);
+    }
+
+    /// Says something to some peers, a bit for each, as far as they read.
+    fn tell(&self, ranks: u64, message: &Message<'_>, deadline: Instant) {
+        let told = (0u32..).zip(&self.links).filter(|(rank, _)| ranks >> (rank & 63) & 1 == 1);
+        for way in told.filter_map(|(_, way)| way.as_ref()) {
             // A thread that gathers may hold it, because the peer does not read: then it does not read this either.
             let rest = loop {
                 match way.rest.try_lock() {
@@ -346,8 +408,7 @@ impl Processes {
                 }
             };
             if let Some(rest) = rest {
-                let message = Message { kind, round: 0, payload, fds: &[] };
-                send(vec![Line::new(&way.connection, rest)], &message, deadline, &|| false);
+                send(vec![Line::new(&way.connection, rest)], message, deadline, &|| false);
             }
         }
     }
