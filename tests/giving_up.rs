@@ -3,7 +3,10 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use epoxide::{Comm, Config, DispatchInput, ElasticBuffer, Error, Gone, LocalGroup, Mode, Result, bf16};
+use epoxide::{
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, Gone, LocalGroup, Mode, Result,
+    bf16,
+};
 use support::Device;
 use support::processes::{Rank, Ranks};
 
@@ -44,12 +47,41 @@ fn a_thread_that_fails_gives_up_with_what_its_error_says() {
         let results = device.run_all(3, mode, |comm| fails_or_waits(&comm));
         for (rank, result) in results.iter().enumerate() {
             let error = result.as_ref().expect_err("rank 1 fails");
+            // Also at which operation it is that this rank was, and the other one.
+            let at = format!(
+                "; rank {rank} was in operation 1 (dispatch) of buffer 1; rank 1 had not come to it, nor to the one before"
+            );
             match rank {
                 1 => assert!(matches!(error, Error::InvalidArgument { argument: "time", .. }), "{error}"),
-                _ => assert!(says_why(error), "rank {rank}, {mode:?}: {error}"),
+                _ => assert!(says_why(error) && error.to_string().ends_with(&at), "rank {rank}, {mode:?}: {error}"),
             }
         }
         assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    }
+}
+
+/// A rank that does not come is named with where it was seen last.
+#[test]
+fn both_sides_of_a_wait_in_vain_are_named() {
+    let device = Device::from_env();
+    for mode in device.schedules([1]) {
+        let said = device.run_all(2, mode, |comm| {
+            let config = Config::new(4, 1, 64, 1).with_num_sms(1).with_timeout(Duration::from_millis(200));
+            let mut buffer = ElasticBuffer::new(&comm, config)?;
+            let (x, weights, idx) = (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[1.0f32])?, comm.tensor(&[3i64])?);
+            let mut y = comm.empty::<bf16>(64)?;
+            let handle = buffer.dispatch(&DispatchInput::new(1, &x, &idx, &weights))?;
+            let mut said = None;
+            if comm.rank() == 0 {
+                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+                said = buffer.synchronize().err().map(|error| error.to_string());
+            }
+            comm.barrier()?;
+            Ok(said)
+        });
+        let said = said.into_iter().next().and_then(Result::ok).flatten().expect("rank 1 does not combine");
+        let own = said.contains("for rank 1 in operation 2 (combine) of buffer 1");
+        assert!(own && said.contains("; rank 1 was in operation 1 (dispatch) last"), "{mode:?}: {said}");
     }
 }
 

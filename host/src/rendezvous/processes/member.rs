@@ -320,7 +320,7 @@ impl Processes {
     pub(crate) fn check(&self) -> Result<()> {
         let masked = self.masked();
         match self.gone().into_iter().find(|(rank, how)| *how != Gone::Left && masked >> rank & 1 == 0) {
-            Some((rank, how)) => Err(Error::PeerGone { rank, how }),
+            Some((rank, how)) => Err(Error::PeerGone { rank, how, during: None }),
             None => Ok(()),
         }
     }
@@ -417,7 +417,7 @@ impl Processes {
         let rank = self.rank;
         match missing {
             Missing::Gone(rank, how) => {
-                let error = Error::PeerGone { rank, how };
+                let error = Error::PeerGone { rank, how, during: None };
                 self.over().why.get_or_insert(error).clone()
             }
             Missing::Over => self

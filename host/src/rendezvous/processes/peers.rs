@@ -189,7 +189,8 @@ impl Peers {
             let said = state.peers.iter().find_map(|peer| peer.welcome);
             let apart = said.map_or(0, |welcome| welcome.masked) | back | 1 << own;
             let others = (0..).zip(&state.peers).filter(|(rank, _): &(u32, _)| apart >> rank & 1 == 0);
-            let missing: Vec<u32> = others.filter(|(_, peer)| peer.welcome != said).map(|(rank, _)| rank).collect();
+            let is_missing = |peer: &Peer| said.is_none() || peer.welcome != said;
+            let missing: Vec<u32> = others.filter(|(_, peer)| is_missing(peer)).map(|(rank, _)| rank).collect();
             if let (Some(welcome), true) = (said, missing.is_empty()) {
                 state.peers.iter_mut().for_each(|peer| peer.welcome = None);
                 return Ok(welcome);
