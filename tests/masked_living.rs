@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use epoxide::{Comm, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Result, WireFormat};
 use rustix::process::Signal;
-use support::exchange::{Tensors, check_round};
+use support::exchange::{Tensors, check_round, check_round_of};
 use support::masked::without;
 use support::processes::{Rank, Ranks};
 use support::reference::{Wire, World};
@@ -151,6 +151,31 @@ fn ranks_go_on_without_one_that_is_stopped_and_with_it_again() {
     ranks.end(Duration::from_secs(60));
 }
 
+/// Selections of its experts are told as an error, once, and the rest is exchanged.
+fn refuses_its_experts(comm: &Comm) -> Result<()> {
+    let asked = case(7).world();
+    let (left, dropped) = without(&asked, &[STOPPED]);
+    let mut buffer = ElasticBuffer::new(comm, case(7).config().with_masked_experts_refused())?;
+    assert_eq!(buffer.masked(), [STOPPED]);
+    let mut tensors = Tensors::empty(comm, asked.inputs[comm.rank() as usize].tokens, 144, 4, IndexType::I64)?;
+    for _ in 0..2 {
+        tensors.fill(&asked, comm.rank())?;
+        let handle = tensors.dispatch(&mut buffer, asked.inputs[comm.rank() as usize].tokens)?;
+        let own = dropped[comm.rank() as usize];
+        match buffer.synchronize() {
+            Err(Error::MaskedExperts { selections, masked, buffer: 1, .. }) if selections == own => {
+                assert_eq!(masked, [STOPPED]);
+            }
+            other => panic!("{own} were dropped: {other:?}"),
+        }
+        buffer.synchronize()?;
+        let wires: Vec<Wire> = (0..RANKS).map(|rank| left.wire(rank)).collect();
+        let checked = check_round_of(comm, &mut buffer, &handle, &mut tensors, &left, &wires)?;
+        checked.unwrap_or_else(|complaint| panic!("{complaint}"));
+    }
+    buffer.close()
+}
+
 /// A rank that was masked and then ended does not come back.
 #[test]
 fn who_has_ended_does_not_come_back() {
@@ -167,6 +192,7 @@ fn who_has_ended_does_not_come_back() {
         comm.mask(&[STOPPED]).expect("the others live");
         let said = comm.unmask(&[STOPPED]).expect_err("it has ended").to_string();
         assert!(said.starts_with("ranks = 1: it is gone: a rank that is started anew joins"), "{said}");
+        refuses_its_experts(&comm).expect("the others live");
         comm.barrier().expect("the others live");
         return;
     }

@@ -218,6 +218,21 @@ pub enum Error {
         /// The operation's number among those of the buffer, or of its row slot, dispatches and combines counted together, from 1.
         epoch: u64,
     },
+    /// Selections of masked ranks' experts, which were dropped ([`Config::with_masked_experts_refused`](crate::Config::with_masked_experts_refused)).
+    #[error(
+        "topk_idx on rank {rank} has {selections} selections of experts of ranks {masked:?}, which are masked: they were dropped (buffer {buffer}); route to the experts of the ranks that are left"
+    )]
+    #[non_exhaustive]
+    MaskedExperts {
+        /// The rank whose selections they are.
+        rank: u32,
+        /// How many, since it was told last.
+        selections: u64,
+        /// The ranks that are masked.
+        masked: Vec<u32>,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
+    },
     /// A token selects an expert twice.
     #[error(
         "topk_idx on rank {source_rank}, token {token}, position {position} is {index}: the token selects this expert twice (operation {epoch} of {}, a dispatch; seen by rank {rank})",

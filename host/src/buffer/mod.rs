@@ -118,9 +118,10 @@ impl ElasticBuffer {
     /// # Errors
     ///
     /// The fault, as [`Self::check`] does; [`Error::CapacityExceeded`] of a dispatch, and of a combine or a replay behind it, which is no
-    /// fault: it is told once, the first one of several dispatches first; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    /// fault: it is told once, the first one of several dispatches first; [`Error::MaskedExperts`], if the configuration asks for it, once too; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     pub fn synchronize(&mut self) -> Result<()> {
         self.settle()?;
+        self.untold_masked()?;
         self.untold_overflow()
     }
 

@@ -4,31 +4,21 @@
 //! and its kernels may write there whenever they run: so the others move their buffers to fresh windows, and leave it the old ones. When it comes
 //! back, all move once more, and share windows with it.
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Comm, CommInner};
 use crate::error::{Error, Result};
 use crate::rendezvous::{Turn, agree, meet};
 use crate::transport::windows::Transport;
 
-/// Who shares windows with this rank.
-#[derive(Default)]
-pub(super) struct Membership {
-    /// How often the group has moved to fresh windows: the same number on every rank.
-    moves: AtomicU64,
-    /// Ranks that are masked and may live, a bit for each: those on whom nobody counts, and who may write to windows of before.
-    strangers: AtomicU64,
-}
-
 impl CommInner {
     /// How often the group has moved: a buffer whose windows are of before moves when it is reset.
     pub(crate) fn moves(&self) -> u64 {
-        self.membership.moves.load(Ordering::Acquire)
+        self.membership.moves()
     }
 
     /// Whether a rank that is masked may live, and write to windows of before.
     pub(crate) fn has_strangers(&self) -> bool {
-        self.membership.strangers.load(Ordering::Acquire) != 0
+        self.membership.strangers() != 0
     }
 
     /// Agrees with all that go on about who does: `strangers` as this rank knows them, and whether windows must be fresh for another reason.
@@ -49,10 +39,7 @@ impl CommInner {
             (most, unknown, moved) = (most.max(made), unknown | strangers, moved.max(moves));
         }
         *made = most;
-        let unknown = unknown & masked;
-        let before = self.membership.strangers.swap(unknown, Ordering::AcqRel);
-        let moves = moves || unknown & !before != 0;
-        self.membership.moves.store(moved + u64::from(moves), Ordering::Release);
+        self.membership.agreed(unknown & masked, moved, moves);
         Ok(())
     }
 }
@@ -88,7 +75,7 @@ impl Comm {
         let living = self.inner.rendezvous.mask(ranks)?;
         self.inner.alarm.mask(self.inner.rendezvous.masked());
         let turn = self.inner.rendezvous.turn();
-        let strangers = self.inner.membership.strangers.load(Ordering::Acquire) | living;
+        let strangers = self.inner.membership.strangers() | living;
         self.inner.agree_on_masks(&turn, strangers, false)
     }
 
@@ -116,7 +103,7 @@ impl Comm {
         self.inner.rendezvous.unmask(ranks)?;
         self.inner.alarm.mask(self.inner.rendezvous.masked());
         let turn = self.inner.rendezvous.turn();
-        let strangers = self.inner.membership.strangers.load(Ordering::Acquire);
+        let strangers = self.inner.membership.strangers();
         self.inner.agree_on_masks(&turn, strangers, true)
     }
 

@@ -1,6 +1,7 @@
 //! A rank: its device, its streams, and its way to the other ranks.
 mod launch;
 mod masks;
+mod membership;
 mod nccl;
 mod on_gpu;
 mod process;
@@ -17,7 +18,7 @@ use epoxide_kernels::measure::copy::copy;
 use epoxide_kernels::measure::delay::{DelayArgs, delay};
 use epoxide_kernels::quantize::quantize;
 
-use self::masks::Membership;
+use self::membership::Membership;
 use crate::alarm::Alarm;
 use crate::config::Config;
 use crate::error::{Error, Result};
