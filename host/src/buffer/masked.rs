@@ -1,11 +1,9 @@
 //! Ranks that a buffer goes on without.
 use epoxide_kernels::entries::{stand_in, without_masked};
 
-use super::ElasticBuffer;
 use crate::comm::OnStream;
 use crate::config::Layouts;
-use crate::error::{Error, Result};
-use crate::transport::local::number;
+use crate::error::Result;
 
 /// Ranks that a buffer goes on without.
 pub(crate) struct Masked {
@@ -14,7 +12,7 @@ pub(crate) struct Masked {
     /// Device memory: how many selections were dropped, and the selections of a dispatch without those.
     pub memory: u64,
     /// Of how many of those the user was told.
-    told: u64,
+    pub told: u64,
 }
 
 /// Where the selections lie in that memory.
@@ -36,26 +34,5 @@ impl Masked {
         let selections = u64::from(layouts.shape.max_tokens) * u64::from(layouts.shape.top_k);
         let memory = inner.memory.allocate("selections without masked ranks", SELECTIONS + 4 * selections, &[])?;
         Ok(Some(Self { ranks, memory, told: 0 }))
-    }
-}
-
-impl ElasticBuffer {
-    /// The ranks that it goes on without, since it was made or [reset](Self::reset) last.
-    pub fn masked(&self) -> Vec<u32> {
-        let ranks = self.masked.as_ref().map_or(0, |masked| masked.ranks);
-        (0..self.comm.size()).filter(|rank| ranks >> rank & 1 == 1).collect()
-    }
-
-    /// Tells of dropped selections that were not told of, where the user wants that. The stream is idle.
-    pub(super) fn untold_masked(&mut self) -> Result<()> {
-        if !self.config.refuse_masked_experts || self.masked.is_none() {
-            return Ok(());
-        }
-        let (dropped, masked, buffer) = (self.masked_selections()?, self.masked(), number(self.id()));
-        let told = self.masked.as_mut().map_or(dropped, |masked| std::mem::replace(&mut masked.told, dropped));
-        match dropped - told {
-            0 => Ok(()),
-            selections => Err(Error::MaskedExperts { rank: self.comm.rank(), selections, masked, buffer }),
-        }
     }
 }

@@ -2,6 +2,7 @@
 mod close;
 mod dropped;
 mod masked;
+mod masked_experts;
 mod open;
 mod other_slot;
 mod overflows;
