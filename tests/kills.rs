@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use epoxide::{Comm, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Result, WireFormat};
+use epoxide::{Comm, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Result, ScaleLayout, WireFormat};
 use support::exchange::{Tensors, check_round};
 use support::processes::{Rank, Ranks};
 use support::reference::Wire;
@@ -42,7 +42,11 @@ fn case(number: u64, dead: Option<u32>) -> Case {
 fn life(comm: &Comm, number: u64, dead: Option<u32>) -> Result<()> {
     let case = case(number, dead);
     let layout = [Layout::Compact, Layout::ExpertContiguous { alignment: 2 }][(number / 2 % 2) as usize];
-    let mut buffer = ElasticBuffer::new(comm, case.config().with_layout(layout).with_timeout(DEADLINE))?;
+    let config = case.config().with_layout(layout).with_timeout(DEADLINE);
+    let config = if number % 3 == 1 { config.with_row_slots(2) } else { config };
+    let config =
+        if case.format == WireFormat::Fp8 { config.with_scale_layout(ScaleLayout::ColumnMajor) } else { config };
+    let mut buffer = ElasticBuffer::new(comm, config)?;
     let mut world = case.world();
     let (tokens, owners) = (case.tokens[comm.rank() as usize], world.owners());
     let mut tensors = Tensors::empty(comm, tokens, case.hidden, case.top_k, case.index)?;

@@ -8,6 +8,8 @@ use std::time::Duration;
 use epoxide::{Comm, Config, ElasticBuffer, Error, LocalGroup, Machine, MachineConfig, Mode, RanksFailed, bf16};
 use support::Device;
 use support::errors::{dispatch, run, schedules, small};
+use support::gpu::Gpu;
+use support::processes::{Rank, Ranks};
 
 /// What `f` returns on a thread of its own; fails when that takes longer than anyone would wait.
 fn in_time<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
@@ -63,6 +65,49 @@ fn a_refused_buffer_leaves_its_memory_to_the_next() {
         assert!(refused, "the first does not fit on rank 1");
         made.unwrap();
     }
+}
+
+/// More buffers than there is memory for, each dropped by all ranks before the next.
+fn makes_and_drops(comm: &Comm) -> epoxide::Result<()> {
+    for _ in 0..20 {
+        let mut buffer = ElasticBuffer::new(comm, Config::new(8, 2, 64, 11_200).with_num_sms(1))?;
+        dispatch(&mut buffer, comm, 1, &[0i64, 7])?;
+        buffer.synchronize()?;
+        drop(buffer);
+        comm.synchronize()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_all_ranks_have_dropped_is_the_next_buffers() {
+    for mode in [Mode::Fast { workers: 1 }, Mode::Seeded { seed: 3 }] {
+        let config = MachineConfig::new(2, mode).with_arena_bytes(32 << 20);
+        let made = LocalGroup::on_machine(&Machine::new(config).unwrap()).unwrap().run(|comm| makes_and_drops(&comm));
+        made.unwrap_or_else(|error| panic!("{mode:?}: {error}"));
+    }
+}
+
+/// Also where each rank is a process: of what is mapped of a window everywhere, nothing is left.
+#[test]
+fn what_all_processes_have_dropped_is_the_next_buffers() {
+    if let Some(rank) = Rank::of_this_process() {
+        let machine = MachineConfig::new(2, Mode::Fast { workers: 1 }).with_arena_bytes(32 << 20);
+        let gpu = (Device::from_env() == Device::Cuda)
+            .then(|| Gpu::new(support::gpus()[rank.rank as usize % support::gpus().len()]));
+        let comm = rank.comm(machine).expect("all are there");
+        makes_and_drops(&comm).expect("there is memory for some");
+        comm.barrier().expect("all are there");
+        let free = || gpu.as_ref().map(Gpu::free_bytes);
+        let before = free();
+        comm.barrier().expect("all are there");
+        makes_and_drops(&comm).expect("there is memory for some");
+        comm.barrier().expect("all are there");
+        assert_eq!(free(), before);
+        comm.barrier().expect("all are there");
+        return;
+    }
+    Ranks::start(2, "what_all_processes_have_dropped_is_the_next_buffers", "").end(Duration::from_secs(60));
 }
 
 #[test]

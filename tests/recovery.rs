@@ -3,7 +3,7 @@ mod support;
 
 use std::time::Duration;
 
-use epoxide::{Comm, Config, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Result, WireFormat};
+use epoxide::{Comm, Config, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Result, ScaleLayout, WireFormat};
 use support::exchange::{Indices, Tensors, check_round};
 use support::masked::without;
 use support::processes::{Rank, Ranks};
@@ -133,8 +133,10 @@ fn goes_on(rank: Rank) {
     let mode = Mode::Fast { workers: 1 };
     let tokens = case(RANKS, 0, WireFormat::Bf16, mode).tokens[comm.rank() as usize];
     let mut buffers = Vec::new();
-    for (format, layout) in formats() {
-        let config = case(RANKS, 0, format, mode).config().with_layout(layout);
+    for (number, (format, layout)) in (0..).zip(formats()) {
+        let config = case(RANKS, 0, format, mode).config().with_layout(layout).with_row_slots(1 + number % 2);
+        let columns = format == WireFormat::Fp8;
+        let config = if columns { config.with_scale_layout(ScaleLayout::ColumnMajor) } else { config };
         buffers.push(ElasticBuffer::new(&comm, config).expect("all are there"));
     }
     let tensors = |data| {

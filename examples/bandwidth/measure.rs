@@ -88,7 +88,7 @@ impl Ranks {
                 Device::Sim => LocalGroup::simulated(options.ranks, Mode::Fast { workers: 0 })?.run(f),
                 Device::Cuda => LocalGroup::on_gpus(&options.gpu_of_ranks())?.run(f),
             },
-            Self::Process(comm) => Ok(vec![f(comm.clone())?]),
+            Self::Process(comm) => Ok(vec![comm.run(|comm| f(comm.clone()))?]),
         }
     }
 }

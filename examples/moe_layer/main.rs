@@ -170,7 +170,9 @@ fn run(mut options: Options, out: &mut String) -> Result<Verdict, Failure> {
     let mut outcomes = match ranks {
         Ranks::Threads(group) => group.run(|comm| layer.run(comm)).map_err(failed)?,
         Ranks::Process(comm) => {
-            let outcomes = processes::gather(&comm, &layer.run(comm.clone()).map_err(failed)?)?;
+            // Who fails says so to the others, which would wait for it.
+            let outcome = comm.run(|comm| layer.run(comm.clone())).map_err(failed)?;
+            let outcomes = processes::gather(&comm, &outcome)?;
             if comm.rank() > 0 {
                 return Ok(Verdict::OfRank0);
             }

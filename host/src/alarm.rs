@@ -78,11 +78,12 @@ impl Alarm {
         }
     }
 
-    /// Goes on without these ranks, a bit for each: they raise nothing any more. Words that were stored stay until they are
-    /// [refreshed](Self::refresh).
+    /// Goes on without these ranks, a bit for each: they raise nothing any more. And with all others: that one goes on without this rank is over. Words
+    /// that were stored stay until they are [refreshed](Self::refresh).
     pub(crate) fn mask(&self, ranks: u64) {
         let mut state = self.state();
-        state.masked |= ranks;
+        state.masked = ranks;
+        state.gone.retain(|(rank, how)| *how != Gone::Masked || ranks >> rank & 1 == 1);
         let first = state.gone.iter().find(|(rank, how)| state.raises(*rank, how)).map(|(rank, _)| *rank);
         state.word = first.map_or(0, word_of);
     }

@@ -58,6 +58,8 @@ pub struct Config {
     pub returned_weights: bool,
     /// See [`Self::with_poisoned_expert_outputs`]. Ranks may differ in it.
     pub poison_expert_outputs: bool,
+    /// See [`Self::with_masked_experts_refused`]. Ranks may differ in it.
+    pub refuse_masked_experts: bool,
     /// See [`Self::with_counts_mirror`]. Ranks may differ in it.
     pub counts_mirror: bool,
     /// See [`Self::with_expert_statistics`]. Ranks may differ in it.
@@ -96,6 +98,7 @@ impl Config {
             fp8_combine: false,
             returned_weights: false,
             poison_expert_outputs: false,
+            refuse_masked_experts: false,
             counts_mirror: false,
             expert_statistics: false,
         }
@@ -356,6 +359,15 @@ impl Config {
     #[must_use]
     pub fn with_poisoned_expert_outputs(mut self) -> Self {
         self.poison_expert_outputs = true;
+        self
+    }
+
+    /// Has [`ElasticBuffer::synchronize`](crate::ElasticBuffer::synchronize) tell of selections of [masked](crate::Comm::mask) ranks' experts as an error,
+    /// [`Error::MaskedExperts`], once for those that there were so far; else they are dropped and only
+    /// [counted](crate::ElasticBuffer::masked_selections). They are dropped either way, the others are exchanged, and the buffer is no worse for it.
+    #[must_use]
+    pub fn with_masked_experts_refused(mut self) -> Self {
+        self.refuse_masked_experts = true;
         self
     }
 

@@ -125,9 +125,10 @@ pub enum Error {
     },
     /// A wait on a peer reached the operation's deadline.
     #[error(
-        "rank {rank} waited {elapsed_ms} ms{} for rank {peer} in operation {epoch} ({kernel}) of {}, phase {phase}: expected {expected:#x}, seen {seen:#x}{}",
+        "rank {rank} waited {elapsed_ms} ms{} for rank {peer} in operation {epoch} ({kernel}) of {}, phase {phase}: expected {expected:#x}, seen {seen:#x}{}{}",
         if *virtual_time { " of virtual time" } else { "" },
         of(*buffer, *row_slot),
+        seen_last(*peer, *epoch, peer_last),
         elsewhere(*peer, *peer_row_slot)
     )]
     #[non_exhaustive]
@@ -156,13 +157,16 @@ pub enum Error {
         elapsed_ms: u64,
         /// The other row slot in which the peer has entered an operation that this rank has not, where the host saw one.
         peer_row_slot: Option<u32>,
+        /// The last operation of this buffer, in the same row slot, that the peer was seen to enter, where the host could look.
+        peer_last: Option<Box<LastSeen>>,
         /// Whether that clock is the simulated GPU's, on which a wait that must be in vain ends at once.
         virtual_time: bool,
     },
     /// A peer gave up an operation, so this rank did too.
     #[error(
-        "rank {rank} stopped operation {epoch} ({kernel}) of {} in phase {phase}, because rank {origin} gave up ({reason}){}",
+        "rank {rank} stopped operation {epoch} ({kernel}) of {} in phase {phase}, because rank {origin} gave up ({reason}){}{}",
         of(*buffer, *row_slot),
+        seen_last(*origin, *epoch, peer_last),
         elsewhere(*origin, *peer_row_slot)
     )]
     #[non_exhaustive]
@@ -185,6 +189,8 @@ pub enum Error {
         reason: String,
         /// The other row slot in which that rank has entered an operation that this one has not, where the host saw one.
         peer_row_slot: Option<u32>,
+        /// The last operation of this buffer, in the same row slot, that the peer was seen to enter, where the host could look.
+        peer_last: Option<Box<LastSeen>>,
     },
     /// A selection is not an expert.
     #[error(
@@ -211,6 +217,21 @@ pub enum Error {
         row_slot: Option<u32>,
         /// The operation's number among those of the buffer, or of its row slot, dispatches and combines counted together, from 1.
         epoch: u64,
+    },
+    /// Selections of masked ranks' experts, which were dropped ([`Config::with_masked_experts_refused`](crate::Config::with_masked_experts_refused)).
+    #[error(
+        "topk_idx on rank {rank} has {selections} selections of experts of ranks {masked:?}, which are masked: they were dropped (buffer {buffer}); route to the experts of the ranks that are left"
+    )]
+    #[non_exhaustive]
+    MaskedExperts {
+        /// The rank whose selections they are.
+        rank: u32,
+        /// How many, since it was told last.
+        selections: u64,
+        /// The ranks that are masked.
+        masked: Vec<u32>,
+        /// Which of the rank's buffers, in the order in which they were made, from 1.
+        buffer: u64,
     },
     /// A token selects an expert twice.
     #[error(
@@ -566,13 +587,15 @@ pub enum Error {
         reason: String,
     },
     /// A rank that is a process of its own is gone.
-    #[error("rank {rank} is gone: {how}")]
+    #[error("rank {rank} is gone: {how}{}", during.as_ref().map_or(String::new(), |during| during.in_words(*rank)))]
     #[non_exhaustive]
     PeerGone {
         /// The rank.
         rank: u32,
         /// How it went.
         how: Gone,
+        /// The operation that ended because of it; none of a call on the host.
+        during: Option<Box<During>>,
     },
     /// Ranks could not find or reach each other on the host.
     #[error("bootstrap: {message}")]
@@ -602,6 +625,63 @@ fn too_small(argument: &str, region: &str, needed: u64, total: u64, given: u64) 
         "max_window_bytes" => format!("region {region} ends at byte {needed} of {total}, given {given}"),
         _ => format!("its {region} take {needed} bytes, given {given}"),
     }
+}
+
+/// An operation that ended because a rank was gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct During {
+    /// The rank that was in it.
+    pub rank: u32,
+    /// Its kernel.
+    pub kernel: &'static str,
+    /// Which of the rank's buffers, in the order in which they were made, from 1.
+    pub buffer: u64,
+    /// Its row slot; none where the buffer has one.
+    pub row_slot: Option<u32>,
+    /// Its number among those of the buffer, or of its row slot, from 1.
+    pub epoch: u64,
+    /// The last operation there that the rank that is gone was seen to enter, where the host could look.
+    pub peer_last: Option<LastSeen>,
+}
+
+impl During {
+    fn in_words(&self, gone: u32) -> String {
+        let Self { rank, kernel, buffer, row_slot, epoch, peer_last } = self;
+        let last = peer_last.as_ref().map_or(String::new(), |last| last.in_words(gone, *epoch));
+        format!("; rank {rank} was in operation {epoch} ({kernel}) of {}{last}", of(*buffer, *row_slot))
+    }
+}
+
+/// The last operation of a buffer, in one row slot, that a peer was seen to enter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LastSeen {
+    /// None of those that the words there still tell of: none at all, or none of the last two.
+    None,
+    /// This one.
+    #[non_exhaustive]
+    Operation {
+        /// Its kernel.
+        kernel: &'static str,
+        /// Its number, counted as the own ones are.
+        epoch: u64,
+    },
+}
+
+impl LastSeen {
+    fn in_words(&self, peer: u32, own: u64) -> String {
+        match self {
+            Self::None => format!("; rank {peer} had not come to it, nor to the one before"),
+            Self::Operation { epoch, .. } if *epoch == own => format!("; rank {peer} was in it too"),
+            Self::Operation { kernel, epoch } => format!("; rank {peer} was in operation {epoch} ({kernel}) last"),
+        }
+    }
+}
+
+/// Where a peer was.
+fn seen_last(peer: u32, own: u64, last: &Option<Box<LastSeen>>) -> String {
+    last.as_ref().map_or(String::new(), |last| last.in_words(peer, own))
 }
 
 /// Whose an operation is.

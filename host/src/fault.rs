@@ -5,7 +5,7 @@ use epoxide_dsl::fault::{Abort, CODE_ABORTED, CODE_GONE, CODE_TIMEOUT, RECORD_WO
 use epoxide_kernels::words::{Code, Kind, Phase, Routing};
 
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{During, Error, Result};
 use crate::gone::Gone;
 use crate::runtime::{Mapped, Runtime};
 
@@ -58,7 +58,8 @@ fn decode(
     let abort = Abort::from_word(seen);
     let is_gone = fault_code == CODE_GONE || fault_code == CODE_ABORTED && abort.code == CODE_GONE;
     if let Some(how) = Some(abort.peer).filter(|_| is_gone).and_then(how) {
-        return Error::PeerGone { rank: abort.peer, how };
+        let during = During { rank, kernel, buffer, row_slot, epoch, peer_last: None };
+        return Error::PeerGone { rank: abort.peer, how, during: Some(Box::new(during)) };
     }
     if is_gone || fault_code == CODE_ABORTED {
         let reason = match (abort.code, Code::from_number(abort.code)) {
@@ -68,8 +69,19 @@ fn decode(
             (_, Some(code)) => code.name().to_owned(),
             (other, None) => format!("fault {other}, which names rank {}", abort.peer),
         };
-        let (origin, peer_row_slot) = (abort.origin, None);
-        return Error::PeerAborted { rank, origin, kernel, buffer, row_slot, epoch, phase, reason, peer_row_slot };
+        let (origin, peer_row_slot, peer_last) = (abort.origin, None, None);
+        return Error::PeerAborted {
+            rank,
+            origin,
+            kernel,
+            buffer,
+            row_slot,
+            epoch,
+            phase,
+            reason,
+            peer_row_slot,
+            peer_last,
+        };
     }
     if fault_code == CODE_TIMEOUT {
         return Error::PeerTimeout {
@@ -85,6 +97,7 @@ fn decode(
             seen,
             elapsed_ms,
             peer_row_slot: None,
+            peer_last: None,
             virtual_time,
         };
     }
@@ -116,7 +129,7 @@ fn decode(
     }
 }
 
-fn kernel_name(number: u32) -> &'static str {
+pub(crate) fn kernel_name(number: u32) -> &'static str {
     Kind::from_number(number).map_or("an unknown kernel", Kind::name)
 }
 

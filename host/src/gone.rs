@@ -17,6 +17,8 @@ pub enum Gone {
     Ended,
     /// Its connection ended, and it had not left. Its process may be there still: it is on another host, or has closed what it had open.
     Disconnected,
+    /// It goes on without this rank, which it has [masked](crate::Comm::mask); [`Comm::unmask`](crate::Comm::unmask) waits to be let in again.
+    Masked,
     /// It sent what no rank sends.
     #[non_exhaustive]
     Garbled {
@@ -32,6 +34,7 @@ impl fmt::Display for Gone {
             Self::Aborted { reason } => write!(f, "it gave up: {reason}"),
             Self::Ended => write!(f, "its process ended without a word"),
             Self::Disconnected => write!(f, "its connection ended without a word"),
+            Self::Masked => write!(f, "it goes on without this rank, which it has masked"),
             Self::Garbled { what } => write!(f, "it sent what no rank sends ({what})"),
         }
     }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use crate::comm::Comm;
 use crate::error::{Error, Result};
-use crate::life::Life;
+use crate::life::{Life, Ranks};
 use crate::runtime::RawGraph;
 
 /// What was captured on a stream, to be launched as often as wanted: [`Comm::capture`].
@@ -20,7 +20,7 @@ pub struct Graph {
     raw: RawGraph,
     comm: Comm,
     /// Whose operations it has, with the ranks that each went on without.
-    buffers: Vec<(Arc<Life>, u64)>,
+    buffers: Vec<(Arc<Life>, Ranks)>,
 }
 
 /// Ends a capture whatever becomes of it.
@@ -100,8 +100,8 @@ impl Comm {
             return Err(error);
         }
         let with = |buffer: Arc<Life>| {
-            let masked = buffer.masked();
-            (buffer, masked)
+            let ranks = buffer.ranks();
+            (buffer, ranks)
         };
         Ok(Graph { raw, comm: self.clone(), buffers: buffers.into_iter().map(with).collect() })
     }
@@ -119,7 +119,7 @@ impl Graph {
     ///
     /// # Errors
     ///
-    /// [`Error::StaleGraph`] when a buffer is closed, or goes on without other ranks than when it was captured; [`Error::InvalidArgument`] for a
+    /// [`Error::StaleGraph`] when a buffer is closed, or goes on without other ranks, or in other windows, than when it was captured; [`Error::InvalidArgument`] for a
     /// handle of another rank; [`Error::Capturing`] in a capture; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     ///
     /// # Safety
@@ -135,7 +135,7 @@ impl Graph {
         if inner.runtime.capture(inner.stream)?.is_some() {
             return Err(Error::capturing("the launch of a graph"));
         }
-        self.buffers.iter().try_for_each(|(buffer, masked)| buffer.check(*masked))?;
+        self.buffers.iter().try_for_each(|(buffer, ranks)| buffer.check(*ranks))?;
         inner.streams.take_turn(&inner.runtime, inner.stream)?;
         // SAFETY: the buffers' own memory is there, as just checked; the rest is the caller's promise.
         unsafe { inner.runtime.launch_graph(&self.raw, inner.stream) }

@@ -172,6 +172,8 @@ impl LocalGroup {
     /// Runs `f` for every rank, each in a thread of its own, and returns what they return, in rank order. [`Self::try_run`] is for an
     /// `f` with errors of its own, and says which rank failed.
     ///
+    /// A rank whose `f` fails or panics [gives up](Comm::abort): whatever waits for it, on the device too, ends at once.
+    ///
     /// # Errors
     ///
     /// Of the ranks that failed by themselves, the error of the one that failed first; else of those that waited for another in
@@ -181,7 +183,7 @@ impl LocalGroup {
     ///
     /// As [`Self::run_all`].
     pub fn run<T: Send>(self, f: impl Fn(Comm) -> Result<T> + Sync) -> Result<Vec<T>> {
-        all_or_failures(self.run_ordered(f)).map_err(|failed| {
+        all_or_failures(self.run_ordered(f, Error::to_string)).map_err(|failed| {
             // A rank that was left alone says so too, but it is not what went wrong; and on the device, who gave up first is not
             // always who is told first.
             let consequence = |error: &Error| match error {
@@ -233,7 +235,8 @@ impl LocalGroup {
         self,
         f: impl Fn(Comm) -> Result<T, E> + Sync,
     ) -> Result<Vec<T>, RanksFailed<E>> {
-        all_or_failures(self.run_ordered(f))
+        // The caller's errors need not be of words.
+        all_or_failures(self.run_ordered(f, |_| "it returned an error".to_owned()))
     }
 
     /// [`Self::run`], with every rank's own result. A rank whose `f` has returned is gone: nobody waits for it any more, even if
@@ -243,18 +246,29 @@ impl LocalGroup {
     ///
     /// When `f` panics, once the other ranks have returned.
     pub fn run_all<T: Send>(self, f: impl Fn(Comm) -> Result<T> + Sync) -> Vec<Result<T>> {
-        self.run_ordered(f).into_iter().map(|(_, result)| result).collect()
+        self.run_ordered(f, Error::to_string).into_iter().map(|(_, result)| result).collect()
     }
 
-    /// Every rank's result, and how many had failed before it if it failed.
-    fn run_ordered<T: Send, E: Send>(self, f: impl Fn(Comm) -> Result<T, E> + Sync) -> Vec<(u32, Result<T, E>)> {
+    /// Every rank's result, and how many had failed before it if it failed. `reason` says to the others why it gives up.
+    fn run_ordered<T: Send, E: Send>(
+        self,
+        f: impl Fn(Comm) -> Result<T, E> + Sync,
+        reason: impl Fn(&E) -> String + Sync,
+    ) -> Vec<(u32, Result<T, E>)> {
         let failed = AtomicU32::new(0);
-        let (f, failed) = (&f, &failed);
+        let (f, failed, reason) = (&f, &failed, &reason);
         let run = move |comm: Comm| {
             let leaves = Leaves(comm.clone());
             let result = f(comm);
             // Before the rank leaves: what its peers fail by because of that comes after.
-            let before = if result.is_err() { failed.fetch_add(1, Ordering::Relaxed) } else { 0 };
+            let before = match &result {
+                Ok(_) => 0,
+                Err(error) => {
+                    let before = failed.fetch_add(1, Ordering::Relaxed);
+                    leaves.0.abort(&reason(error));
+                    before
+                }
+            };
             drop(leaves);
             (before, result)
         };

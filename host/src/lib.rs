@@ -147,7 +147,7 @@ pub use dispatch::{DispatchInput, IndexType, RawDispatchInput};
 pub use epoxide_plan as plan;
 pub use epoxide_plan::LayerSizes;
 pub use epoxide_sim::{Death, Machine, MachineConfig, Mode};
-pub use error::{Error, Result};
+pub use error::{During, Error, LastSeen, Result};
 pub use event::Event;
 pub use expert_outputs::ExpertOutputs;
 pub use gone::Gone;

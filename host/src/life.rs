@@ -11,10 +11,19 @@ pub(crate) struct Life(Mutex<Now>);
 struct Now {
     /// Its memory is gone, or is nobody's.
     over: bool,
-    /// Ranks that it goes on without, a bit for each.
-    masked: u64,
+    /// With whom it goes on, and where.
+    ranks: Ranks,
     /// A slot that the capture which goes on has not left as it found it yet.
     open: Option<Error>,
+}
+
+/// With whom a buffer goes on, and where: what a captured operation has as an argument.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ranks {
+    /// Ranks that it goes on without, a bit for each.
+    pub masked: u64,
+    /// How often the group had moved to other windows when its own were made.
+    pub moves: u64,
 }
 
 impl Life {
@@ -27,14 +36,14 @@ impl Life {
         self.now().over = true;
     }
 
-    /// It goes on without these ranks.
-    pub(crate) fn is_without(&self, masked: u64) {
-        self.now().masked = masked;
+    /// It goes on so.
+    pub(crate) fn goes_on(&self, ranks: Ranks) {
+        self.now().ranks = ranks;
     }
 
-    /// The ranks that it goes on without.
-    pub(crate) fn masked(&self) -> u64 {
-        self.now().masked
+    /// How it goes on.
+    pub(crate) fn ranks(&self) -> Ranks {
+        self.now().ranks
     }
 
     /// What the capture that goes on has left in another state than it found it, so far.
@@ -47,22 +56,24 @@ impl Life {
         self.now().open.take()
     }
 
-    /// Checks that what was captured while it went on without `masked` may run.
+    /// Checks that what was captured while it went on so may run.
     ///
     /// # Errors
     ///
     /// [`Error::StaleGraph`].
-    pub(crate) fn check(&self, masked: u64) -> Result<()> {
+    pub(crate) fn check(&self, captured: Ranks) -> Result<()> {
         let now = self.now();
         let reason = if now.over {
             "a buffer that it has operations of is closed".to_owned()
-        } else if now.masked != masked {
+        } else if now.ranks.masked != captured.masked {
             let ranks = |bits: u64| (0..u64::BITS).filter(|rank| bits >> rank & 1 == 1).collect::<Vec<_>>();
             format!(
                 "it was captured without ranks {:?}, and its buffer goes on without {:?}",
-                ranks(masked),
-                ranks(now.masked)
+                ranks(captured.masked),
+                ranks(now.ranks.masked)
             )
+        } else if now.ranks.moves != captured.moves {
+            "the ranks have moved to other windows since, away from one that was masked".to_owned()
         } else {
             return Ok(());
         };
@@ -77,12 +88,16 @@ mod tests {
     #[test]
     fn a_graph_is_good_as_long_as_its_buffer_goes_on_with_the_same_ranks() {
         let life = Life::default();
-        life.check(0).unwrap();
-        life.is_without(0b10);
-        let said = life.check(0).unwrap_err().to_string();
+        let whole = Ranks::default();
+        life.check(whole).unwrap();
+        life.goes_on(Ranks { masked: 0b10, ..whole });
+        let said = life.check(whole).unwrap_err().to_string();
         assert!(said.contains("captured without ranks []") && said.contains("goes on without [1]"), "{said}");
-        life.check(life.masked()).unwrap();
+        life.check(life.ranks()).unwrap();
+        // All are back, and elsewhere.
+        life.goes_on(Ranks { moves: 1, ..whole });
+        assert!(life.check(whole).unwrap_err().to_string().contains("other windows"));
         life.ends();
-        assert!(life.check(life.masked()).unwrap_err().to_string().contains("is closed"));
+        assert!(life.check(life.ranks()).unwrap_err().to_string().contains("is closed"));
     }
 }

@@ -119,7 +119,7 @@ pub(crate) struct SharedGpus {
 
 impl SharedGpus {
     /// The GPUs of all ranks, and what names each in every process; none if every rank has one of its own.
-    pub(crate) fn new(of_ranks: Vec<GpuOfRank>, uuids: &[[u8; 16]]) -> Option<Self> {
+    pub(crate) fn new<Name: PartialEq>(of_ranks: Vec<GpuOfRank>, uuids: &[Name]) -> Option<Self> {
         let first: Vec<usize> =
             uuids.iter().map(|own| uuids.iter().position(|other| other == own).unwrap_or_default()).collect();
         let is_shared = first.iter().enumerate().any(|(rank, first)| rank != *first);

@@ -12,7 +12,7 @@ use crate::error::Result;
 impl ElasticBuffer {
     /// Enqueues what an operation needs in front of it where ranks are masked: their words.
     pub(crate) fn stand_in(&self, kind: Kind, slots: Slots) -> Result<()> {
-        let Some(masked) = &self.masked else { return Ok(()) };
+        let Some(masked) = self.masked.as_ref().filter(|masked| masked.ranks != 0) else { return Ok(()) };
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
         // SAFETY: the buffer's own memory, laid out for its shape.
         let args = unsafe {
@@ -45,7 +45,7 @@ impl ElasticBuffer {
     ///
     /// As [`Self::dispatch_raw`].
     pub(crate) unsafe fn without_masked(&self, input: &RawDispatchInput) -> Result<RawDispatchInput> {
-        let Some(masked) = &self.masked else { return Ok(*input) };
+        let Some(masked) = self.masked.as_ref().filter(|masked| masked.ranks != 0) else { return Ok(*input) };
         let shape = &self.layouts.shape;
         let kept = masked.memory + SELECTIONS;
         // SAFETY: the buffer's own memory, with room for the most tokens; the selections are the caller's promise.

@@ -104,8 +104,17 @@ impl Ranks {
         let (mut seen, mut byte) = (String::new(), [0]);
         while !seen.ends_with(line) {
             let read = output.read(&mut byte).expect("its output");
-            assert!(read == 1, "rank {rank} has ended, and said: {seen}");
+            if read == 0 {
+                break;
+            }
             seen.push(char::from(byte[0]));
+        }
+        if !seen.ends_with(line) {
+            let mut errors = String::new();
+            if let Some(output) = self.children.get_mut(&rank).and_then(|child| child.stderr.as_mut()) {
+                let _ = output.read_to_string(&mut errors);
+            }
+            panic!("rank {rank} has ended, and said: {seen}{errors}");
         }
     }
 

@@ -8,6 +8,7 @@ mod limits;
 mod nccl;
 mod nic;
 mod proof;
+mod sharing;
 
 use epoxide::{LocalGroup, Mode};
 use serde::Serialize;
@@ -49,6 +50,7 @@ fn look(args: &PreflightArgs) -> Report {
     progress.rows(1);
     progress.step("NCCL");
     checks.extend(nccl::look());
+    checks.push(sharing::look(&gpus));
     progress.rows(1);
     checks.extend(nic::look(&args.root));
     checks.extend(limits::look(&args.root, gpus.contains(&true)));

@@ -11,6 +11,8 @@ pub(crate) struct Masked {
     pub ranks: u64,
     /// Device memory: how many selections were dropped, and the selections of a dispatch without those.
     pub memory: u64,
+    /// Of how many of those the user was told.
+    pub told: u64,
 }
 
 /// Where the selections lie in that memory.
@@ -31,6 +33,6 @@ impl Masked {
         inner.runtime.prepare(&without_masked, 0)?;
         let selections = u64::from(layouts.shape.max_tokens) * u64::from(layouts.shape.top_k);
         let memory = inner.memory.allocate("selections without masked ranks", SELECTIONS + 4 * selections, &[])?;
-        Ok(Some(Self { ranks, memory }))
+        Ok(Some(Self { ranks, memory, told: 0 }))
     }
 }

@@ -1,7 +1,9 @@
 //! The buffer: a rank's window, what it knows of its peers' windows, and the state of its operations.
 mod captures;
 mod close;
+mod dropped;
 mod masked;
+mod masked_experts;
 mod open;
 mod other_slot;
 mod overflows;
@@ -55,6 +57,8 @@ pub struct ElasticBuffer {
     id: u64,
     config_hash: u32,
     windows: Windows,
+    /// How often the group had moved when the windows were made.
+    moves: u64,
     private: u64,
     pub(crate) record: Mapped,
     /// Where the host sees counts before rows have landed.
@@ -105,10 +109,11 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// None that [`Self::new`] would not have returned.
+    /// None that [`Self::new`] would not have returned; [`Error::Cuda`] when the device failed.
     pub fn bytes(&self) -> Result<BytesNeeded> {
         let bytes = bytes_needed(&self.config, self.comm.size(), self.blocks)?;
-        Ok(bytes.with_granularity(self.comm.inner().runtime.window_granule()))
+        let inner = self.comm.inner();
+        Ok(bytes.with_granularity(inner.local.transport().granule(&inner.runtime)?))
     }
 
     /// First expert of this rank, and how many it has.
@@ -122,9 +127,10 @@ impl ElasticBuffer {
     /// # Errors
     ///
     /// The fault, as [`Self::check`] does; [`Error::CapacityExceeded`] of a dispatch, and of a combine or a replay behind it, which is no
-    /// fault: it is told once, the first one of several dispatches first; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    /// fault: it is told once, the first one of several dispatches first; [`Error::MaskedExperts`], if the configuration asks for it, once too; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     pub fn synchronize(&mut self) -> Result<()> {
         self.settle()?;
+        self.untold_masked()?;
         self.untold_overflow()
     }
 

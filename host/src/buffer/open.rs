@@ -12,6 +12,7 @@ use epoxide_kernels::layout::DispatchShared;
 use epoxide_kernels::measure::copy_words::copy_words;
 use epoxide_kernels::words::UNUSED_EVEN;
 
+use super::dropped::take_back;
 use super::overflows::Overflows;
 use super::routings::Routings;
 use super::row_slots::RowSlots;
@@ -46,6 +47,7 @@ impl ElasticBuffer {
         let inner = comm.inner();
         let turn = inner.rendezvous.turn();
         agree(&turn, &config.fields(blocks))?;
+        take_back(inner, &turn)?;
         inner.add_up_sms(&turn, blocks)?;
         // The same on every rank from here on, and so are the numbers of buffers.
         let id = inner.next_buffer_id();
@@ -88,6 +90,7 @@ impl ElasticBuffer {
             config_hash: hash(&config, blocks),
             config,
             windows,
+            moves: inner.moves(),
             private: made.private,
             record: made.record,
             mirror: made.mirror,
@@ -103,7 +106,7 @@ impl ElasticBuffer {
             freed: false,
             not_sync: PhantomData,
         };
-        buffer.life.is_without(buffer.masked.as_ref().map_or(0, |masked| masked.ranks));
+        buffer.go_on();
         let ready = initialised(&buffer);
         // A peer writes into this window as soon as it enters an operation, so all wait for all; who failed says so.
         let all = meet(&turn, "ready", if ready.is_ok() { b"ok" } else { b"failed" })?;

@@ -8,12 +8,15 @@ use super::row_slots::RowSlots;
 use super::{ElasticBuffer, Masked};
 use crate::comm::OnStream;
 use crate::error::{Error, Result};
-use crate::rendezvous::meet;
-use crate::transport::local::number;
+use crate::life::Ranks;
+use crate::rendezvous::{Turn, meet};
+use crate::transport::local::{LeftBehind, number};
+use crate::transport::windows::{NotShared, Windows};
 
 impl ElasticBuffer {
     /// Makes the buffer as new after a fault, in the memory that it has. Collective: every rank of the group calls it, whether it has seen
-    /// the fault or not; ranks that are gone must be [masked](crate::Comm::mask) before, and the buffer goes on without them. It waits for
+    /// the fault or not; ranks that are gone must be [masked](crate::Comm::mask) before, and the buffer goes on without them, or with
+    /// those that were [let in again](crate::Comm::unmask). It waits for
     /// this rank's streams, whose operations end at once behind a fault, and for every living rank.
     ///
     /// Handles of before are stale; what was received, and expert outputs, are gone. Statistics go on. [Graphs](crate::Graph) are as good as before,
@@ -57,7 +60,8 @@ impl ElasticBuffer {
             let message = format!("rank {rank} resets another buffer than rank {}", inner.rank);
             return Err(Error::Bootstrap { message });
         }
-        let made = drained.and_then(|()| self.renew(inner));
+        let moved = if self.moves == inner.moves() { Ok(()) } else { self.move_windows(inner, &turn)? };
+        let made = drained.and(moved).and_then(|()| self.renew(inner));
         let all = meet(&turn, "as new", if made.is_ok() { b"ok" } else { b"failed" });
         let all_made = made.and(all).and_then(|all| match all.iter().position(|said| said != b"ok") {
             Some(rank) => Err(Error::Bootstrap { message: format!("rank {rank} could not reset its buffer") }),
@@ -68,14 +72,51 @@ impl ElasticBuffer {
         all_made
     }
 
+    /// Moves to fresh windows, together with all ranks that go on: nobody runs a kernel on the old ones, but maybe a masked rank, which has those. An
+    /// error of one rank is one on all, and inside: the ranks have met.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`meet`].
+    fn move_windows(&mut self, inner: &OnStream, turn: &Turn<'_>) -> Result<Result<()>> {
+        let (transport, memory) = (inner.local.transport(), &inner.memory);
+        let (regions, bytes) = (self.layouts.regions(), self.layouts.window.bytes);
+        let shared: Vec<_> = regions.into_iter().filter(|region| region.symmetric).collect();
+        let own = Windows::allocate(transport, memory, "a fresh symmetric window", bytes, &shared);
+        let windows = match Windows::share(turn, memory, own.as_ref()) {
+            Ok(windows) => windows,
+            Err(NotShared::Apart(error)) => return Err(error),
+            Err(NotShared::Missing(error)) => {
+                // SAFETY: just allocated; no rank uses any of those that were shared.
+                let freed = own.and_then(|own| unsafe { own.free(&memory.heap()) });
+                return Ok(freed.and(Err(error)));
+            }
+        };
+        let old = std::mem::replace(&mut self.windows, windows);
+        self.moves = inner.moves();
+        if inner.has_strangers() {
+            // Who is masked and lives may write there: it is nobody's else as long as the group is.
+            inner.local.take_over(LeftBehind { windows: vec![old.window()], ..LeftBehind::of(&inner.runtime) });
+            return Ok(Ok(()));
+        }
+        // SAFETY: all ranks that have it mapped have met behind their last work on it.
+        Ok(unsafe { old.free(&memory.heap()) })
+    }
+
+    /// Tells graphs with whom it goes on, and where.
+    pub(super) fn go_on(&self) {
+        let masked = self.masked.as_ref().map_or(0, |masked| masked.ranks);
+        self.life.goes_on(Ranks { masked, moves: self.moves });
+    }
+
     /// Fills all words, and forgets what was.
     fn renew(&mut self, inner: &OnStream) -> Result<()> {
         match &mut self.masked {
             // Its memory stays: graphs have its address.
-            Some(masked) => masked.ranks = inner.rendezvous.masked(),
+            Some(masked) => (masked.ranks, masked.told) = (inner.rendezvous.masked(), 0),
             None => self.masked = Masked::of(inner, &self.layouts)?,
         }
-        self.life.is_without(inner.rendezvous.masked());
+        self.go_on();
         initialised(self)?;
         // SAFETY: the record of this buffer, whose kernels are over; the host's word behind it is the alarm's.
         unsafe { inner.runtime.clear_mapped(self.record, HOST_ABORT as usize)? };

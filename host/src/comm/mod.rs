@@ -1,8 +1,11 @@
 //! A rank: its device, its streams, and its way to the other ranks.
 mod launch;
+mod masks;
+mod membership;
 mod nccl;
 mod on_gpu;
 mod process;
+mod run;
 mod streams;
 mod tensors;
 
@@ -15,6 +18,7 @@ use epoxide_kernels::measure::copy::copy;
 use epoxide_kernels::measure::delay::{DelayArgs, delay};
 use epoxide_kernels::quantize::quantize;
 
+use self::membership::Membership;
 use crate::alarm::Alarm;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -22,12 +26,11 @@ use crate::gone::Gone;
 use crate::kernels::Loaded;
 use crate::memory::Memory;
 use crate::processes::without_masked;
-use crate::rendezvous::{Rendezvous, Turn, agree, meet};
+use crate::rendezvous::{Rendezvous, Turn, meet};
 use crate::runtime::{RawEvent, RawStream, Runtime};
 use crate::sms::{DefaultSms, ReservedSms};
 use crate::streams::Streams;
 use crate::transport::local::{LeftBehind, LocalGroupState};
-use crate::transport::windows::Transport;
 
 /// One rank of a group: cheap to clone, and what buffers and tensors are made from.
 ///
@@ -71,6 +74,8 @@ pub(crate) struct CommInner {
     kernels: Mutex<Loaded>,
     /// Buffers made so far: the same number on every rank, since making one is collective.
     buffers_made: Mutex<u64>,
+    /// Who shares windows, as it changes.
+    membership: Membership,
 }
 
 impl std::fmt::Debug for Comm {
@@ -116,6 +121,7 @@ impl Comm {
             memory,
             kernels: Mutex::default(),
             buffers_made: Mutex::default(),
+            membership: Membership::default(),
         };
         Ok(Self { inner: OnStream { shared: Arc::new(inner), stream, stream_number: 0 } })
     }
@@ -183,49 +189,6 @@ impl Comm {
         let how = Gone::Aborted { reason: reason.to_owned() };
         self.inner.local.raise(self.inner.rank, &how);
         self.inner.rendezvous.abort(reason);
-    }
-
-    /// Goes on without these ranks, whose processes have ended: collective calls are without them, buffers once they are
-    /// [reset](crate::ElasticBuffer::reset), and new ones at once. Collective: every other living rank calls it, with the same ranks, as often
-    /// as the others. It waits until their processes have ended for certain, and with them what they had running on a device.
-    ///
-    /// ```no_run
-    /// # use epoxide::{Comm, ElasticBuffer, Error};
-    /// # fn recover(comm: &Comm, buffer: &mut ElasticBuffer) -> epoxide::Result<()> {
-    /// if let Err(Error::PeerGone { rank, .. }) = buffer.synchronize() {
-    ///     comm.mask(&[rank])?;
-    ///     buffer.reset()?;
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidArgument`] for a rank that lives, for this one, where windows are NCCL's, and for threads of one process, but for ranks of a simulated machine
-    /// that were [killed](crate::Machine::kill);
-    /// [`Error::ConfigMismatch`] when ranks name others; [`Error::PeerGone`] when one more is gone.
-    pub fn mask(&self, ranks: &[u32]) -> Result<()> {
-        if matches!(self.inner.local.transport(), Transport::Nccl(_)) {
-            let rule = "ranks whose windows are NCCL's go on together or not at all: make a new group of the living";
-            return Err(Error::argument("ranks", format!("{ranks:?}"), rule));
-        }
-        self.inner.rendezvous.mask(ranks)?;
-        self.inner.alarm.mask(self.inner.rendezvous.masked());
-        let turn = self.inner.rendezvous.turn();
-        agree(&turn, &[("masked ranks", format!("{:?}", self.masked()))])?;
-        // Who was gone may have left the others at different points of making a buffer.
-        let mut made = self.inner.buffers_made.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = meet(&turn, "buffers made", &made.to_le_bytes())?;
-        let numbers = all.iter().filter_map(|bytes| Some(u64::from_le_bytes(bytes.as_slice().try_into().ok()?)));
-        *made = numbers.fold(*made, u64::max);
-        Ok(())
-    }
-
-    /// The ranks that the group goes on without.
-    pub fn masked(&self) -> Vec<u32> {
-        let masked = self.inner.rendezvous.masked();
-        (0..self.size()).filter(|rank| masked >> rank & 1 == 1).collect()
     }
 
     /// Waits until everything enqueued on this handle's stream is done.

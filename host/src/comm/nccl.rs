@@ -7,13 +7,14 @@
 use std::sync::Arc;
 
 use super::Comm;
+use super::on_gpu::opened;
 use crate::error::{Error, Result};
 use crate::nccl::{Attendance, Communicator, Library, Nccl, UniqueId, Version, Which};
 use crate::processes::World;
 use crate::rendezvous::{Processes, Rendezvous, Way, agree, meet};
 use crate::runtime::cuda::{CudaDevice, CudaRuntime};
 use crate::runtime::{RawStream, Runtime};
-use crate::sms::DefaultSms;
+use crate::sms::{DefaultSms, GpuOfRank, SharedGpus};
 use crate::transport::local::LocalGroupState;
 use crate::transport::nccl::Nccl as NcclTransport;
 use crate::transport::windows::Transport;
@@ -53,7 +54,7 @@ impl Comm {
         let told = |error| processes.gives_up_with(error);
         let (rank, size) = (processes.rank(), processes.size());
         let library = nccl.open().map_err(told)?;
-        let device = CudaDevice::open(device).map_err(told)?;
+        let device = opened(device).map_err(told)?;
         let rendezvous = Rendezvous::new(Way::Processes(Arc::clone(processes)));
         let turn = rendezvous.turn();
         let whose = match nccl.which() {
@@ -83,7 +84,7 @@ impl Comm {
         // Behind this all have one.
         meet(&turn, "communicator", &[])?;
         drop(turn);
-        let default_sms = DefaultSms::of_gpus(size, &Gpu::distinct(&gpus));
+        let default_sms = DefaultSms::of_gpus(size, &Gpu::distinct(&gpus)).with_shared(Gpu::shared(&gpus));
         let runtime = CudaRuntime::new(Arc::clone(&device), rank).map_err(told)?;
         let stream = RawStream::Cuda(runtime.create_stream().map_err(told)?);
         let transport = NcclTransport::new(library, communicator, device, Arc::clone(processes));
@@ -145,6 +146,8 @@ fn check_ranks(says: [i32; 3], wanted: [u32; 3]) -> Result<()> {
 /// A rank's GPU, as the others are told of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Gpu {
+    /// Its number in that rank's process.
+    device: u32,
     name: String,
     sms: u32,
     /// The host and the place on its bus.
@@ -156,18 +159,27 @@ impl Gpu {
         // The same for all processes of a host, in whatever container, as long as it is up.
         let host = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let place = format!("{} {}", host.trim(), device.on_bus()?);
-        Ok(Self { name: device.name().to_owned(), sms: device.sms(), place })
+        Ok(Self { device: device.ordinal(), name: device.name().to_owned(), sms: device.sms(), place })
     }
 
     fn told(&self) -> String {
-        format!("{}\n{}\n{}", self.sms, self.place, self.name)
+        format!("{}\n{}\n{}\n{}", self.device, self.sms, self.place, self.name)
     }
 
     fn heard(told: &[u8]) -> Self {
         let text = String::from_utf8_lossy(told);
-        let mut lines = text.splitn(3, '\n');
+        let mut lines = text.splitn(4, '\n');
         let mut next = || lines.next().unwrap_or_default().to_owned();
-        Self { sms: next().parse().unwrap_or(0), place: next(), name: next() }
+        let mut number = || next().parse().unwrap_or(0);
+        let (device, sms) = (number(), number());
+        Self { device, sms, place: next(), name: next() }
+    }
+
+    /// Which ranks share GPUs, if any do.
+    fn shared(gpus: &[Self]) -> Option<SharedGpus> {
+        let of_rank = |gpu: &Self| GpuOfRank { device: gpu.device, sms: gpu.sms, name: gpu.name.clone() };
+        let places: Vec<&str> = gpus.iter().map(|gpu| gpu.place.as_str()).collect();
+        SharedGpus::new(gpus.iter().map(of_rank).collect(), &places)
     }
 
     /// Name, SMs and number of ranks of each GPU.
@@ -205,7 +217,7 @@ mod tests {
     use super::*;
 
     fn gpu(host: &str, bus: &str) -> Gpu {
-        Gpu { name: "A GPU".into(), sms: 132, place: format!("{host} {bus}") }
+        Gpu { device: 0, name: "A GPU".into(), sms: 132, place: format!("{host} {bus}") }
     }
 
     #[test]
@@ -242,6 +254,13 @@ mod tests {
         let shared = [gpu("a", "0"), gpu("a", "1"), gpu("a", "0")];
         assert_eq!(Gpu::distinct(&shared), [("A GPU".to_owned(), 132, 2), ("A GPU".to_owned(), 132, 1)]);
         check_shared(new, &shared, true).unwrap();
+        // What they use adds up, as that of processes that share memory otherwise does.
+        assert!(Gpu::shared(&apart).is_none());
+        let sms = |asked: [u32; 3]| asked.map(|sms| sms.to_le_bytes().to_vec());
+        let adds_up = Gpu::shared(&shared).unwrap();
+        adds_up.check(&sms([100, 131, 31]), 0).unwrap();
+        let said = adds_up.check(&sms([100, 131, 32]), 0).unwrap_err().to_string();
+        assert!(said.starts_with("SMs on GPU 0: 132 "), "{said}");
         let said = |version| check_shared(version, &shared, false).unwrap_err().to_string();
         assert_eq!(
             said(old),

@@ -40,9 +40,12 @@
 //! ports, what is sent, and what to do about each error.
 mod environment;
 mod place;
+mod sharing;
 mod world;
 
 pub use self::place::Place;
+pub use self::sharing::Sharing;
+pub(crate) use self::sharing::{choose, heard, told};
 pub use self::world::World;
 pub(crate) use self::world::without_masked;
 pub use crate::rendezvous::MeetingPoint;

@@ -9,6 +9,7 @@ mod threads;
 
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 pub(crate) use self::agreement::{agree, meet, meet_with};
 pub use self::processes::MeetingPoint;
@@ -43,7 +44,12 @@ impl Rendezvous {
 
     /// A collective call's turn: a rank's threads make them one after another.
     pub(crate) fn turn(&self) -> Turn<'_> {
-        Turn { way: &self.way, _held: self.turn.lock().unwrap_or_else(PoisonError::into_inner) }
+        Turn { way: &self.way, until: None, _held: self.turn.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    /// [`Self::turn`] in which others are waited for no longer than until then. Simulated ranks of one process go by their machine's patience.
+    pub(crate) fn turn_until(&self, until: Option<Instant>) -> Turn<'_> {
+        Turn { until, ..self.turn() }
     }
 
     /// Says that this rank's host thread will not come any more, so that nobody waits for it.
@@ -55,26 +61,42 @@ impl Rendezvous {
         }
     }
 
-    /// Gives up: nobody waits for this rank any more, and ranks that are processes are told why.
+    /// Gives up: nobody waits for this rank any more, and the others are told why.
     pub(crate) fn abort(&self, reason: &str) {
         match &self.way {
             Way::Machine(simulated) => simulated.leave(),
-            Way::Threads(member) => member.leave(),
+            Way::Threads(member) => member.abort(reason),
             Way::Processes(processes) => processes.abort(reason),
         }
     }
 
-    /// Goes on without these ranks, which are processes that have ended, or ranks of a machine that were killed. Every other rank does so too, as often and with the same ranks.
+    /// Goes on without these ranks, which are processes, or ranks of a machine that were killed. Every other rank does so too, as often and with the
+    /// same ranks. Returned are those that may live, a bit for each.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for threads of one process, and for one that lives.
-    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<()> {
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for threads of one process, and for ranks of a machine that live.
+    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<u64> {
         match &self.way {
             Way::Processes(processes) => processes.mask(ranks),
-            Way::Machine(simulated) => simulated.mask(ranks),
+            Way::Machine(simulated) => simulated.mask(ranks).map(|()| 0),
             Way::Threads(_) => {
                 let rule = "ranks that are processes can be masked, and not threads of one";
+                Err(Error::argument("ranks", format!("{ranks:?}"), rule))
+            }
+        }
+    }
+
+    /// Goes on with these ranks again. They do so too, and all that go on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for one that is gone or not masked; as [`Turn::all_gather`].
+    pub(crate) fn unmask(&self, ranks: &[u32]) -> Result<()> {
+        match &self.way {
+            Way::Processes(processes) => processes.unmask(ranks),
+            Way::Machine(_) | Way::Threads(_) => {
+                let rule = "ranks that are processes come back, and no others: of these only one that was killed can be masked";
                 Err(Error::argument("ranks", format!("{ranks:?}"), rule))
             }
         }
@@ -103,6 +125,8 @@ impl Rendezvous {
 /// The right to gather: no other thread of the rank is in a collective call meanwhile.
 pub(crate) struct Turn<'a> {
     way: &'a Way,
+    /// When it ends, whoever has not come; else it goes by the group's patience.
+    until: Option<Instant>,
     _held: MutexGuard<'a, ()>,
 }
 
@@ -117,9 +141,16 @@ impl Turn<'_> {
     pub(crate) fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
         match self.way {
             Way::Machine(simulated) => simulated.all_gather(payload),
-            Way::Threads(member) => member.all_gather(payload),
-            Way::Processes(processes) => processes.all_gather(payload),
+            Way::Threads(member) => member.all_gather_within(payload, self.patience(threads::PATIENCE)),
+            Way::Processes(_) => {
+                Ok(self.all_gather_fds(payload, &[])?.into_iter().map(|given| given.payload).collect())
+            }
         }
+    }
+
+    /// How long the others are waited for.
+    fn patience(&self, of_group: Duration) -> Duration {
+        self.until.map_or(of_group, |until| until.saturating_duration_since(Instant::now()).min(of_group))
     }
 
     /// The ranks that are masked, a bit for each.
@@ -138,7 +169,7 @@ impl Turn<'_> {
     /// As [`Self::all_gather`].
     pub(crate) fn all_gather_fds(&self, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Vec<Gathered>> {
         match self.way {
-            Way::Processes(processes) => processes.all_gather_fds(payload, fds),
+            Way::Processes(processes) => processes.all_gather_within(payload, fds, self.patience(processes.patience())),
             Way::Machine(_) | Way::Threads(_) => {
                 debug_assert!(fds.is_empty(), "ranks of one process share its descriptors");
                 let bare = |payload| Gathered { payload, fds: Vec::new() };

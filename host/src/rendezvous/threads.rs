@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 
 /// How long a rank waits for the others before it says that they did not come.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Everyone's, in rank order.
 type Payloads = Arc<Vec<Vec<u8>>>;
@@ -36,6 +36,8 @@ struct Place {
     /// complete, and be taken for its own.
     taken: bool,
     gone: bool,
+    /// What one said that is gone because it gave up.
+    reason: Option<String>,
 }
 
 impl Round {
@@ -63,12 +65,24 @@ impl Member {
         self.shared.changed.notify_all();
     }
 
+    /// [`Self::leave`], and says why.
+    pub(crate) fn abort(&self, reason: &str) {
+        self.round().ranks[self.rank as usize].reason.get_or_insert_with(|| reason.to_owned());
+        self.leave();
+    }
+
     /// Gives `payload` to every rank and returns everyone's, in rank order.
+    #[cfg(test)]
+    pub(crate) fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.all_gather_within(payload, PATIENCE)
+    }
+
+    /// Gives `payload` to every rank and returns everyone's, in rank order. It waits for the others no longer than this.
     ///
     /// # Errors
     ///
     /// [`Error::Bootstrap`] when a rank is gone or does not come, or another thread of this rank is here already.
-    pub(crate) fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
+    pub(crate) fn all_gather_within(&self, payload: &[u8], patience: Duration) -> Result<Vec<Vec<u8>>> {
         let mut round = self.round();
         let place = &mut round.ranks[self.rank as usize];
         let refused = match place {
@@ -79,8 +93,8 @@ impl Member {
         if let Some(why) = refused {
             return Err(self.error(why));
         }
-        *place = Place { payload: Some(payload.to_vec()), taken: true, gone: false };
-        let (mut round, met) = self.meet(round);
+        *place = Place { payload: Some(payload.to_vec()), taken: true, gone: false, reason: None };
+        let (mut round, met) = self.meet(round, patience);
         let place = &mut round.ranks[self.rank as usize];
         place.taken = false;
         if met.is_err() {
@@ -90,7 +104,11 @@ impl Member {
     }
 
     /// Completes the round, or waits until another rank has.
-    fn meet<'a>(&'a self, mut round: MutexGuard<'a, Round>) -> (MutexGuard<'a, Round>, Result<Payloads>) {
+    fn meet<'a>(
+        &'a self,
+        mut round: MutexGuard<'a, Round>,
+        patience: Duration,
+    ) -> (MutexGuard<'a, Round>, Result<Payloads>) {
         if round.ranks.iter().all(|place| place.payload.is_some()) {
             let all: Vec<Vec<u8>> = round.ranks.iter_mut().filter_map(|place| place.payload.take()).collect();
             round.last = Arc::new(all);
@@ -99,18 +117,20 @@ impl Member {
             let all = Arc::clone(&round.last);
             return (round, Ok(all));
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience;
         // A later round cannot complete while this rank's place is taken, so `last` is still this round's when it is read.
         let mine = round.number;
         while round.number == mine {
             let gone = round.which(|place| place.gone);
             if !gone.is_empty() {
-                return (round, Err(self.error(&format!("waits for ranks {gone:?}, which are gone"))));
+                let said = |&rank: &usize| Some(format!(" (rank {rank}: {})", round.ranks[rank].reason.as_ref()?));
+                let why: String = gone.iter().filter_map(said).collect();
+                return (round, Err(self.error(&format!("waits for ranks {gone:?}, which are gone{why}"))));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let missing = round.which(|place| place.payload.is_none());
-                return (round, Err(self.error(&format!("waited {} s for ranks {missing:?}", PATIENCE.as_secs()))));
+                return (round, Err(self.error(&format!("waited {} s for ranks {missing:?}", patience.as_secs_f64()))));
             }
             round = self.shared.changed.wait_timeout(round, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -200,6 +220,13 @@ mod tests {
     }
 
     #[test]
+    fn who_does_not_come_within_the_time_is_named() {
+        let ranks = Member::group(2);
+        let said = ranks[1].all_gather_within(b"", Duration::from_millis(20)).unwrap_err().to_string();
+        assert_eq!(said, "bootstrap: rank 1 waited 0.02 s for ranks [0]");
+    }
+
+    #[test]
     fn nobody_waits_for_a_rank_that_is_gone() {
         let ranks = Member::group(2);
         std::thread::scope(|scope| {
@@ -211,5 +238,8 @@ mod tests {
         let said = ranks[1].all_gather(b"").unwrap_err().to_string();
         assert_eq!(said, "bootstrap: rank 1 has left the group");
         ranks[0].all_gather(b"").expect_err("still gone");
+        ranks[1].abort("no weights for expert 3");
+        let said = ranks[0].all_gather(b"").unwrap_err().to_string();
+        assert_eq!(said, "bootstrap: rank 0 waits for ranks [1], which are gone (rank 1: no weights for expert 3)");
     }
 }

@@ -24,7 +24,7 @@ use epoxide_plan::RegionBytes;
 pub(crate) use self::captures::RawGraph;
 pub(crate) use self::host_word::HostWord;
 pub(crate) use self::mapped::Mapped;
-pub(crate) use self::told::Told;
+pub(crate) use self::told::{FABRIC_BYTES, Memory as ToldMemory, Told};
 
 use crate::error::{Error, Result};
 use crate::pool;

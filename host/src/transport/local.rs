@@ -3,7 +3,8 @@
 //! Windows belong to the group. A rank that drops its buffer leaves it here with the event after its last work, and a rank that goes
 //! leaves its streams and the memory of its tensors. The last rank of the group waits for all those events, then destroys and
 //! frees everything: until then a peer may still read a window, and on a GPU freeing waits for the whole device, where a peer
-//! may be waiting for this rank.
+//! may be waiting for this rank. What all ranks have dropped of a buffer goes earlier, when they meet to make the next one
+//! ([`LocalGroupState::dropped`]).
 //!
 //! A rank that is a process is a group of its own here. It waits for its work, and takes away what it has: of a window its own mappings, since
 //! those of its peers keep the memory. A simulated one frees nothing: its memory is there as long as it or a peer is, and goes with the last.
@@ -17,8 +18,20 @@ use crate::pool::Pool;
 use crate::runtime::{Heap, LeftStreams, Mapped, RawEvent, Reservation, Runtime, Segments};
 use crate::transport::windows::{Transport, Window};
 
+/// Which buffer's part it is that a rank has dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OfBuffer {
+    pub rank: u32,
+    /// Among those of the group, the same on every rank.
+    pub number: u64,
+    /// SMs that were reserved for it.
+    pub blocks: u32,
+}
+
 /// What a rank leaves behind: a buffer's part, or its own.
 pub(crate) struct LeftBehind {
+    /// The buffer, where all ranks had made it.
+    pub of: Option<OfBuffer>,
     /// What frees it: ranks may be on different devices.
     pub heap: Heap,
     /// The points of the rank's streams after which the rank itself uses nothing of it any more; an error where there is no
@@ -42,6 +55,7 @@ impl LeftBehind {
     /// Nothing yet.
     pub(crate) fn of(runtime: &Runtime) -> Self {
         Self {
+            of: None,
             heap: runtime.heap(),
             after: Vec::new(),
             streams: None,
@@ -51,6 +65,11 @@ impl LeftBehind {
             memory: Vec::new(),
             mapped: Vec::new(),
         }
+    }
+
+    /// Whether the rank is known to use nothing of it any more, without waiting.
+    fn is_over_by_now(&self) -> bool {
+        self.after.iter().all(|event| event.as_ref().is_ok_and(RawEvent::is_reached))
     }
 
     /// Waits until the rank uses nothing of it any more; false if there is no knowing.
@@ -175,6 +194,19 @@ impl LocalGroupState {
     /// Takes over a rank's part of a buffer. Waits for nobody and frees nothing.
     pub(crate) fn take_over(&self, part: LeftBehind) {
         self.departures().left.push(part);
+    }
+
+    /// Numbers of the buffers that a rank has dropped, and uses nothing of any more.
+    pub(crate) fn dropped(&self, rank: u32) -> Vec<u64> {
+        let departures = self.departures();
+        let left = departures.left.iter().filter(|one| one.is_over_by_now());
+        left.filter_map(|one| one.of.filter(|of| of.rank == rank)).map(|of| of.number).collect()
+    }
+
+    /// Gives back a rank's parts of these buffers.
+    pub(crate) fn take_back(&self, rank: u32, numbers: &[u64]) -> Vec<LeftBehind> {
+        let is_one = |of: OfBuffer| of.rank == rank && numbers.contains(&of.number);
+        self.departures().left.extract_if(.., |one| one.of.is_some_and(is_one)).collect()
     }
 
     /// Takes over what a rank itself leaves; the rank is gone, and the last one frees everything.

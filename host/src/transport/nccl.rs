@@ -38,6 +38,15 @@ impl Nccl {
         self.communicator.check()
     }
 
+    /// Bytes of which a window is a whole number.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`].
+    pub(crate) fn granule(&self) -> Result<u64> {
+        self.device.exportable_granule()
+    }
+
     /// Allocates this rank's window.
     ///
     /// # Errors

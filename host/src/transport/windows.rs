@@ -5,7 +5,7 @@
 //! any more, each [frees](Windows::free) its own, or leaves it to the group
 //! ([`LocalGroupState::take_over`](super::local::LocalGroupState::take_over)). What lies in a window, and when a peer may touch
 //! it, is the user's affair: so is to meet once more between initialising it and the first operation that writes to a peer.
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use epoxide_plan::RegionBytes;
@@ -13,7 +13,7 @@ use epoxide_plan::RegionBytes;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::rendezvous::{Gathered, Turn, meet, meet_with};
-use crate::runtime::{Heap, Told};
+use crate::runtime::{Heap, Runtime, Told, ToldMemory};
 use crate::transport::nccl::{Nccl, NcclWindow};
 
 /// How ranks come to address each other's windows.
@@ -25,6 +25,18 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
+    /// Bytes of which a window on this device is a whole number.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`].
+    pub(crate) fn granule(&self, runtime: &Runtime) -> Result<u64> {
+        match self {
+            Self::Local => Ok(runtime.window_granule()),
+            Self::Nccl(nccl) => nccl.granule(),
+        }
+    }
+
     /// An error if it has failed meanwhile.
     pub(crate) fn check(&self) -> Result<()> {
         match self {
@@ -128,10 +140,10 @@ impl Windows {
             Window::Nccl(_) => Ok(Told { place: 0, memory: None }),
         });
         let (payload, memory) = match &told {
-            Ok(Told { place, memory }) => ([b"+", place.to_le_bytes().as_slice()].concat(), memory.as_ref()),
+            Ok(Told { place, memory }) => written(*place, memory.as_ref()),
             Err(error) => (format!("-{error}").into_bytes(), None),
         };
-        let memory: Vec<_> = memory.into_iter().map(AsFd::as_fd).collect();
+        let memory: Vec<_> = memory.into_iter().collect();
         let all = meet_with(turn, "window", &payload, &memory).map_err(NotShared::Apart)?;
         let all =
             all.into_iter().enumerate().map(|(rank, given)| told_by(rank, given)).collect::<Shared<Vec<Told>>>()?;
@@ -192,6 +204,16 @@ impl Windows {
     }
 }
 
+/// What a rank tells of its window: bytes, and a descriptor if it is one.
+fn written(place: u64, memory: Option<&ToldMemory>) -> (Vec<u8>, Option<BorrowedFd<'_>>) {
+    let (fabric, descriptor): (&[u8], _) = match memory {
+        None => (&[], None),
+        Some(ToldMemory::Fabric(bytes)) => (bytes, None),
+        Some(ToldMemory::Descriptor(fd)) => (&[], Some(fd.as_fd())),
+    };
+    ([b"+", place.to_le_bytes().as_slice(), fabric].concat(), descriptor)
+}
+
 /// What a rank told of its window.
 fn told_by(rank: usize, given: Gathered) -> Shared<Told> {
     let said = |message| Error::Bootstrap { message };
@@ -200,9 +222,11 @@ fn told_by(rank: usize, given: Gathered) -> Shared<Told> {
         let why = String::from_utf8_lossy(why);
         return Err(NotShared::Missing(said(format!("rank {rank} could not make its buffer: {why}"))));
     }
-    let told = payload.strip_prefix(b"+").and_then(|told| told.try_into().ok());
-    let told = told.ok_or_else(|| NotShared::Apart(said(format!("rank {rank} told of no window"))))?;
-    Ok(Told { place: u64::from_le_bytes(told), memory: fds.into_iter().next() })
+    let told = payload.strip_prefix(b"+").and_then(|told| told.split_first_chunk());
+    let (place, fabric) = told.ok_or_else(|| NotShared::Apart(said(format!("rank {rank} told of no window"))))?;
+    let descriptor = fds.into_iter().next().map(ToldMemory::Descriptor);
+    let memory = descriptor.or_else(|| fabric.try_into().ok().map(ToldMemory::Fabric));
+    Ok(Told { place: u64::from_le_bytes(*place), memory })
 }
 
 #[cfg(test)]
@@ -263,6 +287,25 @@ mod tests {
             let NotShared::Missing(error) = result else { panic!("all met: {result:?}") };
             assert_eq!(error.to_string(), format!("bootstrap: rank 1 could not make its buffer: {refused}"));
         }
+    }
+
+    #[test]
+    fn what_is_told_of_a_window_is_heard() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let memory = [None, Some(ToldMemory::Fabric([7; 64])), Some(ToldMemory::Descriptor(null.into()))];
+        for memory in memory {
+            let (payload, fd) = written(9 << 40, memory.as_ref());
+            let fds = fd.into_iter().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
+            let Told { place, memory: heard } = told_by(1, Gathered { payload, fds }).unwrap();
+            assert_eq!(place, 9 << 40);
+            match (memory, heard) {
+                (None, None) | (Some(ToldMemory::Descriptor(_)), Some(ToldMemory::Descriptor(_))) => {}
+                (Some(ToldMemory::Fabric(told)), Some(ToldMemory::Fabric(heard))) => assert_eq!(told, heard),
+                (told, heard) => panic!("{told:?}, {heard:?}"),
+            }
+        }
+        let said = told_by(1, Gathered { payload: b"+123".to_vec(), fds: Vec::new() }).unwrap_err();
+        assert!(matches!(said, NotShared::Apart(_)), "{said:?}");
     }
 
     #[test]

@@ -189,7 +189,7 @@ fn a_call_is_given_up_when_a_rank_is_gone() {
     let fake = Fake::new(&["HANGS=1500"]);
     let library = fake.library().unwrap();
     let began = Instant::now();
-    let gone = || Err(Error::PeerGone { rank: 2, how: Gone::Ended });
+    let gone = || Err(Error::PeerGone { rank: 2, how: Gone::Ended, during: None });
     let id = UniqueId::new(&library).unwrap();
     let error = Communicator::join(&library, 3, id, 1, || Ok(()), &patient(&gone)).unwrap_err();
     assert!(matches!(error, Error::PeerGone { rank: 2, .. }), "{error}");
@@ -206,7 +206,7 @@ fn a_call_is_given_up_when_a_rank_is_gone() {
 fn a_communicator_with_a_call_that_was_given_up_is_of_no_more_use() {
     let fake = Fake::new(&["HANGS=1500"]);
     let communicator = joined(&fake.library().unwrap()).unwrap();
-    let gone = || Err(Error::PeerGone { rank: 0, how: Gone::Ended });
+    let gone = || Err(Error::PeerGone { rank: 0, how: Gone::Ended, during: None });
     // SAFETY: the library looks at no memory.
     let error = unsafe { communicator.register(MEMORY, 4096, || Ok(()), &patient(&gone)) }.unwrap_err();
     assert!(matches!(error, Error::PeerGone { rank: 0, .. }), "{error}");

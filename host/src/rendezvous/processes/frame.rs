@@ -23,6 +23,10 @@ pub(super) enum Kind {
     Leave = 2,
     /// The rank gives up; its payload says why.
     Abort = 3,
+    /// The rank goes on without the one that it says this to.
+    Masked = 4,
+    /// The one that it says this to is let in again: the payload says which ranks still are not, and the round the one before the next.
+    Welcome = 5,
 }
 
 /// A frame that has come in.
@@ -53,6 +57,8 @@ fn read_header(header: &[u8; HEADER]) -> Result<(Kind, usize, u64, usize), Strin
         1 => Kind::Gather,
         2 => Kind::Leave,
         3 => Kind::Abort,
+        4 => Kind::Masked,
+        5 => Kind::Welcome,
         other => return Err(format!("a frame of the unknown kind {other}")),
     };
     let fds = u32::from_le_bytes(std::array::from_fn(|i| header[4 + i])) as usize;

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::frame::{Kind, MAX_FDS, MAX_PAYLOAD};
 pub(crate) use super::peers::Gathered;
-use super::peers::{ERA, Missing, Peers};
-use super::send::{Message, send};
+use super::peers::{ERA, Missing, Peers, Welcome};
+use super::send::{Line, Message, send};
 use super::watch::{Watch, Watched};
 use crate::error::{Error, Result};
 use crate::gone::Gone;
@@ -20,7 +20,10 @@ use crate::gone::Gone;
 /// How long a rank that gives up or leaves tries to say so to a peer that does not read: in all, for all of them.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// How long who masks a rank waits for the end of its process.
+/// How long who masks a rank that it knows nothing of waits for word that it is gone.
+const FOR_WORD: Duration = Duration::from_millis(300);
+
+/// How long who masks a rank that is gone waits for the end of its process.
 const FOR_THE_END: Duration = Duration::from_secs(10);
 
 /// A connection to a peer, on which nothing has been sent but the hello.
@@ -73,8 +76,8 @@ impl Over {
 struct Way {
     connection: Arc<OwnedFd>,
     local: bool,
-    /// Held while a frame is sent, so that frames are whole.
-    whole: Mutex<()>,
+    /// Held while a frame is sent, so that frames are whole; what is left of one that was begun.
+    rest: Mutex<Vec<u8>>,
 }
 
 impl fmt::Debug for Processes {
@@ -97,7 +100,7 @@ impl Processes {
             ways.push(link.map(|Link { connection, local, process }| {
                 let connection = Arc::new(connection);
                 watched.push(Watched { rank: peer, connection: Arc::clone(&connection), process });
-                Way { connection, local, whole: Mutex::default() }
+                Way { connection, local, rest: Mutex::default() }
             }));
         }
         let watch = Watch::start(Arc::clone(&peers), watched).map_err(|error| Error::Bootstrap {
@@ -158,6 +161,20 @@ impl Processes {
     /// As [`Self::all_gather`]; [`Error::InvalidArgument`] for descriptors where a rank is not [local](Self::is_local), or for too many. A
     /// rank with too many open to take more has the giver as gone.
     pub(crate) fn all_gather_fds(&self, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Vec<Gathered>> {
+        self.all_gather_within(payload, fds, self.patience)
+    }
+
+    /// [`Self::all_gather_fds`] that waits for the others no longer than this.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::all_gather_fds`].
+    pub(crate) fn all_gather_within(
+        &self,
+        payload: &[u8],
+        fds: &[BorrowedFd<'_>],
+        patience: Duration,
+    ) -> Result<Vec<Gathered>> {
         if payload.len() > MAX_PAYLOAD {
             return Err(Error::argument(
                 "payload",
@@ -187,36 +204,34 @@ impl Processes {
             return Err(why);
         }
         *rounds += 1;
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + patience;
         let message = Message { kind: Kind::Gather, round: *rounds, payload, fds };
         let reached = self.reach_all(&message, deadline);
         // Who could not be reached is gone, or has not read in time: the wait for its payload says so, unless it had sent that before.
         let met = self.peers.gather(self.rank, *rounds, deadline);
-        let mut all = met.and_then(|all| reached.map(|()| all)).map_err(|missing| self.not_met(missing))?;
+        let mut all = met.and_then(|all| reached.map(|()| all)).map_err(|missing| self.not_met(missing, patience))?;
         all[self.rank as usize] = Some(own);
         let of_masked = || Gathered { payload: payload.to_vec(), fds: Vec::new() };
         Ok(all.into_iter().map(|gathered| gathered.unwrap_or_else(of_masked)).collect())
     }
 
-    /// Goes on without these ranks too. Every other living rank does so, as often and with the same ranks. It waits until their processes have
-    /// ended, and with them whatever they had running on a device.
+    /// Goes on without these ranks too. Every other living rank does so, as often and with the same ranks. Of those that are gone it waits until their
+    /// processes have ended, and with them whatever they had running on a device; returned are those that may live, a bit for each, which are told.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for the rank itself or one that is not there, and for one that lives; why this rank has given up or left, if
-    /// it has.
-    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<()> {
-        let refused = |rank: u32, rule: &str| Err(Error::argument("ranks", rank, rule));
-        let deadline = Instant::now() + FOR_THE_END;
-        let mut masked = self.masked();
+    /// [`Error::InvalidArgument`] for the rank itself or one that is not there; why this rank has given up or left, if it has.
+    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<u64> {
+        let (at_once, deadline) = (Instant::now() + FOR_WORD, Instant::now() + FOR_THE_END);
+        let (mut masked, mut living) = (self.masked(), 0);
         for &rank in ranks {
             if rank >= self.size() || rank == self.rank {
-                return refused(rank, "another rank of the group is masked");
-            }
-            if !self.peers.wait_over(rank, deadline) {
-                return refused(rank, "its process has not ended, or is not known to have: end it before it is masked");
+                return Err(Error::argument("ranks", rank, "another rank of the group is masked"));
             }
             masked |= 1 << rank;
+            if !self.peers.ends(rank, at_once, deadline) {
+                living |= 1 << rank;
+            }
         }
         let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
         let mut over = self.over();
@@ -229,6 +244,61 @@ impl Processes {
         self.peers.mask(masked);
         self.masked.store(masked, Ordering::Release);
         *rounds = ((*rounds >> ERA) + 1) << ERA;
+        let told = Message { kind: Kind::Masked, round: 0, payload: &[], fds: &[] };
+        self.tell(living, &told, Instant::now() + LAST_WORDS);
+        Ok(living)
+    }
+
+    /// Goes on with these ranks again, which live. All others that go on call it too, and these ranks themselves.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for one that is not masked, or that is gone; as [`Self::all_gather`], for a rank that comes back, if the others do not let
+    /// it.
+    pub(crate) fn unmask(&self, ranks: &[u32]) -> Result<()> {
+        let refused = |rank: u32, rule: &str| Err(Error::argument("ranks", rank, rule));
+        if let Some(rank) = ranks.iter().find(|rank| **rank >= self.size()) {
+            return refused(*rank, "a rank of the group");
+        }
+        let back = ranks.iter().fold(0, |all: u64, rank| all | 1 << rank);
+        let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
+        if back >> self.rank & 1 == 1 {
+            let welcome = self.peers.welcomed(self.rank, back, Instant::now() + self.patience);
+            let Welcome { round, masked } = welcome.map_err(|missing| self.not_met(missing, self.patience))?;
+            let mut over = self.over();
+            match &over.why {
+                Some(why) if over.told => return Err(why.clone()),
+                // That the others went on without it.
+                _ => over.why = None,
+            }
+            drop(over);
+            self.peers.come_back(masked);
+            self.masked.store(masked, Ordering::Release);
+            *rounds = round;
+            return Ok(());
+        }
+        let masked = self.masked();
+        for &rank in ranks {
+            if masked >> rank & 1 == 0 {
+                return refused(rank, "it is not masked");
+            }
+            if self.peers.is_lost(rank) {
+                let rule =
+                    "it is gone: a rank that is started anew joins with all others in a group of its own (Place::meet)";
+                return refused(rank, rule);
+            }
+        }
+        if let Some(why) = self.over().why.clone() {
+            return Err(why);
+        }
+        *rounds = ((*rounds >> ERA) + 1) << ERA;
+        let masked = masked & !back;
+        // What they send counts from here on, and they send nothing before they have all welcomes.
+        self.peers.mask(masked);
+        self.masked.store(masked, Ordering::Release);
+        let payload = masked.to_le_bytes();
+        let welcome = Message { kind: Kind::Welcome, round: *rounds, payload: &payload, fds: &[] };
+        self.tell(back, &welcome, Instant::now() + self.patience);
         Ok(())
     }
 
@@ -250,7 +320,7 @@ impl Processes {
     pub(crate) fn check(&self) -> Result<()> {
         let masked = self.masked();
         match self.gone().into_iter().find(|(rank, how)| *how != Gone::Left && masked >> rank & 1 == 0) {
-            Some((rank, how)) => Err(Error::PeerGone { rank, how }),
+            Some((rank, how)) => Err(Error::PeerGone { rank, how, during: None }),
             None => Ok(()),
         }
     }
@@ -294,12 +364,12 @@ impl Processes {
         let masked = self.masked();
         let all = (0..).zip(&self.links).filter(|(rank, _)| masked >> rank & 1 == 0);
         let ways: Vec<(u32, &Way)> = all.filter_map(|(rank, way)| Some((rank, way.as_ref()?))).collect();
-        let mut whole: Vec<_> =
-            ways.iter().map(|(_, way)| Some(way.whole.lock().unwrap_or_else(PoisonError::into_inner))).collect();
-        let connections: Vec<&OwnedFd> = ways.iter().map(|(_, way)| &*way.connection).collect();
         // Each is free for another frame as soon as this one is in it.
-        let unread =
-            send(&connections, message, deadline, &mut |i| whole[i] = None, &|| self.peers.is_in_vain(message.round));
+        let lines = ways
+            .iter()
+            .map(|(_, way)| Line::new(&way.connection, way.rest.lock().unwrap_or_else(PoisonError::into_inner)))
+            .collect();
+        let unread = send(lines, message, deadline, &|| self.peers.is_in_vain(message.round));
         if unread.is_empty() { Ok(()) } else { Err(Missing::Late(unread.into_iter().map(|i| ways[i].0).collect())) }
     }
 
@@ -318,36 +388,36 @@ impl Processes {
         if std::process::id() != self.made_by {
             return;
         }
-        let deadline = Instant::now() + LAST_WORDS;
-        for way in self.links.iter().flatten() {
+        let message = Message { kind, round: 0, payload, fds: &[] };
+        self.tell(u64::MAX, &message, Instant::now() + LAST_WORDS);
+    }
+
+    /// Says something to some peers, a bit for each, as far as they read.
+    fn tell(&self, ranks: u64, message: &Message<'_>, deadline: Instant) {
+        let told = (0u32..).zip(&self.links).filter(|(rank, _)| ranks >> (rank & 63) & 1 == 1);
+        for way in told.filter_map(|(_, way)| way.as_ref()) {
             // A thread that gathers may hold it, because the peer does not read: then it does not read this either.
-            let whole = loop {
-                match way.whole.try_lock() {
-                    Ok(whole) => break Some(whole),
-                    Err(TryLockError::Poisoned(whole)) => break Some(whole.into_inner()),
+            let rest = loop {
+                match way.rest.try_lock() {
+                    Ok(rest) => break Some(rest),
+                    Err(TryLockError::Poisoned(rest)) => break Some(rest.into_inner()),
                     Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                         std::thread::sleep(Duration::from_millis(1))
                     }
                     Err(TryLockError::WouldBlock) => break None,
                 }
             };
-            if whole.is_some() {
-                send(
-                    &[&*way.connection],
-                    &Message { kind, round: 0, payload, fds: &[] },
-                    deadline,
-                    &mut |_| {},
-                    &|| false,
-                );
+            if let Some(rest) = rest {
+                send(vec![Line::new(&way.connection, rest)], message, deadline, &|| false);
             }
         }
     }
 
-    fn not_met(&self, missing: Missing) -> Error {
+    fn not_met(&self, missing: Missing, patience: Duration) -> Error {
         let rank = self.rank;
         match missing {
             Missing::Gone(rank, how) => {
-                let error = Error::PeerGone { rank, how };
+                let error = Error::PeerGone { rank, how, during: None };
                 self.over().why.get_or_insert(error).clone()
             }
             Missing::Over => self
@@ -356,7 +426,7 @@ impl Processes {
                 .clone()
                 .unwrap_or_else(|| Error::Bootstrap { message: format!("rank {rank} has left the group") }),
             Missing::Late(late) => {
-                let waited = format!("waited {} s for ranks {late:?}", self.patience.as_secs_f64());
+                let waited = format!("waited {} s for ranks {late:?}", patience.as_secs_f64());
                 let error = Error::Bootstrap { message: format!("rank {rank} {waited}") };
                 self.give_up(error.clone(), &format!("it {waited}"));
                 error

@@ -55,6 +55,16 @@ struct Peer {
     waiting: VecDeque<(u64, Gathered)>,
     gone: bool,
     over: bool,
+    welcome: Option<Welcome>,
+}
+
+/// What a rank says to one that it lets in again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Welcome {
+    /// The round before the next.
+    pub round: u64,
+    /// Ranks that the group still goes on without, a bit for each.
+    pub masked: u64,
 }
 
 /// Why a round is not complete.
@@ -85,6 +95,8 @@ impl Peers {
     /// What is wrong with it.
     pub(super) fn heard(&self, rank: u32, frame: Frame) -> Result<(), String> {
         match frame.kind {
+            // Of a rank that is masked nothing counts before it is let in again.
+            Kind::Gather if self.state().is_masked(rank) => {}
             Kind::Gather => {
                 let mut state = self.state();
                 let waiting = &mut state.peers[rank as usize].waiting;
@@ -99,6 +111,13 @@ impl Peers {
                 self.changed.notify_all();
             }
             Kind::Leave => self.is_gone(rank, Gone::Left),
+            Kind::Masked => self.is_gone(rank, Gone::Masked),
+            Kind::Welcome => {
+                let masked = frame.payload.as_slice().try_into().map_err(|_| "a welcome without ranks".to_owned())?;
+                let welcome = Welcome { round: frame.round, masked: u64::from_le_bytes(masked) };
+                self.state().peers[rank as usize].welcome = Some(welcome);
+                self.changed.notify_all();
+            }
             Kind::Abort => {
                 let reason = String::from_utf8_lossy(&frame.payload).into_owned();
                 self.is_gone(rank, Gone::Aborted { reason });
@@ -143,9 +162,66 @@ impl Peers {
         true
     }
 
+    /// Waits until it is known whether a rank's process has ended: not long for one that nothing is known of, which may live.
+    pub(super) fn ends(&self, rank: u32, at_once: Instant, deadline: Instant) -> bool {
+        self.wait_over(rank, at_once) || (self.state().peers[rank as usize].gone && self.wait_over(rank, deadline))
+    }
+
     /// Goes on without these ranks, a bit for each.
     pub(super) fn mask(&self, ranks: u64) {
-        self.state().masked = ranks;
+        let mut state = self.state();
+        state.masked = ranks;
+        let masked = (0..).zip(&mut state.peers).filter(|(rank, _): &(u32, _)| ranks >> rank & 1 == 1);
+        masked.for_each(|(_, peer)| peer.waiting.clear());
+    }
+
+    /// Waits until all ranks that go on without `own` and the others in `back`, a bit for each, let them in again.
+    ///
+    /// # Errors
+    ///
+    /// [`Missing`].
+    pub(super) fn welcomed(&self, own: u32, back: u64, deadline: Instant) -> Result<Welcome, Missing> {
+        let mut state = self.state();
+        loop {
+            if state.over {
+                return Err(Missing::Over);
+            }
+            let said = state.peers.iter().find_map(|peer| peer.welcome);
+            let apart = said.map_or(0, |welcome| welcome.masked) | back | 1 << own;
+            let others = (0..).zip(&state.peers).filter(|(rank, _): &(u32, _)| apart >> rank & 1 == 0);
+            let is_missing = |peer: &Peer| said.is_none() || peer.welcome != said;
+            let missing: Vec<u32> = others.filter(|(_, peer)| is_missing(peer)).map(|(rank, _)| rank).collect();
+            if let (Some(welcome), true) = (said, missing.is_empty()) {
+                state.peers.iter_mut().for_each(|peer| peer.welcome = None);
+                return Ok(welcome);
+            }
+            let lost = |(rank, how): &&(u32, Gone)| *how != Gone::Masked && missing.contains(rank);
+            if let Some((rank, how)) = state.gone.iter().find(lost).filter(|_| said.is_some()) {
+                return Err(Missing::Gone(*rank, how.clone()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Missing::Late(missing));
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// This rank is let in again by those that went on without it, which are not gone any more.
+    pub(super) fn come_back(&self, masked: u64) {
+        let mut state = self.state();
+        let State { peers, gone, .. } = &mut *state;
+        for (rank, _) in gone.extract_if(.., |(_, how)| *how == Gone::Masked) {
+            peers[rank as usize].gone = false;
+        }
+        state.masked = masked;
+    }
+
+    /// Whether a rank cannot be let in again.
+    pub(super) fn is_lost(&self, rank: u32) -> bool {
+        let state = self.state();
+        let peer = &state.peers[rank as usize];
+        peer.gone || peer.over
     }
 
     /// Who is gone, in the order in which it was seen.

@@ -272,6 +272,56 @@ fn who_leaves_in_order_cuts_no_payload_short() {
     });
 }
 
+/// A long payload that was begun when its round was in vain is whole before anything follows it: who reads late finds frames and no pieces.
+#[test]
+fn a_frame_that_was_begun_in_vain_is_whole_when_the_group_goes_on() {
+    let (mut child, process) = sleeper();
+    let (slow, mut reader) = UnixStream::pair().unwrap();
+    let (a, dead) = UnixStream::pair().unwrap();
+    let dying = Link { connection: a.into(), local: true, process: Some(process) };
+    let rank = Processes::new(0, vec![None, link(slow), Some(dying)], SOON).unwrap();
+    std::thread::scope(|scope| {
+        let gathers = scope.spawn(|| rank.all_gather(&vec![7; 4 << 20]));
+        let mut begun = vec![0; 1000];
+        reader.read_exact(&mut begun).unwrap();
+        child.kill().unwrap();
+        let said = gathers.join().unwrap().unwrap_err().to_string();
+        assert_eq!(said, "rank 2 is gone: its process ended without a word");
+        rank.mask(&[2]).unwrap();
+        let goes_on = scope.spawn(|| rank.all_gather(b"on"));
+        let mut left = vec![0; header(Kind::Gather, 1, 0, 0).len() + (4 << 20) - begun.len()];
+        reader.read_exact(&mut left).unwrap();
+        let frame = [begun, left].concat();
+        assert!(frame.starts_with(&header(Kind::Gather, 1, 4 << 20, 0)) && frame.ends_with(&[7; 4 << 20]));
+        let next = (1 << 32) + 1;
+        let mut on = vec![0; header(Kind::Gather, next, 2, 0).len() + 2];
+        reader.read_exact(&mut on).unwrap();
+        assert_eq!(on, [&header(Kind::Gather, next, 2, 0)[..], b"on"].concat());
+        reader.write_all(&header(Kind::Gather, next, 0, 0)).unwrap();
+        assert_eq!(goes_on.join().unwrap().unwrap()[..2], [b"on".to_vec(), Vec::new()]);
+    });
+    child.wait().unwrap();
+    drop(dead);
+}
+
+/// The last words of one that gives up are no part of the payload that was begun before.
+#[test]
+fn who_gives_up_in_the_middle_of_a_payload_is_understood() {
+    let (slow, mut reader) = UnixStream::pair().unwrap();
+    let rank = Processes::new(0, vec![None, link(slow)], Duration::from_millis(200)).unwrap();
+    let length = header(Kind::Gather, 1, 0, 0).len() + (400 << 10);
+    std::thread::scope(|scope| {
+        let gathers = scope.spawn(move || rank.all_gather(&vec![7; 400 << 10]).unwrap_err());
+        // It reads too late, and while the last words are tried.
+        std::thread::sleep(Duration::from_millis(280));
+        let mut read = Vec::new();
+        reader.read_to_end(&mut read).unwrap();
+        gathers.join().unwrap();
+        assert!(read[..length].ends_with(&[7; 400 << 10]), "a frame within another one");
+        assert!(read.ends_with(b"it waited 0.2 s for ranks [1]"), "{}", String::from_utf8_lossy(&read[length..]));
+    });
+}
+
 #[test]
 fn a_rank_whose_thread_panics_gives_up() {
     let mut ranks = group(2, SOON);

@@ -211,6 +211,16 @@ impl Driver {
     }
 }
 
+/// A function of the driver's by name, if it has it.
+///
+/// # Safety
+///
+/// `T` is the type of cuda.h's declaration.
+pub(super) unsafe fn symbol<T: Copy>(name: &CStr) -> Option<T> {
+    // SAFETY: the caller's promise; the library is never unloaded.
+    unsafe { library()?.get::<T>(name) }.ok().map(|symbol| *symbol)
+}
+
 /// The driver library, loaded at the first call and never unloaded. A program that is linked with it gets what it has.
 fn library() -> Option<&'static Library> {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();

@@ -37,6 +37,22 @@ impl CudaDevice {
         self.context().bind()
     }
 
+    /// Bytes of which memory that can be exported is a whole number.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`].
+    pub(crate) fn exportable_granule(&self) -> Result<u64> {
+        self.bind()?;
+        let mut granule = 0;
+        let mut plain = exported_as(self.context().device(), FILE_DESCRIPTOR);
+        let which = sys::CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_RECOMMENDED;
+        // SAFETY: complete properties, and a valid place for the answer.
+        let asked = unsafe { sys::cuMemGetAllocationGranularity(&mut granule, plain.as_mut_ptr(), which) };
+        check_for("cuMemGetAllocationGranularity", asked, format_args!("GPU {}", self.ordinal()))?;
+        Ok((granule as u64).max(1))
+    }
+
     /// Allocates memory that can be exported, a whole number of the driver's granules. `rank` and `what` are for the error.
     ///
     /// # Errors
@@ -50,14 +66,9 @@ impl CudaDevice {
     ) -> Result<ExportableMemory> {
         self.bind()?;
         let name = format_args!("GPU {}", self.ordinal()).to_string();
-        let mut granule = 0;
-        let mut plain = exported_as(self.context().device(), FILE_DESCRIPTOR);
-        let which = sys::CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_RECOMMENDED;
-        // SAFETY: complete properties, and a valid place for the answer.
-        let asked = unsafe { sys::cuMemGetAllocationGranularity(&mut granule, plain.as_mut_ptr(), which) };
-        check_for("cuMemGetAllocationGranularity", asked, &name)?;
+        let granule = self.exportable_granule()? as usize;
         let refused = || Error::OutOfMemory { rank, what, bytes, free: free_bytes() };
-        let bytes = bytes.max(1).checked_next_multiple_of((granule as u64).max(1)).ok_or_else(refused)?;
+        let bytes = bytes.max(1).checked_next_multiple_of(granule as u64).ok_or_else(refused)?;
         let length = usize::try_from(bytes).map_err(|_| refused())?;
         let mut handle = 0;
         let mut create = |handle_types| {
@@ -137,7 +148,7 @@ impl ExportableMemory {
 }
 
 /// Plain memory of the GPU that can be exported so. As the driver reads it: the two together are no value of cudarc's enumeration.
-fn exported_as(device: sys::CUdevice, handle_types: u32) -> MaybeUninit<sys::CUmemAllocationProp> {
+pub(super) fn exported_as(device: sys::CUdevice, handle_types: u32) -> MaybeUninit<sys::CUmemAllocationProp> {
     let mut properties = MaybeUninit::new(properties(device));
     // SAFETY: a field of an object of our own, an enumeration in C and so as wide as an int; it is aligned, because the struct is.
     unsafe { ptr::addr_of_mut!((*properties.as_mut_ptr()).requestedHandleTypes).cast::<u32>().write(handle_types) };

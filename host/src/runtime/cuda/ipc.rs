@@ -1,4 +1,5 @@
-//! Windows between processes of one host: memory that the driver exports as a file descriptor, which ranks hand to each other.
+//! Windows between processes: memory that the driver exports as a file descriptor, which ranks of one host hand to each other; or as a fabric
+//! handle, bytes that also go to another host of one NVLink domain.
 //!
 //! ```text
 //! own process     cuMemCreate ──▶ cuMemExportToShareableHandle ──▶ fd ── Unix socket ──▶ every peer
@@ -11,53 +12,63 @@
 //! ends, in whatever way, leaves its window to those who still use it. Unmapping is done with the rank's own streams idle: what peers do
 //! goes by their mappings. (CUDA driver API, "Virtual Memory Management".)
 use std::ffi::c_int;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::PoisonError;
 
 use cudarc::driver::sys::{self, CUresult};
 
 use super::context::free_bytes;
 use super::driver::{Driver, check, check_for};
-use super::segments::{map_handle, properties};
+use super::exportable::exported_as;
+use super::handles::{Handles, import};
+use super::segments::map_handle;
 use super::shared_window::{Ipc, IpcFacts, SharedWindow};
 use super::{CudaDevice, CudaRuntime};
 use crate::error::{Error, Result};
-use crate::runtime::Told;
+use crate::runtime::{Told, ToldMemory};
 
 /// `CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED`.
 const VIRTUAL_MEMORY: c_int = 102;
 /// `CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED`.
 const FILE_DESCRIPTORS: c_int = 103;
+/// `CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED`; drivers of CUDA 12.3 and newer know it.
+const FABRIC: c_int = 128;
 /// `CU_DEVICE_ATTRIBUTE_MPS_ENABLED`; drivers of CUDA 12.2 and newer know it.
 const MPS: c_int = 133;
-/// The handle's type.
-const FILE_DESCRIPTOR: sys::CUmemAllocationHandleType =
-    sys::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
 
 impl CudaDevice {
-    /// What other processes must know of this GPU to share memory with it.
+    /// What other processes must know of this GPU to share memory with it by these handles.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for a driver that has no file descriptors of memory; [`Error::Cuda`].
-    pub(crate) fn ipc_facts(&self) -> Result<IpcFacts> {
+    /// [`Error::InvalidArgument`] for a driver that does not have them, or does not grant them; [`Error::Cuda`].
+    pub(crate) fn ipc_facts(&self, handles: Handles) -> Result<IpcFacts> {
         let (driver, device) = (Driver::get()?, self.context().device());
-        for (attribute, what) in
-            [(VIRTUAL_MEMORY, "virtual memory management"), (FILE_DESCRIPTORS, "file descriptors of device memory")]
-        {
+        let which = match handles {
+            Handles::Descriptors => (FILE_DESCRIPTORS, "file descriptors of device memory"),
+            Handles::Fabric => (FABRIC, "fabric handles"),
+        };
+        let refused = |rule: String| Error::argument("device", self.ordinal(), rule);
+        for (attribute, what) in [(VIRTUAL_MEMORY, "virtual memory management"), which] {
             if driver.attribute(attribute, device) != Some(1) {
                 let rule = format!(
                     "its driver has no {what}, by which processes share windows: run the ranks as threads of one process (LocalGroup::on_gpus)"
                 );
-                return Err(Error::argument("device", self.ordinal(), rule));
+                return Err(refused(rule));
             }
         }
         self.context().bind()?;
         let mut granule = 0;
+        let mut plain = exported_as(device, handles.number());
         let which = sys::CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
         // SAFETY: complete properties, and a valid place for the answer.
-        let asked = unsafe { sys::cuMemGetAllocationGranularity(&mut granule, &exported(device), which) };
+        let asked = unsafe { sys::cuMemGetAllocationGranularity(&mut granule, plain.as_mut_ptr(), which) };
         check_for("cuMemGetAllocationGranularity", asked, format_args!("GPU {}", self.ordinal()))?;
+        if handles == Handles::Fabric {
+            // What a driver knows it need not grant.
+            grants(device, handles, granule).map_err(|error| {
+                refused(format!("its driver knows fabric handles and grants none ({error}): is there an IMEX channel (/dev/nvidia-caps-imex-channels)?"))
+            })?;
+        }
         let mps = driver.attribute(MPS, device).map(|mps| mps != 0);
         Ok(IpcFacts { uuid: driver.uuid(device)?, granule: (granule as u64).max(1), mps })
     }
@@ -105,7 +116,7 @@ impl CudaRuntime {
         self.check("cuMemAddressReserve", unsafe { sys::cuMemAddressReserve(&mut base, range, 0, 0, 0) })?;
         let mut window = SharedWindow { base, slot, mapped: vec![false; ipc.ranks as usize], exported: None };
         let own = window.at(ipc.rank);
-        match create(device, own, slot) {
+        match create(device, own, slot, ipc.handles) {
             Ok(exported) => window.exported = exported,
             Err(error) => {
                 // SAFETY: nobody knows of the range.
@@ -152,17 +163,13 @@ impl CudaRuntime {
         }
         self.bind()?;
         let (address, device) = (window.at(rank), self.device.context().device());
-        let mut handle = 0;
-        let descriptor = memory.as_raw_fd() as usize as *mut std::ffi::c_void;
-        // SAFETY: a valid place for the answer; of this type the handle is the descriptor itself, as a pointer (cuda.h).
-        let imported = unsafe { sys::cuMemImportFromShareableHandle(&mut handle, descriptor, FILE_DESCRIPTOR) };
         let whose = |error| match self.place(error) {
             Error::Cuda { call, message } => {
                 Error::Cuda { call, message: format!("{message}, mapping the window of rank {rank}") }
             }
             other => other,
         };
-        check("cuMemImportFromShareableHandle", imported).map_err(whose)?;
+        let handle = import(memory).map_err(whose)?;
         // SAFETY: the handle was just made, of memory that its rank says is so long, which `cuMemMap` checks; this place of the range is
         // for `rank` alone, and nothing was mapped there.
         unsafe { map_handle(handle, &[device], address, window.slot) }.map_err(whose)?;
@@ -172,26 +179,16 @@ impl CudaRuntime {
 }
 
 /// Maps new memory, and exports it; nothing if there is too little. The context is current.
-fn create(device: sys::CUdevice, address: u64, bytes: u64) -> Result<Option<OwnedFd>> {
+fn create(device: sys::CUdevice, address: u64, bytes: u64, handles: Handles) -> Result<Option<ToldMemory>> {
     let mut handle = 0;
+    let properties = exported_as(device, handles.number());
     // SAFETY: a valid place for the answer; complete properties; a whole number of granules; flags must be 0.
-    match unsafe { sys::cuMemCreate(&mut handle, bytes as usize, &exported(device), 0) } {
+    match unsafe { sys::cuMemCreate(&mut handle, bytes as usize, properties.as_ptr(), 0) } {
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => return Ok(None),
         created => check("cuMemCreate", created)?,
     }
-    let mut descriptor: RawFd = -1;
-    // SAFETY: of this type the handle is a descriptor, an `int` (cuda.h); flags must be 0.
-    let exported =
-        unsafe { sys::cuMemExportToShareableHandle((&raw mut descriptor).cast(), handle, FILE_DESCRIPTOR, 0) };
-    let exported = check("cuMemExportToShareableHandle", exported).and_then(|()| {
-        // SAFETY: the driver has just opened it for the caller.
-        let memory = unsafe { OwnedFd::from_raw_fd(descriptor) };
-        // A program that this process starts has no part in it.
-        let closed = rustix::io::fcntl_setfd(&memory, rustix::io::FdFlags::CLOEXEC);
-        closed.map_err(|error| Error::Bootstrap { message: format!("a window's descriptor: {error}") })?;
-        Ok(memory)
-    });
-    let exported = exported.inspect_err(|_| {
+    // SAFETY: just made, to be exported so.
+    let exported = unsafe { handles.export(handle) }.inspect_err(|_| {
         // SAFETY: the handle was just made, and nothing is mapped by it.
         let _ = unsafe { sys::cuMemRelease(handle) };
     })?;
@@ -200,7 +197,15 @@ fn create(device: sys::CUdevice, address: u64, bytes: u64) -> Result<Option<Owne
     Ok(Some(exported))
 }
 
-/// Memory of the GPU that can be exported.
-fn exported(device: sys::CUdevice) -> sys::CUmemAllocationProp {
-    sys::CUmemAllocationProp { requestedHandleTypes: FILE_DESCRIPTOR, ..properties(device) }
+/// Whether the driver gives memory with such handles, tried with so little of it. The context is current.
+fn grants(device: sys::CUdevice, handles: Handles, bytes: usize) -> Result<()> {
+    let mut handle = 0;
+    let properties = exported_as(device, handles.number());
+    // SAFETY: a valid place for the answer; complete properties; a whole number of granules; flags must be 0.
+    check("cuMemCreate", unsafe { sys::cuMemCreate(&mut handle, bytes, properties.as_ptr(), 0) })?;
+    // SAFETY: just made, to be exported so.
+    let exported = unsafe { handles.export(handle) };
+    // SAFETY: the handle was just made, and nothing is mapped by it.
+    check("cuMemRelease", unsafe { sys::cuMemRelease(handle) })?;
+    exported.map(drop)
 }

@@ -1,11 +1,12 @@
 //! What is known of windows that ranks in other processes map.
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 
 use cudarc::driver::sys;
 
 use super::driver::check;
+use super::handles::Handles;
 use crate::error::Result;
+use crate::runtime::ToldMemory;
 
 /// A rank's place among ranks that are processes.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +15,8 @@ pub(crate) struct Ipc {
     pub ranks: u32,
     /// Windows are a whole number of these bytes.
     pub granule: u64,
+    /// What windows are handed over as.
+    pub handles: Handles,
 }
 
 /// What a rank tells of its GPU.
@@ -39,7 +42,7 @@ pub(super) struct SharedWindow {
     /// Whose are mapped.
     pub mapped: Vec<bool>,
     /// The own part, until peers are told of it.
-    pub exported: Option<OwnedFd>,
+    pub exported: Option<ToldMemory>,
 }
 
 impl SharedWindow {

@@ -1,0 +1,123 @@
+//! Going on without ranks, and with them again.
+//!
+//! Who is masked has no part in collective calls, and buffers go on without it once they are reset. One that lives still has everyone's windows mapped,
+//! and its kernels may write there whenever they run: so the others move their buffers to fresh windows, and leave it the old ones. When it comes
+//! back, all move once more, and share windows with it.
+use std::sync::PoisonError;
+
+use super::{Comm, CommInner};
+use crate::error::{Error, Result};
+use crate::rendezvous::{Turn, agree, meet};
+use crate::transport::windows::Transport;
+
+impl CommInner {
+    /// How often the group has moved: a buffer whose windows are of before moves when it is reset.
+    pub(crate) fn moves(&self) -> u64 {
+        self.membership.moves()
+    }
+
+    /// Whether a rank that is masked may live, and write to windows of before.
+    pub(crate) fn has_strangers(&self) -> bool {
+        self.membership.strangers() != 0
+    }
+
+    /// Agrees with all that go on about who does: `strangers` as this rank knows them, and whether windows must be fresh for another reason.
+    fn agree_on_masks(&self, turn: &Turn<'_>, strangers: u64, moves: bool) -> Result<()> {
+        let masked = self.rendezvous.masked();
+        let of_mask: Vec<u32> = (0..self.size).filter(|rank| masked >> rank & 1 == 1).collect();
+        agree(turn, &[("masked ranks", format!("{of_mask:?}"))])?;
+        // Who was gone may have left the others at different points of making a buffer.
+        let mut made = self.buffers_made.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = [*made, strangers, self.moves()].map(u64::to_le_bytes).concat();
+        let all = meet(turn, "buffers made", &told)?;
+        let [mut most, mut unknown, mut moved] = [*made, 0, 0];
+        for told in &all {
+            let [made, strangers, moves] = std::array::from_fn(|i| {
+                let word = told.as_chunks::<8>().0.get(i);
+                word.map_or(0, |word| u64::from_le_bytes(*word))
+            });
+            (most, unknown, moved) = (most.max(made), unknown | strangers, moved.max(moves));
+        }
+        *made = most;
+        self.membership.agreed(unknown & masked, moved, moves);
+        Ok(())
+    }
+}
+
+impl Comm {
+    /// Goes on without these ranks: collective calls are without them, buffers once they are [reset](crate::ElasticBuffer::reset), and new ones at once.
+    /// Collective: every other living rank calls it, with the same ranks, as often as the others. Of ranks that are gone it waits until their processes have
+    /// ended for certain, and with them what they had running on a device.
+    ///
+    /// A rank that lives, say one that was stopped, is told ([`Gone::Masked`](crate::Gone::Masked)), and may [come back](Self::unmask). Until
+    /// then it may run, and write to the windows that it knows: so a reset moves to fresh ones, and takes memory for them. What was captured in a CUDA
+    /// graph before is of no use behind that.
+    ///
+    /// ```no_run
+    /// # use epoxide::{Comm, ElasticBuffer, Error};
+    /// # fn recover(comm: &Comm, buffer: &mut ElasticBuffer) -> epoxide::Result<()> {
+    /// if let Err(Error::PeerGone { rank, .. } | Error::PeerTimeout { peer: rank, .. }) = buffer.synchronize() {
+    ///     comm.mask(&[rank])?;
+    ///     buffer.reset()?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for this rank, where windows are NCCL's, and for threads of one process, but for ranks of a simulated machine
+    /// that were [killed](crate::Machine::kill);
+    /// [`Error::ConfigMismatch`] when ranks name others; [`Error::PeerGone`] when one more is gone. A rank that waited in vain in a collective call has given
+    /// up, and masks nobody: what it told the others then.
+    pub fn mask(&self, ranks: &[u32]) -> Result<()> {
+        self.can_change(ranks)?;
+        let living = self.inner.rendezvous.mask(ranks)?;
+        self.inner.alarm.mask(self.inner.rendezvous.masked());
+        let turn = self.inner.rendezvous.turn();
+        let strangers = self.inner.membership.strangers() | living;
+        self.inner.agree_on_masks(&turn, strangers, false)
+    }
+
+    /// Goes on with these ranks again, which were [masked](Self::mask) and live: all that go on call it, and these ranks themselves, with the same ranks.
+    /// Buffers go on with them once all have reset them; what was made without them must be closed or dropped before. A rank that comes back waits for
+    /// the others.
+    ///
+    /// ```no_run
+    /// # use epoxide::{Comm, ElasticBuffer, Error, Gone};
+    /// # fn comes_back(comm: &Comm, buffer: &mut ElasticBuffer) -> epoxide::Result<()> {
+    /// if let Err(Error::PeerGone { how: Gone::Masked, .. }) = buffer.synchronize() {
+    ///     comm.unmask(&[comm.rank()])?;
+    ///     buffer.reset()?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for a rank that is not masked, for one whose process or connection has ended, or that gave up: started anew, it joins with all
+    /// others in a group of its own ([`Place::meet`](crate::processes::Place::meet)); otherwise as [`Self::mask`].
+    pub fn unmask(&self, ranks: &[u32]) -> Result<()> {
+        self.can_change(ranks)?;
+        self.inner.rendezvous.unmask(ranks)?;
+        self.inner.alarm.mask(self.inner.rendezvous.masked());
+        let turn = self.inner.rendezvous.turn();
+        let strangers = self.inner.membership.strangers();
+        self.inner.agree_on_masks(&turn, strangers, true)
+    }
+
+    /// The ranks that the group goes on without.
+    pub fn masked(&self) -> Vec<u32> {
+        let masked = self.inner.rendezvous.masked();
+        (0..self.size()).filter(|rank| masked >> rank & 1 == 1).collect()
+    }
+
+    fn can_change(&self, ranks: &[u32]) -> Result<()> {
+        if matches!(self.inner.local.transport(), Transport::Nccl(_)) {
+            let rule = "ranks whose windows are NCCL's go on together or not at all: make a new group of the living";
+            return Err(Error::argument("ranks", format!("{ranks:?}"), rule));
+        }
+        Ok(())
+    }
+}
