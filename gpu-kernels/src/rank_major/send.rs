@@ -51,24 +51,31 @@ pub(super) fn send<R: Row>(
     if sender == 0 && thread::index() < window.peers {
         a.selections.tell_tokens(window, number, Peer(thread::index()), a.tokens);
     }
-    // What is told waits for no row: not for this warp's first, nor do its later tokens for their turn.
-    let mut later = token + warps;
-    while later < a.tokens {
-        let _told = Routed::new(a, number, later, Selected::load(a, later), true);
-        later += warps;
+    // What is told waits for no row: not for this warp's first, nor do its later tokens for their turn. Of a row in pieces one warp tells.
+    let tells = piece.is_none_or(|piece| piece == 0);
+    let mut routed = Routed::NOWHERE;
+    let mut told = token;
+    while told < a.tokens {
+        let selected = next;
+        next = Selected::load(a, told + warps);
+        let of_token = Routed::new::<true>(a, number, told, selected, tells);
+        if told == token {
+            routed = of_token;
+        }
+        told += warps;
     }
-    let mut tells = piece.is_none_or(|piece| piece == 0);
     let mut sends = false;
     while let Some(row) = started {
         sends = true;
-        let routed = Routed::new(a, number, token, next, tells);
-        tells = false;
         let sent =
             R::send_started(row, &a.rows, token, piece, &free, |scales| send_beside::<R>(a, routed, piece, scales));
         // A warp that has a piece has that alone.
         token += warps;
-        next = Selected::load(a, token);
-        started = if token < a.tokens { Some(sent.start(&a.rows, token)) } else { None };
+        started = None;
+        if token < a.tokens {
+            routed = Routed::new::<false>(a, number, token, Selected::load(a, token), false);
+            started = Some(sent.start(&a.rows, token));
+        }
     }
     let sends = block::any(sends).get();
     let landed = bulk::land();
@@ -116,9 +123,18 @@ struct Routed {
 }
 
 impl Routed {
-    /// Finds where the row of `token` goes. If it `tells`, every rank is told what the token selects there, and the handle written. Warp-collective.
+    const NOWHERE: Self = Self { row: 0, owner: 0, weight: 0.0, sends: false };
+
+    /// Finds where the row of `token` goes. If it `tells`, which an instance with `TELLS` may, every rank is told what the token selects there, and the
+    /// handle written. Warp-collective.
     #[inline(always)]
-    fn new(a: &DispatchRankMajorArgs, number: u64, token: u32, selected: Selected, tells: bool) -> Self {
+    fn new<const TELLS: bool>(
+        a: &DispatchRankMajorArgs,
+        number: u64,
+        token: u32,
+        selected: Selected,
+        tells: bool,
+    ) -> Self {
         let (window, lane) = (a.op.window(), warp::lane());
         let Selected { index, weight } = selected;
         let earlier = (1 << lane) - 1;
@@ -141,7 +157,7 @@ impl Routed {
         let any_bad = warp::ballot(warp::ALL, selection.is_bad()) != 0;
         let row = a.row(window.me.0, token);
         let sends = selects && is_first && !any_bad;
-        if tells {
+        if TELLS && tells {
             if any_bad {
                 if selection.is_bad() {
                     tell_index(a, row, index as u64);
