@@ -547,6 +547,10 @@ fn what_fixed_places_do_not_have_is_refused() {
         let said = said(config);
         assert!(said.contains(rule), "{said}");
     }
+    // Bits for 8192 tokens of 4 ranks and 64 experts are more than a block has room for.
+    let many = Config::new(256, 8, 7168, 8192).with_layout(Layout::RankMajor { alignment: 1 });
+    let said = many.check_row(4, 232_448).unwrap_err().to_string();
+    assert!(said.contains("max_tokens_per_rank = 8192: a bit for each token"), "{said}");
     let lent = LocalGroup::simulated(1, Mode::Fast { workers: 0 }).unwrap().run(|comm| {
         let mut buffer = ElasticBuffer::new(&comm, fixed())?;
         let lent = buffer.lend_expert_outputs().unwrap_err().to_string();

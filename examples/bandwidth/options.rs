@@ -11,6 +11,7 @@ use crate::output::no_value_twice;
 use crate::ranks_on_gpus;
 use crate::report::Routing;
 use crate::sizes::Asked;
+use crate::sizes::is_for;
 
 /// Shared memory of a block, of the simulated GPU and of Hopper. What a GPU has less is found when the buffers are made.
 const SHARED_MEMORY: u32 = 232_448;
@@ -185,6 +186,8 @@ impl Options {
         let formats = |&tokens: &u32| self.format.iter().map(move |&format| (tokens, format));
         let layouts = |(tokens, format)| self.layout.iter().map(move |&layout| (tokens, format, layout));
         let cases = self.tokens.iter().flat_map(formats).flat_map(layouts);
+        // A report leaves out what a layout is not meant for.
+        let cases = cases.filter(|(tokens, _, layout)| self.report.is_none() || is_for(*layout, *tokens));
         cases.flat_map(|(tokens, format, layout)| self.sms.iter().map(move |&sms| Case { tokens, format, layout, sms }))
     }
 

@@ -13,7 +13,6 @@ pub use epoxide_plan::RegionBytes;
 pub(crate) use epoxide_plan::layouts::{Layouts, dispatch_shared};
 
 use crate::error::{Error, Result};
-use crate::rank_major::check_options;
 
 /// The configuration of an [`ElasticBuffer`](crate::ElasticBuffer): the same on every rank.
 #[derive(Clone, Debug, PartialEq)]
@@ -598,4 +597,26 @@ pub fn bytes_needed(config: &Config, ranks: u32, num_sms: u32) -> Result<BytesNe
     let layouts = config.layouts(ranks, blocks)?;
     let (window, private) = (layouts.window.bytes, layouts.private.bytes);
     Ok(BytesNeeded { regions: layouts.regions(), window, private, granularity: 1 })
+}
+
+/// Checks that nothing is asked of a buffer whose rows have fixed places that its kernels do not do.
+///
+/// # Errors
+///
+/// [`Error::InvalidArgument`].
+fn check_options(layout: Layout, told: bool, statistics: bool, scales: ScaleLayout) -> Result<()> {
+    if !layout.is_rank_major() {
+        return Ok(());
+    }
+    let rule = "not where rows have fixed places (Layout::RankMajor)";
+    if told {
+        return Err(Error::argument("counts_mirror", true, rule));
+    }
+    if statistics {
+        return Err(Error::argument("expert_statistics", true, rule));
+    }
+    if scales != ScaleLayout::RowMajor {
+        return Err(Error::argument("scale_layout", format!("{scales:?}"), rule));
+    }
+    Ok(())
 }

@@ -118,6 +118,7 @@ mod memory;
 mod mirror;
 pub mod nccl;
 mod overflow;
+mod places;
 mod pool;
 pub mod processes;
 pub mod quantize;

@@ -7,10 +7,10 @@ use epoxide_kernels::words::{Kind, Landings, SelectionWords};
 use half::bf16;
 
 use crate::buffer::{Dispatched, ElasticBuffer, Slots, State};
-use crate::config::{Layout, ScaleLayout};
+use crate::config::Layout;
 use crate::dispatch::RawDispatchInput;
 use crate::error::{Error, Result};
-use crate::received::{Received, WireRows};
+use crate::places::places;
 use crate::tensor::{read, reserve};
 
 impl ElasticBuffer {
@@ -102,79 +102,5 @@ impl ElasticBuffer {
             spread[place * hidden..(place + 1) * hidden].copy_from_slice(row);
         }
         Ok(spread)
-    }
-}
-
-/// Which places hold a row: those of which a selection is an expert of this rank's.
-pub(crate) fn places(topk: &[i32], stride: usize) -> Vec<usize> {
-    let rows = topk.chunks_exact(stride).enumerate();
-    rows.filter(|(_, selections)| selections.iter().any(|local| *local >= 0)).map(|(place, _)| place).collect()
-}
-
-impl Received {
-    /// What lies in some places of those that were read, ascending, moved side by side: `top_k` selections, and as many of the rest as a place has.
-    pub(crate) fn keep(&mut self, places: &[usize], all: usize) {
-        keep(&mut self.topk_idx, places, all);
-        keep(&mut self.topk_weights, places, all);
-        keep(&mut self.sources, places, all);
-        match &mut self.x {
-            WireRows::Bf16(x) => keep(x, places, all),
-            WireRows::Fp8 { codes, scales, .. } => {
-                keep(codes, places, all);
-                keep(scales, places, all);
-            }
-            WireRows::Fp8Packed { codes, scales, .. } => {
-                keep(codes, places, all);
-                keep(scales, places, all);
-            }
-            WireRows::Opaque { rows, scales, .. } => {
-                keep(rows, places, all);
-                keep(scales, places, all);
-            }
-        }
-    }
-}
-
-/// Keeps the rows in some of `all` places.
-fn keep<T: Copy>(values: &mut Vec<T>, places: &[usize], all: usize) {
-    let width = values.len() / all.max(1);
-    for (to, from) in places.iter().enumerate() {
-        values.copy_within(from * width..(from + 1) * width, to * width);
-    }
-    values.truncate(places.len() * width);
-}
-
-/// Checks that nothing is asked of a buffer whose rows have fixed places that its kernels do not do.
-///
-/// # Errors
-///
-/// [`Error::InvalidArgument`].
-pub(crate) fn check_options(layout: Layout, told: bool, statistics: bool, scales: ScaleLayout) -> Result<()> {
-    if !layout.is_rank_major() {
-        return Ok(());
-    }
-    let rule = "not where rows have fixed places (Layout::RankMajor)";
-    if told {
-        return Err(Error::argument("counts_mirror", true, rule));
-    }
-    if statistics {
-        return Err(Error::argument("expert_statistics", true, rule));
-    }
-    if scales != ScaleLayout::RowMajor {
-        return Err(Error::argument("scale_layout", format!("{scales:?}"), rule));
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_with_a_local_expert_hold_a_row() {
-        assert_eq!(places(&[-1, -1, 0, -1, -1, 7, -1, -1], 2), [1, 2]);
-        let mut values = vec![10, 11, 20, 21, 30, 31, 40, 41];
-        keep(&mut values, &[1, 2], 4);
-        assert_eq!(values, [20, 21, 30, 31]);
     }
 }

@@ -7,7 +7,7 @@ use crate::buffer::{Dispatched, ElasticBuffer};
 use crate::config::WireFormat;
 use crate::error::{Error, Result};
 use crate::handle::RecvCounts;
-use crate::rank_major::places;
+use crate::places::{keep, places};
 use crate::tensor::{Element, filled, read_into, reserve};
 
 /// Received rows as they travelled.
@@ -237,7 +237,7 @@ impl ElasticBuffer {
             self.read_selections(view.topk_weights, rows, &mut received.topk_weights)?;
         }
         if fixed {
-            received.keep(&places(&received.topk_idx, self.config.top_k as usize), rows as usize);
+            received.keep_places(&places(&received.topk_idx, self.config.top_k as usize), rows as usize);
         }
         Ok(())
     }
@@ -257,5 +257,29 @@ impl ElasticBuffer {
         (1..rows).for_each(|row| values.copy_within(row * stride..row * stride + top_k, row * top_k));
         values.truncate(rows * top_k);
         Ok(())
+    }
+}
+
+impl Received {
+    /// What lies in some places of those that were read, ascending, moved side by side: `top_k` selections, and as many of the rest as a place has.
+    fn keep_places(&mut self, places: &[usize], all: usize) {
+        keep(&mut self.topk_idx, places, all);
+        keep(&mut self.topk_weights, places, all);
+        keep(&mut self.sources, places, all);
+        match &mut self.x {
+            WireRows::Bf16(x) => keep(x, places, all),
+            WireRows::Fp8 { codes, scales, .. } => {
+                keep(codes, places, all);
+                keep(scales, places, all);
+            }
+            WireRows::Fp8Packed { codes, scales, .. } => {
+                keep(codes, places, all);
+                keep(scales, places, all);
+            }
+            WireRows::Opaque { rows, scales, .. } => {
+                keep(rows, places, all);
+                keep(scales, places, all);
+            }
+        }
     }
 }

@@ -85,6 +85,15 @@ pub fn checked(shape: Shape) -> Result<Shape> {
 /// [`Error::InvalidArgument`] for a row that does not fit.
 pub fn dispatch_shared(shape: &Shape, available: u32) -> Result<DispatchShared> {
     DispatchShared::new(shape, available).ok_or_else(|| {
+        // Of fewer tokens the index would fit.
+        if shape.layout.is_rank_major() && DispatchShared::new(&Shape { max_tokens: 1, ..*shape }, available).is_some() {
+            let rule = format!(
+                "a bit for each token of each rank and each of the {} experts of one, from which the index is made, must fit in the {available} bytes of \
+                 shared memory that a block can have: rank-major rows are for few tokens",
+                shape.max_local_experts()
+            );
+            return Error::argument("max_tokens_per_rank", shape.max_tokens, rule);
+        }
         let (row, rows) = DispatchShared::stages(shape).unwrap_or((u32::MAX, 1));
         let what = match rows {
             1 => format!("a row, {row} bytes,"),

@@ -4,20 +4,26 @@
 use std::collections::BTreeSet;
 
 use epoxide::quantize::Quantizer;
-use epoxide::{Comm, LocalGroup, Machine, MachineConfig, Result, WireFormat, bf16};
+use epoxide::{Comm, ElasticBuffer, Layout, LocalGroup, Machine, MachineConfig, Mode, Result, WireFormat, bf16};
 use epoxide_kernels::families;
 
 use super::cell::{self, Filter, Part};
 use super::dimensions::Cell;
 use super::round;
 use super::sense::{self, Sense};
-use super::support::reference::same;
-use super::support::routing::{Random, rows};
+use super::support::brought::{Brought, Lie};
+use super::support::exchange::{Tensors, check_round_of};
+use super::support::reference::{Wire, same};
+use super::support::routing::{Case, Random, rows};
 use super::support::{Checked, Device, complaints, packed, reference};
 use super::worlds;
 
 /// Kernels for ranks that go on without others, which are processes: `recovery` and `kills` launch them.
 const OF_PROCESSES: [&str; 2] = ["stand_in", "without_masked"];
+
+/// Kernels that measure links and launches: the report of the example `bandwidth` launches them, and its tests do.
+const OF_MEASUREMENTS: [&str; 6] =
+    ["link_stores", "link_loads", "link_copies", "empty", "empty_together", "flag_to_and_fro"];
 
 /// What all cells have. Rows end in the middle of a warp's vectors.
 const SMALL: &str = "schedule=Fast,ranks=2,top_k=3,experts=Even,routing=Uniform,row_bytes=1008,row_bytes=2896,alignment=1,alignment=8,\
@@ -80,6 +86,41 @@ fn launched(
     (machine.launched_kernels(), checked)
 }
 
+/// Those of rows in fixed places: a pair in each form of rows, in few tokens, so that quantised ones go in pieces.
+fn rank_major(comm: &Comm) -> Result<Checked> {
+    const HIDDEN: u32 = 2896;
+    let mut checked = Ok(());
+    for (format, brought) in [
+        (WireFormat::Bf16, false),
+        (WireFormat::Fp8, false),
+        (WireFormat::Fp8, true),
+        (WireFormat::Fp8Ue8m0, false),
+        (WireFormat::Mxfp8, false),
+    ] {
+        let case = Case {
+            tokens: vec![3; comm.size() as usize],
+            num_sms: 3,
+            ..Case::with_rows(comm.size(), HIDDEN, format, vec![], 5, Mode::Fast { workers: 0 })
+        };
+        let world = case.world();
+        let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
+        let mut buffer = ElasticBuffer::new(comm, case.config().with_layout(Layout::RankMajor { alignment: 8 }))?;
+        let mut tensors = Tensors::empty(comm, 3, HIDDEN, case.top_k, case.index)?;
+        tensors.fill(&world, comm.rank())?;
+        comm.barrier()?;
+        let own = Brought::new(comm, &wires[comm.rank() as usize], HIDDEN.div_ceil(128), Lie::default());
+        for _ in 0..2 {
+            let handle = match brought {
+                true => tensors.dispatch_rows(&mut buffer, 3, own.as_ref().map_err(Clone::clone)?.rows()?)?,
+                false => tensors.dispatch(&mut buffer, 3)?,
+            };
+            checked = checked.and(check_round_of(comm, &mut buffer, &handle, &mut tensors, &world, &wires)?);
+        }
+        buffer.close()?;
+    }
+    Ok(checked)
+}
+
 /// The kernels of one rank's tensors.
 fn tensors(comm: &Comm) -> Result<Checked> {
     const HIDDEN: u32 = 528;
@@ -135,19 +176,22 @@ pub fn every_one(device: Device, part: Part) -> Checked {
         checked.map_err(|why| format!("{cell}\n{why}"))?;
         seen.extend(names);
     }
-    let (names, checked) = launched(&cells[0], device, tensors);
-    checked?;
-    seen.extend(names);
-    let missing: Vec<_> = all.difference(&seen).filter(|name| !OF_PROCESSES.contains(name)).collect();
+    for f in [tensors, rank_major] {
+        let (names, checked) = launched(&cells[0], device, f);
+        checked?;
+        seen.extend(names);
+    }
+    let elsewhere: Vec<_> = OF_PROCESSES.iter().chain(&OF_MEASUREMENTS).copied().collect();
+    let missing: Vec<_> = all.difference(&seen).filter(|name| !elsewhere.contains(name)).collect();
     if (device, part) == (Device::Simulated, Part::WHOLE) && !missing.is_empty() {
         return Err(format!("nobody launched {missing:?}"));
     }
-    let (here, families) = (all.len() - OF_PROCESSES.len(), families::ALL.len());
+    let (here, families) = (all.len() - elsewhere.len(), families::ALL.len());
     println!(
         "part {part} of {} cells is right; the whole launches {here} of {} kernels in {families} families, all but {}",
         cells.len(),
         all.len(),
-        OF_PROCESSES.join(" and ")
+        elsewhere.join(", ")
     );
     Ok(())
 }

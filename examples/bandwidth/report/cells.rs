@@ -2,7 +2,7 @@
 use super::routing::Routing;
 use crate::buffer_layout::BufferLayout;
 use crate::options::{Case, Format, Options};
-use crate::sizes::FEW;
+use crate::sizes::is_for;
 
 /// One thing to measure, in every mode.
 #[derive(Clone, Copy, Debug)]
@@ -36,11 +36,6 @@ pub fn cells(options: &Options) -> Vec<Cell> {
         }
     }
     cells
-}
-
-/// Whether a layout is meant for so many tokens: rank-major rows are for few, and take room for all of every rank.
-fn is_for(layout: BufferLayout, tokens: u32) -> bool {
-    layout != BufferLayout::RankMajor || tokens <= FEW
 }
 
 /// Whether a number of SMs says much: how times go over SMs is measured where rows are compact and routing is even, and beside

@@ -44,7 +44,6 @@ pub use args::{CombineRankMajorArgs, DispatchRankMajorArgs, NO_ROW};
 pub(crate) use combine::run as combine;
 
 use epoxide_dsl::prelude::*;
-use epoxide_dsl::wait::BulkAccess;
 
 use crate::layout::THREADS;
 use crate::row::Row;
@@ -82,14 +81,4 @@ fn enter(a: &DispatchRankMajorArgs, watch: &wait::Watch) {
         a.op.entry
             .post_unless(window, Peer(thread::index() - first), watch.epoch(), Kind::Dispatch, || watch.is_aborted());
     }
-}
-
-/// What says that the slot is free at every rank: the combine before this dispatch, which left its epoch, or else the entry words.
-#[inline(always)]
-fn free(a: &DispatchRankMajorArgs, watch: &wait::Watch, freed: u64) -> Result<BulkAccess, fault::Stopped> {
-    // The same in all threads: nobody writes it meanwhile. Before the first combine it is 0, as no epoch is.
-    if freed != 0 && watch.epoch() == freed + 1 {
-        return Ok(BulkAccess::left_by_an_earlier_operation());
-    }
-    Ok(a.op.entry.meet(a.op.window(), watch, Kind::Dispatch)?.for_bulk_copies())
 }

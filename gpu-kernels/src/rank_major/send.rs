@@ -1,11 +1,12 @@
 //! Sending: every token's row to its place at each rank that owns one of its experts, and which those are to all.
 use epoxide_dsl::prelude::*;
+use epoxide_dsl::wait::BulkAccess;
 
 use super::args::DispatchRankMajorArgs;
 use crate::dispatch::memory_of_warp;
 use crate::placement::quotient;
 use crate::row::Row;
-use crate::words::{Phase, Selection};
+use crate::words::{Kind, Phase, Selection};
 
 /// A sending block's part, of `senders`: its tokens.
 ///
@@ -39,7 +40,7 @@ pub(super) fn send<R: Row>(
     }
     // Behind a fault nothing is published.
     let entered = watch.found(look, Phase::Entry as u32).settle();
-    let free = match entered.and_then(|()| super::free(a, watch, freed)) {
+    let free = match entered.and_then(|()| free_slot(a, watch, freed)) {
         Ok(free) => free,
         Err(stopped) => {
             if let Some(row) = started {
@@ -231,4 +232,14 @@ fn tell_index(a: &DispatchRankMajorArgs, row: u32, index: u64) {
         let high = f32::from_bits((index >> 32) as u32);
         window.of(Peer(peer), a.recv.weights).rows(a.top_k_stride).row(row).store_weak(position, high);
     }
+}
+
+/// What says that the slot is free at every rank: the combine before this dispatch, which left its epoch, or else the entry words.
+#[inline(always)]
+fn free_slot(a: &DispatchRankMajorArgs, watch: &wait::Watch, freed: u64) -> Result<BulkAccess, fault::Stopped> {
+    // The same in all threads: nobody writes it meanwhile. Before the first combine it is 0, as no epoch is.
+    if freed != 0 && watch.epoch() == freed + 1 {
+        return Ok(BulkAccess::left_by_an_earlier_operation());
+    }
+    Ok(a.op.entry.meet(a.op.window(), watch, Kind::Dispatch)?.for_bulk_copies())
 }
