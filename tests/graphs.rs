@@ -6,7 +6,9 @@ mod support;
 use std::sync::Barrier;
 use std::time::Duration;
 
-use epoxide::{Comm, Config, ElasticBuffer, Error, Graph, Layout, LocalGroup, Machine, MachineConfig, Mode, Result};
+use epoxide::{
+    Comm, Config, ElasticBuffer, Error, Graph, Layout, LocalGroup, Machine, MachineConfig, Mode, Result, bf16,
+};
 use support::errors::{run, schedules};
 use support::graphs::{EXPERTS, HIDDEN, Layer, TOP_K, config};
 use support::{Checked, Device, complaints};
@@ -56,7 +58,7 @@ fn replays(comm: &Comm, layout: Layout, by_expert: bool, launches: u64) -> Resul
 
 #[test]
 fn a_pair_is_replayed_with_another_routing_each_time() {
-    for (layout, by_expert) in LAYOUTS {
+    for (layout, by_expert) in LAYOUTS.into_iter().chain([(Layout::RankMajor { alignment: 1 }, false)]) {
         checked(2, |comm| replays(&comm, layout, by_expert, launches(100)));
     }
 }
@@ -195,6 +197,59 @@ fn replays_and_loans_are_captured() {
             Ok(checked)
         });
     }
+}
+
+/// A graph takes the row slots that its capture took: not from a dispatch that is in one, nor is what was lent before a launch there behind it.
+#[test]
+fn a_graph_takes_no_slot_that_is_held() {
+    checked(2, |comm| {
+        let mut buffer = ElasticBuffer::new(&comm, config(5).with_routing_slots(2))?;
+        let (mut eager, mut captured) = (Layer::new(&comm, 5)?, Layer::new(&comm, 5)?);
+        eager.fill(1 + u64::from(comm.rank()))?;
+        captured.fill(9 + u64::from(comm.rank()))?;
+        let graph = capture(&comm, &mut buffer, &mut captured)?;
+        comm.barrier()?;
+        let held = eager.dispatch(&mut buffer)?;
+        // SAFETY: what was captured is there; nothing else uses it.
+        let refused = unsafe { graph.launch(&comm) };
+        let mut right = matches!(&refused, Err(Error::WrongOrder { call: "Graph::launch", .. }));
+        eager.finish(&mut buffer, &held)?;
+        let mut checked = eager.check(false)?;
+        buffer.lend_expert_outputs()?;
+        launch(&graph, &comm)?;
+        checked = checked.and(captured.check(false)?);
+        // The graph's dispatch has taken what was lent.
+        let outputs = comm.tensor(&vec![bf16::ONE; HIDDEN as usize])?;
+        right &= matches!(buffer.stage_lent_expert_outputs(&outputs), Err(Error::WrongOrder { .. }));
+        buffer.close()?;
+        Ok(if right { checked } else { checked.and(Err(format!("{refused:?}"))) })
+    });
+}
+
+/// A release that is the first call behind a capture is of the slots that there were before it.
+#[test]
+fn a_release_behind_a_capture_stays() {
+    checked(2, |comm| {
+        let mut buffer = ElasticBuffer::new(&comm, config(5).with_row_slots(2))?;
+        let (mut kept, mut captured) = (Layer::new(&comm, 5)?, Layer::new(&comm, 5)?);
+        kept.fill(1 + u64::from(comm.rank()))?;
+        captured.fill(9 + u64::from(comm.rank()))?;
+        let held = kept.dispatch(&mut buffer)?;
+        let graph = capture(&comm, &mut buffer, &mut captured)?;
+        buffer.release(&held)?;
+        let twice = buffer.release(&held);
+        comm.barrier()?;
+        launch(&graph, &comm)?;
+        let mut checked = captured.check(false)?;
+        // Both slots are free.
+        for _ in 0..2 {
+            let handle = kept.dispatch(&mut buffer)?;
+            kept.finish(&mut buffer, &handle)?;
+            checked = checked.and(kept.check(false)?);
+        }
+        buffer.close()?;
+        Ok(if twice.is_err() { checked } else { Err("released twice".to_owned()) })
+    });
 }
 
 #[test]

@@ -34,7 +34,8 @@ fn case(data: u64) -> Case {
     }
 }
 
-const LAYOUTS: [Layout; 2] = [Layout::Compact, Layout::ExpertContiguous { alignment: 4 }];
+const LAYOUTS: [Layout; 3] =
+    [Layout::Compact, Layout::ExpertContiguous { alignment: 4 }, Layout::RankMajor { alignment: 4 }];
 
 fn made(comm: &Comm, layout: Layout) -> Result<ElasticBuffer> {
     ElasticBuffer::new(comm, case(0).config().with_layout(layout).with_timeout(DEADLINE))
@@ -51,7 +52,7 @@ fn round(
     tensors.fill(asked, comm.rank())?;
     let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
     match buffer.config().layout {
-        Layout::Compact => check_round(comm, buffer, tensors, world, &wires),
+        Layout::Compact | Layout::RankMajor { .. } => check_round(comm, buffer, tensors, world, &wires),
         _ => by_expert::check_round(comm, buffer, tensors, world, &wires, 4),
     }
 }

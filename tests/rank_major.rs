@@ -417,8 +417,8 @@ fn uneven_rounds() {
 fn without_a_wait_some_history_fails() {
     const SOURCES: [(&str, &str, &str); 4] = [
         (
-            "gpu-kernels/src/rank_major/mod.rs",
-            include_str!("../gpu-kernels/src/rank_major/mod.rs"),
+            "gpu-kernels/src/rank_major/send.rs",
+            include_str!("../gpu-kernels/src/rank_major/send.rs"),
             "a.op.entry.meet(a.op.window()",
         ),
         (
@@ -442,6 +442,96 @@ fn without_a_wait_some_history_fails() {
         let fails = (0..24)
             .any(|seed| history(Device::Simulated, seed, Mode::Seeded { seed }, Some(mutation.clone())).is_err());
         assert!(fails, "{file}: no seed misses {wait}");
+    }
+}
+
+/// Ranks that do not do the same find that at once, whoever waits for whom: with slots that are free and not, and one block and several.
+#[test]
+fn ranks_out_of_step_are_found_at_once() {
+    let device = Device::from_env();
+    for (num_sms, free, again) in [1, 3]
+        .into_iter()
+        .flat_map(|n| [false, true].map(|f| (n, f)))
+        .flat_map(|(n, f)| [false, true].map(|a| (n, f, a)))
+    {
+        let checked = device.check(3, Mode::Fast { workers: 0 }, |comm| {
+            let config = Config::new(6, 2, 64, 8).with_num_sms(num_sms).with_layout(Layout::RankMajor { alignment: 1 });
+            let mut buffer = ElasticBuffer::new(&comm, config.with_timeout(Duration::from_secs(20)))?;
+            let (x, weights) = (comm.tensor(&[bf16::ONE; 8 * 64])?, comm.tensor(&[1.0f32; 16])?);
+            let (idx, mut y) = (comm.tensor(&[2i64, 4].repeat(8))?, comm.empty::<bf16>(8 * 64)?);
+            comm.barrier()?;
+            let mut handle = buffer.dispatch(&DispatchInput::new(8, &x, &idx, &weights))?;
+            buffer.synchronize()?;
+            if free {
+                // Rank 1 finds its slot free behind it, and rank 2 not, whose combine has kept nothing but done more.
+                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+                buffer.synchronize()?;
+            }
+            comm.barrier()?;
+            if comm.rank() == 0 && again {
+                handle = buffer.dispatch_again(&handle, &x)?;
+            } else if comm.rank() == 0 && !free {
+                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+            } else {
+                handle = buffer.dispatch(&DispatchInput::new(8, &x, &idx, &weights))?;
+            }
+            let said = buffer.synchronize();
+            let alike = free && !again;
+            let right = match &said {
+                Ok(()) => alike,
+                Err(Error::OutOfStep { .. } | Error::PeerAborted { .. }) => !alike,
+                Err(_) => false,
+            };
+            drop(handle);
+            buffer.reset()?;
+            buffer.close()?;
+            Ok(if right { Ok(()) } else { Err(format!("{num_sms} SMs, free {free}, again {again}: {said:?}")) })
+        });
+        checked.unwrap();
+    }
+}
+
+/// Ranks agree on whether rows stay: else one would write into what another keeps.
+#[test]
+fn who_keeps_rows_alone_is_told() {
+    let device = Device::from_env();
+    let checked = device.check(2, Mode::Fast { workers: 0 }, |comm| {
+        let config = Config::new(4, 1, 64, 4).with_num_sms(2).with_layout(Layout::RankMajor { alignment: 1 });
+        let mut buffer = ElasticBuffer::new(&comm, config)?;
+        let (x, weights) = (comm.tensor(&[bf16::ONE; 2 * 64])?, comm.tensor(&[1.0f32; 2])?);
+        let (idx, mut y) = (comm.tensor(&[0i64, 3])?, comm.empty::<bf16>(2 * 64)?);
+        comm.barrier()?;
+        let input = DispatchInput::new(2, &x, &idx, &weights);
+        let handle = buffer.dispatch(&if comm.rank() == 0 { input.keeping_rows() } else { input })?;
+        buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+        let said = buffer.synchronize();
+        let right = matches!(said, Err(Error::OtherHandle { .. }));
+        buffer.close().ok();
+        Ok(if right { Ok(()) } else { Err(format!("{said:?}")) })
+    });
+    checked.unwrap();
+}
+
+/// Where an expert has many words of bits, a warp writes its part of the index.
+#[test]
+fn large_indices_are_those_of_what_came() {
+    let device = Device::from_env();
+    for (ranks, tokens, experts) in [(3, 500, 5), (2, 600, 70), (8, 160, 9)] {
+        let case = Case {
+            ranks,
+            experts,
+            top_k: 3,
+            hidden: 16,
+            format: WireFormat::Bf16,
+            num_sms: 2,
+            tokens: vec![tokens; ranks as usize],
+            index: IndexType::I64,
+            choice: Choice::Uniform,
+            holes: 3,
+            data: 5,
+            mode: Mode::Fast { workers: 0 },
+        };
+        check(device, &(case, 8), 2).unwrap_or_else(|why| panic!("{ranks} ranks, {tokens} tokens: {why}"));
     }
 }
 

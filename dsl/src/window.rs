@@ -107,6 +107,14 @@ impl Window {
         unsafe { Symmetric::from_raw(base + region.offset) }
     }
 
+    /// Whether `peer` is this rank, or has a window of its own. The table may have the own window in the place of a peer that is gone: what is
+    /// stored there for it must be what this rank stores for itself, or nothing.
+    #[inline(always)]
+    #[track_caller]
+    pub fn is_there(self, peer: Peer) -> bool {
+        peer.0 == self.me.0 || self.bases.load_weak(peer) != self.own.address()
+    }
+
     /// The region in this rank's own window.
     #[inline(always)]
     #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]

@@ -4,7 +4,7 @@
 //!
 //! Every word that a rank waits for lies in its own memory. So in front of each operation a rank writes there, in the order of its own stream,
 //! what a *masked* rank would have posted that takes part and has nothing to say: its entry word, counts of zero, its landed, block and done
-//! words. No peer writes these words any more: a masked rank's kernels are over. The operation's own kernel knows nothing of it, waits for
+//! words. No peer writes these words any more: a masked rank's kernels are over, or it has not the windows that the others have moved to. The operation's own kernel knows nothing of it, waits for
 //! every rank as ever, and finds no row of theirs.
 //!
 //! What living ranks post at a masked one goes to memory that nobody reads. Rows do not, nor is anything read from there:
@@ -20,7 +20,7 @@ use crate::words::{BlockFlags, CountMatrix, Flags, Kind, Landings, Operation, Se
 ///
 /// Launch contract: `op`, `landed`, `counts`, `blocks` and `tokens` describe windows laid out by `WindowLayout`, of which this kernel touches the
 /// rank's own alone; it is followed on its stream by the operation that `op` and `kind` are of, with as many blocks; no kernel of a masked
-/// rank runs any more.
+/// rank runs any more that has these windows.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct StandInArgs {

@@ -112,7 +112,7 @@ impl ElasticBuffer {
             self.routing_of_row(row_slot, Some(handle.slot))?;
         }
         let &Dispatched { routing, slot, tokens, .. } = handle;
-        let slots = Slots { row: row_slot, routing: slot };
+        let slots = Slots { row: row_slot, routing: slot, keeps: false };
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
         let (_, local_experts) = self.local_experts();
         // SAFETY: the buffer's own memory, laid out for its shape; the rows are the caller's promise.

@@ -43,7 +43,7 @@ impl ElasticBuffer {
             let rule = "the dispatch has lent the region; see RecvView::expert_outputs";
             return Err(Error::WrongOrder { call: "lend_expert_outputs", state: self.rows.to_string(), rule });
         };
-        let args = LendArgs { op: self.operation(Kind::Lend, Slots { row, routing: 0 }) };
+        let args = LendArgs { op: self.operation(Kind::Lend, Slots { row, routing: 0, keeps: false }) };
         let inner = self.comm.inner();
         self.take_turn()?;
         // SAFETY: the kernel's launch contract: the buffer's own windows and flags; before the first combine both epochs are 0.
@@ -120,6 +120,7 @@ impl ElasticBuffer {
     /// [`Error::InvalidArgument`] when they are not whole rows, or not as many as the dispatch brought; [`Error::StaleHandle`],
     /// [`Error::WrongOrder`] after the combine; the fault of an operation, or [`Error::Poisoned`].
     pub fn write_expert_outputs(&mut self, handle: &Dispatched, rows: &[bf16]) -> Result<()> {
+        self.catch_up()?;
         self.check_handle("write_expert_outputs", handle)?;
         let outputs = self.check_rows(rows.len() as u64)?;
         // Waits, and finds a fault: behind one peers may still be reading the region.
@@ -261,6 +262,8 @@ impl ElasticBuffer {
         {
             return Err(self.too_few_outputs(outputs, received));
         }
+        let keeps = matches!(state, State::Dispatched { kept: true, .. });
+        let slots = Slots { keeps, ..handle.slots() };
         let inner = self.comm.inner();
         let (p, shape) = (&self.layouts.private, &self.layouts.shape);
         // What was handed over of both must be for all rows.
@@ -268,7 +271,7 @@ impl ElasticBuffer {
         // SAFETY: the buffer's own memory, laid out for its shape; `y` is the caller's promise.
         let args = unsafe {
             CombineArgs {
-                op: self.operation(input.kind(), handle.slots()),
+                op: self.operation(input.kind(), slots),
                 expert_out: Region::new(self.row_offset(self.layouts.window.expert_out, handle.row_slot)),
                 routing: Global::from_raw(self.private_slot(p.routing, handle.slot)),
                 send_rank: Global::from_raw(self.handle_slot(handle.slot)[0]),
@@ -284,7 +287,7 @@ impl ElasticBuffer {
             }
         };
         self.take_turn()?;
-        self.stand_in(input.kind(), handle.slots())?;
+        self.stand_in(input.kind(), slots)?;
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape on every
         // rank; the grid is that of the layouts, and the handle is the one whose routing the private memory holds.
         unsafe {
@@ -305,7 +308,7 @@ impl ElasticBuffer {
                     runtime.launch(kernel, blocks, 0, &with, stream)?;
                 }
             } else if plain && shape.layout.is_rank_major() {
-                runtime.launch(&combine_rank_major, blocks, 0, &self.rank_major(pull, handle, state), stream)?;
+                runtime.launch(&combine_rank_major, blocks, 0, &self.rank_major(pull, slots), stream)?;
             } else if plain {
                 runtime.launch(&combine, blocks, 0, &pull, stream)?;
             } else {

@@ -226,12 +226,13 @@ impl ElasticBuffer {
             let rule = format!("at most max_tokens_per_rank = {}", self.config.max_tokens_per_rank);
             return Err(Error::argument("tokens", tokens, rule));
         }
-        let row_slot = self.rows.choose(input.row_slot)?;
-        let slot = match self.config.layout.is_rank_major() {
+        let fixed = self.config.layout.is_rank_major();
+        let row_slot = self.rows.choose(if fixed { input.row_slot.or(input.routing_slot) } else { input.row_slot })?;
+        let slot = match fixed {
             true => self.routing_of_row(row_slot, input.routing_slot)?,
             false => self.routings.slot(input.routing_slot, &self.rows)?,
         };
-        let slots = Slots { row: row_slot, routing: slot };
+        let slots = Slots { row: row_slot, routing: slot, keeps: false };
         self.take_turn()?;
         // SAFETY: the caller's promise.
         let launched = unsafe { self.without_masked(input)? };
@@ -240,6 +241,9 @@ impl ElasticBuffer {
         unsafe { self.launch_dispatch(&launched, slots)? };
         // At once: what fails from here on changes nothing in what the slot has.
         self.routings.take(slot, row_slot, self.operations, input.routing_slot);
+        if self.is_captured() {
+            self.life().takes_routing(slot, self.operations);
+        }
         self.overflows.forget(slot);
         let operation = self.dispatched(slots, input.row_slot, input.keep_rows)?;
         Ok(Dispatched { buffer: self.id(), operation, routing: operation, slot, row_slot, tokens })
@@ -279,7 +283,7 @@ impl ElasticBuffer {
     /// As [`Self::dispatch_raw`].
     unsafe fn dispatch_args(&self, input: &RawDispatchInput, slots: Slots) -> DispatchArgs {
         let RawDispatchInput { tokens, rows, topk_idx, index_type, topk_weights, .. } = *input;
-        let Slots { row: row_slot, routing: slot } = slots;
+        let Slots { row: row_slot, routing: slot, .. } = slots;
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
         // Where rows lie by expert, the handle is another.
         let [send_rank, send_row] = if shape.layout.is_by_expert() {
@@ -328,6 +332,9 @@ impl ElasticBuffer {
         let operation = self.operations;
         self.operations += 1;
         self.rows.take(slots.row, State::Dispatched { operation, slot: slots.routing, kept }, named);
+        if self.is_captured() {
+            self.life().takes_rows(slots.row);
+        }
         let behind = self.enqueue_behind(slots);
         let behind = self.or_give_back(slots.row, behind);
         self.noted();

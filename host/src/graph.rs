@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use crate::comm::Comm;
 use crate::error::{Error, Result};
-use crate::life::{Life, Ranks};
+use crate::life::{Life, Ranks, Taken};
 use crate::runtime::RawGraph;
 
 /// What was captured on a stream, to be launched as often as wanted: [`Comm::capture`].
@@ -20,7 +20,9 @@ pub struct Graph {
     raw: RawGraph,
     comm: Comm,
     /// Whose operations it has, with the ranks that each went on without.
-    buffers: Vec<(Arc<Life>, Ranks)>,
+    buffers: Vec<(Arc<Life>, Ranks, Taken)>,
+    /// Whether it was captured while the rank had its GPU alone.
+    alone: bool,
 }
 
 /// Ends a capture whatever becomes of it.
@@ -88,6 +90,7 @@ impl Comm {
         }
         inner.runtime.begin_capture(inner.stream)?;
         let capturing = Capturing(Some(self));
+        let alone = inner.runtime.has_its_gpu_alone();
         let id = inner.runtime.capture(inner.stream);
         let enqueued = enqueue(self);
         let raw = capturing.end();
@@ -100,10 +103,10 @@ impl Comm {
             return Err(error);
         }
         let with = |buffer: Arc<Life>| {
-            let ranks = buffer.ranks();
-            (buffer, ranks)
+            let (ranks, taken) = (buffer.ranks(), buffer.take_taken());
+            (buffer, ranks, taken)
         };
-        Ok(Graph { raw, comm: self.clone(), buffers: buffers.into_iter().map(with).collect() })
+        Ok(Graph { raw, comm: self.clone(), buffers: buffers.into_iter().map(with).collect(), alone })
     }
 }
 
@@ -119,13 +122,14 @@ impl Graph {
     ///
     /// # Errors
     ///
-    /// [`Error::StaleGraph`] when a buffer is closed, or goes on without other ranks, or in other windows, than when it was captured; [`Error::InvalidArgument`] for a
-    /// handle of another rank; [`Error::Capturing`] in a capture; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    /// [`Error::StaleGraph`] when a buffer is closed, or goes on without other ranks, or in other windows, than when it was captured; [`Error::WrongOrder`]
+    /// when a dispatch holds a row slot that it takes; [`Error::InvalidArgument`] for a handle of another rank; [`Error::Capturing`] in a capture; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     ///
     /// # Safety
     ///
     /// What the captured calls were given is still there: tensors are not dropped, addresses valid. They are the launch's until it is done, as
-    /// they would be the call's: nothing else writes what it reads, or touches what it writes.
+    /// they would be the call's: nothing else writes what it reads, or touches what it writes. No other thread closes, drops or resets a buffer
+    /// of it meanwhile.
     pub unsafe fn launch(&self, comm: &Comm) -> Result<()> {
         if !comm.is(&self.comm) {
             let value = format!("of rank {} on {}", comm.rank(), comm.device());
@@ -135,7 +139,13 @@ impl Graph {
         if inner.runtime.capture(inner.stream)?.is_some() {
             return Err(Error::capturing("the launch of a graph"));
         }
-        self.buffers.iter().try_for_each(|(buffer, ranks)| buffer.check(*ranks))?;
+        if self.alone && !inner.runtime.has_its_gpu_alone() {
+            let reason =
+                "another rank has come to the GPU, whose operations its early launches would hold up".to_owned();
+            return Err(Error::StaleGraph { reason });
+        }
+        self.buffers.iter().try_for_each(|(buffer, ranks, _)| buffer.check(*ranks))?;
+        self.buffers.iter().try_for_each(|(buffer, _, taken)| buffer.launches(taken))?;
         inner.streams.take_turn(&inner.runtime, inner.stream)?;
         // SAFETY: the buffers' own memory is there, as just checked; the rest is the caller's promise.
         unsafe { inner.runtime.launch_graph(&self.raw, inner.stream) }

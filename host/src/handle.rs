@@ -130,6 +130,7 @@ impl ElasticBuffer {
     /// asked; [`Error::StaleHandle`](crate::Error::StaleHandle),
     /// [`Error::WrongOrder`](crate::Error::WrongOrder) after its combine.
     pub fn recv_counts(&mut self, handle: &Dispatched) -> Result<RecvCounts> {
+        self.catch_up()?;
         self.check_readable("recv_counts", handle)?;
         self.settle()?;
         let view = self.recv_view(handle)?;

@@ -1,4 +1,5 @@
 //! What graphs, and the streams that are captured, know of a buffer.
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
@@ -13,6 +14,12 @@ struct Now {
     over: bool,
     /// With whom it goes on, and where.
     ranks: Ranks,
+    /// Row slots that a dispatch holds, a bit for each.
+    held: u64,
+    /// What the capture which goes on has taken so far.
+    taken: Taken,
+    /// What graphs have taken that were launched since the buffer was asked last.
+    launched: Taken,
     /// A slot that the capture which goes on has not left as it found it yet.
     open: Option<Error>,
 }
@@ -24,6 +31,15 @@ pub(crate) struct Ranks {
     pub masked: u64,
     /// How often the group had moved to other windows when its own were made.
     pub moves: u64,
+}
+
+/// Slots that the operations of a capture take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// Row slots, a bit for each.
+    pub rows: u64,
+    /// Routing slots, each with the operation whose routing is there then.
+    pub routings: BTreeMap<u32, u64>,
 }
 
 impl Life {
@@ -49,6 +65,49 @@ impl Life {
     /// What the capture that goes on has left in another state than it found it, so far.
     pub(crate) fn leaves(&self, open: Option<Error>) {
         self.now().open = open;
+    }
+
+    /// These row slots are held by dispatches.
+    pub(crate) fn holds(&self, rows: u64) {
+        self.now().held = rows;
+    }
+
+    /// The capture that goes on takes a row slot.
+    pub(crate) fn takes_rows(&self, slot: u32) {
+        self.now().taken.rows |= 1 << slot;
+    }
+
+    /// The capture that goes on takes a routing slot, for the routing of an operation.
+    pub(crate) fn takes_routing(&self, slot: u32, operation: u64) {
+        self.now().taken.routings.insert(slot, operation);
+    }
+
+    /// What its last capture has taken.
+    pub(crate) fn take_taken(&self) -> Taken {
+        std::mem::take(&mut self.now().taken)
+    }
+
+    /// What launched graphs have taken since this was asked last.
+    pub(crate) fn take_launched(&self) -> Taken {
+        std::mem::take(&mut self.now().launched)
+    }
+
+    /// A graph that takes these slots is about to be launched.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WrongOrder`] when a dispatch holds one of the row slots.
+    pub(crate) fn launches(&self, taken: &Taken) -> Result<()> {
+        let mut now = self.now();
+        let held = now.held & taken.rows;
+        if held != 0 {
+            let state = format!("a dispatch holds row slot {}", held.trailing_zeros());
+            let rule = "the graph takes that slot: combine or release the dispatch before";
+            return Err(Error::WrongOrder { call: "Graph::launch", state, rule });
+        }
+        now.launched.rows |= taken.rows;
+        now.launched.routings.extend(&taken.routings);
+        Ok(())
     }
 
     /// What its last capture has left in another state than it found it; from then on it was told.

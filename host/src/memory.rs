@@ -126,7 +126,8 @@ impl Memory {
 
     /// Waits until everything on the rank's streams is done.
     pub(crate) fn synchronize(&self) -> Result<()> {
-        self.streams.all().into_iter().try_for_each(|stream| self.runtime.synchronize(stream))
+        // All of them, whatever becomes of one.
+        self.streams.all().into_iter().map(|stream| self.runtime.synchronize(stream)).fold(Ok(()), Result::and)
     }
 
     /// Gives the memory that dropped tensors left back to the device, if the rank's streams are still idle. On a GPU only where no

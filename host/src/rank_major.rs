@@ -6,7 +6,7 @@ use epoxide_kernels::rank_major::{CombineRankMajorArgs, DispatchRankMajorArgs};
 use epoxide_kernels::words::{Kind, Landings, SelectionWords};
 use half::bf16;
 
-use crate::buffer::{Dispatched, ElasticBuffer, Slots, State};
+use crate::buffer::{Dispatched, ElasticBuffer, Slots};
 use crate::config::Layout;
 use crate::dispatch::RawDispatchInput;
 use crate::error::{Error, Result};
@@ -64,12 +64,11 @@ impl ElasticBuffer {
     }
 
     /// What a combine takes.
-    pub(crate) fn rank_major(&self, pull: CombineArgs, handle: &Dispatched, state: State) -> CombineRankMajorArgs {
-        let freed = self.private_row(self.layouts.private.freed, handle.row_slot);
-        let kept = matches!(state, State::Dispatched { kept: true, .. });
+    pub(crate) fn rank_major(&self, pull: CombineArgs, slots: Slots) -> CombineRankMajorArgs {
+        let freed = self.private_row(self.layouts.private.freed, slots.row);
         // SAFETY: the buffer's own memory, laid out for its shape.
         let freed = unsafe { Global::from_raw(freed) };
-        CombineRankMajorArgs { pull, freed, frees: (!kept).into(), reserved: 0 }
+        CombineRankMajorArgs { pull, freed, frees: (!slots.keeps).into(), reserved: 0 }
     }
 
     /// The routing slot that goes with a row slot, where one was `named` or not.

@@ -35,7 +35,7 @@ impl ElasticBuffer {
         };
         let inner = self.comm.inner();
         // SAFETY: the kernel's launch contract: the rank's own windows, laid out for its shape; the operation comes behind it, as it has its
-        // turn, with as many blocks; masked ranks' processes have ended.
+        // turn, with as many blocks; masked ranks' processes have ended, or have other windows.
         unsafe { inner.runtime.launch(&stand_in, self.blocks, 0, &args, inner.stream) }
     }
 

@@ -105,7 +105,7 @@ impl DispatchShared {
         }
         let experts = shape.max_local_experts();
         let bits = (experts + 1).checked_mul(shape.ranks)?.checked_mul(Self::index_words(shape.max_tokens))?;
-        bits.checked_add(2 * shape.ranks + experts + WARPS + 4)?.checked_mul(4)
+        bits.checked_add(2 * shape.ranks + experts + WARPS + 5)?.checked_mul(4)
     }
 
     /// Bytes of the block's dynamic shared memory, for the shape that it was divided for.

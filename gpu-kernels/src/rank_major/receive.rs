@@ -16,6 +16,8 @@ struct Found {
     begins: Shared<u32>,
     /// `[2]`: the first rank with a bad selection, and its first one; all ones where there is none.
     bad: Shared<u32>,
+    /// `[1]`: 1 when some rank is in another operation.
+    apart: Shared<u32>,
     /// `[WARPS]`: what each warp has counted.
     of_warps: Shared<u32>,
     /// `[experts + 1]`: where each one's part of the index begins, and the end.
@@ -38,10 +40,11 @@ impl Found {
         let tokens = Shared::<u32>::dynamic(a.shared.stages);
         let begins = tokens.at(ranks);
         let bad = begins.at(ranks + 1);
-        let of_warps = bad.at(2);
+        let apart = bad.at(2);
+        let of_warps = apart.at(1);
         let firsts = of_warps.at(WARPS);
         let bits = firsts.at(experts + 1);
-        Self { tokens, begins, bad, of_warps, firsts, bits, experts, words, of_expert: ranks * words }
+        Self { tokens, begins, bad, apart, of_warps, firsts, bits, experts, words, of_expert: ranks * words }
     }
 }
 
@@ -80,8 +83,12 @@ fn complete(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, found: 
     let (window, entry) = (a.op.window(), a.op.entry);
     clear(found);
     let tokens = |source, tokens| found.tokens.store_weak(source, tokens);
-    // Who is in another operation tells nothing.
-    let never = |source| entry.disagrees(window, Peer(source), watch.epoch(), Kind::Dispatch);
+    // Who is in another operation tells nothing; nor does who met it before it sent, this rank too. So one is enough, for all.
+    let never = |source| {
+        let apart = entry.disagrees(window, Peer(source), watch.epoch(), Kind::Dispatch);
+        found.apart.fetch_or_relaxed(0, apart.into()) != 0 || apart
+    };
+    block::sync();
     let _told = a.selections.wait_tokens(window, watch, number, tokens, never)?;
     begin_sources(a, found);
     mark_absent(a, found);
@@ -111,6 +118,7 @@ fn clear(found: Found) {
     }
     if thread::index() < 2 {
         found.bad.store_weak(thread::index(), u32::MAX);
+        found.apart.store_weak(0, 0);
     }
 }
 

@@ -60,7 +60,7 @@ numbered! {
         /// Every peer's entry word: its regions are free (dispatch), its expert outputs are ready (combine).
         Entry = 2, "entry (the peer has entered the operation)";
         /// Every peer's row of the count matrix.
-        Counts = 3, "counts (the peer's row of the count matrix)";
+        Counts = 3, "counts (the peer's row of the count matrix, or its token and selection words)";
         /// Every peer's rows have landed here.
         Landed = 4, "landed (the peer's rows are here)";
         /// Every peer has read the expert outputs of the combine before.

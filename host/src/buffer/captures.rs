@@ -3,6 +3,7 @@ use super::ElasticBuffer;
 use super::row_slots::{Captured, RowSlots};
 use super::state::State;
 use crate::error::{Error, Result};
+use crate::life::Life;
 
 impl ElasticBuffer {
     /// Begins a call that enqueues something: says what is wrong with the buffer, if anything is, and takes note of where captures begin and end.
@@ -15,18 +16,11 @@ impl ElasticBuffer {
     /// As [`Self::check`]; [`Error::CaptureLeftOpen`] of a capture that is over; [`Error::InvalidArgument`] for what cannot be captured.
     pub(crate) fn begin(&mut self) -> Result<()> {
         self.check()?;
-        let inner = self.comm.inner();
-        let capture = inner.runtime.capture(inner.stream)?;
+        let capture = self.catch_up()?;
         if self.captured.as_ref().map(|captured| captured.id) == capture {
             return Ok(());
         }
-        if let Some(before) = self.captured.take() {
-            self.rows = before.rows;
-            self.routings.next = before.next_routing;
-            if let Some(error) = self.life.take_open() {
-                return Err(error);
-            }
-        }
+        let inner = self.comm.inner();
         let Some(id) = capture else { return Ok(()) };
         if self.mirror.is_some() {
             let rule = "dispatches are told apart in the mirror by their numbers, which the host does not know of replays: capture \
@@ -35,13 +29,46 @@ impl ElasticBuffer {
         }
         inner.streams.captures(&inner.runtime, id, inner.stream, &self.life);
         self.captured = Some(Captured { id, rows: self.rows.clone(), next_routing: self.routings.next });
+        let _ = self.life.take_taken();
         Ok(())
+    }
+
+    /// Takes note of a capture that is over, and of graphs that were launched: before anything looks at the slots. Returns which capture the
+    /// buffer's stream is in.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CaptureLeftOpen`]; [`Error::Cuda`].
+    pub(crate) fn catch_up(&mut self) -> Result<Option<u64>> {
+        let inner = self.comm.inner();
+        let capture = inner.runtime.capture(inner.stream)?;
+        let goes_on = self.captured.as_ref().map(|captured| captured.id) == capture;
+        if let Some(before) = self.captured.take_if(|_| !goes_on) {
+            self.rows = before.rows;
+            self.routings.next = before.next_routing;
+            if let Some(error) = self.life.take_open() {
+                return Err(error);
+            }
+        }
+        if capture.is_none() {
+            let launched = self.life.take_launched();
+            for slot in (0..self.rows.len()).filter(|slot| launched.rows >> slot & 1 == 1) {
+                // What was lent, and handed over, was for the graph's dispatch.
+                let row = self.rows.of_mut(slot);
+                (row.lent_early, row.outputs, row.received_rows) = (false, None, None);
+            }
+            for (slot, operation) in launched.routings {
+                self.routings.holds(slot, operation);
+            }
+        }
+        Ok(capture)
     }
 
     /// Takes note of the slots behind an operation.
     pub(crate) fn noted(&self) {
-        if let Some(captured) = &self.captured {
-            self.life.leaves(left_open(&captured.rows, &self.rows));
+        match &self.captured {
+            Some(captured) => self.life.leaves(left_open(&captured.rows, &self.rows)),
+            None => self.life.holds(self.rows.held()),
         }
     }
 
@@ -49,6 +76,18 @@ impl ElasticBuffer {
     pub(super) fn forget_capture(&mut self) {
         self.captured = None;
         let _ = self.life.take_open();
+        let _ = self.life.take_launched();
+        self.life.holds(0);
+    }
+
+    /// Whether it is in a capture.
+    pub(crate) fn is_captured(&self) -> bool {
+        self.captured.is_some()
+    }
+
+    /// What graphs know of it.
+    pub(crate) fn life(&self) -> &Life {
+        &self.life
     }
 }
 

@@ -31,6 +31,7 @@ pub(crate) use self::routings::Routings;
 use self::row_slots::Captured;
 pub(crate) use self::row_slots::{RowSlot, RowSlots};
 pub use self::state::Dispatched;
+use self::state::KEEPS;
 pub(crate) use self::state::{Slots, State};
 
 use crate::comm::Comm;
@@ -275,7 +276,7 @@ impl ElasticBuffer {
                 entry: EntryWords::new(
                     Region::new(self.row_offset(w.entry, slots.row)),
                     self.config_hash,
-                    slots.routing,
+                    slots.routing | if slots.keeps && self.config.layout.is_rank_major() { KEEPS } else { 0 },
                 ),
                 done: Flags::new(Region::new(self.row_offset(w.done, slots.row))),
                 epoch: Global::from_raw(self.private_row(p.epoch, slots.row)),

@@ -35,6 +35,7 @@ impl ElasticBuffer {
     /// [`Error::WrongOrder`](crate::Error::WrongOrder) for a handle whose combine freed the slot, [`Error::StaleHandle`](crate::Error::StaleHandle)
     /// for one that was released, or whose slot another dispatch has.
     pub fn release(&mut self, handle: &Dispatched) -> Result<()> {
+        self.catch_up()?;
         self.check_readable("release", handle)?;
         let slot = self.rows.of_mut(handle.row_slot);
         let combined = match slot.state {

@@ -85,7 +85,13 @@ impl ElasticBuffer {
         let own = Windows::allocate(transport, memory, "a fresh symmetric window", bytes, &shared);
         let windows = match Windows::share(turn, memory, own.as_ref()) {
             Ok(windows) => windows,
-            Err(NotShared::Apart(error)) => return Err(error),
+            Err(NotShared::Apart(error)) => {
+                // Another rank may have it mapped.
+                if let Ok(own) = own {
+                    inner.local.take_over(LeftBehind { windows: vec![own], ..LeftBehind::of(&inner.runtime) });
+                }
+                return Err(error);
+            }
             Err(NotShared::Missing(error)) => {
                 // SAFETY: just allocated; no rank uses any of those that were shared.
                 let freed = own.and_then(|own| unsafe { own.free(&memory.heap()) });
@@ -94,6 +100,8 @@ impl ElasticBuffer {
         };
         let old = std::mem::replace(&mut self.windows, windows);
         self.moves = inner.moves();
+        // Before anything may fail: the old ones are nobody's from here on.
+        self.go_on();
         if inner.has_strangers() {
             // Who is masked and lives may write there: it is nobody's else as long as the group is.
             inner.local.take_over(LeftBehind { windows: vec![old.window()], ..LeftBehind::of(&inner.runtime) });

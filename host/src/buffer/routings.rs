@@ -56,6 +56,11 @@ impl Routings {
         }
     }
 
+    /// A slot has the routing of an operation that was captured.
+    pub(crate) fn holds(&mut self, slot: u32, operation: u64) {
+        self.made_by[slot as usize] = Some(operation);
+    }
+
     /// Goes on as if there had been so many dispatches into each row slot.
     pub(crate) fn count_from(&mut self, dispatches: u64) {
         self.dispatches.fill(dispatches);

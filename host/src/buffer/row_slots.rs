@@ -70,6 +70,12 @@ impl RowSlots {
         &self.slots[slot as usize]
     }
 
+    /// Those that a dispatch holds, a bit for each.
+    pub(crate) fn held(&self) -> u64 {
+        let held = self.slots.iter().map(|slot| u64::from(slot.state.operation().is_some()));
+        held.rev().fold(0, |bits, held| bits << 1 | held)
+    }
+
     /// One of them.
     pub(crate) fn of_mut(&mut self, slot: u32) -> &mut RowSlot {
         &mut self.slots[slot as usize]

@@ -34,7 +34,7 @@ impl Dispatched {
     }
 
     pub(crate) fn slots(&self) -> Slots {
-        Slots { row: self.row_slot, routing: self.slot }
+        Slots { row: self.row_slot, routing: self.slot, keeps: false }
     }
 }
 
@@ -45,7 +45,13 @@ pub(crate) struct Slots {
     pub(crate) row: u32,
     /// What was sent where.
     pub(crate) routing: u32,
+    /// Whether it is a combine behind which rows stay.
+    pub(crate) keeps: bool,
 }
+
+/// What stands with the slot in the entry words of a combine behind which rows stay, where they have fixed places: so that ranks that do not agree on
+/// it find that. There are fewer routing slots there.
+pub(crate) const KEEPS: u32 = 0x80;
 
 /// What the last operation in a row slot was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

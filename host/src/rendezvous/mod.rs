@@ -131,6 +131,11 @@ pub(crate) struct Turn<'a> {
 }
 
 impl Turn<'_> {
+    /// The same, by the group's patience.
+    pub(crate) fn unlimited(self) -> Self {
+        Self { until: None, ..self }
+    }
+
     /// Gives `payload` to every rank and returns everyone's, in rank order; for a rank that is masked the own one. All ranks call it, in the
     /// same order.
     ///

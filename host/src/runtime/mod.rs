@@ -228,6 +228,14 @@ impl Runtime {
         !matches!(self, Self::Sim(runtime) if runtime.is_among_processes())
     }
 
+    /// Whether the rank has a GPU that it knows no other rank to be on, so that its launches may begin early.
+    pub(crate) fn has_its_gpu_alone(&self) -> bool {
+        match self {
+            Self::Sim(_) => false,
+            Self::Cuda(runtime) => runtime.has_its_gpu_alone(),
+        }
+    }
+
     /// Bytes of which a window is a whole number.
     pub(crate) fn window_granule(&self) -> u64 {
         match self {

@@ -153,7 +153,8 @@ impl Windows {
             return Ok(Self { own, all });
         }
         let here = own.address();
-        // What goes to a masked rank is of no use: it goes to the own window, at places that say the same of this rank.
+        // What goes to a masked rank is of no use: it goes to the own window, at places that say the same of this rank, or kernels
+        // leave it out (`Window::is_there`).
         let masked = turn.masked();
         let find = |(rank, told)| if masked >> rank & 1 == 1 { Ok(here) } else { runtime.find(here, rank, told) };
         let found = (0u32..).zip(all).map(find).collect::<Result<Vec<u64>>>();

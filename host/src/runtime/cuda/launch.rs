@@ -130,7 +130,9 @@ impl CudaRuntime {
         let mut params = [ptr::from_ref(args).cast_mut().cast::<c_void>()];
         // Where ranks share the GPU, what begins early could take the places on SMs that another rank's blocks need for an operation which this
         // rank is in: nothing says that a grid's blocks come all together or not at all while others wait.
-        if function.waits
+        // And a kernel of the caller's may fill the SMs that an operation of another stream, or of another library, waits for.
+        if ours
+            && function.waits
             && self.has_its_gpu_alone()
             && let Some(launch) = self.device.launch_early()
         {
@@ -139,13 +141,7 @@ impl CudaRuntime {
             // kernel has one parameter of type `A` (`#[kernel]` made both it and the descriptor, from one source), whose bytes the driver
             // copies before it returns; what they mean is the caller's promise.
             let launched = unsafe {
-                launch.call(
-                    shape,
-                    kernel.cooperative() && (!ours || launch.together()),
-                    handle,
-                    params.as_mut_ptr(),
-                    stream,
-                )
+                launch.call(shape, kernel.cooperative() && launch.together(), handle, params.as_mut_ptr(), stream)
             };
             return self.check_launch("cuLaunchKernelEx", launched, name, grid);
         }

@@ -111,7 +111,7 @@ impl CudaRuntime {
     }
 
     /// Whether no other rank is known to be on the GPU, of any group.
-    fn has_its_gpu_alone(&self) -> bool {
+    pub(crate) fn has_its_gpu_alone(&self) -> bool {
         !self.apart && self.device.claimed_streams() == self.streams.count()
     }
 
