@@ -439,8 +439,8 @@ fn without_a_wait_some_history_fails() {
     ];
     for (file, source, wait) in SOURCES {
         let mutation = Mutation::of(file, source, wait).expect("the wait is there");
-        let fails = (0..24)
-            .any(|seed| history(Device::Simulated, seed, Mode::Seeded { seed }, Some(mutation.clone())).is_err());
+        let fails =
+            (0..24).any(|seed| history(Device::Simulated, seed, Mode::Seeded { seed }, Some(mutation)).is_err());
         assert!(fails, "{file}: no seed misses {wait}");
     }
 }
@@ -460,20 +460,19 @@ fn ranks_out_of_step_are_found_at_once() {
             let (x, weights) = (comm.tensor(&[bf16::ONE; 8 * 64])?, comm.tensor(&[1.0f32; 16])?);
             let (idx, mut y) = (comm.tensor(&[2i64, 4].repeat(8))?, comm.empty::<bf16>(8 * 64)?);
             comm.barrier()?;
-            let mut handle = buffer.dispatch(&DispatchInput::new(8, &x, &idx, &weights))?;
+            let handle = buffer.dispatch(&DispatchInput::new(8, &x, &idx, &weights))?;
             buffer.synchronize()?;
             if free {
-                // Rank 1 finds its slot free behind it, and rank 2 not, whose combine has kept nothing but done more.
                 buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
                 buffer.synchronize()?;
             }
             comm.barrier()?;
             if comm.rank() == 0 && again {
-                handle = buffer.dispatch_again(&handle, &x)?;
+                buffer.dispatch_again(&handle, &x)?;
             } else if comm.rank() == 0 && !free {
                 buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
             } else {
-                handle = buffer.dispatch(&DispatchInput::new(8, &x, &idx, &weights))?;
+                buffer.dispatch(&DispatchInput::new(8, &x, &idx, &weights))?;
             }
             let said = buffer.synchronize();
             let alike = free && !again;
@@ -482,7 +481,6 @@ fn ranks_out_of_step_are_found_at_once() {
                 Err(Error::OutOfStep { .. } | Error::PeerAborted { .. }) => !alike,
                 Err(_) => false,
             };
-            drop(handle);
             buffer.reset()?;
             buffer.close()?;
             Ok(if right { Ok(()) } else { Err(format!("{num_sms} SMs, free {free}, again {again}: {said:?}")) })
@@ -554,14 +552,14 @@ fn bad_selections_are_found_by_every_rank() {
                     idx[15] = if bad.0 == 7 { idx[15] } else { 99 };
                 }
                 let idx = comm.tensor(&idx)?;
-                let handle = buffer.dispatch(&DispatchInput::new(8, &x, &idx, &weights))?;
+                buffer.dispatch(&DispatchInput::new(8, &x, &idx, &weights))?;
                 let said = buffer.synchronize();
                 let right = match &said {
                     Err(Error::IndexOutOfRange { source_rank: 1, token, position, index, .. }) => {
                         bad.2 != 2 && (*token as usize, *position as usize, *index) == bad
                     }
                     Err(Error::IndexRepeated { source_rank: 1, token, position, index, .. }) => {
-                        bad.2 == 2 && (*token as usize, *position as usize, *index as i64) == bad
+                        bad.2 == 2 && (*token as usize, *position as usize, *index) == bad
                     }
                     _ => false,
                 };
@@ -570,7 +568,6 @@ fn bad_selections_are_found_by_every_rank() {
                 }
                 buffer.reset()?;
                 let idx = comm.tensor(&[2i64, 4].repeat(8))?;
-                drop(handle);
                 let handle = buffer.dispatch(&DispatchInput::new(8, &x, &idx, &weights))?;
                 buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
                 buffer.synchronize()?;
