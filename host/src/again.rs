@@ -54,6 +54,9 @@ impl ElasticBuffer {
     /// # Ok::<(), epoxide::Error>(())
     /// ```
     ///
+    /// In [`Layout::RankMajor`](crate::Layout::RankMajor) it takes the row slot with the number of the handle's routing slot, which must be free: a handle that
+    /// keeps its rows is not replayed.
+    ///
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] where padding is to be zero ([`Config::with_zero_padding`](crate::Config::with_zero_padding));

@@ -61,7 +61,8 @@ impl<'a, I: Index> DispatchInput<'a, I> {
     }
 
     /// Keeps the rows where they are, with the experts' outputs and all that goes with them, behind the combine too: until
-    /// [`ElasticBuffer::release`]. For gradients that are computed from them.
+    /// [`ElasticBuffer::release`]. For gradients that are computed from them. In [`Layout::RankMajor`] all ranks do it or none: else the combine is
+    /// [`Error::OtherHandle`] on all of them.
     #[must_use]
     pub fn keeping_rows(mut self) -> Self {
         self.keep_rows = true;

@@ -19,6 +19,9 @@ use crate::tensor::DeviceTensor;
 /// copy. A host slice's length says how many rows there are; a tensor is often made before that is known, so it may have more, and what is
 /// beyond is not read.
 ///
+/// In [`Layout::RankMajor`](crate::Layout::RankMajor) a tensor has a row for each place, `[ranks, max_tokens, hidden]`, of which those that hold no row are not
+/// read; a host slice still has the received rows, which are put in their places.
+///
 /// Outputs that do not depend on the dispatch may be there before it: [`lend_expert_outputs`](crate::ElasticBuffer::lend_expert_outputs) gives
 /// the region early, to the caller's own kernels or to
 /// [`stage_lent_expert_outputs`](crate::ElasticBuffer::stage_lent_expert_outputs). The combine is then [`InPlace`](Self::InPlace).

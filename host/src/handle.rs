@@ -31,7 +31,8 @@ pub struct RecvCounts {
 
 /// Where the received rows lie in device memory, and in what shape. Rows and scales are valid as long as their
 /// [row slot](crate::Config::with_row_slots) is the dispatch's: until the next dispatch, by any routing, where there is one. What goes
-/// with them is valid until another dispatch takes the handle's routing slot.
+/// with them is valid until another dispatch takes the handle's routing slot. In [`Layout::RankMajor`](crate::Layout::RankMajor) both are valid until the
+/// combine, behind which peers may send the next rows, unless rows are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecvView {

@@ -11,6 +11,10 @@ use crate::view::{DType, View};
 /// ([`Self::row_count`]) or to who waits ([`ElasticBuffer::recv_counts`]), so arrays by row are of the most rows; [`View::rows`] cuts
 /// them. Beyond the received rows is whatever was there.
 ///
+/// In [`Layout::RankMajor`](crate::Layout::RankMajor) rows lie in fixed places, `[ranks, max_tokens]`: those with a `topk_idx` of 0 or more hold one
+/// ([`Self::index`] says which), of others that is -1, and the rest is whatever was there. All work that reads any of it, on whatever stream, comes
+/// before the combine.
+///
 /// In [`Layout::Slab`](crate::Layout::Slab) arrays by row have a dimension more in front: `[local experts, capacity, ..]`.
 ///
 /// The arrays borrow the buffer: nothing that takes their meaning away, a combine or another dispatch, can be called while they are in use.

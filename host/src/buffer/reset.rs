@@ -20,7 +20,7 @@ impl ElasticBuffer {
     /// this rank's streams, whose operations end at once behind a fault, and for every living rank.
     ///
     /// Handles of before are stale; what was received, and expert outputs, are gone. Statistics go on. [Graphs](crate::Graph) are as good as before,
-    /// unless ranks were masked meanwhile.
+    /// unless ranks were masked, or let in again, meanwhile.
     ///
     /// With ranks masked, selections of their experts are dropped, as if they were none, and [counted](Self::masked_selections); nothing comes
     /// from them. Expert numbers stay what they are.
