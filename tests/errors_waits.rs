@@ -207,7 +207,7 @@ fn stop(comm: &Comm, machine: &Machine, stops: Stops) -> Result<Result<()>> {
 fn a_peer_that_stops_in_the_middle_is_named_with_the_word_that_is_missing() {
     // Counts carry the number of the dispatch, the second one here.
     for (stops, kernel, epoch, phase, number, before) in [
-        (Stops::Counts, "dispatch", 3, "counts (the peer's row of the count matrix)", 2, 0x0101_0101),
+        (Stops::Counts, "dispatch", 3, "counts (the peer's row of the count matrix", 2, 0x0101_0101),
         (Stops::Landing, "dispatch", 3, "landed (the peer's rows are here)", 3, 1),
         (Stops::Done, "lend after combine", 4, "done (the peer has read", 4, 2),
     ] {

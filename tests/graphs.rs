@@ -226,6 +226,25 @@ fn a_graph_takes_no_slot_that_is_held() {
     });
 }
 
+/// What ends a buffer's work waits for all streams, which one that is being captured does not allow.
+#[test]
+fn a_buffer_is_not_closed_nor_reset_in_a_capture() {
+    checked(1, |comm| {
+        let mut buffers = [0, 1].map(|_| ElasticBuffer::new(&comm, config(5)));
+        let reset = buffers[0].as_mut().map_err(|error| error.clone()).map(ElasticBuffer::reset);
+        assert!(matches!(reset, Ok(Ok(()))), "{reset:?}");
+        let [first, second] = buffers;
+        let (mut first, second) = (first?, second?);
+        let reset = comm.capture(|_| first.reset()).map(|_| ());
+        let closed = comm.capture(|_| second.close()).map(|_| ());
+        first.close()?;
+        Ok(match (&reset, &closed) {
+            (Err(Error::Capturing { .. }), Err(Error::Capturing { .. })) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+    });
+}
+
 /// A release that is the first call behind a capture is of the slots that there were before it.
 #[test]
 fn a_release_behind_a_capture_stays() {

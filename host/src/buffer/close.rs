@@ -51,6 +51,10 @@ impl ElasticBuffer {
         }
         // Work of the caller's on other streams may use what was received.
         let all = self.comm.inner().memory.synchronize();
+        if let Err(error @ Error::Capturing { .. }) = all {
+            // What was not waited for may use all of this: it goes to the group, as that of a dropped buffer does.
+            return Err(error);
+        }
         let done = self.synchronize().and(all);
         let inner = self.comm.inner();
         let turn = inner.rendezvous.turn_until(until);

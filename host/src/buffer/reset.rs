@@ -47,11 +47,14 @@ impl ElasticBuffer {
     /// # Errors
     ///
     /// [`Error::PeerGone`] or [`Error::Bootstrap`] when a rank is gone that is not masked, or ranks are in different calls;
-    /// [`Error::OutOfMemory`]; [`Error::Cuda`] or [`Error::Simulator`] when the device failed. The buffer is of no use then, until a reset succeeds.
+    /// [`Error::OutOfMemory`]; [`Error::Capturing`], before any rank is waited for, while a stream of the rank is being captured; [`Error::Cuda`] or [`Error::Simulator`] when the device failed. The buffer is of no use then, until a reset succeeds.
     pub fn reset(&mut self) -> Result<()> {
         let comm = self.comm.clone();
         let inner = comm.inner();
         let drained = inner.memory.synchronize();
+        if let Err(error @ Error::Capturing { .. }) = drained {
+            return Err(error);
+        }
         let turn = inner.rendezvous.turn();
         // Who is here has no kernel that runs, so that nobody writes a word from here on. Also if that failed: the others wait.
         let own = number(self.id()).to_le_bytes();
