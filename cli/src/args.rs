@@ -384,8 +384,8 @@ JSON (--json)
   runs                       gpu, simulator: whether operations run there
   checks                     [{check, status, finding, advice}], advice may be null;
                              status: \"ok\", \"limited\" (works, not everything), \"no\" (does not work), \"absent\" (not here)
-  Checks: driver, gpu, nvlink, peer_access, several_gpus, nccl, nic, memlock, shared_memory, hardware_queues, simulator. A check may come several
-  times: gpu and nvlink once for each GPU, nic once for each port.";
+  Checks: driver, gpu, nvlink, peer_access, several_gpus, shared_windows, nccl, nic, memlock, shared_memory, hardware_queues, simulator. A check may
+  come several times: gpu and nvlink once for each GPU, nic once for each port.";
 
 #[cfg(test)]
 mod tests {

@@ -20,8 +20,14 @@ impl Comm {
     ///     Comm::simulated(&world, MachineConfig::new(world.size(), Mode::Fast { workers: 1 }))
     /// };
     /// std::thread::scope(|scope| {
-    ///     let fails = scope.spawn(|| rank(1).map(|comm| comm.run(|_| Err::<(), _>("no weights for expert 3"))));
-    ///     let said = rank(0)?.barrier().unwrap_err().to_string();
+    ///     let part = |comm: &Comm| -> Result<(), String> {
+    ///         comm.barrier().map_err(|error| error.to_string())?;
+    ///         Err("no weights for expert 3".to_owned())
+    ///     };
+    ///     let fails = scope.spawn(move || rank(1).map(|comm| comm.run(part)));
+    ///     let comm = rank(0)?;
+    ///     comm.barrier()?;
+    ///     let said = comm.barrier().unwrap_err().to_string();
     ///     assert_eq!(said, "rank 1 is gone: it gave up: no weights for expert 3");
     ///     assert!(fails.join().expect("no panic")?.is_err());
     ///     Ok::<(), epoxide::Error>(())
