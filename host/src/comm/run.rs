@@ -26,8 +26,8 @@ impl Comm {
     ///     };
     ///     let fails = scope.spawn(move || rank(1).map(|comm| comm.run(part)));
     ///     let comm = rank(0)?;
-    ///     comm.barrier()?;
-    ///     let said = comm.barrier().unwrap_err().to_string();
+    ///     // It may have given up before this rank is out of the first one.
+    ///     let said = comm.barrier().and_then(|()| comm.barrier()).unwrap_err().to_string();
     ///     assert_eq!(said, "rank 1 is gone: it gave up: no weights for expert 3");
     ///     assert!(fails.join().expect("no panic")?.is_err());
     ///     Ok::<(), epoxide::Error>(())
