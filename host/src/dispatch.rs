@@ -158,10 +158,10 @@ impl IndexType {
     }
 }
 
-/// Rows to whose multiples an expert's rows are padded; 1 where they do not lie by expert.
-fn alignment(shape: &Shape) -> u32 {
+/// Rows to whose multiples an expert's rows are padded, or entries of the index where rows have fixed places; 1 where neither is.
+pub(crate) fn alignment(shape: &Shape) -> u32 {
     match shape.layout {
-        Layout::ExpertContiguous { alignment } => alignment,
+        Layout::ExpertContiguous { alignment } | Layout::RankMajor { alignment } => alignment,
         _ => 1,
     }
 }
@@ -260,7 +260,7 @@ impl ElasticBuffer {
         let (runtime, stream, shared_bytes) = (&inner.runtime, inner.stream, self.shared.bytes(shape));
         // SAFETY, of both: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape
         // on every rank; the grid and shared memory are those of the layouts; the inputs are the caller's promise.
-        match kernels.rank_major.filter(|_| shape.layout.is_rank_major()) {
+        match kernels.in_places(shape) {
             Some(kernel) => {
                 // SAFETY: as above.
                 let args = unsafe { self.dispatch_rank_major(input, slots) };

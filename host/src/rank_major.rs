@@ -7,8 +7,7 @@ use epoxide_kernels::words::{Kind, Landings, SelectionWords};
 use half::bf16;
 
 use crate::buffer::{Dispatched, ElasticBuffer, Slots};
-use crate::config::Layout;
-use crate::dispatch::RawDispatchInput;
+use crate::dispatch::{RawDispatchInput, alignment};
 use crate::error::{Error, Result};
 use crate::places::places;
 use crate::tensor::{read, reserve};
@@ -22,10 +21,6 @@ impl ElasticBuffer {
     pub(crate) unsafe fn dispatch_rank_major(&self, input: &RawDispatchInput, slots: Slots) -> DispatchRankMajorArgs {
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
         let [send_rank, send_row] = self.handle_slot(slots.routing);
-        let alignment = match shape.layout {
-            Layout::RankMajor { alignment } => alignment,
-            _ => 1,
-        };
         // SAFETY: the buffer's own memory, laid out for its shape; the inputs are the caller's promise.
         unsafe {
             DispatchRankMajorArgs {
@@ -50,7 +45,7 @@ impl ElasticBuffer {
                 top_k: shape.top_k,
                 index_type: input.index_type.kind(),
                 top_k_stride: shape.top_k_stride(),
-                alignment,
+                alignment: alignment(shape),
                 reserved: 0,
             }
         }

@@ -254,7 +254,7 @@ pub(crate) struct RowKernels {
     /// One whose counts are observed: held against a bound, told early, or added up.
     pub observed: &'static Kernel<DispatchArgs>,
     /// One where rows have fixed places.
-    pub rank_major: Option<&'static Kernel<DispatchRankMajorArgs>>,
+    rank_major: Option<&'static Kernel<DispatchRankMajorArgs>>,
     /// One by an old routing.
     pub again: Again,
 }
@@ -267,6 +267,11 @@ pub(crate) enum Again {
 }
 
 impl RowKernels {
+    /// The dispatch where rows have fixed places, if those of a buffer of this shape have.
+    pub(crate) fn in_places(&self, shape: &Shape) -> Option<&'static Kernel<DispatchRankMajorArgs>> {
+        self.rank_major.filter(|_| shape.layout.is_rank_major())
+    }
+
     /// The dispatch of a buffer whose counts are `observed` or not.
     pub(crate) fn dispatch(&self, observed: bool) -> &'static Kernel<DispatchArgs> {
         if observed { self.observed } else { self.dispatch }

@@ -10,12 +10,27 @@ use crate::words::{BlockFlags, CountMatrix, Flags, Operation};
 
 /// The type of `topk_idx`.
 pub mod index {
+    use epoxide_dsl::prelude::*;
+
     /// Signed 32-bit.
     pub const I32: u32 = 0;
     /// Signed 64-bit.
     pub const I64: u32 = 1;
     /// Unsigned 32-bit; `u32::MAX` is "no selection".
     pub const U32: u32 = 2;
+
+    /// Selection `position` of `token`, of `top_k` each, as an i64, whatever its type.
+    #[inline(always)]
+    pub(crate) fn load(topk_idx: Global<u8>, index_type: u32, top_k: u32, token: u32, position: u32) -> i64 {
+        match index_type {
+            I64 => topk_idx.cast::<i64>().rows(top_k).row(token).load_weak(position),
+            index_type => {
+                let bits = topk_idx.cast::<u32>().rows(top_k).row(token).load_weak(position);
+                // "No selection" is all ones in every type.
+                if index_type == U32 && bits != u32::MAX { i64::from(bits) } else { i64::from(bits as i32) }
+            }
+        }
+    }
 }
 
 /// Arguments of a dispatch.
@@ -168,13 +183,6 @@ impl DispatchArgs {
     /// Selection `position` of `token` as an i64, whatever its type.
     #[inline(always)]
     pub(super) fn selection(&self, token: u32, position: u32) -> i64 {
-        match self.index_type {
-            index::I64 => self.topk_idx.cast::<i64>().rows(self.top_k).row(token).load_weak(position),
-            index_type => {
-                let bits = self.topk_idx.cast::<u32>().rows(self.top_k).row(token).load_weak(position);
-                // "No selection" is all ones in every type.
-                if index_type == index::U32 && bits != u32::MAX { i64::from(bits) } else { i64::from(bits as i32) }
-            }
-        }
+        index::load(self.topk_idx, self.index_type, self.top_k, token, position)
     }
 }

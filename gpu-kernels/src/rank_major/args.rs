@@ -88,14 +88,7 @@ impl DispatchRankMajorArgs {
     /// Selection `position` of `token` as an i64, whatever its type.
     #[inline(always)]
     pub(super) fn selection(&self, token: u32, position: u32) -> i64 {
-        match self.index_type {
-            index::I64 => self.topk_idx.cast::<i64>().rows(self.top_k).row(token).load_weak(position),
-            index_type => {
-                let bits = self.topk_idx.cast::<u32>().rows(self.top_k).row(token).load_weak(position);
-                // "No selection" is all ones in every type.
-                if index_type == index::U32 && bits != u32::MAX { i64::from(bits) } else { i64::from(bits as i32) }
-            }
-        }
+        index::load(self.topk_idx, self.index_type, self.top_k, token, position)
     }
 
     /// The row of a source rank's token.

@@ -1,11 +1,11 @@
 //! Receiving: what comes is known and indexed by expert while rows travel; then the rows are there.
-use epoxide_dsl::fault::{Fault, Told};
+use epoxide_dsl::fault::Fault;
 use epoxide_dsl::prelude::*;
 
 use super::args::{DispatchRankMajorArgs, NO_ROW};
 use crate::layout::{DispatchShared, THREADS, WARPS};
 use crate::placement::quotient;
-use crate::words::{BadSelection, Code, Kind, Phase, Selection, Source};
+use crate::words::{BadSelection, Kind, Selection, Source};
 
 /// Where the receiving block keeps what it finds: where the stages were.
 #[derive(Clone, Copy)]
@@ -229,10 +229,7 @@ fn stop_if_bad(a: &DispatchRankMajorArgs, found: Found) -> Result<(), fault::Sto
         let low = window.own(a.recv.topk).rows(a.top_k_stride).row(row).load_weak(bad.position());
         let high = window.own(a.recv.weights).rows(a.top_k_stride).row(row).load_weak(bad.position());
         let seen = u64::from(high.to_bits()) << 32 | u64::from(low as u32);
-        let code = if bad.is_repeated() { Code::IndexRepeated } else { Code::IndexOutOfRange };
-        let expected = u64::from(bad.token()) << 32 | u64::from(bad.position());
-        let (code, phase) = (code as u32, Phase::Counts as u32);
-        fault = Fault { code, phase, peer: source, told: Told::Here, expected, seen };
+        fault = bad.fault(source, seen);
     }
     fault.settle()
 }

@@ -1,4 +1,7 @@
 //! Bad selections: how a rank finds its first, and tells every rank which it is.
+use epoxide_dsl::fault::{Fault, Told};
+
+use super::{Code, Phase};
 use crate::shape::{MAX_TOKENS, MAX_TOP_K};
 
 /// The place of a bad selection as one number, by which the first is the smallest.
@@ -46,5 +49,13 @@ impl BadSelection {
     #[inline(always)]
     pub const fn is_some(self) -> bool {
         self.key != Self::NONE.key
+    }
+    /// The fault that it is, of rank `source`, where the selection is `index`. Every rank finds it by itself.
+    #[inline(always)]
+    pub const fn fault(self, source: u32, index: u64) -> Fault {
+        let code = if self.is_repeated() { Code::IndexRepeated } else { Code::IndexOutOfRange };
+        let expected = (self.token() as u64) << 32 | self.position() as u64;
+        let (code, phase) = (code as u32, Phase::Counts as u32);
+        Fault { code, phase, peer: source, told: Told::Here, expected, seen: index }
     }
 }

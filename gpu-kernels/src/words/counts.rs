@@ -1,10 +1,10 @@
 //! The count matrix: how many rows each rank sends to each, and how many selections each expert gets from it.
 use epoxide_dsl::KernelArg;
-use epoxide_dsl::fault::{Fault, Told};
+use epoxide_dsl::fault::Fault;
 use epoxide_dsl::prelude::*;
 
 use super::flags::slot;
-use super::{BadSelection, Code, Phase, Stamped};
+use super::{BadSelection, Phase, Stamped};
 use crate::placement::quotient;
 
 /// Words behind the counts in a row of the count matrix: the low and high half of a bad selection's index.
@@ -187,10 +187,7 @@ impl CountMatrix {
         let mut fault = Fault::NONE;
         if thread::index() == 0 {
             let (bad, index) = self.bad(window, number, Peer(first));
-            let code = if bad.is_repeated() { Code::IndexRepeated } else { Code::IndexOutOfRange };
-            let expected = u64::from(bad.token()) << 32 | u64::from(bad.position());
-            let (code, phase) = (code as u32, Phase::Counts as u32);
-            fault = Fault { code, phase, peer: first, told: Told::Here, expected, seen: index };
+            fault = bad.fault(first, index);
         }
         fault.settle()
     }

@@ -165,7 +165,7 @@ fn allocate(
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
     for kernels in row_kernels(&layouts.shape) {
-        match kernels.rank_major.filter(|_| layouts.shape.layout.is_rank_major()) {
+        match kernels.in_places(&layouts.shape) {
             Some(kernel) => runtime.prepare(kernel, shared.bytes(&layouts.shape))?,
             None => runtime.prepare(kernels.dispatch(config.observes(&layouts.shape)), shared.bytes(&layouts.shape))?,
         };
