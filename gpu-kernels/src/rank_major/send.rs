@@ -90,7 +90,7 @@ pub(super) fn send<R: Row>(
 
 /// What a lane knows of one selection of a token.
 #[derive(Clone, Copy)]
-struct Selected {
+pub(super) struct Selected {
     /// As the caller gave it; -1 where there is none.
     index: i64,
     /// Its gate weight.
@@ -99,7 +99,7 @@ struct Selected {
 
 impl Selected {
     #[inline(always)]
-    fn load(a: &DispatchRankMajorArgs, token: u32) -> Self {
+    pub(super) fn load(a: &DispatchRankMajorArgs, token: u32) -> Self {
         let lane = warp::lane();
         let mut selected = Self { index: -1, weight: 0.0 };
         if token < a.tokens && lane < a.top_k {
@@ -112,15 +112,15 @@ impl Selected {
 
 /// Where a token's row goes.
 #[derive(Clone, Copy)]
-struct Routed {
+pub(super) struct Routed {
     /// The row, wherever it goes.
-    row: u32,
+    pub(super) row: u32,
     /// The rank of this lane's expert, or none's.
-    owner: u32,
+    pub(super) owner: u32,
     /// This lane's gate weight.
-    weight: f32,
+    pub(super) weight: f32,
     /// Whether this lane copies the row to its rank.
-    sends: bool,
+    pub(super) sends: bool,
 }
 
 impl Routed {
@@ -129,7 +129,7 @@ impl Routed {
     /// Finds where the row of `token` goes. If it `tells`, which an instance with `TELLS` may, every rank is told what the token selects there, and the
     /// handle written. Warp-collective.
     #[inline(always)]
-    fn new<const TELLS: bool>(
+    pub(super) fn new<const TELLS: bool>(
         a: &DispatchRankMajorArgs,
         number: u64,
         token: u32,
@@ -236,7 +236,11 @@ fn tell_index(a: &DispatchRankMajorArgs, row: u32, index: u64) {
 
 /// What says that the slot is free at every rank: the combine before this dispatch, which left its epoch, or else the entry words.
 #[inline(always)]
-fn free_slot(a: &DispatchRankMajorArgs, watch: &wait::Watch, freed: u64) -> Result<BulkAccess, fault::Stopped> {
+pub(super) fn free_slot(
+    a: &DispatchRankMajorArgs,
+    watch: &wait::Watch,
+    freed: u64,
+) -> Result<BulkAccess, fault::Stopped> {
     // The same in all threads: nobody writes it meanwhile. Before the first combine it is 0, as no epoch is.
     if freed != 0 && watch.epoch() == freed + 1 {
         return Ok(BulkAccess::left_by_an_earlier_operation());

@@ -150,13 +150,31 @@ impl SelectionWords {
             let (source, token, position) = which(i);
             let at = self.index(Peer(source), token, position);
             wait::Poll::relaxed::<System>(own, at, source, expected, |seen| {
-                let came = seen << (64 - NUMBER_BITS) == number << (64 - NUMBER_BITS);
+                let came = is_of(seen, number);
                 if came {
                     come((source, token, position), Selection::from_bits((seen >> NUMBER_BITS) as u32));
                 }
                 came
             })
         })
+    }
+
+    /// Whether the row of `token` comes here; `None` until all that it selects has been told. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn comes(&self, window: Window, number: u64, source: Peer, token: u32) -> Option<bool> {
+        let own = window.own(self.words);
+        let (mut comes, mut bad) = (false, false);
+        for position in thread::strided(0, self.top_k, 1) {
+            let word = own.load_relaxed::<System>(self.index(source, token, position));
+            if !is_of(word, number) {
+                return None;
+            }
+            let selection = Selection::from_bits((word >> NUMBER_BITS) as u32);
+            comes |= selection != Selection::NONE;
+            bad |= selection.is_bad();
+        }
+        Some(comes && !bad)
     }
 
     /// A selection that has come, and is bad: what was released before its word is visible to this thread. Per thread.
@@ -172,6 +190,12 @@ impl SelectionWords {
         (u64::from(source.0) * u64::from(self.max_tokens) + u64::from(token)) * u64::from(self.top_k)
             + u64::from(position)
     }
+}
+
+/// Whether a word is of dispatch `number`.
+#[inline(always)]
+const fn is_of(word: u64, number: u64) -> bool {
+    word << (64 - NUMBER_BITS) == number << (64 - NUMBER_BITS)
 }
 
 /// The word in memory.
