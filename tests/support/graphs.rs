@@ -20,9 +20,10 @@ pub fn config(tokens: u32) -> Config {
 pub struct Layer {
     copier: Quantizer,
     tokens: u32,
+    hidden: u32,
     ranks: u32,
-    /// A rank that is gone: nothing comes back from it.
-    pub gone: Option<u32>,
+    /// Ranks that are gone: nothing comes back from them.
+    pub gone: Vec<u32>,
     x: DeviceTensor<bf16>,
     idx: DeviceTensor<i64>,
     weights: DeviceTensor<f32>,
@@ -33,12 +34,18 @@ pub struct Layer {
 
 impl Layer {
     pub fn new(comm: &Comm, tokens: u32) -> Result<Self> {
-        let (rows, selections) = (u64::from(tokens * HIDDEN), u64::from(tokens * TOP_K));
+        Self::of_rows(comm, tokens, HIDDEN)
+    }
+
+    /// One of rows of so many elements.
+    pub fn of_rows(comm: &Comm, tokens: u32, hidden: u32) -> Result<Self> {
+        let (rows, selections) = (u64::from(tokens * hidden), u64::from(tokens * TOP_K));
         Ok(Self {
             copier: Quantizer::new(comm)?,
             tokens,
+            hidden,
             ranks: comm.size(),
-            gone: None,
+            gone: Vec::new(),
             x: comm.empty(rows)?,
             idx: comm.empty(selections)?,
             weights: comm.tensor(&vec![1.0; selections as usize])?,
@@ -51,7 +58,8 @@ impl Layer {
     /// Other rows and another routing, in place. A selection is an expert, each at most once in a token, or none.
     pub fn fill(&mut self, seed: u64) -> Result<()> {
         let mut random = Random::new(seed);
-        self.rows = (0..self.tokens * HIDDEN).map(|_| bf16::from_f32(random.below(512) as f32 / 16.0 - 16.0)).collect();
+        self.rows =
+            (0..self.tokens * self.hidden).map(|_| bf16::from_f32(random.below(512) as f32 / 16.0 - 16.0)).collect();
         self.selections.clear();
         for _ in 0..self.tokens {
             let mut left: Vec<i64> = (0..i64::from(EXPERTS)).collect();
@@ -85,7 +93,7 @@ impl Layer {
         let view = buffer.recv_view(handle)?;
         // SAFETY: the rows as they came, to where expert outputs go, of the same size: both there from the dispatch, which is before this, to
         // the combine, which is behind it, on the same stream.
-        unsafe { self.copier.copy_raw(view.x, view.expert_outputs, view.max_rows * u64::from(HIDDEN) * 2)? };
+        unsafe { self.copier.copy_raw(view.x, view.expert_outputs, view.max_rows * u64::from(self.hidden) * 2)? };
         buffer.combine(handle, CombineInput::new(ExpertOutputs::InPlace, &mut self.y))
     }
 
@@ -98,7 +106,7 @@ impl Layer {
     /// Compares the sums, bit for bit. Waits for the stream.
     pub fn check(&self, by_expert: bool) -> Result<Checked> {
         let y = self.y.to_vec()?;
-        let hidden = HIDDEN as usize;
+        let hidden = self.hidden as usize;
         for (token, (row, got)) in self.rows.chunks_exact(hidden).zip(y.chunks_exact(hidden)).enumerate() {
             let each = self.of_ranks(token);
             for (column, (x, got)) in row.iter().zip(got).enumerate() {
@@ -117,7 +125,7 @@ impl Layer {
         let per_rank = i64::from(EXPERTS / self.ranks);
         let of =
             |rank: i64| selected.iter().filter(|expert| **expert >= 0 && **expert / per_rank == rank).count() as u32;
-        let here = (0..self.ranks).filter(|rank| Some(*rank) != self.gone);
+        let here = (0..self.ranks).filter(|rank| !self.gone.contains(rank));
         here.map(|rank| of(rank.into())).filter(|&count| count > 0).collect()
     }
 }
