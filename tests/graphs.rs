@@ -3,24 +3,17 @@
 //! 10,000 launches on two GPUs: `EPOXIDE_TEST_DEVICE=cuda:0,1 cargo test --release -p epoxide --test graphs -- --ignored --nocapture`.
 mod support;
 
-use std::sync::Barrier;
 use std::time::Duration;
 
-use epoxide::{
-    Comm, Config, ElasticBuffer, Error, Graph, Layout, LocalGroup, Machine, MachineConfig, Mode, Result, bf16,
-};
+use epoxide::{Comm, Config, ElasticBuffer, Error, Layout, Mode, Result, bf16};
 use support::errors::{run, schedules};
-use support::graphs::{EXPERTS, HIDDEN, Layer, TOP_K, config};
+use support::graphs::{DECODE, EXPERTS, FIXED, HIDDEN, Layer, TOP_K, capture, config, launch};
 use support::{Checked, Device, complaints};
 
-/// Rows in fixed places.
-const FIXED: Layout = Layout::RankMajor { alignment: 1 };
 /// Those of which replays of a routing, and loans, can be captured; and whether sums are rounded by expert.
 const LAYOUTS: [(Layout, bool); 2] = [(Layout::Compact, false), (Layout::ExpertContiguous { alignment: 4 }, true)];
 /// All.
 const ALL: [(Layout, bool); 3] = [LAYOUTS[0], LAYOUTS[1], (FIXED, false)];
-/// Those of decode.
-const DECODE: [Layout; 2] = [Layout::Compact, FIXED];
 
 /// Launches on a device: a simulated thread costs host time.
 fn launches(on_gpu: u64) -> u64 {
@@ -31,19 +24,6 @@ fn checked(ranks: u32, f: impl Fn(Comm) -> Result<Checked> + Sync) {
     for mode in schedules() {
         complaints(run(ranks, mode, &f)).unwrap_or_else(|why| panic!("{mode:?}: {why}"));
     }
-}
-
-/// A graph of one layer.
-fn capture(comm: &Comm, buffer: &mut ElasticBuffer, layer: &mut Layer) -> Result<Graph> {
-    let graph = comm.capture(|_| layer.enqueue(buffer))?;
-    // Nobody waits for a rank that captures.
-    comm.barrier()?;
-    Ok(graph)
-}
-
-fn launch(graph: &Graph, comm: &Comm) -> Result<()> {
-    // SAFETY: the layer's tensors are there, and the tests look at them when the stream has come by.
-    unsafe { graph.launch(comm) }
 }
 
 /// One pair, launched again and again, with other rows and another routing each time.
@@ -380,73 +360,6 @@ fn a_fault_in_a_replay_is_told_and_a_reset_mends_it() {
         Ok(checked)
     };
     DECODE.into_iter().for_each(|layout| checked(2, |comm| of_layout(comm, layout)));
-}
-
-/// Ranks are killed one after another: what a graph of before needs of that it reads at each launch, or it is refused.
-fn masks_come(layout: Layout, ready: bool) {
-    const RANKS: u32 = 4;
-    let machine = Machine::new(MachineConfig::new(RANKS, Mode::Seeded { seed: 1 })).expect("a machine");
-    let living = [Barrier::new(3), Barrier::new(2)];
-    let mut results = LocalGroup::on_machine(&machine).expect("a group").run_all(|comm| {
-        let config = config(4).with_layout(layout);
-        let mut buffer = ElasticBuffer::new(&comm, if ready { config.with_graphs_across_masks() } else { config })?;
-        let mut layer = Layer::new(&comm, 4)?;
-        let mut graph = capture(&comm, &mut buffer, &mut layer)?;
-        layer.fill(comm.rank().into())?;
-        launch(&graph, &comm)?;
-        let mut checked = layer.check(false)?;
-        for (number, living) in (1..).zip(&living) {
-            let dead = RANKS - number;
-            comm.barrier()?;
-            if comm.rank() == dead {
-                // It is killed where it waits.
-                return comm.barrier().map(|()| Err("it lives".to_owned()));
-            }
-            if comm.rank() == 0 {
-                machine.kill(dead)?;
-            }
-            living.wait();
-            comm.mask(&[dead])?;
-            buffer.reset()?;
-            layer.gone.push(dead);
-            // One that was captured without a rank is ready for more, and one of a buffer that is for all.
-            if number == 1 && !ready {
-                match launch(&graph, &comm) {
-                    Err(Error::StaleGraph { .. }) => {}
-                    other => checked = checked.and(Err(format!("without a rank that was there: {other:?}"))),
-                }
-                graph = capture(&comm, &mut buffer, &mut layer)?;
-            }
-            for round in 0..5 {
-                layer.fill(10 * round + u64::from(comm.rank()))?;
-                launch(&graph, &comm)?;
-                checked = checked.and(layer.check(false)?.map_err(|why| format!("without {:?}: {why}", layer.gone)));
-            }
-            // As new once more, without the same ranks, and in the same memory.
-            buffer.reset()?;
-            launch(&graph, &comm)?;
-            checked = checked.and(layer.check(false)?);
-        }
-        buffer.close()?;
-        Ok(checked)
-    });
-    results.truncate(2);
-    complaints(results).unwrap_or_else(|why| panic!("{layout:?}, ready {ready}: {why}"));
-}
-
-/// A graph of before a rank was masked waits for nobody: it is refused, and one that is captured anew has what masked ranks need in it.
-#[test]
-fn a_graph_of_before_a_mask_is_stale() {
-    if Device::from_env() != Device::Cuda {
-        DECODE.into_iter().for_each(|layout| masks_come(layout, false));
-    }
-}
-
-#[test]
-fn a_graph_that_is_ready_for_masks_goes_on_behind_them() {
-    if Device::from_env() != Device::Cuda {
-        DECODE.into_iter().for_each(|layout| masks_come(layout, true));
-    }
 }
 
 /// A graph that was captured on one stream is launched on another, and operations of a third are in turn with it.

@@ -1,7 +1,8 @@
 //! What the tests of graphs exchange: a layer whose experts give every row back as it is, and what must come of it.
 use epoxide::quantize::Quantizer;
 use epoxide::{
-    CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Result, bf16,
+    CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Graph, Layout,
+    Result, bf16,
 };
 
 use super::Checked;
@@ -11,9 +12,27 @@ pub const EXPERTS: u32 = 8;
 pub const TOP_K: u32 = 3;
 pub const HIDDEN: u32 = 64;
 
+/// Rows in fixed places.
+pub const FIXED: Layout = Layout::RankMajor { alignment: 1 };
+/// The layouts of decode.
+pub const DECODE: [Layout; 2] = [Layout::Compact, FIXED];
+
 /// The buffer's configuration for up to so many tokens.
 pub fn config(tokens: u32) -> Config {
     Config::new(EXPERTS, TOP_K, HIDDEN, tokens).with_num_sms(2)
+}
+
+/// A graph of one layer.
+pub fn capture(comm: &Comm, buffer: &mut ElasticBuffer, layer: &mut Layer) -> Result<Graph> {
+    let graph = comm.capture(|_| layer.enqueue(buffer))?;
+    // Nobody waits for a rank that captures.
+    comm.barrier()?;
+    Ok(graph)
+}
+
+pub fn launch(graph: &Graph, comm: &Comm) -> Result<()> {
+    // SAFETY: the layer's tensors are there, and the tests look at them when the stream has come by.
+    unsafe { graph.launch(comm) }
 }
 
 /// A layer of one rank, of a fixed number of tokens.
