@@ -82,6 +82,10 @@ fn a_slot_is_free_behind_a_combine_that_frees_it_alone() {
         for between in [Between::Kept, Between::Nothing, Between::Freed] {
             let read = |free| device.check(2, mode, |comm| read_late(&comm, between, free));
             read(false).unwrap_or_else(|why| panic!("{between:?}: {why}"));
+            // Whether the reader is late enough is certain in virtual time alone.
+            if device == Device::Cuda {
+                continue;
+            }
             match read(true) {
                 Ok(()) => assert_eq!(between, Between::Freed, "nobody waits, and nothing is overwritten"),
                 Err(why) => {
