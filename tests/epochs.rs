@@ -3,7 +3,7 @@ mod support;
 
 use std::time::Duration;
 
-use epoxide::{Comm, ElasticBuffer, IndexType, Mode, Result, WireFormat};
+use epoxide::{Comm, ElasticBuffer, IndexType, Layout, Mode, Result, WireFormat};
 use support::exchange::{Tensors, check_received, check_round_of};
 use support::reference::{Wire, World};
 use support::routing::{Case, Choice, Random, rows};
@@ -22,6 +22,9 @@ enum Step {
 use Step::{Again, CountFrom, Dispatch, Round};
 
 const WRAP: u64 = 1 << 32;
+
+/// Those whose dispatches have words of their own. Where rows have fixed places the words of all dispatches lie in one place, half of a number in some.
+const LAYOUTS: [Layout; 2] = [Layout::Compact, Layout::RankMajor { alignment: 1 }];
 
 /// Histories that a buffer can have, from its making on; what a jump leaves out wrote every word of its kind again and again, so
 /// a buffer that has really come so far has younger words than the test's.
@@ -43,10 +46,11 @@ const HISTORIES: [&[Step]; 8] = [
 ];
 
 /// A rank's part in a history of dispatches with these worlds.
-fn run_rank(comm: &Comm, steps: &[Step], case: &Case, worlds: &[World]) -> Result<Checked> {
-    // Half of the buffers tell the host the counts, by the number of the dispatch too.
-    let mirrored = case.num_sms == 2;
-    let config = if mirrored { case.config().with_counts_mirror() } else { case.config() };
+fn run_rank(comm: &Comm, steps: &[Step], case: &Case, layout: Layout, worlds: &[World]) -> Result<Checked> {
+    // Half of the buffers tell the host the counts, by the number of the dispatch too, where they can.
+    let mirrored = case.num_sms == 2 && layout == Layout::Compact;
+    let config = case.config().with_layout(layout);
+    let config = if mirrored { config.with_counts_mirror() } else { config };
     let mut buffer = ElasticBuffer::new(comm, config)?;
     let wires: Vec<Vec<Wire>> =
         worlds.iter().map(|world| (0..case.ranks).map(|rank| world.wire(rank)).collect()).collect();
@@ -94,7 +98,7 @@ fn run_rank(comm: &Comm, steps: &[Step], case: &Case, worlds: &[World]) -> Resul
     Ok(checked)
 }
 
-fn run(device: Device, steps: &[Step], seed: u64, mode: Mode) -> Checked {
+fn run(device: Device, steps: &[Step], layout: Layout, seed: u64, mode: Mode) -> Checked {
     let mut random = Random::new(seed);
     let case = Case {
         ranks: 3,
@@ -119,7 +123,7 @@ fn run(device: Device, steps: &[Step], seed: u64, mode: Mode) -> Checked {
         }
         worlds.push(world);
     }
-    device.check(case.ranks, mode, |comm| run_rank(&comm, steps, &case, &worlds))
+    device.check(case.ranks, mode, |comm| run_rank(&comm, steps, &case, layout, &worlds))
 }
 
 #[test]
@@ -127,10 +131,14 @@ fn numbers_pass_two_to_the_thirty_second() {
     let device = Device::from_env();
     for seed in replay::seeds(3) {
         for mode in device.schedules([seed]) {
-            for steps in HISTORIES {
-                if let Err(why) = run(device, steps, seed, mode) {
+            for (layout, steps) in LAYOUTS.into_iter().flat_map(|layout| HISTORIES.map(|steps| (layout, steps))) {
+                // Where rows have fixed places entry words alone keep the ranks apart, and every operation writes them.
+                if layout != Layout::Compact && steps.contains(&CountFrom(WRAP, WRAP / 2)) {
+                    continue;
+                }
+                if let Err(why) = run(device, steps, layout, seed, mode) {
                     let line = replay::line(module_path!(), "numbers_pass_two_to_the_thirty_second", seed);
-                    panic!("{why}\nreplay: {line}");
+                    panic!("{layout:?}: {why}\nreplay: {line}");
                 }
             }
         }

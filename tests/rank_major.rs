@@ -415,12 +415,18 @@ fn uneven_rounds() {
 /// What the tests above would miss if they could not fail: without any one of these waits some seed is wrong.
 #[test]
 fn without_a_wait_some_history_fails() {
-    const SOURCES: [(&str, &str, &str); 5] = [
+    const SOURCES: [(&str, &str, &str); 7] = [
         (
             "gpu-kernels/src/rank_major/by_word.rs",
             include_str!("../gpu-kernels/src/rank_major/by_word.rs"),
             "watch.wait_until(",
         ),
+        (
+            "gpu-kernels/src/rank_major/combine.rs",
+            include_str!("../gpu-kernels/src/rank_major/combine.rs"),
+            "entry.meet(",
+        ),
+        ("gpu-kernels/src/rank_major/send.rs", include_str!("../gpu-kernels/src/rank_major/send.rs"), "bulk::land()"),
         (
             "gpu-kernels/src/rank_major/send.rs",
             include_str!("../gpu-kernels/src/rank_major/send.rs"),
@@ -589,9 +595,13 @@ fn bad_selections_are_found_by_every_rank() {
 #[test]
 fn numbers_go_on_across_what_words_hold() {
     let device = Device::from_env();
-    for (operations, dispatches) in
-        [((1 << 32) - 3, (1 << 31) - 2), ((1 << 33) - 4, (1 << 32) - 2), ((1 << 47) + 5, (1 << 46) + 3)]
-    {
+    for (operations, dispatches) in [
+        ((1 << 32) - 3, (1 << 31) - 2),
+        ((1 << 33) - 4, (1 << 32) - 2),
+        // Landing counters begin anew.
+        ((1 << 45) - 4, (1 << 44) - 2),
+        ((1 << 47) + 5, (1 << 46) + 3),
+    ] {
         let case = Case {
             tokens: vec![5, 9, 0],
             ..Case::with_rows(3, 64, WireFormat::Bf16, vec![], 3, Mode::Fast { workers: 0 })

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! [`step`] is what to copy from. Each step has another routing, which is changed in place; the sums are compared with plain code bit for bit. Then
-//! it is measured what a pair of operations takes, by a graph and by calls, and what a call pair costs the host.
+//! it is measured what a layer takes, by a graph and by calls, what the pair of operations takes alone (a graph of all layers without experts, over
+//! their number), and what a call pair costs the host.
 #[path = "../output.rs"]
 mod output;
 #[path = "../ranks_on_gpus.rs"]
@@ -28,7 +29,7 @@ use std::process::ExitCode;
 
 use anyhow::{Error, Result};
 use clap::{Parser, ValueEnum};
-use epoxide::{LocalGroup, Mode, WireFormat};
+use epoxide::{Layout, LocalGroup, Mode, WireFormat};
 
 use crate::times::Times;
 
@@ -48,16 +49,33 @@ enum Format {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Rows {
+    /// In fixed places, by source rank and token: the low-latency layout, in which rows leave before anybody has counted them.
+    RankMajor,
+    /// Behind one another: it takes no more memory than rows come.
+    Compact,
+}
+
+impl Rows {
+    fn layout(self) -> Layout {
+        match self {
+            Self::RankMajor => Layout::RankMajor { alignment: 1 },
+            Self::Compact => Layout::Compact,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Experts {
     /// They give every row back as it is: a kernel that copies.
     Copy,
-    /// None, to time the operations alone: what is summed is what lies there, and is not compared.
+    /// None: what is summed is what lies there, and is not compared. A layer is then the pair alone.
     None,
 }
 
 const AFTER_HELP: &str = "Exit codes: 0 measured, 1 a run that failed or sums that are wrong, 2 a bad option.";
 
-/// Runs a decode loop in graphs, and prints percentiles of what a pair of dispatch and combine takes.
+/// Runs a decode loop in graphs, and prints percentiles of what a layer and its pair of dispatch and combine take.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "decode", after_help = AFTER_HELP)]
 struct Options {
@@ -91,6 +109,9 @@ struct Options {
     /// Blocks of an operation on every rank; a list is a sweep
     #[arg(long, value_delimiter = ',', default_values_t = [8], value_parser = clap::value_parser!(u32).range(1..))]
     sms: Vec<u32>,
+    /// How received rows lie; a list is a sweep
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Rows::RankMajor])]
+    layout: Vec<Rows>,
     /// Formats on the wire; a list is a sweep
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Format::Bf16])]
     format: Vec<Format>,
@@ -110,6 +131,7 @@ struct Case {
     experts: u32,
     top_k: u32,
     sms: u32,
+    layout: Layout,
     format: WireFormat,
     copies: bool,
 }
@@ -148,26 +170,22 @@ fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
 
 impl Options {
     fn cases(&self) -> Vec<Case> {
-        let mut cases = Vec::new();
-        for &format in &self.format {
-            for &tokens in &self.tokens {
-                for &sms in &self.sms {
-                    cases.push(Case {
-                        ranks: self.ranks,
-                        tokens,
-                        layers: self.layers,
-                        steps: self.steps,
-                        hidden: self.hidden,
-                        experts: self.experts,
-                        top_k: self.top_k,
-                        sms,
-                        format: if format == Format::Bf16 { WireFormat::Bf16 } else { WireFormat::Fp8 },
-                        copies: self.work == Experts::Copy && format == Format::Bf16,
-                    });
-                }
-            }
-        }
-        cases
+        let ways = self.layout.iter().flat_map(|&layout| self.format.iter().map(move |&format| (layout, format)));
+        let sizes = self.tokens.iter().flat_map(|&tokens| self.sms.iter().map(move |&sms| (tokens, sms)));
+        let case = |(layout, format): (Rows, Format), (tokens, sms)| Case {
+            ranks: self.ranks,
+            tokens,
+            layers: self.layers,
+            steps: self.steps,
+            hidden: self.hidden,
+            experts: self.experts,
+            top_k: self.top_k,
+            sms,
+            layout: layout.layout(),
+            format: if format == Format::Bf16 { WireFormat::Bf16 } else { WireFormat::Fp8 },
+            copies: self.work == Experts::Copy && format == Format::Bf16,
+        };
+        ways.flat_map(|way| sizes.clone().map(move |size| case(way, size))).collect()
     }
 }
 

@@ -35,11 +35,28 @@ fn the_program_is_played() {
 #[test]
 fn steps_are_measured_and_their_sums_right() {
     let program = Program::new(PLAYS, "measured");
-    for line in
-        ["--ranks 3 --tokens 1,3 --sms 1,2", "--work none --format bf16,fp8 --hidden 128", "--ranks 1 --layers 40"]
-    {
+    for (line, rows) in [
+        ("--ranks 3 --tokens 1,3 --sms 1,2", &["rank-major   bf16"; 4][..]),
+        ("--work none --format bf16,fp8 --hidden 128", &["rank-major   bf16", "rank-major    fp8"]),
+        ("--ranks 1 --layers 40", &["rank-major   bf16"]),
+        ("--layout compact,rank-major --tokens 3", &["   compact   bf16", "rank-major   bf16"]),
+    ] {
         let ended = program.run_well(&small::with(&SMALL, &line.split(' ').collect::<Vec<_>>()));
-        assert!(ended.code == Some(0) && ended.stdout.contains("in a graph"), "{line}: {ended:?}");
+        let begin = |(said, row): (&str, &&str)| said.starts_with(row);
+        let table: Vec<&str> = ended.stdout.lines().skip(3).collect();
+        let right = table.len() == rows.len() && table.into_iter().zip(rows).all(begin);
+        assert!(ended.code == Some(0) && right, "{line}: {ended:?}");
+    }
+}
+
+/// The help says what there is to choose, and what is taken else.
+#[test]
+fn the_help_names_layouts() {
+    let ended = Program::new(PLAYS, "help").run_well(&["--help"]);
+    let said = ended.stdout.split("--layout").nth(1).unwrap_or_default();
+    let said = said.split("--format").next().unwrap_or_default();
+    for part in ["rank-major:", "compact:", "[default: rank-major]"] {
+        assert!(ended.code == Some(0) && said.contains(part), "{part}: {ended:?}");
     }
 }
 
@@ -50,6 +67,7 @@ fn the_exit_code_says_who_is_at_fault() {
         ("--ranks 65", "65 is not in 1..=64"),
         ("--layers 0", "0 is not in 1..=1000"),
         ("--hidden 7", "hidden"),
+        ("--layout expert-contiguous", "[possible values: rank-major, compact]"),
         ("--gpus 0", "--device sim has none"),
     ];
     small::are_refused(&program, &SMALL, &lines);

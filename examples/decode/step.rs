@@ -3,7 +3,8 @@ use std::time::Instant;
 
 use epoxide::quantize::Quantizer;
 use epoxide::{
-    CombineInput, Comm, Config, DeviceTensor, DispatchInput, ElasticBuffer, ExpertOutputs, Result, WireFormat, bf16,
+    CombineInput, Comm, Config, DeviceTensor, DispatchInput, ElasticBuffer, ExpertOutputs, Graph, Result, WireFormat,
+    bf16,
 };
 
 use crate::Case;
@@ -65,10 +66,10 @@ impl Model {
         self.copier.copy(&self.routings[(step % ROUTINGS) as usize], &mut self.idx)
     }
 
-    /// A layer: its dispatch, its experts and its combine.
-    fn layer(&mut self, buffer: &mut ElasticBuffer, case: &Case) -> Result<()> {
+    /// A layer: its dispatch, its experts, if it `works`, and its combine.
+    fn layer(&mut self, buffer: &mut ElasticBuffer, case: &Case, works: bool) -> Result<()> {
         let handle = buffer.dispatch(&DispatchInput::new(case.tokens, &self.x, &self.idx, &self.weights))?;
-        if case.copies {
+        if works {
             let view = buffer.recv_view(&handle)?;
             let bytes = view.max_rows * u64::from(case.hidden) * 2;
             // SAFETY: rows as they came, to where expert outputs go, of the same size: both there from the dispatch to the combine, between
@@ -78,63 +79,83 @@ impl Model {
         buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut self.y))
     }
 
-    fn layers(&mut self, buffer: &mut ElasticBuffer, case: &Case) -> Result<()> {
-        (0..case.layers).try_for_each(|_| self.layer(buffer, case))
+    fn layers(&mut self, buffer: &mut ElasticBuffer, case: &Case, works: bool) -> Result<()> {
+        (0..case.layers).try_for_each(|_| self.layer(buffer, case, works))
     }
 }
 
 /// Runs and times the steps; what is wrong with the sums of the last ones.
 pub fn run(comm: &Comm, case: &Case) -> Result<(Times, Option<String>)> {
     let config = Config::new(case.experts, case.top_k, case.hidden, case.tokens).with_num_sms(case.sms);
-    let mut buffer = ElasticBuffer::new(comm, config.with_format(case.format))?;
+    let mut buffer = ElasticBuffer::new(comm, config.with_format(case.format).with_layout(case.layout))?;
     let mut model = Model::new(comm, case)?;
-    let graph = comm.capture(|_| model.layers(&mut buffer, case))?;
-    comm.barrier()?;
-    let mut wrong = None;
+    let graph = comm.capture(|_| model.layers(&mut buffer, case, case.copies))?;
+    let pairs = comm.capture(|_| model.layers(&mut buffer, case, false))?;
+    let (steps, last) = (WARM_UP + case.steps, WARM_UP + case.steps - 1);
     let mut times = Times::default();
-    for step in 0..WARM_UP + case.steps {
-        model.route(step.into())?;
-        let began = comm.record()?;
-        // SAFETY: the model's tensors are there, and nothing else uses them.
-        unsafe { graph.launch(comm)? };
-        let ended = comm.record()?;
-        comm.synchronize()?;
-        if step >= WARM_UP {
-            times.graph_us.push(comm.elapsed_ms(&began, &ended)? * 1e3 / f64::from(case.layers));
-        }
-        if step + 1 == WARM_UP + case.steps || step == 0 {
+    // SAFETY: the model's tensors are there, and nothing else uses them.
+    let launch = |graph: &Graph| unsafe { graph.launch(comm) };
+    times.pair_us = each_step(comm, case, steps, |step| model.route(step.into()), || launch(&pairs))?;
+    let mut wrong = None;
+    let mut route = |step: u32| {
+        // What the first step has left.
+        if step == 1 {
             buffer.check()?;
-            wrong = wrong.or(check(comm, case, &model, step.into())?);
+            wrong = check(comm, case, &model, 0)?;
         }
-    }
+        model.route(step.into())
+    };
+    times.graph_us = each_step(comm, case, steps, &mut route, || launch(&graph))?;
+    buffer.check()?;
+    wrong = wrong.or(check(comm, case, &model, last.into())?);
     comm.barrier()?;
-    for step in 0..WARM_UP + case.steps {
+    for step in 0..steps {
         model.route(step.into())?;
-        let began = comm.record()?;
-        model.layers(&mut buffer, case)?;
-        let ended = comm.record()?;
-        comm.synchronize()?;
-        if step >= WARM_UP {
-            times.calls_us.push(comm.elapsed_ms(&began, &ended)? * 1e3 / f64::from(case.layers));
-        }
+        let us = timed(comm, || model.layers(&mut buffer, case, case.copies))?;
+        times.calls_us.extend((step >= WARM_UP).then(|| us / f64::from(case.layers)));
     }
     buffer.synchronize()?;
-    wrong = wrong.or(check(comm, case, &model, (WARM_UP + case.steps - 1).into())?);
+    wrong = wrong.or(check(comm, case, &model, last.into())?);
     for _ in 0..WARM_UP + case.steps.min(50) {
         comm.synchronize()?;
         comm.barrier()?;
         let began = Instant::now();
-        (0..CALLS).try_for_each(|_| model.layer(&mut buffer, case))?;
+        (0..CALLS).try_for_each(|_| model.layer(&mut buffer, case, case.copies))?;
         times.host_us.push(began.elapsed().as_secs_f64() * 1e6 / f64::from(CALLS));
         comm.synchronize()?;
         comm.barrier()?;
         let began = Instant::now();
-        // SAFETY: as above.
-        unsafe { graph.launch(comm)? };
+        launch(&graph)?;
         times.host_graph_us.push(began.elapsed().as_secs_f64() * 1e6);
     }
     buffer.close()?;
     Ok((times, wrong))
+}
+
+/// Microseconds of a layer in each step behind the first ones: `enqueue` behind `prepare`.
+fn each_step(
+    comm: &Comm,
+    case: &Case,
+    steps: u32,
+    mut prepare: impl FnMut(u32) -> Result<()>,
+    enqueue: impl Fn() -> Result<()>,
+) -> Result<Vec<f64>> {
+    comm.barrier()?;
+    let mut us = Vec::new();
+    for step in 0..steps {
+        prepare(step)?;
+        us.push(timed(comm, &enqueue)? / f64::from(case.layers));
+    }
+    Ok(us.split_off(WARM_UP as usize))
+}
+
+/// Microseconds that the stream takes for what is enqueued.
+fn timed(comm: &Comm, enqueue: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let began = comm.record()?;
+    enqueue()?;
+    let ended = comm.record()?;
+    comm.synchronize()?;
+    Ok(comm.elapsed_ms(&began, &ended)? * 1e3)
 }
 
 /// Compares the sums with plain code: every row came back once from each rank that has an expert of it.

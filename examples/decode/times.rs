@@ -1,14 +1,16 @@
 //! What was measured, and how it is said.
-use epoxide::WireFormat;
+use epoxide::{Layout, WireFormat};
 
 use crate::Case;
 
 /// Microseconds of every step.
 #[derive(Clone, Debug, Default)]
 pub struct Times {
-    /// A pair, in steps that are a graph.
+    /// A layer, in steps that are a graph.
     pub graph_us: Vec<f64>,
-    /// A pair, in steps that are calls.
+    /// A pair alone, in steps that are a graph without experts.
+    pub pair_us: Vec<f64>,
+    /// A layer, in steps that are calls.
     pub calls_us: Vec<f64>,
     /// The host's time for a pair of calls.
     pub host_us: Vec<f64>,
@@ -25,6 +27,7 @@ impl Times {
         };
         Self {
             graph_us: worst(|times| &times.graph_us),
+            pair_us: worst(|times| &times.pair_us),
             calls_us: worst(|times| &times.calls_us),
             host_us: worst(|times| &times.host_us),
             host_graph_us: worst(|times| &times.host_graph_us),
@@ -33,34 +36,29 @@ impl Times {
 
     /// The row of the table.
     pub fn line(&self, case: &Case) -> String {
+        let layout = if case.layout == Layout::Compact { "compact" } else { "rank-major" };
         let format = if case.format == WireFormat::Bf16 { "bf16" } else { "fp8" };
-        let [graph, calls] = [&self.graph_us, &self.calls_us]
+        let [pair, graph, calls] = [&self.pair_us, &self.graph_us, &self.calls_us]
             .map(|us| [0.5, 0.9, 0.99].map(|part| format!("{:>8.1}", percentile(us, part))).concat());
         let (host, launch) = (percentile(&self.host_us, 0.5), percentile(&self.host_graph_us, 0.5));
-        format!("{format:>6} {:>6} {:>4} |{graph} |{calls} |{host:>9.1} {launch:>9.1}\n", case.tokens, case.sms)
+        let Case { tokens, sms, .. } = case;
+        format!("{layout:>10} {format:>6} {tokens:>6} {sms:>4} |{pair} |{graph} |{calls} |{host:>9.1} {launch:>9.1}\n")
     }
 }
 
 /// What is above the table.
 pub fn head(ranks: u32, layers: u32, hidden: u32, top_k: u32, experts: u32) -> String {
+    let groups =
+        [("pair alone, in a graph", 24), ("layer, in a graph", 24), ("layer, by calls", 24), ("host's time", 19)];
+    let groups = groups.map(|(name, width)| format!("|{name:>width$} ")).concat();
+    let parts = ["p50", "p90", "p99"].map(|part| format!("{part:>8}")).concat();
+    let of_row = format!("{:>10} {:>6} {:>6} {:>4} ", "layout", "format", "tokens", "SMs");
+    let times = [&parts, &parts, &parts].map(|parts| format!("|{parts} ")).concat();
     format!(
-        "{ranks} ranks, {layers} layers of {hidden} elements, top-{top_k} of {experts}; us of a dispatch and combine, the slowest rank's\n\
-         {:>6} {:>6} {:>4} |{:>24} |{:>24} |{:>19}\n{:>6} {:>6} {:>4} |{:>8}{:>8}{:>8} |{:>8}{:>8}{:>8} |{:>9} {:>9}\n",
+        "{ranks} ranks, {layers} layers of {hidden} elements, top-{top_k} of {experts}; us, the slowest rank's. A pair is a dispatch and its combine: \
+         all layers in one graph, over their number.\n{:>30}{}\n{of_row}{times}|{:>9} {:>9}\n",
         "",
-        "",
-        "",
-        "in a graph",
-        "by calls",
-        "host's time",
-        "format",
-        "tokens",
-        "SMs",
-        "p50",
-        "p90",
-        "p99",
-        "p50",
-        "p90",
-        "p99",
+        groups.trim_end(),
         "a pair",
         "a graph"
     )

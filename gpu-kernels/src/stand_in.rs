@@ -9,7 +9,7 @@
 //!
 //! What living ranks post at a masked one goes to memory that nobody reads. Rows do not, nor is anything read from there:
 //! [`without_masked`](crate::entries::without_masked) copies the selections in front of a dispatch, and those of a masked rank's experts become
-//! "no selection". They are counted.
+//! "no selection". They are counted. Both read in device memory who is masked: so a graph that has them goes on when that changes.
 use epoxide_dsl::prelude::*;
 
 use crate::dispatch::index;
@@ -42,8 +42,8 @@ pub struct StandInArgs {
     pub landings: Landings,
     /// Where rows have fixed places, which experts tokens select: of the dispatch.
     pub selections: SelectionWords,
-    /// A bit for each masked rank.
-    pub masked: u64,
+    /// `[1]`: a bit for each masked rank.
+    pub masked: Global<u64>,
     /// What the operation is.
     pub kind: u32,
     /// 1 where rows lie by expert.
@@ -61,7 +61,7 @@ pub(crate) fn run(a: &StandInArgs) {
     let is_dispatch = a.kind == Kind::Dispatch as u32;
     let dispatch = a.dispatches.load_weak(0) + 1;
     let (first, thread) = (thread::block_index() == 0, thread::index());
-    let mut masked = a.masked;
+    let mut masked = a.masked.load_weak(0);
     while masked != 0 {
         let peer = Peer(masked.trailing_zeros());
         masked &= masked - 1;
@@ -106,8 +106,8 @@ pub struct WithoutMaskedArgs {
     pub dropped: Global<u64>,
     /// How many.
     pub selections: u64,
-    /// A bit for each masked rank.
-    pub masked: u64,
+    /// `[1]`: a bit for each masked rank.
+    pub masked: Global<u64>,
     /// Which rank owns which expert.
     pub placement: Placement,
     /// An [`index`] type.
@@ -121,6 +121,7 @@ pub struct WithoutMaskedArgs {
 pub(crate) fn copy(a: &WithoutMaskedArgs) {
     let mut at = u64::from(thread::block_index()) * u64::from(thread::block_threads()) + u64::from(thread::index());
     let step = u64::from(thread::grid_blocks()) * u64::from(thread::block_threads());
+    let masked = a.masked.load_weak(0);
     while at < a.selections {
         // As 32 bits: what is no expert stays none.
         let selected = if a.index_type == index::I64 {
@@ -137,7 +138,7 @@ pub(crate) fn copy(a: &WithoutMaskedArgs) {
         };
         let is_expert = selected >= 0 && (selected as u32) < a.placement.experts;
         let owner = if is_expert { a.placement.owner(selected as u32) } else { 0 };
-        let dropped = is_expert && a.masked >> (owner & 63) & 1 != 0;
+        let dropped = is_expert && masked >> (owner & 63) & 1 != 0;
         if dropped {
             a.dropped.fetch_add_acq_rel::<Gpu>(0, 1);
         }

@@ -59,6 +59,8 @@ pub struct Config {
     pub poison_expert_outputs: bool,
     /// See [`Self::with_masked_experts_refused`]. Ranks may differ in it.
     pub refuse_masked_experts: bool,
+    /// See [`Self::with_graphs_across_masks`]. Ranks may differ in it.
+    pub graphs_across_masks: bool,
     /// See [`Self::with_counts_mirror`]. Ranks may differ in it.
     pub counts_mirror: bool,
     /// See [`Self::with_expert_statistics`]. Ranks may differ in it.
@@ -98,6 +100,7 @@ impl Config {
             returned_weights: false,
             poison_expert_outputs: false,
             refuse_masked_experts: false,
+            graphs_across_masks: false,
             counts_mirror: false,
             expert_statistics: false,
         }
@@ -367,6 +370,16 @@ impl Config {
     #[must_use]
     pub fn with_masked_experts_refused(mut self) -> Self {
         self.refuse_masked_experts = true;
+        self
+    }
+
+    /// Makes [graphs](crate::Graph) of this buffer ready for [masked](crate::Comm::mask) ranks from the start: who is masked is read at each launch, and they go on
+    /// behind a [reset](crate::ElasticBuffer::reset) without being captured anew. (Not where the ranks have moved to other windows, away from a masked
+    /// one that lives.) It takes two small kernels in front of each dispatch and one in front of each combine, as masked ranks do, and 4 bytes of the rank's
+    /// memory for each selection. Else a graph of before the first mask is [`Error::StaleGraph`]; those that are captured behind it are ready for more.
+    #[must_use]
+    pub fn with_graphs_across_masks(mut self) -> Self {
+        self.graphs_across_masks = true;
         self
     }
 

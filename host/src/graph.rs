@@ -122,7 +122,8 @@ impl Graph {
     ///
     /// # Errors
     ///
-    /// [`Error::StaleGraph`] when a buffer is closed, or goes on without other ranks, or in other windows, than when it was captured; [`Error::WrongOrder`]
+    /// [`Error::StaleGraph`] when a buffer is closed, or goes on in other windows than when it was captured, or without ranks where it is [not ready for
+    /// that](crate::Config::with_graphs_across_masks); [`Error::WrongOrder`]
     /// when a dispatch holds a row slot that it takes; [`Error::InvalidArgument`] for a handle of another rank; [`Error::Capturing`] in a capture; [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
     ///
     /// # Safety

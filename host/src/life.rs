@@ -29,6 +29,8 @@ struct Now {
 pub(crate) struct Ranks {
     /// Ranks that it goes on without, a bit for each.
     pub masked: u64,
+    /// Whether operations have in front of them what masked ranks need, which reads in device memory who they are.
+    pub stands_in: bool,
     /// How often the group had moved to other windows when its own were made.
     pub moves: u64,
 }
@@ -124,12 +126,10 @@ impl Life {
         let now = self.now();
         let reason = if now.over {
             "a buffer that it has operations of is closed".to_owned()
-        } else if now.ranks.masked != captured.masked {
-            let ranks = |bits: u64| (0..u64::BITS).filter(|rank| bits >> rank & 1 == 1).collect::<Vec<_>>();
+        } else if now.ranks.masked != 0 && !captured.stands_in {
+            let without: Vec<_> = (0..u64::BITS).filter(|rank| now.ranks.masked >> rank & 1 == 1).collect();
             format!(
-                "it was captured without ranks {:?}, and its buffer goes on without {:?}",
-                ranks(captured.masked),
-                ranks(now.ranks.masked)
+                "it was captured with all ranks, and not to be ready for masked ones, and its buffer goes on without {without:?}"
             )
         } else if now.ranks.moves != captured.moves {
             "the ranks have moved to other windows since, away from one that was masked".to_owned()
@@ -149,10 +149,15 @@ mod tests {
         let life = Life::default();
         let whole = Ranks::default();
         life.check(whole).unwrap();
-        life.goes_on(Ranks { masked: 0b10, ..whole });
+        life.goes_on(Ranks { masked: 0b10, stands_in: true, ..whole });
         let said = life.check(whole).unwrap_err().to_string();
-        assert!(said.contains("captured without ranks []") && said.contains("goes on without [1]"), "{said}");
-        life.check(life.ranks()).unwrap();
+        assert!(said.contains("captured with all ranks") && said.contains("goes on without [1]"), "{said}");
+        // One that reads who is masked is good without more of them, and with all.
+        let ready = life.ranks();
+        for masked in [0b10, 0b110, 0] {
+            life.goes_on(Ranks { masked, stands_in: masked != 0, ..whole });
+            life.check(ready).unwrap();
+        }
         // All are back, and elsewhere.
         life.goes_on(Ranks { moves: 1, ..whole });
         assert!(life.check(whole).unwrap_err().to_string().contains("other windows"));

@@ -5,14 +5,19 @@ use epoxide_kernels::entries::{stand_in, without_masked};
 use epoxide_kernels::stand_in::{StandInArgs, WithoutMaskedArgs};
 use epoxide_kernels::words::{BlockFlags, CountMatrix, Flags, Kind, Landings};
 
-use crate::buffer::{ElasticBuffer, SELECTIONS, Slots};
+use crate::buffer::{ElasticBuffer, MASK, Masked, SELECTIONS, Slots};
 use crate::dispatch::{IndexType, RawDispatchInput};
 use crate::error::Result;
 
 impl ElasticBuffer {
+    /// The masked ranks, if there is something in front of operations because of them: there are some, or graphs are to be ready for them.
+    pub(crate) fn stands_in(&self) -> Option<&Masked> {
+        self.masked.as_ref().filter(|masked| masked.ranks != 0 || self.config.graphs_across_masks)
+    }
+
     /// Enqueues what an operation needs in front of it where ranks are masked: their words.
     pub(crate) fn stand_in(&self, kind: Kind, slots: Slots) -> Result<()> {
-        let Some(masked) = self.masked.as_ref().filter(|masked| masked.ranks != 0) else { return Ok(()) };
+        let Some(masked) = self.stands_in() else { return Ok(()) };
         let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
         // SAFETY: the buffer's own memory, laid out for its shape.
         let args = unsafe {
@@ -24,7 +29,7 @@ impl ElasticBuffer {
                 counts: CountMatrix::new(Region::new(self.row_offset(w.counts, slots.row)), shape.ranks, shape.experts),
                 blocks: BlockFlags::new(Region::new(self.row_offset(w.blocks, slots.row))),
                 tokens: Region::new(w.tokens.slot(slots.routing, shape.routing_slots).offset),
-                masked: masked.ranks,
+                masked: Global::from_raw(masked.memory + MASK),
                 kind: kind as u32,
                 by_expert: shape.layout.is_by_expert().into(),
                 landings: Landings::new(Region::new(self.row_offset(w.landings, slots.row))),
@@ -45,7 +50,7 @@ impl ElasticBuffer {
     ///
     /// As [`Self::dispatch_raw`].
     pub(crate) unsafe fn without_masked(&self, input: &RawDispatchInput) -> Result<RawDispatchInput> {
-        let Some(masked) = self.masked.as_ref().filter(|masked| masked.ranks != 0) else { return Ok(*input) };
+        let Some(masked) = self.stands_in() else { return Ok(*input) };
         let shape = &self.layouts.shape;
         let kept = masked.memory + SELECTIONS;
         // SAFETY: the buffer's own memory, with room for the most tokens; the selections are the caller's promise.
@@ -55,7 +60,7 @@ impl ElasticBuffer {
                 kept: Global::from_raw(kept),
                 dropped: Global::from_raw(masked.memory),
                 selections: u64::from(input.tokens) * u64::from(shape.top_k),
-                masked: masked.ranks,
+                masked: Global::from_raw(masked.memory + MASK),
                 placement: shape.placement(),
                 index_type: input.index_type.kind(),
                 reserved: 0,

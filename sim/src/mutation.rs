@@ -3,7 +3,7 @@
 use std::panic::Location;
 use std::path::Path;
 
-/// A step of a kernel, by the line that asks for it: a wait or a releasing store. A machine that has one
+/// A step of a kernel, by the line that asks for it: a wait for words or for bulk copies to land, or a releasing store. A machine that has one
 /// ([`MachineConfig::with_mutation`](crate::MachineConfig::with_mutation)) runs every kernel as if the line were not there, so no kernel needs
 /// a switch for it. (Of a fence nothing shows here yet, left out or not.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

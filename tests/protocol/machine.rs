@@ -63,13 +63,18 @@ pub struct Programs {
     pub mortal: Option<u8>,
     /// By word.
     pub(super) looks: Vec<Vec<Look>>,
+    /// By word: the agents that add to it, a bit for each.
+    pub(super) adders: Vec<u64>,
 }
 
 impl Programs {
     pub fn new(steps: Vec<Vec<Step>>, ranks: Ranks, names: Names, first_words: Vec<Value>) -> Self {
-        let mut looks = vec![Vec::new(); first_words.len()];
+        let (mut looks, mut adders) = (vec![Vec::new(); first_words.len()], vec![0; first_words.len()]);
         for (agent, program) in (0u8..).zip(&steps) {
             for (at, step) in (0u16..).zip(program) {
+                if let Step::Add { words, .. } = step {
+                    words.iter().for_each(|&word| adders[usize::from(word)] |= 1 << agent);
+                }
                 for (word, stamp) in looked_at(step, &ranks) {
                     let waits = |before: &Step| matches!(before, Step::Await(wait) if wait.needs(word));
                     let behind = program[..usize::from(at)].iter().rposition(waits).map(|before| before as u16);
@@ -89,6 +94,7 @@ impl Programs {
             together: Vec::new(),
             mortal: None,
             looks,
+            adders,
         }
     }
 
@@ -131,7 +137,7 @@ impl Programs {
     pub fn can_step(&self, state: &State, agent: usize) -> bool {
         match self.next(state, agent) {
             None => false,
-            Some(Step::Await(wait)) => self.has_come(state, wait),
+            Some(Step::Await(wait)) => self.has_come(state, wait) || will_not_come(state, wait).is_some(),
             Some(Step::Reached(labels)) => labels.iter().all(|&label| self.is_reached(state, label)),
             Some(Step::Drain) => state.travelling[agent].is_empty(),
             Some(&Step::Gone { rank }) => {
@@ -159,7 +165,12 @@ impl Programs {
     pub fn prompt_arrival(&self, state: &State, agent: usize) -> Option<usize> {
         let travelling = &state.travelling[agent];
         (0..travelling.len()).find(|&which| {
-            let Target::Word(word, _) = travelling[which].to else { return false };
+            let word = match travelling[which].to {
+                Target::Word(word, _) => word,
+                // Of several agents' parts each order makes other sums on the way.
+                Target::Added(word, _) if self.adders[usize::from(word)].count_ones() == 1 => word,
+                Target::Added(..) | Target::Piece(..) => return false,
+            };
             let now = state.word(word).stamp;
             let unseen = |look: &Look| {
                 let at = state.at[usize::from(look.agent)];
@@ -206,8 +217,16 @@ impl Programs {
                     }
                 }
             }
+            Step::Add { words, amount, order } => {
+                for &word in words {
+                    let released = *order == Order::Release || self.memory == Memory::Words;
+                    state.travelling[agent].push(Store { to: Target::Added(word, *amount), step: at, released });
+                }
+            }
             Step::Await(wait) => {
-                if let Some((expected, elsewhere)) = wait.says.filter(|_| !is_set(state, wait.unless)) {
+                if let Some(elsewhere) = will_not_come(state, wait).filter(|_| !self.has_come(state, wait)) {
+                    next = target(elsewhere);
+                } else if let Some((expected, elsewhere)) = wait.says.filter(|_| !is_set(state, wait.unless)) {
                     let says_other = |&word: &WordId| {
                         let seen = state.word(word);
                         seen.stamp == wait.stamp && seen.payload != expected
@@ -281,6 +300,16 @@ impl Programs {
     }
 }
 
+/// Where a wait goes on whose words will not come.
+fn will_not_come(state: &State, wait: &Await) -> Option<LabelId> {
+    let (words, value, elsewhere) = wait.never.as_ref()?;
+    let says_other = |&&word: &&WordId| {
+        let seen = state.word(word);
+        seen.stamp == value.stamp && seen.payload != value.payload
+    };
+    words.iter().find(says_other).map(|_| *elsewhere)
+}
+
 /// Which words a step looks at, and for which stamp, if it cannot be taken with another.
 fn looked_at(step: &Step, ranks: &Ranks) -> Vec<(WordId, Option<u8>)> {
     match step {
@@ -288,7 +317,11 @@ fn looked_at(step: &Step, ranks: &Ranks) -> Vec<(WordId, Option<u8>)> {
         Step::Await(Await { gives_up: Some((abort, _)), words, .. }) => {
             words.iter().chain([abort]).map(|&word| (word, None)).collect()
         }
-        Step::Await(wait) => wait.words.iter().map(|&word| (word, Some(wait.stamp))).collect(),
+        Step::Await(wait) => {
+            let never =
+                wait.never.iter().flat_map(|(words, value, _)| words.iter().map(|&word| (word, Some(value.stamp))));
+            wait.words.iter().map(|&word| (word, Some(wait.stamp))).chain(never).collect()
+        }
         Step::Recheck { words, .. } => words.iter().map(|&word| (word, None)).collect(),
         Step::JumpIfSet { word, .. } => vec![(*word, None)],
         Step::Fill { rank } => {

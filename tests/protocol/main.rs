@@ -5,6 +5,7 @@ mod check;
 mod laws;
 mod low_latency;
 mod machine;
+mod rank_major;
 mod recovery;
 mod state;
 mod step;

@@ -1,6 +1,7 @@
 //! A fault anywhere, and a reset behind it: what came before has no part in what comes after, with all ranks or without one.
 use super::low_latency;
 use super::machine::Programs;
+use super::rank_major;
 use super::step::Step;
 use super::stream::{Op, Places, Routes, Stream};
 use super::throughput;
@@ -11,6 +12,7 @@ use super::world::{Setup, World};
 pub enum Does {
     Throughput(Vec<Op>, Vec<Op>),
     LowLatency(low_latency::Variant, low_latency::Variant),
+    RankMajor(rank_major::Variant, rank_major::Variant),
 }
 
 /// Operations of which any wait may end at its deadline, a reset, and operations behind it.
@@ -91,6 +93,7 @@ impl Variant {
                 variant.run(world, rank, 0);
                 variant.moves[0].len() as u8
             }
+            Does::RankMajor(variant, _) => variant.run(world, rank, 0).len() as u8,
         }
     }
 
@@ -105,6 +108,9 @@ impl Variant {
                 enqueue(&mut stream, ops);
             }
             Does::LowLatency(_, variant) => {
+                variant.run(world, rank, ops_before);
+            }
+            Does::RankMajor(_, variant) => {
                 variant.run(world, rank, ops_before);
             }
         }

@@ -32,13 +32,15 @@ pub struct Store {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     Word(WordId, u16),
+    /// A word, to whose stamp so much is added.
+    Added(WordId, u8),
     Piece(PieceId, Piece),
 }
 
 impl Target {
     fn is_same_place(self, other: Self) -> bool {
         match (self, other) {
-            (Self::Word(a, _), Self::Word(b, _)) => a == b,
+            (Self::Word(a, _) | Self::Added(a, _), Self::Word(b, _) | Self::Added(b, _)) => a == b,
             (Self::Piece(a, _), Self::Piece(b, _)) => a == b,
             _ => false,
         }
@@ -92,6 +94,10 @@ impl State {
     pub fn arrive(&mut self, store: Store) {
         match store.to {
             Target::Word(word, value) => self.words[usize::from(word)] = value,
+            Target::Added(word, amount) => {
+                let now = self.word(word);
+                self.words[usize::from(word)] = Value { stamp: now.stamp + amount, ..now }.to_bits();
+            }
             Target::Piece(piece, next) => {
                 let place = &mut self.pieces[usize::from(piece)];
                 let now = Piece::from_bits(*place);

@@ -31,6 +31,8 @@ impl Value {
 pub enum Step {
     /// Stores `value` to each word, but if the device word has the value `unless`. They arrive one by one, in any order.
     Post { words: Vec<WordId>, value: Value, order: Order, unless: Option<(DeviceId, u8)> },
+    /// Adds to the stamp of each word. They arrive one by one, in any order.
+    Add { words: Vec<WordId>, amount: u8, order: Order },
     /// Waits until words have come.
     Await(Await),
     /// Reads words that have come, which hold this.
@@ -60,7 +62,7 @@ pub enum Step {
 impl Step {
     /// Whether nobody but the agent sees that it is taken: what it stores is only on its way then, or is the agent's own.
     pub fn is_unseen(&self) -> bool {
-        matches!(self, Self::Post { .. } | Self::Set { .. } | Self::Jump { .. })
+        matches!(self, Self::Post { .. } | Self::Add { .. } | Self::Set { .. } | Self::Jump { .. })
     }
 }
 
@@ -86,6 +88,8 @@ pub struct Await {
     pub unless: Option<(DeviceId, u8)>,
     /// What they are to say, and where to go on if one says something else.
     pub says: Option<(u8, LabelId)>,
+    /// Words of this stamp, of which one that says something else means that it will not come, and where to go on then.
+    pub never: Option<(Vec<WordId>, Value, LabelId)>,
     /// Where to go on if what is waited for is not there, and its deadline passes or this word is set, the abort word.
     pub gives_up: Option<(WordId, LabelId)>,
 }
@@ -93,6 +97,6 @@ pub struct Await {
 impl Await {
     /// Whether it cannot be passed without this word.
     pub fn needs(&self, word: WordId) -> bool {
-        self.unless.is_none() && self.need == self.words.len() && self.words.contains(&word)
+        self.unless.is_none() && self.never.is_none() && self.need == self.words.len() && self.words.contains(&word)
     }
 }

@@ -22,12 +22,21 @@ pub enum Says {
     Block,
     /// The sums that `who` brings back are there, or may be pulled; in low latency.
     Combined,
+    /// How many tokens `who` dispatches; where rows have fixed places.
+    Tokens,
+    /// What a token of `who` selects; where rows have fixed places.
+    Selection,
+    /// So much of the rows of `who` is there: a counter; where rows have fixed places.
+    Landings,
 }
 
 impl Says {
     /// Those that the window has.
     pub const OF_THE_WINDOW: [Self; 6] =
         [Self::Abort, Self::Entry, Self::Landed, Self::Done, Self::Counts, Self::Block];
+
+    /// Those that a window has besides where rows have fixed places.
+    pub const OF_FIXED_PLACES: [Self; 3] = [Self::Tokens, Self::Selection, Self::Landings];
 
     /// As the window's layout names the region.
     pub const fn region(self) -> &'static str {
@@ -39,6 +48,9 @@ impl Says {
             Self::Counts => "count matrix",
             Self::Block => "block words",
             Self::Combined => "combined words",
+            Self::Tokens => "token words",
+            Self::Selection => "selection words",
+            Self::Landings => "landing counters",
         }
     }
 }
@@ -228,6 +240,12 @@ impl World {
         self.push(agent, Step::Post { words, value, order, unless });
     }
 
+    /// Adds to each of these words.
+    pub fn add(&mut self, agent: usize, words: &[Word], amount: u8, order: Order) {
+        let words = words.iter().map(|&word| self.word(word)).collect();
+        self.push(agent, Step::Add { words, amount, order });
+    }
+
     /// Waits for words of this number, unless waits of this name are left out; `more` says what else there is to the wait.
     pub fn wait(&mut self, agent: usize, name: &'static str, words: &[Word], number: u16, more: Await) {
         if self.setup.without.contains(&name) {
@@ -289,7 +307,9 @@ impl World {
 
     /// What a word holds before its first use.
     fn first_word(&self, word: Word) -> Value {
-        let even = self.setup.halves.contains(&word.says) && word.place == 0 && self.setup.fills_even;
+        // Token words do not alternate: the first number has none of their kind before it.
+        let alternates = self.setup.halves.contains(&word.says) && word.says != Says::Tokens;
+        let even = alternates && word.place == 0 && self.setup.fills_even;
         Value { payload: 0, stamp: u8::from(even) }
     }
 

@@ -1,7 +1,8 @@
 //! What the tests of graphs exchange: a layer whose experts give every row back as it is, and what must come of it.
 use epoxide::quantize::Quantizer;
 use epoxide::{
-    CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Result, bf16,
+    CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Graph, Layout,
+    Result, bf16,
 };
 
 use super::Checked;
@@ -11,18 +12,37 @@ pub const EXPERTS: u32 = 8;
 pub const TOP_K: u32 = 3;
 pub const HIDDEN: u32 = 64;
 
+/// Rows in fixed places.
+pub const FIXED: Layout = Layout::RankMajor { alignment: 1 };
+/// The layouts of decode.
+pub const DECODE: [Layout; 2] = [Layout::Compact, FIXED];
+
 /// The buffer's configuration for up to so many tokens.
 pub fn config(tokens: u32) -> Config {
     Config::new(EXPERTS, TOP_K, HIDDEN, tokens).with_num_sms(2)
+}
+
+/// A graph of one layer.
+pub fn capture(comm: &Comm, buffer: &mut ElasticBuffer, layer: &mut Layer) -> Result<Graph> {
+    let graph = comm.capture(|_| layer.enqueue(buffer))?;
+    // Nobody waits for a rank that captures.
+    comm.barrier()?;
+    Ok(graph)
+}
+
+pub fn launch(graph: &Graph, comm: &Comm) -> Result<()> {
+    // SAFETY: the layer's tensors are there, and the tests look at them when the stream has come by.
+    unsafe { graph.launch(comm) }
 }
 
 /// A layer of one rank, of a fixed number of tokens.
 pub struct Layer {
     copier: Quantizer,
     tokens: u32,
+    hidden: u32,
     ranks: u32,
-    /// A rank that is gone: nothing comes back from it.
-    pub gone: Option<u32>,
+    /// Ranks that are gone: nothing comes back from them.
+    pub gone: Vec<u32>,
     x: DeviceTensor<bf16>,
     idx: DeviceTensor<i64>,
     weights: DeviceTensor<f32>,
@@ -33,12 +53,18 @@ pub struct Layer {
 
 impl Layer {
     pub fn new(comm: &Comm, tokens: u32) -> Result<Self> {
-        let (rows, selections) = (u64::from(tokens * HIDDEN), u64::from(tokens * TOP_K));
+        Self::of_rows(comm, tokens, HIDDEN)
+    }
+
+    /// One of rows of so many elements.
+    pub fn of_rows(comm: &Comm, tokens: u32, hidden: u32) -> Result<Self> {
+        let (rows, selections) = (u64::from(tokens * hidden), u64::from(tokens * TOP_K));
         Ok(Self {
             copier: Quantizer::new(comm)?,
             tokens,
+            hidden,
             ranks: comm.size(),
-            gone: None,
+            gone: Vec::new(),
             x: comm.empty(rows)?,
             idx: comm.empty(selections)?,
             weights: comm.tensor(&vec![1.0; selections as usize])?,
@@ -51,7 +77,8 @@ impl Layer {
     /// Other rows and another routing, in place. A selection is an expert, each at most once in a token, or none.
     pub fn fill(&mut self, seed: u64) -> Result<()> {
         let mut random = Random::new(seed);
-        self.rows = (0..self.tokens * HIDDEN).map(|_| bf16::from_f32(random.below(512) as f32 / 16.0 - 16.0)).collect();
+        self.rows =
+            (0..self.tokens * self.hidden).map(|_| bf16::from_f32(random.below(512) as f32 / 16.0 - 16.0)).collect();
         self.selections.clear();
         for _ in 0..self.tokens {
             let mut left: Vec<i64> = (0..i64::from(EXPERTS)).collect();
@@ -85,7 +112,7 @@ impl Layer {
         let view = buffer.recv_view(handle)?;
         // SAFETY: the rows as they came, to where expert outputs go, of the same size: both there from the dispatch, which is before this, to
         // the combine, which is behind it, on the same stream.
-        unsafe { self.copier.copy_raw(view.x, view.expert_outputs, view.max_rows * u64::from(HIDDEN) * 2)? };
+        unsafe { self.copier.copy_raw(view.x, view.expert_outputs, view.max_rows * u64::from(self.hidden) * 2)? };
         buffer.combine(handle, CombineInput::new(ExpertOutputs::InPlace, &mut self.y))
     }
 
@@ -98,7 +125,7 @@ impl Layer {
     /// Compares the sums, bit for bit. Waits for the stream.
     pub fn check(&self, by_expert: bool) -> Result<Checked> {
         let y = self.y.to_vec()?;
-        let hidden = HIDDEN as usize;
+        let hidden = self.hidden as usize;
         for (token, (row, got)) in self.rows.chunks_exact(hidden).zip(y.chunks_exact(hidden)).enumerate() {
             let each = self.of_ranks(token);
             for (column, (x, got)) in row.iter().zip(got).enumerate() {
@@ -117,7 +144,7 @@ impl Layer {
         let per_rank = i64::from(EXPERTS / self.ranks);
         let of =
             |rank: i64| selected.iter().filter(|expert| **expert >= 0 && **expert / per_rank == rank).count() as u32;
-        let here = (0..self.ranks).filter(|rank| Some(*rank) != self.gone);
+        let here = (0..self.ranks).filter(|rank| !self.gone.contains(rank));
         here.map(|rank| of(rank.into())).filter(|&count| count > 0).collect()
     }
 }

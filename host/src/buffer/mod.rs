@@ -25,7 +25,7 @@ use epoxide_dsl::window::{Peer, Region, Window};
 use epoxide_kernels::layout::{DispatchShared, Span};
 use epoxide_kernels::words::{EntryWords, Flags, Kind, Landings, Number, Operation};
 
-pub(crate) use self::masked::{Masked, SELECTIONS};
+pub(crate) use self::masked::{MASK, Masked, SELECTIONS};
 pub(crate) use self::overflows::Overflows;
 pub(crate) use self::routings::Routings;
 use self::row_slots::Captured;
@@ -179,6 +179,26 @@ impl ElasticBuffer {
     pub unsafe fn test_count_from(&mut self, operations: u64, dispatches: u64) -> Result<()> {
         self.routings.count_from(dispatches);
         (0..self.rows.len()).try_for_each(|row_slot| self.begin_counting(row_slot, operations, dispatches))
+    }
+
+    /// For this project's tests: lets the next dispatch in a row slot of fixed places take it for free at every rank, as behind a combine that frees it. Waits
+    /// for the stream.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`] or [`Error::Simulator`] when the device failed.
+    ///
+    /// # Safety
+    ///
+    /// Rows have fixed places, and none of the rank's operations is under way. Received rows may be overwritten while they are read.
+    #[doc(hidden)]
+    pub unsafe fn test_free_slot(&mut self, row_slot: u32) -> Result<()> {
+        let (inner, p, mut epoch) = (self.comm.inner(), &self.layouts.private, [0; 8]);
+        // SAFETY: words of the private memory, which only this rank's operations touch, on this stream.
+        unsafe {
+            inner.runtime.copy_to_host(&mut epoch, self.private_row(p.epoch, row_slot), inner.stream)?;
+            inner.runtime.copy_to_device(self.private_row(p.freed, row_slot), &epoch, inner.stream)
+        }
     }
 
     /// Lets a row slot's operations and dispatches on the device be counted from so many on.

@@ -30,7 +30,7 @@ use crate::transport::windows::{NotShared, Window, Windows};
 
 /// Fills the words of a buffer so that no operation expects them, and writes the table of windows. Waits for the stream.
 pub(super) fn initialised(buffer: &ElasticBuffer) -> Result<()> {
-    buffer.forget_dropped()?;
+    buffer.write_masked()?;
     buffer.initialise()
 }
 
@@ -218,7 +218,7 @@ fn allocate(
     let mirror = config.counts_mirror.then(|| Mirror::new(runtime, layouts.shape.routing_slots, counts)).transpose()?;
     part.mapped.extend(mirror.as_ref().map(Mirror::memory));
     let statistics = config.expert_statistics.then(|| comm.tensor(&vec![0u64; local_experts as usize])).transpose()?;
-    let masked = Masked::of(inner, layouts)?;
+    let masked = Masked::of(inner, layouts, config.graphs_across_masks)?;
     part.memory.extend(masked.as_ref().map(|masked| masked.memory));
     // Last: where it is made, the caller gives it back.
     inner.reserve_sms(blocks)?;

@@ -5,7 +5,7 @@ use super::open::initialised;
 use super::overflows::Overflows;
 use super::routings::Routings;
 use super::row_slots::RowSlots;
-use super::{ElasticBuffer, Masked};
+use super::{ElasticBuffer, MASK, Masked};
 use crate::comm::OnStream;
 use crate::error::{Error, Result};
 use crate::life::Ranks;
@@ -19,8 +19,8 @@ impl ElasticBuffer {
     /// those that were [let in again](crate::Comm::unmask). It waits for
     /// this rank's streams, whose operations end at once behind a fault, and for every living rank.
     ///
-    /// Handles of before are stale; what was received, and expert outputs, are gone. Statistics go on. [Graphs](crate::Graph) are as good as before,
-    /// unless ranks were masked, or let in again, meanwhile.
+    /// Handles of before are stale; what was received, and expert outputs, are gone. Statistics go on. [Graphs](crate::Graph) are as good as before; where
+    /// ranks were masked, or let in again, meanwhile, those that [are ready for that](crate::Config::with_graphs_across_masks).
     ///
     /// With ranks masked, selections of their experts are dropped, as if they were none, and [counted](Self::masked_selections); nothing comes
     /// from them. Expert numbers stay what they are.
@@ -117,7 +117,7 @@ impl ElasticBuffer {
     /// Tells graphs with whom it goes on, and where.
     pub(super) fn go_on(&self) {
         let masked = self.masked.as_ref().map_or(0, |masked| masked.ranks);
-        self.life.goes_on(Ranks { masked, moves: self.moves });
+        self.life.goes_on(Ranks { masked, stands_in: self.stands_in().is_some(), moves: self.moves });
     }
 
     /// Fills all words, and forgets what was.
@@ -125,7 +125,7 @@ impl ElasticBuffer {
         match &mut self.masked {
             // Its memory stays: graphs have its address.
             Some(masked) => (masked.ranks, masked.told) = (inner.rendezvous.masked(), 0),
-            None => self.masked = Masked::of(inner, &self.layouts)?,
+            None => self.masked = Masked::of(inner, &self.layouts, false)?,
         }
         self.go_on();
         initialised(self)?;
@@ -157,11 +157,12 @@ impl ElasticBuffer {
         Ok(u64::from_ne_bytes(dropped))
     }
 
-    /// Sets the number of dropped selections to zero, enqueued.
-    pub(super) fn forget_dropped(&self) -> Result<()> {
+    /// Writes for kernels who is masked, and that no selection was dropped.
+    pub(super) fn write_masked(&self) -> Result<()> {
         let Some(masked) = &self.masked else { return Ok(()) };
-        let inner = self.comm.inner();
-        // SAFETY: the first word of the memory, which the buffer's kernels on its stream alone touch.
-        unsafe { inner.runtime.fill(masked.memory, 0, 8, inner.stream) }
+        let (inner, mut words) = (self.comm.inner(), [0; 16]);
+        words[MASK as usize..].copy_from_slice(&masked.ranks.to_ne_bytes());
+        // SAFETY: the first words of the memory, which the buffer's kernels on its stream alone touch.
+        unsafe { inner.runtime.copy_to_device(masked.memory, &words, inner.stream) }
     }
 }

@@ -13,7 +13,7 @@ use super::super::{by_expert, stream};
 
 #[test]
 fn words_and_pieces_are_those_of_the_window() {
-    let shape = Shape {
+    let in_order = Shape {
         ranks: 2,
         experts: 4,
         top_k: 2,
@@ -28,16 +28,22 @@ fn words_and_pieces_are_those_of_the_window() {
         returned_weights: false,
         scale_layout: ScaleLayout::default(),
     };
-    let window = WindowLayout::new(&shape).expect("it is a shape");
-    let regions: Vec<_> = window.spans().iter().filter(|span| span.bytes > 0).map(|span| span.name).collect();
-    let words = Says::OF_THE_WINDOW.map(Says::region);
-    for name in words.into_iter().chain([stream::ROWS, stream::OUTPUTS, by_expert::TOKENS, by_expert::SUMS]) {
-        assert!(regions.contains(&name), "the window has no {name}: {regions:?}");
-    }
-    // What ranks post to each other is filled anew by a reset, and is all in the model.
-    let posted = window.spans().into_iter().filter(|span| span.bytes > 0 && span.offset < window.zeroed_bytes());
-    for span in posted.filter(|span| span.name != by_expert::TOKENS) {
-        assert!(words.contains(&span.name), "the model has no {}", span.name);
+    let fixed = Shape { layout: Layout::RankMajor { alignment: 1 }, rows: 16, ..in_order };
+    let common = Says::OF_THE_WINDOW.map(Says::region);
+    let of_blocks = [Says::Block.region(), by_expert::TOKENS, by_expert::SUMS];
+    let of_fixed = Says::OF_FIXED_PLACES.map(Says::region);
+    for (shape, own) in [(in_order, of_blocks), (fixed, of_fixed)] {
+        let window = WindowLayout::new(&shape).expect("it is a shape");
+        let regions: Vec<_> = window.spans().iter().filter(|span| span.bytes > 0).map(|span| span.name).collect();
+        let words: Vec<&str> = common.into_iter().filter(|name| *name != of_blocks[0]).chain(own).collect();
+        for name in words.iter().copied().chain([stream::ROWS, stream::OUTPUTS]) {
+            assert!(regions.contains(&name), "the window has no {name}: {regions:?}");
+        }
+        // What ranks post to each other is filled anew by a reset, and is all in the model.
+        let posted = window.spans().into_iter().filter(|span| span.bytes > 0 && span.offset < window.zeroed_bytes());
+        for span in posted {
+            assert!(words.contains(&span.name), "the model has no {}", span.name);
+        }
     }
 }
 

@@ -3,6 +3,7 @@ use super::super::check::{breaks, holds};
 use super::super::laws::{ENDS, NOT_OVERWRITTEN, OWN};
 use super::super::low_latency::Move::{Collect, Read, Receive, Return, Send};
 use super::super::low_latency::{self, Combine};
+use super::super::rank_major;
 use super::super::recovery::{Does, Variant};
 use super::super::stream::ops;
 
@@ -16,6 +17,25 @@ fn low_latency(ranks: u8, combine: Combine, masked: u8) -> Does {
     let before = low_latency::Variant::new(ranks, combine, &[pair, pair].concat());
     let after = [&[Send(0), Receive(0), Read(0)][..], &pair].concat();
     Does::LowLatency(before, low_latency::Variant { masked, ..low_latency::Variant::new(ranks, combine, &after) })
+}
+
+fn rank_major(ranks: u8, before: &str, after: &str) -> Does {
+    let [before, after] = [before, after].map(|text| rank_major::Variant::new(ranks, text));
+    Does::RankMajor(before, after)
+}
+
+/// Landing counters, to which is added, begin anew: what is added late has arrived before they are filled.
+#[test]
+fn a_reset_of_rows_in_fixed_places_leaves_nothing() {
+    holds("2 ranks", Variant::new(2, rank_major(2, "D C D C", "D C")).programs());
+    holds("3 ranks", Variant::new(3, rank_major(3, "D", "D")).programs());
+    let base = Variant::new(2, rank_major(2, "D C", "D C"));
+    let busy = Variant { drains: false, ..base.clone() };
+    breaks("landings on their way when counters are filled", busy.programs(), ENDS);
+    let alone = Variant { meets_before: false, ..base.clone() };
+    breaks("filled before all are idle", alone.programs(), ENDS);
+    let early = Variant { meets_after: false, ..base };
+    breaks("begun before all are filled", early.programs(), ENDS);
 }
 
 #[test]

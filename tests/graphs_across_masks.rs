@@ -1,0 +1,75 @@
+//! Graphs of before ranks were masked: they read at each launch who is, or are refused.
+mod support;
+
+use std::sync::Barrier;
+
+use epoxide::{ElasticBuffer, Error, Layout, LocalGroup, Machine, MachineConfig, Mode};
+use support::graphs::{DECODE, Layer, capture, config, launch};
+use support::{Device, complaints};
+
+/// Ranks are killed one after another: what a graph of before needs of that it reads at each launch, or it is refused.
+fn masks_come(layout: Layout, ready: bool) {
+    const RANKS: u32 = 4;
+    let machine = Machine::new(MachineConfig::new(RANKS, Mode::Seeded { seed: 1 })).expect("a machine");
+    let living = [Barrier::new(3), Barrier::new(2)];
+    let mut results = LocalGroup::on_machine(&machine).expect("a group").run_all(|comm| {
+        let config = config(4).with_layout(layout);
+        let mut buffer = ElasticBuffer::new(&comm, if ready { config.with_graphs_across_masks() } else { config })?;
+        let mut layer = Layer::new(&comm, 4)?;
+        let mut graph = capture(&comm, &mut buffer, &mut layer)?;
+        layer.fill(comm.rank().into())?;
+        launch(&graph, &comm)?;
+        let mut checked = layer.check(false)?;
+        for (number, living) in (1..).zip(&living) {
+            let dead = RANKS - number;
+            comm.barrier()?;
+            if comm.rank() == dead {
+                // It is killed where it waits.
+                return comm.barrier().map(|()| Err("it lives".to_owned()));
+            }
+            if comm.rank() == 0 {
+                machine.kill(dead)?;
+            }
+            living.wait();
+            comm.mask(&[dead])?;
+            buffer.reset()?;
+            layer.gone.push(dead);
+            // One that was captured without a rank is ready for more, and one of a buffer that is for all.
+            if number == 1 && !ready {
+                match launch(&graph, &comm) {
+                    Err(Error::StaleGraph { .. }) => {}
+                    other => checked = checked.and(Err(format!("without a rank that was there: {other:?}"))),
+                }
+                graph = capture(&comm, &mut buffer, &mut layer)?;
+            }
+            for round in 0..5 {
+                layer.fill(10 * round + u64::from(comm.rank()))?;
+                launch(&graph, &comm)?;
+                checked = checked.and(layer.check(false)?.map_err(|why| format!("without {:?}: {why}", layer.gone)));
+            }
+            // As new once more, without the same ranks, and in the same memory.
+            buffer.reset()?;
+            launch(&graph, &comm)?;
+            checked = checked.and(layer.check(false)?);
+        }
+        buffer.close()?;
+        Ok(checked)
+    });
+    results.truncate(2);
+    complaints(results).unwrap_or_else(|why| panic!("{layout:?}, ready {ready}: {why}"));
+}
+
+/// A graph of before a rank was masked waits for nobody: it is refused, and one that is captured anew has what masked ranks need in it.
+#[test]
+fn a_graph_of_before_a_mask_is_stale() {
+    if Device::from_env() != Device::Cuda {
+        DECODE.into_iter().for_each(|layout| masks_come(layout, false));
+    }
+}
+
+#[test]
+fn a_graph_that_is_ready_for_masks_goes_on_behind_them() {
+    if Device::from_env() != Device::Cuda {
+        DECODE.into_iter().for_each(|layout| masks_come(layout, true));
+    }
+}
