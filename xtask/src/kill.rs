@@ -19,7 +19,7 @@ pub struct Args {
 }
 
 /// Seeded schedules in which a rank dies.
-const CASES: u32 = 12;
+const CASES: u32 = 48;
 
 /// Runs `cargo xtask kill`.
 pub fn run(args: &Args) -> Result<()> {
