@@ -9,6 +9,7 @@ use epoxide::{
 use support::Device;
 use support::errors::{dispatch, run, schedules, small};
 use support::exchange::Tensors;
+use support::processes::each_a_process;
 use support::reference::World;
 use support::routing::{Case, Choice};
 
@@ -185,44 +186,69 @@ fn all_ranks_name_the_same_bad_selection() {
     });
 }
 
+/// Rank 1 of three dispatches where the others combine: the fault, and what is said behind it.
+fn out_of_step(comm: &Comm) -> Result<[Result<()>; 2]> {
+    let mut buffer = small(comm)?;
+    let mut y = comm.empty::<bf16>(64)?;
+    let handle = dispatch(&mut buffer, comm, 1, &[0i64, 7])?;
+    buffer.synchronize()?;
+    let (x, idx, weights) = (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[0i64, 7])?, comm.tensor(&[1.0f32; 2])?);
+    comm.barrier()?;
+    if comm.rank() == 1 {
+        buffer.dispatch(&DispatchInput::new(1, &x, &idx, &weights))?;
+    } else {
+        buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+    }
+    let fault = buffer.synchronize();
+    comm.barrier()?;
+    Ok([fault, buffer.check()])
+}
+
+/// What each rank says of [`out_of_step`].
+fn names_both_operations(here: u32, [fault, after]: [Result<()>; 2]) {
+    let fault = fault.expect_err("ranks are out of step");
+    if here == 1 {
+        assert_error!(
+            &fault,
+            Error::OutOfStep { rank: 1, peer: 0 | 2, kernel: "dispatch", peer_kernel: "combine", epoch: 2, .. },
+            "in operation 2 of buffer 1: rank 1 is in dispatch, rank ",
+            " in combine"
+        );
+    } else {
+        assert_error!(
+            &fault,
+            Error::OutOfStep { rank, peer: 1, kernel: "combine", peer_kernel: "dispatch", epoch: 2, .. } if *rank == here,
+            "in operation 2 of buffer 1: ", format!("rank {here} is in combine, rank 1 in dispatch")
+        );
+    }
+    assert_error!(after.unwrap_err(), Error::Poisoned { .. }, "poisoned", fault.to_string());
+}
+
 #[test]
 fn ranks_out_of_step_are_named_on_every_rank() {
     for mode in schedules() {
-        let results = run(3, mode, |comm| {
-            let mut buffer = small(&comm)?;
-            let mut y = comm.empty::<bf16>(64)?;
-            let handle = dispatch(&mut buffer, &comm, 1, &[0i64, 7])?;
-            buffer.synchronize()?;
-            let (x, idx, weights) =
-                (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[0i64, 7])?, comm.tensor(&[1.0f32; 2])?);
-            comm.barrier()?;
-            if comm.rank() == 1 {
-                buffer.dispatch(&DispatchInput::new(1, &x, &idx, &weights))?;
-            } else {
-                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
-            }
-            let fault = buffer.synchronize();
-            comm.barrier()?;
-            Ok((fault, buffer.check()))
-        });
-        for (here, result) in (0..).zip(results) {
-            let (fault, after) = result.unwrap();
-            let fault = fault.expect_err("ranks are out of step");
-            if here == 1 {
-                assert_error!(
-                    &fault,
-                    Error::OutOfStep { rank: 1, peer: 0 | 2, kernel: "dispatch", peer_kernel: "combine", epoch: 2, .. },
-                    "in operation 2 of buffer 1: rank 1 is in dispatch, rank ",
-                    " in combine"
-                );
-            } else {
-                assert_error!(
-                    &fault,
-                    Error::OutOfStep { rank, peer: 1, kernel: "combine", peer_kernel: "dispatch", epoch: 2, .. } if *rank == here,
-                    "in operation 2 of buffer 1: ", format!("rank {here} is in combine, rank 1 in dispatch")
-                );
-            }
-            assert_error!(after.unwrap_err(), Error::Poisoned { .. }, "poisoned", fault.to_string());
-        }
+        let results = run(3, mode, |comm| out_of_step(&comm));
+        (0..).zip(results).for_each(|(here, result)| names_both_operations(here, result.unwrap()));
     }
+}
+
+/// The same of ranks that are processes: a selection that is no expert, which only rank 1 sees, and operations that do not belong together.
+#[test]
+fn processes_name_what_threads_name() {
+    each_a_process(3, "processes_name_what_threads_name", |comm| {
+        names_both_operations(comm.rank(), out_of_step(comm).expect("nobody is gone"));
+        let bad = Bad { rank: 1, token: 31, position: 2, index: 10 };
+        let Spoiled { fault, next, close, .. } = spoil(comm, &[bad], IndexType::I64, None).expect("nobody is gone");
+        let fault = fault.expect_err("a selection is bad");
+        let here = comm.rank();
+        assert_error!(
+            &fault,
+            Error::IndexOutOfRange { rank, source_rank: 1, token: 31, position: 2, index: 10, .. } if *rank == here,
+            "topk_idx on rank 1", format!("seen by rank {here}")
+        );
+        for later in [next, close] {
+            assert_error!(later.expect_err("the buffer is poisoned"), Error::Poisoned { .. }, fault.to_string());
+        }
+        comm.barrier().expect("nobody is gone");
+    });
 }

@@ -11,6 +11,7 @@ use epoxide::{
 use support::Device;
 use support::errors::{dispatch, run, schedules, small};
 use support::forge::Window;
+use support::processes::each_a_process;
 
 /// The operation in which a peer is missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,13 +66,54 @@ fn elapsed_of(fault: &Error) -> u64 {
     }
 }
 
+/// The fault of a rank that has missed rank 2, or is rank 2 and was missed.
+fn names_rank_2(here: u32, fault: &Error, missed: Missed, timeout: Duration, is_virtual: bool) {
+    let (name, operation) = match missed {
+        Missed::Dispatch => ("dispatch", 1),
+        Missed::Combine => ("combine", 2),
+    };
+    if matches!(fault, Error::PeerTimeout { .. }) && here != 2 {
+        let least = timeout.as_millis() as u64;
+        assert_error!(
+            fault,
+            Error::PeerTimeout {
+                rank, peer: 2, kernel, epoch, phase, block: 0 | 1, expected, seen, elapsed_ms, virtual_time, ..
+            }
+                if *rank == here && *virtual_time == is_virtual && *kernel == name && *epoch == operation && phase.starts_with("entry")
+                    && *expected as u32 == operation as u32 && *seen as u32 != operation as u32
+                    && (least..least * 2 + 1000).contains(elapsed_ms),
+            format!("rank {here} waited"), "for rank 2", format!("operation {operation} ({name})"), "phase entry",
+            "expected 0x", "seen 0x", " ms"
+        );
+        // Half a minute that nobody waited would be a riddle.
+        let says_so = fault.to_string().contains(&format!("{} ms of virtual time for rank 2", elapsed_of(fault)));
+        assert_eq!(says_so, is_virtual, "{fault}");
+    } else {
+        assert_error!(
+            fault,
+            Error::PeerAborted { rank, origin: 0 | 1, kernel, epoch, reason, .. }
+                if *rank == here && *kernel == name && *epoch == operation && reason.contains("rank 2"),
+            format!("rank {here} stopped operation {operation} ({name})"), "gave up", "waited too long for rank 2"
+        );
+    }
+}
+
+/// What a buffer says behind its fault.
+fn poisons(fault: &Error, later: [Result<()>; 2]) {
+    for later in later {
+        assert_error!(
+            later.expect_err("the buffer is poisoned"),
+            Error::Poisoned { cause, .. } if cause.to_string() == fault.to_string(),
+            "poisoned"
+        );
+    }
+}
+
 fn a_missing_peer_is_named(missed: Missed) {
-    let (timeout, name, operation) = match (Device::from_env(), missed) {
+    let timeout = match Device::from_env() {
         // Virtual time: nobody waits half a minute.
-        (Device::Simulated, Missed::Dispatch) => (Duration::from_secs(30), "dispatch", 1),
-        (Device::Simulated, Missed::Combine) => (Duration::from_secs(30), "combine", 2),
-        (Device::Cuda, Missed::Dispatch) => (Duration::from_millis(500), "dispatch", 1),
-        (Device::Cuda, Missed::Combine) => (Duration::from_millis(500), "combine", 2),
+        Device::Simulated => Duration::from_secs(30),
+        Device::Cuda => Duration::from_millis(500),
     };
     for (mode, num_sms) in schedules().into_iter().flat_map(|mode| [(mode, 1), (mode, 2)]) {
         let started = Instant::now();
@@ -82,40 +124,9 @@ fn a_missing_peer_is_named(missed: Missed) {
         for (here, result) in (0..).zip(results) {
             let [fault, check, next] = result.unwrap();
             let Err(fault) = fault else { panic!("{mode:?}, {num_sms} SMs: rank {here} saw no fault of {missed:?}") };
-            let timed_out = matches!(fault, Error::PeerTimeout { .. });
-            waited += u32::from(timed_out);
-            if timed_out && here != 2 {
-                let least = timeout.as_millis() as u64;
-                assert_error!(
-                    &fault,
-                    Error::PeerTimeout {
-                        rank, peer: 2, kernel, epoch, phase, block: 0 | 1, expected, seen, elapsed_ms, virtual_time, ..
-                    }
-                        if *rank == here && *virtual_time == (Device::from_env() == Device::Simulated) && *kernel == name && *epoch == operation && phase.starts_with("entry")
-                            && *expected as u32 == operation as u32 && *seen as u32 != operation as u32
-                            && (least..least * 2 + 1000).contains(elapsed_ms),
-                    format!("rank {here} waited"), "for rank 2", format!("operation {operation} ({name})"), "phase entry",
-                    "expected 0x", "seen 0x", " ms"
-                );
-                // Half a minute that nobody waited would be a riddle.
-                let says_so =
-                    fault.to_string().contains(&format!("{} ms of virtual time for rank 2", elapsed_of(&fault)));
-                assert_eq!(says_so, Device::from_env() == Device::Simulated, "{fault}");
-            } else {
-                assert_error!(
-                    &fault,
-                    Error::PeerAborted { rank, origin: 0 | 1, kernel, epoch, reason, .. }
-                        if *rank == here && *kernel == name && *epoch == operation && reason.contains("rank 2"),
-                    format!("rank {here} stopped operation {operation} ({name})"), "gave up", "waited too long for rank 2"
-                );
-            }
-            for later in [check, next] {
-                assert_error!(
-                    later.expect_err("the buffer is poisoned"),
-                    Error::Poisoned { cause, .. } if cause.to_string() == fault.to_string(),
-                    "poisoned"
-                );
-            }
+            waited += u32::from(matches!(fault, Error::PeerTimeout { .. }));
+            names_rank_2(here, &fault, missed, timeout, Device::from_env() == Device::Simulated);
+            poisons(&fault, [check, next]);
         }
         assert!(waited >= 1, "someone waited to the end");
     }
@@ -132,6 +143,21 @@ fn a_peer_that_never_combines_is_named() {
 }
 
 /// A late peer is no missing one.
+/// Ranks that are processes say the same, by the host's clock.
+#[test]
+fn a_process_that_does_not_come_is_named() {
+    let timeout = Duration::from_millis(500);
+    each_a_process(3, "a_process_that_does_not_come_is_named", |comm| {
+        for (missed, num_sms) in [(Missed::Dispatch, 1), (Missed::Combine, 2)] {
+            let [fault, check, next] = miss(comm, missed, num_sms, timeout).expect("nobody is gone");
+            let fault = fault.expect_err("rank 2 does not come in time");
+            names_rank_2(comm.rank(), &fault, missed, timeout, false);
+            poisons(&fault, [check, next]);
+            comm.barrier().expect("nobody is gone");
+        }
+    });
+}
+
 #[test]
 fn a_peer_that_is_late_but_in_time_is_waited_for() {
     let (timeout, late) = match Device::from_env() {

@@ -97,32 +97,47 @@ fn says_who(error: &Error, dead: u32) -> bool {
     }
 }
 
-#[test]
-fn every_other_rank_ends_with_an_error_wherever_one_is_killed() {
-    let (mut deaths, mut on_device) = (0, 0);
-    // EPOXIDE_TEST_CASES=12 makes it 300 deaths.
-    for seed in replay::seeds(2) {
-        let (whole, turns) = life(seed, None);
-        whole.into_iter().for_each(|result| result.expect("nobody is killed"));
-        for point in 0..25 {
-            let death = Death { rank: (seed % 3) as u32, turn: turns * point / 25 };
-            let (results, _) = life(seed, Some(death));
-            let replay =
-                || replay::line("killed_ranks", "every_other_rank_ends_with_an_error_wherever_one_is_killed", seed);
-            for (rank, result) in (0..).zip(&results) {
-                match result {
-                    Err(error) if rank == death.rank => {
-                        assert!(error.to_string().contains("was killed"), "{error}, {death:?}\n{}", replay());
-                    }
-                    Err(error) => {
-                        assert!(says_who(error, death.rank), "rank {rank}: {error}, {death:?}\n{}", replay());
-                        on_device += u32::from(!matches!(error, Error::Bootstrap { .. }));
-                    }
-                    Ok(()) => panic!("rank {rank} came to its end, {death:?}\n{}", replay()),
+/// Kills a rank of this seed's schedule at 25 steps, each of another run; how many survivors heard of it on the device.
+fn deaths(seed: u64) -> u32 {
+    let mut on_device = 0;
+    let (whole, turns) = life(seed, None);
+    whole.into_iter().for_each(|result| result.expect("nobody is killed"));
+    for point in 0..POINTS {
+        let death = Death { rank: (seed % 3) as u32, turn: turns * u64::from(point) / u64::from(POINTS) };
+        let (results, _) = life(seed, Some(death));
+        let replay =
+            || replay::line("killed_ranks", "every_other_rank_ends_with_an_error_wherever_one_is_killed", seed);
+        for (rank, result) in (0..).zip(&results) {
+            match result {
+                Err(error) if rank == death.rank => {
+                    assert!(error.to_string().contains("was killed"), "{error}, {death:?}\n{}", replay());
                 }
+                Err(error) => {
+                    assert!(says_who(error, death.rank), "rank {rank}: {error}, {death:?}\n{}", replay());
+                    on_device += u32::from(!matches!(error, Error::Bootstrap { .. }));
+                }
+                Ok(()) => panic!("rank {rank} came to its end, {death:?}\n{}", replay()),
             }
-            deaths += 1;
         }
     }
+    on_device
+}
+
+/// Steps of a schedule at which a rank is killed.
+const POINTS: u32 = 25;
+
+/// 300 deaths, unless `EPOXIDE_TEST_CASES` says otherwise.
+#[test]
+fn every_other_rank_ends_with_an_error_wherever_one_is_killed() {
+    let seeds = replay::seeds(12);
+    // A seeded machine takes one core.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let on_device: u32 = std::thread::scope(|scope| {
+        let parts = seeds.chunks(seeds.len().div_ceil(cores).max(1));
+        let parts: Vec<_> =
+            parts.map(|part| scope.spawn(|| part.iter().map(|seed| deaths(*seed)).sum::<u32>())).collect();
+        parts.into_iter().map(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).sum()
+    });
+    let deaths = POINTS * seeds.len() as u32;
     assert!(on_device * 2 > deaths, "{on_device} ranks of {deaths} groups waited on the device");
 }

@@ -12,6 +12,7 @@ use support::exchange::{Tensors, check_round};
 use support::processes::{Rank, Ranks};
 use support::reference::Wire;
 use support::routing::{Case, Choice};
+use support::traces::{self, Traces};
 use support::{by_expert, replay};
 
 const RANKS: u32 = 3;
@@ -107,16 +108,6 @@ fn rank(rank: Rank) {
     }
 }
 
-/// What has a name and is of ranks of this test: sockets and shared memory.
-fn left_behind() -> BTreeSet<String> {
-    let own = format!("epoxide-test-{}-", std::process::id());
-    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    let sockets = sockets.lines().filter_map(|line| Some(line.split_whitespace().last()?.to_owned()));
-    let shared = std::fs::read_dir("/dev/shm").into_iter().flatten().flatten();
-    let shared = shared.map(|file| file.file_name().to_string_lossy().into_owned());
-    sockets.chain(shared).filter(|name| name.contains(&own)).collect()
-}
-
 #[test]
 fn every_survivor_of_a_kill_ends_in_time_and_goes_on() {
     if let Some(this) = Rank::of_this_process() {
@@ -126,6 +117,8 @@ fn every_survivor_of_a_kill_ends_in_time_and_goes_on() {
     let kills: u64 = std::env::var("EPOXIDE_TEST_KILLS").ok().map_or(30, |kills| kills.parse().expect("a number"));
     let seed = replay::seeds(1)[0];
     let mut went_on = 0;
+    traces::are_seen();
+    let before = Traces::now();
     for kill in 0..kills {
         let chance = seed.wrapping_add(kill).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
         let dead = (chance % u64::from(RANKS)) as u32;
@@ -140,7 +133,7 @@ fn every_survivor_of_a_kill_ends_in_time_and_goes_on() {
         let all = ended("went on without it");
         assert!(all == said.len() || ended("not started") > 0, "kill {kill} of rank {dead}, seed {seed}: {said:?}");
         went_on += u64::from(all == said.len());
-        assert_eq!(left_behind(), BTreeSet::new(), "kill {kill} of rank {dead}, seed {seed}");
+        assert_eq!(before.left(), BTreeSet::new(), "kill {kill} of rank {dead}, seed {seed}");
     }
     assert!(went_on * 2 > kills, "{went_on} groups of {kills} went on");
 }

@@ -13,6 +13,7 @@ use epoxide::{
 };
 use epoxide_sim::Mutation;
 use support::exchange::{Tensors, check_received, expert_outputs};
+use support::processes::{Rank, Ranks};
 use support::reference::{Wire, World, same};
 use support::routing::{Case, Choice, Random};
 use support::{Checked, Device, complaints, replay};
@@ -196,6 +197,35 @@ fn two_hundred_uneven_rounds() {
         // Each schedule has a wire format; where there is one schedule alone, it has both.
         let modes = device.schedules([seed]);
         (0..2).for_each(|other| on(seed ^ other, modes[other as usize % modes.len()]));
+    }
+}
+
+/// The skew test for ranks that are processes: each works out the whole world, so on a GPU, where that is large, in fewer rounds.
+fn of_processes(device: Device, seed: u64) -> Skew {
+    let skew = two_hundred(device, seed, Mode::Fast { workers: 1 });
+    if device == Device::Cuda { Skew { rounds: 30, ranks: 4, ..skew } } else { skew }
+}
+
+/// Ranks that are processes, each with a clock and a machine of its own.
+#[test]
+fn uneven_rounds_of_processes() {
+    let test = "uneven_rounds_of_processes";
+    let device = Device::from_env();
+    if let Some(rank) = Rank::of_this_process() {
+        let seed = rank.told.parse().expect("the test says which");
+        let skew = of_processes(device, seed);
+        let machine = rank.machine();
+        let comm = rank.comm(machine).expect("all are there");
+        let right = skew.run_rank(&comm, &skew.rounds()).expect("every rank comes to its end");
+        return right.unwrap_or_else(|why| panic!("{skew:?}\n{why}"));
+    }
+    for seed in replay::seeds(1) {
+        println!("replay: {}", replay::line(module_path!(), test, seed));
+        // Each wire format.
+        for seed in [seed, seed ^ 1] {
+            let ranks = of_processes(device, seed).ranks;
+            Ranks::start(ranks, test, &seed.to_string()).end(Duration::from_secs(120));
+        }
     }
 }
 

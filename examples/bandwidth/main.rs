@@ -30,6 +30,7 @@ mod ranks_on_gpus;
 mod report;
 mod routes;
 mod sizes;
+mod start;
 
 #[cfg(test)]
 #[path = "../../tests/support/command_line.rs"]

@@ -1,6 +1,4 @@
 //! Ranks that a launcher made processes: each measures, all tell each other, and rank 0 prints.
-use std::time::Instant;
-
 use anyhow::Result;
 use epoxide::processes::Place;
 use epoxide::{Comm, MachineConfig, Mode};
@@ -11,9 +9,7 @@ use crate::measure::{Outcome, Ranks};
 use crate::options::{Device, Options};
 use crate::ranks_on_gpus;
 use crate::routes::Sent;
-
-/// With it, rank 0 says how long the ranks took to start.
-const TIMES: &str = "EPOXIDE_START_TIMES";
+use crate::start::Start;
 
 /// How a device's description ends whose rank is a process.
 pub const OF_ITS_OWN: &str = "a process of its own";
@@ -34,29 +30,32 @@ pub fn place(options: &Options) -> epoxide::Result<Option<Place>> {
 /// What keeps them from meeting, or from sharing memory.
 pub fn ranks(place: Option<&Place>, options: &mut Options) -> Result<Ranks> {
     let Some(place) = place else { return Ok(Ranks::Threads) };
-    let begun = Instant::now();
+    let mut start = Start::asked();
     let world = place.meet()?;
-    let met = begun.elapsed();
-    let made = |comm: Comm| {
-        if comm.rank() == 0 && std::env::var_os(TIMES).is_some() {
-            eprintln!(
-                "start-up: ranks met in {:.3} s, were made in {:.3} s",
-                met.as_secs_f64(),
-                (begun.elapsed() - met).as_secs_f64()
-            );
+    if let Some(start) = &mut start {
+        start.part("meeting");
+    }
+    let comm = match options.device {
+        Device::Sim => Comm::simulated(&world, MachineConfig::new(world.size(), Mode::Fast { workers: 1 }))?,
+        Device::Cuda => {
+            let _driver = match (&mut start, options.named_gpus()) {
+                (Some(start), Some(gpus)) => Some(start.driver(&world, gpus[world.rank() as usize % gpus.len()])?),
+                (Some(start), None) => Some(start.driver(&world, world.gpu()?)?),
+                (None, _) => None,
+            };
+            if options.named_gpus().is_none() {
+                let all = world.all_gather(&world.gpu()?.to_le_bytes())?;
+                let gpu = |bytes: &Vec<u8>| bytes.as_slice().try_into().map_or(0, u32::from_le_bytes);
+                options.found_gpus = Some(all.iter().map(gpu).collect());
+            }
+            ranks_on_gpus::of_process(&world, options.named_gpus())?
         }
-        Ranks::Process(comm)
     };
-    if options.device == Device::Sim {
-        let machine = MachineConfig::new(world.size(), Mode::Fast { workers: 1 });
-        return Ok(made(Comm::simulated(&world, machine)?));
+    if let Some(mut start) = start {
+        start.part("ranks made");
+        start.end(&comm, options)?;
     }
-    if options.named_gpus().is_none() {
-        let all = world.all_gather(&world.gpu()?.to_le_bytes())?;
-        let gpu = |bytes: &Vec<u8>| bytes.as_slice().try_into().map_or(0, u32::from_le_bytes);
-        options.found_gpus = Some(all.iter().map(gpu).collect());
-    }
-    Ok(made(ranks_on_gpus::of_process(&world, options.named_gpus())?))
+    Ok(Ranks::Process(comm))
 }
 
 /// Gives this rank's outcome to all, and returns every rank's, in rank order: fewer where one is another program.

@@ -145,6 +145,7 @@ fn a_launcher_s_processes_are_its_ranks() {
             let mut command = program.command(args);
             command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
             command.env("WORLD_SIZE", "3").env("LOCAL_WORLD_SIZE", "3").env("EPOXIDE_JOB", format!("{job}-{code}"));
+            command.env("EPOXIDE_START_TIMES", "1");
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
         };
         let ranks: Vec<_> = (0..3).map(start).collect();
@@ -155,6 +156,8 @@ fn a_launcher_s_processes_are_its_ranks() {
             let prints = rank == 0 && code == 0;
             assert_eq!(out.contains("3 ranks, each a process, hidden 16"), prints, "rank {rank}: {out}{err}");
             assert_eq!(err.contains("what was combined is wrong"), code == 1, "rank {rank}: {out}{err}");
+            let parts = ["start-up of 3 ranks", " meeting ", " ranks made ", " another one ", " in all "];
+            assert!(parts.iter().all(|part| err.contains(part) == (rank == 0)), "rank {rank}: {err}");
         }
     }
 }

@@ -212,6 +212,7 @@ fn run(mut options: Options, out: &mut String) -> Result<Verdict, Failure> {
     report::times(out, &before, &outcomes, &after);
     report::bandwidths(out, options, &outcomes, &plan, wire_row_bytes, 2 * input.hidden as u64);
     report::accuracy(out, &accuracy, rounded);
+    report::digest(out, &y);
     out.push('\n');
     verdict(out, &mismatches, &accuracy)
 }

@@ -4,7 +4,7 @@ use std::fmt::{Display, Write};
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
-use epoxide::{Config, Layout};
+use epoxide::{Config, Layout, bf16};
 
 use crate::input::Input;
 use crate::layer::{Clock, Outcome};
@@ -260,6 +260,14 @@ tolerance of a row = (1 + 4u) (D (L U |dx| + u |h|) + u ({}sum of g|o| + |y|)) a
         if scaling.is_some() { "e4m3's unit roundoff 2^-4 and BF16's after it, " } else { "" },
         TAU * TAU / 2.0,
     ));
+}
+
+/// Prints a number that two runs share if their outputs are the same bits: FNV-1a of them.
+pub fn digest(out: &mut String, y: &[bf16]) {
+    let bytes = y.iter().flat_map(|value| value.to_bits().to_le_bytes());
+    let digest =
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    line(out, format_args!("outputs' digest {digest:016x}: another run of this layer with the same bits has the same"));
 }
 
 /// Bytes of a row in dispatch: its elements, and in FP8 its scales.

@@ -113,7 +113,12 @@ fn a_layer_that_does_not_fit_is_an_error() {
     }
 }
 
-/// The environment is a launcher's; no option says anything.
+/// The line that two runs of one layer share if their outputs are the same bits.
+fn digest(text: &str) -> &str {
+    text.lines().find(|line| line.starts_with("outputs' digest ")).expect("it is printed")
+}
+
+/// The environment is a launcher's; no option says anything. What they compute is what threads do.
 #[test]
 fn a_launcher_s_processes_are_its_ranks() {
     let program = program("processes");
@@ -123,6 +128,7 @@ fn a_launcher_s_processes_are_its_ranks() {
     for (number, (format, more)) in runs.into_iter().enumerate() {
         let shape = ["--format", format, "--tokens", "20", "--hidden", "144", "--experts", "10", "--top-k", "4"];
         let args = [&shape[..], more].concat();
+        let threads = program.run_well(&[&args[..], &["--ranks", "3"]].concat());
         let start = |rank: u32| {
             let mut command = program.command(&args);
             command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
@@ -136,6 +142,7 @@ fn a_launcher_s_processes_are_its_ranks() {
             assert!(said.status.success(), "rank {rank}: {out}{err}");
             assert_eq!(out.ends_with("\nverified\n"), rank == 0, "rank {rank}: {out}{err}");
             assert_eq!(out.contains("a process of its own"), rank == 0, "rank {rank}: {out}{err}");
+            assert!(rank > 0 || digest(&out) == digest(&threads.stdout), "{out}{}", threads.stdout);
         }
     }
 }
@@ -147,6 +154,8 @@ fn masked_experts_are_a_router_s_right() {
     let path = file(&program, 2, 16, bf16::from_f32(0.5), &[0.0, masked, masked, 1.0]);
     let (result, text) = run(&path, &[]);
     result.unwrap_or_else(|failure| panic!("{failure:?}\n{text}"));
+    let other = run(&path, &["--seed", "77"]).1;
+    assert!(digest(&text) != digest(&other), "other experts: {text}{other}");
     let path = path.to_str().expect("UTF-8");
     // Both experts of each token, one of them with no weight.
     let ended = program.run_well(&["--input", path, "--ranks", "2", "--top-k", "2"]);

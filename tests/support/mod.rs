@@ -26,6 +26,7 @@ pub mod reference;
 pub mod replay;
 pub mod routing;
 pub mod scale_columns;
+pub mod traces;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -64,6 +64,29 @@ impl Rank {
     }
 }
 
+/// How the names begin under which groups of a test's process meet.
+pub fn names(test: u32) -> String {
+    format!("epoxide-test-{test}-")
+}
+
+/// Whether a process is a rank of a test's process, or what one has left.
+pub fn told_a_name_of(pid: u32, test: u32) -> bool {
+    let told = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let name = format!("{NAME}={}", names(test));
+    told.split(|byte| *byte == 0).any(|variable| variable.starts_with(name.as_bytes()))
+}
+
+/// Runs `f` on every rank, each a process; `test` is the test that calls this.
+pub fn each_a_process(ranks: u32, test: &str, f: impl FnOnce(&Comm)) {
+    match Rank::of_this_process() {
+        Some(rank) => {
+            let machine = rank.machine();
+            f(&rank.comm(machine).expect("all are there"));
+        }
+        None => drop(Ranks::start(ranks, test, "").end(Duration::from_secs(120))),
+    }
+}
+
 /// Processes of a test, killed if it ends before them.
 pub struct Ranks {
     children: BTreeMap<u32, Child>,
@@ -73,7 +96,7 @@ impl Ranks {
     /// Starts the calling test's binary once for each rank, to run `test` alone, told `told`.
     pub fn start(ranks: u32, test: &str, told: &str) -> Self {
         static GROUPS: AtomicU32 = AtomicU32::new(0);
-        let name = format!("epoxide-test-{}-{}", std::process::id(), GROUPS.fetch_add(1, Ordering::Relaxed));
+        let name = format!("{}{}", names(std::process::id()), GROUPS.fetch_add(1, Ordering::Relaxed));
         let children = (0..ranks).map(|rank| (rank, start(rank, ranks, &name, test, told))).collect();
         Self { children }
     }

@@ -1,4 +1,5 @@
-//! `cargo xtask kill`: many more kills than an ordinary test run makes, of ranks that are processes, and of those of seeded machines.
+//! `cargo xtask kill`: many more kills than an ordinary test run makes, of ranks that are processes, and of those of seeded machines; and how
+//! long survivors take.
 
 use std::process::Command;
 
@@ -18,7 +19,7 @@ pub struct Args {
 }
 
 /// Seeded schedules in which a rank dies.
-const CASES: u32 = 12;
+const CASES: u32 = 48;
 
 /// Runs `cargo xtask kill`.
 pub fn run(args: &Args) -> Result<()> {
@@ -31,6 +32,8 @@ pub fn run(args: &Args) -> Result<()> {
     command.env("EPOXIDE_TEST_CASES", CASES.to_string());
     // Optimised enough as it is, and built for the other tests too.
     command.args(["test", "--locked", "-p", "epoxide", "--test", "kills", "--test", "killed_ranks"]);
+    // What survivors take is printed.
+    command.args(["--test", "survivors", "--", "--nocapture"]);
     let status = command.status().context("cannot start cargo")?;
     if !status.success() {
         bail!("a survivor did not end as it must ({status}); above is which kill it was");

@@ -145,11 +145,15 @@ fn advised(error: Error, connections: Option<String>) -> Error {
 fn is_near(processes: &Processes, way: Sharing) -> Result<()> {
     let rank = processes.rank();
     let far = (0..processes.size()).find(|peer| !processes.is_local(*peer));
-    let Some(far) = far.filter(|_| way == Sharing::Descriptors) else { return Ok(()) };
+    far.filter(|_| way == Sharing::Descriptors).map_or(Ok(()), |far| Err(too_far(rank, far)))
+}
+
+/// What a rank is told that can hand nothing over to another one.
+fn too_far(rank: u32, far: u32) -> Error {
     let rule = format!(
         "rank {rank} and rank {far} are on different hosts, or in different network namespaces, and windows are handed over by Unix sockets: run all ranks on one host; containers need one network namespace (docker run --network=host)"
     );
-    Err(Error::argument("ranks", format!("{rank} and {far}"), rule))
+    Error::argument("ranks", format!("{rank} and {far}"), rule)
 }
 
 /// What a rank tells of its GPU: lines, the name last.
@@ -171,6 +175,24 @@ fn read(said: &[u8]) -> Option<(GpuOfRank, IpcFacts)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_too_far_for_descriptors_is_told_where_to_run() {
+        let said = too_far(0, 5).to_string();
+        assert!(
+            said.starts_with(
+                "ranks = 0 and 5: rank 0 and rank 5 are on different hosts, or in different network namespaces"
+            ),
+            "{said}"
+        );
+        assert!(
+            said.ends_with(
+                "run all ranks on one host; containers need one network namespace (docker run --network=host)"
+            ),
+            "{said}"
+        );
+        assert_eq!(said.lines().count(), 1);
+    }
 
     #[test]
     fn a_context_that_mps_does_not_give_is_an_error_that_says_what_to_do() {
