@@ -4,11 +4,13 @@ use std::fmt::Write;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
 use super::record::{Latency, Outcome, Report, Row};
+use super::summary;
 
 /// The page.
 pub fn text(report: &Report) -> String {
     let mut out = String::from("# What dispatch and combine reach here\n\n");
     heading(&mut out, report);
+    summary::write(&mut out, report);
     let mut sections: Vec<(&str, &str, &str)> = Vec::new();
     for row in &report.rows {
         let section = section(row);
@@ -135,7 +137,8 @@ fn cells(row: &Row) -> Vec<String> {
     cells
 }
 
-fn table(out: &mut String, header: &[&str], rows: impl Iterator<Item = Vec<String>>) {
+/// A table, its numbers to the right.
+pub(super) fn table(out: &mut String, header: &[&str], rows: impl Iterator<Item = Vec<String>>) {
     let mut table = Table::new();
     table.load_preset(presets::ASCII_MARKDOWN).set_header(header.to_vec());
     for row in rows {

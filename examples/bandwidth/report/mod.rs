@@ -18,6 +18,7 @@ mod panel;
 mod predicted;
 mod record;
 mod routing;
+mod summary;
 mod timing;
 
 use std::fs;
