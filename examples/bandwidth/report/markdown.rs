@@ -1,10 +1,9 @@
 //! A report as a page of tables.
 use std::fmt::Write;
 
-use comfy_table::{Cell, CellAlignment, Table, presets};
-
 use super::record::{Latency, Outcome, Report, Row};
 use super::summary;
+use super::table::table;
 
 /// The page.
 pub fn text(report: &Report) -> String {
@@ -135,14 +134,4 @@ fn cells(row: &Row) -> Vec<String> {
         }
     }
     cells
-}
-
-/// A table, its numbers to the right.
-pub(super) fn table(out: &mut String, header: &[&str], rows: impl Iterator<Item = Vec<String>>) {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN).set_header(header.to_vec());
-    for row in rows {
-        table.add_row(row.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
-    }
-    let _ = writeln!(out, "{table}\n");
 }

@@ -19,6 +19,7 @@ mod predicted;
 mod record;
 mod routing;
 mod summary;
+mod table;
 mod timing;
 
 use std::fs;

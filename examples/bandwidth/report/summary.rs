@@ -1,9 +1,9 @@
 //! The page's first tables, out of all that was measured: time over tokens, time over SMs, and even beside uneven routing.
 use std::fmt::Write;
 
-use super::markdown::table;
 use super::record::{Measured, Outcome, Report, Row};
 use super::routing::Routing;
+use super::table::table;
 
 /// SMs and tokens that are shown where they were measured, else the fewest SMs and the most tokens.
 const SMS: u32 = 16;
