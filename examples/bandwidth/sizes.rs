@@ -53,7 +53,7 @@ struct Usual {
 }
 
 /// Most tokens of a small batch.
-const FEW: u32 = 512;
+pub const FEW: u32 = 512;
 
 /// Whether a layout is meant for so many tokens: rank-major rows are for few, and take room for all of every rank.
 pub fn is_for(layout: BufferLayout, tokens: u32) -> bool {

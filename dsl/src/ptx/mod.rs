@@ -99,10 +99,10 @@ pub fn poll_pause(_what: &'static str, _word: (u64, u32), _peer: u32, _expected:
     nanosleep(20);
 }
 
-/// Whether a wait that is at flag `flag` reads the host's abort word at this poll: in 2^11 of every 2^20 ns, 2^14 ns after the flag before.
+/// Whether a wait reads the host's abort word at this poll, so long behind its operation's entry: seldom, and its block alone.
 #[inline(always)]
-pub fn asks_host(now_ns: u64, flag: u32) -> bool {
-    (now_ns as u32).wrapping_sub(flag << 14) & (511 << 11) == 0
+pub fn asks_host(age_ns: u32) -> bool {
+    crate::wait::is_turn(age_ns, block_index())
 }
 
 /// Nothing is left out on a GPU.

@@ -47,7 +47,7 @@ pub fn poll_pause(what: &'static str, word: (u64, u32), peer: u32, expected: u64
 }
 
 /// At every poll: virtual time may jump from one to the deadline.
-pub fn asks_host(_now_ns: u64, _flag: u32) -> bool {
+pub fn asks_host(_age_ns: u32) -> bool {
     true
 }
 

@@ -89,12 +89,14 @@ fn bandwidth(report: &Report) -> Vec<Panel> {
     let here = here.filter(|(row, _)| row.tokens == most);
     let names = distinct(here.clone().map(|(row, _)| (row.operation.as_str(), row.format.as_str())));
     let mut curves = Vec::new();
-    for (operation, format) in names.into_iter().filter(|(operation, _)| !operation.starts_with("cached")) {
+    for (operation, format) in names.into_iter().filter(|(operation, _)| ["dispatch", "combine"].contains(operation)) {
         let of = here.clone().filter(|(row, _)| row.operation == operation && row.format == format);
         let points = of.map(|(row, measured)| (f64::from(row.sms), measured.from_others_gb_s));
         curves.push(Curve::solid(format!("{operation} {format}"), positive(points)));
     }
-    for way in distinct(report.links.iter().map(|link| link.way.as_str())) {
+    for way in
+        distinct(report.links.iter().map(|link| link.way.as_str())).into_iter().filter(|way| !way.ends_with("alone"))
+    {
         let points = report.links.iter().filter(|link| link.way == way).map(|link| (f64::from(link.sms), link.gb_s));
         curves.push(Curve::dashed(format!("{way} alone"), positive(points)));
     }

@@ -2,7 +2,8 @@
 use std::time::Duration;
 
 use epoxide::{
-    CombineInput, Comm, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Result, Rows, bf16,
+    CombineInput, Comm, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Graph, Result, Rows,
+    bf16,
 };
 
 use super::bench::Bench;
@@ -11,6 +12,8 @@ use crate::identity;
 
 /// When an operation gives up: no machine that is worth a report takes so long.
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// Pairs of a graph, on a GPU and on the simulated one: a model's layers.
+const GRAPH: [usize; 2] = [75, 2];
 
 /// One way to dispatch and combine a cell's tokens on a rank. Everything is enqueued.
 pub trait Exchange {
@@ -20,6 +23,14 @@ pub trait Exchange {
     fn write_outputs(&mut self, wrong: bool) -> Result<()>;
     /// Sums what the experts gave back into `y`.
     fn bring_back(&mut self, y: &mut DeviceTensor<bf16>) -> Result<()>;
+    /// Makes ready what is timed, where no operation waits for this rank. From here on sums go to `y`.
+    fn ready(&mut self, _y: &mut DeviceTensor<bf16>) -> Result<()> {
+        Ok(())
+    }
+    /// Pairs that a `send` is, of which `bring_back` is no part; 1 where they are apart.
+    fn pairs(&self) -> usize {
+        1
+    }
     /// Waits until all is done.
     fn synchronize(&mut self) -> Result<()>;
     /// Gives everything back; collective.
@@ -128,5 +139,57 @@ impl Exchange for Replayed<'_> {
 
     fn close(self: Box<Self>) -> Result<()> {
         self.whole.buffer.close()
+    }
+}
+
+/// Pairs behind each other in a graph, without experts between: their outputs are those of the pair before it.
+pub struct Graphed<'a> {
+    whole: Whole<'a>,
+    graph: Option<Graph>,
+}
+
+impl<'a> Graphed<'a> {
+    pub fn open(bench: &'a Bench<'_>, cell: Cell) -> Result<Self> {
+        Ok(Self { whole: Whole::open(bench, cell)?, graph: None })
+    }
+}
+
+impl Exchange for Graphed<'_> {
+    fn send(&mut self) -> Result<()> {
+        match &self.graph {
+            // SAFETY: the rows are borrowed, and `y` lives as long as the rank's part, which touches it when all is done.
+            Some(graph) => unsafe { graph.launch(self.whole.comm) },
+            None => self.whole.send(),
+        }
+    }
+
+    fn write_outputs(&mut self, wrong: bool) -> Result<()> {
+        self.whole.write_outputs(wrong)
+    }
+
+    fn bring_back(&mut self, y: &mut DeviceTensor<bf16>) -> Result<()> {
+        if self.graph.is_some() { Ok(()) } else { self.whole.bring_back(y) }
+    }
+
+    fn ready(&mut self, y: &mut DeviceTensor<bf16>) -> Result<()> {
+        let (comm, pairs, whole) = (self.whole.comm, self.pairs(), &mut self.whole);
+        whole.handle = None;
+        let pair = |_| whole.send().and_then(|()| whole.bring_back(y));
+        self.graph = Some(comm.capture(|_| (0..pairs).try_for_each(pair))?);
+        Ok(())
+    }
+
+    fn pairs(&self) -> usize {
+        GRAPH[usize::from(self.whole.comm.cuda_stream().is_none())]
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.whole.synchronize()
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        let Self { whole, graph } = *self;
+        drop(graph);
+        whole.buffer.close()
     }
 }

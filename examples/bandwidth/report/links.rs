@@ -24,8 +24,15 @@ const ROUNDS: [u32; 2] = [100, 1100];
 /// Measurements of that.
 const FLAGS: usize = 25;
 
-/// Ways to move bytes over links.
-pub const WAYS: [&str; 3] = ["stores", "loads", "bulk copies"];
+/// Ways to move bytes over links: between all, and between the others and rank 0.
+pub const WAYS: [&str; 6] = [
+    "stores",
+    "loads",
+    "bulk copies",
+    "stores to rank 0 alone",
+    "loads from rank 0 alone",
+    "bulk copies to rank 0 alone",
+];
 /// What is told of latencies.
 pub const LATENCIES: [&str; 6] = [
     "nothing, between two events",
@@ -37,12 +44,12 @@ pub const LATENCIES: [&str; 6] = [
 ];
 
 /// Of every number of SMs, for each of [`WAYS`], milliseconds of each launch.
-type Moved = Vec<[Vec<f64>; 3]>;
+type Moved = Vec<[Vec<f64>; 6]>;
 
 /// What one rank found.
 pub struct Found {
     pub moved_ms: Moved,
-    /// Bytes that each launch moved to or from other ranks.
+    /// Bytes that each launch moved to or from other ranks, or that came to rank 0 or went from it.
     pub bytes: u64,
     /// Of each of [`LATENCIES`], microseconds of each time.
     pub latencies_us: [Vec<f64>; 6],
@@ -76,7 +83,7 @@ fn addresses(comm: &Comm, own: u64) -> Result<Vec<u64>> {
     Ok(all.iter().map(|bytes| u64::from_le_bytes(bytes.as_slice().try_into().unwrap_or_default())).collect())
 }
 
-/// Every rank moves bytes to and from all others at once, or alone, through its own memory.
+/// Every rank moves bytes to and from all others at once, or alone, through its own memory; and then all others to and from rank 0.
 fn moves(options: &Options, comm: &Comm, sms: &[u32]) -> Result<(Moved, u64)> {
     let simulated = options.device == Device::Sim;
     let (rank, ranks) = (u64::from(comm.rank()), u64::from(comm.size()));
@@ -97,24 +104,29 @@ fn moves(options: &Options, comm: &Comm, sms: &[u32]) -> Result<(Moved, u64)> {
     let sums: DeviceTensor<u32> = comm.empty(u64::from(most) * u64::from(link_loads.threads()) * 4)?;
     // SAFETY: a table of addresses in memory of all ranks, each with `pieces` pieces for this rank alone, which lives until the barrier at
     // the end; sums for the largest grid.
-    let args = unsafe {
+    let args = |peers: &DeviceTensor<u64>, peer_count: usize| unsafe {
         LinkArgs {
             peers: Global::from_raw(peers.address()),
             sums: Global::from_raw(sums.address()),
-            peer_count: table.len() as u32,
+            peer_count: peer_count as u32,
             pieces: pieces as u32,
         }
     };
+    let first = comm.tensor(&[all[0] + rank * part])?;
+    let args = [args(&peers, table.len()), args(&first, 1)];
     let mut moved = Vec::new();
     for &sms in sms {
-        let mut ms: [Vec<f64>; 3] = Default::default();
-        for (way, ms) in ms.iter_mut().enumerate() {
+        let mut ms: [Vec<f64>; 6] = Default::default();
+        let ways = if ranks > 1 { WAYS.len() } else { WAYS.len() / 2 };
+        for (way, ms) in ms.iter_mut().enumerate().take(ways) {
+            let (args, is_idle) = (&args[way / 3], way >= 3 && rank == 0);
             // SAFETY: as above; stores and loads are apart by barriers.
             let launch = || unsafe {
-                match way {
-                    0 => comm.launch(&link_stores, sms, 0, &args),
-                    1 => comm.launch(&link_loads, sms, 0, &args),
-                    _ => comm.launch(&link_copies, sms, COPIES_SHARED, &args),
+                match way % 3 {
+                    _ if is_idle => Ok(()),
+                    0 => comm.launch(&link_stores, sms, 0, args),
+                    1 => comm.launch(&link_loads, sms, 0, args),
+                    _ => comm.launch(&link_copies, sms, COPIES_SHARED, args),
                 }
             };
             *ms = trains(comm, if simulated { 2 } else { LAUNCHES + 1 }, 1, launch)?.split_off(1);

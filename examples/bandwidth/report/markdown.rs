@@ -1,14 +1,15 @@
 //! A report as a page of tables.
 use std::fmt::Write;
 
-use comfy_table::{Cell, CellAlignment, Table, presets};
-
-use super::record::{Outcome, Report, Row};
+use super::record::{Latency, Outcome, Report, Row};
+use super::summary;
+use super::table::table;
 
 /// The page.
 pub fn text(report: &Report) -> String {
     let mut out = String::from("# What dispatch and combine reach here\n\n");
     heading(&mut out, report);
+    summary::write(&mut out, report);
     let mut sections: Vec<(&str, &str, &str)> = Vec::new();
     for row in &report.rows {
         let section = section(row);
@@ -21,6 +22,13 @@ pub fn text(report: &Report) -> String {
         let _ = writeln!(out, "## {operation}: {layout} rows, {routing} routing\n");
         table(&mut out, &HEADER, report.rows.iter().filter(|row| section(row) == of).map(cells));
     }
+    if !report.host.is_empty() {
+        let _ = writeln!(
+            out,
+            "## What calls take of the host\n\nBy the clock of the slowest rank's thread, while nothing waits for it.\n"
+        );
+        times(&mut out, &report.host);
+    }
     ceilings(&mut out, report);
     out
 }
@@ -29,7 +37,7 @@ pub fn text(report: &Report) -> String {
 fn ceilings(out: &mut String, report: &Report) {
     let _ = writeln!(
         out,
-        "## The links alone\n\nPlain kernels with nothing else to do: every rank moves bytes to or from all others at once, with one block on each SM.\n"
+        "## The links alone\n\nPlain kernels with nothing else to do: every rank moves bytes to or from all others at once, or all others to or from rank 0 alone, as where rows go to one rank; with one block on each SM.\n"
     );
     if let Some(why) = &report.without_links {
         let _ = writeln!(out, "Not measured: {why}\n");
@@ -41,11 +49,16 @@ fn ceilings(out: &mut String, report: &Report) {
     });
     table(out, &["way", "SMs", "median us", "MB", "GB/s"], rows);
     let _ = writeln!(out, "## Launches and flags alone\n");
-    let rows = report.latencies.iter().map(|latency| {
+    times(out, &report.latencies);
+}
+
+/// Of what takes a time of its own.
+fn times(out: &mut String, latencies: &[Latency]) {
+    let row = |latency: &Latency| {
         let numbers = [latency.median_us, latency.p95_us, latency.p99_us, latency.max_us];
         [latency.what.clone()].into_iter().chain(numbers.map(|number| number.to_string())).collect()
-    });
-    table(out, &["what", "median us", "p95", "p99", "max"], rows);
+    };
+    table(out, &["what", "median us", "p95", "p99", "max"], latencies.iter().map(row));
 }
 
 /// Rows of one table have these in common.
@@ -68,7 +81,8 @@ fn heading(out: &mut String, report: &Report) {
         "\n**Setting.** {} ranks, hidden {}, top-{} of {} experts, seed {}; epoxide {}, report of version {}, made in {} s. Each cell was verified bit for bit \
          before and after it was timed.\n\n\
          **Columns.** Times are of the slowest rank in each repetition, from events on its stream, while no host thread is in the way: the median, \
-         what 95 and 99 of 100 do not exceed, and the longest. *MB from others* is what comes into a rank from the other ranks, the mean, \
+         what 95 and 99 of 100 do not exceed, and the longest. *late* counts repetitions of batches that a host thread was late with, even when they were \
+         measured again: it may be in their times. A *pair in a graph* is a dispatch and its combine behind it, of 75 in a graph, and one repetition all of them. *MB from others* is what comes into a rank from the other ranks, the mean, \
          and *GB/s* that over the median time from end to end; *busiest* is the same of what goes into or out of the rank that has most of it. *Planner* is what it predicts for GPUs that {planned}, and *ratio* measured over predicted.\n",
         setting.ranks,
         setting.hidden,
@@ -81,7 +95,7 @@ fn heading(out: &mut String, report: &Report) {
     );
 }
 
-const HEADER: [&str; 15] = [
+const HEADER: [&str; 16] = [
     "format",
     "tokens",
     "SMs",
@@ -90,6 +104,7 @@ const HEADER: [&str; 15] = [
     "p99",
     "max",
     "repetitions",
+    "late",
     "MB from others",
     "GB/s",
     "busiest MB",
@@ -104,7 +119,8 @@ fn cells(row: &Row) -> Vec<String> {
     match &row.outcome {
         Outcome::Measured(m) => {
             cells.extend([m.median_us, m.p95_us, m.p99_us, m.max_us].map(|us| us.to_string()));
-            cells.extend([m.repetitions.to_string(), m.from_others_mb.to_string(), m.from_others_gb_s.to_string()]);
+            cells.extend([m.repetitions, m.late].map(|count| count.to_string()));
+            cells.extend([m.from_others_mb, m.from_others_gb_s].map(|number| number.to_string()));
             let ratio = m.predicted_us.map(|us| format!("{:.2}", m.median_us / us));
             let known =
                 [m.busiest_mb, m.busiest_gb_s, m.predicted_us].map(|number| number.map(|number| number.to_string()));
@@ -118,13 +134,4 @@ fn cells(row: &Row) -> Vec<String> {
         }
     }
     cells
-}
-
-fn table(out: &mut String, header: &[&str], rows: impl Iterator<Item = Vec<String>>) {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN).set_header(header.to_vec());
-    for row in rows {
-        table.add_row(row.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
-    }
-    let _ = writeln!(out, "{table}\n");
 }

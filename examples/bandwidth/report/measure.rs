@@ -8,6 +8,7 @@ use super::bench::Bench;
 use super::cells::{Cell, cells};
 use super::modes::{MODES, Mode};
 use super::record::{Latency, Link, Measured, Outcome, Report, Row, Setting, VERSION};
+use super::timing::Timed;
 use super::{links, machine, predicted, timing};
 use crate::options::{Device, Options};
 use crate::percentiles::Percentiles;
@@ -21,8 +22,9 @@ type Step = (Cell, &'static Mode);
 
 /// What one rank found of a step.
 struct Own {
-    /// Of each half, in every repetition.
-    ms: [Vec<f64>; 2],
+    timed: Timed,
+    /// Microseconds of the host for its calls, where they are timed.
+    host_us: Vec<f64>,
     /// Tokens that send a row to each rank.
     sent: Vec<u32>,
     /// What is wrong with the sums.
@@ -45,7 +47,7 @@ pub fn all(options: &Options, progress: &Progress) -> Result<Report> {
     let devices = ranks(options)?.run(|comm| Ok(comm.device()))?;
     let machine = machine::machine(devices);
     let gpu = machine.planned_as.clone();
-    let mut rows = Vec::new();
+    let (mut rows, mut host) = (Vec::new(), Vec::new());
     let (mut done, mut failed_in_a_row) = (0, 0);
     while done < steps.len() && failed_in_a_row < TOO_MANY {
         let (found, ran) = run(options, &steps[done..], progress);
@@ -56,6 +58,7 @@ pub fn all(options: &Options, progress: &Progress) -> Result<Report> {
         });
         for own in whole {
             rows.extend(measured(options, gpu.as_deref(), steps[done], &own));
+            host.extend(calls(steps[done], &own));
             (done, failed_in_a_row) = (done + 1, 0);
         }
         if let (Err(error), Some(step)) = (ran, steps.get(done)) {
@@ -70,7 +73,7 @@ pub fn all(options: &Options, progress: &Progress) -> Result<Report> {
     let (experts, top_k, hidden, seed) = (options.experts, options.top_k, options.hidden, options.seed);
     let setting = Setting { ranks: options.ranks, gpus: options.gpu_of_ranks(), hidden, experts, top_k, seed };
     let epoxide = env!("CARGO_PKG_VERSION").to_owned();
-    let report = Report { version: VERSION, epoxide, machine, setting, rows, ..Report::default() };
+    let report = Report { version: VERSION, epoxide, machine, setting, rows, host, ..Report::default() };
     progress.step("links");
     Ok(with_links(options, report))
 }
@@ -93,8 +96,11 @@ fn with_links(options: &Options, mut report: Report) -> Report {
     };
     for (way, name) in links::WAYS.iter().enumerate() {
         for (at, sms) in sms.iter().enumerate() {
-            let median = slowest(&|found| found.moved_ms[at][way].clone()).median * 1e3;
-            report.links.push(Link::new(name, *sms, median, found[0].bytes as f64));
+            let us = slowest(&|found| found.moved_ms[at][way].clone()).scaled(1e3);
+            // One rank alone has nobody to move bytes to.
+            if us.max > 0.0 {
+                report.links.push(Link::new(name, *sms, us.median, found[0].bytes as f64));
+            }
         }
     }
     for (at, what) in links::LATENCIES.iter().enumerate() {
@@ -153,12 +159,17 @@ fn measure(bench: &mut Bench<'_>, (cell, mode): Step, y: &mut epoxide::DeviceTen
     comm.barrier()?;
     let before = bench.mismatch(cell, y)?;
     let wrong = comm.all_gather(&[u8::from(before.is_some())])?;
-    let mut own = Own { ms: [Vec::new(), Vec::new()], sent, mismatch: before };
+    let mut own = Own { timed: Timed::default(), host_us: Vec::new(), sent, mismatch: before };
     if wrong.iter().all(|wrong| *wrong == [0]) {
-        own.ms = timing::halves(comm, &mut *exchange, y, bench.options.repetitions(cell.tokens) as usize)?;
+        exchange.ready(y)?;
+        bench.spoil(cell, y)?;
+        own.timed = timing::halves(comm, &mut *exchange, y, bench.options.repetitions(cell.tokens) as usize)?;
         comm.barrier()?;
         // The experts' outputs have lain there all the time, and belong to what was sent each time.
         own.mismatch = bench.mismatch(cell, y)?.map(|what| format!("after all repetitions: {what}"));
+        if mode.calls.is_some() && has_calls(bench.options, cell) {
+            own.host_us = timing::calls(comm, &mut *exchange, y)?;
+        }
     }
     exchange.close()?;
     Ok(own)
@@ -174,16 +185,36 @@ fn measured(options: &Options, gpu: Option<&str>, step: Step, ranks: &[Own]) -> 
     let rows = crossing(&ranks.iter().map(|own| own.sent.as_slice()).collect::<Vec<_>>());
     let predicted = predicted::microseconds(gpu, options, cell);
     let half = |half: usize, row_bytes: f64, predicted| {
-        let ms: Vec<&[f64]> = ranks.iter().map(|own| own.ms[half].as_slice()).collect();
-        let measured =
-            Measured::new(ms[0].len(), Percentiles::of_slowest(&ms), rows.map(|rows| rows * row_bytes), predicted);
-        Outcome::Measured(measured)
+        let ms: Vec<&[f64]> = ranks.iter().map(|own| own.timed.ms[half].as_slice()).collect();
+        let (times, us) = ([ms[0].len(), ranks[0].timed.late], Percentiles::of_slowest(&ms));
+        Outcome::Measured(Measured::new(times, us, rows.map(|rows| rows * row_bytes), predicted))
     };
     let bring_back = mode.bring_back.map(|name| row(cell, name, half(1, options.bf16_row(), predicted[1])));
     // The planner knows whole operations.
-    let of_send = if bring_back.is_some() { predicted[0] } else { None };
-    let send = row(cell, mode.send, half(0, options.wire_row(cell.format.into()), of_send));
+    let of_send = match (mode.pairs, predicted) {
+        (true, [Some(dispatch), Some(combine)]) => Some(dispatch + combine),
+        _ if bring_back.is_some() => predicted[0],
+        _ => None,
+    };
+    let bytes = options.wire_row(cell.format.into()) + if mode.pairs { options.bf16_row() } else { 0.0 };
+    let send = row(cell, mode.send, half(0, bytes, of_send));
     [Some(send), bring_back].into_iter().flatten().collect()
+}
+
+/// Whether the host's part is timed of a cell: tokens and SMs are no matter to it.
+fn has_calls(options: &Options, cell: Cell) -> bool {
+    let least = |of: &[u32]| of.iter().copied().min();
+    let usual = options.routing.first() == Some(&cell.routing) && options.format.first() == Some(&cell.format);
+    usual && least(&options.tokens) == Some(cell.tokens) && least(&options.sms) == Some(cell.sms)
+}
+
+/// What a step's calls take of the host, if that was timed.
+fn calls((cell, mode): Step, ranks: &[Own]) -> Option<Latency> {
+    let us: Vec<&[f64]> = ranks.iter().map(|own| own.host_us.as_slice()).collect();
+    let timed = us.iter().all(|us| !us.is_empty()) && ranks.iter().all(|own| own.mismatch.is_none());
+    let Row { layout, format, .. } = row(cell, mode.send, Outcome::Failed(String::new()));
+    let what = format!("{}: {layout} rows, {format}", mode.calls?);
+    timed.then(|| Latency::new(&what, Percentiles::of_slowest(&us)))
 }
 
 /// Rows that come into a rank from the others, the mean; and the most that come into one, or go out of one. `sent` has the rows of every rank to each.

@@ -18,6 +18,8 @@ mod panel;
 mod predicted;
 mod record;
 mod routing;
+mod summary;
+mod table;
 mod timing;
 
 use std::fs;

@@ -19,6 +19,9 @@ pub struct Report {
     /// What links carry; empty where that failed, as `without_links` says.
     pub links: Vec<Link>,
     pub latencies: Vec<Latency>,
+    /// What calls take of the host. Not in numbers of an earlier version.
+    #[serde(default)]
+    pub host: Vec<Latency>,
     pub without_links: Option<String>,
     /// How long it took to measure all this.
     pub seconds: f64,
@@ -83,6 +86,9 @@ pub enum Outcome {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Measured {
     pub repetitions: usize,
+    /// How many of these a host thread was late with, so that it may be in their times. Not in numbers of an earlier version.
+    #[serde(default)]
+    pub late: usize,
     pub median_us: f64,
     pub p95_us: f64,
     pub p99_us: f64,
@@ -102,13 +108,14 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Of times in ms, and bytes: the mean, and of the busiest rank.
-    pub fn new(repetitions: usize, ms: Percentiles, bytes: [f64; 2], predicted_us: Option<f64>) -> Self {
+    /// Of so many times in ms, of which some are late, and bytes: the mean, and of the busiest rank.
+    pub fn new([repetitions, late]: [usize; 2], ms: Percentiles, bytes: [f64; 2], predicted_us: Option<f64>) -> Self {
         let us = ms.scaled(1e3);
         let [gb_s, busiest_gb_s] = bytes.map(|bytes| if us.median > 0.0 { bytes / us.median / 1e3 } else { 0.0 });
         let [from_others, busiest] = bytes;
         Self {
             repetitions,
+            late,
             median_us: rounded(us.median),
             p95_us: rounded(us.p95),
             p99_us: rounded(us.p99),

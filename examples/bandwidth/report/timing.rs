@@ -1,5 +1,5 @@
-//! Times of many repetitions, in batches that are enqueued while streams are held.
-use std::time::Duration;
+//! Times of many repetitions, in batches that are enqueued while streams are held, and of the host's calls.
+use std::time::{Duration, Instant};
 
 use epoxide::{Comm, DeviceTensor, Event, Result, bf16};
 
@@ -13,11 +13,48 @@ const WARM: usize = 2;
 const HOLD: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(30)];
 /// Batches that may be given up because a host thread was late.
 const SECOND_TRIES: u32 = 12;
+/// Of an exchange of many pairs at once, a repetition is so many.
+const PAIRS_FOR_ONE: usize = 10;
+/// Times that the host's calls are timed, after some that are not, and pairs each time: they fit in the stream's queue.
+const CALLS: [usize; 2] = [100, 16];
+const WARM_CALLS: usize = 3;
 
-/// Milliseconds of each half in every repetition, on this rank; collective.
+/// What a rank found.
+#[derive(Default)]
+pub struct Timed {
+    /// Milliseconds of each half in every repetition; of an exchange of many pairs at once, of one of them.
+    pub ms: [Vec<f64>; 2],
+    /// Repetitions of batches that a host thread was late with, also when they were measured again.
+    pub late: usize,
+}
+
+/// Which batches count.
+struct Batches {
+    hold: Duration,
+    tries: u32,
+}
+
+impl Batches {
+    fn new() -> Self {
+        Self { hold: HOLD[0], tries: SECOND_TRIES }
+    }
+
+    /// Whether a batch is to be measured again, longer held: when a host thread was late with it, and too many were not given up before.
+    fn again(&mut self, late: bool) -> bool {
+        let again = late && self.tries > 0;
+        if again {
+            self.tries -= 1;
+            self.hold = (self.hold * 2).min(HOLD[1]);
+        }
+        again
+    }
+}
+
+/// Times both halves on this rank; collective.
 ///
 /// A batch counts if all of it was enqueued on every rank before the first one's stream went on, so that no host thread is in the
-/// measurement; or else it is given up, and streams are held twice as long from there on.
+/// measurement; or else it is given up, and streams are held twice as long from there on. When too many were given up, a late one counts, and is
+/// told of.
 ///
 /// # Errors
 ///
@@ -27,14 +64,15 @@ pub fn halves(
     exchange: &mut dyn Exchange,
     y: &mut DeviceTensor<bf16>,
     repetitions: usize,
-) -> Result<[Vec<f64>; 2]> {
-    let mut times = [Vec::with_capacity(repetitions), Vec::with_capacity(repetitions)];
-    let [mut hold, longest] = HOLD;
-    let mut tries = SECOND_TRIES;
-    while times[0].len() < repetitions {
-        let batch = BATCH.min(repetitions - times[0].len());
+) -> Result<Timed> {
+    let pairs = exchange.pairs();
+    let repetitions = if pairs > 1 { repetitions.div_ceil(PAIRS_FOR_ONE) } else { repetitions };
+    let mut timed = Timed { ms: [Vec::with_capacity(repetitions), Vec::with_capacity(repetitions)], late: 0 };
+    let mut batches = Batches::new();
+    while timed.ms[0].len() < repetitions {
+        let batch = BATCH.min(repetitions - timed.ms[0].len());
         comm.barrier()?;
-        comm.delay(hold)?;
+        comm.delay(batches.hold)?;
         let held = comm.record()?;
         let mut events: Vec<[Event; 3]> = Vec::with_capacity(WARM + batch);
         for _ in 0..WARM + batch {
@@ -47,16 +85,51 @@ pub fn halves(
         // Simulated time passes only while somebody waits.
         let late = comm.cuda_stream().is_some() && held.is_reached();
         exchange.synchronize()?;
-        let lates = comm.all_gather(&[u8::from(late)])?;
-        if tries > 0 && lates.iter().any(|late| *late == [1]) {
-            tries -= 1;
-            hold = (hold * 2).min(longest);
+        let late = comm.all_gather(&[u8::from(late)])?.iter().any(|late| *late == [1]);
+        if batches.again(late) {
             continue;
         }
+        timed.late += if late { batch } else { 0 };
         for [start, middle, end] in &events[WARM..] {
-            times[0].push(comm.elapsed_ms(start, middle)?);
-            times[1].push(comm.elapsed_ms(middle, end)?);
+            timed.ms[0].push(comm.elapsed_ms(start, middle)? / pairs as f64);
+            timed.ms[1].push(comm.elapsed_ms(middle, end)? / pairs as f64);
         }
     }
-    Ok(times)
+    Ok(timed)
+}
+
+/// Microseconds of this rank's thread for the calls of a pair, or of one launch of many, while its stream is idle at first; collective.
+///
+/// # Errors
+///
+/// The library's.
+pub fn calls(comm: &Comm, exchange: &mut dyn Exchange, y: &mut DeviceTensor<bf16>) -> Result<Vec<f64>> {
+    let [times, pairs] = if comm.cuda_stream().is_some() { CALLS } else { [2, 1] };
+    let each = if exchange.pairs() > 1 { 1 } else { pairs };
+    let mut us = Vec::with_capacity(WARM_CALLS + times);
+    for _ in 0..WARM_CALLS + times {
+        comm.barrier()?;
+        let began = Instant::now();
+        for _ in 0..each {
+            exchange.send()?;
+            exchange.bring_back(y)?;
+        }
+        us.push(began.elapsed().as_secs_f64() * 1e6 / each as f64);
+        exchange.synchronize()?;
+    }
+    Ok(us.split_off(WARM_CALLS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_batch_is_measured_again_and_one_of_too_many_counts() {
+        let mut batches = Batches::new();
+        assert!(!batches.again(false) && batches.hold == HOLD[0]);
+        let again = (0..20).filter(|_| batches.again(true)).count();
+        assert_eq!((again, batches.hold), (12, HOLD[1]));
+        assert!(!batches.again(false));
+    }
 }
