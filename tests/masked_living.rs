@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use epoxide::{Comm, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Result, WireFormat};
 use rustix::process::Signal;
 use support::exchange::{Tensors, check_round, check_round_of};
+use support::halves::{check_rest, send};
 use support::masked::without;
 use support::processes::{Rank, Ranks};
 use support::reference::{Wire, World};
@@ -38,7 +39,9 @@ const LAYOUTS: [Layout; 3] =
     [Layout::Compact, Layout::ExpertContiguous { alignment: 4 }, Layout::RankMajor { alignment: 4 }];
 
 fn made(comm: &Comm, layout: Layout) -> Result<ElasticBuffer> {
-    ElasticBuffer::new(comm, case(0).config().with_layout(layout).with_timeout(DEADLINE))
+    let config = case(0).config().with_layout(layout).with_timeout(DEADLINE);
+    let halves = matches!(layout, Layout::RankMajor { .. });
+    ElasticBuffer::new(comm, if halves { config.with_halves() } else { config })
 }
 
 /// A dispatch and a combine of what `asked` says, which come to what `world` says.
@@ -52,7 +55,14 @@ fn round(
     tensors.fill(asked, comm.rank())?;
     let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
     match buffer.config().layout {
-        Layout::Compact | Layout::RankMajor { .. } => check_round(comm, buffer, tensors, world, &wires),
+        Layout::Compact => check_round(comm, buffer, tensors, world, &wires),
+        Layout::RankMajor { .. } => {
+            let whole = check_round(comm, buffer, tensors, world, &wires)?;
+            tensors.fill(asked, comm.rank())?;
+            let tokens = asked.inputs[comm.rank() as usize].tokens;
+            let ticket = send(buffer, tensors, tokens, (&tensors.x).into())?;
+            Ok(whole.and(check_rest(comm, buffer, ticket, tensors, world, &wires)?))
+        }
         _ => by_expert::check_round(comm, buffer, tensors, world, &wires, 4),
     }
 }

@@ -16,6 +16,7 @@
 mod buffer_layout;
 mod ceiling;
 mod counts;
+mod halves;
 mod identity;
 mod measure;
 mod options;
@@ -111,6 +112,7 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
         layouts,
         options.percentiles,
         options.counts_mirror,
+        options.halves,
     ));
     let progress = Progress::new();
     // Rows are made, and then go through each of their measurements.
@@ -142,6 +144,7 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
         row.extend(cells(&measured.dispatch, sms, linked, options.percentiles));
         row.extend(cells(&measured.combine, sms, linked, options.percentiles));
         row.extend(measured.told.iter().flatten().map(|seconds| format!("{:.1}", seconds * 1e6)));
+        row.extend(measured.halves.iter().flat_map(of_halves));
         table.add_row(row.into_iter().map(|text| Cell::new(text).set_alignment(CellAlignment::Right)));
         last = Some(measured);
     }
@@ -177,6 +180,12 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
             "told: from the call of a dispatch until its host thread knows what it brings; done: until the stream has passed it. Both by the host's clock, each dispatch alone, so with the launch"
         )?;
     }
+    if options.halves {
+        writeln!(
+            out,
+            "send, receive: of a dispatch, then of a combine; receiving a dispatch holds one SM, sending a combine too. beside: how many times as long a kernel on all SMs takes while such operations follow one another"
+        )?;
+    }
     let padded = [
         (
             BufferLayout::Expand,
@@ -207,7 +216,7 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
     Ok(out)
 }
 
-fn header(linked: bool, layouts: bool, percentiles: bool, told: bool) -> Vec<&'static str> {
+fn header(linked: bool, layouts: bool, percentiles: bool, told: bool, halves: bool) -> Vec<&'static str> {
     let mut header = vec!["tokens", "format"];
     header.extend(layouts.then_some("layout"));
     header.push("SMs");
@@ -224,7 +233,16 @@ fn header(linked: bool, layouts: bool, percentiles: bool, told: bool) -> Vec<&'s
     if told {
         header.extend(["told us", "done us"]);
     }
+    if halves {
+        header.extend(["send us", "receive us", "combine send us", "receive us", "beside whole", "beside halves"]);
+    }
     header
+}
+
+/// The times of halves, and how much longer the kernel beside took than alone.
+fn of_halves(&[send, receive, give_back, sum, alone, whole, halves]: &[f64; 7]) -> impl Iterator<Item = String> {
+    let times = [send, receive, give_back, sum].map(|seconds| format!("{:.1}", seconds * 1e6));
+    times.into_iter().chain([whole, halves].map(|beside| format!("{:.2}", beside / alone)))
 }
 
 fn cells(operation: &Operation, sms: u32, linked: bool, percentiles: bool) -> Vec<String> {

@@ -11,6 +11,7 @@ use epoxide::{
 
 use crate::ceiling::{self, Ceilings};
 use crate::counts::{self, Times};
+use crate::halves::{Exchange, Halves};
 use crate::identity;
 use crate::options::{Case, Device, Format, Options};
 use crate::percentiles::Percentiles;
@@ -28,6 +29,8 @@ pub struct Measured {
     pub combine: Operation,
     /// Seconds until the host is told what a dispatch brings, and until it is done; with `--counts-mirror`.
     pub told: Option<[f64; 2]>,
+    /// Seconds of the four halves, and of the kernel beside in three ways; with `--halves`.
+    pub halves: Option<[f64; 7]>,
 }
 
 /// Times and bytes of an operation.
@@ -52,6 +55,8 @@ pub struct Outcome {
     pub combine_ms: Vec<f64>,
     /// With `--counts-mirror`.
     pub told: Option<Times>,
+    /// With `--halves`.
+    pub halves: Option<Halves>,
     /// Rows that lie here from every rank.
     pub by_source: Vec<u32>,
     /// What goes to every rank.
@@ -184,7 +189,17 @@ pub fn run(options: &Options, ranks: &Ranks, work: &[Work], case: Case) -> Resul
         let of_ranks: Option<Vec<_>> = outcomes.iter().map(|o| o.told.as_ref().map(of)).collect();
         of_ranks.map(|times| of_slowest(times.into_iter()).median)
     };
+    let half = |which: usize| {
+        let of_ranks: Option<Vec<_>> = outcomes.iter().map(|o| o.halves.as_ref().map(|h| &h.each[which])).collect();
+        of_ranks.map(|times| of_slowest(times.into_iter()).median)
+    };
+    let beside = |way: usize| {
+        let of_ranks: Option<Vec<_>> = outcomes.iter().map(|o| o.halves.as_ref().map(|h| h.beside[way])).collect();
+        of_ranks.map(|times| times.into_iter().fold(0.0, f64::max) / 1e3)
+    };
+    let halves: Option<Vec<f64>> = (0..4).map(half).chain((0..3).map(beside)).collect();
     Ok(Measured {
+        halves: halves.and_then(|all| all.try_into().ok()),
         told: told(|t| &t.told).zip(told(|t| &t.done)).map(<[f64; 2]>::from),
         device: outcomes[0].device.clone(),
         copy,
@@ -299,6 +314,13 @@ fn rank(
         true => Some(counts::measure(comm, &mut buffer, &input, &mut y, repeat)?),
         false => None,
     };
+    let halves = match options.halves {
+        true => {
+            let (on_gpus, buffer, y) = (options.device == Device::Cuda, &mut buffer, &mut y);
+            Some(Exchange { comm, buffer, input: &input, y, on_gpus }.measure(repeat)?)
+        }
+        false => None,
+    };
     // The experts' outputs have lain there all the time, and belong to what was dispatched each time.
     let mismatch = match before {
         Some(what) => Some(what),
@@ -311,6 +333,7 @@ fn rank(
         dispatch_ms: times.iter().map(|(a, b, _)| comm.elapsed_ms(a, b)).collect::<epoxide::Result<_>>()?,
         combine_ms: times.iter().map(|(_, b, c)| comm.elapsed_ms(b, c)).collect::<epoxide::Result<_>>()?,
         told,
+        halves,
         by_source,
         sent: routes::sent(&work.picks, top_k, &first),
         mismatch,

@@ -95,6 +95,9 @@ pub struct Options {
     /// Lets each dispatch tell the host what it brings, and shows when the host knows it. The times of dispatch are with that.
     #[arg(long, conflicts_with_all = ["replay", "report"])]
     pub counts_mirror: bool,
+    /// Shows what send and receive halves take, with `--layout rank-major`, and how much longer a kernel on all SMs takes beside operations, whole and by halves.
+    #[arg(long, conflicts_with_all = ["replay", "report", "counts_mirror"])]
+    pub halves: bool,
     /// Seed of the routing.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -211,6 +214,7 @@ impl Options {
             true => config.with_scale_layout(ScaleLayout::ColumnMajor),
             false => config,
         };
+        let config = if self.halves { config.with_halves() } else { config };
         if self.counts_mirror { config.with_counts_mirror() } else { config }
     }
 

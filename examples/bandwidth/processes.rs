@@ -5,6 +5,7 @@ use epoxide::{Comm, MachineConfig, Mode};
 
 use crate::ceiling::Ceilings;
 use crate::counts::Times;
+use crate::halves::Halves;
 use crate::measure::{Outcome, Ranks};
 use crate::options::{Device, Options};
 use crate::ranks_on_gpus;
@@ -68,7 +69,7 @@ pub fn gather(comm: &Comm, own: &Outcome) -> epoxide::Result<Vec<Outcome>> {
 }
 
 fn written(own: &Outcome) -> Vec<u8> {
-    let Outcome { device, ceilings, dispatch_ms, combine_ms, told, by_source, sent, mismatch } = own;
+    let Outcome { device, ceilings, dispatch_ms, combine_ms, told, halves, by_source, sent, mismatch } = own;
     let mut bytes = Vec::new();
     let mut numbers = |numbers: &[f64]| {
         bytes.extend((numbers.len() as u64).to_le_bytes());
@@ -82,6 +83,10 @@ fn written(own: &Outcome) -> Vec<u8> {
     numbers(combine_ms);
     numbers(told.as_ref().map_or(&[], |times| &times.told));
     numbers(told.as_ref().map_or(&[], |times| &times.done));
+    for half in 0..4 {
+        numbers(halves.as_ref().map_or(&[], |halves| &halves.each[half]));
+    }
+    numbers(halves.as_ref().map_or(&[], |halves| &halves.beside));
     numbers(&by_source.iter().map(|rows| f64::from(*rows)).collect::<Vec<_>>());
     let each = |sent: &Sent| [sent.selections, sent.tokens, sent.several].map(f64::from);
     numbers(&sent.iter().flat_map(each).collect::<Vec<_>>());
@@ -104,6 +109,7 @@ fn read(bytes: &[u8]) -> Option<Outcome> {
         <[f64; 3]>::try_from(numbers()?).ok()?.map(|rate| Some(rate).filter(|rate| !rate.is_nan()));
     let (dispatch_ms, combine_ms) = (numbers()?, numbers()?);
     let (told, done) = (numbers()?, numbers()?);
+    let (each, beside) = ([numbers()?, numbers()?, numbers()?, numbers()?], numbers()?);
     let by_source = numbers()?.into_iter().map(|rows| rows as u32).collect();
     let sent = numbers()?;
     let sent = sent.as_chunks::<3>().0.iter().map(|of_rank| {
@@ -113,6 +119,7 @@ fn read(bytes: &[u8]) -> Option<Outcome> {
     let sent = sent.collect();
     let mismatch = Some(text(numbers()?)?).filter(|what| !what.is_empty());
     let told = (!told.is_empty()).then_some(Times { told, done });
+    let halves = (!beside.is_empty()).then_some(Halves { each, beside });
     let ceilings = Ceilings { copy, push, pull };
-    Some(Outcome { device, ceilings, dispatch_ms, combine_ms, told, by_source, sent, mismatch })
+    Some(Outcome { device, ceilings, dispatch_ms, combine_ms, told, halves, by_source, sent, mismatch })
 }

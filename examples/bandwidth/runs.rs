@@ -132,6 +132,21 @@ fn what_the_host_is_told_has_columns_of_its_own() {
     assert!(refused.code == Some(2) && refused.stderr.contains("cannot be used with '--replay'"), "{refused:?}");
 }
 
+/// What halves take stands beside the rest, where rows have fixed places.
+#[test]
+fn halves_have_columns_of_their_own() {
+    let program = Program::new(PLAYS, "halves");
+    let ended = program.run_well(&small::with(&SMALL, &["--layout", "rank-major", "--halves"]));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let words = ended.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("┆ send us ┆ receive us ┆ combine send us ┆ receive us ┆"), "{words}");
+    let columns = |line: &str| line.matches('┆').count();
+    let rows: Vec<usize> = ended.stdout.lines().filter(|line| line.starts_with('│')).map(columns).collect();
+    assert!(rows.len() > 1 && rows.iter().all(|row| *row == rows[0]), "{}", ended.stdout);
+    let refused = program.run_well(&small::with(&SMALL, &["--halves"]));
+    assert!(refused.code == Some(2) && refused.stderr.contains("Layout::RankMajor"), "{refused:?}");
+}
+
 /// The environment is a launcher's, and no option says how many ranks.
 #[test]
 fn a_launcher_s_processes_are_its_ranks() {
@@ -229,7 +244,7 @@ fn no_option_is_ignored() {
             "--layout" => "expand",
             "--alignment" => "8",
             "--capacity" => "1",
-            "--corrupt" | "--replay" | "--counts-mirror" | "--percentiles" | "--quick" => "",
+            "--corrupt" | "--replay" | "--counts-mirror" | "--halves" | "--percentiles" | "--quick" => "",
             "--report" | "--render" => "report",
             "--routing" => "zipf",
             "--repeat" => "2",

@@ -96,7 +96,7 @@ impl ElasticBuffer {
     }
 
     /// Copies expert outputs to the region of a row slot, which is lent.
-    fn stage(&mut self, row: u32, rows: DeviceSlice<'_, bf16>) -> Result<()> {
+    pub(crate) fn stage(&mut self, row: u32, rows: DeviceSlice<'_, bf16>) -> Result<()> {
         check_rank("expert outputs", rows, &self.comm)?;
         check_address("expert outputs", rows.address())?;
         let outputs = self.check_rows(rows.len())?;
@@ -256,20 +256,56 @@ impl ElasticBuffer {
         input: &RawCombineInput,
         weights: Option<u64>,
     ) -> Result<()> {
-        let RowSlot { outputs, state, .. } = *self.rows.of(handle.row_slot);
-        if let (Some(received), Some(outputs)) = (self.rows_to_be_covered(handle.row_slot), outputs)
-            && outputs < received
-        {
-            return Err(self.too_few_outputs(outputs, received));
-        }
-        let keeps = matches!(state, State::Dispatched { kept: true, .. });
-        let slots = Slots { keeps, ..handle.slots() };
-        let inner = self.comm.inner();
-        let (p, shape) = (&self.layouts.private, &self.layouts.shape);
+        let outputs = self.covering_outputs(handle)?;
+        let slots = self.slots_of_combine(handle);
         // What was handed over of both must be for all rows.
         let outputs = [outputs, weights].into_iter().flatten().min();
+        // SAFETY: `y` is the caller's promise.
+        let args = unsafe { self.combine_args(handle, input, slots, outputs) };
+        self.take_turn()?;
+        self.stand_in(input.kind(), slots)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_combine(input, args, slots)? };
+        self.operations += 1;
+        self.combined(handle);
+        Ok(())
+    }
+
+    /// How many expert outputs were handed over for a handle, if that is known.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for too few.
+    pub(crate) fn covering_outputs(&self, handle: &Dispatched) -> Result<Option<u64>> {
+        let RowSlot { outputs, .. } = *self.rows.of(handle.row_slot);
+        match (self.rows_to_be_covered(handle.row_slot), outputs) {
+            (Some(received), Some(outputs)) if outputs < received => Err(self.too_few_outputs(outputs, received)),
+            _ => Ok(outputs),
+        }
+    }
+
+    /// Where the combine of a handle is, and whether rows stay behind it.
+    pub(crate) fn slots_of_combine(&self, handle: &Dispatched) -> Slots {
+        let state = self.rows.of(handle.row_slot).state;
+        let keeps = matches!(state, State::Dispatched { kept: true, .. } | State::CombineSent { kept: true, .. });
+        Slots { keeps, ..handle.slots() }
+    }
+
+    /// What every combine takes.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::combine_raw`].
+    pub(crate) unsafe fn combine_args(
+        &self,
+        handle: &Dispatched,
+        input: &RawCombineInput,
+        slots: Slots,
+        outputs: Option<u64>,
+    ) -> CombineArgs {
+        let (p, shape) = (&self.layouts.private, &self.layouts.shape);
         // SAFETY: the buffer's own memory, laid out for its shape; `y` is the caller's promise.
-        let args = unsafe {
+        unsafe {
             CombineArgs {
                 op: self.operation(input.kind(), slots),
                 expert_out: Region::new(self.row_offset(self.layouts.window.expert_out, handle.row_slot)),
@@ -285,16 +321,23 @@ impl ElasticBuffer {
                 slot: handle.slot,
                 reserved: 0,
             }
-        };
-        self.take_turn()?;
-        self.stand_in(input.kind(), slots)?;
+        }
+    }
+
+    /// Launches the kernel.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::combine_raw`], of which `args` are.
+    unsafe fn launch_combine(&self, input: &RawCombineInput, args: CombineArgs, slots: Slots) -> Result<()> {
+        let (inner, shape) = (self.comm.inner(), &self.layouts.shape);
         // SAFETY: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape on every
         // rank; the grid is that of the layouts, and the handle is the one whose routing the private memory holds.
         unsafe {
             let (runtime, blocks, stream, pull) = (&inner.runtime, self.blocks, inner.stream, args);
             let plain = input.is_plain();
             if shape.layout.is_by_expert() {
-                let (sums, options) = (self.by_expert(pull, handle.slots()), self.options(input, handle.slots()));
+                let (sums, options) = (self.by_expert(pull, slots), self.options(input, slots));
                 let with = CombineByExpertWithArgs { sums, options };
                 if plain {
                     runtime.launch(&combine_by_expert, blocks, 0, &sums, stream)?;
@@ -312,18 +355,24 @@ impl ElasticBuffer {
             } else if plain {
                 runtime.launch(&combine, blocks, 0, &pull, stream)?;
             } else {
-                let with = CombineWithArgs { pull, options: self.options(input, handle.slots()) };
+                let with = CombineWithArgs { pull, options: self.options(input, slots) };
                 runtime.launch(&combine_with, blocks, 0, &with, stream)?;
             }
         }
+        Ok(())
+    }
+
+    /// Notes that the combine of a handle was enqueued.
+    pub(crate) fn combined(&mut self, handle: &Dispatched) {
         self.overflows.went_by(handle.slot);
-        self.operations += 1;
-        self.rows.of_mut(handle.row_slot).ends(match state {
-            State::Dispatched { operation, slot, kept: true } => State::Kept { operation, slot },
+        let row_slot = self.rows.of_mut(handle.row_slot);
+        row_slot.ends(match row_slot.state {
+            State::Dispatched { operation, slot, kept: true } | State::CombineSent { operation, slot, kept: true } => {
+                State::Kept { operation, slot }
+            }
             _ => State::Idle { combined: Some(handle.operation) },
         });
         self.noted();
-        Ok(())
     }
 
     /// What a combine of rows that lie by expert takes.

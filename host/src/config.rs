@@ -51,6 +51,8 @@ pub struct Config {
     pub row_slots: u32,
     /// See [`Self::with_combine_options`].
     pub combine_options: bool,
+    /// See [`Self::with_halves`]. Ranks may differ in it.
+    pub halves: bool,
     /// See [`Self::with_fp8_combine`].
     pub fp8_combine: bool,
     /// See [`Self::with_returned_weights`].
@@ -96,6 +98,7 @@ impl Config {
             routing_slots: 1,
             row_slots: 1,
             combine_options: false,
+            halves: false,
             fp8_combine: false,
             returned_weights: false,
             poison_expert_outputs: false,
@@ -323,6 +326,15 @@ impl Config {
         self
     }
 
+    /// Lets operations be divided into send and receive halves ([`ElasticBuffer::dispatch_send`](crate::ElasticBuffer::dispatch_send)), in
+    /// [`Layout::RankMajor`]. By kernels of their own, which are loaded with the buffer; whole operations are as ever, and go with halves: of one operation a rank may
+    /// call the halves where another calls the whole.
+    #[must_use]
+    pub fn with_halves(mut self) -> Self {
+        self.halves = true;
+        self
+    }
+
     /// Lets combines send what crosses between ranks in FP8, where they ask for it ([`CombineInput::over_fp8`](crate::CombineInput::over_fp8)) and rows
     /// lie by expert. By kernels of their own, with combine's options, in the same memory.
     ///
@@ -474,6 +486,10 @@ impl Config {
         if self.fp8_combine && !self.layout.is_by_expert() {
             let rule = "where rows lie by expert: a compact row crosses as the experts wrote it";
             return Err(Error::argument("fp8_combine", true, rule));
+        }
+        if self.halves && !self.layout.is_rank_major() {
+            let rule = "operations are divided where rows have fixed places: in Layout::RankMajor";
+            return Err(Error::argument("halves", true, rule));
         }
         let shape = checked(Shape { rows, ..shape })?;
         if self.timeout.is_zero() || self.timeout > LONGEST_TIMEOUT {

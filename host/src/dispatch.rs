@@ -180,6 +180,18 @@ impl ElasticBuffer {
     /// [`Error::BufferTooSmall`] for a tensor with too few elements, [`Error::RowSlotBusy`], [`Error::SlotBusy`]. Rows for which there is no room
     /// ([`Config::with_capacity`](crate::Config::with_capacity)) are told by what waits for the dispatch. The fault of an earlier operation, or [`Error::Poisoned`].
     pub fn dispatch<I: Index>(&mut self, input: &DispatchInput<'_, I>) -> Result<Dispatched> {
+        let raw = self.raw_dispatch(input)?;
+        // SAFETY: the tensors are this process's device memory, large enough as just checked, and stay allocated until the
+        // stream has passed this operation (see `DeviceTensor`).
+        unsafe { self.enqueue_dispatch(&raw) }
+    }
+
+    /// The addresses of an input, whose tensors are checked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::dispatch`], of tensors.
+    pub(crate) fn raw_dispatch<I: Index>(&self, input: &DispatchInput<'_, I>) -> Result<RawDispatchInput> {
         let selections = u64::from(input.tokens) * u64::from(self.config.top_k);
         let rows = input.rows.check(input.tokens, &self.comm, &self.layouts.shape)?;
         check_rank("topk_idx", input.topk_idx, &self.comm)?;
@@ -189,10 +201,7 @@ impl ElasticBuffer {
         let (topk_idx, topk_weights) = (input.topk_idx.address(), input.topk_weights.address());
         let raw = RawDispatchInput::new(input.tokens, rows, topk_idx, IndexType::of::<I>(), topk_weights);
         let &DispatchInput { routing_slot, row_slot, keep_rows, .. } = input;
-        let raw = RawDispatchInput { routing_slot, row_slot, keep_rows, ..raw };
-        // SAFETY: the tensors are this process's device memory, large enough as just checked, and stay allocated until the
-        // stream has passed this operation (see `DeviceTensor`).
-        unsafe { self.enqueue_dispatch(&raw) }
+        Ok(RawDispatchInput { routing_slot, row_slot, keep_rows, ..raw })
     }
 
     /// [`Self::dispatch`] from device addresses.
@@ -220,6 +229,23 @@ impl ElasticBuffer {
     ///
     /// As [`Self::dispatch_raw`].
     unsafe fn enqueue_dispatch(&mut self, input: &RawDispatchInput) -> Result<Dispatched> {
+        let slots = self.choose_slots(input)?;
+        // SAFETY: the caller's promise.
+        let launched = unsafe { self.before_dispatch(input, slots)? };
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_dispatch(&launched, slots)? };
+        self.took_routing(slots, input);
+        let operation = self.dispatched(slots, input.row_slot, input.keep_rows)?;
+        let Slots { row: row_slot, routing: slot, .. } = slots;
+        Ok(Dispatched { buffer: self.id(), operation, routing: operation, slot, row_slot, tokens: input.tokens })
+    }
+
+    /// Checks what a dispatch is of, and chooses its slots.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::dispatch`].
+    pub(crate) fn choose_slots(&mut self, input: &RawDispatchInput) -> Result<Slots> {
         let RawDispatchInput { tokens, rows, .. } = *input;
         rows.check(&self.layouts.shape)?;
         self.begin()?;
@@ -233,21 +259,29 @@ impl ElasticBuffer {
             true => self.routing_of_row(row_slot, input.routing_slot)?,
             false => self.routings.slot(input.routing_slot, &self.rows)?,
         };
-        let slots = Slots { row: row_slot, routing: slot, keeps: false };
+        Ok(Slots { row: row_slot, routing: slot, keeps: false })
+    }
+
+    /// Enqueues what comes in front of a dispatch; returns what it takes.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::dispatch_raw`].
+    pub(crate) unsafe fn before_dispatch(&self, input: &RawDispatchInput, slots: Slots) -> Result<RawDispatchInput> {
         self.take_turn()?;
         // SAFETY: the caller's promise.
         let launched = unsafe { self.without_masked(input)? };
         self.stand_in(Kind::Dispatch, slots)?;
-        // SAFETY: the caller's promise.
-        unsafe { self.launch_dispatch(&launched, slots)? };
-        // At once: what fails from here on changes nothing in what the slot has.
-        self.routings.take(slot, row_slot, self.operations, input.routing_slot);
+        Ok(launched)
+    }
+
+    /// Notes at once that a dispatch, which was launched, has its routing slot: what fails from here on changes nothing in what that has.
+    pub(crate) fn took_routing(&mut self, slots: Slots, input: &RawDispatchInput) {
+        self.routings.take(slots.routing, slots.row, self.operations, input.routing_slot);
         if self.is_captured() {
-            self.life().takes_routing(slot, self.operations);
+            self.life().takes_routing(slots.routing, self.operations);
         }
-        self.overflows.forget(slot);
-        let operation = self.dispatched(slots, input.row_slot, input.keep_rows)?;
-        Ok(Dispatched { buffer: self.id(), operation, routing: operation, slot, row_slot, tokens })
+        self.overflows.forget(slots.routing);
     }
 
     /// Launches the kernel, in slots that were chosen.
@@ -331,19 +365,24 @@ impl ElasticBuffer {
     /// Notes that a dispatch was enqueued in these slots, of which it `named` that of rows or not; returns its number.
     pub(crate) fn dispatched(&mut self, slots: Slots, named: Option<u32>, kept: bool) -> Result<u64> {
         let operation = self.operations;
-        self.operations += 1;
-        self.rows.take(slots.row, State::Dispatched { operation, slot: slots.routing, kept }, named);
-        if self.is_captured() {
-            self.life().takes_rows(slots.row);
-        }
+        self.took_rows(slots, named, State::Dispatched { operation, slot: slots.routing, kept });
         let behind = self.enqueue_behind(slots);
         let behind = self.or_give_back(slots.row, behind);
         self.noted();
         behind.map(|()| operation)
     }
 
+    /// Notes that an operation has taken a row slot, which it `named` or not.
+    pub(crate) fn took_rows(&mut self, slots: Slots, named: Option<u32>, state: State) {
+        self.operations += 1;
+        self.rows.take(slots.row, state, named);
+        if self.is_captured() {
+            self.life().takes_rows(slots.row);
+        }
+    }
+
     /// Enqueues what comes behind a dispatch in these slots.
-    fn enqueue_behind(&mut self, slots: Slots) -> Result<()> {
+    pub(crate) fn enqueue_behind(&mut self, slots: Slots) -> Result<()> {
         self.lay_scale_columns(slots)?;
         let slot = self.rows.of_mut(slots.row);
         // What was lent before, and handed over then, was for this dispatch; what comes later is for a later one.

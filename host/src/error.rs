@@ -281,6 +281,23 @@ pub enum Error {
         /// The dispatch's number among the operations of the buffer, or of its row slot, from 1.
         epoch: u64,
     },
+    /// The send half of an operation was called, and not its receive half, which comes before what was called.
+    #[error(
+        "{call}: the {sent} of operation {operation} in row slot {slot} of {slots} was sent and is to be received, by {sent}_receive with its ticket (if nobody has that any more, the buffer is reset)"
+    )]
+    #[non_exhaustive]
+    InFlight {
+        /// What was called.
+        call: &'static str,
+        /// Which operation was sent: a dispatch or a combine.
+        sent: &'static str,
+        /// The row slot.
+        slot: u32,
+        /// The dispatch that holds it.
+        operation: u64,
+        /// Row slots of the buffer.
+        slots: u32,
+    },
     /// Fewer expert outputs, or weights to return, were handed over than the dispatch brought rows; nothing was summed.
     #[error(
         "rank {rank} was given {rows} rows of expert outputs, or of weights to return, for the {received} rows that it received (operation {epoch} of {})",

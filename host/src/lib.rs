@@ -53,6 +53,7 @@
 //!   the gradient of a gate-weighted combine: [`ElasticBuffer::dispatch_gradient`].
 //! * Several dispatches with their rows in the buffer at once, two micro-batches or rows that gradients are computed from: [`Config::with_row_slots`],
 //!   [`ElasticBuffer::release`].
+//! * Operations by send and receive halves, between which other kernels have all SMs: [`ElasticBuffer::dispatch_send`], [`Config::with_halves`].
 //! * Rows that are quantised already, and rows that nobody here looks into: [`Rows`].
 //! * How rows lie where they are received, [`Layout`]: one for each token and rank by source, or one for each selection by expert, each
 //!   expert's from a multiple of an alignment on, as a grouped GEMM reads them, or in a slab for each expert ([`Config::with_layout`],
@@ -110,6 +111,7 @@ mod gone;
 mod gradient;
 mod graph;
 mod group;
+mod halves;
 mod handle;
 pub mod kernels;
 pub mod launcher;
@@ -155,6 +157,7 @@ pub use gone::Gone;
 pub use graph::Graph;
 pub use group::{CudaStream, LocalGroup, RanksFailed};
 pub use half::bf16;
+pub use halves::{CombineTicket, DispatchTicket};
 pub use handle::{RecvCounts, RecvView};
 pub use received::{Received, WireRows};
 pub use recv_arrays::RecvArrays;

@@ -11,6 +11,9 @@ use epoxide_kernels::entries::{
     dispatch_copied_by_expert_observed, dispatch_copied_observed, dispatch_quantized, dispatch_quantized_by_expert,
     dispatch_quantized_by_expert_observed, dispatch_quantized_observed,
 };
+use epoxide_kernels::entries_halves::{
+    dispatch_send_brought, dispatch_send_copied, dispatch_send_mxfp8, dispatch_send_quantized, dispatch_send_ue8m0,
+};
 use epoxide_kernels::entries_rank_major::{
     dispatch_brought_rank_major, dispatch_copied_rank_major, dispatch_mxfp8_rank_major, dispatch_quantized_rank_major,
     dispatch_ue8m0_rank_major,
@@ -255,6 +258,8 @@ pub(crate) struct RowKernels {
     pub observed: &'static Kernel<DispatchArgs>,
     /// One where rows have fixed places.
     rank_major: Option<&'static Kernel<DispatchRankMajorArgs>>,
+    /// The send half of one where rows have fixed places.
+    pub send: Option<&'static Kernel<DispatchRankMajorArgs>>,
     /// One by an old routing.
     pub again: Again,
 }
@@ -282,36 +287,42 @@ const COPIED: RowKernels = RowKernels {
     dispatch: &dispatch_copied,
     observed: &dispatch_copied_observed,
     rank_major: Some(&dispatch_copied_rank_major),
+    send: Some(&dispatch_send_copied),
     again: Again::Compact(&dispatch_again_copied),
 };
 const QUANTIZED: RowKernels = RowKernels {
     dispatch: &dispatch_quantized,
     observed: &dispatch_quantized_observed,
     rank_major: Some(&dispatch_quantized_rank_major),
+    send: Some(&dispatch_send_quantized),
     again: Again::Compact(&dispatch_again_quantized),
 };
 const BROUGHT: RowKernels = RowKernels {
     dispatch: &dispatch_brought,
     observed: &dispatch_brought_observed,
     rank_major: Some(&dispatch_brought_rank_major),
+    send: Some(&dispatch_send_brought),
     again: Again::Compact(&dispatch_again_brought),
 };
 const COPIED_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_copied_by_expert,
     observed: &dispatch_copied_by_expert_observed,
     rank_major: None,
+    send: None,
     again: Again::ByExpert(&dispatch_again_copied_by_expert),
 };
 const QUANTIZED_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_quantized_by_expert,
     observed: &dispatch_quantized_by_expert_observed,
     rank_major: None,
+    send: None,
     again: Again::ByExpert(&dispatch_again_quantized_by_expert),
 };
 const BROUGHT_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_brought_by_expert,
     observed: &dispatch_brought_by_expert_observed,
     rank_major: None,
+    send: None,
     again: Again::ByExpert(&dispatch_again_brought_by_expert),
 };
 
@@ -319,24 +330,28 @@ const UE8M0: RowKernels = RowKernels {
     dispatch: &dispatch_ue8m0,
     observed: &dispatch_ue8m0_observed,
     rank_major: Some(&dispatch_ue8m0_rank_major),
+    send: Some(&dispatch_send_ue8m0),
     again: Again::Compact(&dispatch_again_ue8m0),
 };
 const UE8M0_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_ue8m0_by_expert,
     observed: &dispatch_ue8m0_by_expert_observed,
     rank_major: None,
+    send: None,
     again: Again::ByExpert(&dispatch_again_ue8m0_by_expert),
 };
 const MXFP8: RowKernels = RowKernels {
     dispatch: &dispatch_mxfp8,
     observed: &dispatch_mxfp8_observed,
     rank_major: Some(&dispatch_mxfp8_rank_major),
+    send: Some(&dispatch_send_mxfp8),
     again: Again::Compact(&dispatch_again_mxfp8),
 };
 const MXFP8_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_mxfp8_by_expert,
     observed: &dispatch_mxfp8_by_expert_observed,
     rank_major: None,
+    send: None,
     again: Again::ByExpert(&dispatch_again_mxfp8_by_expert),
 };
 

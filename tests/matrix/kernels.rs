@@ -13,6 +13,7 @@ use super::round;
 use super::sense::{self, Sense};
 use super::support::brought::{Brought, Lie};
 use super::support::exchange::{Tensors, check_round_of};
+use super::support::halves::{check_rest, send};
 use super::support::reference::{Wire, same};
 use super::support::routing::{Case, Random, rows};
 use super::support::{Checked, Device, complaints, packed, reference};
@@ -86,7 +87,7 @@ fn launched(
     (machine.launched_kernels(), checked)
 }
 
-/// Those of rows in fixed places: a pair in each form of rows, in few tokens, so that quantised ones go in pieces.
+/// Those of rows in fixed places: pairs in each form of rows, whole and by halves, in few tokens, so that quantised ones go in pieces.
 fn rank_major(comm: &Comm) -> Result<Checked> {
     const HIDDEN: u32 = 2896;
     let mut checked = Ok(());
@@ -104,7 +105,8 @@ fn rank_major(comm: &Comm) -> Result<Checked> {
         };
         let world = case.world();
         let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
-        let mut buffer = ElasticBuffer::new(comm, case.config().with_layout(Layout::RankMajor { alignment: 8 }))?;
+        let config = case.config().with_layout(Layout::RankMajor { alignment: 8 }).with_halves();
+        let mut buffer = ElasticBuffer::new(comm, config)?;
         let mut tensors = Tensors::empty(comm, 3, HIDDEN, case.top_k, case.index)?;
         tensors.fill(&world, comm.rank())?;
         comm.barrier()?;
@@ -116,6 +118,9 @@ fn rank_major(comm: &Comm) -> Result<Checked> {
             };
             checked = checked.and(check_round_of(comm, &mut buffer, &handle, &mut tensors, &world, &wires)?);
         }
+        let rows = if brought { own.as_ref().map_err(Clone::clone)?.rows()? } else { (&tensors.x).into() };
+        let ticket = send(&mut buffer, &tensors, 3, rows)?;
+        checked = checked.and(check_rest(comm, &mut buffer, ticket, &mut tensors, &world, &wires)?);
         buffer.close()?;
     }
     Ok(checked)

@@ -1,8 +1,8 @@
 //! What the tests of graphs exchange: a layer whose experts give every row back as it is, and what must come of it.
 use epoxide::quantize::Quantizer;
 use epoxide::{
-    CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Graph, Layout,
-    Result, bf16,
+    CombineInput, CombineTicket, Comm, Config, DeviceTensor, DispatchInput, DispatchTicket, Dispatched, ElasticBuffer,
+    ExpertOutputs, Graph, Layout, Result, bf16,
 };
 
 use super::Checked;
@@ -107,13 +107,36 @@ impl Layer {
         buffer.dispatch_again(handle, &self.x)
     }
 
+    /// The dispatch into a row slot.
+    pub fn dispatch_into(&self, buffer: &mut ElasticBuffer, slot: u32) -> Result<Dispatched> {
+        let input = DispatchInput::new(self.tokens, &self.x, &self.idx, &self.weights).in_row_slot(slot);
+        buffer.dispatch(&input)
+    }
+
+    /// The send half of a dispatch into a row slot.
+    pub fn send(&self, buffer: &mut ElasticBuffer, slot: u32) -> Result<DispatchTicket> {
+        let input = DispatchInput::new(self.tokens, &self.x, &self.idx, &self.weights).in_row_slot(slot);
+        buffer.dispatch_send(&input)
+    }
+
+    /// The experts, and the send half of the combine.
+    pub fn give_back(&self, buffer: &mut ElasticBuffer, handle: &Dispatched) -> Result<CombineTicket> {
+        self.experts(buffer, handle)?;
+        buffer.combine_send(handle, ExpertOutputs::InPlace)
+    }
+
     /// The experts, and the combine.
     pub fn finish(&mut self, buffer: &mut ElasticBuffer, handle: &Dispatched) -> Result<()> {
+        self.experts(buffer, handle)?;
+        buffer.combine(handle, CombineInput::new(ExpertOutputs::InPlace, &mut self.y))
+    }
+
+    /// The experts.
+    pub fn experts(&self, buffer: &mut ElasticBuffer, handle: &Dispatched) -> Result<()> {
         let view = buffer.recv_view(handle)?;
         // SAFETY: the rows as they came, to where expert outputs go, of the same size: both there from the dispatch, which is before this, to
         // the combine, which is behind it, on the same stream.
-        unsafe { self.copier.copy_raw(view.x, view.expert_outputs, view.max_rows * u64::from(self.hidden) * 2)? };
-        buffer.combine(handle, CombineInput::new(ExpertOutputs::InPlace, &mut self.y))
+        unsafe { self.copier.copy_raw(view.x, view.expert_outputs, view.max_rows * u64::from(self.hidden) * 2) }
     }
 
     /// Dispatch, experts and combine.

@@ -16,6 +16,7 @@ pub mod gated;
 pub mod gpu;
 pub mod gradient;
 pub mod graphs;
+pub mod halves;
 pub mod laws;
 pub mod masked;
 pub mod overflow;

@@ -45,17 +45,23 @@
 mod args;
 mod by_word;
 mod combine;
+pub mod halves;
 mod receive;
 mod send;
 
 pub use args::{CombineRankMajorArgs, DispatchRankMajorArgs, NO_ROW};
-pub(crate) use combine::run as combine;
 
 use epoxide_dsl::prelude::*;
 
 use crate::layout::THREADS;
 use crate::row::Row;
 use crate::words::Kind;
+
+/// Sums the rows.
+#[inline(always)]
+pub(crate) fn combine(a: &CombineRankMajorArgs) {
+    combine::run::<true>(a);
+}
 
 /// Moves the rows.
 #[inline(always)]

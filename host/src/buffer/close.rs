@@ -17,7 +17,8 @@ impl ElasticBuffer {
     ///
     /// # Errors
     ///
-    /// The fault of an operation, or [`Error::Bootstrap`] when another rank is gone.
+    /// The fault of an operation, or [`Error::Bootstrap`] when another rank is gone; [`Error::InFlight`] when an operation was sent and not received: the buffer
+    /// is closed all the same.
     pub fn close(self) -> Result<()> {
         self.close_until(None)
     }
@@ -55,7 +56,8 @@ impl ElasticBuffer {
             // What was not waited for may use all of this: it goes to the group, as that of a dropped buffer does.
             return Err(error);
         }
-        let done = self.synchronize().and(all);
+        // What was sent has come to its peers: they have it or not, and close as well.
+        let done = self.synchronize().and(all).and(self.rows.check_all_received("close"));
         let inner = self.comm.inner();
         let turn = inner.rendezvous.turn_until(until);
         // Also after a fault: the other ranks are coming here too.

@@ -20,6 +20,7 @@ use super::{ElasticBuffer, Masked};
 use crate::comm::Comm;
 use crate::config::{Config, Layouts, dispatch_shared};
 use crate::error::{Error, Result};
+use crate::halves::prepare_halves;
 use crate::mirror::Mirror;
 use crate::rendezvous::{agree, meet};
 use crate::rows::{Again, row_kernels};
@@ -188,6 +189,9 @@ fn allocate(
         } else {
             runtime.prepare(&combine_with, 0)?;
         }
+    }
+    if config.halves {
+        prepare_halves(runtime, &layouts.shape, shared.bytes(&layouts.shape))?;
     }
     if config.fp8_combine {
         runtime.prepare(&combine_by_expert_fp8, 0)?;

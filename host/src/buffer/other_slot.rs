@@ -56,7 +56,9 @@ impl ElasticBuffer {
             // SAFETY: words of the buffer's own memory, which it has for every slot, parity and rank; kernels write whole words.
             let next = unsafe {
                 let epoch: Vec<u64> = read(&self.comm, self.private_row(p.epoch, slot), 1)?;
-                epoch.first().copied().unwrap_or_default() + 1
+                // Behind that of which this rank has called the send half.
+                let in_flight = self.rows.of(slot).state.in_flight().is_some();
+                epoch.first().copied().unwrap_or_default() + 1 + u64::from(in_flight)
             };
             let word = self.window_row(w.entry, slot) + ((next & 1) * ranks + u64::from(peer)) * 8;
             // SAFETY: as above.

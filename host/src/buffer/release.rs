@@ -37,6 +37,7 @@ impl ElasticBuffer {
     pub fn release(&mut self, handle: &Dispatched) -> Result<()> {
         self.catch_up()?;
         self.check_readable("release", handle)?;
+        self.rows.check_received("release", handle.row_slot)?;
         let slot = self.rows.of_mut(handle.row_slot);
         let combined = match slot.state {
             State::Kept { operation, .. } => Some(operation),

@@ -84,11 +84,12 @@ impl RowSlots {
     /// The slot for a dispatch: the one that it `named`, or the next free one in turn.
     ///
     /// A dispatch that waits for its combine holds its slot, where there are others; with one slot the next dispatch gives it up. One whose rows
-    /// are kept holds it in any case.
+    /// are kept holds it in any case, and so does one of which a half is missing.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] where there is no such slot; [`Error::RowSlotBusy`] where it is held, or, where none is named, all are.
+    /// [`Error::InvalidArgument`] where there is no such slot; [`Error::RowSlotBusy`] where it is held, or, where none is named, all are;
+    /// [`Error::InFlight`] where that is by halves.
     pub(crate) fn choose(&self, named: Option<u32>) -> Result<u32> {
         let slots = self.len();
         if let Some(slot) = named.filter(|slot| *slot >= slots) {
@@ -100,14 +101,37 @@ impl RowSlots {
         let free = |slot: &u32| match self.of(*slot).state {
             State::Idle { .. } => true,
             State::Dispatched { kept, .. } => slots == 1 && !kept,
-            State::Kept { .. } => false,
+            State::Kept { .. } | State::Sent { .. } | State::CombineSent { .. } => false,
         };
         if let Some(slot) = (0..others).map(|i| (wanted + i) % slots).find(free) {
             return Ok(slot);
         }
+        self.check_received("dispatch", wanted)?;
         let state = self.of(wanted).state;
         let (operation, kept) = (state.operation().unwrap_or_default(), matches!(state, State::Kept { .. }));
         Err(Error::RowSlotBusy { slot: wanted, operation, kept, slots })
+    }
+
+    /// Checks that no half of an operation in `slot` is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InFlight`].
+    pub(crate) fn check_received(&self, call: &'static str, slot: u32) -> Result<()> {
+        let state = self.of(slot).state;
+        match (state.in_flight(), state.operation()) {
+            (Some(sent), Some(operation)) => Err(Error::InFlight { call, sent, slot, operation, slots: self.len() }),
+            _ => Ok(()),
+        }
+    }
+
+    /// [`Self::check_received`] of all slots.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InFlight`], of the first.
+    pub(crate) fn check_all_received(&self, call: &'static str) -> Result<()> {
+        (0..self.len()).try_for_each(|slot| self.check_received(call, slot))
     }
 
     /// The next slot in turn that no dispatch holds.
@@ -168,7 +192,11 @@ impl RowSlots {
         let same = own && state.operation_there() == Some(handle.operation);
         match state {
             State::Dispatched { .. } if same => return Ok(()),
-            State::Kept { .. } if same && to_read => return Ok(()),
+            State::Kept { .. } | State::CombineSent { kept: true, .. } if same && to_read => return Ok(()),
+            State::CombineSent { .. } if same => {
+                let rule = "the send half of its combine was called: peers read its outputs, and may send the next rows, until combine_receive";
+                return Err(Error::WrongOrder { call, state: self.to_string(), rule });
+            }
             State::Kept { .. } | State::Idle { .. } if same => {
                 let rule = "a dispatch comes before, and its rows are combined once";
                 return Err(Error::WrongOrder { call, state: self.to_string(), rule });

@@ -60,6 +60,10 @@ pub(crate) enum State {
     Idle { combined: Option<u64> },
     /// A dispatch whose rows were not combined yet; `kept` if they are to stay there after it.
     Dispatched { operation: u64, slot: u32, kept: bool },
+    /// A dispatch that was sent, and not received yet.
+    Sent { operation: u64, slot: u32, kept: bool },
+    /// A dispatch whose combine was sent, and not received yet.
+    CombineSent { operation: u64, slot: u32, kept: bool },
     /// A dispatch whose rows were combined, and stay until they are released.
     Kept { operation: u64, slot: u32 },
 }
@@ -69,7 +73,10 @@ impl State {
     pub(crate) fn operation(self) -> Option<u64> {
         match self {
             Self::Idle { .. } => None,
-            Self::Dispatched { operation, .. } | Self::Kept { operation, .. } => Some(operation),
+            Self::Dispatched { operation, .. }
+            | Self::Sent { operation, .. }
+            | Self::CombineSent { operation, .. }
+            | Self::Kept { operation, .. } => Some(operation),
         }
     }
 
@@ -85,7 +92,19 @@ impl State {
     pub(crate) fn routing(self) -> Option<u32> {
         match self {
             Self::Idle { .. } => None,
-            Self::Dispatched { slot, .. } | Self::Kept { slot, .. } => Some(slot),
+            Self::Dispatched { slot, .. }
+            | Self::Sent { slot, .. }
+            | Self::CombineSent { slot, .. }
+            | Self::Kept { slot, .. } => Some(slot),
+        }
+    }
+
+    /// The operation of which the send half was called, and the receive half not.
+    pub(crate) fn in_flight(self) -> Option<&'static str> {
+        match self {
+            Self::Sent { .. } => Some("dispatch"),
+            Self::CombineSent { .. } => Some("combine"),
+            _ => None,
         }
     }
 }
@@ -95,6 +114,10 @@ impl fmt::Display for State {
         match self {
             Self::Idle { .. } => write!(f, "idle"),
             Self::Dispatched { operation, .. } => write!(f, "between dispatch {operation} and its combine"),
+            Self::Sent { operation, .. } => write!(f, "between the halves of dispatch {operation}"),
+            Self::CombineSent { operation, .. } => {
+                write!(f, "between the halves of the combine of dispatch {operation}")
+            }
             Self::Kept { operation, .. } => write!(f, "keeping the rows of operation {operation}"),
         }
     }
