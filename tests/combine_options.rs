@@ -158,7 +158,7 @@ fn raw_addresses_and_weights_in_place() {
             let handle = tensors.dispatch(&mut buffer, tokens)?;
             let received = buffer.received(&handle)?;
             let outputs = expert_outputs(rank, case.hidden, &received);
-            let weights = comm.tensor(&weights_of_rows(&world, rank, Layout::Compact, 1))?;
+            let weights = comm.tensor(&weights_of_rows(&world, rank, Layout::Compact, 0, 1))?;
             let mut back = comm.empty::<f32>(u64::from(tokens * case.top_k))?;
             buffer.write_expert_outputs(&handle, &outputs)?;
             let input = CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y);
