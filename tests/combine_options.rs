@@ -17,14 +17,13 @@ use support::{Checked, Device, complaints, replay};
 const LAYOUTS: [Layout; 2] = [Layout::Compact, Layout::ExpertContiguous { alignment: 4 }];
 
 fn config(case: &Case, layout: Layout) -> Config {
-    let config = case.config().with_layout(layout).with_returned_weights().with_routing_slots(2);
-    if layout == Layout::Compact { config } else { config.with_fp8_combine() }
+    case.config().with_layout(layout).with_returned_weights().with_routing_slots(2).with_fp8_combine()
 }
 
 /// What ranks can agree on where rows lie so.
 fn agreements(layout: Layout) -> impl Iterator<Item = Agreed> {
-    let by_expert = if layout == Layout::Compact { 1 } else { 4 };
-    (0..2 * by_expert).map(|i| Agreed { returned: i % 2 == 1, gated: i / 2 % 2 == 1, fp8: i / 4 == 1 })
+    let all = (0..8).map(|i| Agreed { returned: i % 2 == 1, gated: i / 2 % 2 == 1, fp8: i / 4 == 1 });
+    all.filter(move |agreed| layout != Layout::Compact || !agreed.gated)
 }
 
 /// Rounds on one buffer, one for each of `plan`: what ranks agree on, and what each does as it likes. Every second replays the routing of

@@ -42,7 +42,8 @@ const FORMS: [&str; 5] = [
 ];
 
 /// Cells of which the names do not follow from a form and a layout.
-const OTHERS: [&str; 7] = [
+const OTHERS: [&str; 8] = [
+    "layout=Compact,rows=Bf16,columns=false,told=false,again=false,outputs=Tensor,biases=1,accumulate=true,y=F32,gated=false,returned=true,over_fp8=true",
     "layout=Compact,rows=Bf16,columns=false,told=false,again=false,outputs=Lent,biases=2,accumulate=true,y=Bf16,gated=false,returned=true",
     "layout=ByExpert,rows=Bf16,columns=false,told=false,again=false,outputs=Staged,biases=1,accumulate=true,y=F32,gated=false,returned=true",
     "layout=ByExpert,rows=Bf16,columns=false,told=false,again=false,outputs=Kernel,biases=0,accumulate=false,y=Bf16,gated=true,returned=false",

@@ -106,8 +106,8 @@ pub const REFUSALS: &[Refusal] = &[
         refused: |cell| cell.layout == Lie::RankMajor && (cell.told || cell.statistics || cell.columns),
     },
     Refusal {
-        why: "fp8_combine = true: where rows lie by expert",
-        refused: |cell| cell.over_fp8 && !is_by_expert(cell),
+        why: "fp8_combine = true: not where rows have fixed places",
+        refused: |cell| cell.over_fp8 && cell.layout == Lie::RankMajor,
     },
     Refusal {
         why: "a row slot is a routing slot too",

@@ -27,6 +27,7 @@ fn words_and_pieces_are_those_of_the_window() {
         row_slots: 1,
         returned_weights: false,
         scale_layout: ScaleLayout::default(),
+        fp8_combine: false,
     };
     let window = WindowLayout::new(&shape).expect("it is a shape");
     let regions: Vec<_> = window.spans().iter().filter(|span| span.bytes > 0).map(|span| span.name).collect();
