@@ -208,6 +208,20 @@ fn what_is_left_out_has_a_reason() {
     assert_eq!(there, written);
 }
 
+/// Where rows have fixed places a replay takes the row slot of what it replays.
+#[test]
+fn replays_in_fixed_places_take_the_slot_of_their_routing() {
+    let filter = Filter::parse("layout=RankMajor,again=true,ranks=1,ranks=3,row_bytes=16");
+    let cells = cell::sample(replay::seeds(1)[0], Device::Simulated, &filter);
+    for cell in cells.filter(|cell| sense::of(cell, Device::Simulated) == Sense::Runs).take(40) {
+        let steps = worlds::plan(&cell).steps;
+        for step in &steps {
+            let of = step.of.map_or(step, |of| &steps[of]);
+            assert_eq!(step.row_slots, of.row_slots, "{cell}");
+        }
+    }
+}
+
 /// A cell's text is the cell.
 #[test]
 fn a_cell_that_is_printed_is_read_again() {

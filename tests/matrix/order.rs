@@ -73,9 +73,11 @@ impl RowSlots {
         for what in order {
             match *what {
                 Do::Dispatch(step) => {
+                    let replayed = |step| places[replayed(step, fresh)].slots[0] as usize;
                     let slot = match cell.layout {
-                        Lie::RankMajor if step >= fresh => {
-                            slots.take_one(places[replayed(step, fresh)].slots[0] as usize)
+                        // It is held in cells alone that are refused before they come so far.
+                        Lie::RankMajor if step >= fresh && !slots.held[replayed(step)] => {
+                            slots.take_one(replayed(step))
                         }
                         _ => slots.take(),
                     };
@@ -106,9 +108,7 @@ impl RowSlots {
     }
 
     fn take_one(&mut self, slot: usize) -> usize {
-        let slots = self.held.len();
-        assert!(!self.held[slot], "the rows of what is replayed are over");
-        self.next = (slot + 1) % slots;
+        self.next = (slot + 1) % self.held.len();
         self.held[slot] = true;
         self.operations[slot] += 1;
         slot
