@@ -17,14 +17,13 @@ use support::{Checked, Device, complaints, replay};
 const LAYOUTS: [Layout; 2] = [Layout::Compact, Layout::ExpertContiguous { alignment: 4 }];
 
 fn config(case: &Case, layout: Layout) -> Config {
-    let config = case.config().with_layout(layout).with_returned_weights().with_routing_slots(2);
-    if layout == Layout::Compact { config } else { config.with_fp8_combine() }
+    case.config().with_layout(layout).with_returned_weights().with_routing_slots(2).with_fp8_combine()
 }
 
 /// What ranks can agree on where rows lie so.
 fn agreements(layout: Layout) -> impl Iterator<Item = Agreed> {
-    let by_expert = if layout == Layout::Compact { 1 } else { 4 };
-    (0..2 * by_expert).map(|i| Agreed { returned: i % 2 == 1, gated: i / 2 % 2 == 1, fp8: i / 4 == 1 })
+    let all = (0..8).map(|i| Agreed { returned: i % 2 == 1, gated: i / 2 % 2 == 1, fp8: i / 4 == 1 });
+    all.filter(move |agreed| layout != Layout::Compact || !agreed.gated)
 }
 
 /// Rounds on one buffer, one for each of `plan`: what ranks agree on, and what each does as it likes. Every second replays the routing of
@@ -158,7 +157,7 @@ fn raw_addresses_and_weights_in_place() {
             let handle = tensors.dispatch(&mut buffer, tokens)?;
             let received = buffer.received(&handle)?;
             let outputs = expert_outputs(rank, case.hidden, &received);
-            let weights = comm.tensor(&weights_of_rows(&world, rank, Layout::Compact, 1))?;
+            let weights = comm.tensor(&weights_of_rows(&world, rank, Layout::Compact, 0, 1))?;
             let mut back = comm.empty::<f32>(u64::from(tokens * case.top_k))?;
             buffer.write_expert_outputs(&handle, &outputs)?;
             let input = CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y);

@@ -3,16 +3,18 @@
 mod support;
 
 use epoxide::{
-    CombineInput, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout, Mode, Received,
-    Result, WireFormat, bf16, bytes_needed,
+    CombineInput, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout, LocalGroup, Machine,
+    MachineConfig, Mode, Received, Result, WireFormat, bf16, bytes_needed,
 };
-use support::combine_options::crossed;
+use epoxide_sim::Mutation;
+use support::combine_options::{Agreed, Own, check_combine, crossed};
 use support::exchange::Tensors;
-use support::reference::{World, owned, round};
+use support::reference::{Wire, World, owned, round};
 use support::routing::{Case, Choice, Random};
-use support::{Device, gpus};
+use support::{Checked, Device, complaints, gpus};
 
 const LAYOUT: Layout = Layout::ExpertContiguous { alignment: 1 };
+const LAYOUTS: [Layout; 2] = [LAYOUT, Layout::Compact];
 const HIDDEN: u32 = 1024;
 
 /// Normal numbers that follow from a token and an expert.
@@ -26,12 +28,16 @@ fn output(source: u32, token: u32, expert: u32) -> Vec<bf16> {
 /// What a rank's experts write for what it received.
 fn outputs(world: &World, rank: u32, received: &Received) -> Vec<bf16> {
     let first = owned(world.experts, world.ranks)[rank as usize].start;
-    let rows = received.sources.iter().zip(&received.topk_idx);
-    rows.flat_map(|(&(source, token), &expert)| match u32::try_from(expert) {
-        Ok(expert) => output(source, token, first + expert),
-        Err(_) => vec![bf16::ZERO; HIDDEN as usize],
-    })
-    .collect()
+    // A row's experts: one, or those of a compact row.
+    let experts = received.topk_idx.chunks(received.topk_idx.len() / received.sources.len().max(1));
+    let rows = received.sources.iter().zip(experts).flat_map(|(&(source, token), experts)| {
+        let mut sum = vec![0.0f32; HIDDEN as usize];
+        for &expert in experts.iter().filter(|expert| **expert >= 0) {
+            sum.iter_mut().zip(output(source, token, first + expert as u32)).for_each(|(sum, x)| *sum += f32::from(x));
+        }
+        sum.into_iter().map(round)
+    });
+    rows.collect()
 }
 
 /// By how much each element of a token's sum may be off, as the documentation has it, and by how much those of the reference are.
@@ -64,7 +70,7 @@ fn bound(world: &World, source: u32, token: u32) -> (Vec<f64>, Vec<f64>) {
 #[test]
 fn sums_are_as_near_as_documented() {
     let device = Device::from_env();
-    for (ranks, top_k) in [(2, 8), (8, 8)] {
+    for (layout, ranks, top_k) in LAYOUTS.into_iter().flat_map(|layout| [(layout, 2, 8), (layout, 8, 8)]) {
         let case = Case {
             ranks,
             experts: 32,
@@ -81,7 +87,7 @@ fn sums_are_as_near_as_documented() {
         };
         let world = case.world();
         let results = device.run_all(ranks, case.mode, |comm| {
-            let config = case.config().with_layout(LAYOUT).with_combine_options().with_fp8_combine();
+            let config = case.config().with_layout(layout).with_combine_options().with_fp8_combine();
             let mut buffer = ElasticBuffer::new(&comm, config)?;
             let tokens = case.tokens[comm.rank() as usize];
             let mut tensors = Tensors::empty(&comm, tokens, HIDDEN, top_k, case.index)?;
@@ -127,7 +133,7 @@ fn sums_are_as_near_as_documented() {
         }
         let rms = (square / of_sums).sqrt();
         println!(
-            "{ranks} ranks, top-{top_k}: error at most {largest:.3}, {of_bound:.2} of its bound; its root mean square is {:.2} % of the sums'",
+            "{layout:?}, {ranks} ranks, top-{top_k}: error at most {largest:.3}, {of_bound:.2} of its bound; its root mean square is {:.2} % of the sums'",
             rms * 100.0
         );
         assert!(rms > 0.005 && rms < 0.03, "{rms}: nothing crossed in FP8, or worse than documented");
@@ -139,17 +145,20 @@ fn sums_are_as_near_as_documented() {
 fn who_does_not_ask_for_it_does_not_get_it() {
     let config = |layout| Config::new(4, 2, 64, 4).with_layout(layout).with_num_sms(1);
     assert_error!(
-        bytes_needed(&config(Layout::Compact).with_fp8_combine(), 2, 1).unwrap_err(),
+        bytes_needed(&config(Layout::RankMajor { alignment: 1 }).with_fp8_combine(), 2, 1).unwrap_err(),
         Error::InvalidArgument { argument: "fp8_combine", .. },
-        "where rows lie by expert"
+        "not where rows have fixed places"
     );
-    // It takes no memory.
-    let bytes = |config: Config| bytes_needed(&config, 2, 1).unwrap().total();
-    assert_eq!(bytes(config(LAYOUT)), bytes(config(LAYOUT).with_fp8_combine()));
+    // By expert it takes no memory, and of compact rows codes and a scale for each: a multiple of 16 bytes for each of 2 x 4.
+    let regions = |config: Config| bytes_needed(&config, 2, 1).unwrap().regions;
+    assert_eq!(regions(config(LAYOUT)), regions(config(LAYOUT).with_fp8_combine()));
+    let more: Vec<_> = regions(config(Layout::Compact).with_fp8_combine());
+    let bytes = |name| more.iter().find(|region| region.name == name).expect("there is one").bytes;
+    assert_eq!([bytes("expert outputs in FP8"), bytes("block words")], [8 * 80, 2 * 2 * 8]);
     let device = Device::from_env();
-    for made_for_it in [false, true] {
+    for (layout, made_for_it) in LAYOUTS.into_iter().flat_map(|layout| [(layout, false), (layout, true)]) {
         let results = device.run_all(2, Mode::Fast { workers: 0 }, |comm| -> Result<()> {
-            let config = if made_for_it { config(LAYOUT).with_fp8_combine() } else { config(LAYOUT) };
+            let config = if made_for_it { config(layout).with_fp8_combine() } else { config(layout) };
             let mut buffer = ElasticBuffer::new(&comm, config)?;
             let (x, weights) = (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[1.0f32; 2])?);
             let handle = buffer.dispatch(&DispatchInput::new(1, &x, &comm.tensor(&[0i64, 3])?, &weights))?;
@@ -168,6 +177,44 @@ fn who_does_not_ask_for_it_does_not_get_it() {
     }
 }
 
+/// A few rounds of compact rows that cross in FP8, with uneven ranks.
+fn rounds(seed: u64, mutation: Option<Mutation>) -> Checked {
+    let mode = Mode::Seeded { seed };
+    let case = Case { num_sms: 3, ..Case::with_rows(3, 264, WireFormat::Bf16, vec![9, 4, 7], seed, mode) };
+    let machine = MachineConfig::new(case.ranks, mode);
+    let machine = mutation.map_or(machine.clone(), |mutation| machine.with_mutation(mutation));
+    let worlds: Vec<World> = (0..3).map(|round| Case { data: seed ^ round << 32, ..case.clone() }.world()).collect();
+    let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
+    complaints(group.run_all(|comm| {
+        let mut buffer = ElasticBuffer::new(&comm, case.config().with_fp8_combine())?;
+        let tokens = case.tokens[comm.rank() as usize];
+        let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
+        let mut checked = Ok(());
+        for world in &worlds {
+            let wires: Vec<Wire> = (0..case.ranks).map(|rank| world.wire(rank)).collect();
+            tensors.fill(world, comm.rank())?;
+            let handle = tensors.dispatch(&mut buffer, tokens)?;
+            let agreed = Agreed { fp8: true, ..Agreed::default() };
+            let right = check_combine(&comm, &mut buffer, &handle, world, &wires, agreed, Own::default(), seed)?;
+            checked = checked.and(right);
+        }
+        buffer.close()?;
+        Ok(checked)
+    }))
+}
+
+/// Of compact rows that cross none is read before it is there: without the wait for that some schedule is wrong.
+#[test]
+fn without_the_wait_some_schedule_fails() {
+    const FILE: &str = "gpu-kernels/src/combine/fp8_rows.rs";
+    const SOURCE: &str = include_str!("../gpu-kernels/src/combine/fp8_rows.rs");
+    for seed in 0..4 {
+        rounds(seed, None).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+    let mutation = Mutation::of(FILE, SOURCE, "self.reduced.wait_for_all(window").expect("the wait is there");
+    assert!((0..24).any(|seed| rounds(seed, Some(mutation)).is_err()), "no seed misses it");
+}
+
 /// Prints how long a combine takes whose rows cross in BF16, and in FP8: a rank on each GPU that is named, 256 experts, top-8, rows of 7168.
 #[test]
 #[ignore = "needs NVIDIA GPUs, and measures"]
@@ -175,7 +222,8 @@ fn how_long_a_combine_takes() {
     const HIDDEN: u32 = 7168;
     const TIMES: usize = 15;
     let ranks = gpus().len() as u32;
-    for (tokens, sms) in [4096u32, 128].into_iter().flat_map(|tokens| [16, 24, 32, 64].map(|sms| (tokens, sms))) {
+    let sizes = [4096u32, 128].into_iter().flat_map(|tokens| [16, 24, 32, 64].map(|sms| (tokens, sms)));
+    for (layout, (tokens, sms)) in sizes.flat_map(|size| LAYOUTS.map(|layout| (layout, size))) {
         let case = Case {
             ranks,
             experts: 256,
@@ -191,7 +239,7 @@ fn how_long_a_combine_takes() {
             mode: Mode::Fast { workers: 0 },
         };
         let results = Device::from_env().run_all(ranks, case.mode, |comm| {
-            let mut config = case.config().with_layout(LAYOUT).with_fp8_combine().with_capacity(u64::from(tokens * 12));
+            let mut config = case.config().with_layout(layout).with_fp8_combine().with_capacity(u64::from(tokens * 12));
             config.max_tokens_per_rank = tokens;
             let mut buffer = ElasticBuffer::new(&comm, config)?;
             let mut random = Random::new(u64::from(comm.rank()));
@@ -228,7 +276,7 @@ fn how_long_a_combine_takes() {
         let medians: Vec<[f64; 2]> = results.into_iter().map(|result| result.unwrap()).collect();
         let slowest = |wire: usize| medians.iter().map(|medians| medians[wire]).fold(0.0, f64::max);
         println!(
-            "{ranks} ranks, {tokens} tokens, {sms} SMs: {:.1} us in BF16, {:.1} us in FP8",
+            "{layout:?}, {ranks} ranks, {tokens} tokens, {sms} SMs: {:.1} us in BF16, {:.1} us in FP8",
             slowest(0),
             slowest(1)
         );

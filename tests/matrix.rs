@@ -16,6 +16,8 @@ mod arrived;
 mod cell;
 #[path = "matrix/dimensions.rs"]
 mod dimensions;
+#[path = "matrix/group.rs"]
+mod group;
 #[path = "matrix/kernels.rs"]
 mod kernels;
 #[path = "matrix/order.rs"]
@@ -88,11 +90,11 @@ fn a_sample_of_processes_is_bitwise_the_reference() {
         let cell = Filter::parse(&rank.told).cell().expect("the test says which");
         let plan = worlds::plan(&cell);
         let machine = rank.machine();
-        let checked = rank.comm(machine).and_then(|comm| round::rank(&cell, &plan, &comm));
+        let checked = rank.comm(machine).and_then(|comm| round::rank(&cell, &plan, &round::Streams::of(&comm)));
         return checked.expect("every rank comes to its end").unwrap_or_else(|why| panic!("{cell}\n{why}"));
     }
     let device = Device::Simulated;
-    for layout in ["Compact", "ByExpert", "Slab"] {
+    for layout in ["Compact", "ByExpert", "Slab", "RankMajor"] {
         for seed in replay::seeds(2) {
             let filter = Filter::parse(&format!("layout={layout},schedule=Fast,ranks=2,ranks=3,ranks=4"));
             let cell = cell::sample(seed, device, &filter).find(|cell| sense::of(cell, device) == Sense::Runs);
@@ -110,8 +112,40 @@ fn every_refusal_is_the_librarys() {
     let filter = Filter::parse("ranks=1,ranks=2,schedule=Fast,calls=2");
     for refusal in sense::REFUSALS {
         let refused = |cell: &dimensions::Cell| sense::of(cell, device) == Sense::Refused(refusal.why);
-        let cell = cell::sample(5, device, &filter).find(refused).expect("there is one");
+        let cell = cell::any(5, &filter).find(refused).expect("there is one");
         walk::one(device, &cell).unwrap_or_else(|why| panic!("{why}"));
+    }
+}
+
+/// Cells that share a group are each what they are alone, those that are refused too, and so is what comes behind one that ended the group.
+#[test]
+fn cells_that_share_a_group_are_told_apart() {
+    let device = Device::from_env();
+    let filter = Filter::parse("ranks=2,schedule=Fast,calls=2");
+    let with = |sense| {
+        let mut cells = cell::any(replay::seeds(1)[0], &filter);
+        cells.find(|cell| sense::of(cell, device) == sense).expect("there is one")
+    };
+    let mut cells = vec![with(Sense::Runs); 2];
+    cells.extend(sense::REFUSALS.iter().map(|refusal| with(Sense::Refused(refusal.why))));
+    cells.push(with(Sense::Runs));
+    let fails = 1;
+    let came = group::check_by(device, &cells, |cell, plan, streams| {
+        if std::ptr::eq(cell, &cells[fails]) && streams.own().rank() == 1 {
+            streams.own().delay(Duration::MAX)?;
+        }
+        round::rank(cell, plan, streams)
+    });
+    assert_eq!(came.len(), cells.len());
+    for (number, (cell, came)) in cells.iter().zip(came).enumerate() {
+        let right = match (sense::of(cell, device), &came.checked) {
+            (_, Err(said)) if number == fails => {
+                said.contains("rank 1 failed") && said.contains("behind 1 of its group")
+            }
+            (Sense::Refused(why), Err(said)) => said.contains(why),
+            (_, checked) => checked.is_ok() && number != fails,
+        };
+        assert!(right, "{number}: {cell}\n{:?}", came.checked);
     }
 }
 
@@ -172,6 +206,20 @@ fn what_is_left_out_has_a_reason() {
     let rules = sense::RULES.iter().filter(|rule| rule.of_picks);
     let written: BTreeSet<_> = rules.map(|rule| rule.why).chain(sense::REFUSALS.iter().map(|r| r.why)).collect();
     assert_eq!(there, written);
+}
+
+/// Where rows have fixed places a replay takes the row slot of what it replays.
+#[test]
+fn replays_in_fixed_places_take_the_slot_of_their_routing() {
+    let filter = Filter::parse("layout=RankMajor,again=true,ranks=1,ranks=3,row_bytes=16");
+    let cells = cell::sample(replay::seeds(1)[0], Device::Simulated, &filter);
+    for cell in cells.filter(|cell| sense::of(cell, Device::Simulated) == Sense::Runs).take(40) {
+        let steps = worlds::plan(&cell).steps;
+        for step in &steps {
+            let of = step.of.map_or(step, |of| &steps[of]);
+            assert_eq!(step.row_slots, of.row_slots, "{cell}");
+        }
+    }
 }
 
 /// A cell's text is the cell.

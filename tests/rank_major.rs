@@ -6,46 +6,19 @@ use std::time::Duration;
 
 use epoxide::quantize::Quantizer;
 use epoxide::{
-    CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, Error, ExpertOutputs,
-    IndexType, Layout, LocalGroup, Machine, MachineConfig, Mode, Result, WireFormat, bf16,
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout, LocalGroup,
+    Machine, MachineConfig, Mode, Result, WireFormat, bf16,
 };
 use epoxide_sim::Mutation;
 use proptest::prelude::*;
 use support::exchange::{Indices, Tensors, check_received, check_round_of};
+use support::fixed_places::{check_index, predicted_outputs};
 use support::reference::{Wire, World, same};
 use support::routing::{Bounds, Case, Choice, Random, rows};
 use support::{Checked, Device, complaints, replay};
 
 fn config(case: &Case, alignment: u32) -> Config {
     case.config().with_layout(Layout::RankMajor { alignment })
-}
-
-/// The index that a dispatch makes is that of the rows that came, in their places.
-fn check_index(
-    quantizer: &Quantizer,
-    comm: &Comm,
-    buffer: &mut ElasticBuffer,
-    handle: &Dispatched,
-    alignment: u32,
-) -> Result<Checked> {
-    let received = buffer.received(handle)?;
-    let (max_tokens, top_k) = (buffer.config().max_tokens_per_rank, buffer.config().top_k as usize);
-    let (mut want, mut offsets) = (Vec::new(), vec![0]);
-    for expert in 0..received.counts.by_expert.len() as i32 {
-        let of_row = received.topk_idx.chunks(top_k).zip(&received.sources);
-        let selecting = of_row.filter(|(experts, _)| experts.contains(&expert));
-        want.extend(selecting.map(|(_, (rank, token))| rank * max_tokens + token));
-        want.resize(want.len().next_multiple_of(alignment as usize), u32::MAX);
-        offsets.push(want.len() as u32);
-    }
-    let view = buffer.recv_arrays(handle)?.index.expect("rows in fixed places have one");
-    let bytes = (want.len() as u64 * 4).next_multiple_of(16);
-    let to: DeviceTensor<u32> = comm.empty(bytes / 4)?;
-    // SAFETY: regions of the buffer are multiples of 256 bytes long; nothing writes this one before the next dispatch.
-    unsafe { quantizer.copy_raw(view.address(), to.address(), bytes)? };
-    let words = to.to_vec()?;
-    Ok(same("index offsets", &received.counts.index_offsets, &offsets, 1)
-        .and_then(|()| same("index", &words[..want.len()], &want, 1)))
 }
 
 /// Runs a case on a group of its own, `rounds` times with other data: all but the first find the slot free.
@@ -64,7 +37,8 @@ fn check(device: Device, (case, alignment): &(Case, u32), rounds: u64) -> Checke
             tensors.fill(world, comm.rank())?;
             comm.barrier()?;
             let handle = tensors.dispatch(&mut buffer, tokens)?;
-            let index = check_index(&quantizer, &comm, &mut buffer, &handle, *alignment)?;
+            let received = buffer.received(&handle)?;
+            let index = check_index(&comm, &quantizer, &buffer, &handle, &received, *alignment)?;
             let round = check_round_of(&comm, &mut buffer, &handle, &mut tensors, world, wires)?;
             checked = checked.and(index).and(round);
         }
@@ -314,19 +288,6 @@ impl Skew {
         Self { worlds, wires, case, seed }
     }
 
-    /// What a rank's experts will write in every place.
-    fn outputs(&self, round: usize, rank: u32) -> Vec<bf16> {
-        let (world, wires, hidden) = (&self.worlds[round], &self.wires[round], self.case.hidden as usize);
-        let rows = world.expert_outputs(rank, wires);
-        let most = self.case.max_tokens() as usize;
-        let mut places = vec![bf16::NAN; self.case.ranks as usize * most * hidden];
-        for (row, (source, token)) in rows.chunks(hidden).zip(world.arrivals(rank).sources) {
-            let place = (source as usize * most + token as usize) * hidden;
-            places[place..place + hidden].copy_from_slice(row);
-        }
-        places
-    }
-
     fn run_rank(&self, comm: &Comm) -> Result<Checked> {
         let rank = comm.rank();
         let mut random = Random::new(self.seed ^ (u64::from(rank) + 1) << 48);
@@ -338,7 +299,8 @@ impl Skew {
             let mut mine = Tensors::empty(comm, tokens, hidden, case.top_k, IndexType::I64)?;
             mine.fill(world, rank)?;
             tensors.push(mine);
-            outputs.push(comm.tensor(&self.outputs(round, rank))?);
+            let places = predicted_outputs(world, rank, &self.wires[round], case.max_tokens());
+            outputs.push(comm.tensor(&places)?);
         }
         comm.barrier()?;
         let delay = |random: &mut Random| match random.below(8) {

@@ -4,6 +4,7 @@ mod support;
 use std::time::Duration;
 
 use epoxide::{Comm, Config, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Result, ScaleLayout, WireFormat};
+use support::combine_options::{Agreed, Own, check_combine};
 use support::exchange::{Indices, Tensors, check_round};
 use support::masked::without;
 use support::processes::{Rank, Ranks};
@@ -36,6 +37,11 @@ fn formats() -> impl Iterator<Item = (WireFormat, Layout)> {
     [WireFormat::Bf16, WireFormat::Fp8].into_iter().flat_map(|format| LAYOUTS.map(|layout| (format, layout)))
 }
 
+/// Whether what combines bring from other ranks crosses in FP8: of compact rows, for which their owners have words of their own.
+fn crosses_in_fp8(format: WireFormat, layout: Layout) -> bool {
+    format == WireFormat::Fp8 && layout == Layout::Compact
+}
+
 /// A dispatch and a combine of what `asked` says, which come to what `world` says.
 fn round(
     comm: &Comm,
@@ -46,6 +52,11 @@ fn round(
     tensors.fill(asked, comm.rank())?;
     let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
     match buffer.config().layout {
+        Layout::Compact if buffer.config().fp8_combine => {
+            let handle = tensors.dispatch(buffer, world.inputs[comm.rank() as usize].tokens)?;
+            let agreed = Agreed { fp8: true, ..Agreed::default() };
+            check_combine(comm, buffer, &handle, world, &wires, agreed, Own::default(), 1)
+        }
         Layout::Compact | Layout::RankMajor { .. } => check_round(comm, buffer, tensors, world, &wires),
         _ => by_expert::check_round(comm, buffer, tensors, world, &wires, 4),
     }
@@ -74,6 +85,7 @@ fn a_buffer_is_as_new_after_a_fault() {
                 let case = case(3, seed.wrapping_add(i), format, mode);
                 let config = case.config().with_layout(layout).with_timeout(Duration::from_millis(200));
                 let fixed = matches!(layout, Layout::RankMajor { .. });
+                let config = if crosses_in_fp8(format, layout) { config.with_fp8_combine() } else { config };
                 let config = if fixed { config } else { config.with_counts_mirror().with_routing_slots(2) };
                 let checked = device.check(3, mode, |comm| faults_and_goes_on(&comm, &case, &config, fault));
                 checked.unwrap_or_else(|complaint| panic!("{case:?}, {layout:?}, {fault:?}: {complaint}"));
@@ -137,6 +149,7 @@ fn goes_on(rank: Rank) {
     let mut buffers = Vec::new();
     for (number, (format, layout)) in (0..).zip(formats()) {
         let config = case(RANKS, 0, format, mode).config().with_layout(layout).with_row_slots(1 + number % 2);
+        let config = if crosses_in_fp8(format, layout) { config.with_fp8_combine() } else { config };
         let columns = format == WireFormat::Fp8 && !matches!(layout, Layout::RankMajor { .. });
         let config = if columns { config.with_scale_layout(ScaleLayout::ColumnMajor) } else { config };
         buffers.push(ElasticBuffer::new(&comm, config).expect("all are there"));

@@ -3,7 +3,8 @@
 use epoxide_dsl::prelude::*;
 
 use crate::combine::{
-    self, ByExpertWith, ByFp8, CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineWithArgs,
+    self, ByExpertWith, ByFp8, CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineFp8Args,
+    CombineWithArgs,
 };
 use crate::dispatch::again::{self, DispatchAgainArgs};
 use crate::dispatch::again_by_expert::{self, DispatchAgainByExpertArgs};
@@ -167,6 +168,12 @@ pub fn combine_by_expert_fp8_gated(args: CombineByExpertWithArgs) {
     combine::run(&ByFp8::<true>(&args));
 }
 
+/// Sums the experts' outputs, which cross in FP8, with options; see [`crate::combine`].
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn combine_fp8(args: CombineFp8Args) {
+    combine::run(&args);
+}
+
 /// Makes the gradient of a gate-weighted combine of rows that came; see [`crate::gradient`].
 #[kernel(threads = 512, blocks_per_sm = 2)]
 pub fn weigh_gradients(args: WeighGradientsArgs) {
@@ -214,6 +221,7 @@ const _: () = assert!(
         && combine_by_expert_gated.threads() == layout::THREADS
         && combine_by_expert_fp8.threads() == layout::THREADS
         && combine_by_expert_fp8_gated.threads() == layout::THREADS
+        && combine_fp8.threads() == layout::THREADS
 );
 /// Writes the words of ranks that are gone; see [`crate::stand_in`]. As many blocks as the operation behind it.
 #[kernel(threads = 256)]

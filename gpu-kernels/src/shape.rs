@@ -161,6 +161,8 @@ pub struct Shape {
     pub returned_weights: bool,
     /// How scales lie for who reads them, which may take a region for them.
     pub scale_layout: ScaleLayout,
+    /// Whether combines may send what crosses between ranks in FP8, which takes a region where rows are compact.
+    pub fp8_combine: bool,
 }
 
 impl Shape {
@@ -175,6 +177,16 @@ impl Shape {
     /// Bytes of a BF16 row.
     pub const fn bf16_row_bytes(&self) -> u64 {
         self.hidden as u64 * 2
+    }
+    /// Bytes from one compact row to the next of those that a combine sends in FP8: e4m3, and an f32 scale for every 128; none where there are no such.
+    pub const fn crossing_row_bytes(&self) -> u64 {
+        match (self.layout, self.fp8_combine) {
+            (Layout::Compact, true) => {
+                let scales = self.hidden.div_ceil(GROUP) as u64 * 4;
+                (self.hidden as u64 + scales).next_multiple_of(16)
+            }
+            _ => 0,
+        }
     }
     /// Scales of a row, 32 bits each; none in BF16.
     pub const fn scale_words(&self) -> u32 {

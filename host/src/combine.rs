@@ -2,11 +2,12 @@
 use epoxide_dsl::memory::{Global, Optional};
 use epoxide_dsl::window::Region;
 use epoxide_kernels::combine::{
-    CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineOptions, CombineWithArgs, UNKNOWN_OUTPUTS,
+    CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineFp8Args, CombineOptions, CombineWithArgs,
+    UNKNOWN_OUTPUTS,
 };
 use epoxide_kernels::entries::{
     combine, combine_by_expert, combine_by_expert_fp8, combine_by_expert_fp8_gated, combine_by_expert_gated,
-    combine_by_expert_with, combine_with, lend,
+    combine_by_expert_with, combine_fp8, combine_with, lend,
 };
 use epoxide_kernels::entries_rank_major::combine_rank_major;
 use epoxide_kernels::layout::Span;
@@ -356,7 +357,11 @@ impl ElasticBuffer {
                 runtime.launch(&combine, blocks, 0, &pull, stream)?;
             } else {
                 let with = CombineWithArgs { pull, options: self.options(input, slots) };
-                runtime.launch(&combine_with, blocks, 0, &with, stream)?;
+                if input.fp8_wire {
+                    runtime.launch(&combine_fp8, blocks, 0, &self.in_fp8(with, slots), stream)?;
+                } else {
+                    runtime.launch(&combine_with, blocks, 0, &with, stream)?;
+                }
             }
         }
         Ok(())
@@ -387,6 +392,18 @@ impl ElasticBuffer {
             sums: Region::new(self.row_offset(w.sums, slots.row)),
             reduced: BlockFlags::new(Region::new(self.row_offset(w.blocks, slots.row))),
             max_tokens: shape.max_tokens,
+            reserved: 0,
+        }
+    }
+
+    /// What a combine of compact rows takes that cross in FP8.
+    fn in_fp8(&self, with: CombineWithArgs, slots: Slots) -> CombineFp8Args {
+        let (w, shape) = (&self.layouts.window, &self.layouts.shape);
+        CombineFp8Args {
+            with,
+            crossing: Region::new(self.row_offset(w.crossing, slots.row)),
+            reduced: BlockFlags::new(Region::new(self.row_offset(w.blocks, slots.row))),
+            row_bytes: shape.crossing_row_bytes() as u32,
             reserved: 0,
         }
     }

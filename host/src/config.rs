@@ -335,8 +335,9 @@ impl Config {
         self
     }
 
-    /// Lets combines send what crosses between ranks in FP8, where they ask for it ([`CombineInput::over_fp8`](crate::CombineInput::over_fp8)) and rows
-    /// lie by expert. By kernels of their own, with combine's options, in the same memory.
+    /// Lets combines send what crosses between ranks in FP8, where they ask for it ([`CombineInput::over_fp8`](crate::CombineInput::over_fp8)), in every
+    /// layout but [`Layout::RankMajor`]. By kernels of their own, with combine's options; where rows lie by expert in the same memory, and compact rows take a
+    /// region of about half that of expert outputs.
     ///
     /// The row of a (token, rank), which crosses in BF16 otherwise, is quantised as a [dispatch](crate::WireFormat::Fp8) quantises: e4m3 with one f32
     /// scale for every 128 elements. The token's rank adds `code * scale`, the product rounded to f32, in that row's place. Its own rank's rows do not cross,
@@ -467,6 +468,7 @@ impl Config {
             row_slots: self.row_slots,
             returned_weights: self.returned_weights,
             scale_layout: self.scale_layout,
+            fp8_combine: self.fp8_combine,
         };
         let worst = shape.worst_rows();
         let rows = self.capacity.map_or(worst, |rows| rows.min(worst));
@@ -483,8 +485,8 @@ impl Config {
             return Err(Error::argument("overflow", format!("{:?}", self.overflow), rule));
         }
         check_options(self.layout, self.counts_mirror, self.expert_statistics, self.scale_layout)?;
-        if self.fp8_combine && !self.layout.is_by_expert() {
-            let rule = "where rows lie by expert: a compact row crosses as the experts wrote it";
+        if self.fp8_combine && self.layout.is_rank_major() {
+            let rule = "not where rows have fixed places (Layout::RankMajor)";
             return Err(Error::argument("fp8_combine", true, rule));
         }
         if self.halves && !self.layout.is_rank_major() {

@@ -31,7 +31,10 @@ impl ElasticBuffer {
                 tokens: Region::new(w.tokens.slot(slots.routing, shape.routing_slots).offset),
                 masked: Global::from_raw(masked.memory + MASK),
                 kind: kind as u32,
-                by_expert: shape.layout.is_by_expert().into(),
+                // Compact rows that cross in FP8 have words of blocks too.
+                by_expert: (shape.layout.is_by_expert()
+                    || matches!(kind, Kind::CombineFp8 | Kind::CombineFp8Returning))
+                .into(),
                 landings: Landings::new(Region::new(self.row_offset(w.landings, slots.row))),
                 selections: self.selection_words(slots),
                 rank_major: shape.layout.is_rank_major().into(),

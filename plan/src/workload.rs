@@ -195,6 +195,7 @@ impl Workload {
             row_slots: self.row_slots,
             returned_weights: false,
             scale_layout: self.scale_layout,
+            fp8_combine: false,
         };
         let worst = shape.worst_rows();
         let rows = if self.layout == RowLayout::Slab { worst } else { self.capacity.rows().min(worst) };

@@ -3,7 +3,7 @@ use epoxide::{ElasticBuffer, Layout, Received, RecvCounts, Result, WireRows};
 
 use super::dimensions::Cell;
 use super::support::by_expert::Padding;
-use super::support::overflow::told;
+use super::support::overflow::{Over, told};
 use super::support::reference::{owned, same};
 use super::support::{Checked, by_expert, counts, exchange, gradient};
 use super::worlds::{Plan, Step};
@@ -26,7 +26,9 @@ pub fn check(cell: &Cell, layout: Layout, step: &Step, rank: u32, came: &Came) -
     let here: u32 = step.dropped.iter().skip(mine.start as usize).take(mine.len()).sum();
     let dropped = [received.counts.dropped, received.counts.dropped_in_all];
     same("dropped selections", &dropped, &[here, all], 1).and_then(|()| match layout {
-        Layout::Compact => exchange::check_received(world, wires, &world.arrivals(rank), received),
+        Layout::Compact | Layout::RankMajor { .. } => {
+            exchange::check_received(world, wires, &world.arrivals(rank), received)
+        }
         _ => by_expert::check_received(world, wires, rank, Padding::of(layout), cell.padding, received),
     })
 }
@@ -43,8 +45,8 @@ pub fn check_gradient(layout: Layout, step: &Step, rank: u32, came: &Came) -> Ch
 }
 
 /// Compares what a rank was told while the rows travelled.
-pub fn counts(layout: Layout, step: &Step, rank: u32, got: Result<RecvCounts>) -> Result<Checked> {
-    if let Some(over) = step.over {
+pub fn counts(layout: Layout, step: &Step, over: Option<Over>, rank: u32, got: Result<RecvCounts>) -> Result<Checked> {
+    if let Some(over) = over {
         return Ok(told("wait_counts", got, over));
     }
     let (got, want) = (got?, counts::counts(&step.world, rank, layout));

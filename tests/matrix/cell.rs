@@ -40,7 +40,10 @@ impl fmt::Display for Cell {
 }
 
 /// Draws of what is not given before a combination is given up: its own sizes may not fit each other.
-const TRIES: u32 = 64;
+const TRIES: u32 = 3;
+
+/// How often another value is drawn for every dimension, none of which keeps more rules, before a cell is given up.
+const IN_VAIN: u32 = 8;
 
 /// Which cells are meant: the places that each dimension may have, all if none is named.
 #[derive(Clone, Debug, Default)]
@@ -89,27 +92,62 @@ impl Filter {
     }
 }
 
-/// Draws a place for each dimension that has none, until the cell runs or there were enough tries: of those that are refused one in 32, and
-/// any where nothing else was found, and of those that make no sense one where all do.
+/// Draws a place for each dimension that has none.
+fn drawn(given: &[Option<usize>], open: &[Vec<usize>], random: &mut Random) -> Cell {
+    let places = DIMENSIONS.iter().zip(given.iter().zip(open)).map(|(dimension, (given, open))| {
+        let values = open.len() as u32;
+        given.unwrap_or_else(|| match dimension.how {
+            How::Seldom if random.below(3) > 0 => open[0],
+            _ => open[random.below(values) as usize],
+        })
+    });
+    Cell::of(places.collect(), random.draw() >> 32)
+}
+
+/// [`drawn`], and other places for those with which the cell does not run: of those that are refused one in 32 stays, and any where nothing else was
+/// found, and of those that make no sense one where all do.
 fn draw(given: &[Option<usize>], open: &[Vec<usize>], random: &mut Random, device: Device) -> Cell {
     let (mut refused, mut senseless) = (None, None);
-    for _ in 0..=TRIES {
-        let places = DIMENSIONS.iter().zip(given.iter().zip(open)).map(|(dimension, (given, open))| {
-            let values = open.len() as u32;
-            given.unwrap_or_else(|| match dimension.how {
-                How::Seldom if random.below(3) > 0 => open[0],
-                _ => open[random.below(values) as usize],
-            })
-        });
-        let cell = Cell::of(places.collect(), random.draw() >> 32);
+    for _ in 0..TRIES {
+        let cell = drawn(given, open, random);
+        if matches!(sense::of(&cell, device), Sense::Refused(_)) && random.below(32) == 0 {
+            return cell;
+        }
+        let cell = changed(cell, given, open, random, device);
         match sense::of(&cell, device) {
             Sense::Runs => return cell,
-            Sense::Refused(_) if random.below(32) == 0 => return cell,
             Sense::Refused(_) => refused = Some(cell),
             Sense::Senseless(_) => senseless = Some(cell),
         }
     }
     refused.or(senseless).expect("a try is one of the three")
+}
+
+/// The cell, with as few other values as it takes to run, if it can: one after another, with each of which it keeps more rules.
+fn changed(mut cell: Cell, given: &[Option<usize>], open: &[Vec<usize>], random: &mut Random, device: Device) -> Cell {
+    let free: Vec<_> = (0..DIMENSIONS.len()).filter(|dimension| given[*dimension].is_none()).collect();
+    let mut in_vain = 0;
+    while in_vain < IN_VAIN && sense::of(&cell, device) != Sense::Runs {
+        let kept = sense::kept(&cell, device);
+        let first = random.below(free.len().max(1) as u32) as usize;
+        let mut others = free.iter().cycle().skip(first).take(free.len()).map(|dimension| {
+            let mut places = cell.places().to_vec();
+            places[*dimension] = open[*dimension][random.below(open[*dimension].len() as u32) as usize];
+            Cell::of(places, cell.data)
+        });
+        match others.find(|cell| sense::kept(cell, device) > kept) {
+            Some(other) => (cell, in_vain) = (other, 0),
+            None => in_vain += 1,
+        }
+    }
+    cell
+}
+
+/// Random cells, whatever becomes of them.
+pub fn any(seed: u64, filter: &Filter) -> impl Iterator<Item = Cell> {
+    let mut random = Random::new(Random::new(seed).draw());
+    let open: Vec<_> = (0..DIMENSIONS.len()).map(|dimension| filter.places(dimension)).collect();
+    std::iter::repeat_with(move || drawn(&vec![None; DIMENSIONS.len()], &open, &mut random))
 }
 
 /// Random cells that run, or are refused; no more where hundreds in a row make no sense.

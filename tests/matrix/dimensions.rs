@@ -8,6 +8,8 @@ pub enum Lie {
     Compact,
     ByExpert,
     Slab,
+    /// In fixed places, with an index by expert.
+    RankMajor,
 }
 
 /// For how many rows there is room: on a rank, or in slabs for an expert.
@@ -170,8 +172,8 @@ macro_rules! dimensions {
 // The whole has every combination of the values of dimensions with `every`, each with values of the others that are drawn from its seed:
 // with `seldom`, the first two times of three.
 dimensions! {
-    every layout: Lie = [Lie::Compact, Lie::ByExpert, Lie::Slab];
-    /// To what an expert's rows are padded.
+    every layout: Lie = [Lie::Compact, Lie::ByExpert, Lie::Slab, Lie::RankMajor];
+    /// To what an expert's rows are padded, or its part of the index.
     every alignment: u32 = [1, 8, 128];
     /// Whether what pads them is zeroed.
     every padding: bool = [false, true];

@@ -2,6 +2,7 @@
 //! compute-sanitizer. That none is missing the simulated machine tells, which knows what was launched on it; which kernel a call launches does not
 //! depend on the device.
 use std::collections::BTreeSet;
+use std::fmt;
 
 use epoxide::quantize::Quantizer;
 use epoxide::{Comm, ElasticBuffer, Layout, LocalGroup, Machine, MachineConfig, Mode, Result, WireFormat, bf16};
@@ -9,7 +10,7 @@ use epoxide_kernels::families;
 
 use super::cell::{self, Filter, Part};
 use super::dimensions::Cell;
-use super::round;
+use super::round::{self, Streams};
 use super::sense::{self, Sense};
 use super::support::brought::{Brought, Lie};
 use super::support::exchange::{Tensors, check_round_of};
@@ -17,7 +18,7 @@ use super::support::halves::{check_rest, send};
 use super::support::reference::{Wire, same};
 use super::support::routing::{Case, Random, rows};
 use super::support::{Checked, Device, complaints, packed, reference};
-use super::worlds;
+use super::worlds::{self, Plan};
 
 /// Kernels for ranks that go on without others, which are processes: `recovery` and `kills` launch them.
 const OF_PROCESSES: [&str; 2] = ["stand_in", "without_masked"];
@@ -42,7 +43,8 @@ const FORMS: [&str; 5] = [
 ];
 
 /// Cells of which the names do not follow from a form and a layout.
-const OTHERS: [&str; 7] = [
+const OTHERS: [&str; 8] = [
+    "layout=Compact,rows=Bf16,columns=false,told=false,again=false,outputs=Tensor,biases=1,accumulate=true,y=F32,gated=false,returned=true,over_fp8=true",
     "layout=Compact,rows=Bf16,columns=false,told=false,again=false,outputs=Lent,biases=2,accumulate=true,y=Bf16,gated=false,returned=true",
     "layout=ByExpert,rows=Bf16,columns=false,told=false,again=false,outputs=Staged,biases=1,accumulate=true,y=F32,gated=false,returned=true",
     "layout=ByExpert,rows=Bf16,columns=false,told=false,again=false,outputs=Kernel,biases=0,accumulate=false,y=Bf16,gated=true,returned=false",
@@ -72,34 +74,103 @@ fn cells(device: Device) -> Vec<Cell> {
     filters.iter().map(runs).collect()
 }
 
-/// Runs `f` on as many ranks; the names of what was launched, where the device tells.
-fn launched(
-    cell: &Cell,
-    device: Device,
-    f: impl Fn(&Comm) -> Result<Checked> + Sync,
-) -> (BTreeSet<&'static str>, Checked) {
-    if device == Device::Cuda {
-        return (BTreeSet::new(), device.check(cell.ranks, worlds::mode(cell), |comm| f(&comm)));
-    }
-    let machine = Machine::new(MachineConfig::new(cell.ranks, worlds::mode(cell))).expect("a machine");
-    let group = LocalGroup::on_machine(&machine).expect("a group");
-    let checked = complaints(group.run_all(|comm| f(&comm)));
-    (machine.launched_kernels(), checked)
+/// What launches some of them.
+enum Launcher {
+    Cell(Box<Cell>, Box<Plan>),
+    /// Rows in fixed places.
+    RankMajor(WireFormat, bool),
+    Tensors,
 }
 
-/// Those of rows in fixed places: pairs in each form of rows, whole and by halves, in few tokens, so that quantised ones go in pieces.
-fn rank_major(comm: &Comm) -> Result<Checked> {
+impl Launcher {
+    /// Everything, in the order of the parts.
+    fn all(device: Device) -> Vec<Self> {
+        let cells = cells(device).into_iter().map(|cell| {
+            let plan = worlds::plan(&cell);
+            Self::Cell(Box::new(cell), Box::new(plan))
+        });
+        let rank_major = RANK_MAJOR.map(|(format, brought)| Self::RankMajor(format, brought));
+        cells.chain(rank_major).chain([Self::Tensors]).collect()
+    }
+
+    fn mode(&self) -> Mode {
+        match self {
+            Self::Cell(cell, _) => worlds::mode(cell),
+            Self::RankMajor(..) | Self::Tensors => Mode::Fast { workers: 0 },
+        }
+    }
+
+    fn rank(&self, streams: &Streams) -> Result<Checked> {
+        let checked = match self {
+            Self::Cell(cell, plan) => round::rank(cell, plan, streams),
+            Self::RankMajor(format, brought) => rank_major(streams.own(), *format, *brought),
+            Self::Tensors => tensors(streams.own()),
+        };
+        checked.map(|checked| checked.map_err(|why| format!("{self}: {why}")))
+    }
+}
+
+impl fmt::Display for Launcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cell(cell, _) => write!(f, "{cell}"),
+            Self::RankMajor(format, brought) => write!(f, "rows in fixed places, {format:?}, brought: {brought}"),
+            Self::Tensors => write!(f, "tensors"),
+        }
+    }
+}
+
+/// Ranks of each.
+const RANKS: u32 = 2;
+
+/// Launches a part of all, a line for each that is right; the names of what was launched, where the device tells.
+fn launched(device: Device, part: &[(u64, &Launcher)]) -> std::result::Result<BTreeSet<&'static str>, String> {
+    let mut seen = BTreeSet::new();
+    if device == Device::Cuda {
+        // On one group: watched from outside, kernels are loaded slowly.
+        device.check(RANKS, Mode::Fast { workers: 0 }, |comm| {
+            let streams = Streams::of(&comm);
+            for (number, launcher) in part {
+                let checked = launcher.rank(&streams)?;
+                if checked.is_err() {
+                    return Ok(checked);
+                }
+                if comm.rank() == 0 {
+                    println!("{number}: right");
+                }
+            }
+            Ok(Ok(()))
+        })?;
+        return Ok(seen);
+    }
+    for (number, launcher) in part {
+        let machine = Machine::new(MachineConfig::new(RANKS, launcher.mode())).expect("a machine");
+        let group = LocalGroup::on_machine(&machine).expect("a group");
+        complaints(group.run_all(|comm| launcher.rank(&Streams::of(&comm))))?;
+        let names = machine.launched_kernels();
+        println!("{number}: right, {}", names.iter().copied().collect::<Vec<_>>().join(" "));
+        seen.extend(names);
+    }
+    Ok(seen)
+}
+
+/// Forms of rows in fixed places, and whether they are brought: each has a pair of kernels.
+const RANK_MAJOR: [(WireFormat, bool); 5] = [
+    (WireFormat::Bf16, false),
+    (WireFormat::Fp8, false),
+    (WireFormat::Fp8, true),
+    (WireFormat::Fp8Ue8m0, false),
+    (WireFormat::Mxfp8, false),
+];
+
+/// Rows in fixed places, whole and by halves: so few tokens that rows prove themselves, and so many that they do not, of which quantised ones go in
+/// pieces.
+fn rank_major(comm: &Comm, format: WireFormat, brought: bool) -> Result<Checked> {
     const HIDDEN: u32 = 2896;
     let mut checked = Ok(());
-    for (format, brought) in [
-        (WireFormat::Bf16, false),
-        (WireFormat::Fp8, false),
-        (WireFormat::Fp8, true),
-        (WireFormat::Fp8Ue8m0, false),
-        (WireFormat::Mxfp8, false),
-    ] {
+    for tokens in [3, 12] {
         let case = Case {
-            tokens: vec![3; comm.size() as usize],
+            tokens: vec![tokens; comm.size() as usize],
             num_sms: 3,
             ..Case::with_rows(comm.size(), HIDDEN, format, vec![], 5, Mode::Fast { workers: 0 })
         };
@@ -107,19 +178,19 @@ fn rank_major(comm: &Comm) -> Result<Checked> {
         let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
         let config = case.config().with_layout(Layout::RankMajor { alignment: 8 }).with_halves();
         let mut buffer = ElasticBuffer::new(comm, config)?;
-        let mut tensors = Tensors::empty(comm, 3, HIDDEN, case.top_k, case.index)?;
+        let mut tensors = Tensors::empty(comm, tokens, HIDDEN, case.top_k, case.index)?;
         tensors.fill(&world, comm.rank())?;
         comm.barrier()?;
         let own = Brought::new(comm, &wires[comm.rank() as usize], HIDDEN.div_ceil(128), Lie::default());
         for _ in 0..2 {
             let handle = match brought {
-                true => tensors.dispatch_rows(&mut buffer, 3, own.as_ref().map_err(Clone::clone)?.rows()?)?,
-                false => tensors.dispatch(&mut buffer, 3)?,
+                true => tensors.dispatch_rows(&mut buffer, tokens, own.as_ref().map_err(Clone::clone)?.rows()?)?,
+                false => tensors.dispatch(&mut buffer, tokens)?,
             };
             checked = checked.and(check_round_of(comm, &mut buffer, &handle, &mut tensors, &world, &wires)?);
         }
         let rows = if brought { own.as_ref().map_err(Clone::clone)?.rows()? } else { (&tensors.x).into() };
-        let ticket = send(&mut buffer, &tensors, 3, rows)?;
+        let ticket = send(&mut buffer, &tensors, tokens, rows)?;
         checked = checked.and(check_rest(comm, &mut buffer, ticket, &mut tensors, &world, &wires)?);
         buffer.close()?;
     }
@@ -173,19 +244,9 @@ fn tensors(comm: &Comm) -> Result<Checked> {
 /// Launches every kernel, or a part of them; what they come to is the reference. Says how many there are, and that none is missing.
 pub fn every_one(device: Device, part: Part) -> Checked {
     let all: BTreeSet<&str> = families::ALL.iter().flat_map(|family| family.entries).copied().collect();
-    let mut seen = BTreeSet::new();
-    let cells = cells(device);
-    for (_, cell) in (0..).zip(&cells).filter(|(number, _)| number % part.of + 1 == part.number) {
-        let plan = worlds::plan(cell);
-        let (names, checked) = launched(cell, device, |comm| round::rank(cell, &plan, comm));
-        checked.map_err(|why| format!("{cell}\n{why}"))?;
-        seen.extend(names);
-    }
-    for f in [tensors, rank_major] {
-        let (names, checked) = launched(&cells[0], device, f);
-        checked?;
-        seen.extend(names);
-    }
+    let launchers = Launcher::all(device);
+    let mine: Vec<_> = (0..).zip(&launchers).filter(|(number, _)| number % part.of + 1 == part.number).collect();
+    let seen = launched(device, &mine)?;
     let elsewhere: Vec<_> = OF_PROCESSES.iter().chain(&OF_MEASUREMENTS).copied().collect();
     let missing: Vec<_> = all.difference(&seen).filter(|name| !elsewhere.contains(name)).collect();
     if (device, part) == (Device::Simulated, Part::WHOLE) && !missing.is_empty() {
@@ -193,8 +254,8 @@ pub fn every_one(device: Device, part: Part) -> Checked {
     }
     let (here, families) = (all.len() - elsewhere.len(), families::ALL.len());
     println!(
-        "part {part} of {} cells is right; the whole launches {here} of {} kernels in {families} families, all but {}",
-        cells.len(),
+        "part {part} of {} is right; the whole launches {here} of {} kernels in {families} families, all but {}",
+        launchers.len(),
         all.len(),
         elsewhere.join(", ")
     );

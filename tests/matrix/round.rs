@@ -1,10 +1,11 @@
 //! Runs a cell: every rank dispatches, hands over expert outputs in the cell's way, and combines, and all of it is compared with the
 //! references.
+use std::cell::{Cell as Mut, OnceCell};
 use std::time::Duration;
 
 use epoxide::quantize::Quantizer;
 use epoxide::{
-    CombineInput, Comm, DeviceTensor, Dispatched, ElasticBuffer, ExpertOutputs, Layout, ReplayInput, Result,
+    CombineInput, Comm, DeviceTensor, Dispatched, ElasticBuffer, Error, ExpertOutputs, Layout, ReplayInput, Result,
     ReturnedWeights, Rows, bf16,
 };
 
@@ -18,7 +19,7 @@ use super::support::exchange::{self, Tensors};
 use super::support::gradient::back_at_tokens;
 use super::support::overflow::{Over, told};
 use super::support::reference::same;
-use super::support::{Checked, Device, scale_columns};
+use super::support::{Checked, Device, fixed_places, scale_columns};
 use super::worlds::{self, Plan, Step};
 
 /// Longer than any cell.
@@ -27,7 +28,40 @@ const LONG: Duration = Duration::from_secs(3600);
 /// Runs a cell on a group of its own.
 pub fn check(cell: &Cell, device: Device) -> Checked {
     let plan = worlds::plan(cell);
-    device.check(cell.ranks, worlds::mode(cell), |comm| rank(cell, &plan, &comm))
+    device.check(cell.ranks, worlds::mode(cell), |comm| rank(cell, &plan, &Streams::of(&comm)))
+}
+
+/// A rank's streams: its own, and another one from when a cell first needs it, since what a rank has made stays as long as the rank.
+pub struct Streams {
+    own: Comm,
+    second: OnceCell<Comm>,
+    /// Buffers that cells have made.
+    buffers: Mut<u64>,
+}
+
+impl Streams {
+    pub fn of(comm: &Comm) -> Self {
+        Self { own: comm.clone(), second: OnceCell::new(), buffers: Mut::new(0) }
+    }
+
+    /// The rank on its own stream.
+    pub fn own(&self) -> &Comm {
+        &self.own
+    }
+
+    /// Those on which a cell's operations are, in turn; none where they are on the rank's own.
+    fn in_turn(&self, cell: &Cell) -> Result<Vec<Comm>> {
+        if cell.stream == Stream::Own {
+            return Ok(Vec::new());
+        }
+        if self.second.get().is_none() {
+            // SAFETY: tensors are written on the rank's stream by calls that wait for it, or with events on both sides (`Run::beside`), and
+            // read where the host has waited for the operations.
+            let _ = self.second.set(unsafe { self.own.on_new_stream()? });
+        }
+        let second = self.second.get().cloned().into_iter();
+        Ok(second.chain((cell.stream == Stream::Switched).then(|| self.own.clone())).collect())
+    }
 }
 
 /// What a rank has of a step before it begins: nothing is allocated on the way.
@@ -47,10 +81,31 @@ struct Back {
     dw: DeviceTensor<f32>,
 }
 
-/// Runs a cell on one rank.
-pub fn rank(cell: &Cell, plan: &Plan, comm: &Comm) -> Result<Checked> {
-    let mut buffer = ElasticBuffer::new(comm, plan.config.clone())?;
-    let mut run = Run { cell, plan, comm, streams: streams(cell, comm)?, operations: 0, copier: Quantizer::new(comm)? };
+/// Runs a cell on one rank. What is refused is a complaint, since all ranks are refused it, and can go on with another cell.
+pub fn rank(cell: &Cell, plan: &Plan, streams: &Streams) -> Result<Checked> {
+    let refused = |error| match error {
+        Error::InvalidArgument { .. } | Error::WrongOrder { .. } => Ok(Err(error.to_string())),
+        other => Err(other),
+    };
+    streams.buffers.set(streams.buffers.get() + 1);
+    let mut buffer = match ElasticBuffer::new(&streams.own, plan.config.clone()) {
+        Ok(buffer) => buffer,
+        Err(error) => return refused(error),
+    };
+    let checked = steps(cell, plan, streams, &mut buffer).or_else(|error| {
+        // Of what was enqueued before, something may not have fitted, and a combine have gone by it: each is told once.
+        let _ = (0..3).find(|_| buffer.synchronize().is_ok());
+        refused(error)
+    })?;
+    buffer.close()?;
+    Ok(checked)
+}
+
+/// All that a cell does with its buffer.
+fn steps(cell: &Cell, plan: &Plan, streams: &Streams, buffer: &mut ElasticBuffer) -> Result<Checked> {
+    let (comm, copier) = (&streams.own, Quantizer::new(&streams.own)?);
+    let number = streams.buffers.get();
+    let mut run = Run { cell, plan, comm, streams: streams.in_turn(cell)?, number, operations: 0, copier };
     let mine = plan.steps.iter().enumerate().map(|(number, step)| run.mine(number, step));
     let mut mine = mine.collect::<Result<Vec<_>>>()?;
     comm.barrier()?;
@@ -59,20 +114,20 @@ pub fn rank(cell: &Cell, plan: &Plan, comm: &Comm) -> Result<Checked> {
     for what in &plan.order {
         let (number, right) = match *what {
             Do::Dispatch(number) => {
-                let (handle, right) = run.dispatch(&mut buffer, number, &handles, &mut mine[number])?;
+                let (handle, right) = run.dispatch(buffer, number, &handles, &mut mine[number])?;
                 handles.push(handle);
                 (number, right)
             }
             Do::Combine(number) => {
-                (number, run.combine(&mut buffer, &handles[number], &plan.steps[number], &mut mine[number])?)
+                (number, run.combine(buffer, &handles[number], &plan.steps[number], &mut mine[number])?)
             }
-            Do::Release(number) => (number, run.release(&mut buffer, &handles[number], &plan.steps[number])?),
+            Do::Release(number) => (number, run.release(buffer, &handles[number], &plan.steps[number])?),
         };
         checked = checked.and(right.map_err(|why| format!("step {number}: {why}")));
     }
     // Of all that did not fit the first is told, unless each was.
-    let over = plan.steps.iter().find_map(|step| step.over).filter(|_| !cell.waits);
-    checked = checked.and(synchronized(&mut buffer, over)?);
+    let over = plan.steps.iter().find_map(|step| run.over(step)).filter(|_| !cell.waits);
+    checked = checked.and(synchronized(buffer, over)?);
     if !cell.waits {
         for (number, (step, mine)) in plan.steps.iter().zip(&mine).enumerate() {
             checked = checked.and(run.sums(step, mine)?).and(run.gradient(step, mine)?);
@@ -80,22 +135,9 @@ pub fn rank(cell: &Cell, plan: &Plan, comm: &Comm) -> Result<Checked> {
         }
     }
     if cell.statistics {
-        checked = checked.and(arrived::statistics(plan, &mut buffer)?);
+        checked = checked.and(arrived::statistics(plan, buffer)?);
     }
-    buffer.close()?;
     Ok(checked)
-}
-
-/// The streams on which the operations are, in turn.
-fn streams(cell: &Cell, comm: &Comm) -> Result<Vec<Comm>> {
-    // SAFETY: tensors are written on the rank's stream by calls that wait for it, or with events on both sides (`Run::beside`), and read
-    // where the host has waited for the operations.
-    let second = || unsafe { comm.on_new_stream() };
-    Ok(match cell.stream {
-        Stream::Own => Vec::new(),
-        Stream::Second => vec![second()?],
-        Stream::Switched => vec![second()?, comm.clone()],
-    })
 }
 
 /// Waits for a buffer's operations, of which one did not fit, or none.
@@ -121,11 +163,18 @@ struct Run<'a> {
     /// Of the stream on which the rank's tensors and experts are.
     comm: &'a Comm,
     streams: Vec<Comm>,
+    /// Which buffer of the group's it has.
+    number: u64,
     operations: usize,
     copier: Quantizer,
 }
 
 impl Run<'_> {
+    /// That a step does not fit, as the rank's buffer tells it.
+    fn over(&self, step: &Step) -> Option<Over> {
+        step.over.map(|over| Over { buffer: self.number, ..over })
+    }
+
     fn layout(&self) -> Layout {
         self.plan.config.layout
     }
@@ -141,12 +190,15 @@ impl Run<'_> {
         let brought = Brought::new(comm, &step.wires[rank as usize], world.scale_words(), lie)?;
         let outputs = comm.tensor(&match self.layout() {
             Layout::Compact => world.expert_outputs(rank, &step.wires),
+            Layout::RankMajor { .. } => {
+                fixed_places::predicted_outputs(world, rank, &step.wires, self.plan.config.max_tokens_per_rank)
+            }
             layout => by_expert::predicted_outputs(world, rank, &step.wires, Padding::of(layout)),
         })?;
         let agreed = Agreed { gated: cell.gated, returned: cell.returned, fp8: cell.over_fp8 };
         let (biases, accumulate) = (cell.biases, cell.accumulate);
         let own = Own { biases, accumulate, wide: cell.y == Y::F32, cut: cell.data % 2 == 1 };
-        let options = Options::new(comm, world, self.layout(), agreed, own, cell.data ^ (number as u64) << 32)?;
+        let options = Options::new(comm, world, &self.plan.config, agreed, own, cell.data ^ (number as u64) << 32)?;
         let back = step.dy.as_ref().map(|dy| -> Result<Back> {
             let input = &dy.inputs[rank as usize];
             let dw = comm.tensor(&vec![-3.0f32; input.topk_idx.len()])?;
@@ -207,7 +259,7 @@ impl Run<'_> {
         let from = if from { (&mine.outputs).into() } else { ExpertOutputs::InPlace };
         buffer.combine(handle, mine.options.input(from)?)?;
         if self.cell.waits {
-            checked = checked.and(synchronized(buffer, step.over)?).and(self.sums(step, mine)?);
+            checked = checked.and(synchronized(buffer, self.over(step))?).and(self.sums(step, mine)?);
         }
         if mine.back.is_some() {
             checked = checked.and(self.back(buffer, handle, step, mine)?);
@@ -240,23 +292,34 @@ impl Run<'_> {
         }
     }
 
+    /// Compares the index by expert with the rows, where they have fixed places.
+    fn index(&self, buffer: &ElasticBuffer, handle: &Dispatched, came: &Came) -> Result<Checked> {
+        match (came, self.layout()) {
+            (Came::Rows(received), Layout::RankMajor { alignment }) => {
+                fixed_places::check_index(self.comm, &self.copier, buffer, handle, received, alignment)
+            }
+            _ => Ok(Ok(())),
+        }
+    }
+
     /// What the host sees of a dispatch's rows before their combine.
     fn look(&self, buffer: &mut ElasticBuffer, handle: &Dispatched, step: &Step) -> Result<(Came, Checked)> {
         let mut checked = Ok(());
         if self.cell.told {
             let counts = buffer.wait_counts(handle, LONG);
-            checked = arrived::counts(self.layout(), step, self.comm.rank(), counts)?;
+            checked = arrived::counts(self.layout(), step, self.over(step), self.comm.rank(), counts)?;
         }
         if matches!(self.cell.outputs, Outputs::Tensor | Outputs::Lent) {
             return Ok((Came::Unseen, checked));
         }
         let received = buffer.received(handle);
-        Ok(match step.over {
+        Ok(match self.over(step) {
             Some(over) => (Came::Nothing, checked.and(told("received", received, over))),
             None => {
                 let came = Came::Rows(Box::new(received?));
                 let by_column = self.columns(buffer, handle, &came)?;
-                (came, checked.and(by_column))
+                let index = self.index(buffer, handle, &came)?;
+                (came, checked.and(by_column).and(index))
             }
         })
     }
@@ -283,7 +346,7 @@ impl Run<'_> {
             (Outputs::Host, Came::Rows(received)) => {
                 let (rank, world) = (self.comm.rank(), &step.world);
                 let outputs = match self.cell.layout {
-                    Lie::Compact => exchange::expert_outputs(rank, world.hidden, received),
+                    Lie::Compact | Lie::RankMajor => exchange::expert_outputs(rank, world.hidden, received),
                     Lie::ByExpert | Lie::Slab => by_expert::expert_outputs(world, rank, received),
                 };
                 buffer.write_expert_outputs(handle, &outputs)?;
@@ -338,7 +401,7 @@ impl Run<'_> {
         let input = CombineInput::new(ExpertOutputs::InPlace, &mut back.dx);
         buffer.combine(&again, input.with_returned_weights(ReturnedWeights::InPlace, &mut back.dw))?;
         if self.cell.waits {
-            checked = checked.and(synchronized(buffer, step.over)?).and(self.gradient(step, mine)?);
+            checked = checked.and(synchronized(buffer, self.over(step))?).and(self.gradient(step, mine)?);
         }
         Ok(checked.map_err(|why| format!("gradient: {why}")))
     }

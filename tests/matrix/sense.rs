@@ -1,5 +1,5 @@
 //! Which combinations are none, and which the library refuses: with the reason.
-use super::dimensions::{Cell, Form, Lie, Room, Scales, Schedule, Stream};
+use super::dimensions::{Cell, Form, Lie, Outputs, Room, Scales, Schedule, Stream};
 use super::support::Device;
 use super::worlds;
 
@@ -37,6 +37,16 @@ pub const RULES: &[Rule] = &[
         why: "compact rows have no padding",
         of_picks: true,
         broken: |cell, _| cell.layout == Lie::Compact && cell.padding,
+    },
+    Rule {
+        why: "rows in fixed places have no padding",
+        of_picks: true,
+        broken: |cell, _| cell.layout == Lie::RankMajor && cell.padding,
+    },
+    Rule {
+        why: "rows in fixed places have room for all that could come",
+        of_picks: false,
+        broken: |cell, _| cell.layout == Lie::RankMajor && matches!(cell.room, Room::Exact | Room::TooFew),
     },
     Rule {
         why: "rows that are not FP8 have no scales to choose",
@@ -92,20 +102,32 @@ pub const REFUSALS: &[Refusal] = &[
         refused: |cell| cell.room == Room::Dropping && cell.layout != Lie::Slab,
     },
     Refusal {
-        why: "fp8_combine = true: where rows lie by expert",
-        refused: |cell| cell.over_fp8 && cell.layout == Lie::Compact,
+        why: "not where rows have fixed places",
+        refused: |cell| cell.layout == Lie::RankMajor && (cell.told || cell.statistics || cell.columns),
+    },
+    Refusal {
+        why: "fp8_combine = true: not where rows have fixed places",
+        refused: |cell| cell.over_fp8 && cell.layout == Lie::RankMajor,
+    },
+    Refusal {
+        why: "a row slot is a routing slot too",
+        refused: |cell| cell.layout == Lie::RankMajor && cell.routings > cell.row_slots,
     },
     Refusal {
         why: "have no scales that could lie so",
         refused: |cell| cell.columns && worlds::format(cell).scale_words(worlds::hidden(cell)) == 0,
     },
     Refusal {
-        why: "gate_weighted = true: where rows lie by expert",
-        refused: |cell| cell.gated && cell.layout == Lie::Compact,
+        why: "in Layout::RankMajor no word says that a combine's rows were read",
+        refused: |cell| cell.layout == Lie::RankMajor && cell.outputs == Outputs::Lent,
     },
     Refusal {
-        why: "layout = Compact: rows of a gate-weighted combine lie by expert",
-        refused: |cell| cell.gradient && cell.layout == Lie::Compact,
+        why: "gate_weighted = true: where rows lie by expert",
+        refused: |cell| cell.gated && !is_by_expert(cell),
+    },
+    Refusal {
+        why: "rows of a gate-weighted combine lie by expert",
+        refused: |cell| cell.gradient && !is_by_expert(cell),
     },
     Refusal {
         why: "gradients that are weighed where they arrive travel in BF16",
@@ -113,9 +135,13 @@ pub const REFUSALS: &[Refusal] = &[
     },
     Refusal {
         why: "zero_padding = true: a replay writes no padding",
-        refused: |cell| cell.layout != Lie::Compact && cell.padding && (cell.again || cell.gradient),
+        refused: |cell| is_by_expert(cell) && cell.padding && (cell.again || cell.gradient),
     },
 ];
+
+fn is_by_expert(cell: &Cell) -> bool {
+    matches!(cell.layout, Lie::ByExpert | Lie::Slab)
+}
 
 /// The most bytes that all ranks may receive in one operation, so that a cell takes a part of a second.
 const MOST_BYTES: u64 = 6 << 20;
@@ -128,8 +154,15 @@ fn bytes(cell: &Cell) -> u64 {
         Lie::Compact => tokens * u64::from(cell.top_k).min(ranks),
         Lie::ByExpert => tokens * u64::from(cell.top_k) + experts * u64::from(cell.alignment - 1),
         Lie::Slab => experts * tokens,
+        Lie::RankMajor => tokens * ranks,
     };
     rows * u64::from(cell.row_bytes.max(2 * worlds::hidden(cell)))
+}
+
+/// How many rules a cell keeps before the first that it breaks.
+pub fn kept(cell: &Cell, device: Device) -> usize {
+    let rules = RULES.iter().map(|rule| (rule.broken)(cell, device));
+    rules.chain(REFUSALS.iter().map(|refusal| (refusal.refused)(cell))).take_while(|broken| !broken).count()
 }
 
 /// Whether a cell is run, and why not.

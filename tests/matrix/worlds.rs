@@ -139,8 +139,8 @@ fn config(cell: &Cell, layout: Layout, room: Option<u64>) -> Config {
 pub fn plan(cell: &Cell) -> Plan {
     let alive = alive(cell) as usize;
     let fresh = cell.calls.max(alive);
-    let order = order::of(cell, if cell.again { fresh + alive } else { fresh });
-    let places = RowSlots::places(cell, &order);
+    let order = order::of(cell, fresh, if cell.again { alive } else { 0 });
+    let places = RowSlots::places(cell, &order, fresh);
     let worlds: Vec<_> = (0..fresh as u64).map(|number| world(cell, number)).collect();
     let (layout, room) = room(cell, &worlds);
     let config = config(cell, layout, room);
@@ -159,7 +159,7 @@ pub fn plan(cell: &Cell) -> Plan {
         steps.push(step(cell, Step { of: None, row_slots, given, world, over, dropped, wires, dy }));
     }
     if cell.again {
-        for (of, place) in (fresh - alive..fresh).rev().zip(&places[fresh..]) {
+        for (of, place) in (fresh..fresh + alive).map(|step| order::replayed(step, fresh)).zip(&places[fresh..]) {
             let mut random = Random::new(cell.data ^ 0x5eed ^ (of as u64) << 40);
             let mut world = steps[of].world.clone();
             world.inputs.iter_mut().for_each(|input| input.x = rows(&mut random, input.tokens, world.hidden));
@@ -190,7 +190,11 @@ fn room(cell: &Cell, worlds: &[World]) -> (Layout, Option<u64>) {
         Lie::Compact => Layout::Compact,
         Lie::ByExpert => Layout::ExpertContiguous { alignment: cell.alignment },
         Lie::Slab => Layout::Slab { capacity: capacity as u32 },
+        Lie::RankMajor => Layout::RankMajor { alignment: cell.alignment },
     };
+    if cell.layout == Lie::RankMajor {
+        return (layout(0), None);
+    }
     let wanted = worlds.iter().flat_map(|world| overflow::wanted(world, layout(u64::MAX)));
     let room = match (cell.room, cell.layout) {
         (Room::Worst, Lie::Slab) => Some(u64::from(cell.ranks * most_tokens(cell))),

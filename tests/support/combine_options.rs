@@ -2,14 +2,14 @@
 use std::collections::BTreeMap;
 
 use epoxide::{
-    CombineInput, CombineOutput, Comm, DeviceTensor, Dispatched, ElasticBuffer, ExpertOutputs, Layout, Result,
+    CombineInput, CombineOutput, Comm, Config, DeviceTensor, Dispatched, ElasticBuffer, ExpertOutputs, Layout, Result,
     ReturnedWeights, bf16,
 };
 
 use super::by_expert::{Padding, Slot, slots};
 use super::reference::{Wire, World, code_value, expert, quantize, round, same};
 use super::routing::Random;
-use super::{Checked, by_expert, exchange};
+use super::{Checked, by_expert, exchange, fixed_places};
 
 /// What ranks agree on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +61,11 @@ impl Extra {
     }
 }
 
+/// Whether a row is of one selection, and not of all that a token has on a rank.
+fn by_selection(layout: Layout) -> bool {
+    matches!(layout, Layout::ExpertContiguous { .. } | Layout::Slab { .. })
+}
+
 /// What ranks bring to the sum of a token: a row each, by their first selections.
 fn rows_of_ranks(
     world: &World,
@@ -78,16 +83,13 @@ fn rows_of_ranks(
         let owner = owners[selected as usize];
         if !sums.contains_key(&owner) {
             order.push(owner);
-        } else if layout == Layout::Compact {
+        } else if !by_selection(layout) {
             continue;
         }
         let weight = world.inputs[source as usize].topk_weights[at + k];
         let sum = sums.entry(owner).or_insert_with(|| vec![0.0; seen.len()]);
         for (sum, x) in sum.iter_mut().zip(seen) {
-            let x = match layout {
-                Layout::Compact => expert(owner, *x),
-                _ => by_expert::expert(selected, *x),
-            };
+            let x = if by_selection(layout) { by_expert::expert(selected, *x) } else { expert(owner, *x) };
             *sum += if agreed.gated { f32::from(x) * weight } else { f32::from(x) };
         }
     }
@@ -153,10 +155,10 @@ pub fn weights_back(world: &World, source: u32, salt: u64) -> Vec<f32> {
     weights
 }
 
-/// What a rank returns for the rows that it receives: NaN where nobody may look.
-pub fn weights_of_rows(world: &World, rank: u32, layout: Layout, salt: u64) -> Vec<f32> {
+/// What a rank returns for the rows that it receives: NaN where nobody may look. `max_tokens` says where rows in fixed places are.
+pub fn weights_of_rows(world: &World, rank: u32, layout: Layout, max_tokens: u32, salt: u64) -> Vec<f32> {
     let of_slot = |slot: Slot| slot.map_or(f32::NAN, |(source, token, k)| weight(source, token, k, salt));
-    if layout != Layout::Compact {
+    if by_selection(layout) {
         return slots(world, rank, Padding::of(layout)).0.into_iter().map(of_slot).collect();
     }
     let (arrivals, top_k) = (world.arrivals(rank), world.top_k as usize);
@@ -166,7 +168,12 @@ pub fn weights_of_rows(world: &World, rank: u32, layout: Layout, salt: u64) -> V
         weights.extend(of_row.map(|(k, &e)| if e < 0 { f32::NAN } else { weight(source, token, k, salt) }));
         weights.resize(weights.len().next_multiple_of(4), f32::NAN);
     }
-    weights
+    match layout {
+        Layout::RankMajor { .. } => {
+            fixed_places::spread(world, rank, max_tokens, &weights, top_k.next_multiple_of(4), f32::NAN)
+        }
+        _ => weights,
+    }
 }
 
 /// How a tensor's elements lie in a larger one: so many before them, and as many behind.
@@ -200,8 +207,9 @@ pub struct Options {
 const NONSENSE: bf16 = bf16::from_bits(0x5a5a);
 
 impl Options {
-    /// The tensors for the sums of `world`'s tokens; biases, weights and what was in `y` follow from `salt`.
-    pub fn new(comm: &Comm, world: &World, layout: Layout, agreed: Agreed, own: Own, salt: u64) -> Result<Self> {
+    /// The tensors for the sums of `world`'s tokens in a buffer of this configuration; biases, weights and what was in `y` follow from `salt`.
+    pub fn new(comm: &Comm, world: &World, config: &Config, agreed: Agreed, own: Own, salt: u64) -> Result<Self> {
+        let (layout, max_tokens) = (config.layout, config.max_tokens_per_rank);
         let (rank, input) = (comm.rank(), &world.inputs[comm.rank() as usize]);
         let extra = Extra::new(input.x.len(), salt ^ u64::from(rank));
         // Rows begin at a multiple of 16 bytes, weights anywhere.
@@ -213,7 +221,7 @@ impl Options {
             narrow: comm.tensor(&within(&before, rows, NONSENSE))?,
             wide: comm.tensor(&within(&extra.before, rows, 1e30))?,
             back: comm.tensor(&within(&vec![-1.5f32; input.topk_idx.len()], words, 2.5))?,
-            from: comm.tensor(&within(&weights_of_rows(world, rank, layout, salt), words, f32::NAN))?,
+            from: comm.tensor(&within(&weights_of_rows(world, rank, layout, max_tokens, salt), words, f32::NAN))?,
             rank,
             layout,
             agreed,
@@ -287,12 +295,13 @@ pub fn check_combine(
 ) -> Result<Checked> {
     let (rank, layout) = (comm.rank(), buffer.config().layout);
     let received = buffer.received(handle)?;
-    let outputs = match layout {
-        Layout::Compact => exchange::expert_outputs(rank, world.hidden, &received),
-        _ => by_expert::expert_outputs(world, rank, &received),
+    let outputs = if by_selection(layout) {
+        by_expert::expert_outputs(world, rank, &received)
+    } else {
+        exchange::expert_outputs(rank, world.hidden, &received)
     };
     buffer.write_expert_outputs(handle, &outputs)?;
-    let mut options = Options::new(comm, world, layout, agreed, own, salt)?;
+    let mut options = Options::new(comm, world, buffer.config(), agreed, own, salt)?;
     buffer.combine(handle, options.input(ExpertOutputs::InPlace)?)?;
     buffer.synchronize()?;
     options.check(world, &wires[rank as usize])

@@ -10,6 +10,7 @@ pub mod combine_options;
 pub mod counts;
 pub mod errors;
 pub mod exchange;
+pub mod fixed_places;
 pub mod flights;
 pub mod forge;
 pub mod gated;

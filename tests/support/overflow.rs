@@ -17,6 +17,8 @@ pub struct Over {
     pub room: u64,
     /// Which operation of the buffer the dispatch was.
     pub epoch: u64,
+    /// Which buffer of the group's.
+    pub buffer: u64,
 }
 
 /// Rows that are to come to each rank, or in slabs to each expert.
@@ -31,14 +33,14 @@ pub fn wanted(world: &World, layout: Layout) -> Vec<u64> {
     }
 }
 
-/// Whether a world's dispatch, operation `epoch`, is one for which there is too little room: `room` is that of a rank, or in slabs of an expert.
+/// Whether a world's dispatch, operation `epoch` of the group's first buffer, is one for which there is too little room: `room` is that of a rank, or in slabs of an expert.
 pub fn over(world: &World, layout: Layout, room: u64, epoch: u64) -> Option<Over> {
     let (place, wanted) = (0..).zip(wanted(world, layout)).find(|(_, wanted)| *wanted > room)?;
     let (rank, expert) = match layout {
         Layout::Slab { .. } => (world.owners()[place as usize], Some(place)),
         _ => (place, None),
     };
-    Some(Over { rank, expert, wanted, room, epoch })
+    Some(Over { rank, expert, wanted, room, epoch, buffer: 1 })
 }
 
 /// What comes of a dispatch that does not fit: that of one in which nobody selects anything.
@@ -48,11 +50,11 @@ pub fn nothing(world: &World) -> World {
     nothing
 }
 
-/// Whether a call of the group's first buffer found what it must.
+/// Whether a call found what it must.
 pub fn told<T>(what: &str, got: Result<T>, over: Over) -> Checked {
     let why = match got {
-        Err(Error::CapacityExceeded { of_rank, expert, wanted, capacity, buffer: 1, epoch, .. })
-            if (Over { rank: of_rank, expert, wanted, room: capacity, epoch }) == over =>
+        Err(Error::CapacityExceeded { of_rank, expert, wanted, capacity, buffer, epoch, .. })
+            if (Over { rank: of_rank, expert, wanted, room: capacity, epoch, buffer }) == over =>
         {
             return Ok(());
         }

@@ -120,3 +120,21 @@ pub struct CombineByExpertWithArgs {
     /// What it does beside.
     pub options: CombineOptions,
 }
+
+/// Arguments of [`combine_fp8`](crate::entries::combine_fp8).
+///
+/// Launch contract: that of [`CombineWithArgs`]; behind its first number `received` has how many rows came of each rank; all ranks launch as many blocks.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct CombineFp8Args {
+    /// What a combine with options takes.
+    pub with: CombineWithArgs,
+    /// `[rows][row_bytes]` at every rank: e4m3 `[hidden]` and their scales, what its experts made of another rank's row.
+    pub crossing: Region<u8>,
+    /// Reduced words: the epoch.
+    pub reduced: BlockFlags,
+    /// Bytes from one such row to the next.
+    pub row_bytes: u32,
+    /// Fills the struct to a multiple of 8 bytes.
+    pub reserved: u32,
+}

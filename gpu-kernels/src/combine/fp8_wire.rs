@@ -72,7 +72,7 @@ impl<const GATED: bool> Sum for ByFp8<'_, GATED> {
         let lanes = warp::ballot(warp::ALL, address != 0);
         let in_bf16 = lanes & warp::ballot(warp::ALL, own);
         let ending = Ending::<false>::new(&a.pull, &self.0.options, token, 1.0);
-        Crossed { lanes, in_bf16, address, hidden: a.pull.hidden }.sum(vectors, ending);
+        Crossed::<4> { lanes, in_bf16, address, hidden: a.pull.hidden }.sum(vectors, ending);
     }
 }
 
@@ -112,10 +112,8 @@ impl<const GATED: bool> ByExpert for ByFp8<'_, GATED> {
     fn sum_at_owner(&self, [mut first, end]: [u32; 2], to: Global<U32x4>, rows: u32, row: u32, address: u64) {
         let hidden = self.0.sums.pull.hidden;
         let to = to.cast::<u8>();
-        let (codes, scales) = (to.cast::<u64>(), to.at(hidden).cast::<u32>());
         let weight = if GATED { self.weight(rows, row) } else { 1.0 };
         while first < end {
-            let at = first + warp::lane();
             let mut rounded = [[0; 4]; 4];
             // Two vectors of four rows at a time, which are as many loads as the other way round, and fewer sums.
             unroll!(H in 2 => {
@@ -147,16 +145,7 @@ impl<const GATED: bool> ByExpert for ByFp8<'_, GATED> {
                 }
                 unroll!(V in 2 => { rounded[2 * H + V] = round(&sums[V]); });
             });
-            let (of_vectors, of_groups) = quantize_vectors::<4, f32>(&rounded);
-            unroll!(V in 4 if at + V as u32 * warp::LANES < end => {
-                codes.store_weak(at + V as u32 * warp::LANES, code_word(of_vectors[V]));
-            });
-            if let Some(group) = scale_group::<4, f32>(0) {
-                let group = first * 8 / GROUP + group;
-                if group * GROUP < end * 8 {
-                    of_groups[0].store(scales, group.into());
-                }
-            }
+            store_quantized(to, hidden, [first, end], &rounded);
             first += 4 * warp::LANES;
         }
     }
@@ -164,6 +153,22 @@ impl<const GATED: bool> ByExpert for ByFp8<'_, GATED> {
     #[inline(always)]
     fn beside(&self) {
         bring_weights_by_expert(&self.0.sums.pull, &self.0.options);
+    }
+}
+
+/// Quantises four vectors of each lane, a warp apart, from `first` on and below `end`, and writes them to a row that crosses. Warp-collective.
+#[inline(always)]
+pub(super) fn store_quantized(to: Global<u8>, hidden: u32, [first, end]: [u32; 2], vectors: &[U32x4; 4]) {
+    let (codes, scales, at) = (to.cast::<u64>(), to.at(hidden).cast::<u32>(), first + warp::lane());
+    let (of_vectors, of_groups) = quantize_vectors::<4, f32>(vectors);
+    unroll!(V in 4 if at + V as u32 * warp::LANES < end => {
+        codes.store_weak(at + V as u32 * warp::LANES, code_word(of_vectors[V]));
+    });
+    if let Some(group) = scale_group::<4, f32>(0) {
+        let group = first * 8 / GROUP + group;
+        if group * GROUP < end * 8 {
+            of_groups[0].store(scales, group.into());
+        }
     }
 }
 
@@ -175,25 +180,24 @@ fn shuffled(address: u64, from: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// Rows of a token that one lane of each rank knows.
-struct Crossed {
+/// Rows of a token that one lane of each rank knows, of which a thread loads `ROWS` at once, four at most.
+pub(super) struct Crossed<const ROWS: usize> {
     /// Those lanes.
-    lanes: u32,
+    pub lanes: u32,
     /// The one of the own rank, if it is among them.
-    in_bf16: u32,
+    pub in_bf16: u32,
     /// Where this lane's row is.
-    address: u64,
-    hidden: u32,
+    pub address: u64,
+    pub hidden: u32,
 }
 
-/// Rows that a thread loads at once, and vectors of each: of eight codes.
-const ROWS: usize = 4;
+/// Vectors of a row that a thread loads at once: of eight codes.
 const VECTORS: usize = 2;
 
-impl Crossed {
+impl<const ROWS: usize> Crossed<ROWS> {
     /// Adds the rows in the order of their lanes, then what else is of the `terms`. Warp-collective.
     #[inline(always)]
-    fn sum<T: Terms>(&self, [mut first, end]: [u32; 2], terms: T) {
+    pub(super) fn sum<T: Terms>(&self, [mut first, end]: [u32; 2], terms: T) {
         while first < end {
             let at = first + warp::lane();
             let mut sums = [[0.0; 8]; VECTORS];
@@ -227,7 +231,7 @@ impl Crossed {
         let half = warp::lane() & 16;
         let of_scale = at - warp::lane() + half + (warp::lane() & 1) * warp::LANES;
         let (mut bf16, mut of_bf16) = ([[0u32; 4]; VECTORS], 0);
-        unroll!(J in 4 if left != 0 => {
+        unroll!(J in 4 if J < ROWS && left != 0 => {
             let from = left.trailing_zeros();
             left &= left - 1;
             let address = shuffled(self.address, from);
@@ -253,7 +257,7 @@ impl Crossed {
             }
         });
         unroll!(V in 2 => {
-            unroll!(J in 4 => {
+            unroll!(J in 4 if J < ROWS => {
                 // A missing row adds +0, which changes no bit of a sum that began at +0.
                 let mut x = dequantized(codes[V][J], warp::shuffle(warp::ALL, scales[J].to_bits(), half + V as u32));
                 if of_bf16 == 1 << J {

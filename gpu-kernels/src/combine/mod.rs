@@ -18,6 +18,7 @@
 //! what is summed so are the sums of each rank: `by_expert` has its own protocol.
 mod args;
 mod by_expert;
+mod fp8_rows;
 mod fp8_wire;
 mod options;
 mod parts;
@@ -25,7 +26,8 @@ mod sum;
 mod sum_with;
 
 pub use args::{
-    CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineOptions, CombineWithArgs, UNKNOWN_OUTPUTS,
+    CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineFp8Args, CombineOptions, CombineWithArgs,
+    UNKNOWN_OUTPUTS,
 };
 
 use epoxide_dsl::fault::{Fault, Told};

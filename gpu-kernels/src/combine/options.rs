@@ -56,7 +56,7 @@ impl Sum for CombineWithArgs {
 impl CombineWithArgs {
     /// What was returned for a selection; 0 where it is none. Per thread.
     #[inline(always)]
-    fn returned(&self, token: u32, position: u32) -> f32 {
+    pub(super) fn returned(&self, token: u32, position: u32) -> f32 {
         let (a, window, stride) = (&self.pull, self.pull.op.window(), self.options.top_k_stride);
         let (send_rank, send_row) = (a.send_rank.rows(a.top_k).row(token), a.send_row.rows(a.top_k).row(token));
         let mut value = 0.0;
@@ -180,7 +180,7 @@ impl CombineOptions {
 
 /// Fills the caller's weights, a thread for each: what `returned` finds for a token's selection.
 #[inline(always)]
-fn bring_weights(a: &CombineArgs, options: &CombineOptions, returned: impl Fn(u32, u32) -> f32) {
+pub(super) fn bring_weights(a: &CombineArgs, options: &CombineOptions, returned: impl Fn(u32, u32) -> f32) {
     if options.returning != 0 {
         let thread = grid_warps::index() * warp::LANES + warp::lane();
         // At most 2^24 tokens of 32 selections.

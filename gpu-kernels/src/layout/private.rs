@@ -33,7 +33,7 @@ pub struct PrivateLayout {
     /// u32 `[slots][1 + ranks + local experts]`: rows received: in all, by source, by local expert; where rows lie by expert, each slot's has
     /// `[local experts + 1]` more: where each expert's begin, and the end; where there is a bound, what [`crate::bound`] says.
     pub recv_counts: Span,
-    /// u32 `[slots][index_entries]`: the rows of each expert; only where rows have fixed places.
+    /// u32 `[slots][index_entries]`: the rows of each expert, each slot's where a region may begin; only where rows have fixed places.
     pub index: Span,
     /// u64 `[3]`: the first dispatch that did not fit, of those that nobody was told of; only where there is a bound.
     pub overflow: Span,
@@ -76,7 +76,7 @@ impl PrivateLayout {
             send_rank: handles(&mut at, "handle: ranks")?,
             send_row: handles(&mut at, "handle: rows")?,
             recv_counts: at.span("received counts", slots.checked_mul(counts.into())?, 4)?,
-            index: at.span("index by expert", slots.checked_mul(shape.index_entries())?, 4)?,
+            index: at.slots("index by expert", shape.routing_slots, shape.index_entries(), 4)?,
             overflow: at.span("dispatch that did not fit", if shape.is_bounded() { 3 } else { 0 }, 8)?,
             scale_columns: at.slots(
                 "scales by column",

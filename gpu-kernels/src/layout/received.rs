@@ -120,6 +120,7 @@ mod tests {
             row_slots: 1,
             returned_weights: false,
             scale_layout: ScaleLayout::RowMajor,
+            fp8_combine: false,
         };
         assert_eq!(bf16.contiguous(), ([0, 14336, 14336, 14368, 14400], 14416));
         let fp8 = Shape { format: WireFormat::Fp8, ..bf16 };

@@ -16,7 +16,8 @@ pub struct WindowLayout {
     pub entry: Span,
     /// u64 `[S][2][ranks]`: "my rows have landed".
     pub landed: Span,
-    /// u64 `[S][2][ranks][blocks]`: "my block's rows have landed", or "the sums of my block are there"; only where rows lie by expert.
+    /// u64 `[S][2][ranks][blocks]`: "my block's rows have landed", or "the sums of my block are there"; only where rows lie by expert, or where
+    /// compact rows may cross in FP8.
     pub blocks: Span,
     /// u64 `[S][ranks]`: how much of each rank's rows has landed; only where rows have fixed places.
     pub landings: Span,
@@ -39,6 +40,8 @@ pub struct WindowLayout {
     pub expert_out: Span,
     /// BF16 `[S][ranks][max_tokens][hidden]`: the sum of what this rank's experts made of another rank's token; only where rows lie by expert.
     pub sums: Span,
+    /// `[S][rows][crossing_row_bytes]`: what the experts made of another rank's row, in FP8; only where compact rows may cross so.
+    pub crossing: Span,
     /// i32 `[slots][max_tokens][top_k]`: the handles: destination rank, or -1. Where rows lie by expert; else they are private.
     pub send_rank: Span,
     /// u32 `[slots][max_tokens][top_k]`: the handles: row at the destination. Where rows lie by expert; else they are private.
@@ -67,13 +70,14 @@ impl WindowLayout {
         let fixed = |count| if shape.layout.is_rank_major() { count } else { 0 };
         let told = Shape::worst_tokens(shape.ranks, shape.max_tokens).checked_mul(shape.top_k.into())?;
         let selections = by_expert(slots.checked_mul(u64::from(shape.max_tokens) * u64::from(shape.top_k))?);
+        let blocks = shape.layout.is_by_expert() || shape.crossing_row_bytes() > 0;
         let count_words = sizes.count_words()?;
         let mut at = Cursor::after(0);
         Some(Self {
             abort: at.span("abort word", 1, 8)?,
             entry: at.slots("entry words", rows, 2 * ranks, 8)?,
             landed: at.slots("landed words", rows, 2 * ranks, 8)?,
-            blocks: at.slots("block words", rows, by_expert(2 * ranks * u64::from(shape.blocks)), 8)?,
+            blocks: at.slots("block words", rows, if blocks { 2 * ranks * u64::from(shape.blocks) } else { 0 }, 8)?,
             landings: at.slots("landing counters", rows, fixed(ranks), 8)?,
             token_words: at.slots("token words", rows, fixed(ranks), 8)?,
             selection_words: at.slots("selection words", rows, fixed(told), 8)?,
@@ -93,6 +97,12 @@ impl WindowLayout {
                 rows,
                 by_expert(Shape::worst_tokens(shape.ranks, shape.max_tokens)),
                 shape.bf16_row_bytes(),
+            )?,
+            crossing: at.slots(
+                "expert outputs in FP8",
+                rows,
+                shape.rows.checked_mul(shape.crossing_row_bytes())?,
+                1,
             )?,
             send_rank: at.span("handle for peers: ranks", selections, 4)?,
             send_row: at.span("handle for peers: rows", selections, 4)?,
@@ -136,6 +146,7 @@ impl WindowLayout {
             received,
             expert_out,
             sums,
+            crossing,
             tokens,
             send_rank,
             send_row,
@@ -159,7 +170,7 @@ impl WindowLayout {
             tokens,
         ]);
         spans.extend(received.all());
-        spans.extend([expert_out, sums, send_rank, send_row, returned]);
+        spans.extend([expert_out, sums, crossing, send_rank, send_row, returned]);
         spans
     }
 }

@@ -3,6 +3,7 @@ use epoxide_dsl::KernelArg;
 use epoxide_dsl::prelude::*;
 
 use super::Phase;
+use crate::placement::quotient;
 
 /// Words `[2][peers][blocks]` in every peer's window, each the whole number of what a block of its poster has done. Of the two halves the
 /// number's parity names one. All ranks' grids have as many blocks, and block `b` works for block `b` of each.
@@ -45,6 +46,29 @@ impl BlockFlags {
         let own = window.own(self.words);
         watch.wait_until_each(phase as u32, window.peers, |peer| {
             wait::Poll::acquire::<System>(own, at(window, number, Peer(peer)), peer, number, |seen| seen == number)
+        })
+    }
+
+    /// Waits until every block of every peer has posted `number` here. Block-collective, uniform.
+    #[inline(always)]
+    #[track_caller]
+    pub fn wait_for_all(&self, window: Window, watch: &wait::Watch, phase: Phase, number: u64) -> wait::Outcome {
+        let (own, blocks) = (window.own(self.words), thread::grid_blocks());
+        let (words, step) = (window.peers * blocks, thread::block_threads());
+        let first = (number as u32 & 1) * words;
+        // A thread has one word, or several, of which it looks at the first that is not there yet.
+        watch.wait_until_each(phase as u32, words.min(step), |mut word| {
+            loop {
+                let (peer, mut there) = (quotient(word, blocks), false);
+                let poll = wait::Poll::acquire::<System>(own, first + word, peer, number, |seen| {
+                    there = seen == number;
+                    there
+                });
+                if !there || words - word <= step {
+                    return poll;
+                }
+                word += step;
+            }
         })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use epoxide_dsl::fault::{HOST_ABORT, RECORD_WORDS};
 use epoxide_kernels::entries::{
     combine, combine_by_expert, combine_by_expert_fp8, combine_by_expert_fp8_gated, combine_by_expert_gated,
-    combine_by_expert_with, combine_with, lay_scale_columns, lend, weigh_gradients,
+    combine_by_expert_with, combine_fp8, combine_with, lay_scale_columns, lend, weigh_gradients,
 };
 use epoxide_kernels::entries_rank_major::combine_rank_major;
 use epoxide_kernels::layout::DispatchShared;
@@ -193,9 +193,11 @@ fn allocate(
     if config.halves {
         prepare_halves(runtime, &layouts.shape, shared.bytes(&layouts.shape))?;
     }
-    if config.fp8_combine {
+    if config.fp8_combine && layouts.shape.layout.is_by_expert() {
         runtime.prepare(&combine_by_expert_fp8, 0)?;
         runtime.prepare(&combine_by_expert_fp8_gated, 0)?;
+    } else if config.fp8_combine {
+        runtime.prepare(&combine_fp8, 0)?;
     }
     if layouts.shape.returned_weights {
         runtime.prepare(&copy_words, 0)?;

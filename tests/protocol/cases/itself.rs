@@ -27,6 +27,7 @@ fn words_and_pieces_are_those_of_the_window() {
         row_slots: 1,
         returned_weights: false,
         scale_layout: ScaleLayout::default(),
+        fp8_combine: false,
     };
     let fixed = Shape { layout: Layout::RankMajor { alignment: 1 }, rows: 16, ..in_order };
     let common = Says::OF_THE_WINDOW.map(Says::region);
