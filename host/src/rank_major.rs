@@ -63,7 +63,7 @@ impl ElasticBuffer {
     fn proven_rows(&self, slots: Slots) -> ProvenRows {
         let (words, shape) = (self.row_offset(self.layouts.window.proven, slots.row), &self.layouts.shape);
         // A row's bytes fit in 32 bits, as those of a stage do.
-        let vectors = shape.row_vectors() as u32;
+        let vectors = [(shape.wire_row_bytes() / 16) as u32, shape.row_vectors() as u32];
         ProvenRows::new(Region::new(words), shape.proven_tokens(), vectors, shape.top_k_stride())
     }
 

@@ -8,7 +8,7 @@ use crate::dispatch::memory_of_warp;
 use crate::layout::THREADS;
 use crate::placement::quotient;
 use crate::row::Row;
-use crate::words::{Kind, Phase, ProvenRow, proven, proven_weight, proven_word};
+use crate::words::{Kind, Phase, ProvenRow, Sent, proven, proven_weight, proven_word};
 
 /// A sending block's part, of `senders`: its pieces of tokens.
 ///
@@ -73,7 +73,7 @@ fn enter(
     if thread::index() < window.peers {
         let peer = Peer(thread::index());
         if sender.0 == 0 {
-            a.selections.tell_tokens(window, number, peer, a.tokens);
+            a.selections.tell_tokens(window, number, peer, Sent { tokens: a.tokens, by_word: true });
         }
         // Rows say by themselves that they are there.
         a.landings.add(window, peer, sender, None);
@@ -100,7 +100,7 @@ fn send_piece<R: Row>(
         lanes &= lanes - 1;
         let weight = if routed.owner == to { routed.weight } else { 0.0 };
         if to == window.me.0 {
-            R::each_vector(held, &a.rows, token, piece, |vector, data| put::<R>(a, routed.row, vector, data));
+            R::each_vector(held, &a.rows, token, piece, |vector, data| put(a, routed.row, vector, data));
             if has_weight {
                 window.own(a.recv.weights).rows(a.top_k_stride).row(routed.row).store_weak(lane, weight);
             }
@@ -116,26 +116,26 @@ fn send_piece<R: Row>(
 
 /// Writes 16 bytes of a row, or of its scales behind it, to their place here. Per thread.
 #[inline(always)]
-fn put<R: Row>(a: &DispatchRankMajorArgs, row: u32, vector: u32, data: U32x4) {
-    let (window, bytes) = (a.op.window(), R::bytes(&a.rows));
-    if vector < bytes / 16 {
-        window.own(a.recv.x).rows(bytes).row(row).cast::<U32x4>().store_weak(vector, data);
-    } else if R::SCALES {
+fn put(a: &DispatchRankMajorArgs, row: u32, vector: u32, data: U32x4) {
+    let (window, vectors) = (a.op.window(), a.proven.data_vectors());
+    if vector < vectors {
+        window.own(a.recv.x).rows(vectors * 16).row(row).cast::<U32x4>().store_weak(vector, data);
+    } else {
         let scales = window.own(a.recv.scales).rows(a.rows.scale_stride).row(row).cast::<U32x4>();
-        scales.store_weak(vector - bytes / 16, data);
+        scales.store_weak(vector - vectors, data);
     }
 }
 
 /// What a thread takes at once: two vectors, or a weight.
 const VECTORS: u32 = 2;
 
-/// A sending block's part, of `senders`, of taking what other ranks sent word by word to its place here.
+/// A block's part, of `senders`, of taking what other ranks sent word by word to its place here.
 ///
 /// # Errors
 ///
 /// That the block stops.
 #[inline(always)]
-pub(super) fn take<R: Row>(
+pub(super) fn take(
     a: &DispatchRankMajorArgs,
     watch: &wait::Watch,
     number: u64,
@@ -152,9 +152,9 @@ pub(super) fn take<R: Row>(
         apart.store_weak(0, 0);
     }
     block::sync();
-    // Of a rank whose rows land otherwise there is nothing to take, nor of this one.
-    let come = |source, sent| {
-        let takes = if source != window.me.0 && a.proven.proves(sent) { sent } else { 0 };
+    // Of a rank whose rows land in bulk there is nothing to take, nor of this one.
+    let come = |source, sent: Sent| {
+        let takes = if source != window.me.0 && sent.by_word { sent.tokens } else { 0 };
         tokens.store_weak(source, takes);
         most.fetch_max_relaxed(0, takes);
     };
@@ -188,7 +188,7 @@ pub(super) fn take<R: Row>(
         }
         let place = a.row(source, token);
         let (seen, came) = if part < vectors {
-            take_vectors::<R>(a, number, words, place, part * VECTORS)
+            take_vectors(a, number, words, place, part * VECTORS)
         } else {
             take_weight(a, number, words, place, part - vectors)
         };
@@ -207,21 +207,15 @@ pub(super) fn take<R: Row>(
 
 /// Takes two vectors of a row, if they are there. Returns the first word that was seen, and whether they are. Per thread.
 #[inline(always)]
-fn take_vectors<R: Row>(
-    a: &DispatchRankMajorArgs,
-    number: u64,
-    words: ProvenRow,
-    place: u32,
-    first: u32,
-) -> (u64, bool) {
+fn take_vectors(a: &DispatchRankMajorArgs, number: u64, words: ProvenRow, place: u32, first: u32) -> (u64, bool) {
     let second = if first + 1 < a.proven.vectors() { first + 1 } else { first };
     let (low, high) = (words.look(first), words.look(second));
     let (Some(x), Some(y)) = (proven(low, number), proven(high, number)) else {
         return (low[0][0], false);
     };
-    put::<R>(a, place, first, x);
+    put(a, place, first, x);
     if second != first {
-        put::<R>(a, place, second, y);
+        put(a, place, second, y);
     }
     (low[0][0], true)
 }

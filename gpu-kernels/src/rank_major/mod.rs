@@ -83,7 +83,7 @@ pub(crate) fn dispatch<R: Row>(a: &DispatchRankMajorArgs) {
             send::send::<R>(a, &watch, number, (block, senders))
         };
         if ended.is_ok() {
-            ended = by_word::take::<R>(a, &watch, number, (block, senders));
+            ended = by_word::take(a, &watch, number, (block, senders));
         }
     }
     if receives {

@@ -6,7 +6,7 @@ use super::args::DispatchRankMajorArgs;
 use crate::dispatch::memory_of_warp;
 use crate::placement::quotient;
 use crate::row::Row;
-use crate::words::{Kind, Phase, Selection};
+use crate::words::{Kind, Phase, Selection, Sent};
 
 /// A sending block's part, of `senders`: its tokens.
 ///
@@ -50,7 +50,7 @@ pub(super) fn send<R: Row>(
         }
     };
     if sender == 0 && thread::index() < window.peers {
-        a.selections.tell_tokens(window, number, Peer(thread::index()), a.tokens);
+        a.selections.tell_tokens(window, number, Peer(thread::index()), Sent { tokens: a.tokens, by_word: false });
     }
     // What is told waits for no row: not for this warp's first, nor do its later tokens for their turn. Of a row in pieces one warp tells.
     let tells = piece.is_none_or(|piece| piece == 0);

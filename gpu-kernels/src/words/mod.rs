@@ -25,7 +25,7 @@ pub use names::{Code, Kind, Phase};
 pub use numbers::Number;
 pub use proven::{MAX_PROVEN_TOKENS, ProvenRow, ProvenRows, proven, proven_weight, proven_word};
 pub use routing::{Routing, no_routing};
-pub use selections::{Selection, SelectionWords};
+pub use selections::{Selection, SelectionWords, Sent};
 pub use source::Source;
 pub use stamped::{Stamped, UNUSED_EVEN};
 

@@ -21,10 +21,10 @@ pub struct ProvenRows {
     tokens: u32,
     /// 16 bytes each, of a row's data and scales.
     vectors: u32,
+    /// Those of its data alone.
+    data_vectors: u32,
     /// Weights of a row.
     weights: u32,
-    /// Fills the struct to a multiple of 8 bytes.
-    reserved: u32,
 }
 
 /// A row in the memory of who receives it.
@@ -35,9 +35,9 @@ pub struct ProvenRow {
 }
 
 impl ProvenRows {
-    /// The rows at `words`: of at most `tokens` tokens of a rank, of `vectors` times 16 bytes and `weights` weights each.
-    pub const fn new(words: Region<U64x2>, tokens: u32, vectors: u32, weights: u32) -> Self {
-        Self { words, tokens, vectors, weights, reserved: 0 }
+    /// The rows at `words`: of at most `tokens` tokens of a rank, of `data_vectors` times 16 bytes, with scales `vectors` times, and `weights` weights each.
+    pub const fn new(words: Region<U64x2>, tokens: u32, [data_vectors, vectors]: [u32; 2], weights: u32) -> Self {
+        Self { words, tokens, vectors, data_vectors, weights }
     }
 
     /// Bytes of the words of a row.
@@ -61,6 +61,12 @@ impl ProvenRows {
     #[inline(always)]
     pub const fn vectors(&self) -> u32 {
         self.vectors
+    }
+
+    /// Those of its data alone.
+    #[inline(always)]
+    pub const fn data_vectors(&self) -> u32 {
+        self.data_vectors
     }
 
     /// Weights of a row.

@@ -48,8 +48,31 @@ impl Selection {
     }
 }
 
+/// What a rank sends in a dispatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// How many tokens it dispatches.
+    pub tokens: u32,
+    /// Whether their rows come word by word ([`ProvenRows`](super::ProvenRows)), not in bulk.
+    pub by_word: bool,
+}
+
+impl Sent {
+    /// No token.
+    pub const NOTHING: Self = Self { tokens: 0, by_word: false };
+
+    #[inline(always)]
+    const fn to_payload(self) -> u32 {
+        self.tokens | (self.by_word as u32) << 31
+    }
+    #[inline(always)]
+    const fn from_payload(payload: u32) -> Self {
+        Self { tokens: payload & !(1 << 31), by_word: payload >> 31 != 0 }
+    }
+}
+
 /// Words `[peers][max_tokens][top_k]` in every peer's window, each with a [`Selection`] above 48 bits of the dispatch's number, and `[peers]` with
-/// how many tokens a rank dispatches, stamped with it. A word is all that it publishes, so it is stored relaxed and needs no flag; that of a bad selection is
+/// what a rank sends, stamped with it. A word is all that it publishes, so it is stored relaxed and needs no flag; that of a bad selection is
 /// released behind its index. A token's words are not written where a rank has fewer tokens, so they have so much of the number that none comes
 /// again: not in 89 years of 100,000 dispatches a second.
 #[derive(Clone, Copy, Debug, KernelArg)]
@@ -70,11 +93,11 @@ impl SelectionWords {
         Self { words, tokens, max_tokens, top_k }
     }
 
-    /// Tells a peer how many tokens this rank dispatches. Per thread.
+    /// Tells a peer how many tokens this rank dispatches, and how their rows come. Per thread.
     #[inline(always)]
     #[track_caller]
-    pub fn tell_tokens(&self, window: Window, number: u64, peer: Peer, tokens: u32) {
-        let word = Stamped::new(tokens, number).to_word();
+    pub fn tell_tokens(&self, window: Window, number: u64, peer: Peer, sent: Sent) {
+        let word = Stamped::new(sent.to_payload(), number).to_word();
         window.of(peer, self.tokens).store_relaxed::<System>(window.me, word);
     }
 
@@ -111,7 +134,7 @@ impl SelectionWords {
         window: Window,
         watch: &wait::Watch,
         number: u64,
-        come: impl Fn(u32, u32),
+        come: impl Fn(u32, Sent),
         never: impl Fn(u32) -> bool,
     ) -> wait::Outcome {
         let (own, expected) = (window.own(self.tokens), Stamped::new(0, number).to_word());
@@ -120,12 +143,12 @@ impl SelectionWords {
                 let word = Stamped::from_word(seen);
                 let came = word.is_of(number);
                 if came {
-                    come(peer, word.payload);
+                    come(peer, Sent::from_payload(word.payload));
                     return true;
                 }
                 let never = never(peer);
                 if never {
-                    come(peer, 0);
+                    come(peer, Sent::NOTHING);
                 }
                 never
             })
