@@ -13,7 +13,7 @@ use super::super::{by_expert, stream};
 
 #[test]
 fn words_and_pieces_are_those_of_the_window() {
-    let shape = Shape {
+    let by_expert = Shape {
         ranks: 2,
         experts: 4,
         top_k: 2,
@@ -28,15 +28,17 @@ fn words_and_pieces_are_those_of_the_window() {
         returned_weights: false,
         scale_layout: ScaleLayout::default(),
     };
-    let window = WindowLayout::new(&shape).expect("it is a shape");
-    let regions: Vec<_> = window.spans().iter().filter(|span| span.bytes > 0).map(|span| span.name).collect();
+    let windows = [by_expert, Shape { layout: Layout::Compact, rows: 16, ..by_expert }]
+        .map(|shape| WindowLayout::new(&shape).expect("it is a shape"));
+    let spans = || windows.iter().flat_map(|window| window.spans().into_iter().map(move |span| (window, span)));
+    let regions: Vec<_> = spans().filter(|(_, span)| span.bytes > 0).map(|(_, span)| span.name).collect();
     let words = Says::OF_THE_WINDOW.map(Says::region);
     for name in words.into_iter().chain([stream::ROWS, stream::OUTPUTS, by_expert::TOKENS, by_expert::SUMS]) {
-        assert!(regions.contains(&name), "the window has no {name}: {regions:?}");
+        assert!(regions.contains(&name), "no window has {name}: {regions:?}");
     }
     // What ranks post to each other is filled anew by a reset, and is all in the model.
-    let posted = window.spans().into_iter().filter(|span| span.bytes > 0 && span.offset < window.zeroed_bytes());
-    for span in posted.filter(|span| span.name != by_expert::TOKENS) {
+    let posted = spans().filter(|(window, span)| span.bytes > 0 && span.offset < window.zeroed_bytes());
+    for (_, span) in posted.filter(|(_, span)| span.name != by_expert::TOKENS) {
         assert!(words.contains(&span.name), "the model has no {}", span.name);
     }
 }
