@@ -8,6 +8,7 @@ use epoxide::{
     CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, LocalGroup, Machine, MachineConfig,
     Result, bf16,
 };
+use epoxide_kernels::words::WHOLE;
 use support::Device;
 use support::errors::{dispatch, run, schedules, small};
 use support::forge::Window;
@@ -212,7 +213,7 @@ fn stop(comm: &Comm, machine: &Machine, stops: Stops) -> Result<Result<()>> {
             window.post("count matrix", 1, 2);
         }
         if stops == Stops::Done {
-            window.post("landed words", 1, 3);
+            window.write("landing counters", 1, 2 * WHOLE);
             // By the routing of the second dispatch, not of the first.
             window.post_flipped("entry words", 2, 4, 1 ^ 2);
             buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
@@ -231,11 +232,12 @@ fn stop(comm: &Comm, machine: &Machine, stops: Stops) -> Result<Result<()>> {
 /// Every wait of an operation ends, and says which it was.
 #[test]
 fn a_peer_that_stops_in_the_middle_is_named_with_the_word_that_is_missing() {
-    // Counts carry the number of the dispatch, the second one here.
+    // Counts carry the number of the dispatch, the second one here, and landing counters have grown by it, as done counters by the second combine.
+    let [twice, once] = [2 * WHOLE as u32, WHOLE as u32];
     for (stops, kernel, epoch, phase, number, before) in [
         (Stops::Counts, "dispatch", 3, "counts (the peer's row of the count matrix", 2, 0x0101_0101),
-        (Stops::Landing, "dispatch", 3, "landed (the peer's rows are here)", 3, 1),
-        (Stops::Done, "lend after combine", 4, "done (the peer has read", 4, 2),
+        (Stops::Landing, "dispatch", 3, "landed (the peer's rows are here)", twice, once),
+        (Stops::Done, "lend after combine", 4, "done (the peer has read", twice, once),
     ] {
         for mode in Device::Simulated.schedules([1, 2, 3]) {
             let machine = Machine::new(MachineConfig::new(2, mode)).unwrap();

@@ -8,6 +8,7 @@ use epoxide::{
     CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, Error, ExpertOutputs,
     LocalGroup, Machine, MachineConfig, Result, WireRows, bf16,
 };
+use epoxide_kernels::words::WHOLE;
 use support::Device;
 use support::errors::{run, schedules};
 use support::forge::Window;
@@ -258,7 +259,7 @@ fn a_combine_by_another_routing_is_named() {
                 let window = Window::new(&machine, &rank.buffer, &handle)?;
                 window.post("entry words", 1, 3);
                 window.post("count matrix", 1, 2);
-                window.post("landed words", 1, 3);
+                window.write("landing counters", 1, 2 * WHOLE);
                 window.post("entry words", 2, 4);
                 rank.combine(&handle)?;
                 fault = rank.buffer.synchronize();

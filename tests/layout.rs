@@ -79,6 +79,7 @@ fn regions_are_as_large_as_what_they_hold() {
             ("expert outputs", of_rows(rows * u64::from(c.hidden) * 2)),
             ("entry words", of_rows(2 * ranks * 8)),
             ("landed words", of_rows(2 * ranks * 8)),
+            ("done words", of_rows(ranks * 8)),
             ("handle: dispatches", slots * 8),
             ("handle: ranks", slots * tokens_top_k * 4),
             ("handle: rows", slots * tokens_top_k * 4),

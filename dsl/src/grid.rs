@@ -36,6 +36,25 @@ pub struct GridCounters {
     pub words: Global<u64>,
 }
 
+/// This block has come to the grid's barrier.
+#[derive(Debug)]
+#[must_use]
+pub struct Arrived {
+    counters: GridCounters,
+    /// In the thread that polls.
+    target: u64,
+}
+
+impl Arrived {
+    /// Waits for the other blocks. Block-collective.
+    #[inline(always)]
+    #[track_caller]
+    pub fn wait(self, watch: &Watch, phase: u32) -> Outcome {
+        let Self { counters: GridCounters { words }, target } = self;
+        watch.wait_until_each(phase, 1, |_| Poll::acquire::<Gpu>(words, 0, u32::MAX, target, |seen| seen >= target))
+    }
+}
+
 /// This block is the grid's last.
 #[derive(Debug)]
 pub struct LastOut {
@@ -57,10 +76,18 @@ impl LastOut {
 impl GridCounters {
     /// Waits for all blocks of the grid, which must be resident together (a cooperative launch). Block-collective.
     ///
-    /// What any thread wrote before is visible to every thread after. A kernel that calls it ends with [`Self::last_out`].
+    /// What any thread wrote before is visible to every thread after. A kernel that calls it ends with [`Self::last_out`], or has each block
+    /// [pass](Self::pass) behind it.
     #[inline(always)]
     #[track_caller]
     pub fn sync(self, watch: &Watch, phase: u32) -> Outcome {
+        self.arrive().wait(watch, phase)
+    }
+
+    /// The first half of [`Self::sync`]: what comes before [`Arrived::wait`] passes while other blocks come. Block-collective.
+    #[inline(always)]
+    #[track_caller]
+    pub fn arrive(self) -> Arrived {
         block::sync();
         let blocks = thread::grid_blocks();
         let mut target = 0;
@@ -69,8 +96,7 @@ impl GridCounters {
             let before = self.words.fetch_add_acq_rel::<Gpu>(0, 1);
             target = u64::from((before as u32 / blocks + 1) * blocks);
         }
-        watch
-            .wait_until_each(phase, 1, |_| Poll::acquire::<Gpu>(self.words, 0, u32::MAX, target, |seen| seen >= target))
+        Arrived { counters: self, target }
     }
 
     /// Counts this block out, which has `stopped` or not; says so in the block that came last, in all its threads. Block-collective,
@@ -115,6 +141,19 @@ impl GridCounters {
     }
 }
 
+impl GridCounters {
+    /// Waits until every block has passed and the last one has [said so](Passed::is_last_and_says_so), in a block that has passed. Block-collective.
+    ///
+    /// # Errors
+    ///
+    /// That it stops: at the deadline, or because some rank has given up.
+    #[inline(always)]
+    #[track_caller]
+    pub fn all_passed(self, watch: &Watch, phase: u32) -> Outcome {
+        watch.wait_until_each(phase, 1, |_| Poll::acquire::<Gpu>(self.words, 1, u32::MAX, 0, |seen| seen == 0))
+    }
+}
+
 impl Passed {
     /// Whether it was the last block to pass: what every block read before it passed may be written now. It clears the counters. The same
     /// thread.
@@ -125,6 +164,19 @@ impl Passed {
         if last {
             counters.words.store_weak(0, 0);
             counters.words.store_weak(1, 0);
+        }
+        last
+    }
+
+    /// [`Self::is_last`], and tells blocks that wait for [`GridCounters::all_passed`]. The same thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn is_last_and_says_so(self, counters: GridCounters) -> bool {
+        let last = self.before as u32 + 1 == thread::grid_blocks();
+        if last {
+            counters.words.store_weak(0, 0);
+            // What other blocks did before they passed was acquired here, and goes on to who waits.
+            counters.words.store_release::<Gpu>(1, 0);
         }
         last
     }

@@ -2,8 +2,8 @@
 //!
 //! # Protocol
 //!
-//! `done[p]` at this rank carries the epoch of the last combine in which p's reads of this rank are over; `lent` is the epoch
-//! of this rank's own last combine. When all are equal, nobody reads the expert outputs any more, and nobody will before
+//! To `done[p]` at this rank p's blocks add their parts when their reads of this rank are over in a combine; `combines` is how many this rank has been
+//! through. When all are so many wholes, nobody reads the expert outputs any more, and nobody will before
 //! this rank's next combine: work that is stream-ordered after this kernel may write them.
 //!
 //! It is not an operation of the group: it has no epoch and no entry word, and ranks need not call it together.
@@ -25,11 +25,11 @@ pub struct LendArgs {
 #[inline(always)]
 pub(crate) fn run(args: &LendArgs) {
     let op = &args.op;
-    let epoch = op.lent.load_weak(0);
-    let watch = wait::Watch::begin(op.fault, epoch);
+    let combine = op.combines.load_weak(0);
+    let watch = wait::Watch::begin(op.fault, op.epoch.load_weak(0));
     // Behind a fault, which the host learns of before it trusts what follows, peers may still be reading.
     let lent = watch.unless_aborted(Phase::Done as u32);
-    if let Err(stopped) = lent.and_then(|()| op.done.wait(op.window(), &watch, Phase::Done, epoch)) {
+    if let Err(stopped) = lent.and_then(|()| op.done.wait(op.window(), &watch, Phase::Done, combine)) {
         watch.file(stopped);
     }
 }

@@ -38,7 +38,7 @@ pub struct StandInArgs {
     pub blocks: BlockFlags,
     /// u32 `[ranks]`, where rows lie by expert: how many tokens each rank dispatches.
     pub tokens: Region<u32>,
-    /// Where rows have fixed places, the landing counters: of the dispatch.
+    /// Where rows do not lie by expert, the landing counters: of the dispatch.
     pub landings: Landings,
     /// Where rows have fixed places, which experts tokens select: of the dispatch.
     pub selections: SelectionWords,
@@ -75,12 +75,14 @@ pub(crate) fn run(a: &StandInArgs) {
             if is_dispatch && a.by_expert != 0 {
                 window.own(a.tokens).store_weak(peer, 0);
             }
-            if is_dispatch && a.rank_major != 0 {
+            if is_dispatch && a.by_expert == 0 {
                 a.landings.stand_in(window, peer, dispatch);
+            }
+            if is_dispatch && a.rank_major != 0 {
                 a.selections.stand_in(window, peer, dispatch);
             }
             if !is_dispatch && a.kind != Kind::DispatchAgain as u32 {
-                a.op.done.stand_in(window, peer, epoch);
+                a.op.done.stand_in(window, peer, a.op.combines.load_weak(0) + 1);
             }
         }
         let mut counter = thread;

@@ -4,7 +4,7 @@ use epoxide_dsl::window::Region;
 use epoxide_kernels::dispatch::DispatchArgs;
 use epoxide_kernels::layout::Span;
 use epoxide_kernels::shape::{Layout, Shape};
-use epoxide_kernels::words::{BlockFlags, CountMatrix, Flags, Kind};
+use epoxide_kernels::words::{BlockFlags, CountMatrix, Kind, Landings};
 
 use crate::buffer::{Dispatched, ElasticBuffer, Slots, State};
 use crate::error::{Error, Result};
@@ -333,7 +333,7 @@ impl ElasticBuffer {
                 op: self.operation(Kind::Dispatch, slots),
                 recv: w.received.slot(shape, row_slot, slot).regions(),
                 dispatches: Global::from_raw(self.private_row(p.dispatches, row_slot)),
-                landed: Flags::new(Region::new(self.row_offset(w.landed, row_slot))),
+                landings: Landings::new(Region::new(self.row_offset(w.landings, row_slot))),
                 counts: CountMatrix::new(Region::new(self.row_offset(w.counts, row_slot)), shape.ranks, shape.experts),
                 rows: rows.args(shape),
                 topk_idx: Global::from_raw(topk_idx),

@@ -76,8 +76,8 @@ impl Variant {
             }
             Op::Combine { rows, routing } => self.combine(s, rows, routing),
             Op::Lend { rows } => {
-                let lent = s.slots[usize::from(rows)].lent;
-                s.wait(0, "done", Says::Done, rows, lent, &[0]);
+                let (combines, blocks) = (s.slots[usize::from(rows)].combines, self.here(s));
+                s.wait(0, "done", Says::Done, rows, combines, &blocks);
                 s.rewrite(rows, 0);
             }
             Op::Rewrite { rows } => s.rewrite(rows, 0),
@@ -208,9 +208,12 @@ impl Variant {
             let single = s.there(OUTPUTS, rows, routing, &owners, block);
             s.read(block, single, s.slots[usize::from(rows)].outputs);
         }
-        s.last_out(true);
-        s.post(0, Says::Done, rows, epoch, 0, Order::Release);
-        s.slots[usize::from(rows)].lent = epoch;
+        s.slots[usize::from(rows)].combines += 1;
+        let combine = s.slots[usize::from(rows)].combines;
+        for block in self.here(s) {
+            // Behind reads alone.
+            s.post(block, Says::Done, rows, combine, block, Order::Relaxed);
+        }
         s.end();
     }
 }

@@ -64,7 +64,7 @@ impl Routes {
 pub struct RowSlot {
     pub epoch: u16,
     pub dispatches: u16,
-    pub lent: u16,
+    pub combines: u16,
     /// Of which operation the rows are, and the expert outputs.
     pub rows: u8,
     pub outputs: u8,
@@ -155,7 +155,12 @@ impl<'a> Stream<'a> {
     pub fn stand_in(&mut self, rows: u8, words: &[(Says, u16)]) {
         let gone: Vec<u8> = (0..self.world.ranks).filter(|&rank| self.masked >> rank & 1 != 0).collect();
         for &(says, number) in words {
-            let words: Vec<Word> = gone.iter().map(|&peer| self.word(says, rows, number, self.rank, peer, 0)).collect();
+            // A counter is whole at once.
+            let blocks = if matches!(says, Says::Landing | Says::Done) { self.blocks() } else { 1 };
+            let of_blocks = |&peer: &u8| (0..blocks).map(move |block| (peer, block));
+            let parts = gone.iter().flat_map(of_blocks);
+            let words: Vec<Word> =
+                parts.map(|(peer, block)| self.word(says, rows, number, self.rank, peer, block)).collect();
             self.world.post(self.agent(0), &words, self.payload(says), number, Order::Relaxed, None);
         }
     }
@@ -163,6 +168,12 @@ impl<'a> Stream<'a> {
     /// Looks at the abort word, if the rank may give up.
     pub fn look(&mut self) {
         self.world.look(self.agent(0));
+    }
+
+    /// The same of one block.
+    pub fn look_of(&mut self, block: u8) {
+        let agent = self.agent(block);
+        self.world.look(agent);
     }
 
     /// Begins an operation in a row slot: its epoch.
@@ -327,5 +338,7 @@ impl<'a> Stream<'a> {
 
 /// Pieces of memory: of a row slot the received rows and the expert outputs, of a routing slot what was received beside rows.
 pub const ROWS: &str = "received rows";
+/// The region of rows that prove themselves.
+pub const PROVEN: &str = "rows that prove themselves";
 pub const OUTPUTS: &str = "expert outputs";
 pub const BESIDE: &str = "received sources, selections, weights";

@@ -18,9 +18,9 @@ pub struct Variant {
     pub combine_order: Order,
     /// Whether a combine waits for owners of its tokens alone.
     pub meets_owners: bool,
-    /// Whether the last block out waits for landed words of sources with rows alone.
+    /// Whether landings and landed words are waited for from sources with rows alone.
     pub lands_with_rows: bool,
-    /// Whether a block's copies are complete when it counts itself out.
+    /// Whether a block's copies are complete when it says so, or counts itself out.
     pub drains: bool,
     /// Whether counts carry the epoch in place of the dispatch's number.
     pub counts_by_epoch: bool,
@@ -70,8 +70,9 @@ impl Variant {
             }
             Op::Combine { rows, routing } => self.combine(stream, rows, routing),
             Op::Lend { rows } => {
-                let lent = stream.slots[usize::from(rows)].lent;
-                stream.wait(0, "done", Says::Done, rows, lent, &[0]);
+                let combines = stream.slots[usize::from(rows)].combines;
+                let blocks: Vec<u8> = (0..stream.blocks()).collect();
+                stream.wait(0, "done", Says::Done, rows, combines, &blocks);
                 stream.rewrite(rows, 0);
             }
             Op::Rewrite { rows } => stream.rewrite(rows, 0),
@@ -81,10 +82,11 @@ impl Variant {
     fn dispatch(&self, s: &mut Stream<'_>, rows: u8, routing: u8) {
         let epoch = s.begin(rows);
         let number = s.number(rows, routing);
+        let landing = number;
         let number = if self.counts_by_epoch { epoch } else { number };
         let blocks: Vec<u8> = (0..s.blocks()).collect();
         s.slots[usize::from(rows)].rows = s.op;
-        s.stand_in(rows, &[(Says::Entry, epoch), (Says::Counts, number), (Says::Landed, epoch)]);
+        s.stand_in(rows, &[(Says::Entry, epoch), (Says::Counts, number), (Says::Landing, landing)]);
         s.post(0, Says::Entry, rows, epoch, 0, Order::Release);
         for &block in &blocks {
             s.post(block, Says::Counts, rows, number, block, Order::Relaxed);
@@ -100,9 +102,16 @@ impl Variant {
             let pieces = s.there(BESIDE, routing, routing, &to, block);
             s.write(block, pieces, op, 0);
         }
-        self.land(s, rows, routing, epoch);
-        // The received counts.
+        // Each block adds its part, and block 0 waits for all; the received counts were read before.
+        for &block in &blocks {
+            s.look_of(block);
+            // A release alone does not wait for bulk copies.
+            let order = if self.drains { self.landed_order } else { Order::Relaxed };
+            s.post(block, Says::Landing, rows, landing, block, order);
+        }
         s.recheck(0, Says::Counts, rows, number, &blocks);
+        let whose = if self.lands_with_rows { s.from(routing) } else { (0..self.ranks).collect() };
+        s.wait_of(0, "landed", Says::Landing, rows, landing, &blocks, &whose);
         s.end();
     }
 
@@ -131,7 +140,9 @@ impl Variant {
 
     fn combine(&self, s: &mut Stream<'_>, rows: u8, routing: u8) {
         let epoch = s.begin(rows);
-        s.stand_in(rows, &[(Says::Entry, epoch), (Says::Done, epoch)]);
+        s.slots[usize::from(rows)].combines += 1;
+        let combine = s.slots[usize::from(rows)].combines;
+        s.stand_in(rows, &[(Says::Entry, epoch), (Says::Done, combine)]);
         s.post(0, Says::Entry, rows, epoch, 0, self.combine_order);
         let owners = s.to(routing);
         let whose = if self.meets_owners { owners.clone() } else { (0..self.ranks).collect() };
@@ -142,10 +153,11 @@ impl Variant {
             let pieces = s.there(BESIDE, routing, routing, &owners, block);
             s.read(block, pieces, s.routings[usize::from(routing)].op);
         }
-        s.last_out(self.drains);
-        s.look();
-        s.post(0, Says::Done, rows, epoch, 0, Order::Release);
-        s.slots[usize::from(rows)].lent = epoch;
+        for block in 0..s.blocks() {
+            s.look_of(block);
+            // Behind reads alone.
+            s.post(block, Says::Done, rows, combine, block, Order::Relaxed);
+        }
         s.end();
     }
 }

@@ -14,7 +14,9 @@ pub enum Says {
     Entry,
     /// The rows of `who` are there.
     Landed,
-    /// `who` has read the expert outputs.
+    /// The same of one of its blocks: a part of a counter, which is whole when all blocks have said it.
+    Landing,
+    /// A block of `who` has read the expert outputs: a part of a counter.
     Done,
     /// The counts of `who`.
     Counts,
@@ -32,8 +34,8 @@ pub enum Says {
 
 impl Says {
     /// Those that the window has.
-    pub const OF_THE_WINDOW: [Self; 6] =
-        [Self::Abort, Self::Entry, Self::Landed, Self::Done, Self::Counts, Self::Block];
+    pub const OF_THE_WINDOW: [Self; 7] =
+        [Self::Abort, Self::Entry, Self::Landed, Self::Landing, Self::Done, Self::Counts, Self::Block];
 
     /// Those that a window has besides where rows have fixed places.
     pub const OF_FIXED_PLACES: [Self; 3] = [Self::Tokens, Self::Selection, Self::Landings];
@@ -44,6 +46,7 @@ impl Says {
             Self::Abort => "abort word",
             Self::Entry => "entry words",
             Self::Landed => "landed words",
+            Self::Landing => "landing counters",
             Self::Done => "done words",
             Self::Counts => "count matrix",
             Self::Block => "block words",

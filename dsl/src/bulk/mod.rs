@@ -48,6 +48,32 @@ impl Landed {
     }
 }
 
+/// All that a *block* has loaded is here, and was used for what it wrote: who is told so may write there again.
+#[derive(Debug)]
+#[must_use]
+pub struct Read(());
+
+impl Read {
+    /// Adds to `counter`, to which other blocks add what they have read, that whatever this block loaded may be written again. Per thread.
+    ///
+    /// Nothing that the block wrote is published by it, so on a GPU it is relaxed: a value that has been used for a store is here, the block has
+    /// met behind that store, and no store of another's changes a value that is here. It is how GPUs work, and what the credits of NCCL rest
+    /// on; the PTX memory model promises it of a release alone, which takes 1.7 us. On the simulator it is one.
+    #[inline(always)]
+    #[track_caller]
+    pub fn add_of_block(&self, counter: Symmetric<u64>, amount: u64) {
+        arch::add_behind_loads(counter.address(), amount);
+    }
+}
+
+/// Orders the block's loads, whose values it has used for what it wrote, with a word that says that they are over. Block-collective.
+#[inline(always)]
+#[track_caller]
+pub fn read() -> Read {
+    block::sync();
+    Read(())
+}
+
 /// Waits until every bulk store of every thread of the block is complete, orders the ordinary ones, and returns the proof that
 /// a flag needs. Block-collective.
 #[inline(always)]

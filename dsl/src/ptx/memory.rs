@@ -3,7 +3,7 @@
 //! Every access keeps its memory clobber: the compiler must not move it across a barrier, a flag or a bulk copy.
 use core::arch::asm;
 
-use crate::memory::{Scope, ScopeKind};
+use crate::memory::{Scope, ScopeKind, System};
 
 /// An unsigned integer as device memory holds it.
 pub trait Bits: Copy {
@@ -146,6 +146,12 @@ macro_rules! atomic_bits {
     )* };
 }
 atomic_bits! { u32, reg32, ".u32", ".s32", ".b32"; u64, reg64, ".u64", ".s64", ".b64"; }
+
+/// Adds behind loads whose values the block has used: see `bulk::Read`.
+#[inline(always)]
+pub fn add_behind_loads(address: u64, value: u64) {
+    AtomicBits::add_relaxed::<System>(address, value);
+}
 
 #[inline(always)]
 pub fn fetch_add_f32_relaxed<S: Scope>(address: u64, value: f32) -> f32 {

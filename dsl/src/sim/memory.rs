@@ -1,7 +1,7 @@
 //! Loads, stores and atomics on the simulated machine's memory.
 use epoxide_sim::device::{self, Address, Order, Rmw, Space, Strength, Word};
 
-use crate::memory::{Scope, ScopeKind};
+use crate::memory::{Scope, ScopeKind, System};
 
 /// An unsigned integer as device memory holds it.
 pub trait Bits: Copy {
@@ -134,6 +134,12 @@ macro_rules! atomic_bits {
     )* };
 }
 atomic_bits!(u32, u64);
+
+/// Adds behind loads: see `bulk::Read`. The checker knows no such order but a release.
+#[track_caller]
+pub fn add_behind_loads(address: u64, value: u64) {
+    AtomicBits::add_release::<System>(address, value);
+}
 
 #[track_caller]
 pub fn fetch_add_f32_relaxed<S: Scope>(address: u64, value: f32) -> f32 {

@@ -134,7 +134,7 @@ pub(super) fn send<R: Row, const BY_EXPERT: bool>(a: &DispatchAgainArgs, free: &
     if warp::index() >= a.shared.copy_warps {
         return;
     }
-    let (window, chunk) = (a.op.window(), Chunk::of_block(a.tokens));
+    let (window, chunk) = (a.op.window(), Chunk::of_block(a.tokens, false));
     let bytes = R::bytes(&a.rows);
     let mut row = R::new(memory_of_warp::<R>(&a.shared));
     let mut token = chunk.start + warp::index();
@@ -161,7 +161,8 @@ pub(super) fn send<R: Row, const BY_EXPERT: bool>(a: &DispatchAgainArgs, free: &
                     lanes &= lanes - 1;
                     let to = window.peer_of(Rank(warp::shuffle(warp::ALL, copy.rank as u32, k)));
                     let at = warp::shuffle(warp::ALL, copy.row, k);
-                    send_scales(window.of(to, a.recv.scales), a.rows.scale_stride, at, scales);
+                    let vectors = R::scale_vectors(&a.rows, None);
+                    send_scales(window.of(to, a.recv.scales), a.rows.scale_stride, at, scales, vectors);
                 }
             });
         }

@@ -4,9 +4,9 @@ use epoxide_dsl::prelude::*;
 use crate::bound::Bound;
 use crate::layout::{DispatchShared, RecvRegions};
 use crate::order::{Found, Owned};
-use crate::placement::Placement;
+use crate::placement::{Placement, quotient};
 use crate::row::RowArgs;
-use crate::words::{BlockFlags, CountMatrix, Flags, Operation};
+use crate::words::{BlockFlags, CountMatrix, Landings, Operation};
 
 /// The type of `topk_idx`.
 pub mod index {
@@ -35,7 +35,7 @@ pub mod index {
 
 /// Arguments of a dispatch.
 ///
-/// Launch contract: `op`, `recv`, `landed` and `counts` describe windows laid out by `WindowLayout` for the same shape at every rank;
+/// Launch contract: `op`, `recv`, `landings` and `counts` describe windows laid out by `WindowLayout` for the same shape at every rank;
 /// where rows
 /// lie by expert, so do `tokens_of`, `handle_rank`, `handle_row` and `block_landed`, and all ranks launch as many blocks;
 /// `rows`, `topk_idx` and `topk_weights` hold `tokens` rows and are not written while the kernel runs; the launch has no more blocks than
@@ -49,8 +49,8 @@ pub struct DispatchArgs {
     pub recv: RecvRegions,
     /// `[1]`: how many dispatches there were. Advanced by the last block out.
     pub dispatches: Global<u64>,
-    /// Landed words: the epoch.
-    pub landed: Flags<2>,
+    /// Landing counters: of the dispatch; not where rows lie by expert.
+    pub landings: Landings,
     /// The count matrix.
     pub counts: CountMatrix,
     /// The rows.
@@ -121,6 +121,9 @@ impl Now {
     }
 }
 
+/// Tokens that are few: so many that what the others take from a spared block costs less than that it is late.
+const FEW: u32 = 256;
+
 /// Contiguous tokens.
 #[derive(Clone, Copy)]
 pub(super) struct Chunk {
@@ -129,16 +132,20 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
-    /// Those of this block, of `tokens`: the same on every rank.
+    /// Those of this block, of `tokens`: the same on every rank. If they are few the last block has none where it is `spared`.
     #[inline(always)]
-    pub(super) fn of_block(tokens: u32) -> Self {
-        Self { start: 0, end: tokens }.part(thread::block_index(), tokens.div_ceil(thread::grid_blocks()))
+    pub(super) fn of_block(tokens: u32, spared: bool) -> Self {
+        let mut blocks = thread::grid_blocks();
+        if spared && tokens <= FEW && blocks > 1 {
+            blocks -= 1;
+        }
+        Self { start: 0, end: tokens }.part(thread::block_index(), quotient(tokens + blocks - 1, blocks))
     }
 
     /// Those of this warp, of the block's first `warps`: whole turns of `at_once`, a power of two.
     #[inline(always)]
     pub(super) fn of_warp(self, warps: u32, at_once: u32) -> Self {
-        let tokens = (self.end - self.start).div_ceil(warps);
+        let tokens = quotient(self.end - self.start + warps - 1, warps);
         self.part(warp::index(), (tokens + at_once - 1) & !(at_once - 1))
     }
 
@@ -166,9 +173,8 @@ impl DispatchArgs {
     /// Where bases are found.
     #[inline(always)]
     pub(super) fn found(&self) -> Found {
-        let (bases, totals) = (Shared::dynamic(self.shared.bases), Shared::dynamic(self.shared.stages));
-        let bad = Shared::dynamic(self.shared.bad);
-        Found { bases, totals, owned: self.owned(), bad, over: bad.at(1) }
+        let (bases, bad) = (Shared::dynamic(self.shared.bases), Shared::dynamic(self.shared.bad));
+        Found { bases, totals: bad.at(2), owned: self.owned(), bad, over: bad.at(1) }
     }
     /// The ranks to which `token`'s selections send it.
     #[inline(always)]

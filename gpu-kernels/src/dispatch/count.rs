@@ -56,6 +56,8 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     let counters = Shared::<u32>::dynamic(a.shared.stages);
     let places = Shared::<u32>::dynamic(a.shared.places);
     let bad = Shared::<u32>::dynamic(a.shared.bad);
+    // The first selections are on their way while counters are cleared.
+    let begun = Begun::new(a, chunk);
     // The masks behind them too.
     for i in thread::strided(thread::index(), a.counts.counters() * (1 + a.shared.count_warps), THREADS) {
         counters.store_weak(i, 0);
@@ -64,6 +66,7 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     for i in thread::strided(thread::index(), keys * WARPS, THREADS) {
         places.store_weak(i, 0);
     }
+    O::begin(a.placement, &a.bound, &a.found());
     if thread::index() == 0 {
         bad.store_weak(0, BadSelection::NONE.key());
         a.found().over.store_weak(0, u32::MAX);
@@ -71,7 +74,7 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     block::sync();
 
     if warp::index() < a.shared.count_warps {
-        count_of_warp::<O>(a, chunk);
+        count_of_warp::<O>(a, chunk, begun);
     }
     block::sync();
 
@@ -91,9 +94,41 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     }
 }
 
+/// The tokens that a warp counts.
+#[derive(Clone, Copy)]
+struct Begun {
+    tokens: Chunk,
+    /// This lane's selection of its first turn.
+    first: i64,
+}
+
+impl Begun {
+    #[inline(always)]
+    fn new(a: &DispatchArgs, chunk: Chunk) -> Self {
+        let of_block = if each_counts_all(a) { Chunk { start: 0, end: a.tokens } } else { chunk };
+        let tokens = of_block.of_warp(a.shared.count_warps, warp::LANES >> lanes_log2(a));
+        let mut begun = Self { tokens, first: -1 };
+        let (token, position) = begun.at(a, tokens.start);
+        begun.first = begun.load(a, token, position);
+        begun
+    }
+
+    /// Token and position of this lane in the turn that begins with token `first`: a warp takes several tokens at once.
+    #[inline(always)]
+    fn at(self, a: &DispatchArgs, first: u32) -> (u32, u32) {
+        let (lanes_log2, lane) = (lanes_log2(a), warp::lane());
+        (first + (lane >> lanes_log2), lane & ((1 << lanes_log2) - 1))
+    }
+
+    #[inline(always)]
+    fn load(self, a: &DispatchArgs, token: u32, position: u32) -> i64 {
+        if token < self.tokens.end && position < a.top_k { a.selection(token, position) } else { -1 }
+    }
+}
+
 /// A warp's part of it.
 #[inline(always)]
-fn count_of_warp<O: Order>(a: &DispatchArgs, chunk: Chunk) {
+fn count_of_warp<O: Order>(a: &DispatchArgs, chunk: Chunk, begun: Begun) {
     let counters = Shared::<u32>::dynamic(a.shared.stages);
     let bad = Shared::<u32>::dynamic(a.shared.bad);
     // Which lanes have an expert, or a rank, in this turn: 0 between turns.
@@ -107,11 +142,9 @@ fn count_of_warp<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     let at_once = warp::LANES >> lanes_log2;
     let earlier = (1 << lane) - 1;
     let earlier_of_token = earlier & (u32::MAX << (of_warp << lanes_log2));
-    let of_block = if each_counts_all(a) { Chunk { start: 0, end: a.tokens } } else { chunk };
-    let mine = of_block.of_warp(a.shared.count_warps, at_once);
-    let load = |token: u32| if token < mine.end && position < a.top_k { a.selection(token, position) } else { -1 };
-    let mut first = mine.start;
-    let mut next = load(first + of_warp);
+    let mine = begun.tokens;
+    let load = |token: u32| begun.load(a, token, position);
+    let (mut first, mut next) = (mine.start, begun.first);
     while first < mine.end {
         let (token, index) = (first + of_warp, next);
         first += at_once;
@@ -213,15 +246,17 @@ fn number_behind_earlier_warps<O: Order>(a: &DispatchArgs) {
 }
 const _: () = assert!(WARPS == 16, "the warps are unrolled");
 
-/// Posts this rank's entry word at every peer, by block 0, before it counts: what the word covers was over before the launch.
+/// Posts this rank's entry word at every peer, by the last block, which has the fewest tokens, before it counts: what the word covers was over before the
+/// launch.
 #[inline(always)]
 pub(super) fn enter(a: &DispatchArgs, watch: &wait::Watch) {
     let window = a.op.window();
     // By the last threads, whose warps have the fewest tokens.
     let first = THREADS - window.peers;
-    // Behind a fault nothing is published.
-    if thread::block_index() == 0 && thread::index() >= first && !watch.is_aborted() {
-        a.op.entry.post(window, Peer(thread::index() - first), watch.epoch(), Kind::Dispatch);
+    if thread::block_index() + 1 == thread::grid_blocks() && thread::index() >= first {
+        // Behind a fault nothing is published.
+        let unless = || watch.is_aborted();
+        a.op.entry.post_unless(window, Peer(thread::index() - first), watch.epoch(), Kind::Dispatch, unless);
     }
 }
 
@@ -232,14 +267,13 @@ pub(super) fn publish<O: Order>(a: &DispatchArgs, now: Now) {
     let (first, told) = O::told(&a.counts);
     if each_counts_all(a) {
         let counters = Shared::<u32>::dynamic(a.shared.stages).at(first);
-        // A thread of the grid for each peer and counter, those of a counter in different blocks. Block 0 was late.
-        let late = if blocks > 1 { 1 } else { 0 };
-        let threads = THREADS * (blocks - late);
-        if thread::block_index() < late {
+        // A thread of the grid for each peer and counter, those of a counter in different blocks. The last block was late.
+        let telling = if blocks > 1 { blocks - 1 } else { 1 };
+        if thread::block_index() >= telling {
             return;
         }
-        let thread = thread::index() * (blocks - late) + thread::block_index() - late;
-        for i in thread::strided(thread, told * window.peers, threads) {
+        let thread = thread::index() * telling + thread::block_index();
+        for i in thread::strided(thread, told * window.peers, THREADS * telling) {
             let counter = quotient(i, window.peers);
             tell(a, now, Peer(i - counter * window.peers), first + counter, counters.load_weak(counter));
         }

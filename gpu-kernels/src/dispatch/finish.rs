@@ -1,4 +1,4 @@
-//! Finishing: peers are told and theirs waited for, unless every block has done so, and the received counts written.
+//! Finishing: rows are waited for, unless every block has done so, received counts written, and numbers advanced.
 use epoxide_dsl::prelude::*;
 
 use super::args::{DispatchArgs, Now};
@@ -8,46 +8,86 @@ use crate::order::Order;
 use crate::sum::sum;
 use crate::words::{Flags, Phase};
 
-/// The last block out: in the compact order tells every peer that its rows are there and waits for theirs; writes the counts, advances the numbers. It says
-/// whether it stopped at that.
+/// The last block, in the compact order, which has `ended` its own part so: writes the counts while rows are on their way, waits for them, and advances the
+/// numbers.
+///
+/// # Errors
+///
+/// That the block stops, or has stopped before.
 #[inline(always)]
-pub(super) fn finish<O: Order>(
+pub(super) fn receive<O: Order>(
     a: &DispatchArgs,
     watch: &wait::Watch,
-    now: Now,
-    last: &grid::LastOut,
+    ended: Result<(), fault::Stopped>,
 ) -> Result<(), fault::Stopped> {
-    let mut arrived = Ok(());
-    let mut complete = false;
-    // No block of this rank has stopped; a peer may have.
-    if let Some(landed) = last.landed() {
-        // Where rows are copied on here, every block has waited for them.
-        arrived = if O::BY_EXPERT {
-            watch.unless_aborted(Phase::End as u32)
-        } else {
-            exchange(&a.landed, a.op.window(), watch, landed)
-        };
-        complete = arrived.is_ok();
+    let now = Now::load(a);
+    let came = !(O::OBSERVED && fit::is_exceeded(a));
+    let mut arrived = ended;
+    if arrived.is_ok() {
+        arrived = complete(a, watch, now, came);
     }
+    let complete = arrived.is_ok();
+    if !complete {
+        // All ranks may have found why in the same words, and no abort word says it: then a late block is yet to read the numbers.
+        let _passed = a.op.grid.all_passed(watch, Phase::End as u32);
+        write_counts(a, now, false);
+    }
+    if O::OBSERVED {
+        fit::tell::<O>(a, now, complete, complete && came);
+        observe::finish::<O>(a, now, complete && came);
+    }
+    advance(a, now, complete);
+    arrived
+}
+
+/// Waits for the counts of this rank's experts, of which each proves itself, and writes them if rows `came`; then for the rows.
+#[inline(always)]
+fn complete(a: &DispatchArgs, watch: &wait::Watch, now: Now, came: bool) -> Result<(), fault::Stopped> {
+    let (window, me) = (a.op.window(), a.op.window().me.0);
+    let experts = (a.placement.first(me), a.placement.count(me));
+    let _counts = a.counts.wait_of_experts(window, watch, now.dispatch, experts)?;
+    write_counts(a, now, came);
+    let _here = a.landings.wait(window, watch, now.dispatch)?;
+    Ok(())
+}
+
+/// The last block to pass, where rows lie by expert: all have waited for their rows, unless one has stopped and they are not `whole`. Advances the numbers, and
+/// says whether it stopped.
+///
+/// # Errors
+///
+/// That some rank has given up.
+#[inline(always)]
+pub(super) fn close_by_expert<O: Order>(
+    a: &DispatchArgs,
+    watch: &wait::Watch,
+    whole: bool,
+) -> Result<(), fault::Stopped> {
+    let now = Now::load(a);
+    // No block of this rank has stopped; a peer may have.
+    let arrived = if whole { watch.unless_aborted(Phase::End as u32) } else { Ok(()) };
+    let complete = whole && arrived.is_ok();
     let came = complete && !(O::OBSERVED && fit::is_exceeded(a));
-    if O::BY_EXPERT {
-        // A block has written them, unless it has stopped.
-        if !complete {
-            by_expert::write_no_counts(a);
-        }
-    } else {
-        write_counts(a, now, came);
+    // A block has written them, unless it has stopped.
+    if !complete {
+        by_expert::write_no_counts(a);
     }
     if O::OBSERVED {
         fit::tell::<O>(a, now, complete, came);
         observe::finish::<O>(a, now, came);
     }
+    advance(a, now, complete);
+    arrived
+}
+
+/// Says whose routing the slot has, and advances the numbers.
+#[inline(always)]
+fn advance(a: &DispatchArgs, now: Now, complete: bool) {
     if thread::index() == 0 {
         a.routing.store_weak(0, if complete { now.dispatch } else { 0 });
         a.dispatches.store_weak(0, now.dispatch);
         a.op.epoch.store_weak(0, now.epoch);
     }
-    arrived
 }
 
 /// Writes how many rows came, in all, by source, by local expert; zeros if they are not `complete`.
@@ -71,7 +111,7 @@ fn write_counts(a: &DispatchArgs, now: Now, complete: bool) {
     }
 }
 
-/// Tells every peer, and waits for all. What else they stored before is there too: in a dispatch their counts.
+/// The last block out of a dispatch again tells every peer, and waits for all.
 #[inline(always)]
 pub(super) fn exchange(
     words: &Flags<2>,

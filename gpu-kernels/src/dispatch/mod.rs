@@ -6,14 +6,13 @@
 //! below lie in the *reader's* memory and carry `e` or `d`, so nothing is ever zeroed; those marked ² alternate with the parity of
 //! what they carry: a rank can be one operation ahead of a peer, never two, because every operation waits for a word from every
 //! peer. Counts, which dispatches alone write, carry half of `d`: each of them is written by every dispatch of its parity, so none is ever left
-//! from so long ago that its stamp comes again ([`Stamped`](crate::words::Stamped)). Landed words are also those of a dispatch [`again`], which
-//! is none by number; they carry the whole of `e`, which never comes again.
+//! from so long ago that its stamp comes again ([`Stamped`](crate::words::Stamped)).
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
-//! | `counts`² `[s][..]` at every rank, of `d` | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, its first bad selection or that there is none | the tokens per rank and the bad selection by all blocks, before the first row is written; the selections by the last block, after the `landed` words, which publish them too |
-//! | `entry`² `[s]` at every rank, of `e` | block 0 of `s`, release, before it counts | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch | all blocks, acquire, before the first row is written |
-//! | `landed`² `[s]` at rank r, of `e` | the last block of `s` out, release, with the token of `wait_group 0` from every block | all rows of `s` for r are **there** | the last block of r out, acquire; r's consumers are stream-ordered after |
+//! | `counts`² `[s][..]` at every rank, of `d` | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, its first bad selection or that there is none | the tokens per rank and the bad selection by all blocks, before the first row is written; the selections of the reader's experts by its last block, while rows are awaited |
+//! | `entry`² `[s]` at every rank, of `e` | the last block of `s`, release, before it counts | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch | all blocks, acquire, before the first row is written |
+//! | `landings[s]` at rank r, of `d` | every block of `s` adds its part, release, with the token of its `wait_group 0`; relaxed if it had no token | all rows of `s` for r are **there** when it is `d` times the whole | the last block of r, acquire; r's consumers are stream-ordered after |
 //!
 //! When a dispatch completes, a rank may also write its expert outputs again: every peer's `entry` word of `e` was posted after
 //! that peer's combine before was over, reads and all. (Who wants to write them earlier asks [`crate::lend`].)
@@ -23,25 +22,31 @@
 //! tokens of one source share a row, because a row's place in that range is the number of the source's earlier tokens
 //! for the same destination.
 //!
-//! Why two landed words suffice: who posts the one of `e + 2` has completed `e + 1`, so it has seen r's entry word of `e + 1`, which r posts when
-//! it has done with the words of `e`. A combine between them posts none, and is waited for all the same.
+//! Why no part of a later dispatch is added while r waits: who adds has met r's entry word of it, which r posts when it has done with the words of the one before.
+//!
+//! Nobody waits for the last block out: its election and then one release for all took some 1 us more than a release in each block. Each block *passes* when it
+//! has told its counts; the last one to pass clears the grid's counters, and files what all ranks find by themselves: nothing is left then that peers wait
+//! for. The *last block* (of the highest number) advances the numbers when all has landed, or when it has stopped. It has waited for its own rank's parts too, so all blocks have read them before; when it has stopped it waits until all have
+//! passed, who have read them at their entry. (If somebody has given up it does not, and a late block may read the next ones; it finds the abort word.)
 //!
 //! The routing (where each row went, and what r received with the rows) lies in one of the buffer's *slots*, the same on every rank: the entry
-//! word says which. The last block out writes the number `d` there, by which later operations know it, or 0 if the dispatch failed.
+//! word says which. The last block (where rows lie by expert, the last one to pass) writes the number `d` there, by which later operations know it, or 0 if the dispatch failed.
 //!
 //! Why the order does not depend on timing: a row's place is a function of the count matrix and the token's number alone.
 //!
 //! A fault before the copy is seen by all blocks of all ranks in the same words, so no row is written; a timeout may leave
-//! rows behind, but no `landed` word and zero counts. A block that finds an abort word at its entry publishes nothing. All
+//! rows behind, but no whole landing and zero counts. A block that finds an abort word at its entry publishes nothing, and a block that stops adds no part. All
 //! blocks find one that was set before the operation, so then nobody gets past this rank's entry word; of one that comes
-//! just now some blocks may know and others not, but the last block out does, and posts no `landed` word. When every peer's
-//! have come the operation is whole, whatever happens to others.
+//! just now some blocks may know and others not: then the parts are not whole. When every peer's
+//! are the operation is whole, whatever happens to others.
+//!
+//! The first row of each warp, its selections and weights are on their way while the ranks meet; counts are added up as they come.
 //!
 //! Where tokens are few every block counts all of the rank's, which takes less than to meet and add up what each has counted; nobody sees a difference.
 //! The word of a bad selection is released after what goes with it, and who finds one acquires it.
 //!
 //! Where rows lie by expert (`by_expert`), all blocks read the selections by expert before the first row is written, and the tokens by
-//! rank are not told. In place of `landed` every block posts a word of its own to the blocks of its number, which acquire it: `by_expert` has that protocol.
+//! rank are not told. In place of `landings` every block posts a word of its own to the blocks of its number, which acquire it: `by_expert` has that protocol.
 //!
 //! Where counts are `observe`d the host is told them as soon as they are here, before the rows have landed, and they are added up over dispatches.
 //! Where there may be too little room (`fit`), all blocks of all ranks see that in the same counts, and send nothing.
@@ -63,6 +68,7 @@ pub(crate) use send::memory_of_warp;
 
 use epoxide_dsl::prelude::*;
 
+use crate::layout::THREADS;
 use crate::order::Order;
 use crate::row::Row;
 use crate::words::{Kind, Phase};
@@ -73,63 +79,164 @@ use args::{Chunk, Now};
 pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
     let now = Now::load(a);
     let watch = wait::Watch::begin(a.op.fault, now.epoch);
-    let mut ended = attempt::<R, O>(a, &watch, now);
-    // Once more: the last block out advances them, and no register need hold them while rows are made.
-    let now = Now::load(a);
+    let chunk = Chunk::of_block(a.tokens, true);
+    let told = tell::<O>(a, &watch, now, chunk);
     if O::BY_EXPERT {
-        ended = by_expert::multiply::<R, O>(a, &watch, now, ended);
-    }
-    let landed = bulk::land();
-    let last = a.op.grid.last_out(landed, ended.is_err());
-    if let Some(last) = &last {
-        let finished = finish::finish::<O>(a, &watch, now, last);
-        ended = ended.and(finished);
-    }
-    if let Err(stopped) = ended {
-        watch.file_of_grid(stopped, last.is_some());
+        run_by_expert::<R, O>(a, &watch, now, chunk, told);
+    } else {
+        run_compact::<R, O>(a, &watch, now, chunk, told);
     }
 }
 
-/// A block's part: counts its tokens, agrees with all ranks, and sends.
+/// A block's part where rows lie by source, which has `told` its counts or stopped.
 #[inline(always)]
-fn attempt<R: Row, O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Result<(), fault::Stopped> {
-    let chunk = Chunk::of_block(a.tokens);
-    count::enter(a, watch);
+fn run_compact<R: Row, O: Order>(
+    a: &DispatchArgs,
+    watch: &wait::Watch,
+    now: Now,
+    chunk: Chunk,
+    told: Result<(), fault::Stopped>,
+) {
+    let mut last = false;
+    if thread::index() == PASSES {
+        last = a.op.grid.pass(told.is_err()).is_last_and_says_so(a.op.grid);
+    }
+    let mut ended = told;
+    if ended.is_ok() {
+        ended = agree_and_send::<R, O>(a, watch, now, chunk);
+    }
+    // On its way while the copies are.
+    let look = watch.look();
+    let landed = bulk::land();
+    if ended.is_ok() {
+        ended = watch.found(look, Phase::End as u32).settle();
+    }
+    if ended.is_ok() && thread::index() < a.peers() {
+        let block_of = (thread::block_index(), thread::grid_blocks());
+        // Of a block without tokens there is nothing to wait for.
+        let chunk = Chunk::of_block(a.tokens, true);
+        let landed = (chunk.start < chunk.end).then_some(&landed);
+        a.landings.add(a.op.window(), Peer(thread::index()), block_of, landed);
+    }
+    if thread::block_index() + 1 == thread::grid_blocks() {
+        ended = finish::receive::<O>(a, watch, ended);
+    }
+    if let Err(stopped) = ended {
+        watch.file_of_grid(stopped, block::any(last).get());
+    }
+}
+
+/// A block's part where rows lie by expert, which has `told` its counts or stopped: both halves.
+#[inline(always)]
+fn run_by_expert<R: Row, O: Order>(
+    a: &DispatchArgs,
+    watch: &wait::Watch,
+    now: Now,
+    chunk: Chunk,
+    told: Result<(), fault::Stopped>,
+) {
+    let mut sent = told;
+    if sent.is_ok() {
+        sent = agree_and_send::<R, O>(a, watch, now, chunk);
+    }
+    let here = by_expert::exchange::<R, O>(a, watch, sent);
+    // Nothing that comes reads the numbers, and what comes need not wait for the answer.
+    let passed = (thread::index() == PASSES).then(|| a.op.grid.pass(here.is_err()));
+    let mut ended = Ok(());
+    match here {
+        Ok(free) => by_expert::Crossed::of(a).copy_on::<R>(&free),
+        Err(stopped) => ended = Err(stopped),
+    }
+    let _landed = bulk::land();
+    let (mut last, mut whole) = (false, false);
+    if let Some(passed) = passed {
+        (last, whole) = (passed.is_last(a.op.grid), passed.is_whole());
+    }
+    let last = block::any(last).get();
+    if last {
+        let closed = finish::close_by_expert::<O>(a, watch, block::any(whole).get());
+        ended = ended.and(closed);
+    }
+    if let Err(stopped) = ended {
+        watch.file_of_grid(stopped, last);
+    }
+}
+
+/// The thread that says that its block has passed: of a warp that has no word to post.
+const PASSES: u32 = THREADS - crate::shape::MAX_RANKS - 1;
+
+/// Counts this block's tokens, and tells.
+#[inline(always)]
+fn tell<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now, chunk: Chunk) -> Result<(), fault::Stopped> {
+    // Where tokens are few by a block that has none, for its fence takes longer than it takes to count; else while blocks wait for each other.
+    if count::each_counts_all(a) {
+        count::enter(a, watch);
+    }
     // The answer is not needed before counts are published, and counting touches nothing that a peer sees.
     let look = watch.look();
     count::count::<O>(a, chunk);
     if !count::each_counts_all(a) {
-        let _counted = a.op.grid.sync(watch, Phase::Counted as u32)?;
+        let arrived = a.op.grid.arrive();
+        count::enter(a, watch);
+        let _counted = arrived.wait(watch, Phase::Counted as u32)?;
     }
     watch.found(look, Phase::Counted as u32).settle()?;
     count::publish::<O>(a, now);
     count::place_behind_earlier_blocks::<O>(a);
-    let acquired = agree::<O>(a, watch, now)?;
-    O::bases(&count::counted(a, now), &a.found());
+    Ok(())
+}
+
+/// Agrees with all ranks, and sends. The first rows are on their way meanwhile.
+#[inline(always)]
+fn agree_and_send<R: Row, O: Order>(
+    a: &DispatchArgs,
+    watch: &wait::Watch,
+    now: Now,
+    chunk: Chunk,
+) -> Result<(), fault::Stopped> {
+    // Counters lay where rows come to.
+    block::sync();
+    let begun = send::Begun::<R>::new(a, chunk);
+    match agree::<O>(a, watch, now, chunk) {
+        Ok(Some(free)) => {
+            if O::BY_EXPERT {
+                by_expert::send::<R, O>(a, chunk, begun, &free);
+            } else {
+                send::send::<R>(a, chunk, begun, &free);
+            }
+            Ok(())
+        }
+        Ok(None) => {
+            begun.give_up();
+            Ok(())
+        }
+        Err(stopped) => {
+            begun.give_up();
+            Err(stopped)
+        }
+    }
+}
+
+/// Waits until every rank has entered and told its counts, and finds all places. None if not all fit: then nothing is sent.
+#[inline(always)]
+fn agree<O: Order>(
+    a: &DispatchArgs,
+    watch: &wait::Watch,
+    now: Now,
+    chunk: Chunk,
+) -> Result<Option<wait::BulkAccess>, fault::Stopped> {
+    let (window, counted) = (a.op.window(), count::counted(a, now));
+    let acquired = a.op.entry.meet(window, watch, Kind::Dispatch)?;
+    let _counts = O::wait(&counted, &a.found(), watch)?;
+    a.counts.stop_if_bad(window, now.dispatch, a.found().bad.load_weak(0))?;
+    O::bases(&counted, &a.found());
     if O::OBSERVED {
         if fit::is_exceeded(a) {
             fit::route_nothing::<O>(a, chunk);
-            return Ok(());
+            return Ok(None);
         }
         observe::tell::<O>(a, watch, now)?;
     }
     // The free edges order the owners' reads with this block's bulk stores.
-    let free = acquired.for_bulk_copies();
-    if O::BY_EXPERT {
-        by_expert::send::<R, O>(a, chunk, &free);
-    } else {
-        send::send::<R>(a, chunk, &free);
-    }
-    Ok(())
-}
-
-/// Waits until every rank has entered and told its counts.
-#[inline(always)]
-fn agree<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Result<wait::Acquired, fault::Stopped> {
-    let (window, counted) = (a.op.window(), count::counted(a, now));
-    O::begin(&counted, &a.found());
-    let acquired = a.op.entry.meet(window, watch, Kind::Dispatch)?;
-    let _counts = O::wait(&counted, &a.found(), watch)?;
-    a.counts.stop_if_bad(window, now.dispatch, a.found().bad.load_weak(0))?;
-    Ok(acquired)
+    Ok(Some(acquired.for_bulk_copies()))
 }

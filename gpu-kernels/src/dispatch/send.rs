@@ -5,6 +5,7 @@ use epoxide_dsl::wait::BulkAccess;
 use super::args::{Chunk, DispatchArgs};
 use super::count::Place;
 use crate::layout::DispatchShared;
+use crate::placement::quotient;
 use crate::row::{Row, WarpMemory};
 use crate::words::Source;
 
@@ -37,6 +38,12 @@ impl Selected {
         selected
     }
 
+    /// How many copies a row has at most whose selections these are: it need not be known that there are few where there are few ranks. Warp-collective.
+    #[inline(always)]
+    pub(super) fn copies(self, ranks: u32) -> u32 {
+        if ranks <= 2 { ranks } else { warp::ballot(warp::ALL, self.rank >= 0).count_ones() }
+    }
+
     /// The peer to which the row goes for this selection.
     #[inline(always)]
     pub(super) fn peer(self, window: Window) -> Option<Peer> {
@@ -54,45 +61,100 @@ struct Copies {
 }
 
 impl Copies {
-    /// Finds their rows, and writes them to the handle. Warp-collective.
+    /// Finds their rows, and writes them to the handle if this warp `notes` them. Warp-collective.
     #[inline(always)]
-    fn new(a: &DispatchArgs, token: u32, selected: Selected) -> Self {
+    fn new(a: &DispatchArgs, token: u32, selected: Selected, notes: bool) -> Self {
         let mut row = 0;
         if let Some(Peer(peer)) = selected.peer(a.op.window()) {
             let Place { warp, number } = Place::from_word(selected.place);
             let base = Shared::<u32>::dynamic(a.shared.bases).load_weak(peer);
             let of_warp = Shared::<u32>::dynamic(a.shared.places).load_weak(warp * a.peers() + peer);
             row = base + of_warp + number;
-            a.handle_rows(token).store_weak(warp::lane(), row);
+            if notes {
+                a.handle_rows(token).store_weak(warp::lane(), row);
+            }
         }
         Self { lanes: warp::ballot(warp::ALL, selected.peer(a.op.window()).is_some()), row }
     }
 }
 
+/// A warp's first token, which is on its way.
+pub(super) struct Begun<R: Row> {
+    pub token: u32,
+    /// Which piece of its row is this warp's, where there is a warp for each piece of the block's rows.
+    pub piece: Option<u32>,
+    pub selected: Selected,
+    pub row: Option<R::Started>,
+}
+
+impl<R: Row> Begun<R> {
+    /// Starts with this warp's first token of the block's, as far as no place is needed: it touches nothing that a peer sees. Warp-collective; the
+    /// block has met behind all that it did with the stages.
+    #[inline(always)]
+    pub(super) fn new(a: &DispatchArgs, chunk: Chunk) -> Self {
+        let (mut token, mut piece) = (chunk.start + warp::index(), None);
+        let pieces = R::pieces(&a.rows);
+        if pieces > 1 && (chunk.end - chunk.start) * pieces <= a.shared.copy_warps {
+            token = chunk.start + quotient(warp::index(), pieces);
+            piece = Some(warp::index() - (token - chunk.start) * pieces);
+        }
+        if warp::index() >= a.shared.copy_warps {
+            token = chunk.end;
+        }
+        let mut row = None;
+        if token < chunk.end {
+            row = Some(R::new(memory_of_warp::<R>(&a.shared)).start(&a.rows, token));
+        }
+        Self { token, piece, selected: Selected::load(a, token, chunk.end), row }
+    }
+
+    /// Whether this warp writes what goes with its token: of a row in pieces the first one's does.
+    #[inline(always)]
+    pub(super) fn is_first(piece: Option<u32>) -> bool {
+        piece.is_none_or(|piece| piece == 0)
+    }
+
+    /// Goes nowhere with it.
+    #[inline(always)]
+    pub(super) fn give_up(self) {
+        if let Some(row) = self.row {
+            R::give_up(row);
+        }
+    }
+}
+
 /// Sends this block's rows, a warp per token.
 #[inline(always)]
-pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
-    if warp::index() >= a.shared.copy_warps {
-        return;
-    }
+pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, begun: Begun<R>, free: &BulkAccess) {
     let bytes = R::bytes(&a.rows);
-    let mut row = R::new(memory_of_warp::<R>(&a.shared));
-    let mut token = chunk.start + warp::index();
-    let mut next = Selected::load(a, token, chunk.end);
-    while token < chunk.end {
-        let selected = next;
-        let copies = Copies::new(a, token, selected);
-        // The next token's loads are on their way while this one's row is; later than this one's use, because a wait for
-        // a load waits for those behind it too.
-        next = Selected::load(a, token + a.shared.copy_warps, chunk.end);
-        if copies.lanes != 0 {
-            let to =
-                selected.peer(a.op.window()).map(|peer| a.op.window().of(peer, a.recv.x).rows(bytes).row(copies.row));
-            row = row.send(&a.rows, token, copies.lanes.count_ones(), to, free, |scales| {
-                send_beside::<R>(a, token, selected, copies, scales);
-            });
+    let Begun { mut token, piece, mut selected, row: mut started } = begun;
+    while let Some(on_its_way) = started {
+        let copies = Copies::new(a, token, selected, Begun::<R>::is_first(piece));
+        let (of_token, following) = (selected, token + a.shared.copy_warps);
+        if !R::SCALES {
+            // The next token's loads are on their way while this one's row is; later than this one's use, because a wait for
+            // a load waits for those behind it too.
+            selected = Selected::load(a, following, chunk.end);
         }
-        token += a.shared.copy_warps;
+        let row = if copies.lanes != 0 {
+            let to =
+                of_token.peer(a.op.window()).map(|peer| a.op.window().of(peer, a.recv.x).rows(bytes).row(copies.row));
+            R::finish(on_its_way, &a.rows, token, piece, to, free, |scales| {
+                send_beside::<R>(a, (token, piece), of_token, copies, scales);
+            })
+        } else {
+            R::give_up(on_its_way)
+        };
+        // A warp that has a piece has that alone.
+        token = following;
+        if R::SCALES {
+            // While a row is quantised no register is left to hold it.
+            selected = Selected::load(a, token, chunk.end);
+        }
+        started = None;
+        if token < chunk.end {
+            started = Some(row.start_for(&a.rows, token, || selected.copies(a.peers())));
+        }
     }
 }
 
@@ -107,7 +169,13 @@ pub(crate) fn memory_of_warp<R: Row>(shared: &DispatchShared) -> WarpMemory {
 /// Writes beside each copy what goes with it: local expert indices, gate weights, source, and the scales if there are some. A bulk copy
 /// would cost more than these few bytes. Warp-collective.
 #[inline(always)]
-fn send_beside<R: Row>(a: &DispatchArgs, token: u32, selected: Selected, copies: Copies, scales: Shared<U32x4>) {
+fn send_beside<R: Row>(
+    a: &DispatchArgs,
+    (token, piece): (u32, Option<u32>),
+    selected: Selected,
+    copies: Copies,
+    scales: Shared<U32x4>,
+) {
     let window = a.op.window();
     let lane = warp::lane();
     let Selected { rank, index, weight, .. } = selected;
@@ -119,27 +187,29 @@ fn send_beside<R: Row>(a: &DispatchArgs, token: u32, selected: Selected, copies:
         let row = warp::shuffle(warp::ALL, copies.row, k);
         let local = index - a.placement.first(to.0) as i32;
         let is_local = index >= 0 && local >= 0 && local < a.placement.count(to.0) as i32;
-        if lane < a.top_k_stride {
+        let notes = Begun::<R>::is_first(piece);
+        if lane < a.top_k_stride && notes {
             let topk = window.of(to, a.recv.topk).rows(a.top_k_stride).row(row);
             topk.store_weak(lane, if is_local { local } else { -1 });
             let weights = window.of(to, a.recv.weights).rows(a.top_k_stride).row(row);
             weights.store_weak(lane, if is_local { weight } else { 0.0 });
         }
-        if lane == 0 {
+        if lane == 0 && notes {
             let source = Source { rank: window.rank(), token }.to_word();
             window.of(to, a.recv.source).store_weak(row, source);
         }
         if R::SCALES {
-            send_scales(window.of(to, a.recv.scales), a.rows.scale_stride, row, scales);
+            let vectors = R::scale_vectors(&a.rows, piece);
+            send_scales(window.of(to, a.recv.scales), a.rows.scale_stride, row, scales, vectors);
         }
     }
 }
 
-/// Writes a row's scales to where one copy of it goes. Warp-collective.
+/// Writes these vectors of a row's scales to where one copy of it goes. Warp-collective.
 #[inline(always)]
-pub(super) fn send_scales(to: Symmetric<u32>, stride: u32, row: u32, scales: Shared<U32x4>) {
+pub(super) fn send_scales(to: Symmetric<u32>, stride: u32, row: u32, scales: Shared<U32x4>, (first, end): (u32, u32)) {
     let beside = to.rows(stride).row(row).cast::<U32x4>();
-    for vector in thread::strided(warp::lane(), stride / 4, warp::LANES) {
+    for vector in thread::strided(first + warp::lane(), end, warp::LANES) {
         beside.store_weak(vector, scales.load_weak(vector));
     }
 }

@@ -13,8 +13,8 @@ pub struct PrivateLayout {
     pub epoch: Span,
     /// u64 `[S][1]`: the last dispatch's number.
     pub dispatches: Span,
-    /// u64 `[S][1]`: the epoch of the last combine.
-    pub lent: Span,
+    /// u64 `[S][1]`: how many combines there were.
+    pub combines: Span,
     /// u64 `[S][1]`: the epoch of the last combine behind which the slot was free at every rank; only where rows have fixed places.
     pub freed: Span,
     /// u64 `[S][2]`: the grid's counters.
@@ -67,7 +67,7 @@ impl PrivateLayout {
             bases: at.span("window addresses", ranks, 8)?,
             epoch: at.slots("epoch", rows, 1, 8)?,
             dispatches: at.slots("dispatches", rows, 1, 8)?,
-            lent: at.slots("epoch of the last combine", rows, 1, 8)?,
+            combines: at.slots("combines", rows, 1, 8)?,
             freed: at.slots("epoch of the combine that freed", rows, shape.layout.is_rank_major().into(), 8)?,
             grid: at.slots("grid counters", rows, 2, 8)?,
             claim: at.span("claim of the fault record", 1, 8)?,
@@ -94,7 +94,7 @@ impl PrivateLayout {
             bases,
             epoch,
             dispatches,
-            lent,
+            combines,
             freed,
             grid,
             claim,
@@ -112,7 +112,7 @@ impl PrivateLayout {
             bases,
             epoch,
             dispatches,
-            lent,
+            combines,
             freed,
             grid,
             claim,

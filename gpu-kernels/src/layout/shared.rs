@@ -10,8 +10,7 @@ pub const THREADS: u32 = 512;
 pub const WARPS: u32 = THREADS / warp::LANES;
 
 /// A dispatch block's dynamic shared memory: an mbarrier for every stage, row bases, places, the first bad selection, then for each copying
-/// warp its stages, where the counters lie before the first row comes, with a mask of each counter for each counting warp behind them, and after
-/// them what bases are found from.
+/// warp its stages, where the counters lie before the first row comes, with a mask of each counter for each counting warp behind them.
 #[derive(Clone, Copy, Debug, KernelArg, PartialEq, Eq)]
 #[repr(C)]
 pub struct DispatchShared {
@@ -20,10 +19,11 @@ pub struct DispatchShared {
     /// Offset of u32 `[warps][keys]`: how many of this rank's earlier rows for a key are of tokens that an earlier warp, or an earlier
     /// block, has counted.
     pub places: u32,
-    /// Offset of u32 `[2]`: the first bad selection, and then the first rank that has one; for whose rows there is no room.
+    /// Offset of u32 `[2]`: the first bad selection, and then the first rank that has one; for whose rows there is no room. Behind them, where rows lie by
+    /// expert, u32 `[experts]`: how many selections each has of all ranks.
     pub bad: u32,
-    /// Offset of the stages, and of u32 `[1 + counting warps][ranks + 1 + experts]`: counters, which are read for the last time before counts are
-    /// awaited, and masks of the lanes that have each.
+    /// Offset of the stages, and of u32 `[1 + counting warps][ranks + 1 + experts]`: counters, which are read for the last time when they are told, and
+    /// masks of the lanes that have each.
     pub stages: u32,
     /// Bytes of a stage.
     pub stage_bytes: u32,
@@ -47,7 +47,7 @@ impl DispatchShared {
         let of_keys = shape.keys().checked_mul(4)?;
         let places = bases.checked_add(of_keys)?;
         let bad = of_keys.checked_mul(WARPS)?.checked_add(places)?;
-        let owned = bad.checked_add(8)?;
+        let owned = bad.checked_add(8)?.checked_add(Self::totals_bytes(shape))?;
         let stages = owned.checked_add(Self::owned_bytes(shape))?.checked_next_multiple_of(128)?;
         let counters = Self::counters_bytes(shape)?;
         let room = available.checked_sub(stages)?;
@@ -81,13 +81,18 @@ impl DispatchShared {
         shape.layout.is_by_expert() as u32
     }
 
+    /// Bytes of the totals of all experts.
+    const fn totals_bytes(shape: &Shape) -> u32 {
+        if shape.layout.is_by_expert() { shape.experts * 4 } else { 0 }
+    }
+
     /// Bytes of what is known of this rank's experts.
     const fn owned_bytes(shape: &Shape) -> u32 {
         let dropped = if shape.is_bounded() { 2 } else { 0 };
         if shape.layout.is_by_expert() { (2 * shape.max_local_experts() + 1 + dropped) * 4 } else { 0 }
     }
 
-    /// Bytes of the counters, and of a warp's masks; later of the totals of all experts.
+    /// Bytes of the counters, and of a warp's masks.
     fn counters_bytes(shape: &Shape) -> Option<u32> {
         let counters = CountMatrix::counters_for(shape.ranks as u64, shape.experts as u64);
         u32::try_from(counters).ok()?.checked_mul(4)

@@ -14,12 +14,12 @@ pub struct WindowLayout {
     pub abort: Span,
     /// u64 `[S][2][ranks]`: entry words.
     pub entry: Span,
-    /// u64 `[S][2][ranks]`: "my rows have landed".
+    /// u64 `[S][2][ranks]`: "my rows have landed", in a dispatch again.
     pub landed: Span,
     /// u64 `[S][2][ranks][blocks]`: "my block's rows have landed", or "the sums of my block are there"; only where rows lie by expert, or where
     /// compact rows may cross in FP8.
     pub blocks: Span,
-    /// u64 `[S][ranks]`: how much of each rank's rows has landed; only where rows have fixed places.
+    /// u64 `[S][ranks]`: how much of each rank's rows has landed; not where rows lie by expert.
     pub landings: Span,
     /// u64 `[S][ranks]`: how many tokens each rank dispatches; only where rows have fixed places.
     pub token_words: Span,
@@ -27,7 +27,7 @@ pub struct WindowLayout {
     pub selection_words: Span,
     /// u64 `[S][ranks][tokens][words]`: the rows of few tokens, word by word ([`ProvenRows`]); only where rows have fixed places.
     pub proven: Span,
-    /// u64 `[S][ranks]`: "I have read your expert outputs".
+    /// u64 `[S][ranks]`: how much of your expert outputs I have read.
     pub done: Span,
     /// u64 `[S][2][ranks][row_words]`: the count matrix.
     pub counts: Span,
@@ -78,7 +78,7 @@ impl WindowLayout {
             entry: at.slots("entry words", rows, 2 * ranks, 8)?,
             landed: at.slots("landed words", rows, 2 * ranks, 8)?,
             blocks: at.slots("block words", rows, if blocks { 2 * ranks * u64::from(shape.blocks) } else { 0 }, 8)?,
-            landings: at.slots("landing counters", rows, fixed(ranks), 8)?,
+            landings: at.slots("landing counters", rows, ranks - by_expert(ranks), 8)?,
             token_words: at.slots("token words", rows, fixed(ranks), 8)?,
             selection_words: at.slots("selection words", rows, fixed(told), 8)?,
             proven: at.slots(

@@ -3,8 +3,9 @@
 use epoxide_dsl::prelude::*;
 
 use super::{Counted, Found, Order};
+use crate::bound::Bound;
 use crate::layout::{THREADS, WARPS};
-use crate::placement::quotient;
+use crate::placement::{Placement, quotient};
 
 /// By expert, then source rank, then token.
 #[derive(Clone, Copy, Debug)]
@@ -15,17 +16,14 @@ impl<const OBSERVED: bool> Order for ByExpert<OBSERVED> {
     const OBSERVED: bool = OBSERVED;
 
     #[inline(always)]
-    fn begin(counted: &Counted, found: &Found) {
-        // What lies there was read before.
-        block::sync();
-        for expert in thread::strided(thread::index(), counted.placement.experts, THREADS) {
+    fn begin(placement: Placement, bound: &Bound, found: &Found) {
+        for expert in thread::strided(thread::index(), placement.experts, THREADS) {
             found.bases.store_weak(expert, 0);
             found.totals.store_weak(expert, 0);
         }
-        if OBSERVED && counted.bound.drops != 0 && thread::index() < 2 {
+        if OBSERVED && bound.drops != 0 && thread::index() < 2 {
             found.owned.dropped().store_weak(thread::index(), 0);
         }
-        block::sync();
     }
 
     #[inline(always)]

@@ -2,6 +2,8 @@
 use epoxide_dsl::prelude::*;
 
 use super::{Counted, Found, Order};
+use crate::bound::Bound;
+use crate::placement::Placement;
 use crate::sum::sum;
 
 /// By source rank, then token.
@@ -13,23 +15,35 @@ impl<const OBSERVED: bool> Order for Compact<OBSERVED> {
     const OBSERVED: bool = OBSERVED;
 
     #[inline(always)]
+    fn begin(placement: Placement, _bound: &Bound, found: &Found) {
+        if thread::index() < placement.ranks {
+            found.bases.store_weak(thread::index(), 0);
+        }
+    }
+
+    #[inline(always)]
     fn wait(counted: &Counted, found: &Found, watch: &wait::Watch) -> wait::Outcome {
-        counted.counts.wait_by_peer(counted.window, watch, counted.number, |source| {
+        let bad = |source| {
             found.bad.fetch_min_relaxed(0, source);
+        };
+        // Added up as they come, where zeros were: after the rows of all lower ranks.
+        counted.counts.wait_by_peer(counted.window, watch, counted.number, bad, |source, peer, count| {
+            if source < counted.window.me.0 {
+                found.bases.fetch_add_relaxed(peer, count);
+            }
         })
     }
 
     #[inline(always)]
     fn bases(counted: &Counted, found: &Found) {
         let &Counted { counts, window, number, bound, .. } = counted;
+        if !OBSERVED {
+            return;
+        }
         let peer = thread::index();
         if peer < window.peers {
-            // After the rows of all lower ranks.
-            let count = |source| counts.count(window, number, Peer(source), peer);
-            let base = sum(window.me.0, count);
-            found.bases.store_weak(peer, base);
-            if OBSERVED && base + sum(window.peers - window.me.0, |source| count(window.me.0 + source)) > bound.capacity
-            {
+            let rows = sum(window.peers, |source| counts.count(window, number, Peer(source), peer));
+            if rows > bound.capacity {
                 found.over.fetch_min_relaxed(0, peer);
             }
         }

@@ -23,9 +23,8 @@ pub trait Order {
     /// its own, so that who does not ask pays nothing.
     const OBSERVED: bool;
 
-    /// Makes ready what [`Self::wait`] fills. Block-collective; the block meets before it waits.
-    #[inline(always)]
-    fn begin(_counted: &Counted, _found: &Found) {}
+    /// Clears what [`Self::wait`] fills. Block-collective; the block meets before it waits.
+    fn begin(placement: Placement, bound: &Bound, found: &Found);
 
     /// Waits until the counts are here that rows follow from, and finds the first rank with a bad selection. Block-collective, uniform.
     ///
@@ -34,7 +33,8 @@ pub trait Order {
     /// That the block stops.
     fn wait(counted: &Counted, found: &Found, watch: &wait::Watch) -> wait::Outcome;
 
-    /// Writes the first row of this rank's for each key, where it is received, to `found`. Block-collective; the block meets at its end.
+    /// Completes `found`: the first row of this rank's for each key, where it is received, and for whose rows there is no room. Block-collective; where
+    /// anything is left to do the block meets at its end.
     fn bases(counted: &Counted, found: &Found);
 
     /// Which counters peers are told: from the first on, so many.
@@ -75,7 +75,7 @@ pub struct Counted {
 pub struct Found {
     /// `[keys]`.
     pub bases: Shared<u32>,
-    /// `[experts]`, for the while.
+    /// `[experts]`; only where rows lie by expert.
     pub totals: Shared<u32>,
     /// What is known of this rank's experts; only where rows lie by expert.
     pub owned: Owned,

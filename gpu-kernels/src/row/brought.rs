@@ -24,24 +24,20 @@ impl Row for Brought {
     }
 
     #[inline(always)]
-    fn send(
-        self,
+    fn finish(
+        started: Self::Started,
         rows: &RowArgs,
-        token: u32,
-        _copies: u32,
+        _token: u32,
+        _piece: Option<u32>,
         to: Option<Symmetric<u8>>,
         free: &BulkAccess,
         beside: impl FnOnce(Shared<U32x4>),
     ) -> Self {
         let bytes = Self::bytes(rows);
-        let loading = self.ring.load(rows.x.rows(bytes).row(token), bytes);
-        // Behind the row, where no bulk copy reaches: ordinary accesses of this warp are all that touches them.
-        let scales = loading.data().at(bytes).cast();
-        bring_scales(rows, token, scales);
         warp::sync(warp::ALL);
         // Little stores are on their way while the row is.
-        beside(scales);
-        let source = loading.wait();
+        beside(started.data().at(bytes).cast());
+        let source = started.wait();
         if let Some(to) = to {
             source.store(free, 0, to, bytes);
         }
@@ -52,7 +48,7 @@ impl Row for Brought {
     fn start(self, rows: &RowArgs, token: u32) -> Self::Started {
         let bytes = Self::bytes(rows);
         let loading = self.ring.load(rows.x.rows(bytes).row(token), bytes);
-        // Behind the row, as in `send`.
+        // Behind the row, where no bulk copy reaches: ordinary accesses of this warp are all that touches them.
         bring_scales(rows, token, loading.data().at(bytes).cast());
         loading
     }
@@ -77,8 +73,8 @@ impl Row for Brought {
     }
 
     #[inline(always)]
-    fn give_up(started: Self::Started) {
-        let _source = started.wait();
+    fn give_up(started: Self::Started) -> Self {
+        Self { ring: started.wait().send() }
     }
 
     #[inline(always)]

@@ -23,22 +23,20 @@ impl Row for Copied {
     }
 
     #[inline(always)]
-    fn send(
-        self,
+    fn finish(
+        started: Self::Started,
         rows: &RowArgs,
-        token: u32,
-        _copies: u32,
+        _token: u32,
+        _piece: Option<u32>,
         to: Option<Symmetric<u8>>,
         free: &BulkAccess,
         beside: impl FnOnce(Shared<U32x4>),
     ) -> Self {
-        let bytes = Self::bytes(rows);
-        let loading = self.ring.load(rows.x.rows(bytes).row(token), bytes);
         // Little stores are on their way while the row is.
-        beside(loading.data().cast());
-        let source = loading.wait();
+        beside(started.data().cast());
+        let source = started.wait();
         if let Some(to) = to {
-            source.store(free, 0, to, bytes);
+            source.store(free, 0, to, Self::bytes(rows));
         }
         Self { ring: source.send() }
     }
@@ -67,8 +65,8 @@ impl Row for Copied {
     }
 
     #[inline(always)]
-    fn give_up(started: Self::Started) {
-        let _source = started.wait();
+    fn give_up(started: Self::Started) -> Self {
+        Self { ring: started.wait().send() }
     }
 
     #[inline(always)]

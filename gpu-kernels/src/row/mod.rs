@@ -62,6 +62,7 @@ pub trait Row: Sized {
 
     /// Makes the row of `token` and copies it to where each lane says; `copies` lanes do. While the copies are under way,
     /// or the row is, `beside` writes what goes with it; it takes where the row's scales lie.
+    #[inline(always)]
     fn send(
         self,
         rows: &RowArgs,
@@ -70,7 +71,9 @@ pub trait Row: Sized {
         to: Option<Symmetric<u8>>,
         free: &BulkAccess,
         beside: impl FnOnce(Shared<U32x4>),
-    ) -> Self;
+    ) -> Self {
+        Self::finish(self.start_for(rows, token, || copies), rows, token, None, to, free, beside)
+    }
 
     /// Pieces in which warps may make a row, each some of it; 1 where that gains nothing.
     #[inline(always)]
@@ -87,6 +90,23 @@ pub trait Row: Sized {
     /// Starts with the row of `token`: it is on its way, and touches nothing that a peer sees.
     fn start(self, rows: &RowArgs, token: u32) -> Self::Started;
 
+    /// [`Self::start`] of a row with so many copies, where that makes a difference. Warp-collective.
+    #[inline(always)]
+    fn start_for(self, rows: &RowArgs, token: u32, _copies: impl FnOnce() -> u32) -> Self::Started {
+        self.start(rows, token)
+    }
+
+    /// [`Self::send`] of a row that was started, or of a `piece` of it; then `to` is where the row begins all the same.
+    fn finish(
+        started: Self::Started,
+        rows: &RowArgs,
+        token: u32,
+        piece: Option<u32>,
+        to: Option<Symmetric<u8>>,
+        free: &BulkAccess,
+        beside: impl FnOnce(Shared<U32x4>),
+    ) -> Self;
+
     /// [`Self::send`] of a row that was started, or a `piece` of it, where it is found only while it is on its way where each lane copies it to: `find`
     /// says so, writes what goes with the row, and takes where its scales lie.
     fn send_started(
@@ -99,7 +119,7 @@ pub trait Row: Sized {
     ) -> Self;
 
     /// Ends with a row that was started and goes nowhere.
-    fn give_up(started: Self::Started);
+    fn give_up(started: Self::Started) -> Self;
 
     /// Bytes of a row on the wire, without scales.
     fn bytes(rows: &RowArgs) -> u32;

@@ -29,26 +29,32 @@ impl<S: Scale> Row for Quantized<S> {
     }
 
     #[inline(always)]
-    fn send(
-        self,
+    fn start_for(self, rows: &RowArgs, token: u32, copies: impl FnOnce() -> u32) -> Self::Started {
+        // Of a row with few copies most of the time is its load. With many, memory is busy writing, and what is brought
+        // to the L2 early may be gone before it is read.
+        if copies() <= 2 {
+            return self.start(rows, token);
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn finish(
+        started: Self::Started,
         rows: &RowArgs,
         token: u32,
-        copies: u32,
+        piece: Option<u32>,
         to: Option<Symmetric<u8>>,
         free: &BulkAccess,
         beside: impl FnOnce(Shared<U32x4>),
     ) -> Self {
         let x = rows.x.rows(rows.hidden * 2).row(token);
-        // Of a row with few copies most of the time is its load. With many, memory is busy writing, and what is brought
-        // to the L2 early may be gone before it is read.
-        if copies <= 2 && warp::lane() == 0 {
-            x.prefetch(rows.hidden * 2);
-        }
-        let editable = self.ring.open();
-        quantize_row::<S>(rows, x.cast(), editable.data());
+        let editable = started.ring.open();
+        let (first, end) = vectors(rows, piece);
+        quantize_vectors_of_row::<S>(rows, x.cast(), editable.data(), (first, end));
         let source = editable.seal();
         if let Some(to) = to {
-            source.store(free, 0, to, rows.hidden);
+            source.store(free, first * 8, to.at(first * 8), (end - first) * 8);
         }
         // The stage is not written before the turn after the next.
         let scales = source.data().at(rows.hidden).cast();
@@ -94,11 +100,7 @@ impl<S: Scale> Row for Quantized<S> {
     ) -> Self {
         let x = rows.x.rows(rows.hidden * 2).row(token);
         let editable = started.ring.open();
-        let (mut first, mut end) = (0, rows.hidden / 8);
-        if let Some(piece) = piece {
-            first = piece * PIECE;
-            end = if first + PIECE < end { first + PIECE } else { end };
-        }
+        let (first, end) = vectors(rows, piece);
         quantize_vectors_of_row::<S>(rows, x.cast(), editable.data(), (first, end));
         let source = editable.seal();
         // Little is left to find by now, and the row waits for it.
@@ -110,7 +112,9 @@ impl<S: Scale> Row for Quantized<S> {
     }
 
     #[inline(always)]
-    fn give_up(_started: Self::Started) {}
+    fn give_up(started: Self::Started) -> Self {
+        started
+    }
 
     #[inline(always)]
     fn bytes(rows: &RowArgs) -> u32 {
@@ -171,16 +175,23 @@ impl<S: Scale> Quantized<S> {
     }
 }
 
-/// Quantises a token's row from memory into a stage: the codes, then the scales. Warp-collective.
-#[inline(always)]
-fn quantize_row<S: Scale>(a: &RowArgs, x: Global<U32x4>, stage: Shared<u8>) {
-    quantize_vectors_of_row::<S>(a, x, stage, (0, a.hidden / 8));
-}
-
 /// Vectors of a piece of a row.
 const PIECE: u32 = 8 * warp::LANES;
 
-/// Quantises vectors of a token's row from memory into a stage, from the first of a piece to the end of one; behind the row's last what pads its
+/// The vectors of a row, or of a piece of it: the first, and the first that is not.
+#[inline(always)]
+fn vectors(rows: &RowArgs, piece: Option<u32>) -> (u32, u32) {
+    let all = rows.hidden / 8;
+    match piece {
+        None => (0, all),
+        Some(piece) => {
+            let (first, end) = (piece * PIECE, (piece + 1) * PIECE);
+            (first, if end < all { end } else { all })
+        }
+    }
+}
+
+/// Quantises vectors of a token's row from memory into a stage, codes and scales, from the first of a piece to the end of one; behind the row's last what pads its
 /// scales. Warp-collective.
 #[inline(always)]
 fn quantize_vectors_of_row<S: Scale>(

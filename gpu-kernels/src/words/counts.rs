@@ -91,16 +91,38 @@ impl CountMatrix {
         row.store_release::<System>(at, word);
     }
 
-    /// Waits for the counts by peer of every source, and gives each source that has a bad selection to `bad`, in the thread that has waited for it.
-    /// Block-collective, uniform.
+    /// Waits for the counts by peer of every source, and gives source, peer and count of each to `come`, each source that has a bad selection to `bad`,
+    /// in the thread that has waited for it. Block-collective, uniform.
     #[inline(always)]
     #[track_caller]
-    pub fn wait_by_peer(&self, window: Window, watch: &wait::Watch, number: u64, bad: impl Fn(u32)) -> wait::Outcome {
+    pub fn wait_by_peer(
+        &self,
+        window: Window,
+        watch: &wait::Watch,
+        number: u64,
+        bad: impl Fn(u32),
+        come: impl Fn(u32, u32, u32),
+    ) -> wait::Outcome {
         self.wait(window, watch, number, (0, self.peers + 1), |source, counter, payload| {
-            if counter == self.peers && payload != BadSelection::NONE.key() {
+            if counter < self.peers {
+                come(source, counter, payload);
+            } else if payload != BadSelection::NONE.key() {
                 bad(source);
             }
         })
+    }
+
+    /// Waits for every source's counts of so many experts, from the first on. Block-collective, uniform.
+    #[inline(always)]
+    #[track_caller]
+    pub fn wait_of_experts(
+        &self,
+        window: Window,
+        watch: &wait::Watch,
+        number: u64,
+        (first, count): (u32, u32),
+    ) -> wait::Outcome {
+        self.wait(window, watch, number, (self.of_expert(first), count), |_, _, _| {})
     }
 
     /// Waits for the counts by expert of every source, and gives source, expert and count of each to `come`; else as [`Self::wait_by_peer`].

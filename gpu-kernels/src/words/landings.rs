@@ -9,6 +9,13 @@ use crate::placement::quotient;
 pub const WHOLE: u64 = 1 << 20;
 const _: () = assert!(WHOLE * (crate::shape::MAX_BLOCKS as u64 + 1) <= u32::MAX as u64);
 
+/// The part of block `block` of `blocks`: all parts are [`WHOLE`].
+#[inline(always)]
+pub(super) fn part((block, blocks): (u32, u32)) -> u64 {
+    let up_to = |block: u32| quotient(block * WHOLE as u32, blocks);
+    u64::from(up_to(block + 1) - up_to(block))
+}
+
 /// Counters `[peers]` in every peer's window, each of one rank's rows: behind its dispatch number `d` it is `d * WHOLE`. The parts that blocks add
 /// sum to [`WHOLE`], however many they are, so grids may differ.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +40,7 @@ impl Landings {
         if !window.is_there(peer) {
             return;
         }
-        let up_to = |block: u32| quotient(block * WHOLE as u32, blocks);
-        let part = u64::from(up_to(block + 1) - up_to(block));
+        let part = part((block, blocks));
         let counter = window.of(peer, self.words).at(window.me);
         match landed {
             Some(landed) => landed.add_of_block(counter, part),

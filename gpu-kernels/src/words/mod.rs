@@ -2,6 +2,7 @@
 mod bad;
 mod block_flags;
 mod counts;
+mod done;
 mod entry;
 mod flags;
 mod known;
@@ -17,6 +18,7 @@ mod stamped;
 pub use bad::BadSelection;
 pub use block_flags::BlockFlags;
 pub use counts::CountMatrix;
+pub use done::DoneCounters;
 pub use entry::{Entry, EntryWords};
 pub use flags::Flags;
 pub use known::{Known, known_words};
@@ -40,12 +42,12 @@ pub struct Operation {
     pub fault: fault::FaultChannel,
     /// Who is in which operation.
     pub entry: EntryWords,
-    /// The epoch of the last combine whose reads of this rank's expert outputs are over, by peer.
-    pub done: Flags<1>,
+    /// Combines whose reads of this rank's expert outputs are over, by peer.
+    pub done: DoneCounters,
     /// `[1]`: the last operation's epoch. Advanced by the last block out.
     pub epoch: Global<u64>,
-    /// `[1]`: the epoch of the combine that last read this rank's expert outputs.
-    pub lent: Global<u64>,
+    /// `[1]`: how many combines there were.
+    pub combines: Global<u64>,
     /// The grid's counters.
     pub grid: grid::GridCounters,
 }

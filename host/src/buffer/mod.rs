@@ -23,7 +23,7 @@ use epoxide_dsl::grid::GridCounters;
 use epoxide_dsl::memory::{Global, Symmetric};
 use epoxide_dsl::window::{Peer, Region, Window};
 use epoxide_kernels::layout::{DispatchShared, Span};
-use epoxide_kernels::words::{EntryWords, Flags, Kind, Landings, Number, Operation};
+use epoxide_kernels::words::{DoneCounters, EntryWords, Kind, Landings, Number, Operation};
 
 pub(crate) use self::masked::{MASK, Masked, SELECTIONS};
 pub(crate) use self::overflows::Overflows;
@@ -210,7 +210,7 @@ impl ElasticBuffer {
             // SAFETY: a word of the private memory, which only this rank's operations touch, on this stream.
             unsafe { inner.runtime.copy_to_device(to, &word.to_ne_bytes(), inner.stream)? };
         }
-        if self.layouts.shape.layout.is_rank_major() {
+        if !self.layouts.shape.layout.is_by_expert() {
             let landed = Landings::behind(Number { row_slot, count: dispatches }.to_word()).to_ne_bytes();
             let to = self.window_row(self.layouts.window.landings, row_slot);
             // SAFETY: a word for each rank of the own window, to which no peer adds now.
@@ -298,9 +298,9 @@ impl ElasticBuffer {
                     self.config_hash,
                     slots.routing | if slots.keeps && self.config.layout.is_rank_major() { KEEPS } else { 0 },
                 ),
-                done: Flags::new(Region::new(self.row_offset(w.done, slots.row))),
+                done: DoneCounters::new(Region::new(self.row_offset(w.done, slots.row))),
                 epoch: Global::from_raw(self.private_row(p.epoch, slots.row)),
-                lent: Global::from_raw(self.private_row(p.lent, slots.row)),
+                combines: Global::from_raw(self.private_row(p.combines, slots.row)),
                 grid: GridCounters { words: Global::from_raw(self.private_row(p.grid, slots.row)) },
             }
         }

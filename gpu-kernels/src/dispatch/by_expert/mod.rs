@@ -8,12 +8,15 @@
 //! sender's window, and whose part for a block's tokens that block's word publishes; the sender writes there again only when all ranks are in a
 //! later dispatch, so what it counts before lies elsewhere. All blocks are resident together and none waits for a landed word before it has
 //! sent, so none waits for ever.
+//!
+//! A block passes when it has the words of its number's blocks, before it copies on; the last one to pass advances the numbers at its end, when others may still copy: all that the operation
+//! waits for of peers has come then, and who reads rows comes behind the kernel.
 mod crossed;
 mod multiply;
 mod send;
 
 pub(super) use crossed::Crossed;
-pub(super) use multiply::multiply;
+pub(super) use multiply::exchange;
 pub(super) use send::{send, tell_tokens};
 
 use epoxide_dsl::prelude::*;

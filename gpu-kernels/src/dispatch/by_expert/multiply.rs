@@ -3,26 +3,25 @@ use epoxide_dsl::prelude::*;
 
 use super::super::args::{DispatchArgs, Now};
 use super::super::fit;
-use super::{Crossed, write_counts};
+use super::write_counts;
 use crate::grid_warps;
 use crate::order::Order;
 use crate::placement::remainder;
 use crate::row::Row;
 use crate::words::{Phase, Source};
 
-/// The second half of a block's part, which has `ended` the first so: it tells the blocks of its number that its rows are there, waits for
-/// theirs, and copies them on.
+/// The first part of a block's second half, which has `ended` the first half so: it tells the blocks of its number that its rows are there, and waits for
+/// theirs.
 ///
 /// # Errors
 ///
 /// That the block stops, or has stopped before.
 #[inline(always)]
-pub(in super::super) fn multiply<R: Row, O: Order>(
+pub(in super::super) fn exchange<R: Row, O: Order>(
     a: &DispatchArgs,
     watch: &wait::Watch,
-    now: Now,
     ended: Result<(), fault::Stopped>,
-) -> Result<(), fault::Stopped> {
+) -> Result<wait::BulkAccess, fault::Stopped> {
     let landed = bulk::land();
     // A block that has stopped posts nothing. What it files ends the others' wait, or all blocks of all ranks have found the same: a fault
     // that is told here alone is one that each finds in the same words.
@@ -32,14 +31,13 @@ pub(in super::super) fn multiply<R: Row, O: Order>(
     mark_padding(a);
     // By the block with the fewest tokens.
     if thread::block_index() + 1 == thread::grid_blocks() {
-        write_counts::<O>(a, now, !(O::OBSERVED && fit::is_exceeded(a)));
+        write_counts::<O>(a, Now::load(a), !(O::OBSERVED && fit::is_exceeded(a)));
     }
     if a.zero_padding != 0 {
         zero_padding::<R>(a);
     }
     let here = a.block_landed.wait(a.op.window(), watch, Phase::Landed, watch.epoch())?;
-    Crossed::of(a).copy_on::<R>(&here.for_bulk_copies());
-    Ok(())
+    Ok(here.for_bulk_copies())
 }
 
 /// Marks what pads the rows of this rank's experts: a warp of the grid for each expert.

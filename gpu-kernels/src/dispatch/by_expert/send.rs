@@ -4,7 +4,7 @@ use epoxide_dsl::wait::BulkAccess;
 
 use super::super::args::{Chunk, DispatchArgs};
 use super::super::count::Place;
-use super::super::send::{Selected, memory_of_warp, send_scales};
+use super::super::send::{Begun, Selected, send_scales};
 use crate::order::Order;
 use crate::row::Row;
 use crate::words::Source;
@@ -21,15 +21,15 @@ struct Target {
 }
 
 impl Target {
-    /// Finds it, and writes the row to the handle. Warp-collective.
+    /// Finds it, and writes the row to the handle if this warp `notes` it. Warp-collective.
     #[inline(always)]
-    fn new(a: &DispatchArgs, token: u32, selected: Selected) -> Self {
+    fn new(a: &DispatchArgs, token: u32, selected: Selected, notes: bool) -> Self {
         let (lane, peer) = (warp::lane(), selected.peer(a.op.window()));
         let mut row = 0;
         if peer.is_some() {
             row = place(a, selected);
         }
-        if lane < a.top_k {
+        if lane < a.top_k && notes {
             let (window, at) = (a.op.window(), u64::from(token) * u64::from(a.top_k) + u64::from(lane));
             window.own(a.handle_rank).store_weak(at, selected.rank);
             window.own(a.handle_row).store_weak(at, row);
@@ -63,45 +63,52 @@ fn keep(a: &DispatchArgs, selected: Selected) -> Selected {
 
 /// Sends this block's rows, a warp per token.
 #[inline(always)]
-pub(in super::super) fn send<R: Row, O: Order>(a: &DispatchArgs, chunk: Chunk, free: &BulkAccess) {
+pub(in super::super) fn send<R: Row, O: Order>(a: &DispatchArgs, chunk: Chunk, begun: Begun<R>, free: &BulkAccess) {
     tell_tokens(a);
-    if warp::index() >= a.shared.copy_warps {
-        return;
-    }
     let bytes = R::bytes(&a.rows);
-    let mut row = R::new(memory_of_warp::<R>(&a.shared));
-    let mut token = chunk.start + warp::index();
-    let mut next = Selected::load(a, token, chunk.end);
-    while token < chunk.end {
+    let Begun { mut token, piece, selected: mut next, row: mut started } = begun;
+    let notes = Begun::<R>::is_first(piece);
+    while let Some(on_its_way) = started {
         let mut selected = next;
         if O::OBSERVED && a.bound.drops != 0 {
             selected = keep(a, selected);
         }
-        let target = Target::new(a, token, selected);
+        let target = Target::new(a, token, selected, notes);
         let stored = warp::ballot(warp::ALL, target.stored);
         let following = token + a.shared.copy_warps;
         if !R::SCALES {
             // As in the other order: later than this one's use.
             next = Selected::load(a, following, chunk.end);
         }
-        if stored != 0 {
+        let row = if stored != 0 {
             let mut to = None;
             if target.stored {
                 let window = a.op.window();
                 to = Some(window.of(window.peer_of(Rank(target.rank as u32)), a.recv.x).rows(bytes).row(target.row));
             }
             // Before the row is made, which takes most registers, so that what is written here need not be kept.
-            send_beside(a, token, selected, target);
-            row = row.send(&a.rows, token, stored.count_ones(), to, free, |scales| {
+            if notes {
+                send_beside(a, token, selected, target);
+            }
+            R::finish(on_its_way, &a.rows, token, piece, to, free, |scales| {
                 if R::SCALES {
-                    send_all_scales(a, stored, target.rank, target.row, scales);
+                    let vectors = R::scale_vectors(&a.rows, piece);
+                    send_all_scales(a, stored, target.rank, target.row, scales, vectors);
                 }
-            });
-        }
+            })
+        } else {
+            R::give_up(on_its_way)
+        };
         token = following;
         if R::SCALES {
             // While a row is quantised no register is left to hold it.
             next = Selected::load(a, token, chunk.end);
+        }
+        started = None;
+        if token < chunk.end {
+            // Each selection has one, but for what is copied on.
+            let copies = || warp::ballot(warp::ALL, next.rank >= 0).count_ones();
+            started = Some(row.start_for(&a.rows, token, copies));
         }
     }
 }
@@ -129,13 +136,13 @@ fn send_beside(a: &DispatchArgs, token: u32, selected: Selected, target: Target)
 
 /// Writes the scales beside the rows that the lanes of `stored` store. Warp-collective.
 #[inline(always)]
-fn send_all_scales(a: &DispatchArgs, stored: u32, rank: i32, row: u32, scales: Shared<U32x4>) {
+fn send_all_scales(a: &DispatchArgs, stored: u32, rank: i32, row: u32, scales: Shared<U32x4>, vectors: (u32, u32)) {
     let mut lanes = stored;
     while lanes != 0 {
         let k = lanes.trailing_zeros();
         lanes &= lanes - 1;
         let peer = a.op.window().peer_of(Rank(warp::shuffle(warp::ALL, rank as u32, k)));
         let row = warp::shuffle(warp::ALL, row, k);
-        send_scales(a.op.window().of(peer, a.recv.scales), a.rows.scale_stride, row, scales);
+        send_scales(a.op.window().of(peer, a.recv.scales), a.rows.scale_stride, row, scales, vectors);
     }
 }
