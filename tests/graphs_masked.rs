@@ -90,7 +90,7 @@ fn goes_on(rank: Rank) {
             captured.buffer.reset().expect("the others live");
             let said = refused(&captured.graph, &comm);
             assert!(said.contains(&format!("its buffer goes on without [{STOPPED}]")), "{said}");
-            captured.layer.gone = Some(STOPPED);
+            captured.layer.gone = vec![STOPPED];
             first.push(captured.again(&comm).expect("nobody is waited for"));
             captured.launches(&comm, 5).expect("the others live");
         }
@@ -109,7 +109,7 @@ fn goes_on(rank: Rank) {
         let said = refused(&captured.graph, &comm);
         let why = if comm.rank() == STOPPED { "to other windows" } else { "captured without ranks [2]" };
         assert!(said.contains(why), "{said}");
-        captured.layer.gone = None;
+        captured.layer.gone = Vec::new();
         captured.again(&comm).expect("nobody is waited for");
     }
     // Of with everyone too, and in no window that is left.

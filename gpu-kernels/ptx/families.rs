@@ -112,6 +112,30 @@ pub const DISPATCH_BROUGHT_RANK_MAJOR: Family =
 pub const COMBINE_RANK_MAJOR: Family =
     Family::new("combine_rank_major", &["combine_rank_major"], include_str!("combine_rank_major_sm_90.ptx"));
 
+/// `dispatch_send_copied`.
+pub const DISPATCH_SEND_COPIED: Family =
+    Family::new("dispatch_send_copied", &["dispatch_send_copied"], include_str!("dispatch_send_copied_sm_90.ptx"));
+
+/// `dispatch_send_quantized`.
+pub const DISPATCH_SEND_QUANTIZED: Family =
+    Family::new("dispatch_send_quantized", &["dispatch_send_quantized"], include_str!("dispatch_send_quantized_sm_90.ptx"));
+
+/// `dispatch_send_ue8m0`.
+pub const DISPATCH_SEND_UE8M0: Family =
+    Family::new("dispatch_send_ue8m0", &["dispatch_send_ue8m0"], include_str!("dispatch_send_ue8m0_sm_90.ptx"));
+
+/// `dispatch_send_mxfp8`.
+pub const DISPATCH_SEND_MXFP8: Family =
+    Family::new("dispatch_send_mxfp8", &["dispatch_send_mxfp8"], include_str!("dispatch_send_mxfp8_sm_90.ptx"));
+
+/// `dispatch_send_brought`.
+pub const DISPATCH_SEND_BROUGHT: Family =
+    Family::new("dispatch_send_brought", &["dispatch_send_brought"], include_str!("dispatch_send_brought_sm_90.ptx"));
+
+/// `dispatch_receive`, `combine_send`, `combine_receive`.
+pub const HALVES: Family =
+    Family::new("halves", &["dispatch_receive", "combine_send", "combine_receive"], include_str!("halves_sm_90.ptx"));
+
 /// `dispatch_again_copied`.
 pub const AGAIN_COPIED: Family =
     Family::new("again_copied", &["dispatch_again_copied"], include_str!("again_copied_sm_90.ptx"));
@@ -168,6 +192,10 @@ pub const COMBINE_BY_EXPERT_GATED: Family =
 pub const COMBINE_BY_EXPERT_FP8: Family =
     Family::new("combine_by_expert_fp8", &["combine_by_expert_fp8"], include_str!("combine_by_expert_fp8_sm_90.ptx"));
 
+/// `combine_fp8`.
+pub const COMBINE_FP8: Family =
+    Family::new("combine_fp8", &["combine_fp8"], include_str!("combine_fp8_sm_90.ptx"));
+
 /// `combine_by_expert_fp8_gated`.
 pub const COMBINE_BY_EXPERT_FP8_GATED: Family =
     Family::new("combine_by_expert_fp8_gated", &["combine_by_expert_fp8_gated"], include_str!("combine_by_expert_fp8_gated_sm_90.ptx"));
@@ -213,4 +241,4 @@ pub const CEILINGS: Family =
     Family::new("ceilings", &["link_stores", "link_loads", "link_copies", "empty", "empty_together", "flag_to_and_fro"], include_str!("ceilings_sm_90.ptx"));
 
 /// Every family.
-pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, DISPATCH_BROUGHT, DISPATCH_COPIED_BY_EXPERT, DISPATCH_QUANTIZED_BY_EXPERT, DISPATCH_BROUGHT_BY_EXPERT, DISPATCH_COPIED_OBSERVED, DISPATCH_COPIED_BY_EXPERT_OBSERVED, DISPATCH_QUANTIZED_OBSERVED, DISPATCH_QUANTIZED_BY_EXPERT_OBSERVED, DISPATCH_BROUGHT_OBSERVED, DISPATCH_BROUGHT_BY_EXPERT_OBSERVED, DISPATCH_UE8M0, DISPATCH_UE8M0_OBSERVED, DISPATCH_UE8M0_BY_EXPERT, DISPATCH_UE8M0_BY_EXPERT_OBSERVED, AGAIN_UE8M0, DISPATCH_MXFP8, DISPATCH_MXFP8_OBSERVED, DISPATCH_MXFP8_BY_EXPERT, DISPATCH_MXFP8_BY_EXPERT_OBSERVED, AGAIN_MXFP8, DISPATCH_COPIED_RANK_MAJOR, DISPATCH_QUANTIZED_RANK_MAJOR, DISPATCH_UE8M0_RANK_MAJOR, DISPATCH_MXFP8_RANK_MAJOR, DISPATCH_BROUGHT_RANK_MAJOR, COMBINE_RANK_MAJOR, AGAIN_COPIED, AGAIN_QUANTIZED, AGAIN_BROUGHT, AGAIN_COPIED_BY_EXPERT, AGAIN_QUANTIZED_BY_EXPERT, AGAIN_BROUGHT_BY_EXPERT, AGAIN_UE8M0_BY_EXPERT, AGAIN_MXFP8_BY_EXPERT, COMBINE, COMBINE_BY_EXPERT, COMBINE_WITH, COMBINE_BY_EXPERT_WITH, COMBINE_BY_EXPERT_GATED, COMBINE_BY_EXPERT_FP8, COMBINE_BY_EXPERT_FP8_GATED, RETURNED_WEIGHTS, GRADIENT, SCALE_COLUMNS, LEND, MASKED, TENSOR, TENSOR_UE8M0, TENSOR_MXFP8, MEASURE, CEILINGS];
+pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, DISPATCH_BROUGHT, DISPATCH_COPIED_BY_EXPERT, DISPATCH_QUANTIZED_BY_EXPERT, DISPATCH_BROUGHT_BY_EXPERT, DISPATCH_COPIED_OBSERVED, DISPATCH_COPIED_BY_EXPERT_OBSERVED, DISPATCH_QUANTIZED_OBSERVED, DISPATCH_QUANTIZED_BY_EXPERT_OBSERVED, DISPATCH_BROUGHT_OBSERVED, DISPATCH_BROUGHT_BY_EXPERT_OBSERVED, DISPATCH_UE8M0, DISPATCH_UE8M0_OBSERVED, DISPATCH_UE8M0_BY_EXPERT, DISPATCH_UE8M0_BY_EXPERT_OBSERVED, AGAIN_UE8M0, DISPATCH_MXFP8, DISPATCH_MXFP8_OBSERVED, DISPATCH_MXFP8_BY_EXPERT, DISPATCH_MXFP8_BY_EXPERT_OBSERVED, AGAIN_MXFP8, DISPATCH_COPIED_RANK_MAJOR, DISPATCH_QUANTIZED_RANK_MAJOR, DISPATCH_UE8M0_RANK_MAJOR, DISPATCH_MXFP8_RANK_MAJOR, DISPATCH_BROUGHT_RANK_MAJOR, COMBINE_RANK_MAJOR, DISPATCH_SEND_COPIED, DISPATCH_SEND_QUANTIZED, DISPATCH_SEND_UE8M0, DISPATCH_SEND_MXFP8, DISPATCH_SEND_BROUGHT, HALVES, AGAIN_COPIED, AGAIN_QUANTIZED, AGAIN_BROUGHT, AGAIN_COPIED_BY_EXPERT, AGAIN_QUANTIZED_BY_EXPERT, AGAIN_BROUGHT_BY_EXPERT, AGAIN_UE8M0_BY_EXPERT, AGAIN_MXFP8_BY_EXPERT, COMBINE, COMBINE_BY_EXPERT, COMBINE_WITH, COMBINE_BY_EXPERT_WITH, COMBINE_BY_EXPERT_GATED, COMBINE_BY_EXPERT_FP8, COMBINE_FP8, COMBINE_BY_EXPERT_FP8_GATED, RETURNED_WEIGHTS, GRADIENT, SCALE_COLUMNS, LEND, MASKED, TENSOR, TENSOR_UE8M0, TENSOR_MXFP8, MEASURE, CEILINGS];
