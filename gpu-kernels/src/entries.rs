@@ -55,7 +55,7 @@ pub fn dispatch_brought(args: DispatchArgs) {
 }
 
 /// Dispatches rows as they are, and its counts are observed; see [`crate::dispatch`].
-#[kernel(threads = 512, blocks_per_sm = 2, cooperative)]
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_copied_observed(args: DispatchArgs) {
     dispatch::run::<Copied, Compact<true>>(&args);
 }

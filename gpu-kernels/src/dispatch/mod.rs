@@ -82,9 +82,9 @@ pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
     let chunk = Chunk::of_block(a.tokens, true);
     let told = tell::<O>(a, &watch, now, chunk);
     if O::BY_EXPERT {
-        run_by_expert::<R, O>(a, &watch, now, chunk, told);
+        run_by_expert::<R, O>(a, &watch, chunk, told);
     } else {
-        run_compact::<R, O>(a, &watch, now, chunk, told);
+        run_compact::<R, O>(a, &watch, chunk, told);
     }
 }
 
@@ -93,10 +93,11 @@ pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
 fn run_compact<R: Row, O: Order>(
     a: &DispatchArgs,
     watch: &wait::Watch,
-    now: Now,
     chunk: Chunk,
     told: Result<(), fault::Stopped>,
 ) {
+    // Before this block passes, behind which they may be advanced; and not kept while it counts, for want of registers.
+    let now = Now::load(a);
     let mut last = false;
     if thread::index() == PASSES {
         last = a.op.grid.pass(told.is_err()).is_last_and_says_so(a.op.grid);
@@ -131,10 +132,10 @@ fn run_compact<R: Row, O: Order>(
 fn run_by_expert<R: Row, O: Order>(
     a: &DispatchArgs,
     watch: &wait::Watch,
-    now: Now,
     chunk: Chunk,
     told: Result<(), fault::Stopped>,
 ) {
+    let now = Now::load(a);
     let mut sent = told;
     if sent.is_ok() {
         sent = agree_and_send::<R, O>(a, watch, now, chunk);

@@ -81,23 +81,16 @@ impl Copies {
 /// A warp's first token, which is on its way.
 pub(super) struct Begun<R: Row> {
     pub token: u32,
-    /// Which piece of its row is this warp's, where there is a warp for each piece of the block's rows.
-    pub piece: Option<u32>,
     pub selected: Selected,
     pub row: Option<R::Started>,
 }
 
 impl<R: Row> Begun<R> {
-    /// Starts with this warp's first token of the block's, as far as no place is needed: it touches nothing that a peer sees. Warp-collective; the
+    /// Starts with this warp's first token of the block's, or a piece of it, as far as no place is needed: it touches nothing that a peer sees. Warp-collective; the
     /// block has met behind all that it did with the stages.
     #[inline(always)]
     pub(super) fn new(a: &DispatchArgs, chunk: Chunk) -> Self {
-        let (mut token, mut piece) = (chunk.start + warp::index(), None);
-        let pieces = R::pieces(&a.rows);
-        if pieces > 1 && (chunk.end - chunk.start) * pieces <= a.shared.copy_warps {
-            token = chunk.start + quotient(warp::index(), pieces);
-            piece = Some(warp::index() - (token - chunk.start) * pieces);
-        }
+        let mut token = chunk.start + quotient(warp::index(), pieces::<R>(a, chunk));
         if warp::index() >= a.shared.copy_warps {
             token = chunk.end;
         }
@@ -105,7 +98,7 @@ impl<R: Row> Begun<R> {
         if token < chunk.end {
             row = Some(R::new(memory_of_warp::<R>(&a.shared)).start(&a.rows, token));
         }
-        Self { token, piece, selected: Selected::load(a, token, chunk.end), row }
+        Self { token, selected: Selected::load(a, token, chunk.end), row }
     }
 
     /// Whether this warp writes what goes with its token: of a row in pieces the first one's does.
@@ -123,12 +116,28 @@ impl<R: Row> Begun<R> {
     }
 }
 
+/// In how many pieces the block's rows are made: in several where there is a warp for each.
+#[inline(always)]
+fn pieces<R: Row>(a: &DispatchArgs, chunk: Chunk) -> u32 {
+    let pieces = R::pieces(&a.rows);
+    if pieces > 1 && (chunk.end - chunk.start) * pieces <= a.shared.copy_warps { pieces } else { 1 }
+}
+
+/// Which piece of the row of `token` is this warp's, if it is in pieces.
+#[inline(always)]
+pub(super) fn piece<R: Row>(a: &DispatchArgs, chunk: Chunk, token: u32) -> Option<u32> {
+    let pieces = pieces::<R>(a, chunk);
+    (pieces > 1).then(|| warp::index() - (token - chunk.start) * pieces)
+}
+
 /// Sends this block's rows, a warp per token.
 #[inline(always)]
 pub(super) fn send<R: Row>(a: &DispatchArgs, chunk: Chunk, begun: Begun<R>, free: &BulkAccess) {
     let bytes = R::bytes(&a.rows);
-    let Begun { mut token, piece, mut selected, row: mut started } = begun;
+    let Begun { mut token, mut selected, row: mut started } = begun;
     while let Some(on_its_way) = started {
+        // Found once more for each token, so that no register need hold it.
+        let piece = piece::<R>(a, chunk, token);
         let copies = Copies::new(a, token, selected, Begun::<R>::is_first(piece));
         let (of_token, following) = (selected, token + a.shared.copy_warps);
         if !R::SCALES {

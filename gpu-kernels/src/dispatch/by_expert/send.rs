@@ -4,7 +4,7 @@ use epoxide_dsl::wait::BulkAccess;
 
 use super::super::args::{Chunk, DispatchArgs};
 use super::super::count::Place;
-use super::super::send::{Begun, Selected, send_scales};
+use super::super::send::{Begun, Selected, piece, send_scales};
 use crate::order::Order;
 use crate::row::Row;
 use crate::words::Source;
@@ -66,9 +66,10 @@ fn keep(a: &DispatchArgs, selected: Selected) -> Selected {
 pub(in super::super) fn send<R: Row, O: Order>(a: &DispatchArgs, chunk: Chunk, begun: Begun<R>, free: &BulkAccess) {
     tell_tokens(a);
     let bytes = R::bytes(&a.rows);
-    let Begun { mut token, piece, selected: mut next, row: mut started } = begun;
-    let notes = Begun::<R>::is_first(piece);
+    let Begun { mut token, selected: mut next, row: mut started } = begun;
     while let Some(on_its_way) = started {
+        let piece = piece::<R>(a, chunk, token);
+        let notes = Begun::<R>::is_first(piece);
         let mut selected = next;
         if O::OBSERVED && a.bound.drops != 0 {
             selected = keep(a, selected);
