@@ -72,7 +72,7 @@ impl<const GATED: bool> Sum for ByFp8<'_, GATED> {
         let lanes = warp::ballot(warp::ALL, address != 0);
         let in_bf16 = lanes & warp::ballot(warp::ALL, own);
         let ending = Ending::<false>::new(&a.pull, &self.0.options, token, 1.0);
-        Crossed::<4> { lanes, in_bf16, address, hidden: a.pull.hidden }.sum(vectors, ending);
+        Crossed::<3> { lanes, in_bf16, address, hidden: a.pull.hidden }.sum(vectors, ending);
     }
 }
 
