@@ -377,12 +377,7 @@ fn uneven_rounds() {
 /// What the tests above would miss if they could not fail: without any one of these waits some seed is wrong.
 #[test]
 fn without_a_wait_some_history_fails() {
-    const SOURCES: [(&str, &str, &str); 7] = [
-        (
-            "gpu-kernels/src/rank_major/by_word.rs",
-            include_str!("../gpu-kernels/src/rank_major/by_word.rs"),
-            "watch.wait_until(",
-        ),
+    const SOURCES: [(&str, &str, &str); 6] = [
         (
             "gpu-kernels/src/rank_major/combine.rs",
             include_str!("../gpu-kernels/src/rank_major/combine.rs"),
@@ -552,8 +547,7 @@ fn bad_selections_are_found_by_every_rank() {
     }
 }
 
-/// Words that carry half of a number, or 48 bits: across 2^32 operations, and where landing counters wrap. Words of rows that were not written
-/// since have been made to look new before: by a dispatch of each 2^16.
+/// Words that carry half of a number, or 48 bits: across 2^32 operations, and where landing counters wrap.
 #[test]
 fn numbers_go_on_across_what_words_hold() {
     let device = Device::from_env();
@@ -568,7 +562,7 @@ fn numbers_go_on_across_what_words_hold() {
             tokens: vec![5, 9, 0],
             ..Case::with_rows(3, 64, WireFormat::Bf16, vec![], 3, Mode::Fast { workers: 0 })
         };
-        let worlds: Vec<World> = (0..6).map(|data| Case { data, ..case.clone() }.world()).collect();
+        let worlds: Vec<World> = (0..5).map(|data| Case { data, ..case.clone() }.world()).collect();
         let wires: Vec<Vec<Wire>> = worlds.iter().map(|world| (0..3).map(|rank| world.wire(rank)).collect()).collect();
         device
             .check(3, case.mode, |comm| {
@@ -577,12 +571,7 @@ fn numbers_go_on_across_what_words_hold() {
                 let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
                 let mut checked = Ok(());
                 for (number, (world, wires)) in worlds.iter().zip(&wires).enumerate() {
-                    let from = match number {
-                        1 => Some((operations - 1000, (dispatches / (1 << 16) - 1) * (1 << 16) - 1)),
-                        2 => Some((operations, dispatches)),
-                        _ => None,
-                    };
-                    if let Some((operations, dispatches)) = from {
+                    if number == 1 {
                         buffer.synchronize()?;
                         comm.barrier()?;
                         // SAFETY: all ranks are here, and none is in an operation.

@@ -86,7 +86,7 @@ pub mod prelude {
     pub use crate::Kernel;
     pub use crate::float::{Bf16, E4m3};
     pub use crate::layout::{SharedArray, SharedLayout};
-    pub use crate::memory::{Block, Global, Gpu, Optional, Rows, Shared, Symmetric, System, U32x4, U64x2};
+    pub use crate::memory::{Block, Global, Gpu, Optional, Rows, Shared, Symmetric, System, U32x4};
     pub use crate::window::{Peer, Rank, Region, Window};
     pub use crate::{KernelArg, block, bulk, clock, fault, fence, grid, kernel, math, thread, unroll, wait, warp};
 }

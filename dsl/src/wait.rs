@@ -56,13 +56,6 @@ impl Poll {
         let seen = words.load_relaxed::<S>(index);
         Self { address: words.address(index), bytes: words.bytes(), peer, expected, seen, ready: ready(seen) }
     }
-
-    /// A look that was made before at element `index` of `words`, and maybe at others: `seen` is what it saw there, and `ready` whether the wait is
-    /// over. For words that publish nothing else than themselves, of which several are read at once.
-    #[inline(always)]
-    pub fn made(words: impl PolledWords, index: impl Index, peer: u32, expected: u64, seen: u64, ready: bool) -> Self {
-        Self { address: words.address(index), bytes: words.bytes(), peer, expected, seen, ready }
-    }
 }
 
 /// Words that a wait may poll: a [`Global`] or [`Symmetric`] of `u32` or `u64`.

@@ -1,7 +1,6 @@
 //! The numbers that every layout follows from, and the rules that they keep.
 use crate::placement::Placement;
 use crate::scale::{GROUP, MX_GROUP};
-use crate::words::{MAX_PROVEN_TOKENS, ProvenRows};
 
 /// Most selections of a token: one lane each.
 pub const MAX_TOP_K: u32 = 32;
@@ -221,24 +220,6 @@ impl Shape {
     /// 1 where it is of one selection.
     pub const fn top_k_stride(&self) -> u32 {
         if self.layout.is_by_expert() { 1 } else { self.top_k.next_multiple_of(4) }
-    }
-    /// Most tokens of a rank whose rows prove themselves.
-    pub const fn proven_tokens(&self) -> u32 {
-        if !self.layout.is_rank_major() {
-            0
-        } else if self.max_tokens < MAX_PROVEN_TOKENS {
-            self.max_tokens
-        } else {
-            MAX_PROVEN_TOKENS
-        }
-    }
-    /// 16 bytes each, of a row and its scales.
-    pub const fn row_vectors(&self) -> u64 {
-        self.wire_row_bytes() / 16 + self.scale_stride() as u64 / 4
-    }
-    /// Bytes of a row that proves itself.
-    pub const fn proven_row_bytes(&self) -> u64 {
-        ProvenRows::row_bytes(self.row_vectors(), self.top_k_stride() as u64)
     }
     /// Bytes of a row's weights that travel back: a word for each of its selections.
     pub const fn returned_row_bytes(&self) -> u64 {

@@ -3,7 +3,7 @@ use epoxide_dsl::memory::Global;
 use epoxide_dsl::window::Region;
 use epoxide_kernels::combine::CombineArgs;
 use epoxide_kernels::rank_major::{CombineRankMajorArgs, DispatchRankMajorArgs};
-use epoxide_kernels::words::{Kind, Landings, ProvenRows, SelectionWords};
+use epoxide_kernels::words::{Kind, Landings, SelectionWords};
 use half::bf16;
 
 use crate::buffer::{Dispatched, ElasticBuffer, Slots};
@@ -30,7 +30,6 @@ impl ElasticBuffer {
                 freed: Global::from_raw(self.private_row(p.freed, slots.row)),
                 landings: Landings::new(Region::new(self.row_offset(w.landings, slots.row))),
                 selections: self.selection_words(slots),
-                proven: self.proven_rows(slots),
                 rows: input.rows.args(shape),
                 topk_idx: Global::from_raw(input.topk_idx),
                 topk_weights: Global::from_raw(input.topk_weights),
@@ -57,14 +56,6 @@ impl ElasticBuffer {
         let (w, shape) = (&self.layouts.window, &self.layouts.shape);
         let region = |span| Region::new(self.row_offset(span, slots.row));
         SelectionWords::new(region(w.selection_words), region(w.token_words), shape.max_tokens, shape.top_k)
-    }
-
-    /// The rows of few tokens, word by word.
-    fn proven_rows(&self, slots: Slots) -> ProvenRows {
-        let (words, shape) = (self.row_offset(self.layouts.window.proven, slots.row), &self.layouts.shape);
-        // A row's bytes fit in 32 bits, as those of a stage do.
-        let vectors = [(shape.wire_row_bytes() / 16) as u32, shape.row_vectors() as u32];
-        ProvenRows::new(Region::new(words), shape.proven_tokens(), vectors, shape.top_k_stride())
     }
 
     /// What a combine takes.

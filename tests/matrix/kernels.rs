@@ -163,8 +163,7 @@ const RANK_MAJOR: [(WireFormat, bool); 5] = [
     (WireFormat::Mxfp8, false),
 ];
 
-/// Rows in fixed places, whole and by halves: so few tokens that rows prove themselves, and so many that they do not, of which quantised ones go in
-/// pieces.
+/// Rows in fixed places, whole and by halves: so few tokens that quantised ones go in pieces, and more.
 fn rank_major(comm: &Comm, format: WireFormat, brought: bool) -> Result<Checked> {
     const HIDDEN: u32 = 2896;
     let mut checked = Ok(());

@@ -338,7 +338,5 @@ impl<'a> Stream<'a> {
 
 /// Pieces of memory: of a row slot the received rows and the expert outputs, of a routing slot what was received beside rows.
 pub const ROWS: &str = "received rows";
-/// The region of rows that prove themselves.
-pub const PROVEN: &str = "rows that prove themselves";
 pub const OUTPUTS: &str = "expert outputs";
 pub const BESIDE: &str = "received sources, selections, weights";

@@ -1,7 +1,7 @@
 //! Addresses in device memory: of this GPU, and of windows.
 use core::marker::PhantomData;
 
-use super::{AtomicScalar, Index, Scalar, Scope, U32x4, U64x2};
+use super::{AtomicScalar, Index, Scalar, Scope, U32x4};
 use crate::arch;
 use crate::kernel::KernelArg;
 
@@ -193,21 +193,6 @@ macro_rules! address_type {
             #[track_caller]
             pub fn store_weak(self, index: impl Index, value: U32x4) {
                 arch::store_weak_x4(self.at(index).address, value);
-            }
-        }
-
-        impl $name<U64x2> {
-            /// Loads the pair of words `index`, each relaxed at scope `S`.
-            #[inline(always)]
-            #[track_caller]
-            pub fn load_relaxed<S: Scope>(self, index: impl Index) -> U64x2 {
-                arch::load_relaxed_x2::<S>(self.at(index).address)
-            }
-            /// Stores the pair of words `index`, each relaxed at scope `S`.
-            #[inline(always)]
-            #[track_caller]
-            pub fn store_relaxed<S: Scope>(self, index: impl Index, value: U64x2) {
-                arch::store_relaxed_x2::<S>(self.at(index).address, value);
             }
         }
     };

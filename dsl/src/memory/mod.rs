@@ -11,6 +11,6 @@ mod scope;
 mod shared;
 
 pub use address::{Global, Optional, Rows, Symmetric};
-pub use scalar::{AtomicScalar, Index, Scalar, U32x4, U64x2};
+pub use scalar::{AtomicScalar, Index, Scalar, U32x4};
 pub use scope::{Block, Gpu, Scope, ScopeKind, System};
 pub use shared::Shared;

@@ -77,7 +77,3 @@ impl Index for i32 {
 
 /// Sixteen bytes that move in one instruction (`.v4.u32`); the address is a multiple of 16. Weak accesses only.
 pub type U32x4 = [u32; 4];
-
-/// Two words that move in one instruction (`.v2.b64`); the address is a multiple of 16. Relaxed accesses only: each word is read and written
-/// whole, the two together are not.
-pub type U64x2 = [u64; 2];

@@ -180,35 +180,6 @@ macro_rules! store_x4 {
     };
 }
 
-macro_rules! load_x2 {
-    ($op:expr, $address:ident) => {{
-        let (a, b): (u64, u64);
-        // SAFETY: one load of two words; the address is valid and a multiple of 16 by the launch contract.
-        unsafe {
-            asm!(concat!($op, " {{{0}, {1}}}, [{2}];"), out(reg64) a, out(reg64) b, in(reg64) $address, options(nostack, preserves_flags));
-        }
-        [a, b]
-    }};
-}
-macro_rules! store_x2 {
-    ($op:expr, $address:ident, $v:ident) => {
-        // SAFETY: one store of two words; the address is valid and a multiple of 16 by the launch contract.
-        unsafe {
-            asm!(concat!($op, " [{2}], {{{0}, {1}}};"), in(reg64) $v[0], in(reg64) $v[1], in(reg64) $address, options(nostack, preserves_flags));
-        }
-    };
-}
-
-/// Each word is a strong access of its own (PTX ISA, "Vector Data-types" in "Memory Consistency Model").
-#[inline(always)]
-pub fn load_relaxed_x2<S: Scope>(address: u64) -> [u64; 2] {
-    scoped!(S, load_x2, "ld.relaxed", ".global.v2.u64", address)
-}
-#[inline(always)]
-pub fn store_relaxed_x2<S: Scope>(address: u64, v: [u64; 2]) {
-    scoped!(S, store_x2, "st.relaxed", ".global.v2.u64", address, v)
-}
-
 #[inline(always)]
 pub fn load_weak_x4(address: u64) -> [u32; 4] {
     load_x4!("ld.global.v4.u32", reg64, address)

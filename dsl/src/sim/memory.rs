@@ -166,16 +166,6 @@ pub fn load_shared_x4(address: u32) -> [u32; 4] {
 pub fn store_shared_x4(address: u32, value: [u32; 4]) {
     device::store_vector(shared(address), value, WEAK);
 }
-/// Word by word: what is between them, another thread may see.
-#[track_caller]
-pub fn load_relaxed_x2<S: Scope>(address: u64) -> [u64; 2] {
-    [AtomicBits::load_relaxed::<S>(address), AtomicBits::load_relaxed::<S>(address + 8)]
-}
-#[track_caller]
-pub fn store_relaxed_x2<S: Scope>(address: u64, [first, second]: [u64; 2]) {
-    AtomicBits::store_relaxed::<S>(address, first);
-    AtomicBits::store_relaxed::<S>(address + 8, second);
-}
 #[track_caller]
 pub fn shared_add_u32(address: u32, value: u32) -> u32 {
     device::rmw(shared(address), Rmw::Add, value, RELAXED_IN_BLOCK)

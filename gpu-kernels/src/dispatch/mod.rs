@@ -98,6 +98,8 @@ fn run_compact<R: Row, O: Order>(
 ) {
     // Before this block passes, behind which they may be advanced; and not kept while it counts, for want of registers.
     let now = Now::load(a);
+    // In all its threads.
+    block::sync();
     let mut last = false;
     if thread::index() == PASSES {
         last = a.op.grid.pass(told.is_err()).is_last_and_says_so(a.op.grid);
@@ -195,8 +197,10 @@ fn agree_and_send<R: Row, O: Order>(
     now: Now,
     chunk: Chunk,
 ) -> Result<(), fault::Stopped> {
-    // Counters lay where rows come to.
-    block::sync();
+    // Counters lay where rows come to. Where rows lie by source the block has met since.
+    if O::BY_EXPERT {
+        block::sync();
+    }
     let begun = send::Begun::<R>::new(a, chunk);
     match agree::<O>(a, watch, now, chunk) {
         Ok(Some(free)) => {

@@ -3,8 +3,6 @@ use super::Sizes;
 use super::received::{PARTS, ReceivedSpans};
 use super::span::{Cursor, Span};
 use crate::shape::Shape;
-#[cfg(doc)]
-use crate::words::ProvenRows;
 
 /// The regions of every rank's symmetric window. `S` is the number of row slots; each one's part of a region begins where a region may, if there
 /// are several.
@@ -25,8 +23,6 @@ pub struct WindowLayout {
     pub token_words: Span,
     /// u64 `[S][ranks][max_tokens][top_k]`: which of this rank's experts each token selects; only where rows have fixed places.
     pub selection_words: Span,
-    /// u64 `[S][ranks][tokens][words]`: the rows of few tokens, word by word ([`ProvenRows`]); only where rows have fixed places.
-    pub proven: Span,
     /// u64 `[S][ranks]`: how much of your expert outputs I have read.
     pub done: Span,
     /// u64 `[S][2][ranks][row_words]`: the count matrix.
@@ -81,12 +77,6 @@ impl WindowLayout {
             landings: at.slots("landing counters", rows, ranks - by_expert(ranks), 8)?,
             token_words: at.slots("token words", rows, fixed(ranks), 8)?,
             selection_words: at.slots("selection words", rows, fixed(told), 8)?,
-            proven: at.slots(
-                "rows that prove themselves",
-                rows,
-                ranks * u64::from(shape.proven_tokens()),
-                shape.proven_row_bytes(),
-            )?,
             done: at.slots("done words", rows, ranks, 8)?,
             counts: at.slots("count matrix", rows, (2 * ranks).checked_mul(count_words)?, 8)?,
             tokens: at.span("tokens of each rank", by_expert(slots * ranks), 4)?,
@@ -140,7 +130,6 @@ impl WindowLayout {
             landings,
             token_words,
             selection_words,
-            proven,
             done,
             counts,
             received,
@@ -156,19 +145,7 @@ impl WindowLayout {
             bytes: _,
         } = *self;
         let mut spans = Vec::with_capacity(16 + PARTS);
-        spans.extend([
-            abort,
-            entry,
-            landed,
-            blocks,
-            landings,
-            token_words,
-            selection_words,
-            proven,
-            done,
-            counts,
-            tokens,
-        ]);
+        spans.extend([abort, entry, landed, blocks, landings, token_words, selection_words, done, counts, tokens]);
         spans.extend(received.all());
         spans.extend([expert_out, sums, crossing, send_rank, send_row, returned]);
         spans

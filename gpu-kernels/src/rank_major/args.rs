@@ -6,7 +6,7 @@ use crate::dispatch::index;
 use crate::layout::{DispatchShared, RecvRegions};
 use crate::placement::Placement;
 use crate::row::RowArgs;
-use crate::words::{Landings, Operation, ProvenRows, SelectionWords};
+use crate::words::{Landings, Operation, SelectionWords};
 
 /// Arguments of a dispatch.
 ///
@@ -28,8 +28,6 @@ pub struct DispatchRankMajorArgs {
     pub landings: Landings,
     /// Which experts tokens select: of the dispatch.
     pub selections: SelectionWords,
-    /// The rows of few tokens.
-    pub proven: ProvenRows,
     /// The rows.
     pub rows: RowArgs,
     /// `[tokens][top_k]` of the type that `index_type` names.

@@ -8,7 +8,7 @@
 //! | half | does | waits for | behind it |
 //! |---|---|---|---|
 //! | dispatch, send | posts the entry words; tells tokens and selections; sends rows, lands them | the entry words of all, unless the slot is free without it | all that this rank sends is **at** its peers; nothing is known of theirs |
-//! | dispatch, receive: one block | what the receiving block does, and takes rows that come word by word | what all ranks tell, their entry words and landings | the dispatch is complete |
+//! | dispatch, receive: one block | what the receiving block does | what all ranks tell, their entry words and landings | the dispatch is complete |
 //! | combine, send: one block | posts the entry words | nothing | peers may read this rank's expert outputs |
 //! | combine, receive | sums | the entry words of all | the combine is complete: the slot is free |
 //!
@@ -26,7 +26,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::DispatchRankMajorArgs;
-use super::{by_word, combine, enter, receive, send};
+use super::{combine, enter, receive, send};
 use crate::row::Row;
 use crate::words::{Kind, Operation, Phase, no_routing};
 
@@ -67,11 +67,7 @@ pub(crate) fn dispatch_send<R: Row>(a: &DispatchRankMajorArgs) {
 pub(crate) fn dispatch_receive(a: &DispatchRankMajorArgs) {
     let watch = wait::Watch::begin(a.op.fault, a.op.next_epoch());
     let number = a.dispatches.load_weak(0) + 1;
-    let mut entered = watch.unless_aborted(Phase::Entry as u32);
-    if entered.is_ok() {
-        // Of a rank that does not divide the operation.
-        entered = by_word::take(a, &watch, number, (0, 1));
-    }
+    let entered = watch.unless_aborted(Phase::Entry as u32);
     if let Err(stopped) = receive::receive(a, &watch, number, entered) {
         watch.file(stopped);
     }

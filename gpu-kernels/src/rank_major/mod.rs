@@ -12,14 +12,7 @@
 //! | `entry`² `[s]`, of the epoch `e` | the receiving block of `s`, release | `s` is in dispatch `e`: its consumers of the slot's rows, and whatever it did in the slot, came before | the receiving block, acquire, before the dispatch is complete, and while it waits for the token words: so ranks that disagree find that; the sending blocks, before the first row, unless the slot is free without it |
 //! | `tokens[s]`, of the dispatch `d` | the first sending block of `s`, relaxed: it proves itself | how many tokens `s` dispatches | the receiving block |
 //! | `selections[s][t][k]`, of `d` | the warp that sends token `t` of `s`, relaxed: each proves itself; release behind its index, if it is bad | which of the reader's experts, if one | the receiving block, which makes the index of them while rows travel |
-//! | `proven[s][t]`, of `d` | the warps that send token `t` of `s`, one of few, relaxed: each proves itself | four bytes of the row, its scales or its weights | the sending blocks |
 //! | `landings[s]`, of `d` | every sending block of `s` adds its part, release, with the token of `wait_group 0`; relaxed where it had no row | all rows of `s` for the reader are **there** when it is `d` times the whole | the receiving block, acquire; consumers are stream-ordered after |
-//!
-//! **Rows of few tokens prove themselves** ([`by_word`]): where a rank has no more than eight, no fence and no counter says that they are there, but every word
-//! of four bytes brings the number of its dispatch, in a region that only these words have. The sending blocks of who receives them poll them, and write
-//! them to their places, weights too. `landings` of such a rank are added at once, and say nothing of its rows. Which rows come is known from the token and
-//! selection words; the kernel is over when all its blocks are, so when its rows are in their places. A word has half of the number: lest one that was
-//! written 2^32 dispatches before, and never since, be taken for new, each 2^16th dispatch writes those that do not come in it, as if the one before had.
 //!
 //! **The slot is free without a wait** if the operation before this one, in this slot, was a combine that this rank's blocks went through: each of
 //! them had met every rank's entry word of that combine, which a rank posts when its consumers of the slot's rows, and its own dispatch there with
@@ -43,7 +36,6 @@
 //! has met all ranks; the last one to pass advances the epoch, and frees the slot, unless rows stay. Before a block ends it looks for an abort word:
 //! an owner that gave up may have let its experts write while it read.
 mod args;
-mod by_word;
 mod combine;
 pub mod halves;
 mod receive;
@@ -76,15 +68,7 @@ pub(crate) fn dispatch<R: Row>(a: &DispatchRankMajorArgs) {
     let mut ended = Ok(());
     let senders = if blocks > 1 { blocks - 1 } else { 1 };
     if block < senders {
-        // The same in all blocks.
-        ended = if a.proven.proves(a.tokens) {
-            by_word::send::<R>(a, &watch, number, (block, senders))
-        } else {
-            send::send::<R>(a, &watch, number, (block, senders))
-        };
-        if ended.is_ok() {
-            ended = by_word::take(a, &watch, number, (block, senders));
-        }
+        ended = send::send::<R>(a, &watch, number, (block, senders));
     }
     if receives {
         ended = receive::receive(a, &watch, number, ended);

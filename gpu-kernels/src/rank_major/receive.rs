@@ -5,7 +5,7 @@ use epoxide_dsl::prelude::*;
 use super::args::{DispatchRankMajorArgs, NO_ROW};
 use crate::layout::{DispatchShared, THREADS, WARPS};
 use crate::placement::quotient;
-use crate::words::{BadSelection, Kind, Selection, Sent, Source};
+use crate::words::{BadSelection, Kind, Selection, Source};
 
 /// Where the receiving block keeps what it finds: where the stages were.
 #[derive(Clone, Copy)]
@@ -82,7 +82,7 @@ pub(super) fn receive(
 fn complete(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, found: Found) -> Result<(), fault::Stopped> {
     let (window, entry) = (a.op.window(), a.op.entry);
     clear(found);
-    let tokens = |source, sent: Sent| found.tokens.store_weak(source, sent.tokens);
+    let tokens = |source, tokens| found.tokens.store_weak(source, tokens);
     // Who is in another operation tells nothing; nor does who met it before it sent, this rank too. So one is enough, for all.
     let never = |source| {
         let apart = entry.disagrees(window, Peer(source), watch.epoch(), Kind::Dispatch);

@@ -6,7 +6,7 @@ use super::args::DispatchRankMajorArgs;
 use crate::dispatch::memory_of_warp;
 use crate::placement::quotient;
 use crate::row::Row;
-use crate::words::{Kind, Phase, Selection, Sent};
+use crate::words::{Kind, Phase, Selection};
 
 /// A sending block's part, of `senders`: its tokens.
 ///
@@ -50,7 +50,7 @@ pub(super) fn send<R: Row>(
         }
     };
     if sender == 0 && thread::index() < window.peers {
-        a.selections.tell_tokens(window, number, Peer(thread::index()), Sent { tokens: a.tokens, by_word: false });
+        a.selections.tell_tokens(window, number, Peer(thread::index()), a.tokens);
     }
     // What is told waits for no row: not for this warp's first, nor do its later tokens for their turn. Of a row in pieces one warp tells.
     let tells = piece.is_none_or(|piece| piece == 0);
@@ -90,7 +90,7 @@ pub(super) fn send<R: Row>(
 
 /// What a lane knows of one selection of a token.
 #[derive(Clone, Copy)]
-pub(super) struct Selected {
+struct Selected {
     /// As the caller gave it; -1 where there is none.
     index: i64,
     /// Its gate weight.
@@ -99,7 +99,7 @@ pub(super) struct Selected {
 
 impl Selected {
     #[inline(always)]
-    pub(super) fn load(a: &DispatchRankMajorArgs, token: u32) -> Self {
+    fn load(a: &DispatchRankMajorArgs, token: u32) -> Self {
         let lane = warp::lane();
         let mut selected = Self { index: -1, weight: 0.0 };
         if token < a.tokens && lane < a.top_k {
@@ -112,15 +112,15 @@ impl Selected {
 
 /// Where a token's row goes.
 #[derive(Clone, Copy)]
-pub(super) struct Routed {
+struct Routed {
     /// The row, wherever it goes.
-    pub(super) row: u32,
+    row: u32,
     /// The rank of this lane's expert, or none's.
-    pub(super) owner: u32,
+    owner: u32,
     /// This lane's gate weight.
-    pub(super) weight: f32,
+    weight: f32,
     /// Whether this lane copies the row to its rank.
-    pub(super) sends: bool,
+    sends: bool,
 }
 
 impl Routed {
@@ -129,7 +129,7 @@ impl Routed {
     /// Finds where the row of `token` goes. If it `tells`, which an instance with `TELLS` may, every rank is told what the token selects there, and the
     /// handle written. Warp-collective.
     #[inline(always)]
-    pub(super) fn new<const TELLS: bool>(
+    fn new<const TELLS: bool>(
         a: &DispatchRankMajorArgs,
         number: u64,
         token: u32,
@@ -236,11 +236,7 @@ fn tell_index(a: &DispatchRankMajorArgs, row: u32, index: u64) {
 
 /// What says that the slot is free at every rank: the combine before this dispatch, which left its epoch, or else the entry words.
 #[inline(always)]
-pub(super) fn free_slot(
-    a: &DispatchRankMajorArgs,
-    watch: &wait::Watch,
-    freed: u64,
-) -> Result<BulkAccess, fault::Stopped> {
+fn free_slot(a: &DispatchRankMajorArgs, watch: &wait::Watch, freed: u64) -> Result<BulkAccess, fault::Stopped> {
     // The same in all threads: nobody writes it meanwhile. Before the first combine it is 0, as no epoch is.
     if freed != 0 && watch.epoch() == freed + 1 {
         return Ok(BulkAccess::left_by_an_earlier_operation());

@@ -4,7 +4,7 @@ use bulk::{Loading, Loads, Ring};
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
-use super::{Held, Row, RowArgs, WarpMemory, most_pieces, vectors_of};
+use super::{Row, RowArgs, WarpMemory};
 
 /// Rows of bytes with words of scales, both as the caller brought them.
 #[derive(Debug)]
@@ -16,7 +16,6 @@ impl Row for Brought {
     const SCALES: bool = true;
     const STAGES: u32 = 2;
     type Started = Loading<2>;
-    type Piece = Held;
 
     #[inline(always)]
     fn new(memory: WarpMemory) -> Self {
@@ -81,38 +80,12 @@ impl Row for Brought {
     fn bytes(rows: &RowArgs) -> u32 {
         rows.row_bytes
     }
-
-    #[inline(always)]
-    fn held_pieces(rows: &RowArgs, warps: u32) -> u32 {
-        most_pieces(Self::bytes(rows) / 16, warps)
-    }
-
-    #[inline(always)]
-    fn hold(_memory: WarpMemory, rows: &RowArgs, token: u32, piece: (u32, u32)) -> Self::Piece {
-        let bytes = Self::bytes(rows);
-        Held::load(rows.x.rows(bytes).row(token).cast(), vectors_of(bytes / 16, piece))
-    }
-
-    #[inline(always)]
-    fn each_vector(held: &Self::Piece, rows: &RowArgs, token: u32, piece: (u32, u32), put: impl Fn(u32, U32x4)) {
-        let bytes = Self::bytes(rows);
-        held.each(rows.x.rows(bytes).row(token).cast(), vectors_of(bytes / 16, piece), &put);
-        if piece.0 == 0 {
-            each_scale(rows, token, |vector, scales| put(bytes / 16 + vector, scales));
-        }
-    }
 }
 
-/// Loads a token's scales once, for all copies. Warp-collective.
+/// Loads a token's scales once, for all copies: by vectors where its row of them lies so, else by words. The padding travels too: it is
+/// zero, so that a received row is a function of the row sent. Warp-collective.
 #[inline(always)]
 fn bring_scales(a: &RowArgs, token: u32, to: Shared<U32x4>) {
-    each_scale(a, token, |vector, scales| to.store_weak(vector, scales));
-}
-
-/// Loads a token's scales: by vectors where its row of them lies so, else by words. The padding travels too: it is zero, so that a received row is a
-/// function of the row sent. Each lane gives its vectors to `put`.
-#[inline(always)]
-fn each_scale(a: &RowArgs, token: u32, put: impl Fn(u32, U32x4)) {
     let from = a.brought.rows(a.brought_stride).row(token);
     let by_vectors = from.address().is_multiple_of(16);
     let mut vector = warp::lane();
@@ -126,7 +99,7 @@ fn each_scale(a: &RowArgs, token: u32, put: impl Fn(u32, U32x4)) {
                 scales[I] = from.load_weak(first + I as u32);
             });
         }
-        put(vector, scales);
+        to.store_weak(vector, scales);
         vector += warp::LANES;
     }
 }

@@ -3,7 +3,7 @@ use bulk::{Loading, Loads, Ring};
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
-use super::{Held, Row, RowArgs, WarpMemory, most_pieces, vectors_of};
+use super::{Row, RowArgs, WarpMemory};
 
 /// BF16 rows as they are.
 #[derive(Debug)]
@@ -15,7 +15,6 @@ impl Row for Copied {
     const SCALES: bool = false;
     const STAGES: u32 = 1;
     type Started = Loading<1>;
-    type Piece = Held;
 
     #[inline(always)]
     fn new(memory: WarpMemory) -> Self {
@@ -72,22 +71,5 @@ impl Row for Copied {
     #[inline(always)]
     fn bytes(rows: &RowArgs) -> u32 {
         rows.hidden * 2
-    }
-
-    #[inline(always)]
-    fn held_pieces(rows: &RowArgs, warps: u32) -> u32 {
-        most_pieces(Self::bytes(rows) / 16, warps)
-    }
-
-    #[inline(always)]
-    fn hold(_memory: WarpMemory, rows: &RowArgs, token: u32, piece: (u32, u32)) -> Self::Piece {
-        let bytes = Self::bytes(rows);
-        Held::load(rows.x.rows(bytes).row(token).cast(), vectors_of(bytes / 16, piece))
-    }
-
-    #[inline(always)]
-    fn each_vector(held: &Self::Piece, rows: &RowArgs, token: u32, piece: (u32, u32), put: impl Fn(u32, U32x4)) {
-        let bytes = Self::bytes(rows);
-        held.each(rows.x.rows(bytes).row(token).cast(), vectors_of(bytes / 16, piece), &put);
     }
 }

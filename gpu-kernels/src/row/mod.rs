@@ -11,8 +11,6 @@ use epoxide_dsl::KernelArg;
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
-use crate::placement::quotient;
-
 /// The rows of a rank's tokens as the caller gave them, and what they are on the wire.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
@@ -54,8 +52,6 @@ pub trait Row: Sized {
     const STAGES: u32;
     /// A row that is on its way.
     type Started;
-    /// A piece of a row that this warp holds.
-    type Piece;
 
     /// Makes this warp ready, once per launch.
     fn new(memory: WarpMemory) -> Self;
@@ -123,63 +119,4 @@ pub trait Row: Sized {
 
     /// Bytes of a row on the wire, without scales.
     fn bytes(rows: &RowArgs) -> u32;
-
-    /// In how many pieces a row is held, where each may have `warps` warps.
-    fn held_pieces(rows: &RowArgs, warps: u32) -> u32;
-
-    /// Makes a piece of the row of `token`, of so many. What was held before is lost.
-    fn hold(memory: WarpMemory, rows: &RowArgs, token: u32, piece: (u32, u32)) -> Self::Piece;
-
-    /// Gives each 16 bytes of a piece to `put`, with their number in the row; the scales follow the row. `token` and `piece` are those that it was made of.
-    fn each_vector(held: &Self::Piece, rows: &RowArgs, token: u32, piece: (u32, u32), put: impl Fn(u32, U32x4));
-}
-
-/// The first vectors of a piece that a warp holds in registers: of each lane.
-pub struct Held([U32x4; HELD]);
-
-const HELD: usize = 4;
-
-/// Which of a row's `vectors` piece number `piece` of `pieces` has: the first, and the first that it has not.
-#[inline(always)]
-fn vectors_of(vectors: u32, (piece, pieces): (u32, u32)) -> (u32, u32) {
-    let each = if pieces == 1 { vectors } else { quotient(vectors + pieces - 1, pieces).next_multiple_of(warp::LANES) };
-    let (first, end) = (piece * each, (piece + 1) * each);
-    (first, if vectors < end { vectors } else { end })
-}
-
-/// Most pieces of so many vectors in which a warp has something to do.
-#[inline(always)]
-fn most_pieces(vectors: u32, warps: u32) -> u32 {
-    let most = vectors.div_ceil(warp::LANES);
-    if warps == 0 {
-        1
-    } else if warps < most {
-        warps
-    } else {
-        most
-    }
-}
-
-impl Held {
-    /// Loads the first vectors of a piece.
-    #[inline(always)]
-    fn load(x: Global<U32x4>, (first, end): (u32, u32)) -> Self {
-        let (mut held, at) = (Self([[0; 4]; HELD]), first + warp::lane());
-        unroll!(J in 4 if at + J as u32 * warp::LANES < end => {
-            held.0[J] = x.load_weak_streaming(at + J as u32 * warp::LANES);
-        });
-        held
-    }
-
-    /// Gives those and the others to `put`.
-    #[inline(always)]
-    fn each(&self, x: Global<U32x4>, (first, end): (u32, u32), put: &impl Fn(u32, U32x4)) {
-        let at = first + warp::lane();
-        unroll!(J in 4 if at + J as u32 * warp::LANES < end => {
-            put(at + J as u32 * warp::LANES, self.0[J]);
-        });
-        for vector in thread::strided(at + HELD as u32 * warp::LANES, end, warp::LANES) {
-            put(vector, x.load_weak_streaming(vector));
-        }
-    }
 }

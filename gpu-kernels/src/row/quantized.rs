@@ -21,7 +21,6 @@ impl<S: Scale> Row for Quantized<S> {
     const SCALES: bool = true;
     const STAGES: u32 = 2;
     type Started = Self;
-    type Piece = Shared<U32x4>;
 
     #[inline(always)]
     fn new(memory: WarpMemory) -> Self {
@@ -120,59 +119,6 @@ impl<S: Scale> Row for Quantized<S> {
     fn bytes(rows: &RowArgs) -> u32 {
         rows.hidden
     }
-
-    #[inline(always)]
-    fn held_pieces(rows: &RowArgs, warps: u32) -> u32 {
-        let pieces = (rows.hidden / 8).div_ceil(Self::HELD);
-        if pieces <= warps { pieces } else { 1 }
-    }
-
-    #[inline(always)]
-    fn hold(memory: WarpMemory, rows: &RowArgs, token: u32, piece: (u32, u32)) -> Self::Piece {
-        let (x, stage) = (rows.x.rows(rows.hidden * 2).row(token).cast(), memory.stages);
-        let (mut first, end) = Self::held_vectors(rows, piece);
-        // What other lanes wrote is read, and then written again.
-        warp::sync(warp::ALL);
-        while first < end {
-            quantize_piece::<4, false, S>(rows, x, stage, first);
-            first += 4 * warp::LANES;
-        }
-        if end == rows.hidden / 8 {
-            pad_scales::<S>(rows, stage);
-        }
-        warp::sync(warp::ALL);
-        stage.cast()
-    }
-
-    #[inline(always)]
-    fn each_vector(held: &Self::Piece, rows: &RowArgs, _token: u32, piece: (u32, u32), put: impl Fn(u32, U32x4)) {
-        let (first, end) = Self::held_vectors(rows, piece);
-        let of_vectors = |vectors: u32| vectors * 8 / S::GROUP / S::IN_WORD / 4;
-        let (codes, last) = (rows.hidden / 16, end == rows.hidden / 8);
-        let scales = if last { rows.scale_stride / 4 } else { of_vectors(end) };
-        // The codes, then the scales behind those of the row.
-        let skipped = codes + of_vectors(first) - end / 2;
-        for i in thread::strided(first / 2 + warp::lane(), end / 2 + scales - of_vectors(first), warp::LANES) {
-            let vector = if i < end / 2 { i } else { i + skipped };
-            put(vector, held.load_weak(vector));
-        }
-    }
-}
-
-impl<S: Scale> Quantized<S> {
-    /// Vectors of a piece that a warp holds: a few, whose scales are whole vectors too.
-    const HELD: u32 = {
-        let few = 4 * warp::LANES;
-        if (few * 8 / S::GROUP).is_multiple_of(4 * S::IN_WORD) { few } else { 2 * few }
-    };
-
-    /// Which vectors of a row in BF16 such a piece is made of.
-    #[inline(always)]
-    fn held_vectors(rows: &RowArgs, (piece, pieces): (u32, u32)) -> (u32, u32) {
-        const { assert!((Self::HELD * 8 / S::GROUP).is_multiple_of(4 * S::IN_WORD)) };
-        let (vectors, first) = (rows.hidden / 8, piece * Self::HELD);
-        (first, if pieces > 1 && first + Self::HELD < vectors { first + Self::HELD } else { vectors })
-    }
 }
 
 /// Vectors of a piece of a row.
@@ -208,16 +154,9 @@ fn quantize_vectors_of_row<S: Scale>(
         quantize_piece::<4, false, S>(a, x, stage, first);
         first += 4 * warp::LANES;
     }
-    if vectors == a.hidden / 8 {
-        pad_scales::<S>(a, stage);
-    }
-}
-
-/// What is behind a row's last scale travels too: it is zero, so that a received row is a function of the row sent. Warp-collective.
-#[inline(always)]
-fn pad_scales<S: Scale>(a: &RowArgs, stage: Shared<u8>) {
+    // The padding travels too: it is zero, so that a received row is a function of the row sent.
     let groups = a.hidden.div_ceil(S::GROUP);
-    if groups + warp::lane() < a.scale_stride * S::IN_WORD {
+    if vectors == a.hidden / 8 && groups + warp::lane() < a.scale_stride * S::IN_WORD {
         S::nothing().put(stage.at(a.hidden).cast(), groups + warp::lane());
     }
 }

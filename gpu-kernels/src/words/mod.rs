@@ -9,7 +9,6 @@ mod known;
 mod landings;
 mod names;
 mod numbers;
-mod proven;
 mod routing;
 mod selections;
 mod source;
@@ -25,9 +24,8 @@ pub use known::{Known, known_words};
 pub use landings::{Landings, WHOLE};
 pub use names::{Code, Kind, Phase};
 pub use numbers::Number;
-pub use proven::{MAX_PROVEN_TOKENS, ProvenRow, ProvenRows, proven, proven_weight, proven_word};
 pub use routing::{Routing, no_routing};
-pub use selections::{Selection, SelectionWords, Sent};
+pub use selections::{Selection, SelectionWords};
 pub use source::Source;
 pub use stamped::{Stamped, UNUSED_EVEN};
 

@@ -48,31 +48,8 @@ impl Selection {
     }
 }
 
-/// What a rank sends in a dispatch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sent {
-    /// How many tokens it dispatches.
-    pub tokens: u32,
-    /// Whether their rows come word by word ([`ProvenRows`](super::ProvenRows)), not in bulk.
-    pub by_word: bool,
-}
-
-impl Sent {
-    /// No token.
-    pub const NOTHING: Self = Self { tokens: 0, by_word: false };
-
-    #[inline(always)]
-    const fn to_payload(self) -> u32 {
-        self.tokens | (self.by_word as u32) << 31
-    }
-    #[inline(always)]
-    const fn from_payload(payload: u32) -> Self {
-        Self { tokens: payload & !(1 << 31), by_word: payload >> 31 != 0 }
-    }
-}
-
 /// Words `[peers][max_tokens][top_k]` in every peer's window, each with a [`Selection`] above 48 bits of the dispatch's number, and `[peers]` with
-/// what a rank sends, stamped with it. A word is all that it publishes, so it is stored relaxed and needs no flag; that of a bad selection is
+/// how many tokens a rank dispatches, stamped with it. A word is all that it publishes, so it is stored relaxed and needs no flag; that of a bad selection is
 /// released behind its index. A token's words are not written where a rank has fewer tokens, so they have so much of the number that none comes
 /// again: not in 89 years of 100,000 dispatches a second.
 #[derive(Clone, Copy, Debug, KernelArg)]
@@ -93,11 +70,11 @@ impl SelectionWords {
         Self { words, tokens, max_tokens, top_k }
     }
 
-    /// Tells a peer how many tokens this rank dispatches, and how their rows come. Per thread.
+    /// Tells a peer how many tokens this rank dispatches. Per thread.
     #[inline(always)]
     #[track_caller]
-    pub fn tell_tokens(&self, window: Window, number: u64, peer: Peer, sent: Sent) {
-        let word = Stamped::new(sent.to_payload(), number).to_word();
+    pub fn tell_tokens(&self, window: Window, number: u64, peer: Peer, tokens: u32) {
+        let word = Stamped::new(tokens, number).to_word();
         window.of(peer, self.tokens).store_relaxed::<System>(window.me, word);
     }
 
@@ -134,7 +111,7 @@ impl SelectionWords {
         window: Window,
         watch: &wait::Watch,
         number: u64,
-        come: impl Fn(u32, Sent),
+        come: impl Fn(u32, u32),
         never: impl Fn(u32) -> bool,
     ) -> wait::Outcome {
         let (own, expected) = (window.own(self.tokens), Stamped::new(0, number).to_word());
@@ -143,12 +120,12 @@ impl SelectionWords {
                 let word = Stamped::from_word(seen);
                 let came = word.is_of(number);
                 if came {
-                    come(peer, Sent::from_payload(word.payload));
+                    come(peer, word.payload);
                     return true;
                 }
                 let never = never(peer);
                 if never {
-                    come(peer, Sent::NOTHING);
+                    come(peer, 0);
                 }
                 never
             })
@@ -173,31 +150,13 @@ impl SelectionWords {
             let (source, token, position) = which(i);
             let at = self.index(Peer(source), token, position);
             wait::Poll::relaxed::<System>(own, at, source, expected, |seen| {
-                let came = is_of(seen, number);
+                let came = seen << (64 - NUMBER_BITS) == number << (64 - NUMBER_BITS);
                 if came {
                     come((source, token, position), Selection::from_bits((seen >> NUMBER_BITS) as u32));
                 }
                 came
             })
         })
-    }
-
-    /// Whether the row of `token` comes here; `None` until all that it selects has been told. Per thread.
-    #[inline(always)]
-    #[track_caller]
-    pub fn comes(&self, window: Window, number: u64, source: Peer, token: u32) -> Option<bool> {
-        let own = window.own(self.words);
-        let (mut comes, mut bad) = (false, false);
-        for position in thread::strided(0, self.top_k, 1) {
-            let word = own.load_relaxed::<System>(self.index(source, token, position));
-            if !is_of(word, number) {
-                return None;
-            }
-            let selection = Selection::from_bits((word >> NUMBER_BITS) as u32);
-            comes |= selection != Selection::NONE;
-            bad |= selection.is_bad();
-        }
-        Some(comes && !bad)
     }
 
     /// A selection that has come, and is bad: what was released before its word is visible to this thread. Per thread.
@@ -213,12 +172,6 @@ impl SelectionWords {
         (u64::from(source.0) * u64::from(self.max_tokens) + u64::from(token)) * u64::from(self.top_k)
             + u64::from(position)
     }
-}
-
-/// Whether a word is of dispatch `number`.
-#[inline(always)]
-const fn is_of(word: u64, number: u64) -> bool {
-    word << (64 - NUMBER_BITS) == number << (64 - NUMBER_BITS)
 }
 
 /// The word in memory.
