@@ -1,17 +1,31 @@
 //! Graphs of before ranks were masked: they read at each launch who is, or are refused.
 mod support;
 
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use epoxide::{ElasticBuffer, Error, Layout, LocalGroup, Machine, MachineConfig, Mode};
 use support::graphs::{DECODE, Layer, capture, config, launch};
 use support::{Device, complaints};
 
+/// Waits until so many have come, but no longer than a test may take.
+fn all_come((come, all): &(AtomicU32, u32)) -> bool {
+    come.fetch_add(1, Ordering::SeqCst);
+    let began = Instant::now();
+    while come.load(Ordering::SeqCst) < *all {
+        if began.elapsed() > Duration::from_secs(60) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
+
 /// Ranks are killed one after another: what a graph of before needs of that it reads at each launch, or it is refused.
 fn masks_come(layout: Layout, ready: bool) {
     const RANKS: u32 = 4;
     let machine = Machine::new(MachineConfig::new(RANKS, Mode::Seeded { seed: 1 })).expect("a machine");
-    let living = [Barrier::new(3), Barrier::new(2)];
+    let living = [(AtomicU32::new(0), 3), (AtomicU32::new(0), 2)];
     let mut results = LocalGroup::on_machine(&machine).expect("a group").run_all(|comm| {
         let config = config(4).with_layout(layout);
         let mut buffer = ElasticBuffer::new(&comm, if ready { config.with_graphs_across_masks() } else { config })?;
@@ -30,7 +44,7 @@ fn masks_come(layout: Layout, ready: bool) {
             if comm.rank() == 0 {
                 machine.kill(dead)?;
             }
-            living.wait();
+            assert!(all_come(living), "{layout:?}: a rank that lives did not come");
             comm.mask(&[dead])?;
             buffer.reset()?;
             layer.gone.push(dead);
