@@ -27,7 +27,7 @@ const LAYOUTS: [Layout; 3] =
 /// By when a survivor has its error. A second is what it must be; a machine that simulates several ranks may be busy.
 fn soon() -> Duration {
     match Device::from_env() {
-        Device::Simulated => Duration::from_secs(3),
+        Device::Simulated => Duration::from_secs(10),
         Device::Cuda => Duration::from_secs(1),
     }
 }

@@ -389,7 +389,8 @@ impl Config {
     /// Makes [graphs](crate::Graph) of this buffer ready for [masked](crate::Comm::mask) ranks from the start: who is masked is read at each launch, and they go on
     /// behind a [reset](crate::ElasticBuffer::reset) without being captured anew. (Not where the ranks have moved to other windows, away from a masked
     /// one that lives.) It takes two small kernels in front of each dispatch and one in front of each combine, as masked ranks do, and 4 bytes of the rank's
-    /// memory for each selection. Else a graph of before the first mask is [`Error::StaleGraph`]; those that are captured behind it are ready for more.
+    /// memory for each selection, which [`bytes_needed`](crate::bytes_needed) leaves out. Selections go through 32 bits then, so an index beyond them is reported as
+    /// the least `i32`. Else a graph of before the first mask is [`Error::StaleGraph`]; those that are captured behind it are ready for more.
     #[must_use]
     pub fn with_graphs_across_masks(mut self) -> Self {
         self.graphs_across_masks = true;

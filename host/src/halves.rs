@@ -170,7 +170,7 @@ impl ElasticBuffer {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] for a ticket of another buffer, of before a reset, or of a capture that is over; the fault of an earlier operation, or
-    /// [`Error::Poisoned`].
+    /// [`Error::Poisoned`]. Whatever it is, the ticket is gone with it: the row slot is free again behind a [reset](Self::reset).
     pub fn dispatch_receive(&mut self, ticket: DispatchTicket) -> Result<Dispatched> {
         let DispatchTicket(handle) = ticket;
         self.begin()?;
@@ -240,7 +240,8 @@ impl ElasticBuffer {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] for a ticket of another buffer, of before a reset, or of a capture that is over, and for a `y` in f32, which is an
-    /// option that a whole combine has; [`Error::BufferTooSmall`] for one with too few elements; the fault of an earlier operation, or [`Error::Poisoned`].
+    /// option that a whole combine has; [`Error::BufferTooSmall`] for one with too few elements; the fault of an earlier operation, or [`Error::Poisoned`]. Whatever it is, the ticket is gone with it: the
+    /// row slot is free again behind a [reset](Self::reset).
     pub fn combine_receive<'a>(&mut self, ticket: CombineTicket, y: impl Into<CombineOutput<'a>>) -> Result<()> {
         let y = y.into();
         if let CombineOutput::F32(_) = y {
