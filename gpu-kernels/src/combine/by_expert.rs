@@ -54,8 +54,8 @@ impl Sum for CombineByExpertArgs {
     }
 
     #[inline(always)]
-    fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped> {
-        attempt(self, watch)
+    fn attempt(&self, watch: &wait::Watch, aborted: bool) -> Result<(), fault::Stopped> {
+        attempt(self, watch, aborted)
     }
 
     /// Of another rank the sum, or its only row; of the own one all rows.
@@ -113,11 +113,11 @@ pub(super) fn pulled(a: &CombineByExpertArgs, part: Part, token: u32) -> Pulled 
 
 /// A block's part: meets all ranks, sums what its experts made for others, and then what all did.
 #[inline(always)]
-pub(super) fn attempt<S: ByExpert>(rows: &S, watch: &wait::Watch) -> Result<(), fault::Stopped> {
+pub(super) fn attempt<S: ByExpert>(rows: &S, watch: &wait::Watch, aborted: bool) -> Result<(), fault::Stopped> {
     let a = rows.sums();
     // The first handle of a peer's is on its way while the ranks meet.
     let work = Work::first(a);
-    let (parts, first) = enter(rows, watch)?;
+    let (parts, first) = enter(rows, watch, aborted)?;
     reduce(rows, work);
     let window = a.pull.op.window();
     a.reduced.post(window, watch.epoch(), &bulk::land_without_copies());

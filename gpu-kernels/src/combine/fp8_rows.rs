@@ -42,9 +42,9 @@ impl Sum for CombineFp8Args {
     }
 
     #[inline(always)]
-    fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped> {
+    fn attempt(&self, watch: &wait::Watch, aborted: bool) -> Result<(), fault::Stopped> {
         let (a, window) = (self.args(), self.args().op.window());
-        let (parts, _) = enter(self, watch)?;
+        let (parts, _) = enter(self, watch, aborted)?;
         self.quantize();
         self.reduced.post(window, watch.epoch(), &bulk::land_without_copies());
         let _there = self.reduced.wait_for_all(window, watch, Phase::Reduced, watch.epoch())?;

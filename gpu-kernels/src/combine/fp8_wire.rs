@@ -41,8 +41,8 @@ impl<const GATED: bool> Sum for ByFp8<'_, GATED> {
     }
 
     #[inline(always)]
-    fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped> {
-        by_expert::attempt(self, watch)
+    fn attempt(&self, watch: &wait::Watch, aborted: bool) -> Result<(), fault::Stopped> {
+        by_expert::attempt(self, watch, aborted)
     }
 
     #[inline(always)]

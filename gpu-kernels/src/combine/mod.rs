@@ -56,12 +56,12 @@ pub(crate) trait Sum {
         Kind::Combine
     }
 
-    /// A block's part: meets all ranks, and sums.
+    /// A block's part: meets all ranks, unless some rank had given up (`aborted`, as a thread knows it that posts an entry word), and sums.
     ///
     /// # Errors
     ///
     /// That the block stops.
-    fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped>;
+    fn attempt(&self, watch: &wait::Watch, aborted: bool) -> Result<(), fault::Stopped>;
 
     /// Sums these vectors of the rows of `token`, as this lane's selection of it went, and writes the sum. Warp-collective.
     fn sum(&self, part: Part, token: u32, vectors: [u32; 2]);
@@ -74,8 +74,8 @@ impl Sum for CombineArgs {
     }
 
     #[inline(always)]
-    fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped> {
-        let (parts, first) = enter(self, watch)?;
+    fn attempt(&self, watch: &wait::Watch, aborted: bool) -> Result<(), fault::Stopped> {
+        let (parts, first) = enter(self, watch, aborted)?;
         sum_parts(self, parts, first);
         Ok(())
     }
@@ -103,6 +103,8 @@ fn source(a: &CombineArgs, part: Part) -> u64 {
 pub(crate) fn run<S: Sum>(sum: &S) {
     let op = &sum.args().op;
     let watch = wait::Watch::begin(op.fault, op.next_epoch());
+    // Before it passes: what another block finds after that, when all have passed, must not silence some of the entry words.
+    let aborted = posts(op.window()) && watch.is_aborted();
     // All its threads know the epoch now, and no other number is asked for. The answer comes while the ranks meet.
     block::sync();
     let mut last = false;
@@ -113,7 +115,7 @@ pub(crate) fn run<S: Sum>(sum: &S) {
             op.epoch.store_weak(0, watch.epoch());
         }
     }
-    let mut ended = sum.attempt(&watch);
+    let mut ended = sum.attempt(&watch, aborted);
     let read = bulk::read();
     if ended.is_ok() {
         // An owner that gave up may have let its experts write while this rank was reading.
@@ -134,14 +136,11 @@ const PASSES: u32 = THREADS - crate::shape::MAX_RANKS - 1;
 
 /// Meets all ranks. Returns how the tokens are divided, and this warp's first part.
 #[inline(always)]
-fn enter<S: Sum>(sum: &S, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
+fn enter<S: Sum>(sum: &S, watch: &wait::Watch, aborted: bool) -> Result<(Parts, Part), fault::Stopped> {
     let (a, kind) = (sum.args(), sum.kind());
     let (window, look) = (a.op.window(), watch.look());
-    // The last threads of block 0, whose warps sum last.
-    let first_poster = THREADS - window.peers;
-    let posts = thread::block_index() == 0 && thread::index() >= first_poster;
+    let posts = posts(window);
     let (received, dispatch) = (rows_to_be_covered(a, posts), a.routing.load_weak(0));
-    let aborted = posts && watch.is_aborted();
     // The handle is this rank's own: it is on its way while the ranks meet.
     let parts = Parts::new(a.hidden, a.tokens);
     let first = parts.first(a);
@@ -150,7 +149,7 @@ fn enter<S: Sum>(sum: &S, watch: &wait::Watch) -> Result<(Parts, Part), fault::S
     if posts {
         // Behind a fault nothing is published.
         let unless = || aborted || dispatch == 0 || too_few;
-        entry.post_unless(window, Peer(thread::index() - first_poster), epoch, kind, unless);
+        entry.post_unless(window, Peer(thread::index() + window.peers - THREADS), epoch, kind, unless);
     }
     let mut fault = no_routing(dispatch, a.slot, window, watch.found(look, Phase::Entry as u32));
     if !fault.is_some() && !aborted && dispatch != 0 && too_few {
@@ -160,6 +159,12 @@ fn enter<S: Sum>(sum: &S, watch: &wait::Watch) -> Result<(Parts, Part), fault::S
     fault.settle()?;
     let _met = entry.meet(window, watch, kind)?;
     Ok((parts, first))
+}
+
+/// Whether this thread posts an entry word: one of the last of block 0, whose warps sum last.
+#[inline(always)]
+fn posts(window: Window) -> bool {
+    thread::block_index() == 0 && thread::index() >= THREADS - window.peers
 }
 
 /// How many rows were received, where the caller said how many it covers: as a thread knows it that posts an entry word.

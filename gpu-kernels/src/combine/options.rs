@@ -38,8 +38,8 @@ impl Sum for CombineWithArgs {
     }
 
     #[inline(always)]
-    fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped> {
-        let (parts, first) = enter(self, watch)?;
+    fn attempt(&self, watch: &wait::Watch, aborted: bool) -> Result<(), fault::Stopped> {
+        let (parts, first) = enter(self, watch, aborted)?;
         bring_weights(&self.pull, &self.options, |token, position| self.returned(token, position));
         sum_parts(self, parts, first);
         Ok(())
@@ -98,8 +98,8 @@ impl<const GATED: bool> Sum for ByExpertWith<'_, GATED> {
     }
 
     #[inline(always)]
-    fn attempt(&self, watch: &wait::Watch) -> Result<(), fault::Stopped> {
-        by_expert::attempt(self, watch)
+    fn attempt(&self, watch: &wait::Watch, aborted: bool) -> Result<(), fault::Stopped> {
+        by_expert::attempt(self, watch, aborted)
     }
 
     #[inline(always)]

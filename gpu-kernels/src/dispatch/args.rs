@@ -47,7 +47,7 @@ pub struct DispatchArgs {
     pub op: Operation,
     /// Where rows land at every rank.
     pub recv: RecvRegions,
-    /// `[1]`: how many dispatches there were. Advanced by the last block out.
+    /// `[1]`: how many dispatches there were. Advanced when all blocks know it.
     pub dispatches: Global<u64>,
     /// Landing counters: of the dispatch; not where rows lie by expert.
     pub landings: Landings,

@@ -42,7 +42,7 @@ pub struct Operation {
     pub entry: EntryWords,
     /// Combines whose reads of this rank's expert outputs are over, by peer.
     pub done: DoneCounters,
-    /// `[1]`: the last operation's epoch. Advanced by the last block out.
+    /// `[1]`: the last operation's epoch. Advanced when all blocks know it.
     pub epoch: Global<u64>,
     /// `[1]`: how many combines there were.
     pub combines: Global<u64>,
