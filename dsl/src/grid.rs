@@ -142,15 +142,12 @@ impl GridCounters {
 }
 
 impl GridCounters {
-    /// Waits until every block has passed and the last one has [said so](Passed::is_last_and_says_so), in a block that has passed. Block-collective.
-    ///
-    /// # Errors
-    ///
-    /// That it stops: at the deadline, or because some rank has given up.
+    /// Waits until every block has passed and the last one has [said so](Passed::is_last_and_says_so), in a block that has passed; also where some rank has
+    /// given up, or the deadline is over, since each block passes then too. Block-collective.
     #[inline(always)]
     #[track_caller]
-    pub fn all_passed(self, watch: &Watch, phase: u32) -> Outcome {
-        watch.wait_until_each(phase, 1, |_| Poll::acquire::<Gpu>(self.words, 1, u32::MAX, 0, |seen| seen == 0))
+    pub fn all_passed(self, watch: &Watch) {
+        watch.wait_for_own_grid(|| Poll::acquire::<Gpu>(self.words, 1, u32::MAX, 0, |seen| seen == 0));
     }
 }
 

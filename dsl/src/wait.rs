@@ -209,6 +209,28 @@ impl Watch {
         Ok(Acquired(()))
     }
 
+    /// Waits for a word that the blocks of this grid write, whatever becomes of the operation: their own waits end, so this one does, an abort or the
+    /// deadline notwithstanding. (It ends a timeout behind the deadline in any case.) Block-collective; one thread polls.
+    #[inline(always)]
+    #[track_caller]
+    pub fn wait_for_own_grid(&self, poll: impl Fn() -> Poll) {
+        if arch::is_left_out() {
+            return;
+        }
+        let end = self.deadline_ns.wrapping_add(self.channel.timeout_ns);
+        if thread::index() == 0 {
+            loop {
+                let look = poll();
+                if look.ready || clock::global_ns() >= end {
+                    break;
+                }
+                let Poll { address, bytes, peer, expected, seen, .. } = look;
+                arch::poll_pause("wait_for_own_grid", (address, bytes), peer, expected, seen, end);
+            }
+        }
+        block::sync();
+    }
+
     /// Waits for one flag. Per thread.
     #[inline(always)]
     #[track_caller]

@@ -27,7 +27,7 @@
 //! end of the reader's dispatch `d`. Entry words do not wait for that, but alternate with the epoch: who posts that of `e + 2` has completed `e + 1`, and so seen the reader's entry
 //! word of `e + 1`.
 //!
-//! The numbers advance when the receiving block is done. It has waited for its own rank's landings too, so all blocks have read them before. (Behind a fault a late block may read the next ones; it finds the abort word.) Expert outputs may be
+//! The numbers advance when the receiving block is done. It has waited for its own rank's landings too, so all blocks have read them before. (Behind a fault a late block may read the next ones; it finds the abort word, and the fault filed.) Expert outputs may be
 //! written again when a dispatch is complete: the receiving block has met every rank's entry word, which comes behind that rank's combine before.
 //!
 //! # Protocol of a combine
@@ -73,8 +73,12 @@ pub(crate) fn dispatch<R: Row>(a: &DispatchRankMajorArgs) {
     if receives {
         ended = receive::receive(a, &watch, number, ended);
     }
+    let complete = ended.is_ok();
     if let Err(stopped) = ended {
         watch.file_of_grid(stopped, receives);
+    }
+    if receives {
+        receive::advance(a, &watch, number, complete);
     }
 }
 

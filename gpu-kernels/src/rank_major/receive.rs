@@ -48,7 +48,7 @@ impl Found {
     }
 }
 
-/// The receiving block's part, if it has not stopped before: it waits for all that comes, indexes it, writes the counts, and advances the numbers.
+/// The receiving block's part, if it has not stopped before: it waits for all that comes, indexes it, and writes the counts.
 ///
 /// # Errors
 ///
@@ -65,16 +65,21 @@ pub(super) fn receive(
     if ended.is_ok() {
         ended = complete(a, watch, number, found);
     }
-    let complete = ended.is_ok();
-    if !complete {
+    if ended.is_err() {
         write_no_counts(a);
     }
+    ended
+}
+
+/// Says whose routing the slot has, and advances the numbers: behind a fault when it is filed, so that a block that is late, and reads them then, files
+/// nothing by another number.
+#[inline(always)]
+pub(super) fn advance(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, complete: bool) {
     if thread::index() == 0 {
         a.routing.store_weak(0, if complete { number } else { 0 });
         a.dispatches.store_weak(0, number);
         a.op.epoch.store_weak(0, watch.epoch());
     }
-    ended
 }
 
 /// Waits for what the ranks select, indexes it while rows travel, and waits for the ranks and for their rows: nothing is left to do behind them.
