@@ -105,7 +105,7 @@ fn out_of_step(num_sms: u32, mutation: Option<Mutation>) -> Vec<Result<()>> {
         None => machine,
     };
     let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
-    group.run_all(|comm| {
+    let said = group.run_all(|comm| {
         let config = Config::new(6, 2, HIDDEN, TOKENS).with_num_sms(num_sms).with_layout(FIXED);
         let mut buffer = ElasticBuffer::new(&comm, config.with_timeout(Duration::from_millis(50)))?;
         let x = comm.tensor(&[bf16::ONE; (TOKENS * HIDDEN) as usize])?;
@@ -122,8 +122,10 @@ fn out_of_step(num_sms: u32, mutation: Option<Mutation>) -> Vec<Result<()>> {
         } else {
             buffer.dispatch(&input)?;
         }
-        buffer.synchronize()
-    })
+        // Each says what it found: who failed would give up, and tell others before they find it.
+        Ok(buffer.synchronize())
+    });
+    said.into_iter().map(|said| said.and_then(|said| said)).collect()
 }
 
 /// A dispatch that finds its slot free meets the others all the same, before it is complete: for who is out of step. Landing counters say of everyone who is in
