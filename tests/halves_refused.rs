@@ -4,39 +4,18 @@ mod support;
 use std::time::Duration;
 
 use epoxide::{
-    CombineInput, Comm, Config, DeviceTensor, DispatchInput, DispatchTicket, Dispatched, ElasticBuffer, Error,
-    ExpertOutputs, Layout, Result, bf16, bytes_needed,
+    CombineInput, Comm, Config, DispatchInput, DispatchTicket, Dispatched, Error, ExpertOutputs, Layout, Result,
+    bytes_needed,
 };
 use support::Checked;
 use support::errors::{run, schedules};
-
-/// A rank's buffer, and what it dispatches: one token to the first and the last of 8 experts.
-struct Rank {
-    buffer: ElasticBuffer,
-    x: DeviceTensor<bf16>,
-    idx: DeviceTensor<i64>,
-    weights: DeviceTensor<f32>,
-    y: DeviceTensor<bf16>,
-}
+use support::one_token::{self, Rank};
 
 fn config(slots: u32) -> Config {
-    let config = Config::new(8, 2, 64, 4).with_num_sms(2).with_row_slots(slots).with_halves();
-    config.with_layout(Layout::RankMajor { alignment: 1 }).with_timeout(Duration::from_secs(2))
+    one_token::config().with_row_slots(slots).with_halves().with_layout(Layout::RankMajor { alignment: 1 })
 }
 
 impl Rank {
-    fn new(comm: &Comm, config: Config) -> Result<Self> {
-        let rank = Self {
-            buffer: ElasticBuffer::new(comm, config)?,
-            x: comm.tensor(&[bf16::ONE; 64])?,
-            idx: comm.tensor(&[0i64, 7])?,
-            weights: comm.tensor(&[1.0f32; 2])?,
-            y: comm.empty(64)?,
-        };
-        comm.barrier()?;
-        Ok(rank)
-    }
-
     fn send(&mut self, slot: u32) -> Result<DispatchTicket> {
         let input = DispatchInput::new(1, &self.x, &self.idx, &self.weights).in_row_slot(slot);
         self.buffer.dispatch_send(&input)

@@ -2,40 +2,17 @@
 //! routing that failed, and of a peer that does not come, of which every rank is told before a row is written.
 mod support;
 
-use std::time::Duration;
-
 use epoxide::{
-    CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, Error, ExpertOutputs,
-    LocalGroup, Machine, MachineConfig, Result, WireRows, bf16,
+    CombineInput, Comm, DispatchInput, Dispatched, Error, ExpertOutputs, LocalGroup, Machine, MachineConfig, Result,
+    WireRows, bf16,
 };
 use epoxide_kernels::words::WHOLE;
 use support::Device;
 use support::errors::{run, schedules};
 use support::forge::Window;
-
-/// A rank's buffer with some routing slots, and what it dispatches.
-struct Rank {
-    buffer: ElasticBuffer,
-    x: DeviceTensor<bf16>,
-    idx: DeviceTensor<i64>,
-    weights: DeviceTensor<f32>,
-    y: DeviceTensor<bf16>,
-}
+use support::one_token::{Rank, config};
 
 impl Rank {
-    fn new(comm: &Comm, slots: u32) -> Result<Self> {
-        let config = Config::new(8, 2, 64, 4).with_num_sms(2).with_routing_slots(slots);
-        let rank = Self {
-            buffer: ElasticBuffer::new(comm, config.with_timeout(Duration::from_secs(2)))?,
-            x: comm.tensor(&[bf16::ONE; 64])?,
-            idx: comm.tensor(&[0i64, 7])?,
-            weights: comm.tensor(&[1.0f32; 2])?,
-            y: comm.empty(64)?,
-        };
-        comm.barrier()?;
-        Ok(rank)
-    }
-
     fn dispatch(&mut self) -> Result<Dispatched> {
         self.buffer.dispatch(&DispatchInput::new(1, &self.x, &self.idx, &self.weights))
     }
@@ -64,7 +41,8 @@ impl Rank {
 fn a_handle_whose_routing_is_gone_or_another_buffers_is_refused() {
     for mode in schedules() {
         let results = run(2, mode, |comm| {
-            let (mut rank, mut other) = (Rank::new(&comm, 2)?, Rank::new(&comm, 2)?);
+            let (mut rank, mut other) =
+                (Rank::new(&comm, config().with_routing_slots(2))?, Rank::new(&comm, config().with_routing_slots(2))?);
             let of_other = other.round()?;
             let mut refused = vec![rank.again(&of_other).map(|_| ())];
             let (first, second) = (rank.round()?, rank.round()?);
@@ -120,7 +98,7 @@ fn a_handle_whose_routing_is_gone_or_another_buffers_is_refused() {
 fn the_slot_of_rows_that_wait_for_their_combine_is_busy() {
     for mode in schedules() {
         let results = run(2, mode, |comm| {
-            let mut rank = Rank::new(&comm, 2)?;
+            let mut rank = Rank::new(&comm, config().with_routing_slots(2))?;
             let first = rank.dispatch()?;
             let mut refused = vec![rank.dispatch_into(0).map(|_| ()), rank.dispatch_into(2).map(|_| ())];
             // In the other slot there is room: the first one's rows are given up, and its routing is not.
@@ -135,7 +113,7 @@ fn the_slot_of_rows_that_wait_for_their_combine_is_busy() {
             rank.combine(&third)?;
             rank.buffer.close()?;
             // A buffer with one slot has no other to give.
-            let mut rank = Rank::new(&comm, 1)?;
+            let mut rank = Rank::new(&comm, config().with_routing_slots(1))?;
             rank.dispatch()?;
             rank.dispatch()?;
             rank.buffer.close()?;
@@ -176,7 +154,7 @@ enum Differ {
 fn different_handles(differ: Differ) {
     for mode in schedules() {
         let check = |comm: Comm, machine: Option<&Machine>| {
-            let mut rank = Rank::new(&comm, 3)?;
+            let mut rank = Rank::new(&comm, config().with_routing_slots(3))?;
             let (first, second) = (rank.round()?, rank.dispatch()?);
             let view = rank.buffer.recv_view(&second)?;
             // Rows, scales, and what goes with them in all slots.
@@ -248,7 +226,7 @@ fn a_combine_by_another_routing_is_named() {
     for mode in Device::Simulated.schedules([1, 2, 3]) {
         let machine = Machine::new(MachineConfig::new(2, mode)).unwrap();
         let results = LocalGroup::on_machine(&machine).unwrap().run_all(|comm| {
-            let mut rank = Rank::new(&comm, 1)?;
+            let mut rank = Rank::new(&comm, config().with_routing_slots(1))?;
             rank.round()?;
             rank.buffer.synchronize()?;
             comm.barrier()?;
@@ -285,7 +263,7 @@ fn a_routing_that_is_not_there_is_named() {
     {
         let machine = Machine::new(MachineConfig::new(2, mode)).unwrap();
         let results = LocalGroup::on_machine(&machine).unwrap().run_all(|comm| {
-            let mut rank = Rank::new(&comm, 2)?;
+            let mut rank = Rank::new(&comm, config().with_routing_slots(2))?;
             rank.round()?;
             let handle = rank.dispatch()?;
             let view = rank.buffer.recv_view(&handle)?;
@@ -330,7 +308,7 @@ fn a_routing_that_is_not_there_is_named() {
 fn a_peer_that_does_not_replay_is_named() {
     for mode in schedules() {
         let results = run(3, mode, |comm| {
-            let mut rank = Rank::new(&comm, 1)?;
+            let mut rank = Rank::new(&comm, config().with_routing_slots(1))?;
             let handle = rank.round()?;
             rank.buffer.synchronize()?;
             let counted = comm.empty::<u32>(4)?;
@@ -373,7 +351,7 @@ fn a_peer_that_does_not_replay_is_named() {
 #[test]
 fn a_replay_takes_what_the_buffer_takes() {
     let results = run(1, schedules()[0], |comm| {
-        let mut rank = Rank::new(&comm, 1)?;
+        let mut rank = Rank::new(&comm, config().with_routing_slots(1))?;
         let handle = rank.round()?;
         let (codes, scales) = (comm.tensor(&[0u8; 64])?, comm.tensor(&[1.0f32; 1])?);
         let refused = rank.buffer.dispatch_again(&handle, epoxide::Rows::fp8(&codes, &scales, 1)).map(|_| ());

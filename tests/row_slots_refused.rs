@@ -5,39 +5,18 @@ mod support;
 use std::time::Duration;
 
 use epoxide::{
-    CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, Error, ExpertOutputs, Mode,
-    ReplayInput, Result, WireRows, bf16, bytes_needed,
+    CombineInput, Config, DispatchInput, Dispatched, Error, ExpertOutputs, Mode, ReplayInput, Result, WireRows, bf16,
+    bytes_needed,
 };
 use support::Device;
 use support::errors::{run, schedules};
-
-/// A rank's buffer with some row slots, and what it dispatches: one token to the first and the last of 8 experts.
-struct Rank {
-    buffer: ElasticBuffer,
-    x: DeviceTensor<bf16>,
-    idx: DeviceTensor<i64>,
-    weights: DeviceTensor<f32>,
-    y: DeviceTensor<bf16>,
-}
+use support::one_token::{self, Rank};
 
 fn config(slots: u32) -> Config {
-    let config = Config::new(8, 2, 64, 4).with_num_sms(2).with_row_slots(slots);
-    config.with_timeout(Duration::from_secs(2))
+    one_token::config().with_row_slots(slots)
 }
 
 impl Rank {
-    fn new(comm: &Comm, config: Config) -> Result<Self> {
-        let rank = Self {
-            buffer: ElasticBuffer::new(comm, config)?,
-            x: comm.tensor(&[bf16::ONE; 64])?,
-            idx: comm.tensor(&[0i64, 7])?,
-            weights: comm.tensor(&[1.0f32; 2])?,
-            y: comm.empty(64)?,
-        };
-        comm.barrier()?;
-        Ok(rank)
-    }
-
     fn dispatch(&mut self) -> Result<Dispatched> {
         self.dispatch_with(|input| input)
     }

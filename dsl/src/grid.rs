@@ -139,9 +139,7 @@ impl GridCounters {
     pub fn pass(self, stopped: bool) -> Passed {
         Passed { before: self.words.fetch_add_acq_rel::<Gpu>(1, u64::from(stopped) << 32 | 1), stopped }
     }
-}
 
-impl GridCounters {
     /// Waits until every block has passed and the last one has [said so](Passed::is_last_and_says_so), in a block that has passed; also where some rank has
     /// given up, or the deadline is over, since each block passes then too. Block-collective.
     #[inline(always)]

@@ -20,6 +20,7 @@ pub mod graphs;
 pub mod halves;
 pub mod laws;
 pub mod masked;
+pub mod one_token;
 pub mod overflow;
 pub mod packed;
 pub mod plans;

@@ -38,7 +38,7 @@ use epoxide_dsl::fault::{Fault, Told};
 use epoxide_dsl::prelude::*;
 
 use crate::grid_warps;
-use crate::layout::THREADS;
+use crate::layout::{PASSES, THREADS};
 use crate::words::{Code, Kind, Phase, no_routing};
 pub(crate) use fp8_wire::ByFp8;
 pub(crate) use options::ByExpertWith;
@@ -130,9 +130,6 @@ pub(crate) fn run<S: Sum>(sum: &S) {
         watch.file_of_grid(stopped, block::any(last).get());
     }
 }
-
-/// The thread that says that its block has passed: of a warp that has no entry word to post, and sums late.
-const PASSES: u32 = THREADS - crate::shape::MAX_RANKS - 1;
 
 /// Meets all ranks. Returns how the tokens are divided, and this warp's first part.
 #[inline(always)]

@@ -32,11 +32,7 @@ pub(super) fn receive<O: Order>(
         a.op.grid.all_passed(watch);
         write_counts(a, now, false);
     }
-    if O::OBSERVED {
-        fit::tell::<O>(a, now, complete, complete && came);
-        observe::finish::<O>(a, now, complete && came);
-    }
-    advance(a, now, complete);
+    advance::<O>(a, now, complete, complete && came);
     arrived
 }
 
@@ -72,17 +68,17 @@ pub(super) fn close_by_expert<O: Order>(
     if !complete {
         by_expert::write_no_counts(a);
     }
+    advance::<O>(a, now, complete, came);
+    arrived
+}
+
+/// Says what became of a dispatch that is `complete`, and whose rows `came`, and whose routing the slot has; advances the numbers.
+#[inline(always)]
+fn advance<O: Order>(a: &DispatchArgs, now: Now, complete: bool, came: bool) {
     if O::OBSERVED {
         fit::tell::<O>(a, now, complete, came);
         observe::finish::<O>(a, now, came);
     }
-    advance(a, now, complete);
-    arrived
-}
-
-/// Says whose routing the slot has, and advances the numbers.
-#[inline(always)]
-fn advance(a: &DispatchArgs, now: Now, complete: bool) {
     if thread::index() == 0 {
         a.routing.store_weak(0, if complete { now.dispatch } else { 0 });
         a.dispatches.store_weak(0, now.dispatch);

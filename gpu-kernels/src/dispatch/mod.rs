@@ -68,7 +68,7 @@ pub(crate) use send::memory_of_warp;
 
 use epoxide_dsl::prelude::*;
 
-use crate::layout::THREADS;
+use crate::layout::PASSES;
 use crate::order::Order;
 use crate::row::Row;
 use crate::words::{Kind, Phase};
@@ -164,9 +164,6 @@ fn run_by_expert<R: Row, O: Order>(
         watch.file_of_grid(stopped, last);
     }
 }
-
-/// The thread that says that its block has passed: of a warp that has no word to post.
-const PASSES: u32 = THREADS - crate::shape::MAX_RANKS - 1;
 
 /// Counts this block's tokens, and tells.
 #[inline(always)]

@@ -13,6 +13,7 @@ mod window;
 #[cfg(not(target_arch = "nvptx64"))]
 pub use private::PrivateLayout;
 pub use received::{PARTS, ReceivedSpans, RecvRegions};
+pub(crate) use shared::PASSES;
 pub use shared::{DispatchShared, THREADS, WARPS};
 pub use span::{Cursor, REGION_ALIGN, Span};
 #[cfg(not(target_arch = "nvptx64"))]

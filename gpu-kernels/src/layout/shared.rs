@@ -1,11 +1,13 @@
 //! A dispatch block's dynamic shared memory.
 use epoxide_dsl::prelude::*;
 
-use crate::shape::{Shape, WireFormat};
+use crate::shape::{MAX_RANKS, Shape, WireFormat};
 use crate::words::CountMatrix;
 
 /// Threads of a dispatch block.
 pub const THREADS: u32 = 512;
+/// The thread that says that its block has passed: of a late warp that has no word to post.
+pub(crate) const PASSES: u32 = THREADS - MAX_RANKS - 1;
 /// Warps of a dispatch block.
 pub const WARPS: u32 = THREADS / warp::LANES;
 

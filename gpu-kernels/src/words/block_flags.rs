@@ -54,21 +54,10 @@ impl BlockFlags {
     #[track_caller]
     pub fn wait_for_all(&self, window: Window, watch: &wait::Watch, phase: Phase, number: u64) -> wait::Outcome {
         let (own, blocks) = (window.own(self.words), thread::grid_blocks());
-        let (words, step) = (window.peers * blocks, thread::block_threads());
+        let words = window.peers * blocks;
         let first = (number as u32 & 1) * words;
-        // A thread has one word, or several, of which it looks at the first that is not there yet.
-        watch.wait_until_each(phase as u32, words.min(step), |mut word| {
-            loop {
-                let (peer, mut there) = (quotient(word, blocks), false);
-                let poll = wait::Poll::acquire::<System>(own, first + word, peer, number, |seen| {
-                    there = seen == number;
-                    there
-                });
-                if !there || words - word <= step {
-                    return poll;
-                }
-                word += step;
-            }
+        watch.wait_until(phase as u32, words, |word| {
+            wait::Poll::acquire::<System>(own, first + word, quotient(word, blocks), number, |seen| seen == number)
         })
     }
 }

@@ -13,6 +13,7 @@ mod routing;
 mod selections;
 mod source;
 mod stamped;
+mod wholes;
 
 pub use bad::BadSelection;
 pub use block_flags::BlockFlags;
@@ -21,13 +22,14 @@ pub use done::DoneCounters;
 pub use entry::{Entry, EntryWords};
 pub use flags::Flags;
 pub use known::{Known, known_words};
-pub use landings::{Landings, WHOLE};
+pub use landings::Landings;
 pub use names::{Code, Kind, Phase};
 pub use numbers::Number;
 pub use routing::{Routing, no_routing};
 pub use selections::{Selection, SelectionWords};
 pub use source::Source;
 pub use stamped::{Stamped, UNUSED_EVEN};
+pub use wholes::WHOLE;
 
 use epoxide_dsl::KernelArg;
 use epoxide_dsl::prelude::*;
