@@ -86,6 +86,9 @@ pub struct Options {
     /// Rows that a rank has room for, in slabs each expert; a routing that brings more is an error. [default: all that can come]
     #[arg(long, value_name = "ROWS")]
     pub capacity: Option<u64>,
+    /// Makes buffers for so many tokens of a rank, as an engine makes one for its largest batch; at least as many as are measured. [default: as many as are measured]
+    #[arg(long, value_name = "TOKENS", conflicts_with = "report")]
+    max_tokens: Option<u32>,
     /// Lays the scales of received rows by column. The times of dispatch are with that.
     #[arg(long, conflicts_with = "report")]
     pub scale_columns: bool,
@@ -207,7 +210,8 @@ impl Options {
     /// The buffers' configuration.
     pub fn config(&self, case: Case) -> Config {
         let Case { tokens, format, layout, sms } = case;
-        let config = Config::new(self.experts, self.top_k, self.hidden, tokens);
+        let most = self.max_tokens.unwrap_or(0).max(tokens);
+        let config = Config::new(self.experts, self.top_k, self.hidden, most);
         let config = config.with_format(format.into()).with_num_sms(sms);
         let config = layout.of(config, self.ranks, self.alignment, self.capacity);
         let config = match self.scale_columns {

@@ -105,13 +105,20 @@ impl DispatchShared {
         max_tokens.div_ceil(32)
     }
 
+    /// Words from one expert's bits to the next's: an odd number, so that threads that go through as many experts read different banks.
+    pub const fn index_stride(ranks: u32, words: u32) -> u32 {
+        ranks * words | 1
+    }
+
     /// Bytes of what such an index is made from, where the stages were: ranks, tokens, counts and bits.
     fn index_bytes(shape: &Shape) -> Option<u32> {
         if !shape.layout.is_rank_major() {
             return Some(0);
         }
         let experts = shape.max_local_experts();
-        let bits = (experts + 1).checked_mul(shape.ranks)?.checked_mul(Self::index_words(shape.max_tokens))?;
+        let words = Self::index_words(shape.max_tokens);
+        shape.ranks.checked_mul(words)?;
+        let bits = (experts + 1).checked_mul(Self::index_stride(shape.ranks, words))?;
         bits.checked_add(2 * shape.ranks + experts + WARPS + 5)?.checked_mul(4)
     }
 

@@ -22,13 +22,14 @@ struct Found {
     of_warps: Shared<u32>,
     /// `[experts + 1]`: where each one's part of the index begins, and the end.
     firsts: Shared<u32>,
-    /// `[experts + 1][ranks][words]`: a bit for each token that selects the expert; behind them, one for each that selects any.
+    /// `[experts + 1]` of `[ranks][words]`, and what makes their number odd: a bit for each token that selects the expert; behind them, one for each that
+    /// selects any.
     bits: Shared<u32>,
     /// This rank's experts.
     experts: u32,
     /// Words of the bits of a rank's tokens.
     words: u32,
-    /// Words of an expert's bits.
+    /// Words from an expert's bits to the next one's.
     of_expert: u32,
 }
 
@@ -44,7 +45,14 @@ impl Found {
         let of_warps = apart.at(1);
         let firsts = of_warps.at(WARPS);
         let bits = firsts.at(experts + 1);
-        Self { tokens, begins, bad, apart, of_warps, firsts, bits, experts, words, of_expert: ranks * words }
+        let of_expert = DispatchShared::index_stride(ranks, words);
+        Self { tokens, begins, bad, apart, of_warps, firsts, bits, experts, words, of_expert }
+    }
+
+    /// Words of an expert's bits in which a rank's tokens are: a batch may have far fewer tokens than the buffer takes.
+    #[inline(always)]
+    fn words_of(self, source: u32) -> u32 {
+        (self.tokens.load_weak(source) + 31) / 32
     }
 }
 
@@ -249,7 +257,7 @@ fn count_rows(a: &DispatchRankMajorArgs, found: Found) {
     }
     let mut all = 0;
     for source in thread::strided(warp::lane(), ranks, warp::LANES) {
-        let rows = ones(found, found.experts * found.of_expert + source * found.words, found.words);
+        let rows = ones(found, found.experts, source);
         a.recv_counts.store_weak(1 + source, rows);
         all += rows;
     }
@@ -259,11 +267,12 @@ fn count_rows(a: &DispatchRankMajorArgs, found: Found) {
     }
 }
 
-/// The bits that are set in some words.
+/// How many of a rank's tokens select an expert.
 #[inline(always)]
-fn ones(found: Found, first: u32, words: u32) -> u32 {
+fn ones(found: Found, expert: u32, source: u32) -> u32 {
     let mut ones = 0;
-    for word in thread::strided(first, first + words, 1) {
+    let first = expert * found.of_expert + source * found.words;
+    for word in thread::strided(first, first + found.words_of(source), 1) {
         ones += found.bits.load_weak(word).count_ones();
     }
     ones
@@ -273,8 +282,13 @@ fn ones(found: Found, first: u32, words: u32) -> u32 {
 /// words of one are few; else a warp writes its rows.
 #[inline(always)]
 fn index(a: &DispatchRankMajorArgs, found: Found) {
-    let by_thread = found.of_expert <= MOST_WORDS_OF_THREAD;
-    let counts = a.recv_counts.at(1 + a.op.window().peers);
+    let ranks = a.op.window().peers;
+    let mut words = 0;
+    for source in thread::strided(warp::lane(), ranks, warp::LANES) {
+        words += found.words_of(source);
+    }
+    let by_thread = warp::sum(warp::ALL, words) <= MOST_WORDS_OF_THREAD;
+    let counts = a.recv_counts.at(1 + ranks);
     let (firsts, lane) = (counts.at(found.experts), warp::lane());
     let mut before = 0;
     // All threads take part in each turn: they meet.
@@ -283,7 +297,9 @@ fn index(a: &DispatchRankMajorArgs, found: Found) {
         let is_one = expert < found.experts;
         let (mut count, mut entries) = (0, 0);
         if is_one {
-            count = ones(found, expert * found.of_expert, found.of_expert);
+            for source in thread::strided(0, ranks, 1) {
+                count += ones(found, expert, source);
+            }
             entries = quotient(count + a.alignment - 1, a.alignment) * a.alignment;
         }
         let up_to = warp::prefix_sum(entries);
@@ -326,11 +342,10 @@ const MOST_WORDS_OF_THREAD: u32 = 32;
 #[inline(always)]
 fn index_of_thread(a: &DispatchRankMajorArgs, found: Found, expert: u32, (first, entries): (u32, u32)) {
     let bits = found.bits.at(expert * found.of_expert);
-    let (mut entry, mut word) = (first, 0);
+    let mut entry = first;
     for source in thread::strided(0, a.op.window().peers, 1) {
-        for thirty_two in thread::strided(0, found.words, 1) {
-            let mut tokens = bits.load_weak(word);
-            word += 1;
+        for thirty_two in thread::strided(0, found.words_of(source), 1) {
+            let mut tokens = bits.load_weak(source * found.words + thirty_two);
             while tokens != 0 {
                 a.index.store_weak(entry, a.row(source, thirty_two * 32 + tokens.trailing_zeros()));
                 tokens &= tokens - 1;
