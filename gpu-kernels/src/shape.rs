@@ -102,6 +102,11 @@ impl Layout {
         matches!(self, Self::ExpertContiguous { .. } | Self::Slab { .. })
     }
 
+    /// Whether each expert has a slab.
+    pub const fn is_slab(self) -> bool {
+        matches!(self, Self::Slab { .. })
+    }
+
     /// Whether rows have fixed places, by source rank, then token.
     pub const fn is_rank_major(self) -> bool {
         matches!(self, Self::RankMajor { .. })
