@@ -28,6 +28,7 @@ use super::parts::{Part, Parts};
 use super::{Sum, enter, sum, sum_parts};
 use crate::placement::quotient;
 use crate::turns;
+use super::sum_own::{self, Rows};
 use crate::words::Phase;
 
 /// A combine of rows that lie by expert.
@@ -66,9 +67,9 @@ impl Sum for CombineByExpertArgs {
         if own {
             address = super::source(&self.pull, part);
         }
-        let [single, several] = [!own, own].map(|which| warp::ballot(warp::ALL, address != 0 && which));
+        let [others, own] = [!own, own].map(|which| warp::ballot(warp::ALL, address != 0 && which));
         let y = self.pull.y.rows(self.pull.hidden * 2).row(token).cast();
-        sum::sum_with_several(vectors, y, sum::Rows::with_several(single, several), address);
+        sum_own::sum_rows(vectors, y, Rows { own, others }, address);
     }
 }
 
@@ -80,7 +81,7 @@ impl ByExpert for CombineByExpertArgs {
 
     #[inline(always)]
     fn sum_at_owner(&self, vectors: [u32; 2], to: Global<U32x4>, rows: u32, _row: u32, address: u64) {
-        sum::sum_some_rows(vectors, to, sum::Rows::of_ranks(rows), address);
+        sum::sum_several_rows(vectors, to, rows, address);
     }
 }
 

@@ -83,7 +83,7 @@ impl<const GATED: bool> ByFp8<'_, GATED> {
         if GATED {
             sum_with::sum_some_rows(vectors, Weighed { to, weight: self.weight(rows, row) }, rows, address);
         } else {
-            sum::sum_some_rows(vectors, to, sum::Rows::of_ranks(rows), address);
+            sum::sum_some_rows(vectors, to, rows, address);
         }
     }
 

@@ -137,7 +137,7 @@ impl<const GATED: bool> ByExpert for ByExpertWith<'_, GATED> {
     #[inline(always)]
     fn sum_at_owner(&self, vectors: [u32; 2], to: Global<U32x4>, rows: u32, row: u32, address: u64) {
         if !GATED {
-            return sum::sum_some_rows(vectors, to, sum::Rows::of_ranks(rows), address);
+            return sum::sum_some_rows(vectors, to, rows, address);
         }
         let mut weight = 0.0;
         if rows >> warp::lane() & 1 != 0 {
