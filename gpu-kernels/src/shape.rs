@@ -297,6 +297,10 @@ impl Shape {
     pub const fn placement(&self) -> Placement {
         Placement::new(self.experts, self.ranks)
     }
+    /// Most ranks that a token goes to.
+    pub const fn ranks_of_token(&self) -> u32 {
+        if self.ranks < self.top_k { self.ranks } else { self.top_k }
+    }
     /// Most experts of one rank.
     pub const fn max_local_experts(&self) -> u32 {
         self.experts.div_ceil(self.ranks)
