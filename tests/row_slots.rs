@@ -358,7 +358,8 @@ fn bytes_are_those_of_every_slot() {
         let [one, three] =
             [config.clone(), config.with_row_slots(3)].map(|config| bytes_needed(&config, 4, 2).unwrap());
         let of_routing = ["received selections", "received gate weights", "received sources", "received counts"];
-        let of_routing = [&of_routing[..], &["handle: dispatches", "tokens of each rank"]].concat();
+        let of_routing =
+            [&of_routing[..], &["handle: dispatches", "tokens of each rank", "marked padding of slabs"]].concat();
         let of_buffer = ["abort word", "window addresses", "claim of the fault record"];
         for (one, three) in one.regions.iter().zip(&three.regions) {
             assert_eq!(one.name, three.name);

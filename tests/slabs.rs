@@ -133,6 +133,37 @@ fn the_last_selections_of_an_expert_are_dropped_and_counted() {
     });
 }
 
+/// Slabs that are full, empty and half full in turn: what rows came to is padding the next time, and says so.
+#[test]
+fn rows_of_a_slab_are_padding_again() {
+    let device = Device::from_env();
+    for mode in device.schedules(replay::seeds(3)) {
+        let case = Case {
+            ranks: 2,
+            experts: 5,
+            top_k: 2,
+            hidden: 64,
+            format: WireFormat::Bf16,
+            num_sms: 2,
+            tokens: vec![12, 7],
+            index: IndexType::I64,
+            choice: Choice::Uniform,
+            holes: 0,
+            data: 5,
+            mode,
+        };
+        let mut worlds = worlds(&case, 6);
+        for (round, kept) in [(1, 0), (3, 2), (4, 9)] {
+            for input in &mut worlds[round].inputs {
+                input.topk_idx.iter_mut().skip(kept).for_each(|selection| *selection = -1);
+            }
+        }
+        let capacity = worlds.iter().flat_map(selections).max().unwrap_or(0) + 3;
+        let checked = device.check(case.ranks, mode, |comm| refusing(&comm, &case, capacity, false, &worlds));
+        checked.unwrap_or_else(|why| panic!("{why}"));
+    }
+}
+
 /// Two ranks with 3 and 2 experts, all of whose tokens select the same three: the second rank's share of the last row is all dropped.
 #[test]
 fn a_token_of_which_everything_is_dropped_sends_nothing_and_becomes_zero() {

@@ -8,6 +8,8 @@ pub struct Bound {
     /// No address where there is no bound; `[3]`: the first dispatch that did not fit, of those that nobody was told of: its epoch, 0 if there is none; rank and expert; wanted
     /// rows.
     pub overflow: Global<u64>,
+    /// u32 `[local experts]`, where each expert has a slab: how many of its last rows are marked as padding, by the dispatches into this routing slot so far.
+    pub marked: Global<u32>,
     /// Rows of a rank; of an expert where each has a slab.
     pub capacity: u32,
     /// 1 where each expert has a slab.

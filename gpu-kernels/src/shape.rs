@@ -102,6 +102,11 @@ impl Layout {
         matches!(self, Self::ExpertContiguous { .. } | Self::Slab { .. })
     }
 
+    /// Whether each expert has a slab.
+    pub const fn is_slab(self) -> bool {
+        matches!(self, Self::Slab { .. })
+    }
+
     /// Whether rows have fixed places, by source rank, then token.
     pub const fn is_rank_major(self) -> bool {
         matches!(self, Self::RankMajor { .. })
@@ -291,6 +296,10 @@ impl Shape {
     /// Which rank owns which expert.
     pub const fn placement(&self) -> Placement {
         Placement::new(self.experts, self.ranks)
+    }
+    /// Most ranks that a token goes to.
+    pub const fn ranks_of_token(&self) -> u32 {
+        if self.ranks < self.top_k { self.ranks } else { self.top_k }
     }
     /// Most experts of one rank.
     pub const fn max_local_experts(&self) -> u32 {

@@ -391,7 +391,7 @@ impl ElasticBuffer {
             tokens: Region::new(of_slot(w.tokens)),
             sums: Region::new(self.row_offset(w.sums, slots.row)),
             reduced: BlockFlags::new(Region::new(self.row_offset(w.blocks, slots.row))),
-            max_tokens: shape.max_tokens,
+            of_token: shape.ranks_of_token(),
             reserved: 0,
         }
     }

@@ -357,7 +357,7 @@ impl ElasticBuffer {
                 block_landed: BlockFlags::new(Region::new(self.row_offset(w.blocks, row_slot))),
                 mirror: Global::from_raw(self.mirror.as_ref().map_or(0, |mirror| mirror.slot(slot).device)),
                 statistics: Global::from_raw(self.statistics.as_ref().map_or(0, DeviceTensor::address)),
-                bound: self.bound(),
+                bound: self.bound(slot),
             }
         }
     }

@@ -13,13 +13,13 @@ use crate::transport::local::number;
 const FILED: usize = 3;
 
 impl ElasticBuffer {
-    /// What a dispatch takes of the bound.
-    pub(crate) fn bound(&self) -> Bound {
+    /// What a dispatch into routing slot `slot` takes of the bound.
+    pub(crate) fn bound(&self, slot: u32) -> Bound {
         let shape = &self.layouts.shape;
         if !shape.is_bounded() {
             // SAFETY: no address, which nothing accesses.
-            let overflow = unsafe { Global::from_raw(0) };
-            return Bound { overflow, capacity: u32::MAX, slabs: 0, drops: 0, reserved: 0 };
+            let (overflow, marked) = unsafe { (Global::from_raw(0), Global::from_raw(0)) };
+            return Bound { overflow, marked, capacity: u32::MAX, slabs: 0, drops: 0, reserved: 0 };
         }
         let (capacity, slabs) = match shape.layout {
             Layout::Slab { capacity } => (capacity, true),
@@ -29,6 +29,8 @@ impl ElasticBuffer {
         Bound {
             // SAFETY: the buffer's own memory, laid out for its shape.
             overflow: unsafe { Global::from_raw(self.private_span(self.layouts.private.overflow)) },
+            // SAFETY: as above; of other layouts no byte, which nothing accesses.
+            marked: unsafe { Global::from_raw(self.private_slot(self.layouts.private.marked, slot)) },
             capacity,
             slabs: slabs.into(),
             drops: (self.config.overflow == Overflow::Drop).into(),

@@ -196,13 +196,13 @@ impl Variant {
                 }
             }
             s.read(block, handles, s.routings[usize::from(routing)].op);
-            let sums = from.iter().map(|&peer| s.piece(SUMS, rows, rank, peer, block)).collect();
+            let sums = from.iter().map(|&peer| s.piece(SUMS, rows, peer, rank, block)).collect();
             s.write(block, sums, op, 0);
             if self.sums_early {
                 s.wait(block, "entry, in combine", Says::Entry, rows, epoch, &[0]);
             }
             self.exchange(s, "reduced", rows, epoch, block, &whose);
-            let sums = owners.iter().map(|&owner| s.piece(SUMS, rows, owner, rank, block)).collect();
+            let sums = owners.iter().map(|&owner| s.piece(SUMS, rows, rank, owner, block)).collect();
             s.read(block, sums, op);
             // A token's only row on a rank.
             let single = s.there(OUTPUTS, rows, routing, &owners, block);

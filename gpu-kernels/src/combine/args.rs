@@ -56,12 +56,13 @@ pub struct CombineByExpertArgs {
     pub send_row: Region<u32>,
     /// u32 `[ranks]`: how many tokens each rank dispatched.
     pub tokens: Region<u32>,
-    /// BF16 `[ranks][max_tokens][hidden]` at every rank: the sums of its experts' rows of another rank's token.
+    /// BF16 `[max_tokens][of_token][hidden]` at every rank: the sums of its tokens' rows at each of their ranks, in the order of the ranks' first selections.
+    /// Their owners write them.
     pub sums: Region<u8>,
     /// Reduced words: the epoch.
     pub reduced: BlockFlags,
-    /// Most tokens of a rank.
-    pub max_tokens: u32,
+    /// Most ranks of a token.
+    pub of_token: u32,
     /// Fills the struct to a multiple of 8 bytes.
     pub reserved: u32,
 }

@@ -6,13 +6,16 @@
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
-//! | `reduced`² `[o][b]` at every rank, of `e` | block `b` of `o`, release | the sums of `o`'s rows are **there**, in `sums` of o: those of the parts of tokens that block `b` of the reader pulls | block `b`, acquire, before it pulls a row |
+//! | `reduced`² `[o][b]` at every rank, of `e` | block `b` of `o`, release | the sums of `o`'s rows are **there**, in `sums` of the reader: those of the parts of tokens that block `b` of the reader sums | block `b`, acquire, before it reads one |
 //!
 //! A token's parts are dealt out to blocks alike on every rank ([`Parts`](super::parts)). Behind every rank's `entry` word, block `b` of an owner
-//! sums the rows of the parts that block `b` of every other rank will pull, where there are several here, and writes the sums to
-//! `sums[source][token]`. Which rows those are it reads from the source's own handle, which lies in the source's window. Then it posts
-//! its word, waits for those of the blocks of its number, and pulls: of every other rank one row, the sum or the only one; its own
+//! sums the rows of the parts that block `b` of every other rank will sum, where there are several here, and writes the sums to
+//! `sums[token]` of that rank: its ranks have places there in the order of their first selections ([`Ranks`]). Which rows those are it reads from the source's
+//! own handle, which lies in the source's window. Then it posts
+//! its word, waits for those of the blocks of its number, and takes of every other rank one row: the sum that has come, or the only one, which it pulls; its own
 //! rank's rows are summed on the way, and go through no memory (with options they do, by way of `sums`).
+//!
+//! Sums are pushed and not pulled: what crosses the link does so while owners still load rows, and is read from the reader's own memory, which is nearer.
 //!
 //! Nobody reads the sums of the combine before any more: every peer posted its entry word after its own last operation was over. A
 //! handle may be read from a peer from the moment its dispatch is over here (its landed words published it) until this rank enters its next
@@ -25,6 +28,7 @@ use epoxide_dsl::prelude::*;
 
 use super::args::{CombineArgs, CombineByExpertArgs};
 use super::parts::{Part, Parts};
+use super::sum_own::{self, Rows};
 use super::{Sum, enter, sum, sum_parts};
 use crate::placement::quotient;
 use crate::turns;
@@ -62,13 +66,13 @@ impl Sum for CombineByExpertArgs {
     #[inline(always)]
     fn sum(&self, part: Part, token: u32, vectors: [u32; 2]) {
         let own = part.rank == self.pull.op.window().rank().0 as i32;
-        let mut address = pulled(self, part, token).address;
+        let mut address = pulled(self, part, Ranks::of(part), token).address;
         if own {
             address = super::source(&self.pull, part);
         }
-        let [single, several] = [!own, own].map(|which| warp::ballot(warp::ALL, address != 0 && which));
+        let [others, own] = [!own, own].map(|which| warp::ballot(warp::ALL, address != 0 && which));
         let y = self.pull.y.rows(self.pull.hidden * 2).row(token).cast();
-        sum::sum_with_several(vectors, y, sum::Rows::with_several(single, several), address);
+        sum_own::sum_rows(vectors, y, Rows { own, others }, address);
     }
 }
 
@@ -80,7 +84,7 @@ impl ByExpert for CombineByExpertArgs {
 
     #[inline(always)]
     fn sum_at_owner(&self, vectors: [u32; 2], to: Global<U32x4>, rows: u32, _row: u32, address: u64) {
-        sum::sum_some_rows(vectors, to, sum::Rows::of_ranks(rows), address);
+        sum::sum_several_rows(vectors, to, rows, address);
     }
 }
 
@@ -93,19 +97,48 @@ pub(super) struct Pulled {
     pub of_one: bool,
 }
 
-/// Which row of a rank is pulled, by the lane of its first selection: the sum, or the only one. Warp-collective.
+/// The ranks that a token's selections went to.
+#[derive(Clone, Copy)]
+pub(super) struct Ranks {
+    /// The lanes whose selections went where this lane's did.
+    same: u32,
+    /// The lanes of each rank's first selection.
+    firsts: u32,
+}
+
+impl Ranks {
+    /// Those of a part's token. Warp-collective.
+    #[inline(always)]
+    pub(super) fn of(part: Part) -> Self {
+        let same = warp::match_any(warp::ALL, part.rank as u32);
+        let firsts = warp::ballot(warp::ALL, part.rank >= 0 && same.trailing_zeros() == warp::lane());
+        Self { same, firsts }
+    }
+
+    /// Whether this lane's selection is the first of its rank.
+    #[inline(always)]
+    pub(super) fn is_first(self) -> bool {
+        self.firsts >> warp::lane() & 1 != 0
+    }
+
+    /// Where at a token's own rank the sum lies of the rank whose first selection `lane` has.
+    #[inline(always)]
+    pub(super) fn sum(self, a: &CombineByExpertArgs, sums: Symmetric<u8>, token: u32, lane: u32) -> Symmetric<u8> {
+        let number = (self.firsts & ((1 << lane) - 1)).count_ones();
+        sums.rows(a.pull.hidden * 2).row(token * a.of_token + number)
+    }
+}
+
+/// Which row of a rank is read, by the lane of its first selection: the sum, or the only one. Per thread.
 #[inline(always)]
-pub(super) fn pulled(a: &CombineByExpertArgs, part: Part, token: u32) -> Pulled {
-    let (window, row_bytes) = (a.pull.op.window(), a.pull.hidden * 2);
-    let same = warp::match_any(warp::ALL, part.rank as u32);
-    let of_one = same.count_ones() == 1;
+pub(super) fn pulled(a: &CombineByExpertArgs, part: Part, ranks: Ranks, token: u32) -> Pulled {
+    let of_one = ranks.same.count_ones() == 1;
     let mut address = 0;
-    if part.rank >= 0 && same.trailing_zeros() == warp::lane() {
+    if ranks.is_first() {
         address = if of_one {
             super::source(&a.pull, part)
         } else {
-            let sums = window.of(window.peer_of(Rank(part.rank as u32)), a.sums).rows(row_bytes);
-            sums.row(window.me.0 * a.max_tokens + token).address()
+            ranks.sum(a, a.pull.op.window().own(a.sums), token, warp::lane()).address()
         };
     }
     Pulled { address, of_one }
@@ -178,7 +211,7 @@ fn reduce<S: ByExpert>(rows: &S, first: Work) {
     let a = rows.sums();
     let window = a.pull.op.window();
     let row_bytes = a.pull.hidden * 2;
-    let (outputs, sums) = (window.own(a.pull.expert_out).rows(row_bytes), window.own(a.sums).rows(row_bytes));
+    let outputs = window.own(a.pull.expert_out).rows(row_bytes);
     let blocks = thread::grid_blocks();
     let end = turns::end(window, |peer| {
         let tokens = window.own(a.tokens).load_weak(peer);
@@ -195,7 +228,8 @@ fn reduce<S: ByExpert>(rows: &S, first: Work) {
         }
         let here = warp::ballot(warp::ALL, source != 0);
         if here.count_ones() > u32::from(!S::SINGLE_ROWS_TOO) {
-            let to = sums.row(peer.0 * a.max_tokens + parts.token(part.number)).as_global().cast();
+            let (token, sums) = (parts.token(part.number), window.of(peer, a.sums));
+            let to = Ranks::of(part).sum(a, sums, token, here.trailing_zeros()).as_global().cast();
             rows.sum_at_owner(parts.vectors(part.number, a.pull.hidden), to, here, part.row, source);
         }
     }

@@ -1,17 +1,17 @@
 //! Combine of rows that lie by expert, where what crosses between ranks crosses in FP8.
 //!
-//! The words are those of [`super`] and of `by_expert`. An owner writes to `sums[source][token]` for every token that it has rows of, and not only where
+//! The words are those of [`super`] and of `by_expert`. An owner writes a row for every token that it has rows of, and not only where
 //! these are several: the row that would cross in BF16, quantised as a dispatch quantises ([`crate::quantize`]): e4m3 with one f32 scale for every 128
 //! elements. Codes lie at the beginning of the row, scales behind them; both take less than the row in BF16. A part of a token is whole groups, so whoever
 //! sums a part has all that decides its scales.
 //!
-//! A puller adds `code * scale`, the product rounded to f32, where it would add the BF16 row. Its own rank's rows do not cross, and are added as
+//! Who adds them up adds `code * scale`, the product rounded to f32, where it would add the BF16 row. Its own rank's rows do not cross, and are added as
 //! they are on the wire of BF16. Gate weights are all applied by owners, single rows' too. An entry word says that rows cross so: ranks that differ are out of
 //! step.
 use epoxide_dsl::prelude::*;
 
 use super::args::{CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs};
-use super::by_expert::{self, ByExpert};
+use super::by_expert::{self, ByExpert, Ranks};
 use super::options::{Ending, Weighed, bring_weights_by_expert};
 use super::parts::Part;
 use super::sum::{self, Sources, round};
@@ -48,7 +48,7 @@ impl<const GATED: bool> Sum for ByFp8<'_, GATED> {
     #[inline(always)]
     fn sum(&self, part: Part, token: u32, vectors: [u32; 2]) {
         let a = &self.0.sums;
-        let (window, row_bytes) = (a.pull.op.window(), a.pull.hidden * 2);
+        let window = a.pull.op.window();
         let own = part.rank == window.rank().0 as i32;
         let mut address = 0;
         if own {
@@ -56,18 +56,17 @@ impl<const GATED: bool> Sum for ByFp8<'_, GATED> {
         }
         let here = warp::ballot(warp::ALL, address != 0);
         let summed = here.count_ones() > u32::from(!GATED);
-        let row = window.me.0 * a.max_tokens + token;
+        let (ranks, sums) = (Ranks::of(part), window.own(a.sums));
         if summed {
-            // In BF16, to where owners write for others. Each lane reads below what it writes here.
-            let to = window.own(a.sums).rows(row_bytes).row(row).as_global().cast();
+            // In BF16, to where owners write. Each lane reads below what it writes here.
+            let to = ranks.sum(a, sums, token, here.trailing_zeros()).as_global().cast();
             self.sum_in_bf16(vectors, to, here, part.row, address);
         }
         // Of each rank one row, by the lane of its first selection.
-        let first = warp::match_any(warp::ALL, part.rank as u32).trailing_zeros() == warp::lane();
-        if part.rank < 0 || !first {
+        if !ranks.is_first() {
             address = 0;
         } else if !own || summed {
-            address = window.of(window.peer_of(Rank(part.rank as u32)), a.sums).rows(row_bytes).row(row).address();
+            address = ranks.sum(a, sums, token, warp::lane()).address();
         }
         let lanes = warp::ballot(warp::ALL, address != 0);
         let in_bf16 = lanes & warp::ballot(warp::ALL, own);
@@ -83,7 +82,7 @@ impl<const GATED: bool> ByFp8<'_, GATED> {
         if GATED {
             sum_with::sum_some_rows(vectors, Weighed { to, weight: self.weight(rows, row) }, rows, address);
         } else {
-            sum::sum_some_rows(vectors, to, sum::Rows::of_ranks(rows), address);
+            sum::sum_some_rows(vectors, to, rows, address);
         }
     }
 
@@ -244,7 +243,7 @@ impl<const ROWS: usize> Crossed<ROWS> {
                     bf16[V] = row.load_weak(V as u32 * warp::LANES);
                 });
             } else {
-                // SAFETY: a row of an owner's sums, whose codes and scales its reduced word says are there, and which nobody writes before this
+                // SAFETY: a row of this rank's sums, whose codes and scales its owner's reduced word says are there, and which nobody writes before this
                 // rank has entered another combine; vectors inside the row.
                 let row = unsafe { Symmetric::<u8>::from_raw(address) };
                 unroll!(V in 2 if at + V as u32 * warp::LANES < end => {

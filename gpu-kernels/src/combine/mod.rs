@@ -27,6 +27,7 @@ mod fp8_wire;
 mod options;
 mod parts;
 mod sum;
+mod sum_own;
 mod sum_with;
 
 pub use args::{
@@ -43,7 +44,6 @@ use crate::words::{Code, Kind, Phase, no_routing};
 pub(crate) use fp8_wire::ByFp8;
 pub(crate) use options::ByExpertWith;
 pub(crate) use parts::{Part, Parts};
-use sum::Rows;
 
 /// A combine of rows in some order.
 pub(crate) trait Sum {
@@ -84,7 +84,7 @@ impl Sum for CombineArgs {
     fn sum(&self, part: Part, token: u32, vectors: [u32; 2]) {
         let address = source(self, part);
         let y = self.y.rows(self.hidden * 2).row(token).cast();
-        sum::sum_rows(vectors, y, Rows::of_ranks(warp::ballot(warp::ALL, address != 0)), address);
+        sum::sum_rows(vectors, y, warp::ballot(warp::ALL, address != 0), address);
     }
 }
 

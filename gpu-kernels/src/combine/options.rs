@@ -16,7 +16,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::{CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineOptions, CombineWithArgs};
-use super::by_expert::{self, ByExpert, pulled};
+use super::by_expert::{self, ByExpert, Ranks, pulled};
 use super::parts::Part;
 use super::sum::{self, round};
 use super::sum_with::{self, More, Terms};
@@ -105,7 +105,7 @@ impl<const GATED: bool> Sum for ByExpertWith<'_, GATED> {
     #[inline(always)]
     fn sum(&self, part: Part, token: u32, vectors: [u32; 2]) {
         let (pull, options) = (&self.0.sums.pull, &self.0.options);
-        let (me, own) = (pull.op.window().me, pull.op.window().own(self.0.sums.sums));
+        let (ranks, own) = (Ranks::of(part), pull.op.window().own(self.0.sums.sums));
         let mut address = 0;
         if part.rank == pull.op.window().rank().0 as i32 {
             address = super::source(pull, part);
@@ -113,10 +113,10 @@ impl<const GATED: bool> Sum for ByExpertWith<'_, GATED> {
         let here = warp::ballot(warp::ALL, address != 0);
         if here.count_ones() > 1 {
             // As owners do for others. Each lane reads below what it writes here.
-            let to = own.rows(pull.hidden * 2).row(me.0 * self.0.sums.max_tokens + token).as_global().cast();
+            let to = ranks.sum(&self.0.sums, own, token, here.trailing_zeros()).as_global().cast();
             self.sum_at_owner(vectors, to, here, part.row, address);
         }
-        let source = pulled(&self.0.sums, part, token);
+        let source = pulled(&self.0.sums, part, ranks, token);
         let mut weight = 1.0;
         // A sum has been weighed; an only row has not.
         if GATED && source.address != 0 && source.of_one {
@@ -137,7 +137,7 @@ impl<const GATED: bool> ByExpert for ByExpertWith<'_, GATED> {
     #[inline(always)]
     fn sum_at_owner(&self, vectors: [u32; 2], to: Global<U32x4>, rows: u32, row: u32, address: u64) {
         if !GATED {
-            return sum::sum_some_rows(vectors, to, sum::Rows::of_ranks(rows), address);
+            return sum::sum_some_rows(vectors, to, rows, address);
         }
         let mut weight = 0.0;
         if rows >> warp::lane() & 1 != 0 {

@@ -37,6 +37,8 @@ pub struct PrivateLayout {
     pub index: Span,
     /// u64 `[3]`: the first dispatch that did not fit, of those that nobody was told of; only where there is a bound.
     pub overflow: Span,
+    /// u32 `[slots][local experts]`: how many of an expert's last rows are marked as padding; only where each has a slab.
+    pub marked: Span,
     /// 32 bits `[S][columns][scale_column_stride]`: received scales by column; only where they lie so.
     pub scale_columns: Span,
     /// Its bytes.
@@ -78,6 +80,11 @@ impl PrivateLayout {
             recv_counts: at.span("received counts", slots.checked_mul(counts.into())?, 4)?,
             index: at.slots("index by expert", shape.routing_slots, shape.index_entries(), 4)?,
             overflow: at.span("dispatch that did not fit", if shape.is_bounded() { 3 } else { 0 }, 8)?,
+            marked: at.span(
+                "marked padding of slabs",
+                if shape.layout.is_slab() { slots * u64::from(shape.max_local_experts()) } else { 0 },
+                4,
+            )?,
             scale_columns: at.slots(
                 "scales by column",
                 rows,
@@ -89,7 +96,7 @@ impl PrivateLayout {
     }
 
     /// All regions, in order.
-    pub fn spans(&self) -> [Span; 15] {
+    pub fn spans(&self) -> [Span; 16] {
         let Self {
             bases,
             epoch,
@@ -105,6 +112,7 @@ impl PrivateLayout {
             recv_counts,
             index,
             overflow,
+            marked,
             scale_columns,
             bytes: _,
         } = *self;
@@ -123,6 +131,7 @@ impl PrivateLayout {
             recv_counts,
             index,
             overflow,
+            marked,
             scale_columns,
         ]
     }

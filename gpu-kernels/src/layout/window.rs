@@ -34,7 +34,8 @@ pub struct WindowLayout {
     pub received: ReceivedSpans,
     /// BF16 `[S][rows][hidden]`: what the experts made of each row.
     pub expert_out: Span,
-    /// BF16 `[S][ranks][max_tokens][hidden]`: the sum of what this rank's experts made of another rank's token; only where rows lie by expert.
+    /// BF16 `[S][max_tokens][min(ranks, top_k)][hidden]`: the sum of what the experts of each of its ranks made of this rank's token; only where rows lie by
+    /// expert.
     pub sums: Span,
     /// `[S][rows][crossing_row_bytes]`: what the experts made of another rank's row, in FP8; only where compact rows may cross so.
     pub crossing: Span,
@@ -85,7 +86,7 @@ impl WindowLayout {
             sums: at.slots(
                 "sums of expert outputs",
                 rows,
-                by_expert(Shape::worst_tokens(shape.ranks, shape.max_tokens)),
+                by_expert(Shape::worst_tokens(shape.ranks_of_token(), shape.max_tokens)),
                 shape.bf16_row_bytes(),
             )?,
             crossing: at.slots(

@@ -5,6 +5,7 @@ use super::super::args::{DispatchArgs, Now};
 use super::super::fit;
 use super::write_counts;
 use crate::grid_warps;
+use crate::layout::THREADS;
 use crate::order::Order;
 use crate::placement::remainder;
 use crate::row::Row;
@@ -28,7 +29,7 @@ pub(in super::super) fn exchange<R: Row, O: Order>(
     ended?;
     a.block_landed.post(a.op.window(), watch.epoch(), &landed);
     // While peers' rows are awaited, which do not lie there; whoever reads it comes behind the kernel.
-    mark_padding(a);
+    mark_padding::<O>(a);
     // By the block with the fewest tokens.
     if thread::block_index() + 1 == thread::grid_blocks() {
         write_counts::<O>(a, Now::load(a), !(O::OBSERVED && fit::is_exceeded(a)));
@@ -41,13 +42,36 @@ pub(in super::super) fn exchange<R: Row, O: Order>(
 }
 
 /// Marks what pads the rows of this rank's experts: a warp of the grid for each expert.
+///
+/// In slabs what a dispatch into this routing slot has marked, and no row has come to since, is marked still. That is most of them: a slab has room for the
+/// most that may come.
 #[inline(always)]
-fn mark_padding(a: &DispatchArgs) {
+fn mark_padding<O: Order>(a: &DispatchArgs) {
     let owned = a.owned();
     for expert in thread::strided(grid_warps::index(), owned.experts, grid_warps::count()) {
-        let (first, end) = (owned.first(expert) + owned.count(expert), owned.first(expert + 1));
+        let (first, mut end) = (owned.first(expert) + owned.count(expert), owned.first(expert + 1));
+        // Where the dispatch did not fit all rows end at the first, and nothing has come.
+        if O::OBSERVED && a.bound.slabs != 0 && end != 0 {
+            let mut marked = 0;
+            if warp::lane() == 0 {
+                marked = a.bound.marked.load_weak(expert);
+                a.bound.marked.store_weak(expert, end - first);
+            }
+            marked = warp::shuffle(warp::ALL, marked, 0);
+            end = if marked < end - first { end - marked } else { first };
+        }
         for row in thread::strided(first + warp::lane(), end, warp::LANES) {
             mark(a, row);
+        }
+    }
+}
+
+/// Forgets what is marked, of a dispatch that failed: rows may have come to any place.
+#[inline(always)]
+pub(in super::super) fn forget_marks<O: Order>(a: &DispatchArgs) {
+    if O::OBSERVED && a.bound.slabs != 0 {
+        for expert in thread::strided(thread::index(), a.owned().experts, THREADS) {
+            a.bound.marked.store_weak(expert, 0);
         }
     }
 }
