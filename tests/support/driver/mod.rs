@@ -1,4 +1,5 @@
 //! A driver without a GPU in the place of NVIDIA's: what the host does for an operation is counted and timed without what a driver takes.
+#![allow(dead_code, reason = "the benchmark counts nothing")]
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char};
 use std::process::Command;
