@@ -254,7 +254,7 @@ fn overlapped(buffer: &mut ElasticBuffer, [a, b]: &mut [Layer; 2]) -> Result<()>
     let handle = buffer.dispatch_receive(of_b)?;
     let of_b = b.give_back(buffer, &handle)?;
     buffer.combine_receive(of_a, &mut a.y)?;
-    buffer.combine_receive(of_b, &mut b.y)
+    Ok(buffer.combine_receive(of_b, &mut b.y)?)
 }
 
 fn two_slots(comm: &Comm) -> Result<(ElasticBuffer, [Layer; 2])> {

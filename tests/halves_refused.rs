@@ -4,8 +4,8 @@ mod support;
 use std::time::Duration;
 
 use epoxide::{
-    CombineInput, Comm, Config, DispatchInput, DispatchTicket, Dispatched, Error, ExpertOutputs, Layout, Result,
-    bytes_needed,
+    CombineInput, Comm, Config, DispatchInput, DispatchTicket, Dispatched, Error, ExpertOutputs, Layout, Refused,
+    Result, bf16, bytes_needed,
 };
 use support::Checked;
 use support::errors::{run, schedules};
@@ -23,18 +23,22 @@ impl Rank {
 
     fn dispatch(&mut self, slot: u32) -> Result<Dispatched> {
         let ticket = self.send(slot)?;
-        self.buffer.dispatch_receive(ticket)
+        Ok(self.buffer.dispatch_receive(ticket)?)
     }
 
     fn combine(&mut self, handle: &Dispatched) -> Result<()> {
         let ticket = self.buffer.combine_send(handle, ExpertOutputs::InPlace)?;
-        self.buffer.combine_receive(ticket, &mut self.y)
+        Ok(self.buffer.combine_receive(ticket, &mut self.y)?)
     }
 }
 
 /// What was said, where it is not `right`.
-fn said<T: std::fmt::Debug>(what: &str, said: Result<T>, right: impl FnOnce(&Error) -> bool) -> Checked {
-    match said {
+fn said<T, E>(what: &str, said: std::result::Result<T, E>, right: impl FnOnce(&Error) -> bool) -> Checked
+where
+    T: std::fmt::Debug,
+    E: Into<Error>,
+{
+    match said.map_err(Into::into) {
         Err(error) if right(&error) => Ok(()),
         other => Err(format!("{what}: {other:?}")),
     }
@@ -112,20 +116,15 @@ fn kept_rows_are_read_between_the_halves() {
 #[test]
 fn a_ticket_of_nothing_in_flight_is_refused() {
     each(|comm| {
-        let (mut rank, mut other) = (Rank::new(comm, config(1))?, Rank::new(comm, config(1))?);
+        let mut rank = Rank::new(comm, config(1))?;
         let of_nothing = |error: &Error| {
             let text = error.to_string();
             text.contains("ticket = of the ") && text.contains("of what is in flight in this buffer")
         };
-        // Another buffer's: lost, and so is the slot until the reset.
-        let ticket = rank.send(0)?;
-        let mut checked = said("another buffer's", other.buffer.dispatch_receive(ticket), of_nothing);
-        checked = checked.and(said("its slot", rank.send(0), |error| matches!(error, Error::InFlight { .. })));
-        rank.buffer.reset()?;
         // Of before a reset.
         let ticket = rank.send(0)?;
         rank.buffer.reset()?;
-        checked = checked.and(said("of before", rank.buffer.dispatch_receive(ticket), of_nothing));
+        let mut checked = said("of before", rank.buffer.dispatch_receive(ticket), of_nothing);
         let handle = rank.dispatch(0)?;
         let ticket = rank.buffer.combine_send(&handle, ExpertOutputs::InPlace)?;
         rank.buffer.reset()?;
@@ -145,6 +144,51 @@ fn a_ticket_of_nothing_in_flight_is_refused() {
         let handle = rank.dispatch(0)?;
         rank.combine(&handle)?;
         rank.buffer.synchronize()?;
+        rank.buffer.close()?;
+        Ok(checked)
+    });
+}
+
+/// What was sent is in flight behind a receive half that was refused, and is received by the ticket that came back.
+#[test]
+fn a_refused_receive_half_gives_its_ticket_back() {
+    /// The ticket of what was refused for the `right` reason.
+    fn back<T: std::fmt::Debug, K>(
+        refused: std::result::Result<T, Refused<K>>,
+        right: impl FnOnce(&Error) -> bool,
+    ) -> std::result::Result<K, String> {
+        let (error, ticket) = refused.map_err(Refused::into_parts).err().ok_or("it was received")?;
+        ticket.filter(|_| right(&error)).ok_or_else(|| format!("no ticket, or another error: {error:?}"))
+    }
+    each(|comm| {
+        let (mut rank, mut other) = (Rank::new(comm, config(1))?, Rank::new(comm, config(1))?);
+        let (mut few, mut wide) = (comm.empty::<bf16>(8)?, comm.empty::<f32>(64)?);
+        let outputs = comm.tensor(&[bf16::ONE; 2 * 4 * 64])?;
+        let mut exchange = || -> Result<Checked> {
+            let of_here = |error: &Error| error.to_string().starts_with("ticket = of the ");
+            let ticket = rank.send(0)?;
+            let ticket = match back(other.buffer.dispatch_receive(ticket), of_here) {
+                Ok(ticket) => ticket,
+                Err(why) => return Ok(Err(format!("another buffer's dispatch: {why}"))),
+            };
+            let handle = rank.buffer.dispatch_receive(ticket)?;
+            let ticket = rank.buffer.combine_send(&handle, &outputs)?;
+            let said = |text: &'static str| move |error: &Error| error.to_string().contains(text);
+            let few_elements = |error: &Error| matches!(error, Error::BufferTooSmall { .. });
+            let ticket = back(rank.buffer.combine_receive(ticket, &mut wide), said("y = f32: "))
+                .and_then(|ticket| back(rank.buffer.combine_receive(ticket, &mut few), few_elements))
+                // SAFETY: it is refused.
+                .and_then(|ticket| back(unsafe { rank.buffer.combine_receive_raw(ticket, 8) }, said("y = 0x8: ")))
+                .and_then(|ticket| back(other.buffer.combine_receive(ticket, &mut rank.y), of_here));
+            match ticket {
+                Ok(ticket) => rank.buffer.combine_receive(ticket, &mut rank.y)?,
+                Err(why) => return Ok(Err(format!("a combine: {why}"))),
+            }
+            let y = rank.y.to_vec()?;
+            // A row of ones from each of the two.
+            Ok(if y == [bf16::from_f32(2.0); 64] { Ok(()) } else { Err(format!("{y:?}")) })
+        };
+        let checked = exchange()?.and(exchange()?);
         rank.buffer.close()?;
         other.buffer.close()?;
         Ok(checked)

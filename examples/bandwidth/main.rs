@@ -183,7 +183,7 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
     if options.halves {
         writeln!(
             out,
-            "send, receive: of a dispatch, then of a combine; receiving a dispatch holds one SM, sending a combine too. beside: how many times as long a kernel on all SMs takes while such operations follow one another"
+            "send, receive: of a dispatch, then of a combine; receiving a dispatch holds one SM, sending a combine too. beside: how many times as long a kernel on all SMs, which quantises rows, takes while such operations follow one another; load: one that multiplies, on the SMs that operations leave; under load: the four halves beside that one"
         )?;
     }
     let padded = [
@@ -234,15 +234,19 @@ fn header(linked: bool, layouts: bool, percentiles: bool, told: bool, halves: bo
         header.extend(["told us", "done us"]);
     }
     if halves {
-        header.extend(["send us", "receive us", "combine send us", "receive us", "beside whole", "beside halves"]);
+        header.extend(["send us", "receive us", "combine send us", "receive us", "halves under load us"]);
+        header.extend(["beside whole", "beside halves", "load whole", "load halves"]);
     }
     header
 }
 
-/// The times of halves, and how much longer the kernel beside took than alone.
-fn of_halves(&[send, receive, give_back, sum, alone, whole, halves]: &[f64; 7]) -> impl Iterator<Item = String> {
-    let times = [send, receive, give_back, sum].map(|seconds| format!("{:.1}", seconds * 1e6));
-    times.into_iter().chain([whole, halves].map(|beside| format!("{:.2}", beside / alone)))
+/// The times of halves, and how much longer the kernels beside took than alone.
+fn of_halves(seconds: &[f64; 14]) -> impl Iterator<Item = String> {
+    let us: Vec<String> = seconds[..8].iter().map(|seconds| format!("{:.1}", seconds * 1e6)).collect();
+    let (alone, loaded) = us.split_at(4);
+    let longer = |&[alone, whole, halves]: &[f64; 3]| [whole, halves].map(|beside| format!("{:.2}", beside / alone));
+    let longer: Vec<String> = seconds[8..].as_chunks::<3>().0.iter().flat_map(longer).collect();
+    alone.iter().cloned().chain([loaded.join(" / ")]).chain(longer).collect::<Vec<_>>().into_iter()
 }
 
 fn cells(operation: &Operation, sms: u32, linked: bool, percentiles: bool) -> Vec<String> {

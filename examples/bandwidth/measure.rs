@@ -29,8 +29,8 @@ pub struct Measured {
     pub combine: Operation,
     /// Seconds until the host is told what a dispatch brings, and until it is done; with `--counts-mirror`.
     pub told: Option<[f64; 2]>,
-    /// Seconds of the four halves, and of the kernel beside in three ways; with `--halves`.
-    pub halves: Option<[f64; 7]>,
+    /// Seconds of the four halves, of the same under load, and of two kernels beside in three ways; with `--halves`.
+    pub halves: Option<[f64; 14]>,
 }
 
 /// Times and bytes of an operation.
@@ -190,14 +190,16 @@ pub fn run(options: &Options, ranks: &Ranks, work: &[Work], case: Case) -> Resul
         of_ranks.map(|times| of_slowest(times.into_iter()).median)
     };
     let half = |which: usize| {
-        let of_ranks: Option<Vec<_>> = outcomes.iter().map(|o| o.halves.as_ref().map(|h| &h.each[which])).collect();
-        of_ranks.map(|times| of_slowest(times.into_iter()).median)
+        let of =
+            |halves: &'_ Halves| if which < 4 { halves.each[which].clone() } else { halves.loaded[which - 4].clone() };
+        let of_ranks: Option<Vec<_>> = outcomes.iter().map(|o| o.halves.as_ref().map(of)).collect();
+        of_ranks.map(|times| of_slowest(times.iter()).median)
     };
     let beside = |way: usize| {
         let of_ranks: Option<Vec<_>> = outcomes.iter().map(|o| o.halves.as_ref().map(|h| h.beside[way])).collect();
         of_ranks.map(|times| times.into_iter().fold(0.0, f64::max) / 1e3)
     };
-    let halves: Option<Vec<f64>> = (0..4).map(half).chain((0..3).map(beside)).collect();
+    let halves: Option<Vec<f64>> = (0..8).map(half).chain((0..6).map(beside)).collect();
     Ok(Measured {
         halves: halves.and_then(|all| all.try_into().ok()),
         told: told(|t| &t.told).zip(told(|t| &t.done)).map(<[f64; 2]>::from),

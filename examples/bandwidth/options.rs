@@ -98,7 +98,7 @@ pub struct Options {
     /// Lets each dispatch tell the host what it brings, and shows when the host knows it. The times of dispatch are with that.
     #[arg(long, conflicts_with_all = ["replay", "report"])]
     pub counts_mirror: bool,
-    /// Shows what send and receive halves take, with `--layout rank-major`, and how much longer a kernel on all SMs takes beside operations, whole and by halves.
+    /// Shows what send and receive halves take, with `--layout rank-major`, alone and under load, and how much longer kernels take beside operations, whole and by halves.
     #[arg(long, conflicts_with_all = ["replay", "report", "counts_mirror"])]
     pub halves: bool,
     /// Seed of the routing.

@@ -86,6 +86,9 @@ fn written(own: &Outcome) -> Vec<u8> {
     for half in 0..4 {
         numbers(halves.as_ref().map_or(&[], |halves| &halves.each[half]));
     }
+    for half in 0..4 {
+        numbers(halves.as_ref().map_or(&[], |halves| &halves.loaded[half]));
+    }
     numbers(halves.as_ref().map_or(&[], |halves| &halves.beside));
     numbers(&by_source.iter().map(|rows| f64::from(*rows)).collect::<Vec<_>>());
     let each = |sent: &Sent| [sent.selections, sent.tokens, sent.several].map(f64::from);
@@ -109,7 +112,9 @@ fn read(bytes: &[u8]) -> Option<Outcome> {
         <[f64; 3]>::try_from(numbers()?).ok()?.map(|rate| Some(rate).filter(|rate| !rate.is_nan()));
     let (dispatch_ms, combine_ms) = (numbers()?, numbers()?);
     let (told, done) = (numbers()?, numbers()?);
-    let (each, beside) = ([numbers()?, numbers()?, numbers()?, numbers()?], numbers()?);
+    let each = [numbers()?, numbers()?, numbers()?, numbers()?];
+    let loaded = [numbers()?, numbers()?, numbers()?, numbers()?];
+    let beside = numbers()?;
     let by_source = numbers()?.into_iter().map(|rows| rows as u32).collect();
     let sent = numbers()?;
     let sent = sent.as_chunks::<3>().0.iter().map(|of_rank| {
@@ -119,7 +124,7 @@ fn read(bytes: &[u8]) -> Option<Outcome> {
     let sent = sent.collect();
     let mismatch = Some(text(numbers()?)?).filter(|what| !what.is_empty());
     let told = (!told.is_empty()).then_some(Times { told, done });
-    let halves = (!beside.is_empty()).then_some(Halves { each, beside });
+    let halves = (!beside.is_empty()).then_some(Halves { each, loaded, beside });
     let ceilings = Ceilings { copy, push, pull };
     Some(Outcome { device, ceilings, dispatch_ms, combine_ms, told, halves, by_source, sent, mismatch })
 }

@@ -139,7 +139,7 @@ fn halves_have_columns_of_their_own() {
     let ended = program.run_well(&small::with(&SMALL, &["--layout", "rank-major", "--halves"]));
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let words = ended.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(words.contains("┆ send us ┆ receive us ┆ combine send us ┆ receive us ┆"), "{words}");
+    assert!(words.contains("┆ send us ┆ receive us ┆ combine send us ┆ receive us ┆ halves under load us ┆ beside whole ┆ beside halves ┆ load whole ┆ load halves"), "{words}");
     let columns = |line: &str| line.matches('┆').count();
     let rows: Vec<usize> = ended.stdout.lines().filter(|line| line.starts_with('│')).map(columns).collect();
     assert!(rows.len() > 1 && rows.iter().all(|row| *row == rows[0]), "{}", ended.stdout);

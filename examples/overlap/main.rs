@@ -1,4 +1,4 @@
-//! Two micro-batches overlapped by send and receive halves: while a rank's peers are still busy with one of them, its own experts work on the other.
+//! Two micro-batches, or more, overlapped by send and receive halves: while a rank's peers are still busy with one of them, its own experts work on another.
 //!
 //! `cargo run --release --example overlap -- --gpus 0,1`; without a GPU it runs on the simulated one, whose times say nothing. [`step::overlapped`] is
 //! what to copy. Experts are a kernel that takes its time, more of it on every other rank, as where routing is uneven; they give rows back as they are, and
@@ -18,6 +18,9 @@ struct Options {
     gpus: Option<Vec<u32>>,
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
     ranks: u32,
+    /// Micro-batches of a step, each in a row slot of its own
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
+    batches: u32,
     /// Tokens of a micro-batch on each rank
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=512))]
     tokens: u32,
@@ -47,9 +50,11 @@ mod tests {
 
     #[test]
     fn both_ways_sum_the_same() {
-        let options = Options { gpus: None, ranks: 3, tokens: 2, work: 1, steps: 2 };
-        let group = LocalGroup::simulated(3, Mode::Fast { workers: 0 }).unwrap();
-        let ran = group.run(|comm| step::both_ways(&comm, &options)).unwrap();
-        assert!(ran.iter().all(|(times, right)| *right && times.iter().all(|time| *time > 0.0)), "{ran:?}");
+        for batches in [2, 3] {
+            let options = Options { gpus: None, ranks: 3, batches, tokens: 2, work: 1, steps: 2 };
+            let group = LocalGroup::simulated(3, Mode::Fast { workers: 0 }).unwrap();
+            let ran = group.run(|comm| step::both_ways(&comm, &options)).unwrap();
+            assert!(ran.iter().all(|(times, right)| *right && times.iter().all(|time| *time > 0.0)), "{ran:?}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! A step of two micro-batches, one after the other and overlapped.
+//! A step of some micro-batches, one after the other and overlapped.
 use std::time::Duration;
 
 use epoxide::quantize::Quantizer;
@@ -15,14 +15,14 @@ type Batch = (DeviceTensor<bf16>, DeviceTensor<i64>, DeviceTensor<f32>, DeviceTe
 /// Microseconds of a step in both ways, and whether the sums are right.
 pub fn both_ways(comm: &Comm, o: &Options) -> epoxide::Result<([f64; 2], bool)> {
     let config = Config::new(o.ranks, o.ranks, HIDDEN, o.tokens).with_layout(Layout::RankMajor { alignment: 1 });
-    let mut buffer = ElasticBuffer::new(comm, config.with_num_sms(8).with_row_slots(2).with_halves())?;
+    let mut buffer = ElasticBuffer::new(comm, config.with_num_sms(8).with_row_slots(o.batches).with_halves())?;
     let (copier, elements) = (Quantizer::new(comm)?, (o.tokens * HIDDEN) as usize);
     let idx: Vec<i64> = (0..o.tokens).flat_map(|_| 0..i64::from(o.ranks)).collect();
     let batch = |_| -> epoxide::Result<Batch> {
         let (x, weights) = (comm.tensor(&vec![bf16::ONE; elements])?, comm.tensor(&vec![1.0f32; idx.len()])?);
         Ok((x, comm.tensor(&idx)?, weights, comm.empty(elements as u64)?))
     };
-    let mut batches = (0..2).map(batch).collect::<epoxide::Result<Vec<_>>>()?;
+    let mut batches = (0..o.batches).map(batch).collect::<epoxide::Result<Vec<_>>>()?;
     let experts = |buffer: &ElasticBuffer, handle: &Dispatched, number: u32| -> epoxide::Result<()> {
         let (view, longer) = (buffer.recv_view(handle)?, (comm.rank() + number).is_multiple_of(2));
         comm.delay(Duration::from_micros(if longer { 3 * o.work / 2 } else { o.work / 2 }))?;
@@ -60,7 +60,7 @@ pub fn both_ways(comm: &Comm, o: &Options) -> epoxide::Result<([f64; 2], bool)> 
     Ok((times, right))
 }
 
-/// What to copy: both are sent, each is worked on as soon as it is there and given back, and then what came back is summed.
+/// What to copy: all are sent, each is worked on as soon as it is there and given back, and then what came back is summed.
 fn overlapped(
     buffer: &mut ElasticBuffer,
     tokens: u32,
@@ -75,5 +75,5 @@ fn overlapped(
         experts(buffer, &handle, number)?;
         given_back.push(buffer.combine_send(&handle, ExpertOutputs::InPlace)?);
     }
-    given_back.into_iter().zip(batches).try_for_each(|(ticket, (.., y))| buffer.combine_receive(ticket, y))
+    given_back.into_iter().zip(batches).try_for_each(|(ticket, (.., y))| Ok(buffer.combine_receive(ticket, y)?))
 }

@@ -314,15 +314,15 @@ impl RawCombineInput {
         self.option().is_none() && self.returned_weights.is_none() && !self.fp8_wire
     }
 
-    /// An option that is given, as its argument and value.
-    fn option(&self) -> Option<(&'static str, String)> {
+    /// An option that is given. Each combine asks, so nothing is written down for it.
+    fn option(&self) -> Option<&'static str> {
         let given = [
-            (self.bias_count > 0, "bias", self.bias_count.to_string()),
-            (self.accumulate, "accumulating", true.to_string()),
-            (self.y_is_f32, "y", "f32".to_owned()),
-            (self.gate_weighted, "gate_weighted", true.to_string()),
+            (self.bias_count > 0, "bias"),
+            (self.accumulate, "accumulating"),
+            (self.y_is_f32, "y"),
+            (self.gate_weighted, "gate_weighted"),
         ];
-        given.into_iter().find_map(|(given, argument, value)| given.then_some((argument, value)))
+        given.into_iter().find_map(|(given, argument)| given.then_some(argument))
     }
 
     /// What ranks agree on.
@@ -346,9 +346,14 @@ impl RawCombineInput {
     /// [`Error::InvalidArgument`] for options that the buffer was not made for, for more than two biases, for gate weights where rows lie by
     /// source, and for addresses that are no multiple of 16, or of 4 where weights go.
     pub(crate) fn check(&self, tokens: u32, config: &Config) -> Result<()> {
-        if let Some((argument, value)) = self.option()
+        if let Some(argument) = self.option()
             && !config.combine_options
         {
+            let value = match argument {
+                "bias" => self.bias_count.to_string(),
+                "y" => "f32".to_owned(),
+                _ => true.to_string(),
+            };
             let rule = "for a buffer whose configuration has combine's options: Config::with_combine_options";
             return Err(Error::argument(argument, value, rule));
         }

@@ -147,7 +147,7 @@ impl Graph {
         }
         self.buffers.iter().try_for_each(|(buffer, ranks, _)| buffer.check(*ranks))?;
         self.buffers.iter().try_for_each(|(buffer, _, taken)| buffer.launches(taken))?;
-        inner.streams.take_turn(&inner.runtime, inner.stream)?;
+        inner.streams.take_turn(&inner.runtime, inner.stream, None)?;
         // SAFETY: the buffers' own memory is there, as just checked; the rest is the caller's promise.
         unsafe { inner.runtime.launch_graph(&self.raw, inner.stream) }
     }

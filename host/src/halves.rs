@@ -1,4 +1,4 @@
-//! Send and receive halves of operations, where rows have fixed places, and the tickets that stand for what is in flight between the two.
+//! Send and receive halves of operations, where rows have fixed places.
 use epoxide_dsl::memory::Global;
 use epoxide_kernels::entries_halves::{combine_receive, combine_send, dispatch_receive};
 use epoxide_kernels::rank_major::halves::CombineSendArgs;
@@ -13,58 +13,7 @@ use crate::expert_outputs::ExpertOutputs;
 use crate::rows::row_kernels;
 use crate::runtime::Runtime;
 use crate::tensor::Index;
-
-/// Stands for a dispatch that was sent and is to be received: [`ElasticBuffer::dispatch_receive`] takes it, so that it is received once.
-///
-/// ```compile_fail,E0382
-/// # use epoxide::{DispatchTicket, Dispatched, ElasticBuffer, Result};
-/// fn twice(buffer: &mut ElasticBuffer, ticket: DispatchTicket) -> Result<(Dispatched, Dispatched)> {
-///     Ok((buffer.dispatch_receive(ticket)?, buffer.dispatch_receive(ticket)?))
-/// }
-/// ```
-///
-/// Until then its row slot is held: no other dispatch goes there, and a buffer that is closed meanwhile says so ([`Error::InFlight`]). Of a ticket that was
-/// dropped the slot is free again behind a [reset](ElasticBuffer::reset).
-#[derive(Debug)]
-#[must_use = "a dispatch that was sent holds its row slot until it is received"]
-pub struct DispatchTicket(Dispatched);
-
-/// Stands for a combine that was sent and is to be received: [`ElasticBuffer::combine_receive`] takes it. Otherwise as a [`DispatchTicket`].
-///
-/// ```compile_fail,E0382
-/// # use epoxide::{CombineTicket, DeviceTensor, ElasticBuffer, Result, bf16};
-/// fn twice(buffer: &mut ElasticBuffer, ticket: CombineTicket, y: &mut DeviceTensor<bf16>) -> Result<()> {
-///     buffer.combine_receive(ticket, &mut *y)?;
-///     buffer.combine_receive(ticket, y)
-/// }
-/// ```
-#[derive(Debug)]
-#[must_use = "a combine that was sent holds its row slot until it is received"]
-pub struct CombineTicket(Dispatched);
-
-impl DispatchTicket {
-    /// The row slot that it holds.
-    pub fn row_slot(&self) -> u32 {
-        self.0.row_slot
-    }
-
-    /// The dispatch's number among the buffer's operations, by which errors name it.
-    pub fn operation(&self) -> u64 {
-        self.0.operation
-    }
-}
-
-impl CombineTicket {
-    /// The row slot that it holds.
-    pub fn row_slot(&self) -> u32 {
-        self.0.row_slot
-    }
-
-    /// The number, among the buffer's operations, of the dispatch that it combines, by which errors name it.
-    pub fn operation(&self) -> u64 {
-        self.0.operation
-    }
-}
+use crate::tickets::{CombineTicket, DispatchTicket, Refused};
 
 /// Loads what a buffer's halves are.
 ///
@@ -170,13 +119,25 @@ impl ElasticBuffer {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] for a ticket of another buffer, of before a reset, or of a capture that is over; the fault of an earlier operation, or
-    /// [`Error::Poisoned`]. Whatever it is, the ticket is gone with it: the row slot is free again behind a [reset](Self::reset).
-    pub fn dispatch_receive(&mut self, ticket: DispatchTicket) -> Result<Dispatched> {
+    /// [`Error::Poisoned`]. With it comes the ticket, by which the dispatch may still be received ([`Refused`]).
+    pub fn dispatch_receive(&mut self, ticket: DispatchTicket) -> Result<Dispatched, Refused<DispatchTicket>> {
+        if let Err(error) = self.enqueue_dispatch_receive(&ticket.0) {
+            return Err(Refused::with(error, ticket));
+        }
         let DispatchTicket(handle) = ticket;
+        let slots = handle.slots();
+        let behind = self.enqueue_behind(slots);
+        let behind = self.or_give_back(slots.row, behind);
+        self.noted();
+        behind.map(|()| handle).map_err(Refused::without)
+    }
+
+    /// Enqueues the kernel; what is refused changes nothing.
+    fn enqueue_dispatch_receive(&mut self, handle: &Dispatched) -> Result<()> {
         self.begin()?;
-        self.check_ticket(&handle, "dispatch")?;
+        self.check_ticket(handle, "dispatch")?;
         let State::Sent { operation, slot, kept } = self.rows.of(handle.row_slot).state else {
-            return Err(self.not_in_flight(&handle, "dispatch"));
+            return Err(self.not_in_flight(handle, "dispatch"));
         };
         self.take_turn()?;
         let slots = handle.slots();
@@ -188,10 +149,7 @@ impl ElasticBuffer {
             inner.runtime.launch(&dispatch_receive, 1, shared_bytes, &args, inner.stream)?;
         }
         self.rows.of_mut(handle.row_slot).state = State::Dispatched { operation, slot, kept };
-        let behind = self.enqueue_behind(slots);
-        let behind = self.or_give_back(slots.row, behind);
-        self.noted();
-        behind.map(|()| handle)
+        Ok(())
     }
 
     /// The first half of a [combine](Self::combine): peers may read this rank's expert outputs, which come as in a whole one ([`ExpertOutputs`]). For a buffer
@@ -240,19 +198,29 @@ impl ElasticBuffer {
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] for a ticket of another buffer, of before a reset, or of a capture that is over, and for a `y` in f32, which is an
-    /// option that a whole combine has; [`Error::BufferTooSmall`] for one with too few elements; the fault of an earlier operation, or [`Error::Poisoned`]. Whatever it is, the ticket is gone with it: the
-    /// row slot is free again behind a [reset](Self::reset).
-    pub fn combine_receive<'a>(&mut self, ticket: CombineTicket, y: impl Into<CombineOutput<'a>>) -> Result<()> {
-        let y = y.into();
+    /// option that a whole combine has; [`Error::BufferTooSmall`] for one with too few elements; the fault of an earlier operation, or [`Error::Poisoned`]. With
+    /// it comes the ticket, by which the combine may still be received ([`Refused`]).
+    pub fn combine_receive<'a>(
+        &mut self,
+        ticket: CombineTicket,
+        y: impl Into<CombineOutput<'a>>,
+    ) -> Result<(), Refused<CombineTicket>> {
+        match self.output_of_halves(&ticket.0, y.into()) {
+            // SAFETY: the tensor is this process's device memory, large enough as just checked, and stays allocated until the
+            // stream has passed this operation.
+            Ok(y) => unsafe { self.combine_receive_raw(ticket, y) },
+            Err(error) => Err(Refused::with(error, ticket)),
+        }
+    }
+
+    /// The address of what a combine by halves sums into, which is checked.
+    fn output_of_halves(&self, handle: &Dispatched, y: CombineOutput<'_>) -> Result<u64> {
         if let CombineOutput::F32(_) = y {
             let rule = "BF16, in a combine by halves: one with options is a whole one";
             return Err(Error::argument("y", "f32", rule));
         }
         let input = CombineInput::new(ExpertOutputs::InPlace, y);
-        let raw = input.check(ticket.0.tokens, &self.comm, &self.config)?.raw;
-        // SAFETY: the tensor is this process's device memory, large enough as just checked, and stays allocated until the
-        // stream has passed this operation.
-        unsafe { self.combine_receive_raw(ticket, raw.y) }
+        Ok(input.check(handle.tokens, &self.comm, &self.config)?.raw.y)
     }
 
     /// [`Self::combine_receive`] to a device address, a multiple of 16.
@@ -264,24 +232,33 @@ impl ElasticBuffer {
     /// # Safety
     ///
     /// `y` is valid for writes of BF16 `[tokens, hidden]`, and nothing else touches it until the operation is done.
-    pub unsafe fn combine_receive_raw(&mut self, ticket: CombineTicket, y: u64) -> Result<()> {
-        let CombineTicket(handle) = ticket;
+    pub unsafe fn combine_receive_raw(&mut self, ticket: CombineTicket, y: u64) -> Result<(), Refused<CombineTicket>> {
+        // SAFETY: the caller's promise.
+        unsafe { self.enqueue_combine_receive(&ticket.0, y) }.map_err(|error| Refused::with(error, ticket))
+    }
+
+    /// Enqueues the kernel; what is refused changes nothing.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::combine_receive_raw`].
+    unsafe fn enqueue_combine_receive(&mut self, handle: &Dispatched, y: u64) -> Result<()> {
         let input = RawCombineInput::new(y);
         input.check(handle.tokens, &self.config)?;
         self.begin()?;
-        self.check_ticket(&handle, "combine")?;
-        let slots = self.slots_of_combine(&handle);
+        self.check_ticket(handle, "combine")?;
+        let slots = self.slots_of_combine(handle);
         self.take_turn()?;
         let inner = self.comm.inner();
         // SAFETY: the kernel's launch contract: windows, words and private memory are this buffer's, laid out for its shape on every
         // rank; the grid is that of the layouts, and the handle is the one whose routing the private memory holds. The send half came before it on
         // the rank's streams. `y` is the caller's promise.
         unsafe {
-            let pull = self.combine_args(&handle, &input, slots, None);
+            let pull = self.combine_args(handle, &input, slots, None);
             let args = self.rank_major(pull, slots);
             inner.runtime.launch(&combine_receive, self.blocks, 0, &args, inner.stream)?;
         }
-        self.combined(&handle);
+        self.combined(handle);
         Ok(())
     }
 

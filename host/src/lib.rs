@@ -138,6 +138,7 @@ mod stand_in;
 mod statistics;
 mod streams;
 mod tensor;
+mod tickets;
 mod transport;
 mod view;
 
@@ -157,7 +158,6 @@ pub use gone::Gone;
 pub use graph::Graph;
 pub use group::{CudaStream, LocalGroup, RanksFailed};
 pub use half::bf16;
-pub use halves::{CombineTicket, DispatchTicket};
 pub use handle::{RecvCounts, RecvView};
 pub use received::{Received, WireRows};
 pub use recv_arrays::RecvArrays;
@@ -165,6 +165,7 @@ pub use replay_input::{RawReplayInput, ReplayInput};
 pub use rows::{RawRows, Rows};
 pub use slice::{DeviceSlice, DeviceSliceMut};
 pub use tensor::{DeviceTensor, Element, Index};
+pub use tickets::{CombineTicket, DispatchTicket, Refused};
 pub use view::{DType, View, ViewElement};
 
 /// The README's code is a doc test.

@@ -63,13 +63,12 @@ impl Streams {
     /// Operations of a rank run one at a time: its buffers have SMs reserved for one of them, and the protocol's words are for one after
     /// the other.
     /// What is captured runs when its graph is launched, so that operations of one capture are put in order with each other, and the launch with
-    /// others.
+    /// others. `capture` is that which the stream is in.
     ///
     /// # Errors
     ///
     /// [`Error::Capturing`] behind an operation on a stream that is being captured now.
-    pub(crate) fn take_turn(&self, runtime: &Runtime, stream: RawStream) -> Result<()> {
-        let capture = runtime.capture(stream)?;
+    pub(crate) fn take_turn(&self, runtime: &Runtime, stream: RawStream, capture: Option<u64>) -> Result<()> {
         let mut known = self.known();
         if let Some(id) = capture {
             let of = known.capture(runtime, id, stream);

@@ -4,3 +4,4 @@ pub mod copy_words;
 pub mod delay;
 pub mod latencies;
 pub mod links;
+pub mod multiply;

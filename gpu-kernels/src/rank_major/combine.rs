@@ -4,7 +4,7 @@ use epoxide_dsl::prelude::*;
 use super::args::CombineRankMajorArgs;
 use crate::combine::{CombineArgs, Part, Parts, sum_parts};
 use crate::layout::THREADS;
-use crate::words::{Kind, Phase, no_routing};
+use crate::words::{Kind, Operation, Phase, no_routing};
 
 /// Sums the rows. An instance that does not post entry words is a receive half: its send half has.
 #[inline(always)]
@@ -39,6 +39,13 @@ pub(super) fn run<const POSTS: bool>(a: &CombineRankMajorArgs) {
     }
 }
 
+/// Posts the entry word of the combine of a dispatch at a peer: it may read this rank's expert outputs. Behind a fault nothing is published.
+#[inline(always)]
+pub(super) fn post(op: &Operation, dispatch: u64, watch: &wait::Watch, peer: Peer) {
+    let unless = || dispatch == 0 || watch.is_aborted();
+    op.entry.of_dispatch(dispatch).post_unless(op.window(), peer, watch.epoch(), Kind::Combine, unless);
+}
+
 /// Meets all ranks. Returns how the tokens are divided, and this warp's first part.
 #[inline(always)]
 fn enter<const POSTS: bool>(a: &CombineArgs, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
@@ -47,14 +54,12 @@ fn enter<const POSTS: bool>(a: &CombineArgs, watch: &wait::Watch) -> Result<(Par
     // The handle is this rank's own: it is on its way while the ranks meet.
     let parts = Parts::new(a.hidden, a.tokens);
     let first = parts.first(a);
-    let entry = a.op.entry.of_dispatch(dispatch);
     let posts = THREADS - window.peers;
     if POSTS && thread::block_index() == 0 && thread::index() >= posts {
-        // Behind a fault nothing is published.
-        let unless = || dispatch == 0 || watch.is_aborted();
-        entry.post_unless(window, Peer(thread::index() - posts), watch.epoch(), Kind::Combine, unless);
+        post(&a.op, dispatch, watch, Peer(thread::index() - posts));
     }
     no_routing(dispatch, a.slot, window, watch.found(look, Phase::Entry as u32)).settle()?;
+    let entry = a.op.entry.of_dispatch(dispatch);
     let _met = entry.meet(window, watch, Kind::Combine)?;
     Ok((parts, first))
 }

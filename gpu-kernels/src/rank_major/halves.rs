@@ -28,7 +28,7 @@ use epoxide_dsl::prelude::*;
 use super::args::DispatchRankMajorArgs;
 use super::{combine, enter, receive, send};
 use crate::row::Row;
-use crate::words::{Kind, Operation, Phase, no_routing};
+use crate::words::{Operation, Phase, no_routing};
 
 /// Arguments of the send half of a combine.
 ///
@@ -83,10 +83,7 @@ pub(crate) fn combine_send(a: &CombineSendArgs) {
     let watch = wait::Watch::begin(a.op.fault, a.op.next_epoch());
     let (look, dispatch) = (watch.look(), a.routing.load_weak(0));
     if thread::index() < window.peers {
-        // Behind a fault nothing is published.
-        let unless = || dispatch == 0 || watch.is_aborted();
-        let entry = a.op.entry.of_dispatch(dispatch);
-        entry.post_unless(window, Peer(thread::index()), watch.epoch(), Kind::Combine, unless);
+        combine::post(&a.op, dispatch, &watch, Peer(thread::index()));
     }
     let fault = no_routing(dispatch, a.slot, window, watch.found(look, Phase::Entry as u32));
     if let Err(stopped) = fault.settle() {

@@ -23,27 +23,6 @@ impl Row for Brought {
     }
 
     #[inline(always)]
-    fn finish(
-        started: Self::Started,
-        rows: &RowArgs,
-        _token: u32,
-        _piece: Option<u32>,
-        to: Option<Symmetric<u8>>,
-        free: &BulkAccess,
-        beside: impl FnOnce(Shared<U32x4>),
-    ) -> Self {
-        let bytes = Self::bytes(rows);
-        warp::sync(warp::ALL);
-        // Little stores are on their way while the row is.
-        beside(started.data().at(bytes).cast());
-        let source = started.wait();
-        if let Some(to) = to {
-            source.store(free, 0, to, bytes);
-        }
-        Self { ring: source.send() }
-    }
-
-    #[inline(always)]
     fn start(self, rows: &RowArgs, token: u32) -> Self::Started {
         let bytes = Self::bytes(rows);
         let loading = self.ring.load(rows.x.rows(bytes).row(token), bytes);
@@ -63,6 +42,7 @@ impl Row for Brought {
     ) -> Self {
         let bytes = Self::bytes(rows);
         warp::sync(warp::ALL);
+        // Little stores are on their way while the row is.
         let to = find(started.data().at(bytes).cast());
         let source = started.wait();
         if let Some(to) = to {

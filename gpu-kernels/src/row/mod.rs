@@ -93,6 +93,7 @@ pub trait Row: Sized {
     }
 
     /// [`Self::send`] of a row that was started, or of a `piece` of it; then `to` is where the row begins all the same.
+    #[inline(always)]
     fn finish(
         started: Self::Started,
         rows: &RowArgs,
@@ -101,7 +102,13 @@ pub trait Row: Sized {
         to: Option<Symmetric<u8>>,
         free: &BulkAccess,
         beside: impl FnOnce(Shared<U32x4>),
-    ) -> Self;
+    ) -> Self {
+        let find = |scales| {
+            beside(scales);
+            to
+        };
+        Self::send_started(started, rows, token, piece, free, find)
+    }
 
     /// [`Self::send`] of a row that was started, or a `piece` of it, where it is found only while it is on its way where each lane copies it to: `find`
     /// says so, writes what goes with the row, and takes where its scales lie.

@@ -80,6 +80,11 @@ impl ElasticBuffer {
         self.life.holds(0);
     }
 
+    /// The number of the capture that it is in, as of when the call [began](Self::begin).
+    pub(crate) fn capture(&self) -> Option<u64> {
+        self.captured.as_ref().map(|captured| captured.id)
+    }
+
     /// Whether it is in a capture.
     pub(crate) fn is_captured(&self) -> bool {
         self.captured.is_some()

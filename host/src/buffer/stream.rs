@@ -64,9 +64,9 @@ impl ElasticBuffer {
         Ok(())
     }
 
-    /// Gives an operation that is about to be enqueued its turn among the rank's, which may be on other streams.
+    /// Gives an operation that is about to be enqueued its turn among the rank's, which may be on other streams. Its call has [begun](Self::begin).
     pub(crate) fn take_turn(&self) -> Result<()> {
         let inner = self.comm.inner();
-        inner.streams.take_turn(&inner.runtime, inner.stream)
+        inner.streams.take_turn(&inner.runtime, inner.stream, self.capture())
     }
 }

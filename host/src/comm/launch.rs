@@ -86,7 +86,8 @@ impl Comm {
             })?;
         }
         if kernel.cooperative() {
-            inner.streams.take_turn(&inner.runtime, inner.stream)?;
+            let capture = inner.runtime.capture(inner.stream)?;
+            inner.streams.take_turn(&inner.runtime, inner.stream, capture)?;
         }
         // SAFETY: the arguments keep the kernel's contract, and its text and its source are one: the caller's promise.
         unsafe { inner.runtime.launch_guest(kernel, grid, shared_bytes, args, inner.stream) }

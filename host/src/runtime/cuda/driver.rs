@@ -81,9 +81,9 @@ impl Driver {
     /// # Errors
     ///
     /// [`Error::NoDriver`], [`Error::DriverFailed`], [`Error::DriverTooOld`]; the first call's answer stands for the process.
-    pub(super) fn get() -> Result<Self> {
+    pub(super) fn get() -> Result<&'static Self> {
         static DRIVER: OnceLock<Result<Driver>> = OnceLock::new();
-        DRIVER.get_or_init(Self::start).clone()
+        DRIVER.get_or_init(Self::start).as_ref().map_err(Error::clone)
     }
 
     fn start() -> Result<Self> {

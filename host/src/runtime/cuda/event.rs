@@ -27,9 +27,19 @@ impl fmt::Debug for CudaEvent {
 impl CudaEvent {
     /// Makes an event that has not happened. The context is current.
     pub(super) fn create(context: &Arc<PrimaryContext>) -> Result<Self> {
+        // It takes the time.
+        Self::of_flags(context, sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    /// [`Self::create`] of one that takes no time, which costs less.
+    pub(super) fn create_untimed(context: &Arc<PrimaryContext>) -> Result<Self> {
+        Self::of_flags(context, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn of_flags(context: &Arc<PrimaryContext>, flags: sys::CUevent_flags) -> Result<Self> {
         let mut event = ptr::null_mut();
-        // SAFETY: the context is current; a valid place for the answer. With the default flags it takes the time.
-        let created = unsafe { sys::cuEventCreate(&mut event, sys::CUevent_flags::CU_EVENT_DEFAULT as u32) };
+        // SAFETY: the context is current; a valid place for the answer.
+        let created = unsafe { sys::cuEventCreate(&mut event, flags as u32) };
         check("cuEventCreate", created)?;
         Ok(Self(Arc::new(OwnedEvent { handle: Handle(event), context: Arc::clone(context) })))
     }

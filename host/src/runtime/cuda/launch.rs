@@ -82,7 +82,8 @@ impl CudaRuntime {
         stream: u64,
     ) -> Result<()> {
         let name = kernel.name();
-        let Some(function) = self.device.kernels().prepared(name) else {
+        let prepared = || self.device.kernels().prepared(name);
+        let Some(function) = self.launched.function(name, shared_bytes, prepared) else {
             return Err(Error::argument(
                 "kernel",
                 name,

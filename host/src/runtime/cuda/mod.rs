@@ -35,6 +35,7 @@ mod ipc;
 mod kernels;
 mod launch;
 mod launch_early;
+mod launched;
 mod memory;
 mod module;
 mod pace;
@@ -61,6 +62,7 @@ pub(crate) use self::segments::CudaSegments;
 pub(crate) use self::shared_window::{Ipc, IpcFacts};
 pub(crate) use self::streams::LeftStreams;
 
+use self::launched::Launched;
 use self::module::Function;
 use self::pace::Pace;
 use self::staging::Staging;
@@ -80,6 +82,8 @@ pub(crate) struct CudaRuntime {
     pace: Pace,
     /// Taken by `Drop` alone.
     staging: Mutex<Option<Staging>>,
+    /// Kernels that the rank has launched.
+    launched: Launched,
     /// Kernels of the caller's own that the rank loaded, by name.
     guests: Mutex<BTreeMap<&'static str, Function>>,
     /// Where peers are other processes.
@@ -96,7 +100,8 @@ impl CudaRuntime {
     pub(crate) fn new(device: Arc<CudaDevice>, rank: u32) -> Result<Self> {
         let staging = Mutex::new(Some(device.take_staging()?));
         let (streams, pace, guests) = (Streams::default(), Pace::default(), Mutex::default());
-        Ok(Self { rank, apart: false, streams, pace, staging, guests, ipc: None, device })
+        let launched = Launched::default();
+        Ok(Self { rank, apart: false, streams, pace, staging, launched, guests, ipc: None, device })
     }
 
     /// The same, whose peers are other processes.

@@ -5,7 +5,7 @@
 //! will. So a rank waits for its own stream before its queue can be full, outside the driver's lock, where its peers go on. Kernels
 //! that callers launch through `Comm::launch` are counted as ours are. What they launch on the stream by other ways is not: the bound
 //! leaves them seven such launches for each of ours.
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
 use super::event::CudaEvent;
@@ -18,11 +18,13 @@ const MARKS: usize = 6;
 
 /// What a rank has enqueued on each stream since that was last known to have come by.
 #[derive(Debug, Default)]
-pub(super) struct Pace(Mutex<HashMap<u64, Ahead<CudaEvent>>>);
+pub(super) struct Pace(Mutex<Vec<(u64, Ahead<CudaEvent>)>>);
 
 #[derive(Debug)]
 struct Ahead<M> {
     entries: u32,
+    /// Those that were waited for: they mark another point.
+    spare: Vec<M>,
     /// Each with the entries between it and the one before.
     marks: VecDeque<(M, u32)>,
     /// Entries before the last mark that lie ahead of the stream.
@@ -31,23 +33,24 @@ struct Ahead<M> {
 
 impl<M> Default for Ahead<M> {
     fn default() -> Self {
-        Self { entries: 0, marks: VecDeque::new(), marked: 0 }
+        Self { entries: 0, spare: Vec::new(), marks: VecDeque::new(), marked: 0 }
     }
 }
 
 impl<M> Ahead<M> {
-    /// Counts what is as long as so many entries; the mark to wait for before it is enqueued, if any. `mark` enqueues one, unless it must not.
+    /// Counts what is as long as so many entries; the mark to wait for before it is enqueued, if any. `mark` enqueues one, that which it is given if
+    /// there is any, unless it must not.
     /// Of what is longer than the queue may be, two are enqueued at once: a graph is more than its launch, and the next is to be ready.
     ///
     /// # Errors
     ///
     /// That of `mark`.
-    fn count(&mut self, entries: u32, mark: impl FnOnce() -> Result<Option<M>>) -> Result<Option<M>> {
+    fn count(&mut self, entries: u32, mark: impl FnOnce(Option<M>) -> Result<Option<M>>) -> Result<Option<M>> {
         if self.entries == 0 || self.entries + entries <= STRIDE {
             self.entries += entries;
             return Ok(None);
         }
-        if let Some(mark) = mark()? {
+        if let Some(mark) = mark(self.spare.pop())? {
             self.marks.push_back((mark, self.entries));
             self.marked += self.entries;
         }
@@ -64,8 +67,8 @@ impl<M> Ahead<M> {
 }
 
 impl Pace {
-    /// Counts what is as long as so many entries of `stream`; the mark to wait for before it is enqueued, if any. `mark` enqueues one there,
-    /// unless it must not.
+    /// Counts what is as long as so many entries of `stream`; the mark to wait for before it is enqueued, if any, which is [given
+    /// back](Self::give_back) then. `mark` enqueues one there, that which it is given if there is any, unless it must not.
     ///
     /// # Errors
     ///
@@ -74,9 +77,24 @@ impl Pace {
         &self,
         stream: u64,
         entries: u32,
-        mark: impl FnOnce() -> Result<Option<CudaEvent>>,
+        mark: impl FnOnce(Option<CudaEvent>) -> Result<Option<CudaEvent>>,
     ) -> Result<Option<CudaEvent>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(stream).or_default().count(entries, mark)
+        self.of(stream, |ahead| ahead.count(entries, mark))
+    }
+
+    /// Takes back a mark of `stream` that was waited for.
+    pub(super) fn give_back(&self, stream: u64, mark: CudaEvent) {
+        self.of(stream, |ahead| ahead.spare.push(mark));
+    }
+
+    fn of<T>(&self, stream: u64, f: impl FnOnce(&mut Ahead<CudaEvent>) -> T) -> T {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // They are few, and most ranks have one.
+        let at = all.iter().position(|(other, _)| *other == stream).unwrap_or_else(|| {
+            all.push((stream, Ahead::default()));
+            all.len() - 1
+        });
+        f(&mut all[at].1)
     }
 }
 
@@ -89,7 +107,7 @@ mod tests {
         // The stream stands still but for the waits: entry `i` is done once a mark after it was waited for.
         let (mut ahead, mut enqueued, mut done, mut most) = (Ahead::default(), 0u32, 0u32, 0u32);
         for _ in 0..10_000 {
-            let oldest = ahead.count(1, || Ok(Some(enqueued))).expect("marks are numbers here");
+            let oldest = ahead.count(1, |_| Ok(Some(enqueued))).expect("marks are numbers here");
             done = oldest.map_or(done, |mark| mark);
             enqueued += 1;
             most = most.max(enqueued - done);
@@ -101,7 +119,7 @@ mod tests {
     #[test]
     fn a_short_run_waits_for_nothing() {
         let mut ahead = Ahead::default();
-        assert!((0..STRIDE * MARKS as u32).all(|_| matches!(ahead.count(1, || Ok(Some(()))), Ok(None))));
+        assert!((0..STRIDE * MARKS as u32).all(|_| matches!(ahead.count(1, |_| Ok(Some(()))), Ok(None))));
     }
 
     #[test]
@@ -110,7 +128,7 @@ mod tests {
             let (mut ahead, mut done) = (Ahead::default(), 0);
             let mut longest = 0;
             for launch in 0..100 {
-                done = ahead.count(entries, || Ok(Some(launch))).expect("marks are numbers here").unwrap_or(done);
+                done = ahead.count(entries, |_| Ok(Some(launch))).expect("marks are numbers here").unwrap_or(done);
                 longest = longest.max(launch + 1 - done);
             }
             assert_eq!(longest, most, "{entries}");
@@ -120,6 +138,6 @@ mod tests {
     #[test]
     fn what_is_captured_is_not_waited_for() {
         let mut ahead = Ahead::<()>::default();
-        assert!((0..10_000).all(|_| matches!(ahead.count(1, || Ok(None)), Ok(None))));
+        assert!((0..10_000).all(|_| matches!(ahead.count(1, |_| Ok(None)), Ok(None))));
     }
 }

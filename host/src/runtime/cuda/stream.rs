@@ -110,7 +110,11 @@ impl CudaRuntime {
     /// [`Self::record_event`], not counted.
     pub(crate) fn mark(&self, stream: u64) -> Result<CudaEvent> {
         self.bind()?;
-        let event = CudaEvent::create(self.device.context())?;
+        self.recorded(CudaEvent::create(self.device.context())?, stream)
+    }
+
+    /// Lets an event of this context stand for this point of the stream. The context is current.
+    fn recorded(&self, event: CudaEvent, stream: u64) -> Result<CudaEvent> {
         // SAFETY: a live event and a live stream of the same context.
         self.check("cuEventRecord", unsafe { sys::cuEventRecord(event.handle(), handle(stream)) })?;
         Ok(event)
@@ -166,12 +170,19 @@ impl CudaRuntime {
     ///
     /// [`Error::Cuda`].
     pub(super) fn pace_of(&self, entries: u32, stream: u64) -> Result<()> {
-        let mark = || match self.capture(stream)? {
-            Some(_) => Ok(None),
-            None => self.mark(stream).map(Some),
+        let mark = |spare: Option<CudaEvent>| {
+            if self.capture(stream)?.is_some() {
+                return Ok(None);
+            }
+            // To ask for captures has made the context current.
+            let event = spare.map_or_else(|| CudaEvent::create_untimed(self.device.context()), Ok)?;
+            self.recorded(event, stream).map(Some)
         };
         // Not under the lock: another thread of the rank may count on.
-        let oldest = self.pace.count(stream, entries, mark)?;
-        oldest.map_or(Ok(()), |mark| self.synchronize_event(&mark))
+        if let Some(oldest) = self.pace.count(stream, entries, mark)? {
+            self.synchronize_event(&oldest)?;
+            self.pace.give_back(stream, oldest);
+        }
+        Ok(())
     }
 }
