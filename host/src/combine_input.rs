@@ -3,7 +3,7 @@ use epoxide_kernels::words::Kind;
 use half::bf16;
 
 use crate::comm::Comm;
-use crate::config::Config;
+use crate::config::{Config, Packing};
 use crate::error::{Error, Result};
 use crate::expert_outputs::ExpertOutputs;
 use crate::slice::{DeviceSlice, DeviceSliceMut, check_address, check_aligned, check_len, check_rank};
@@ -363,7 +363,13 @@ impl RawCombineInput {
             }
             check_aligned("returned weights", to, align_of::<f32>() as u64)?;
         }
-        if self.gate_weighted && !config.layout.is_by_expert() {
+        if self.gate_weighted && config.packing != Packing::None {
+            let others = Self { gate_weighted: false, ..*self };
+            if let Some((argument, value)) = others.option() {
+                let rule = "not beside gate weights, where rows of fixed places are packed";
+                return Err(Error::argument(argument, value, rule));
+            }
+        } else if self.gate_weighted && !config.layout.is_by_expert() {
             let rule = "where rows lie by expert: a compact row's output is a sum over its experts already, who apply the weights";
             return Err(Error::argument("gate_weighted", true, rule));
         }

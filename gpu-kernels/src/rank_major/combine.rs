@@ -6,12 +6,12 @@ use crate::combine::{CombineArgs, Part, Parts, sum_parts};
 use crate::layout::THREADS;
 use crate::words::{Kind, Phase, no_routing};
 
-/// Sums the rows. An instance that does not post entry words is a receive half: its send half has.
+/// Sums the rows. An instance that does not post entry words is a receive half: its send half has. Ranks agree on whether what they sum was `GATED`.
 #[inline(always)]
-pub(super) fn run<const POSTS: bool>(a: &CombineRankMajorArgs) {
+pub(super) fn run<const POSTS: bool, const GATED: bool>(a: &CombineRankMajorArgs) {
     let op = &a.pull.op;
     let watch = wait::Watch::begin(op.fault, op.next_epoch());
-    let entered = enter::<POSTS>(&a.pull, &watch);
+    let entered = enter::<POSTS, GATED>(&a.pull, &watch);
     // The block has met, so all its threads know the epoch.
     let passes = thread::index() == THREADS - 1;
     let passed = passes.then(|| op.grid.pass(entered.is_err()));
@@ -41,7 +41,11 @@ pub(super) fn run<const POSTS: bool>(a: &CombineRankMajorArgs) {
 
 /// Meets all ranks. Returns how the tokens are divided, and this warp's first part.
 #[inline(always)]
-fn enter<const POSTS: bool>(a: &CombineArgs, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
+fn enter<const POSTS: bool, const GATED: bool>(
+    a: &CombineArgs,
+    watch: &wait::Watch,
+) -> Result<(Parts, Part), fault::Stopped> {
+    let kind = if GATED { Kind::CombineGated } else { Kind::Combine };
     let window = a.op.window();
     let (look, dispatch) = (watch.look(), a.routing.load_weak(0));
     // The handle is this rank's own: it is on its way while the ranks meet.
@@ -52,9 +56,9 @@ fn enter<const POSTS: bool>(a: &CombineArgs, watch: &wait::Watch) -> Result<(Par
     if POSTS && thread::block_index() == 0 && thread::index() >= posts {
         // Behind a fault nothing is published.
         let unless = || dispatch == 0 || watch.is_aborted();
-        entry.post_unless(window, Peer(thread::index() - posts), watch.epoch(), Kind::Combine, unless);
+        entry.post_unless(window, Peer(thread::index() - posts), watch.epoch(), kind, unless);
     }
     no_routing(dispatch, a.slot, window, watch.found(look, Phase::Entry as u32)).settle()?;
-    let _met = entry.meet(window, watch, Kind::Combine)?;
+    let _met = entry.meet(window, watch, kind)?;
     Ok((parts, first))
 }
