@@ -3,7 +3,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use epoxide::{Comm, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Result, WireFormat};
+use epoxide::{Comm, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Packing, Result, WireFormat};
 use rustix::process::Signal;
 use support::exchange::{Tensors, check_round, check_round_of};
 use support::halves::{check_rest, send};
@@ -35,11 +35,15 @@ fn case(data: u64) -> Case {
     }
 }
 
-const LAYOUTS: [Layout; 3] =
-    [Layout::Compact, Layout::ExpertContiguous { alignment: 4 }, Layout::RankMajor { alignment: 4 }];
+const LAYOUTS: [(Layout, Packing); 4] = [
+    (Layout::Compact, Packing::None),
+    (Layout::ExpertContiguous { alignment: 4 }, Packing::None),
+    (Layout::RankMajor { alignment: 4 }, Packing::None),
+    (Layout::RankMajor { alignment: 4 }, Packing::ExpertContiguous),
+];
 
-fn made(comm: &Comm, layout: Layout) -> Result<ElasticBuffer> {
-    let config = case(0).config().with_layout(layout).with_timeout(DEADLINE);
+fn made(comm: &Comm, (layout, packing): (Layout, Packing)) -> Result<ElasticBuffer> {
+    let config = case(0).config().with_layout(layout).with_packing(packing).with_timeout(DEADLINE);
     let halves = matches!(layout, Layout::RankMajor { .. });
     ElasticBuffer::new(comm, if halves { config.with_halves() } else { config })
 }
@@ -54,7 +58,7 @@ fn round(
 ) -> Result<Checked> {
     tensors.fill(asked, comm.rank())?;
     let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
-    match buffer.config().layout {
+    match buffer.config().layout_of_rows(comm.size()) {
         Layout::Compact => check_round(comm, buffer, tensors, world, &wires),
         Layout::RankMajor { .. } => {
             let whole = check_round(comm, buffer, tensors, world, &wires)?;
@@ -114,7 +118,7 @@ fn goes_on(rank: Rank) {
             assert_eq!(comm.masked(), [STOPPED]);
             buffers.iter_mut().for_each(|buffer| buffer.reset().expect("the others live"));
             // One that was made without it.
-            let mut between = [made(&comm, Layout::Compact).expect("the others live")];
+            let mut between = [made(&comm, LAYOUTS[0]).expect("the others live")];
             println!("masked");
             // While it wakes, and writes to where the windows were.
             let until = Instant::now() + 2 * DEADLINE;

@@ -1,7 +1,7 @@
 //! How rows lie in a buffer, and for how many there is room, as options say it: the same words in the command and in the examples, which
 //! take this file too.
 use clap::ValueEnum;
-use epoxide::{Config, Layout};
+use epoxide::{Config, Layout, Packing};
 
 /// The layouts that a buffer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -10,6 +10,10 @@ pub enum BufferLayout {
     Compact,
     /// One row per token and rank, in a place that waits for no count: for few tokens, at low latency
     RankMajor,
+    /// The same, laid by the receiver as in expand, each expert's rows from a multiple of --alignment on
+    RankMajorExpand,
+    /// The same, laid by the receiver in a slab for each expert, with room for all that can come
+    RankMajorSlab,
     /// One row per token and expert, contiguous by expert, each expert's rows from a multiple of --alignment on
     #[value(alias = "expert-contiguous")]
     Expand,
@@ -24,7 +28,9 @@ impl BufferLayout {
         let mut config = config;
         (config.layout, config.capacity) = match self {
             Self::Compact => (Layout::Compact, capacity),
-            Self::RankMajor => (Layout::RankMajor { alignment: alignment.unwrap_or(1) }, capacity),
+            Self::RankMajor | Self::RankMajorExpand | Self::RankMajorSlab => {
+                (Layout::RankMajor { alignment: alignment.unwrap_or(1) }, capacity)
+            }
             Self::Expand => (Layout::ExpertContiguous { alignment: alignment.unwrap_or(1) }, capacity),
             Self::Slab => {
                 let all = u64::from(ranks) * u64::from(config.max_tokens_per_rank);
@@ -32,7 +38,23 @@ impl BufferLayout {
                 (Layout::Slab { capacity: u32::try_from(capacity.unwrap_or(all)).unwrap_or(u32::MAX) }, None)
             }
         };
+        config.packing = match self {
+            Self::RankMajorExpand => Packing::ExpertContiguous,
+            Self::RankMajorSlab => Packing::Slab { capacity_per_source: config.max_tokens_per_rank },
+            _ => Packing::None,
+        };
         config
+    }
+
+    /// Whether an alignment pads an expert's rows.
+    pub fn pads(self) -> bool {
+        matches!(self, Self::Expand | Self::RankMajorExpand)
+    }
+
+    /// Whether it is for few tokens.
+    #[allow(dead_code, reason = "not every program asks")]
+    pub fn is_for_few(self) -> bool {
+        matches!(self, Self::RankMajor | Self::RankMajorExpand | Self::RankMajorSlab)
     }
 }
 

@@ -3,12 +3,12 @@ use epoxide::plan::Gpu;
 use epoxide::{Config, Error, bytes_needed};
 
 use crate::args::BytesArgs;
-use crate::buffer_layout::{BufferLayout, check_alignment};
+use crate::buffer_layout::check_alignment;
 
 /// Prints what a buffer takes.
 pub(crate) fn run(args: &BytesArgs) -> anyhow::Result<String> {
     let shape = &args.shape;
-    check_alignment(args.alignment, args.layout == BufferLayout::Expand).map_err(|error| anyhow::anyhow!(error))?;
+    check_alignment(args.alignment, args.layout.pads()).map_err(|error| anyhow::anyhow!(error))?;
     let config = Config::new(shape.experts, shape.top_k, shape.hidden, shape.tokens).with_format(shape.format.into());
     let mut config = args.layout.of(config, args.ranks, args.alignment, args.capacity).with_row_slots(args.row_slots);
     config.scale_layout = shape.scales.into();
@@ -61,6 +61,9 @@ mod tests {
         rows(&["--layout", "expand", "--capacity", "2000"], 2000);
         rows(&["--layout", "slab", "--capacity", "50"], 32 * 50);
         rows(&["--layout", "slab"], 32 * 8 * 128);
+        // Packed rows: each has a place and an output.
+        rows(&["--layout", "rank-major-slab"], 32 * 8 * 128);
+        rows(&["--layout", "rank-major-expand"], 8 * 128 * 8);
         // What the library's own documents say of a slot, and of weights of 8 x 4096 rows and 8 selections.
         let total = |more: &[&str]| {
             let text = run(&[&["epoxide", "bytes"], more].concat()).expect("a valid shape");

@@ -16,7 +16,7 @@ const ROWS_AT_ONCE: u64 = 1024;
 pub fn write_outputs(comm: &Comm, buffer: &mut ElasticBuffer, handle: &Dispatched, wrong: bool) -> Result<()> {
     let counts = buffer.recv_counts(handle)?;
     // Where they have fixed places, all of those.
-    let fixed = buffer.config().layout.is_rank_major();
+    let fixed = buffer.config().layout_of_rows(comm.size()).is_rank_major();
     let rows = if fixed { buffer.recv_view(handle)?.max_rows } else { u64::from(counts.rows) };
     // Where rows lie by expert, the first one of the first expert that has any.
     let expert = counts.by_expert.iter().position(|selections| *selections > 0);

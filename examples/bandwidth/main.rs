@@ -2,7 +2,7 @@
 //!
 //! Every row of the table is the median over repetitions of the slowest rank's time, from events around each operation.
 //! GB/s count each received row once (its data and scales), as its rank received it: one for each token and rank, or with `--layout expand`
-//! and `--layout slab` one for each token and expert. "of copy" compares with a plain kernel that moves the same bytes, read and written, through the memory of
+//! and `--layout slab` one for each token and expert, as with `rank-major-expand` and `rank-major-slab`, which lay rows of fixed places so where they came. "of copy" compares with a plain kernel that moves the same bytes, read and written, through the memory of
 //! an otherwise idle GPU. Several ranks on one GPU share
 //! its memory: their figures measure kernels and protocol, not NVLink. With several GPUs "link" counts what came into a GPU from
 //! the others (one row for each token and rank, in every layout), and compares it with a plain kernel that does nothing else while all GPUs
@@ -198,6 +198,12 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
         writeln!(
             out,
             "{layout}: a row for each token and expert. GB/s count all of them, and nothing of {rest}. Of a token one row crosses to a rank, which reads it again to copy it on, and writes and reads the sum of several: of copy counts that too"
+        )?;
+    }
+    if options.has(BufferLayout::RankMajorExpand) || options.has(BufferLayout::RankMajorSlab) {
+        writeln!(
+            out,
+            "rankmajorexpand, rankmajorslab: rows in fixed places, one for each token and rank, that the receiver lays by expert; GB/s count a row for each token and expert. The times of dispatch are with that, and those of combine with the sum of what a token's rows became"
         )?;
     }
     if linked && ranks.process().is_some() {

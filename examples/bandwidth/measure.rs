@@ -6,7 +6,7 @@ use anyhow::{Result, bail, ensure};
 use epoxide::quantize::{Quantizer, scale_stride};
 use epoxide::{
     CombineInput, Comm, Config, DeviceTensor, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, LocalGroup, Mode,
-    Rows, bf16,
+    Packing, Rows, bf16,
 };
 
 use crate::ceiling::{self, Ceilings};
@@ -170,6 +170,8 @@ pub fn run(options: &Options, ranks: &Ranks, work: &[Work], case: Case) -> Resul
     let crossing = between(&|from, to| gpus[from] != gpus[to], |sent| sent.tokens);
     // Where rows lie by expert: tokens of other ranks that have several here, of which one row came.
     let several = match config.layout {
+        // Written where they came, and read again.
+        Layout::RankMajor { .. } if config.packing != Packing::None => 2.0 * between(&|_, _| true, |sent| sent.tokens),
         Layout::Compact | Layout::RankMajor { .. } => 0.0,
         _ => between(&|from, to| from != to, |sent| sent.several),
     };
@@ -295,7 +297,14 @@ fn rank(
     buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
     buffer.synchronize()?;
     let check = |y: &DeviceTensor<bf16>| -> epoxide::Result<_> {
-        Ok(identity::mismatch(&y.to_vec()?, &on_the_wire, &work.picks, top_k, &first, config.layout))
+        Ok(identity::mismatch(
+            &y.to_vec()?,
+            &on_the_wire,
+            &work.picks,
+            top_k,
+            &first,
+            config.layout_of_rows(options.ranks),
+        ))
     };
     let before = check(&y)?;
     let mut events = Vec::new();

@@ -57,7 +57,7 @@ pub const FEW: u32 = 512;
 
 /// Whether a layout is meant for so many tokens: rank-major rows are for few, and take room for all of every rank.
 pub fn is_for(layout: BufferLayout, tokens: u32) -> bool {
-    layout != BufferLayout::RankMajor || tokens <= FEW
+    !layout.is_for_few() || tokens <= FEW
 }
 
 const TABLE: Usual = Usual {

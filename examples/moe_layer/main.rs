@@ -143,7 +143,7 @@ fn run(mut options: Options, out: &mut String) -> Result<Verdict, Failure> {
     progress.step("router");
     let routing = Routing::new(&input, options.top_k as usize, options.seed, &progress);
     before.lap("router");
-    let by_expert = match config.layout {
+    let by_expert = match config.layout_of_rows(options.ranks()) {
         Layout::ExpertContiguous { alignment } => Some(Padded::ToMultipleOf(alignment as usize)),
         Layout::Slab { capacity } => Some(Padded::ToSlab(capacity as usize)),
         _ => None,

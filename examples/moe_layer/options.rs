@@ -150,7 +150,7 @@ impl Options {
     ///
     /// For GPUs that no rank would run on, and an alignment of nothing.
     pub fn check(&self) -> Result<()> {
-        let aligned = check_alignment(self.alignment, self.layout == BufferLayout::Expand);
+        let aligned = check_alignment(self.alignment, self.layout.pads());
         aligned.map_err(|error| anyhow::anyhow!(error))?;
         ranks_on_gpus::check_named(self.gpus.as_deref(), self.ranks(), self.device == Device::Cuda)
     }
@@ -241,7 +241,7 @@ impl Options {
         let config = self.config(tokens, hidden, experts)?;
         // Rows where they are received, at least: one of each token if all of its experts are on one rank, one for each of them, or all that
         // slabs hold.
-        let rows = match config.layout {
+        let rows = match config.layout_of_rows(self.ranks()) {
             Layout::Compact | Layout::RankMajor { .. } => tokens as u128,
             Layout::Slab { capacity } => experts as u128 * u128::from(capacity),
             _ => tokens as u128 * u128::from(self.top_k),

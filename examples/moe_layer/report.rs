@@ -41,12 +41,13 @@ pub fn shape(out: &mut String, options: &Options, input: &Input, config: &Config
             options.seed
         ),
     );
-    let lie = match config.layout {
+    let layout = config.layout_of_rows(options.ranks());
+    let lie = match layout {
         Layout::ExpertContiguous { alignment } => format!("those of an expert from a multiple of {alignment} on"),
         Layout::Slab { capacity } => format!("those of an expert in its slab of {capacity} rows"),
         _ => String::new(),
     };
-    if config.layout.is_by_expert() {
+    if layout.is_by_expert() {
         line(out, format_args!("        a row for each token and expert, {lie}"));
     }
     if let Some(rows) = config.capacity {

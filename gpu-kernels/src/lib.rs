@@ -17,6 +17,7 @@ pub mod dequantize;
 pub mod dispatch;
 pub mod entries;
 pub mod entries_halves;
+pub mod entries_packed;
 pub mod entries_rank_major;
 pub mod entries_ue8m0;
 #[cfg(not(target_arch = "nvptx64"))]

@@ -107,10 +107,37 @@ impl Layout {
         matches!(self, Self::Slab { .. })
     }
 
+    /// How rows of this layout lie for the experts of one of `ranks` ranks that packs them so.
+    pub const fn packed(self, packing: Packing, ranks: u32) -> Self {
+        match (self, packing) {
+            (Self::RankMajor { alignment }, Packing::ExpertContiguous) => Self::ExpertContiguous { alignment },
+            (Self::RankMajor { .. }, Packing::Slab { capacity_per_source }) => {
+                Self::Slab { capacity: ranks.saturating_mul(capacity_per_source) }
+            }
+            _ => self,
+        }
+    }
+
     /// Whether rows have fixed places, by source rank, then token.
     pub const fn is_rank_major(self) -> bool {
         matches!(self, Self::RankMajor { .. })
     }
+}
+
+/// How rows that came to fixed places are laid for experts, behind the dispatch and on the receiver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Packing {
+    /// Not: experts find their rows by the index.
+    #[default]
+    None,
+    /// As in [`Layout::ExpertContiguous`], with the alignment of the [index](Layout::RankMajor).
+    ExpertContiguous,
+    /// As in [`Layout::Slab`]: a slab of `ranks * capacity_per_source` rows for each expert, filled from its beginning.
+    Slab {
+        /// Most rows of an expert that are of one source rank: 1 to the most tokens of one.
+        capacity_per_source: u32,
+    },
 }
 
 /// How the scales of received rows lie for who reads them. They travel row by row in any case.
@@ -167,6 +194,8 @@ pub struct Shape {
     pub scale_layout: ScaleLayout,
     /// Whether combines may send what crosses between ranks in FP8, which takes a region where rows are compact.
     pub fp8_combine: bool,
+    /// How rows of fixed places are laid for experts.
+    pub packing: Packing,
 }
 
 impl Shape {
@@ -199,6 +228,20 @@ impl Shape {
     /// Words from one received row's scales to the next's: a multiple of 16 bytes.
     pub const fn scale_stride(&self) -> u32 {
         self.scale_words().div_ceil(4).saturating_mul(4)
+    }
+    /// The shape of rows as experts see them: that of a layout by expert where they are packed, and else this one.
+    pub const fn seen(&self) -> Self {
+        if !self.is_packed() {
+            return *self;
+        }
+        let mut seen = *self;
+        (seen.layout, seen.packing) = (self.layout.packed(self.packing, self.ranks), Packing::None);
+        seen.rows = seen.worst_rows();
+        seen
+    }
+    /// Whether rows of fixed places are packed.
+    pub const fn is_packed(&self) -> bool {
+        self.layout.is_rank_major() && !matches!(self.packing, Packing::None)
     }
     /// Rows of one matrix of scales by column: those that there is room for, or those of a slab, where each slab has a matrix.
     pub const fn scale_matrix_rows(&self) -> u64 {
@@ -370,6 +413,18 @@ impl Shape {
                 return broken("scale_layout", 0, Rule::ScalesByRow);
             }
         }
+        if let Packing::Slab { capacity_per_source } = self.packing
+            && (capacity_per_source == 0 || capacity_per_source > self.max_tokens)
+        {
+            return broken(
+                "capacity_per_source",
+                capacity_per_source,
+                Rule::PackedSlab { max_tokens: self.max_tokens },
+            );
+        }
+        if self.is_packed() && self.seen().rows > MAX_ROWS {
+            return broken("max_tokens_per_rank", self.max_tokens, Rule::Rows);
+        }
         if let Layout::Slab { capacity } = self.layout
             && (capacity == 0
                 || self.rows != self.worst_rows()
@@ -472,6 +527,11 @@ pub enum Rule {
     FixedPlaces,
     /// Where rows have fixed places, scales lie by row.
     ScalesByRow,
+    /// 1 to the most tokens of a rank.
+    PackedSlab {
+        /// Those.
+        max_tokens: u32,
+    },
     /// Where rows have fixed places, as many as row slots.
     OneSlot {
         /// The row slots.
@@ -521,6 +581,12 @@ impl core::fmt::Display for Rule {
             Self::FixedPlaces => write!(f, "rows of fixed places (rank-major) have room for every token of every rank"),
             Self::ScalesByRow => {
                 write!(f, "rows of fixed places (rank-major) have their scales by row (0, ScaleLayout::RowMajor)")
+            }
+            Self::PackedSlab { max_tokens } => {
+                write!(
+                    f,
+                    "of a source rank's rows an expert's slab has room for 1 to max_tokens_per_rank = {max_tokens}"
+                )
             }
             Self::OneSlot { row_slots } => write!(
                 f,

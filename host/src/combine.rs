@@ -9,6 +9,7 @@ use epoxide_kernels::entries::{
     combine, combine_by_expert, combine_by_expert_fp8, combine_by_expert_fp8_gated, combine_by_expert_gated,
     combine_by_expert_with, combine_fp8, combine_with, lend,
 };
+use epoxide_kernels::entries_packed::combine_rank_major_gated;
 use epoxide_kernels::entries_rank_major::combine_rank_major;
 use epoxide_kernels::layout::Span;
 use epoxide_kernels::lend::LendArgs;
@@ -102,10 +103,10 @@ impl ElasticBuffer {
         check_address("expert outputs", rows.address())?;
         let outputs = self.check_rows(rows.len())?;
         if let Some(received) = self.rows_to_be_covered(row).filter(|&received| outputs < received) {
-            return Err(self.too_few_outputs(outputs, received));
+            return Err(self.too_few_outputs(row, outputs, received));
         }
         let inner = self.comm.inner();
-        let to = self.window_row(self.layouts.window.expert_out, row);
+        let to = self.outputs_row(row);
         // SAFETY: whole rows that the region holds, as just checked, from a tensor, which is memory of its own, to the region, which is
         // lent: until this rank's combine no peer touches it, and that is behind this on the stream.
         unsafe { inner.runtime.copy_on_device(to, rows.address(), rows.len() * 2, inner.stream)? };
@@ -137,8 +138,8 @@ impl ElasticBuffer {
             return Err(Error::argument("expert outputs", format!("{outputs} rows"), rule));
         }
         let inner = self.comm.inner();
-        let to = self.window_row(self.layouts.window.expert_out, handle.row_slot);
-        let spread = self.config.layout.is_rank_major().then(|| self.spread(handle, rows)).transpose()?;
+        let to = self.outputs_row(handle.row_slot);
+        let spread = self.seen_layout().is_rank_major().then(|| self.spread(handle, rows)).transpose()?;
         let (rows, outputs) = match &spread {
             Some(spread) => (&spread[..], self.layouts.shape.rows),
             None => (rows, outputs),
@@ -176,6 +177,11 @@ impl ElasticBuffer {
     /// Fills the regions of a row slot for expert outputs and for weights to return with NaN. Enqueued.
     pub(crate) fn poison_expert_outputs(&self, row: u32) -> Result<()> {
         let (inner, slots) = (self.comm.inner(), self.layouts.shape.row_slots);
+        let packed = self.layouts.private.packed.expert_out.slot(row, slots).bytes;
+        if packed > 0 {
+            // SAFETY: the whole of a region that no peer touches, behind what the rank has enqueued.
+            unsafe { inner.runtime.fill(self.outputs_row(row), 0xff, packed, inner.stream)? };
+        }
         let regions = [self.layouts.window.expert_out, self.layouts.window.returned];
         for region in regions.map(|region| region.slot(row, slots)) {
             if region.bytes > 0 {
@@ -265,6 +271,7 @@ impl ElasticBuffer {
         let args = unsafe { self.combine_args(handle, input, slots, outputs) };
         self.take_turn()?;
         self.stand_in(input.kind(), slots)?;
+        self.reduce(slots, input.gate_weighted)?;
         // SAFETY: the caller's promise.
         unsafe { self.launch_combine(input, args, slots)? };
         self.operations += 1;
@@ -280,7 +287,9 @@ impl ElasticBuffer {
     pub(crate) fn covering_outputs(&self, handle: &Dispatched) -> Result<Option<u64>> {
         let RowSlot { outputs, .. } = *self.rows.of(handle.row_slot);
         match (self.rows_to_be_covered(handle.row_slot), outputs) {
-            (Some(received), Some(outputs)) if outputs < received => Err(self.too_few_outputs(outputs, received)),
+            (Some(received), Some(outputs)) if outputs < received => {
+                Err(self.too_few_outputs(handle.row_slot, outputs, received))
+            }
             _ => Ok(outputs),
         }
     }
@@ -351,6 +360,9 @@ impl ElasticBuffer {
                     };
                     runtime.launch(kernel, blocks, 0, &with, stream)?;
                 }
+            } else if input.gate_weighted {
+                // Of packed rows, whose outputs have been weighed.
+                runtime.launch(&combine_rank_major_gated, blocks, 0, &self.rank_major(pull, slots), stream)?;
             } else if plain && shape.layout.is_rank_major() {
                 runtime.launch(&combine_rank_major, blocks, 0, &self.rank_major(pull, slots), stream)?;
             } else if plain {
@@ -432,18 +444,24 @@ impl ElasticBuffer {
         }
     }
 
-    /// How many rows must be handed over at least, as far as the host knows: where they have fixed places, one for each place.
+    /// How many rows must be handed over at least, as far as the host knows: where they have fixed places, one for each place; where those are packed, one for
+    /// each row that there is room for, if it knows nothing.
     fn rows_to_be_covered(&self, row: u32) -> Option<u64> {
-        if self.config.layout.is_rank_major() {
-            return Some(self.layouts.shape.rows);
+        let received = self.rows.of(row).received_rows;
+        match (self.config.layout.is_rank_major(), self.layouts.shape.is_packed()) {
+            (true, false) => Some(self.layouts.shape.rows),
+            // Nobody compares them on the device.
+            (true, true) => Some(received.unwrap_or(self.seen().rows)),
+            _ => received,
         }
-        self.rows.of(row).received_rows
     }
 
-    fn too_few_outputs(&self, outputs: u64, received: u64) -> Error {
+    fn too_few_outputs(&self, row: u32, outputs: u64, received: u64) -> Error {
         let hidden = self.config.hidden;
-        let of = if self.config.layout.is_rank_major() {
+        let of = if self.seen_layout().is_rank_major() {
             "places of Layout::RankMajor"
+        } else if self.layouts.shape.is_packed() && self.rows.of(row).received_rows.is_none() {
+            "that there is room for (of fewer the host must have read the counts)"
         } else {
             "that the dispatch brought"
         };
@@ -454,7 +472,7 @@ impl ElasticBuffer {
     /// Checks that `elements` are whole rows that the lent region holds; returns how many.
     pub(crate) fn check_rows(&self, elements: u64) -> Result<u64> {
         let hidden = u64::from(self.config.hidden);
-        let max = self.layouts.shape.rows;
+        let max = self.seen().rows;
         if !elements.is_multiple_of(hidden) || elements / hidden > max {
             let rule = format!("whole rows of {hidden} elements, at most {max} of them");
             return Err(Error::argument("expert outputs", format!("{elements} elements"), rule));

@@ -3,7 +3,7 @@ use epoxide_kernels::words::Kind;
 use half::bf16;
 
 use crate::comm::Comm;
-use crate::config::Config;
+use crate::config::{Config, Packing};
 use crate::error::{Error, Result};
 use crate::expert_outputs::ExpertOutputs;
 use crate::slice::{DeviceSlice, DeviceSliceMut, check_address, check_aligned, check_len, check_rank};
@@ -325,6 +325,16 @@ impl RawCombineInput {
         given.into_iter().find_map(|(given, argument)| given.then_some(argument))
     }
 
+    /// An option, by its argument, that breaks a rule.
+    fn refused(&self, argument: &'static str, rule: &'static str) -> Error {
+        let value = match argument {
+            "bias" => self.bias_count.to_string(),
+            "y" => "f32".to_owned(),
+            _ => true.to_string(),
+        };
+        Error::argument(argument, value, rule)
+    }
+
     /// What ranks agree on.
     pub(crate) fn kind(&self) -> Kind {
         match (self.fp8_wire, self.gate_weighted, self.returned_weights.is_some()) {
@@ -349,13 +359,8 @@ impl RawCombineInput {
         if let Some(argument) = self.option()
             && !config.combine_options
         {
-            let value = match argument {
-                "bias" => self.bias_count.to_string(),
-                "y" => "f32".to_owned(),
-                _ => true.to_string(),
-            };
             let rule = "for a buffer whose configuration has combine's options: Config::with_combine_options";
-            return Err(Error::argument(argument, value, rule));
+            return Err(self.refused(argument, rule));
         }
         if self.fp8_wire && !config.fp8_combine {
             let rule = "for a buffer whose combines may send rows so: Config::with_fp8_combine";
@@ -368,7 +373,13 @@ impl RawCombineInput {
             }
             check_aligned("returned weights", to, align_of::<f32>() as u64)?;
         }
-        if self.gate_weighted && !config.layout.is_by_expert() {
+        if self.gate_weighted && config.packing != Packing::None {
+            let others = Self { gate_weighted: false, ..*self };
+            if let Some(argument) = others.option() {
+                let rule = "not beside gate weights, where rows of fixed places are packed";
+                return Err(self.refused(argument, rule));
+            }
+        } else if self.gate_weighted && !config.layout.is_by_expert() {
             let rule = "where rows lie by expert: a compact row's output is a sum over its experts already, who apply the weights";
             return Err(Error::argument("gate_weighted", true, rule));
         }

@@ -8,7 +8,7 @@ use epoxide_kernels::words::Number;
 use epoxide_plan::layouts::checked;
 use epoxide_plan::{Capacity, LayerSizes, RowLayout, Workload};
 
-pub use epoxide_kernels::shape::{Layout, Overflow, ScaleLayout, WireFormat};
+pub use epoxide_kernels::shape::{Layout, Overflow, Packing, ScaleLayout, WireFormat};
 pub use epoxide_plan::RegionBytes;
 pub(crate) use epoxide_plan::layouts::{Layouts, dispatch_shared};
 
@@ -36,6 +36,8 @@ pub struct Config {
     pub capacity: Option<u64>,
     /// What becomes of rows for which there is no room: see [`Self::with_overflow`].
     pub overflow: Overflow,
+    /// See [`Self::with_packing`].
+    pub packing: Packing,
     /// See [`Self::with_zero_padding`].
     pub zero_padding: bool,
     /// Blocks of an operation, one on each SM; 0 takes [`Comm::default_num_sms`](crate::Comm::default_num_sms): what the planner says
@@ -91,6 +93,7 @@ impl Config {
             scale_layout: ScaleLayout::RowMajor,
             capacity: None,
             overflow: Overflow::Error,
+            packing: Packing::None,
             zero_padding: false,
             num_sms: 0,
             timeout: Duration::from_secs(30),
@@ -216,12 +219,67 @@ impl Config {
 
     /// Sets what becomes of rows for which there is no room.
     ///
-    /// [`Overflow::Drop`] is for [`Layout::Slab`] alone: an expert keeps the first selections, by source rank, then token, and the others are
+    /// [`Overflow::Drop`] is for [`Layout::Slab`], and for [`Packing::Slab`], which [drops by source](Self::with_packing): in the former an expert keeps the first selections, by source rank, then token, and the others are
     /// dropped: nothing is sent for them, and they add nothing in combine. [`RecvCounts`](crate::RecvCounts) has how many they were.
     #[must_use]
     pub fn with_overflow(mut self, overflow: Overflow) -> Self {
         self.overflow = overflow;
         self
+    }
+
+    /// Lays rows of [fixed places](Layout::RankMajor) by expert, for grouped GEMMs: a row for each selection, expert-contiguous or in slabs
+    /// ([`Packing`] has both). They leave and come at low latency, as ever, one for each token and rank; behind each dispatch, or its receive half, a kernel
+    /// lays them in memory of this rank's own, and in front of each combine, or its send half, one sums what the experts made of a token's rows here, as a combine
+    /// does where [rows lie by expert](Layout::ExpertContiguous): in f32, in ascending position, rounded once to BF16, and
+    /// [gate-weighted](crate::CombineInput::gate_weighted) if that is asked for. Both are in the stream, and in graphs.
+    ///
+    /// What was received ([`recv_counts`](crate::ElasticBuffer::recv_counts), [`recv_arrays`](crate::ElasticBuffer::recv_arrays),
+    /// [`received`](crate::ElasticBuffer::received)) and [`ExpertOutputs`](crate::ExpertOutputs) are as in the layout by expert that is named; the rows lie there beside the
+    /// received ones, which [`bytes_needed`] counts: up to `top_k` rows for every token of every rank, and as many outputs.
+    ///
+    /// In [`Packing::Slab`] an expert has room for `capacity_per_source` rows of each source rank. Where that is fewer than `max_tokens_per_rank`, which
+    /// takes [`Overflow::Drop`](Self::with_overflow), each source's later tokens are dropped for that expert: they add nothing in combine, and
+    /// [`RecvCounts::dropped`](crate::RecvCounts::dropped) counts them.
+    ///
+    /// ```
+    /// use epoxide::{CombineInput, Config, DispatchInput, ElasticBuffer, Layout, LocalGroup, Mode, Packing, bf16};
+    ///
+    /// LocalGroup::simulated(2, Mode::Fast { workers: 0 })?.run(|comm| {
+    ///     let config = Config::new(4, 2, 8, 2).with_layout(Layout::RankMajor { alignment: 4 });
+    ///     let mut buffer = ElasticBuffer::new(&comm, config.with_packing(Packing::ExpertContiguous))?;
+    ///     let (x, weights) = (comm.tensor(&[bf16::ONE; 16])?, comm.tensor(&[1.0f32; 4])?);
+    ///     // Both tokens of both ranks select the first rank's experts, and one of each the second rank's first.
+    ///     let handle = buffer.dispatch(&DispatchInput::new(2, &x, &comm.tensor(&[0i64, 1, 1, 2])?, &weights))?;
+    ///     let counts = buffer.recv_counts(&handle)?;
+    ///     let (by_expert, offsets) = [(vec![2, 4], vec![0, 4, 8]), (vec![2, 0], vec![0, 4, 4])][comm.rank() as usize].clone();
+    ///     assert_eq!((counts.by_expert, counts.offsets), (by_expert, offsets));
+    ///     // Experts that add nothing: a row for each row.
+    ///     let (outputs, mut y) = (comm.tensor(&vec![bf16::ONE; counts.rows as usize * 8])?, comm.empty::<bf16>(16)?);
+    ///     buffer.combine(&handle, CombineInput::new(&outputs, &mut y))?;
+    ///     assert_eq!(y.to_vec()?, [bf16::from_f32(2.0); 16]);
+    ///     buffer.close()
+    /// })?;
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_packing(mut self, packing: Packing) -> Self {
+        self.packing = packing;
+        self
+    }
+
+    /// How rows lie for the experts of one of `ranks` ranks: as they are [packed](Self::with_packing), or else by [`Self::layout`].
+    ///
+    /// ```
+    /// use epoxide::{Config, Layout, Packing};
+    /// let config = Config::new(256, 8, 7168, 128).with_layout(Layout::RankMajor { alignment: 64 });
+    /// assert_eq!(config.layout_of_rows(2), config.layout);
+    /// let packed = config.clone().with_packing(Packing::ExpertContiguous);
+    /// assert_eq!(packed.layout_of_rows(2), Layout::ExpertContiguous { alignment: 64 });
+    /// let slabs = config.with_packing(Packing::Slab { capacity_per_source: 128 });
+    /// assert_eq!(slabs.layout_of_rows(2), Layout::Slab { capacity: 256 });
+    /// ```
+    pub fn layout_of_rows(&self, ranks: u32) -> Layout {
+        self.layout.packed(self.packing, ranks)
     }
 
     /// Zeroes what pads the rows of an expert, with its scales, in each dispatch: for experts that read it, and must not see what was there
@@ -470,6 +528,7 @@ impl Config {
             returned_weights: self.returned_weights,
             scale_layout: self.scale_layout,
             fp8_combine: self.fp8_combine,
+            packing: self.packing,
         };
         let worst = shape.worst_rows();
         let rows = self.capacity.map_or(worst, |rows| rows.min(worst));
@@ -481,10 +540,11 @@ impl Config {
                 "a layout of slabs has a capacity of its own: that of each slab",
             ));
         }
-        if self.overflow == Overflow::Drop && !slabs {
-            let rule = "selections are dropped for an expert whose slab is full: in Layout::Slab";
+        if self.overflow == Overflow::Drop && !slabs && !matches!(self.packing, Packing::Slab { .. }) {
+            let rule = "selections are dropped for an expert whose slab is full: in Layout::Slab, or Packing::Slab";
             return Err(Error::argument("overflow", format!("{:?}", self.overflow), rule));
         }
+        check_packing(self)?;
         check_options(self.layout, self.counts_mirror, self.expert_statistics, self.scale_layout)?;
         if self.fp8_combine && self.layout.is_rank_major() {
             let rule = "not where rows have fixed places (Layout::RankMajor)";
@@ -541,7 +601,7 @@ impl Config {
     }
 
     /// The fields that must agree between ranks, by name.
-    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 17] {
+    pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 18] {
         [
             ("experts", self.experts.to_string()),
             ("top_k", self.top_k.to_string()),
@@ -551,6 +611,7 @@ impl Config {
             ("layout", format!("{:?}", self.layout)),
             ("capacity", format!("{:?}", self.capacity)),
             ("overflow", format!("{:?}", self.overflow)),
+            ("packing", format!("{:?}", self.packing)),
             ("zero_padding", self.zero_padding.to_string()),
             ("num_sms", blocks.to_string()),
             ("timeout", format!("{:?}", self.timeout)),
@@ -649,6 +710,41 @@ fn check_options(layout: Layout, told: bool, statistics: bool, scales: ScaleLayo
     }
     if scales != ScaleLayout::RowMajor {
         return Err(Error::argument("scale_layout", format!("{scales:?}"), rule));
+    }
+    Ok(())
+}
+
+/// Checks that rows can be packed as a configuration says.
+///
+/// # Errors
+///
+/// [`Error::InvalidArgument`].
+fn check_packing(config: &Config) -> Result<()> {
+    let packing = config.packing;
+    let refused = |rule: &str| Err(Error::argument("packing", format!("{packing:?}"), rule));
+    if packing == Packing::None {
+        return Ok(());
+    }
+    if !config.layout.is_rank_major() {
+        return refused(
+            "rows that came to fixed places are packed: in Layout::RankMajor; other layouts lay them as they come",
+        );
+    }
+    if config.returned_weights {
+        return refused(
+            "not where weights travel back (Config::with_returned_weights), which lie beside rows of fixed places",
+        );
+    }
+    if let Packing::Slab { capacity_per_source } = packing
+        && capacity_per_source < config.max_tokens_per_rank
+        && config.overflow == Overflow::Error
+    {
+        let rule = format!(
+            "max_tokens_per_rank = {}, or selections are dropped (Overflow::Drop): rows of fixed places leave before anybody has counted them, so \
+             that ranks cannot agree to move none",
+            config.max_tokens_per_rank
+        );
+        return Err(Error::argument("capacity_per_source", capacity_per_source, rule));
     }
     Ok(())
 }

@@ -383,6 +383,7 @@ impl ElasticBuffer {
 
     /// Enqueues what comes behind a dispatch in these slots.
     pub(crate) fn enqueue_behind(&mut self, slots: Slots) -> Result<()> {
+        self.pack(slots)?;
         self.lay_scale_columns(slots)?;
         let slot = self.rows.of_mut(slots.row);
         // What was lent before, and handed over then, was for this dispatch; what comes later is for a later one.

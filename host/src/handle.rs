@@ -11,7 +11,7 @@ use crate::tensor::read;
 pub struct RecvCounts {
     /// In all; where rows lie by expert, with what pads them: in slabs, all that they hold.
     pub rows: u32,
-    /// From each source rank, `[ranks]`; in the compact layout rows lie in this order.
+    /// From each source rank, `[ranks]`; in the compact layout rows lie in this order. Where rows lie by expert, those of its selections.
     pub by_source: Vec<u32>,
     /// Selections of each local expert, `[local experts]`.
     pub by_expert: Vec<u32>,
@@ -25,6 +25,8 @@ pub struct RecvCounts {
     pub dropped: u32,
     /// Selections of all ranks' experts that were dropped.
     ///
+    /// Where rows are [packed](crate::Config::with_packing) a rank knows of its own experts' alone: as [`Self::dropped`].
+    ///
     /// Both are 0 in counts that were told early ([`ElasticBuffer::try_counts`]).
     pub dropped_in_all: u32,
 }
@@ -32,7 +34,8 @@ pub struct RecvCounts {
 /// Where the received rows lie in device memory, and in what shape. Rows and scales are valid as long as their
 /// [row slot](crate::Config::with_row_slots) is the dispatch's: until the next dispatch, by any routing, where there is one. What goes
 /// with them is valid until another dispatch takes the handle's routing slot. In [`Layout::RankMajor`](crate::Layout::RankMajor) both are valid until the
-/// combine, behind which peers may send the next rows, unless rows are kept.
+/// combine, behind which peers may send the next rows, unless rows are kept. Where rows are [packed](crate::Config::with_packing) all is as in the layout by expert
+/// that they are packed to, in memory of this rank's own, until the row slot's next dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecvView {
@@ -61,7 +64,8 @@ pub struct RecvView {
     /// where rows lie by expert, u32
     /// `[local experts + 1]` behind them: where each expert's begin, and the end; where there is a bound, u32 `[8]` behind these: 1 if the
     /// dispatch did not fit and moved nothing, and then the rank and the expert (or all ones) that have too little room, the rows that were
-    /// to come and the operation's number (two words); selections that were dropped, of this rank's experts and of all.
+    /// to come and the operation's number (two words); selections that were dropped, of this rank's experts and of all. (Where rows are packed in slabs, these are 0:
+    /// what was dropped [`ElasticBuffer::recv_counts`] says.)
     pub counts: u64,
     /// In [`Layout::RankMajor`](crate::Layout::RankMajor), u32: the rows of each local expert, from the entry on that the counts' offsets say,
     /// `u32::MAX` where an entry pads. Else 0.
@@ -98,6 +102,9 @@ impl ElasticBuffer {
     pub fn recv_view(&self, handle: &Dispatched) -> Result<RecvView> {
         self.check_readable("recv_view", handle)?;
         let (w, shape) = (&self.layouts.window, &self.layouts.shape);
+        if shape.is_packed() {
+            return Ok(self.packed_view(handle.row_slot));
+        }
         let received = w.received.slot(shape, handle.row_slot, handle.slot);
         let columns = self.layouts.private.scale_columns;
         let by_column = shape.scale_columns() > 0;
@@ -136,16 +143,19 @@ impl ElasticBuffer {
         self.settle()?;
         let view = self.recv_view(handle)?;
         let (_, experts) = self.local_experts();
-        let counts = self.layouts.shape.received_counts(experts);
+        let seen = self.seen();
+        let counts = seen.received_counts(experts);
         // SAFETY: the buffer's own words, which its layout has room for, and which this rank's dispatch alone writes.
         let mut words: Vec<u32> = unsafe { read(&self.comm, view.counts, counts.into())? };
-        let bound =
-            if self.layouts.shape.is_bounded() { words.split_off(words.len() - WORDS as usize) } else { vec![] };
+        let bound = if seen.is_bounded() { words.split_off(words.len() - WORDS as usize) } else { vec![] };
         let dropped = self.fitted(handle, &bound)?;
         self.rows.of_mut(handle.row_slot).received_rows = Some(words[0].into());
         let [dropped, dropped_in_all] = dropped;
         let mut counts = RecvCounts { dropped, dropped_in_all, ..RecvCounts::of(&words, self.comm.size(), experts) };
-        if self.config.layout.is_rank_major() {
+        if self.layouts.shape.is_packed() {
+            counts.dropped = self.dropped_by_packing(handle, &counts.by_expert)?;
+            counts.dropped_in_all = counts.dropped;
+        } else if seen.layout.is_rank_major() {
             counts.index_offsets = std::mem::take(&mut counts.offsets);
         }
         Ok(counts)

@@ -172,7 +172,7 @@ impl ElasticBuffer {
         self.check_readable("received", handle)?;
         received.counts = self.recv_counts(handle)?;
         let view = self.recv_view(handle)?;
-        let fixed = self.config.layout.is_rank_major();
+        let fixed = self.seen_layout().is_rank_major();
         let rows = if fixed { view.max_rows } else { u64::from(received.counts.rows) };
         let elements = rows * u64::from(self.config.hidden);
         let comm = &self.comm;
@@ -248,7 +248,7 @@ impl ElasticBuffer {
     ///
     /// `address` is of so many rows in the buffer's region of selections or weights, which no peer writes now.
     unsafe fn read_selections<T: Element>(&self, address: u64, rows: u64, values: &mut Vec<T>) -> Result<()> {
-        let stride = self.layouts.shape.top_k_stride() as usize;
+        let stride = self.seen().top_k_stride() as usize;
         let top_k = stride.min(self.config.top_k as usize);
         // SAFETY: rows of `stride` words each, that nobody writes now, by the caller's promise.
         unsafe { read_into(&self.comm, address, rows * stride as u64, values)? };

@@ -15,7 +15,9 @@ use crate::view::{DType, View};
 /// ([`Self::index`] says which), of others that is -1, and the rest is whatever was there. All work that reads any of it, on whatever stream, comes
 /// before the combine.
 ///
-/// In [`Layout::Slab`](crate::Layout::Slab) arrays by row have a dimension more in front: `[local experts, capacity, ..]`.
+/// Where such rows are [packed](crate::Config::with_packing), arrays are those of the packed rows, as of a layout by expert.
+///
+/// In [`Layout::Slab`](crate::Layout::Slab) and [`Packing::Slab`](crate::Packing::Slab) arrays by row have a dimension more in front: `[local experts, capacity, ..]`.
 ///
 /// The arrays borrow the buffer: nothing that takes their meaning away, a combine or another dispatch, can be called while they are in use.
 ///
@@ -76,18 +78,18 @@ impl ElasticBuffer {
         let (hidden, top_k) = (u64::from(self.config.hidden), u64::from(self.config.top_k));
         let (ranks, experts) = (u64::from(self.comm.size()), u64::from(self.local_experts().1));
         // Every rank has room for the slabs of the one that has most experts.
-        let (rows, slabs) = match self.config.layout {
+        let shape = &self.seen();
+        let (rows, slabs) = match shape.layout {
             Layout::Slab { capacity } => (experts * u64::from(capacity), true),
             _ => (view.max_rows, false),
         };
         let by_row = |array: View<'static>| if slabs { array.in_slabs(experts) } else { array };
-        let by_expert = self.config.layout.is_by_expert();
+        let by_expert = shape.layout.is_by_expert();
         // A row's selections, or its one.
         let selected = |address, dtype| match by_expert {
             true => by_row(View::vector(address, dtype, rows)),
             false => View::matrix(address, dtype, [rows, top_k], view.top_k_stride.into()),
         };
-        let shape = &self.layouts.shape;
         let (wire, scale) = match self.config.format {
             WireFormat::Bf16 => (DType::Bf16, DType::F32),
             WireFormat::Fp8 => (DType::E4m3, DType::F32),

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use epoxide::quantize::Quantizer;
-use epoxide::{Comm, ElasticBuffer, Layout, LocalGroup, Machine, MachineConfig, Mode, Result, WireFormat, bf16};
+use epoxide::{
+    CombineInput, Comm, ElasticBuffer, ExpertOutputs, Layout, LocalGroup, Machine, MachineConfig, Mode, Overflow,
+    Packing, Result, WireFormat, bf16,
+};
 use epoxide_kernels::families;
 
 use super::cell::{self, Filter, Part};
@@ -17,7 +20,7 @@ use super::support::exchange::{Tensors, check_round_of};
 use super::support::halves::{check_rest, send};
 use super::support::reference::{Wire, same};
 use super::support::routing::{Case, Random, rows};
-use super::support::{Checked, Device, complaints, packed, reference};
+use super::support::{Checked, Device, by_expert, complaints, packed, reference};
 use super::worlds::{self, Plan};
 
 /// Kernels for ranks that go on without others, which are processes: `recovery` and `kills` launch them.
@@ -79,6 +82,8 @@ enum Launcher {
     Cell(Box<Cell>, Box<Plan>),
     /// Rows in fixed places.
     RankMajor(WireFormat, bool),
+    /// The same, packed by their receivers.
+    Packed,
     Tensors,
 }
 
@@ -90,13 +95,13 @@ impl Launcher {
             Self::Cell(Box::new(cell), Box::new(plan))
         });
         let rank_major = RANK_MAJOR.map(|(format, brought)| Self::RankMajor(format, brought));
-        cells.chain(rank_major).chain([Self::Tensors]).collect()
+        cells.chain(rank_major).chain([Self::Packed, Self::Tensors]).collect()
     }
 
     fn mode(&self) -> Mode {
         match self {
             Self::Cell(cell, _) => worlds::mode(cell),
-            Self::RankMajor(..) | Self::Tensors => Mode::Fast { workers: 0 },
+            Self::RankMajor(..) | Self::Packed | Self::Tensors => Mode::Fast { workers: 0 },
         }
     }
 
@@ -104,6 +109,7 @@ impl Launcher {
         let checked = match self {
             Self::Cell(cell, plan) => round::rank(cell, plan, streams),
             Self::RankMajor(format, brought) => rank_major(streams.own(), *format, *brought),
+            Self::Packed => rank_major_packed(streams.own()),
             Self::Tensors => tensors(streams.own()),
         };
         checked.map(|checked| checked.map_err(|why| format!("{self}: {why}")))
@@ -115,6 +121,7 @@ impl fmt::Display for Launcher {
         match self {
             Self::Cell(cell, _) => write!(f, "{cell}"),
             Self::RankMajor(format, brought) => write!(f, "rows in fixed places, {format:?}, brought: {brought}"),
+            Self::Packed => write!(f, "rows in fixed places, packed"),
             Self::Tensors => write!(f, "tensors"),
         }
     }
@@ -191,6 +198,38 @@ fn rank_major(comm: &Comm, format: WireFormat, brought: bool) -> Result<Checked>
         let rows = if brought { own.as_ref().map_err(Clone::clone)?.rows()? } else { (&tensors.x).into() };
         let ticket = send(&mut buffer, &tensors, tokens, rows)?;
         checked = checked.and(check_rest(comm, &mut buffer, ticket, &mut tensors, &world, &wires)?);
+        buffer.close()?;
+    }
+    Ok(checked)
+}
+
+/// Rows in fixed places that are laid by expert, dropped and not; outputs that are weighed and not.
+fn rank_major_packed(comm: &Comm) -> Result<Checked> {
+    const HIDDEN: u32 = 2896;
+    let case =
+        Case { num_sms: 3, ..Case::with_rows(2, HIDDEN, WireFormat::Fp8, vec![9; 2], 5, Mode::Fast { workers: 0 }) };
+    let world = case.world();
+    let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
+    let fixed = case.config().with_layout(Layout::RankMajor { alignment: 8 }).with_combine_options();
+    let dropping = fixed.clone().with_packing(Packing::Slab { capacity_per_source: 1 }).with_overflow(Overflow::Drop);
+    let mut checked = Ok(());
+    for config in [fixed.with_packing(Packing::ExpertContiguous).with_zero_padding(), dropping] {
+        let drops = config.overflow == Overflow::Drop;
+        let mut buffer = ElasticBuffer::new(comm, config)?;
+        let mut tensors = Tensors::empty(comm, 9, HIDDEN, case.top_k, case.index)?;
+        tensors.fill(&world, comm.rank())?;
+        comm.barrier()?;
+        let handle = tensors.dispatch(&mut buffer, 9)?;
+        if drops {
+            let dropped = buffer.recv_counts(&handle)?.dropped > 0;
+            checked = checked.and(if dropped { Ok(()) } else { Err("nothing was dropped".to_owned()) });
+            let input = CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y).gate_weighted();
+            buffer.combine(&handle, input)?;
+            buffer.synchronize()?;
+        } else {
+            let y = &mut tensors.y;
+            checked = checked.and(by_expert::check_round_of(comm, &mut buffer, &handle, y, &world, &wires, 8)?);
+        }
         buffer.close()?;
     }
     Ok(checked)

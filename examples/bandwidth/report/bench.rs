@@ -117,14 +117,15 @@ impl<'r> Bench<'r> {
             self.brought = Some(quantized(self.comm, &self.x, tokens, self.options.hidden)?);
         }
         let config = self.options.config(cell.case());
+        let layout_of_rows = config.layout_of_rows(self.options.ranks);
         let known = self.expected.as_ref();
         if known.is_none_or(|(of, format, layout, _)| {
-            (*of, *format) != (cell.routing, cell.format) || *layout != config.layout
+            (*of, *format) != (cell.routing, cell.format) || *layout != layout_of_rows
         }) {
             self.expected = None;
             let x = identity::on_the_wire(self.comm, &self.x_here, tokens, self.options.hidden, config.format)?;
-            let sums = identity::sums(&x, &self.picks_here, self.options.top_k as usize, &self.first, config.layout);
-            self.expected = Some((cell.routing, cell.format, config.layout, sums));
+            let sums = identity::sums(&x, &self.picks_here, self.options.top_k as usize, &self.first, layout_of_rows);
+            self.expected = Some((cell.routing, cell.format, layout_of_rows, sums));
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ pub fn microseconds(gpu: Option<&str>, options: &Options, cell: Cell) -> [Option
         let layout = match cell.layout {
             BufferLayout::Compact => RowLayout::Compact,
             // The planner does not know its kernels.
-            BufferLayout::RankMajor => return None,
+            BufferLayout::RankMajor | BufferLayout::RankMajorExpand | BufferLayout::RankMajorSlab => return None,
             BufferLayout::Expand => RowLayout::Expand { alignment: options.alignment() },
             BufferLayout::Slab => RowLayout::Slab,
         };

@@ -26,6 +26,7 @@ mod fp8_rows;
 mod fp8_wire;
 mod options;
 mod parts;
+pub mod reduce;
 mod sum;
 mod sum_own;
 mod sum_with;

@@ -53,14 +53,14 @@ impl Parts {
 
     /// The token of a part; none if it is not below their number.
     #[inline(always)]
-    pub(super) fn token(self, part: u32) -> u32 {
+    pub(crate) fn token(self, part: u32) -> u32 {
         // Whole tokens, where there are many, divide nothing.
         if self.of_token == 1 { part } else { quotient(part, self.of_token) }
     }
 
     /// The vectors of a part in its row: the first, and the first that is not.
     #[inline(always)]
-    pub(super) fn vectors(self, part: u32, hidden: u32) -> [u32; 2] {
+    pub(crate) fn vectors(self, part: u32, hidden: u32) -> [u32; 2] {
         let first = (part - self.token(part) * self.of_token) * self.vectors;
         let end = first + self.vectors;
         [first, if hidden / 8 < end { hidden / 8 } else { end }]

@@ -3,6 +3,8 @@
 //! The host allocates by these numbers and the kernels address by them. A layout is `None` for a shape that is not valid;
 //! within the limits of valid ones no product overflows 64 bits, nor 32 where the kernels use 32.
 #[cfg(not(target_arch = "nvptx64"))]
+mod packed;
+#[cfg(not(target_arch = "nvptx64"))]
 mod private;
 mod received;
 mod shared;
@@ -10,6 +12,8 @@ mod span;
 #[cfg(not(target_arch = "nvptx64"))]
 mod window;
 
+#[cfg(not(target_arch = "nvptx64"))]
+pub use packed::PackedSpans;
 #[cfg(not(target_arch = "nvptx64"))]
 pub use private::PrivateLayout;
 pub use received::{PARTS, ReceivedSpans, RecvRegions};

@@ -1,5 +1,6 @@
 //! A rank's memory that no peer touches.
 use super::Sizes;
+use super::packed::{PACKED, PackedSpans};
 use super::span::{Cursor, Span};
 use crate::shape::Shape;
 
@@ -41,6 +42,8 @@ pub struct PrivateLayout {
     pub marked: Span,
     /// 32 bits `[S][columns][scale_column_stride]`: received scales by column; only where they lie so.
     pub scale_columns: Span,
+    /// Rows laid by expert; only where rows of fixed places are packed.
+    pub packed: PackedSpans,
     /// Its bytes.
     pub bytes: u64,
 }
@@ -91,12 +94,13 @@ impl PrivateLayout {
                 shape.scale_columns().checked_mul(shape.scale_column_stride())?,
                 4,
             )?,
+            packed: PackedSpans::lay(&mut at, &shape)?,
             bytes: at.bytes()?,
         })
     }
 
-    /// All regions, in order.
-    pub fn spans(&self) -> [Span; 16] {
+    /// All regions, in order; those of packed rows where rows are packed.
+    pub fn spans(&self) -> Vec<Span> {
         let Self {
             bases,
             epoch,
@@ -114,9 +118,11 @@ impl PrivateLayout {
             overflow,
             marked,
             scale_columns,
+            packed,
             bytes: _,
         } = *self;
-        [
+        let mut spans = Vec::with_capacity(16 + PACKED);
+        spans.extend([
             bases,
             epoch,
             dispatches,
@@ -133,6 +139,8 @@ impl PrivateLayout {
             overflow,
             marked,
             scale_columns,
-        ]
+        ]);
+        spans.extend(packed.all().into_iter().filter(|span| span.bytes > 0));
+        spans
     }
 }

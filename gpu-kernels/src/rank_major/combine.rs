@@ -6,12 +6,12 @@ use crate::combine::{CombineArgs, Part, Parts, sum_parts};
 use crate::layout::THREADS;
 use crate::words::{Kind, Operation, Phase, no_routing};
 
-/// Sums the rows. An instance that does not post entry words is a receive half: its send half has.
+/// Sums the rows. An instance that does not post entry words is a receive half: its send half has. Ranks agree on whether what they sum was `GATED`.
 #[inline(always)]
-pub(super) fn run<const POSTS: bool>(a: &CombineRankMajorArgs) {
+pub(super) fn run<const POSTS: bool, const GATED: bool>(a: &CombineRankMajorArgs) {
     let op = &a.pull.op;
     let watch = wait::Watch::begin(op.fault, op.next_epoch());
-    let entered = enter::<POSTS>(&a.pull, &watch);
+    let entered = enter::<POSTS, GATED>(&a.pull, &watch);
     // The block has met, so all its threads know the epoch.
     let passes = thread::index() == THREADS - 1;
     let passed = passes.then(|| op.grid.pass(entered.is_err()));
@@ -41,14 +41,18 @@ pub(super) fn run<const POSTS: bool>(a: &CombineRankMajorArgs) {
 
 /// Posts the entry word of the combine of a dispatch at a peer: it may read this rank's expert outputs. Behind a fault nothing is published.
 #[inline(always)]
-pub(super) fn post(op: &Operation, dispatch: u64, watch: &wait::Watch, peer: Peer) {
+pub(super) fn post(op: &Operation, dispatch: u64, watch: &wait::Watch, peer: Peer, kind: Kind) {
     let unless = || dispatch == 0 || watch.is_aborted();
-    op.entry.of_dispatch(dispatch).post_unless(op.window(), peer, watch.epoch(), Kind::Combine, unless);
+    op.entry.of_dispatch(dispatch).post_unless(op.window(), peer, watch.epoch(), kind, unless);
 }
 
 /// Meets all ranks. Returns how the tokens are divided, and this warp's first part.
 #[inline(always)]
-fn enter<const POSTS: bool>(a: &CombineArgs, watch: &wait::Watch) -> Result<(Parts, Part), fault::Stopped> {
+fn enter<const POSTS: bool, const GATED: bool>(
+    a: &CombineArgs,
+    watch: &wait::Watch,
+) -> Result<(Parts, Part), fault::Stopped> {
+    let kind = if GATED { Kind::CombineGated } else { Kind::Combine };
     let window = a.op.window();
     let (look, dispatch) = (watch.look(), a.routing.load_weak(0));
     // The handle is this rank's own: it is on its way while the ranks meet.
@@ -56,10 +60,9 @@ fn enter<const POSTS: bool>(a: &CombineArgs, watch: &wait::Watch) -> Result<(Par
     let first = parts.first(a);
     let posts = THREADS - window.peers;
     if POSTS && thread::block_index() == 0 && thread::index() >= posts {
-        post(&a.op, dispatch, watch, Peer(thread::index() - posts));
+        post(&a.op, dispatch, watch, Peer(thread::index() - posts), kind);
     }
     no_routing(dispatch, a.slot, window, watch.found(look, Phase::Entry as u32)).settle()?;
-    let entry = a.op.entry.of_dispatch(dispatch);
-    let _met = entry.meet(window, watch, Kind::Combine)?;
+    let _met = a.op.entry.of_dispatch(dispatch).meet(window, watch, kind)?;
     Ok((parts, first))
 }

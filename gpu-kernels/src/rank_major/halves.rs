@@ -28,7 +28,7 @@ use epoxide_dsl::prelude::*;
 use super::args::DispatchRankMajorArgs;
 use super::{combine, enter, receive, send};
 use crate::row::Row;
-use crate::words::{Operation, Phase, no_routing};
+use crate::words::{Kind, Operation, Phase, no_routing};
 
 /// Arguments of the send half of a combine.
 ///
@@ -83,7 +83,7 @@ pub(crate) fn combine_send(a: &CombineSendArgs) {
     let watch = wait::Watch::begin(a.op.fault, a.op.next_epoch());
     let (look, dispatch) = (watch.look(), a.routing.load_weak(0));
     if thread::index() < window.peers {
-        combine::post(&a.op, dispatch, &watch, Peer(thread::index()));
+        combine::post(&a.op, dispatch, &watch, Peer(thread::index()), Kind::Combine);
     }
     let fault = no_routing(dispatch, a.slot, window, watch.found(look, Phase::Entry as u32));
     if let Err(stopped) = fault.settle() {
@@ -94,5 +94,5 @@ pub(crate) fn combine_send(a: &CombineSendArgs) {
 /// The receive half of a combine.
 #[inline(always)]
 pub(crate) fn combine_receive(a: &super::CombineRankMajorArgs) {
-    combine::run::<false>(a);
+    combine::run::<false, false>(a);
 }

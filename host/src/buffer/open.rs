@@ -22,6 +22,7 @@ use crate::config::{Config, Layouts, dispatch_shared};
 use crate::error::{Error, Result};
 use crate::halves::prepare_halves;
 use crate::mirror::Mirror;
+use crate::packing::prepare_packing;
 use crate::rendezvous::{agree, meet};
 use crate::rows::{Again, row_kernels};
 use crate::runtime::Mapped;
@@ -193,6 +194,7 @@ fn allocate(
     if config.halves {
         prepare_halves(runtime, &layouts.shape, shared.bytes(&layouts.shape))?;
     }
+    prepare_packing(runtime, config, &layouts.shape)?;
     if config.fp8_combine && layouts.shape.layout.is_by_expert() {
         runtime.prepare(&combine_by_expert_fp8, 0)?;
         runtime.prepare(&combine_by_expert_fp8_gated, 0)?;

@@ -1,0 +1,115 @@
+//! Reducing: what experts made of packed rows is summed to a row for each received one, in its fixed place, from where a combine takes it.
+//!
+//! There is no protocol: a rank works on its own rows, which [`pack`](crate::rank_major::pack) has laid, behind its experts on the stream and before its
+//! combine, whose entry word says that they are ready. Peers have read what the combine before left there: this rank's dispatch since then was behind
+//! a word of each of them that said so.
+//!
+//! The sum is that of a rank where rows lie by expert: in f32, from +0, in ascending position of the selections, each output multiplied by its gate
+//! weight and the product rounded to f32 if they are gated, rounded once to BF16. A selection that was dropped adds nothing; of a token
+//! of which all were, the row is +0.
+use epoxide_dsl::prelude::*;
+
+use super::options::Weighed;
+use super::parts::Parts;
+use super::sum;
+use super::sum_with;
+use crate::grid_warps;
+use crate::rank_major::NO_ROW;
+
+/// Arguments of [`reduce_rows`](crate::entries_packed::reduce_rows).
+///
+/// Launch contract: `topk`, `places` and `weights` are those of the dispatch in this slot and of its packing, behind both on the stream; nobody writes `outputs`
+/// meanwhile, and nothing else touches `expert_out`.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct ReduceArgs {
+    /// `[1]`: the number of the dispatch; 0 if it failed.
+    pub routing: Global<u64>,
+    /// i32 `[rows][top_k_stride]`: local experts, or -1.
+    pub topk: Global<i32>,
+    /// f32 `[rows][top_k_stride]`: gate weights.
+    pub weights: Global<f32>,
+    /// u32 `[rows][top_k_stride]`: which packed row each selection has become.
+    pub places: Global<u32>,
+    /// BF16 `[packed rows][hidden]`: what the experts made of them.
+    pub outputs: Global<u8>,
+    /// BF16 `[rows][hidden]`: written, for rows that were received.
+    pub expert_out: Global<u8>,
+    /// Fixed places.
+    pub rows: u32,
+    /// Selections of a token.
+    pub top_k: u32,
+    /// Words from one row's selections to the next's.
+    pub top_k_stride: u32,
+    /// Elements of a row, a multiple of 8.
+    pub hidden: u32,
+}
+
+/// Sums all rows, a warp for each or for a part of one; `GATED` weighs them.
+#[inline(always)]
+pub(crate) fn run<const GATED: bool>(a: &ReduceArgs) {
+    // It waits for nobody, so its blocks are all there soon.
+    grid::let_the_next_one_begin();
+    let parts = Parts::new(a.hidden, a.rows);
+    let mut number = grid_warps::index();
+    let routing = a.routing.load_weak(0);
+    let mut next = Selection::load::<GATED>(a, parts.token(number));
+    if routing == 0 {
+        return;
+    }
+    while parts.token(number) < a.rows {
+        let (of_part, row, selection) = (number, parts.token(number), next);
+        number += grid_warps::count();
+        // The next one's selections are on their way while this one is summed.
+        next = Selection::load::<GATED>(a, parts.token(number));
+        if warp::ballot(warp::ALL, selection.is_here) != 0 {
+            selection.sum::<GATED>(a, row, parts.vectors(of_part, a.hidden));
+        }
+    }
+}
+
+/// What a lane knows of one selection of a row.
+#[derive(Clone, Copy)]
+struct Selection {
+    /// Whether it is of an expert of this rank.
+    is_here: bool,
+    /// The packed row.
+    place: u32,
+    weight: f32,
+}
+
+impl Selection {
+    #[inline(always)]
+    fn load<const GATED: bool>(a: &ReduceArgs, row: u32) -> Self {
+        let lane = warp::lane();
+        let mut selection = Self { is_here: false, place: NO_ROW, weight: 0.0 };
+        if row < a.rows && lane < a.top_k {
+            let expert = a.topk.rows(a.top_k_stride).row(row).load_weak(lane);
+            // Of another's it is whatever was there, as its weight is.
+            let place = a.places.rows(a.top_k_stride).row(row).load_weak(lane);
+            if expert >= 0 {
+                (selection.is_here, selection.place) = (true, place);
+            }
+            if GATED {
+                selection.weight = a.weights.rows(a.top_k_stride).row(row).load_weak(lane);
+            }
+        }
+        selection
+    }
+
+    /// Sums these vectors of a row's outputs to its place. Warp-collective.
+    #[inline(always)]
+    fn sum<const GATED: bool>(self, a: &ReduceArgs, row: u32, vectors: [u32; 2]) {
+        let (bytes, is_one) = (a.hidden * 2, self.place != NO_ROW);
+        let mut address = 0;
+        if is_one {
+            address = a.outputs.rows(bytes).row(self.place).address();
+        }
+        let (lanes, to) = (warp::ballot(warp::ALL, is_one), a.expert_out.rows(bytes).row(row).cast());
+        if GATED {
+            sum_with::sum_rows(vectors, Weighed { to, weight: self.weight }, lanes, address);
+        } else {
+            sum::sum_rows(vectors, to, lanes, address);
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The kernels of a rank that lays rows of fixed places by expert, and sums what experts made of them; see [`crate::rank_major::pack`] and
+//! [`crate::combine::reduce`]. The combine behind gate-weighted sums is that of [`crate::entries_rank_major`] by another kind.
+use epoxide_dsl::prelude::*;
+
+use crate::combine::reduce::{self, ReduceArgs};
+use crate::layout;
+use crate::rank_major::pack::{self, PackArgs};
+use crate::rank_major::{self, CombineRankMajorArgs};
+
+/// Lays rows by expert.
+#[kernel(threads = 512, blocks_per_sm = 1)]
+pub fn pack_rows(args: PackArgs) {
+    pack::run::<false>(&args);
+}
+
+/// Lays rows by expert, but those that are too many for one.
+#[kernel(threads = 512, blocks_per_sm = 1)]
+pub fn pack_rows_dropping(args: PackArgs) {
+    pack::run::<true>(&args);
+}
+
+/// Sums the outputs of packed rows.
+#[kernel(threads = 512, blocks_per_sm = 1)]
+pub fn reduce_rows(args: ReduceArgs) {
+    reduce::run::<false>(&args);
+}
+
+/// Sums the outputs of packed rows, weighed.
+#[kernel(threads = 512, blocks_per_sm = 1)]
+pub fn reduce_rows_gated(args: ReduceArgs) {
+    reduce::run::<true>(&args);
+}
+
+/// Sums rows that are sums of weighed outputs.
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn combine_rank_major_gated(args: CombineRankMajorArgs) {
+    rank_major::combine_gated(&args);
+}
+
+#[cfg(not(target_arch = "nvptx64"))]
+const _: () = assert!(
+    pack_rows.threads() == layout::THREADS
+        && pack_rows_dropping.threads() == layout::THREADS
+        && reduce_rows.threads() == layout::THREADS
+        && reduce_rows_gated.threads() == layout::THREADS
+        && combine_rank_major_gated.threads() == layout::THREADS
+);

@@ -1,0 +1,383 @@
+//! Packing: rows that came to fixed places are laid by expert, a row for each selection, in memory that no peer touches.
+//!
+//! There is no protocol: a rank works on its own rows, behind the dispatch that brought them on its stream, and before its combine, behind which
+//! peers may overwrite them. After a dispatch that failed the slot has no routing, and no row is read.
+//!
+//! **Where a row goes** follows from the index that the dispatch made, and not from who comes first: the entry of the row in its expert's part, from the
+//! expert's first row on. So expert-contiguous rows lie as the index does; in slabs each expert's begin at its slab. Each lane finds its selection's
+//! entry by bisection, as the part ascends.
+//!
+//! **Where selections are dropped** an expert keeps the first `capacity_per_source` of each source rank. Whether entry `i` of a part is kept is seen from the
+//! part alone, as it ascends: it is, unless entry `i - capacity_per_source` is of the same source. A sender would drop the same ones: they
+//! depend on its own tokens alone.
+//!
+//! A warp reads some of a row once, and writes it to all of the row's places. Which those are it leaves for [`crate::combine::reduce`].
+use epoxide_dsl::prelude::*;
+
+use super::args::NO_ROW;
+use crate::combine::Parts;
+use crate::grid_warps;
+use crate::placement::quotient;
+
+/// Arguments of [`pack_rows`](crate::entries_packed::pack_rows).
+///
+/// Launch contract: what is read is what a dispatch into fixed places brought, behind it on the stream, and nobody writes it meanwhile; nothing but this
+/// kernel touches what is written, which has room for the rows that can come, or for `slab_rows` of each expert.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct PackArgs {
+    /// `[1]`: the number of the dispatch; 0 if it failed.
+    pub routing: Global<u64>,
+    /// u32 `[1 + ranks + experts + experts + 1]`: what the dispatch counted.
+    pub recv_counts: Global<u32>,
+    /// The rows of each expert.
+    pub index: Global<u32>,
+    /// `[ranks * max_tokens]` rows on the wire.
+    pub x: Global<u8>,
+    /// 32 bits `[ranks * max_tokens][scale_stride]`.
+    pub scales: Global<u32>,
+    /// i32 `[ranks * max_tokens][top_k_stride]`: local experts, or -1.
+    pub topk: Global<i32>,
+    /// f32 `[ranks * max_tokens][top_k_stride]`.
+    pub weights: Global<f32>,
+    /// `[ranks * max_tokens]`.
+    pub sources: Global<u64>,
+    /// Where the packed rows go, and what goes with them.
+    pub to: Packed,
+    /// Bytes of a row on the wire, without scales.
+    pub row_bytes: u32,
+    /// Words from one row's scales to the next's; 0 where there are none.
+    pub scale_stride: u32,
+    /// Selections of a token.
+    pub top_k: u32,
+    /// Words from one row's selections to the next's.
+    pub top_k_stride: u32,
+    /// The ranks.
+    pub ranks: u32,
+    /// Most tokens of a rank.
+    pub max_tokens: u32,
+    /// This rank's experts.
+    pub experts: u32,
+    /// Rows of a slab, where each expert has one; else 0.
+    pub slab_rows: u32,
+    /// Rows that an expert keeps of a source rank's; only where selections are dropped.
+    pub capacity_per_source: u32,
+    /// 1 to write zeros to rows that pad, with their scales.
+    pub zero_padding: u32,
+}
+
+/// Where packed rows lie.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct Packed {
+    /// Rows on the wire.
+    pub x: Global<u8>,
+    /// 32 bits `[rows][scale_stride]`.
+    pub scales: Global<u32>,
+    /// i32 `[rows]`: each row's local expert, -1 where it pads.
+    pub experts: Global<i32>,
+    /// f32 `[rows]`: gate weights, 0 where it pads.
+    pub weights: Global<f32>,
+    /// u64 `[rows]`: source rank and token, all ones where it pads.
+    pub sources: Global<u64>,
+    /// u32 `[1 + ranks + experts + experts + 1]`: rows with what pads them; selections by source rank, by local expert; the first row of each, and the end.
+    pub counts: Global<u32>,
+    /// u32 `[ranks * max_tokens][top_k_stride]`: which row each selection of an expert here has become, or [`NO_ROW`] if it was dropped.
+    pub places: Global<u32>,
+}
+
+/// Vectors of a row that a lane has in flight.
+const VECTORS: u32 = 16;
+
+/// A part of the index: the rows of an expert.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Its first entry.
+    first: u32,
+    /// Its entries, without what pads them.
+    count: u32,
+}
+
+impl PackArgs {
+    /// How many of the index's entries each expert has.
+    #[inline(always)]
+    fn counts(&self) -> Global<u32> {
+        self.recv_counts.at(1 + self.ranks)
+    }
+
+    #[inline(always)]
+    fn part(&self, expert: u32) -> Part {
+        let counts = self.counts();
+        Part { first: counts.load_weak(self.experts + expert), count: counts.load_weak(expert) }
+    }
+
+    /// The first row of an expert, or the end of all.
+    #[inline(always)]
+    fn begin(&self, expert: u32) -> u32 {
+        if self.slab_rows != 0 { expert * self.slab_rows } else { self.counts().load_weak(self.experts + expert) }
+    }
+
+    /// Entry `entry` of the index, as the place of a row.
+    #[inline(always)]
+    fn row(&self, entry: u32) -> u32 {
+        self.index.load_weak(entry)
+    }
+
+    /// How many entries of a part are of a row before `place`. Per thread.
+    #[inline(always)]
+    fn entries_before(&self, part: Part, place: u32) -> u32 {
+        let (mut low, mut high) = (0, part.count);
+        while low < high {
+            let middle = (low + high) / 2;
+            if self.row(part.first + middle) < place {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
+    /// Whether an entry of a part, which there is, is kept. Per thread.
+    #[inline(always)]
+    fn keeps(&self, part: Part, entry: u32) -> bool {
+        if entry < self.capacity_per_source {
+            return true;
+        }
+        let source = |entry: u32| quotient(self.row(part.first + entry), self.max_tokens);
+        source(entry - self.capacity_per_source) != source(entry)
+    }
+
+    /// How many entries of a part are kept that are of a row before `place`, and whether that one's is. Warp-collective, uniform.
+    #[inline(always)]
+    fn kept_before(&self, part: Part, place: u32) -> (u32, bool) {
+        let (mut before, mut first, mut itself) = (0, 0, false);
+        while first < part.count {
+            let entry = first + warp::lane();
+            let mut row = NO_ROW;
+            let mut kept = false;
+            if entry < part.count {
+                row = self.row(part.first + entry);
+                kept = self.keeps(part, entry);
+            }
+            before += warp::ballot(warp::ALL, kept && row < place).count_ones();
+            itself |= warp::ballot(warp::ALL, kept && row == place) != 0;
+            first += warp::LANES;
+        }
+        (before, itself)
+    }
+}
+
+/// Packs all rows; `DROPS` those that are too many for an expert.
+#[inline(always)]
+pub(crate) fn run<const DROPS: bool>(a: &PackArgs) {
+    // It waits for nobody, so its blocks are all there soon.
+    grid::let_the_next_one_begin();
+    // As many bytes as so many elements of BF16.
+    let parts = Parts::new(a.row_bytes / 2, a.ranks * a.max_tokens);
+    let routing = a.routing.load_weak(0);
+    let first = expert_of_lane(a, parts, grid_warps::index());
+    let came = routing != 0;
+    if came {
+        pack_all::<DROPS>(a, parts, first);
+    }
+    // Behind the rows of the first warps, which have most: from the last warp on.
+    let number = grid_warps::count() - 1 - grid_warps::index();
+    for expert in thread::strided(number, a.experts, grid_warps::count()) {
+        close_expert::<DROPS>(a, expert, came);
+    }
+    for source in thread::strided(number, a.ranks, grid_warps::count()) {
+        let selections = if came { count_source::<DROPS>(a, source) } else { 0 };
+        if warp::lane() == 0 {
+            a.to.counts.store_weak(1 + source, selections);
+        }
+    }
+    if number == 0 && warp::lane() == 0 {
+        let end = if came { a.begin(a.experts) } else { 0 };
+        a.to.counts.store_weak(0, end);
+        a.to.counts.store_weak(1 + a.ranks + 2 * a.experts, end);
+    }
+}
+
+/// Packs this warp's share of the rows, or of pieces of them, where there are fewer rows than warps.
+#[inline(always)]
+fn pack_all<const DROPS: bool>(a: &PackArgs, parts: Parts, first: i32) {
+    let (mut number, mut next) = (grid_warps::index(), first);
+    while parts.token(number) < a.ranks * a.max_tokens {
+        let (of_part, expert) = (number, next);
+        number += grid_warps::count();
+        // The next one's selections are on their way while this one is laid.
+        next = expert_of_lane(a, parts, number);
+        if warp::ballot(warp::ALL, expert >= 0) != 0 {
+            pack::<DROPS>(a, parts.token(of_part), expert, parts.vectors(of_part, a.row_bytes / 2));
+        }
+    }
+}
+
+/// This lane's expert of a part's row; -1 where it has none.
+#[inline(always)]
+fn expert_of_lane(a: &PackArgs, parts: Parts, number: u32) -> i32 {
+    let (place, lane) = (parts.token(number), warp::lane());
+    let mut expert = -1;
+    if place < a.ranks * a.max_tokens && lane < a.top_k {
+        expert = a.topk.rows(a.top_k_stride).row(place).load_weak(lane);
+    }
+    expert
+}
+
+/// Copies the `vectors` of the row in `place` to where each lane's `expert` has it, with what goes with the row if they are its first. Warp-collective.
+#[inline(always)]
+fn pack<const DROPS: bool>(a: &PackArgs, place: u32, expert: i32, [first, end]: [u32; 2]) {
+    let from = a.x.rows(a.row_bytes).row(place).cast::<U32x4>();
+    // The row is on its way while its places are found.
+    let mut loaded = load(from, first, end);
+    let mut to = NO_ROW;
+    if DROPS {
+        let mut selected = warp::ballot(warp::ALL, expert >= 0);
+        while selected != 0 {
+            let lane = selected.trailing_zeros();
+            selected &= selected - 1;
+            let of_lane = warp::shuffle(warp::ALL, expert as u32, lane);
+            let (before, itself) = a.kept_before(a.part(of_lane), place);
+            if itself && lane == warp::lane() {
+                to = a.begin(of_lane) + before;
+            }
+        }
+    } else if expert >= 0 {
+        to = a.begin(expert as u32) + a.entries_before(a.part(expert as u32), place);
+    }
+    let kept = warp::ballot(warp::ALL, to != NO_ROW);
+    if first == 0 {
+        beside(a, place, expert, to);
+        if a.scale_stride != 0 {
+            pack_scales(a, place, to, kept);
+        }
+    }
+    let mut at = first;
+    while at < end {
+        let mut left = kept;
+        while left != 0 {
+            let row = warp::shuffle(warp::ALL, to, left.trailing_zeros());
+            left &= left - 1;
+            let row = a.to.x.rows(a.row_bytes).row(row).cast::<U32x4>().at(at + warp::lane());
+            unroll!(V in 16 => {
+                if at + warp::lane() + V as u32 * warp::LANES < end {
+                    row.store_weak(V as u32 * warp::LANES, loaded[V]);
+                }
+            });
+        }
+        at += VECTORS * warp::LANES;
+        loaded = load(from, at, end);
+    }
+}
+
+/// Loads this lane's vectors from `first` on, a warp apart and below `end`.
+#[inline(always)]
+fn load(from: Global<U32x4>, first: u32, end: u32) -> [U32x4; VECTORS as usize] {
+    let mut loaded = [[0; 4]; VECTORS as usize];
+    let at = first + warp::lane();
+    unroll!(V in 16 => {
+        if at + V as u32 * warp::LANES < end {
+            loaded[V] = from.load_weak(at + V as u32 * warp::LANES);
+        }
+    });
+    loaded
+}
+
+/// Writes which row each selection has become, and what goes with that. Per thread.
+#[inline(always)]
+fn beside(a: &PackArgs, place: u32, expert: i32, to: u32) {
+    if expert < 0 {
+        return;
+    }
+    a.to.places.rows(a.top_k_stride).row(place).store_weak(warp::lane(), to);
+    if to != NO_ROW {
+        let weight = a.weights.rows(a.top_k_stride).row(place).load_weak(warp::lane());
+        a.to.experts.store_weak(to, expert);
+        a.to.weights.store_weak(to, weight);
+        a.to.sources.store_weak(to, a.sources.load_weak(place));
+    }
+}
+
+/// Copies the scales of a row to each of its places. Warp-collective.
+#[inline(always)]
+fn pack_scales(a: &PackArgs, place: u32, to: u32, kept: u32) {
+    let from = a.scales.rows(a.scale_stride).row(place).cast::<U32x4>();
+    for vector in thread::strided(warp::lane(), (a.scale_stride / 4).next_multiple_of(warp::LANES), warp::LANES) {
+        let is_one = vector < a.scale_stride / 4;
+        let mut scales = [0; 4];
+        if is_one {
+            scales = from.load_weak(vector);
+        }
+        let mut left = kept;
+        while left != 0 {
+            let row = warp::shuffle(warp::ALL, to, left.trailing_zeros());
+            left &= left - 1;
+            if is_one {
+                a.to.scales.rows(a.scale_stride).row(row).cast::<U32x4>().store_weak(vector, scales);
+            }
+        }
+    }
+}
+
+/// Writes how many rows an expert has, and what pads them. Warp-collective.
+#[inline(always)]
+fn close_expert<const DROPS: bool>(a: &PackArgs, expert: u32, came: bool) {
+    let counts = a.to.counts.at(1 + a.ranks);
+    if !came {
+        if warp::lane() == 0 {
+            counts.store_weak(expert, 0);
+            counts.store_weak(a.experts + expert, 0);
+        }
+        return;
+    }
+    let part = a.part(expert);
+    let rows = if DROPS { a.kept_before(part, NO_ROW).0 } else { part.count };
+    let (begin, end) = (a.begin(expert), a.begin(expert + 1));
+    if warp::lane() == 0 {
+        counts.store_weak(expert, rows);
+        counts.store_weak(a.experts + expert, begin);
+    }
+    for row in thread::strided(begin + rows + warp::lane(), end, warp::LANES) {
+        a.to.experts.store_weak(row, -1);
+        a.to.weights.store_weak(row, 0.0);
+        a.to.sources.store_weak(row, u64::MAX);
+    }
+    if a.zero_padding == 0 {
+        return;
+    }
+    for row in thread::strided(begin + rows, end, 1) {
+        let x = a.to.x.rows(a.row_bytes).row(row).cast::<U32x4>();
+        for vector in thread::strided(warp::lane(), a.row_bytes / 16, warp::LANES) {
+            x.store_weak(vector, [0; 4]);
+        }
+        let scales = a.to.scales.rows(a.scale_stride).row(row).cast::<U32x4>();
+        for vector in thread::strided(warp::lane(), a.scale_stride / 4, warp::LANES) {
+            scales.store_weak(vector, [0; 4]);
+        }
+    }
+}
+
+/// How many packed rows are of a source rank. Warp-collective.
+#[inline(always)]
+fn count_source<const DROPS: bool>(a: &PackArgs, source: u32) -> u32 {
+    let mut selections = 0;
+    let begin = source * a.max_tokens;
+    if DROPS {
+        for expert in thread::strided(warp::lane(), a.experts, warp::LANES) {
+            let part = a.part(expert);
+            let of_source = a.entries_before(part, begin + a.max_tokens) - a.entries_before(part, begin);
+            selections += if of_source < a.capacity_per_source { of_source } else { a.capacity_per_source };
+        }
+    } else {
+        // What pads a row's selections is -1.
+        let topk = a.topk.rows(a.top_k_stride).row(begin).cast::<U32x4>();
+        for vector in thread::strided(warp::lane(), a.max_tokens * a.top_k_stride / 4, warp::LANES) {
+            let four = topk.load_weak(vector);
+            unroll!(I in 4 => {
+                selections += u32::from(four[I] as i32 >= 0);
+            });
+        }
+    }
+    warp::sum(warp::ALL, selections)
+}
