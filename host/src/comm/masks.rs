@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 
 use super::{Comm, CommInner};
 use crate::error::{Error, Result};
-use crate::rendezvous::{Turn, agree, meet};
+use crate::rendezvous::{Known, Turn, agree, meet};
 use crate::transport::windows::Transport;
 
 impl CommInner {
@@ -21,27 +21,35 @@ impl CommInner {
         self.membership.strangers() != 0
     }
 
-    /// Agrees with all that go on about who does: `strangers` as this rank knows them, and whether windows must be fresh for another reason.
-    fn agree_on_masks(&self, turn: &Turn<'_>, strangers: u64, moves: bool) -> Result<()> {
+    /// Agrees with all that go on about who does: what this rank knows of those that are masked, and whether windows must be fresh for another reason.
+    fn agree_on_masks(&self, turn: &Turn<'_>, known: Known, moves: bool) -> Result<()> {
         let masked = self.rendezvous.masked();
         let of_mask: Vec<u32> = (0..self.size).filter(|rank| masked >> rank & 1 == 1).collect();
         agree(turn, &[("masked ranks", format!("{of_mask:?}"))])?;
         // Who was gone may have left the others at different points of making a buffer.
         let mut made = self.buffers_made.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = [*made, strangers, self.moves()].map(u64::to_le_bytes).concat();
+        let told = [*made, self.moves(), known.may_live, known.over].map(u64::to_le_bytes).concat();
         let all = meet(turn, "buffers made", &told)?;
-        let [mut most, mut unknown, mut moved] = [*made, 0, 0];
+        let (mut most, mut moved, mut of_all) = (*made, 0, Vec::new());
         for told in &all {
-            let [made, strangers, moves] = std::array::from_fn(|i| {
+            let [made, moves, may_live, over] = std::array::from_fn(|i| {
                 let word = told.as_chunks::<8>().0.get(i);
                 word.map_or(0, |word| u64::from_le_bytes(*word))
             });
-            (most, unknown, moved) = (most.max(made), unknown | strangers, moved.max(moves));
+            (most, moved) = (most.max(made), moved.max(moves));
+            of_all.push(Known { may_live, over });
         }
         *made = most;
-        self.membership.agreed(unknown & masked, moved, moves);
+        self.membership.agreed(strangers(&of_all) & masked, moved, moves);
         Ok(())
     }
+}
+
+/// Ranks that may live by what all know, a bit for each: that a process has ended is for certain, whoever saw it; of one on another host that host's
+/// ranks do.
+fn strangers(known: &[Known]) -> u64 {
+    let [over, may_live] = known.iter().fold([0, 0], |all, one| [all[0] | one.over, all[1] | one.may_live]);
+    may_live & !over
 }
 
 impl Comm {
@@ -72,11 +80,11 @@ impl Comm {
     /// up, and masks nobody: what it told the others then.
     pub fn mask(&self, ranks: &[u32]) -> Result<()> {
         self.can_change(ranks)?;
-        let living = self.inner.rendezvous.mask(ranks)?;
+        let Known { over, may_live } = self.inner.rendezvous.mask(ranks)?;
         self.inner.alarm.mask(self.inner.rendezvous.masked());
         let turn = self.inner.rendezvous.turn();
-        let strangers = self.inner.membership.strangers() | living;
-        self.inner.agree_on_masks(&turn, strangers, false)
+        let may_live = self.inner.membership.strangers() | may_live;
+        self.inner.agree_on_masks(&turn, Known { over, may_live }, false)
     }
 
     /// Goes on with these ranks again, which were [masked](Self::mask) and live: all that go on call it, and these ranks themselves, with the same ranks.
@@ -103,8 +111,8 @@ impl Comm {
         self.inner.rendezvous.unmask(ranks)?;
         self.inner.alarm.mask(self.inner.rendezvous.masked());
         let turn = self.inner.rendezvous.turn();
-        let strangers = self.inner.membership.strangers();
-        self.inner.agree_on_masks(&turn, strangers, true)
+        let may_live = self.inner.membership.strangers();
+        self.inner.agree_on_masks(&turn, Known { over: 0, may_live }, true)
     }
 
     /// The ranks that the group goes on without.
@@ -119,5 +127,18 @@ impl Comm {
             return Err(Error::argument("ranks", format!("{ranks:?}"), rule));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_saw_a_process_end_says_so_for_all() {
+        let known = |over, may_live| Known { over, may_live };
+        // Rank 2 was beside rank 3 alone; nobody knows of rank 1.
+        assert_eq!(strangers(&[known(0, 0b110), known(0b100, 0b010)]), 0b010);
+        assert_eq!(strangers(&[known(0b100, 0); 2]), 0);
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use self::agreement::{agree, meet, meet_with};
 pub use self::processes::MeetingPoint;
-pub(crate) use self::processes::{Gathered, Processes, Secret, Start, random};
+pub(crate) use self::processes::{Gathered, Known, Processes, Secret, Start, random};
 pub(crate) use self::simulated::Simulated;
 pub(crate) use self::threads::Member;
 
@@ -71,15 +71,19 @@ impl Rendezvous {
     }
 
     /// Goes on without these ranks, which are processes, or ranks of a machine that were killed. Every other rank does so too, as often and with the
-    /// same ranks. Returned are those that may live, a bit for each.
+    /// same ranks. Returned is what is known of those.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for threads of one process, and for ranks of a machine that live.
-    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<u64> {
+    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<Known> {
         match &self.way {
             Way::Processes(processes) => processes.mask(ranks),
-            Way::Machine(simulated) => simulated.mask(ranks).map(|()| 0),
+            Way::Machine(simulated) => {
+                simulated.mask(ranks)?;
+                // They were killed.
+                Ok(Known { over: ranks.iter().fold(0, |all, rank| all | 1 << rank), may_live: 0 })
+            }
             Way::Threads(_) => {
                 let rule = "ranks that are processes can be masked, and not threads of one";
                 Err(Error::argument("ranks", format!("{ranks:?}"), rule))
