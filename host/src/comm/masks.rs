@@ -4,6 +4,7 @@
 //! and its kernels may write there whenever they run: so the others move their buffers to fresh windows, and leave it the old ones. When it comes
 //! back, all move once more, and share windows with it.
 use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use super::{Comm, CommInner};
 use crate::error::{Error, Result};
@@ -26,6 +27,7 @@ impl CommInner {
         let masked = self.rendezvous.masked();
         let of_mask: Vec<u32> = (0..self.size).filter(|rank| masked >> rank & 1 == 1).collect();
         agree(turn, &[("masked ranks", format!("{of_mask:?}"))])?;
+        let known = self.settled(known);
         // Who was gone may have left the others at different points of making a buffer.
         let mut made = self.buffers_made.lock().unwrap_or_else(PoisonError::into_inner);
         let told = [*made, self.moves(), known.may_live, known.over].map(u64::to_le_bytes).concat();
@@ -43,7 +45,33 @@ impl CommInner {
         self.membership.agreed(strangers(&of_all) & masked, moved, moves);
         Ok(())
     }
+
+    /// What is known once threads of this process that are gone have had time to end, with all that they had enqueued: it ends by what kernels are told.
+    fn settled(&self, known: Known) -> Known {
+        if self.rendezvous.is_of_processes() {
+            return known;
+        }
+        let until = Instant::now() + FOR_THE_END;
+        let ended = |rank: u32| {
+            while !self.local.has_ended(rank) {
+                if Instant::now() > until {
+                    return false;
+                }
+                std::thread::sleep(LOOK);
+            }
+            true
+        };
+        let may_live = (0..self.size).filter(|rank| known.may_live >> rank & 1 == 1);
+        let ended = may_live.filter(|rank| ended(*rank)).fold(0, |all, rank| all | 1 << rank);
+        Known { over: known.over | ended, may_live: known.may_live & !ended }
+    }
 }
+
+/// How long who masks a thread that is gone waits for the end of what that had enqueued.
+const FOR_THE_END: Duration = Duration::from_millis(200);
+
+/// How often it is looked.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Ranks that may live by what all know, a bit for each: that a process has ended is for certain, whoever saw it; of one on another host that host's
 /// ranks do.
@@ -57,7 +85,9 @@ impl Comm {
     /// Collective: every other living rank calls it, with the same ranks, as often as the others. Of ranks that are gone it waits until their processes have
     /// ended for certain, and with them what they had running on a device.
     ///
-    /// A rank that lives, say one that was stopped, is told ([`Gone::Masked`](crate::Gone::Masked)), and may [come back](Self::unmask). Until
+    /// Of ranks that are threads those can be masked that are gone: their closure has ended, or they [gave up](Self::abort).
+    ///
+    /// A process that lives, say one that was stopped, is told ([`Gone::Masked`](crate::Gone::Masked)), and may [come back](Self::unmask). Until
     /// then it may run, and write to the windows that it knows: so a reset moves to fresh ones, and takes memory for them. What was captured in a CUDA
     /// graph before is of no use behind that.
     ///
@@ -74,8 +104,8 @@ impl Comm {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for this rank, where windows are NCCL's, and for threads of one process, but for ranks of a simulated machine
-    /// that were [killed](crate::Machine::kill);
+    /// [`Error::InvalidArgument`] for this rank, where windows are NCCL's, and for a thread that is not gone (of a simulated machine also one that was
+    /// [killed](crate::Machine::kill) is);
     /// [`Error::ConfigMismatch`] when ranks name others; [`Error::PeerGone`] when one more is gone. A rank that waited in vain in a collective call has given
     /// up, and masks nobody: what it told the others then.
     pub fn mask(&self, ranks: &[u32]) -> Result<()> {

@@ -70,24 +70,17 @@ impl Rendezvous {
         }
     }
 
-    /// Goes on without these ranks, which are processes, or ranks of a machine that were killed. Every other rank does so too, as often and with the
+    /// Goes on without these ranks: processes, or threads that are gone. Every other rank does so too, as often and with the
     /// same ranks. Returned is what is known of those.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for threads of one process, and for ranks of a machine that live.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for the rank itself, and for threads that are not gone.
     pub(crate) fn mask(&self, ranks: &[u32]) -> Result<Known> {
         match &self.way {
             Way::Processes(processes) => processes.mask(ranks),
-            Way::Machine(simulated) => {
-                simulated.mask(ranks)?;
-                // They were killed.
-                Ok(Known { over: ranks.iter().fold(0, |all, rank| all | 1 << rank), may_live: 0 })
-            }
-            Way::Threads(_) => {
-                let rule = "ranks that are processes can be masked, and not threads of one";
-                Err(Error::argument("ranks", format!("{ranks:?}"), rule))
-            }
+            Way::Machine(simulated) => simulated.mask(ranks),
+            Way::Threads(member) => member.mask(ranks),
         }
     }
 
@@ -100,10 +93,16 @@ impl Rendezvous {
         match &self.way {
             Way::Processes(processes) => processes.unmask(ranks),
             Way::Machine(_) | Way::Threads(_) => {
-                let rule = "ranks that are processes come back, and no others: of these only one that was killed can be masked";
+                let rule =
+                    "ranks that are processes come back, and no others: of these only one that is gone can be masked";
                 Err(Error::argument("ranks", format!("{ranks:?}"), rule))
             }
         }
+    }
+
+    /// Whether each rank is a process of its own.
+    pub(crate) fn is_of_processes(&self) -> bool {
+        matches!(self.way, Way::Processes(_))
     }
 
     /// The ranks that it goes on without, a bit for each.
@@ -111,7 +110,7 @@ impl Rendezvous {
         match &self.way {
             Way::Processes(processes) => processes.masked(),
             Way::Machine(simulated) => simulated.masked(),
-            Way::Threads(_) => 0,
+            Way::Threads(member) => member.masked(),
         }
     }
 
@@ -167,7 +166,7 @@ impl Turn<'_> {
         match self.way {
             Way::Processes(processes) => processes.masked(),
             Way::Machine(simulated) => simulated.masked(),
-            Way::Threads(_) => 0,
+            Way::Threads(member) => member.masked(),
         }
     }
 
