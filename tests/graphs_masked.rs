@@ -16,9 +16,11 @@ const TOKENS: u32 = 5;
 /// Of an operation.
 const DEADLINE: Duration = Duration::from_millis(700);
 
-const LAYOUTS: [(Layout, bool); 3] = [
+/// Every layout, and whether its rows lie by expert.
+const LAYOUTS: [(Layout, bool); 4] = [
     (Layout::Compact, false),
     (Layout::ExpertContiguous { alignment: 4 }, true),
+    (Layout::Slab { capacity: RANKS * TOKENS }, true),
     (Layout::RankMajor { alignment: 1 }, false),
 ];
 

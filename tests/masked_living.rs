@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use epoxide::{Comm, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Packing, Result, WireFormat};
 use rustix::process::Signal;
+use support::by_expert::Padding;
 use support::exchange::{Tensors, check_round, check_round_of};
 use support::halves::{check_rest, send};
 use support::masked::without;
@@ -35,9 +36,11 @@ fn case(data: u64) -> Case {
     }
 }
 
-const LAYOUTS: [(Layout, Packing); 4] = [
+/// Every layout; slabs have room for all that could come.
+const LAYOUTS: [(Layout, Packing); 5] = [
     (Layout::Compact, Packing::None),
     (Layout::ExpertContiguous { alignment: 4 }, Packing::None),
+    (Layout::Slab { capacity: 3 * (7 + 5 * 2) }, Packing::None),
     (Layout::RankMajor { alignment: 4 }, Packing::None),
     (Layout::RankMajor { alignment: 4 }, Packing::ExpertContiguous),
 ];
@@ -67,11 +70,11 @@ fn round(
             let ticket = send(buffer, tensors, tokens, (&tensors.x).into())?;
             Ok(whole.and(check_rest(comm, buffer, ticket, tensors, world, &wires)?))
         }
-        _ => by_expert::check_round(comm, buffer, tensors, world, &wires, 4),
+        layout => by_expert::check_round(comm, buffer, tensors, world, &wires, Padding::of(layout)),
     }
 }
 
-/// Rounds in both buffers without these ranks.
+/// Rounds in all buffers without these ranks.
 fn rounds(comm: &Comm, buffers: &mut [ElasticBuffer], data: std::ops::Range<u64>, gone: &[u32]) -> Result<()> {
     let of = case(0);
     let mut tensors = Tensors::empty(comm, of.tokens[comm.rank() as usize], of.hidden, of.top_k, of.index)?;

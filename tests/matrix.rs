@@ -20,6 +20,8 @@ mod dimensions;
 mod group;
 #[path = "matrix/kernels.rs"]
 mod kernels;
+#[path = "matrix/masked.rs"]
+mod masked;
 #[path = "matrix/order.rs"]
 mod order;
 #[path = "matrix/progress.rs"]
@@ -45,6 +47,9 @@ use support::{Device, replay};
 
 /// Cells of an ordinary run.
 const SAMPLE: usize = 30;
+
+/// Cells of each layout without one of their ranks.
+const MASKED: u32 = 6;
 
 /// The seed of the whole unless the environment names another.
 const WHOLE_SEED: u64 = 4;
@@ -101,6 +106,25 @@ fn a_sample_of_processes_is_bitwise_the_reference() {
             let cell = cell.expect("some run");
             println!("{cell}\nreplay: {}", replay::line(module_path!(), test, seed));
             Ranks::start(cell.ranks, test, &cell.to_string()).end(Duration::from_secs(120));
+        }
+    }
+}
+
+/// Whatever a buffer is asked for, it goes on without a rank that was killed: cells of each layout, and others in each run.
+#[test]
+fn a_sample_without_a_rank_is_bitwise_the_reference() {
+    let device = Device::Simulated;
+    for layout in ["Compact", "ByExpert", "Slab", "RankMajor"] {
+        let filter = Filter::parse(&format!("layout={layout},schedule=Seeded,ranks=2,ranks=3,ranks=4"));
+        for seed in replay::seeds(MASKED) {
+            let cell = cell::sample(seed, device, &filter).find(|cell| sense::of(cell, device) == Sense::Runs);
+            let cell = cell.expect("some run");
+            let start = Instant::now();
+            masked::check(&cell).unwrap_or_else(|why| {
+                let test = "a_sample_without_a_rank_is_bitwise_the_reference";
+                panic!("{cell}\n{why}\nreplay: {}", replay::line(module_path!(), test, seed))
+            });
+            println!("{:6.2} s  {cell}", start.elapsed().as_secs_f64());
         }
     }
 }

@@ -12,7 +12,7 @@ use cudarc::driver::sys;
 use epoxide::nccl::{Library, Nccl};
 use epoxide::processes::{MeetingPoint, Place, World};
 use epoxide::{Comm, Config, ElasticBuffer, Error, IndexType, Layout, Mode, Result, WireFormat};
-use support::exchange::{Tensors, check_round};
+use support::exchange::{Indices, Tensors, check_round};
 use support::gpu::Gpu;
 use support::processes::{Rank, Ranks};
 use support::reference::Wire;
@@ -57,7 +57,21 @@ fn device(world: &World) -> u32 {
     gpus[world.rank() as usize % gpus.len()]
 }
 
-/// Dispatches and combines of buffers one after another, each with data of its own.
+/// A dispatch and a combine with data of their own.
+fn round(comm: &Comm, buffer: &mut ElasticBuffer, tensors: &mut Tensors, data: u64, format: WireFormat) -> Result<()> {
+    let world = case(comm.size(), data, format).world();
+    let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
+    tensors.fill(&world, comm.rank())?;
+    let layout = buffer.config().layout;
+    let checked = match layout {
+        Layout::Compact => check_round(comm, buffer, tensors, &world, &wires)?,
+        _ => by_expert::check_round(comm, buffer, tensors, &world, &wires, 8)?,
+    };
+    checked.unwrap_or_else(|complaint| panic!("{layout:?}, {format:?}, data {data}: {complaint}"));
+    Ok(())
+}
+
+/// Dispatches and combines of buffers one after another, and behind a fault, in the same windows.
 fn exchange(comm: &Comm) -> Result<()> {
     for (number, layout) in (0..).zip([Layout::Compact, Layout::ExpertContiguous { alignment: 8 }]) {
         for format in [WireFormat::Bf16, WireFormat::Fp8] {
@@ -66,16 +80,16 @@ fn exchange(comm: &Comm) -> Result<()> {
             let tokens = first.tokens[comm.rank() as usize];
             let mut tensors = Tensors::empty(comm, tokens, first.hidden, first.top_k, first.index)?;
             for iteration in 0..4 {
-                let world = case(comm.size(), 10 * number + iteration, format).world();
-                let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
-                tensors.fill(&world, comm.rank())?;
-                let checked = match layout {
-                    Layout::Compact => check_round(comm, &mut buffer, &mut tensors, &world, &wires)?,
-                    _ => by_expert::check_round(comm, &mut buffer, &mut tensors, &world, &wires, 8)?,
-                };
-                checked
-                    .unwrap_or_else(|complaint| panic!("{layout:?}, {format:?}, iteration {iteration}: {complaint}"));
+                round(comm, &mut buffer, &mut tensors, 10 * number + iteration, format)?;
             }
+            // One rank selects what is no expert.
+            if let (0, Indices::I64(idx)) = (comm.rank(), &mut tensors.topk_idx) {
+                idx.copy_from_host(&vec![1000; (tokens * first.top_k) as usize])?;
+            }
+            let fault = tensors.dispatch(&mut buffer, tokens).and_then(|_| buffer.synchronize());
+            assert!(matches!(fault, Err(Error::IndexOutOfRange { index: 1000, .. })), "{fault:?}");
+            buffer.reset()?;
+            round(comm, &mut buffer, &mut tensors, 10 * number + 4, format)?;
             buffer.check()?;
             buffer.close()?;
         }

@@ -6,10 +6,10 @@ mod launched;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use epoxide::processes::{Place, World};
-use epoxide::{Error, Gone};
+use epoxide::processes::{MeetingPoint, Place, World};
+use epoxide::{Comm, Error, Gone, MachineConfig, Mode};
 use launched::{Ended, is_there, play, role, run, words_behind};
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::{Signal, getpid, getppid, kill_process};
 
 /// One rank.
 #[test]
@@ -60,6 +60,19 @@ fn a_rank() {
                 return;
             }
             println!("told {}", world.barrier().unwrap_err());
+        }
+        "two ranks are threads" => {
+            let point = MeetingPoint::local(format!("test-mixed-{}", getppid().expect("a parent").as_raw_nonzero()));
+            let refused = |rank: u32| {
+                let world = Place::new(rank, 3).with_meeting_point(point.clone()).meet().unwrap();
+                Comm::simulated(&world, MachineConfig::new(3, Mode::Fast { workers: 1 })).unwrap_err()
+            };
+            // The launcher has two processes, of which the first is two ranks.
+            std::thread::scope(|scope| {
+                let other = (rank == 0).then(|| scope.spawn(|| refused(1)));
+                println!("told {}", refused(2 * rank));
+                other.into_iter().for_each(|other| println!("told {}", other.join().unwrap()));
+            });
         }
         "rank 1 is killed at any time" => {
             if rank == 1 {
@@ -155,6 +168,16 @@ fn environments_that_contradict_each_other_are_named_on_every_rank() {
     assert_eq!(outcome.code(), 0);
     let why = "told bootstrap: rank 1 is one of 3 ranks, rank 0 one of 2: set WORLD_SIZE alike for all ranks";
     assert_eq!(out.text().matches(why).count(), 2, "{}", out.text());
+}
+
+/// Either each rank is a process, or all are threads of one.
+#[test]
+fn a_mixture_of_threads_and_processes_is_refused_on_all() {
+    let ended = run("two ranks are threads", 2, |launch| launch.with_keep_going(true));
+    assert_eq!(ended.outcome.code(), 0, "{}{}", ended.out, ended.err);
+    let why = "ranks = 0 and 1: they are threads of one process, and other ranks are not";
+    let told = told(&ended);
+    assert!(told.len() == 3 && told.iter().all(|said| said.contains(why)), "{}", ended.out);
 }
 
 #[test]

@@ -31,11 +31,9 @@ pub fn place(options: &Options) -> epoxide::Result<Option<Place>> {
 /// What keeps them from meeting, or from sharing memory.
 pub fn ranks(place: Option<&Place>, options: &mut Options) -> Result<Ranks> {
     let Some(place) = place else { return Ok(Ranks::Threads) };
-    let mut start = Start::asked();
+    let start = Start::begins();
     let world = place.meet()?;
-    if let Some(start) = &mut start {
-        start.part("meeting");
-    }
+    let mut start = start.met(&world)?;
     let comm = match options.device {
         Device::Sim => Comm::simulated(&world, MachineConfig::new(world.size(), Mode::Fast { workers: 1 }))?,
         Device::Cuda => {

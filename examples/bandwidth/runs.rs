@@ -160,7 +160,10 @@ fn a_launcher_s_processes_are_its_ranks() {
             let mut command = program.command(args);
             command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
             command.env("WORLD_SIZE", "3").env("LOCAL_WORLD_SIZE", "3").env("EPOXIDE_JOB", format!("{job}-{code}"));
-            command.env("EPOXIDE_START_TIMES", "1");
+            // One that asks is enough, whichever it is.
+            if rank == 2 {
+                command.env("EPOXIDE_START_TIMES", "1");
+            }
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
         };
         let ranks: Vec<_> = (0..3).map(start).collect();

@@ -10,7 +10,7 @@ use epoxide::{Comm, ElasticBuffer, LocalGroup};
 
 use crate::options::{Device, Options};
 
-/// With it, rank 0 says how long the slowest rank took for each part.
+/// With it, on whichever rank, rank 0 says how long the slowest rank took for each part.
 const ASKED: &str = "EPOXIDE_START_TIMES";
 
 /// A part that is the driver's: nothing of it can be spared, whoever asks.
@@ -23,9 +23,21 @@ pub struct Start {
 }
 
 impl Start {
-    /// A start that begins now, if anybody wants to know.
-    pub fn asked() -> Option<Self> {
-        std::env::var_os(ASKED).map(|_| Self { last: Instant::now(), parts: Vec::new() })
+    /// A start that begins now.
+    pub fn begins() -> Self {
+        Self { last: Instant::now(), parts: Vec::new() }
+    }
+
+    /// Ranks have met. It goes on on all of them if one wants to know, since all that follows is of all.
+    ///
+    /// # Errors
+    ///
+    /// When another rank is gone.
+    pub fn met(mut self, world: &World) -> epoxide::Result<Option<Self>> {
+        self.part("meeting");
+        let all = world.all_gather(&[std::env::var_os(ASKED).is_some().into()])?;
+        self.last = Instant::now();
+        Ok(all.iter().any(|asked| asked[..] == [1]).then_some(self))
     }
 
     /// Ends a part.

@@ -10,11 +10,15 @@ const MOST: usize = u64::BITS as usize;
 
 /// The streams of a rank, each with its number; the rank's own is the first. They stay as long as the rank.
 pub(crate) struct Streams {
-    known: Mutex<Known>,
+    /// Never held while anything is waited for: a tensor that is dropped looks here.
+    all: Mutex<Vec<RawStream>>,
+    /// Held by the thread whose operation has its turn, also while that waits for a stream to come by: who is next would wait for it anyway.
+    order: Mutex<Order>,
 }
 
-struct Known {
-    all: Vec<RawStream>,
+/// In which order the rank's operations are.
+#[derive(Default)]
+struct Order {
     /// Where the rank's last operation is, or was led on to.
     last: Option<RawStream>,
     captures: Vec<Capture>,
@@ -32,7 +36,7 @@ struct Capture {
 impl Streams {
     /// Those of a rank that has one.
     pub(crate) fn new(first: RawStream) -> Arc<Self> {
-        Arc::new(Self { known: Mutex::new(Known { all: vec![first], last: None, captures: Vec::new() }) })
+        Arc::new(Self { all: Mutex::new(vec![first]), order: Mutex::default() })
     }
 
     /// The number of a stream of the rank's runtime, which is the rank's from here on.
@@ -41,7 +45,7 @@ impl Streams {
     ///
     /// [`Error::InvalidArgument`] when it would be one too many.
     pub(crate) fn add(&self, stream: RawStream) -> Result<u32> {
-        let all = &mut self.known().all;
+        let mut all = self.known();
         if let Some(number) = all.iter().position(|known| *known == stream) {
             return Ok(number as u32);
         }
@@ -55,7 +59,7 @@ impl Streams {
 
     /// All of them, by number.
     pub(crate) fn all(&self) -> Vec<RawStream> {
-        self.known().all.clone()
+        self.known().clone()
     }
 
     /// Puts an operation that is about to be enqueued on `stream` behind the rank's last one, if that is on another stream.
@@ -69,19 +73,19 @@ impl Streams {
     ///
     /// [`Error::Capturing`] behind an operation on a stream that is being captured now.
     pub(crate) fn take_turn(&self, runtime: &Runtime, stream: RawStream, capture: Option<u64>) -> Result<()> {
-        let mut known = self.known();
+        let mut order = self.order();
         if let Some(id) = capture {
-            let of = known.capture(runtime, id, stream);
+            let of = order.capture(runtime, id, stream);
             let last = std::mem::replace(&mut of.last, stream);
             return if last == stream { Ok(()) } else { follow(runtime, last, stream) };
         }
-        if let Some(last) = known.last.filter(|last| *last != stream) {
+        if let Some(last) = order.last.filter(|last| *last != stream) {
             if runtime.capture(last)?.is_some() {
                 return Err(Error::capturing("an operation on another stream"));
             }
             follow(runtime, last, stream)?;
         }
-        known.last = Some(stream);
+        order.last = Some(stream);
         Ok(())
     }
 
@@ -91,7 +95,7 @@ impl Streams {
     ///
     /// [`Error::Capturing`] where `to` is being captured, and `from` is not, or in another capture.
     pub(crate) fn lead_on(&self, runtime: &Runtime, from: RawStream, to: RawStream) -> Result<()> {
-        let mut known = self.known();
+        let mut order = self.order();
         let capture = runtime.capture(from)?;
         // A stream of no capture comes into that whose event it waits for.
         let other = runtime.capture(to)?;
@@ -101,12 +105,12 @@ impl Streams {
         follow(runtime, from, to)?;
         match capture {
             Some(id) => {
-                let of = known.capture(runtime, id, from);
+                let of = order.capture(runtime, id, from);
                 if of.last == from {
                     of.last = to;
                 }
             }
-            None if known.last == Some(from) => known.last = Some(to),
+            None if order.last == Some(from) => order.last = Some(to),
             None => {}
         }
         Ok(())
@@ -114,8 +118,8 @@ impl Streams {
 
     /// Notes that a buffer has operations in this capture.
     pub(crate) fn captures(&self, runtime: &Runtime, id: u64, stream: RawStream, buffer: &Arc<Life>) {
-        let mut known = self.known();
-        let buffers = &mut known.capture(runtime, id, stream).buffers;
+        let mut order = self.order();
+        let buffers = &mut order.capture(runtime, id, stream).buffers;
         if !buffers.iter().any(|other| Arc::ptr_eq(other, buffer)) {
             buffers.push(Arc::clone(buffer));
         }
@@ -123,17 +127,21 @@ impl Streams {
 
     /// Whose operations are in a capture, which is over.
     pub(crate) fn captured(&self, id: u64) -> Vec<Arc<Life>> {
-        let captures = &mut self.known().captures;
+        let captures = &mut self.order().captures;
         let over = captures.iter().position(|capture| capture.id == id);
         over.map_or(Vec::new(), |at| captures.swap_remove(at).buffers)
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Vec<RawStream>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn order(&self) -> MutexGuard<'_, Order> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Known {
+impl Order {
     /// What is known of a capture, in which `stream` is.
     fn capture(&mut self, runtime: &Runtime, id: u64, stream: RawStream) -> &mut Capture {
         let at = self.captures.iter().position(|capture| capture.id == id).unwrap_or_else(|| {
@@ -163,5 +171,20 @@ mod tests {
         let refused = streams.add(RawStream::Cuda(MOST as u64)).unwrap_err().to_string();
         assert!(refused.starts_with("stream = number 65: a rank has at most 64 streams"), "{refused}");
         assert_eq!(streams.all().len(), MOST);
+    }
+
+    /// A tensor that is dropped meanwhile, and the end of a buffer, wait for nobody.
+    #[test]
+    fn which_streams_there_are_is_known_while_an_operation_waits_in_its_turn() {
+        let streams = Streams::new(RawStream::Cuda(0));
+        let waits = streams.order();
+        let (known, told) = std::sync::mpsc::channel();
+        let others = Arc::clone(&streams);
+        let asks =
+            std::thread::spawn(move || known.send((others.add(RawStream::Cuda(1)).unwrap(), others.all().len())));
+        let answer = told.recv_timeout(std::time::Duration::from_secs(5));
+        drop(waits);
+        asks.join().unwrap().unwrap();
+        assert_eq!(answer, Ok((1, 2)));
     }
 }

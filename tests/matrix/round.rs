@@ -49,6 +49,12 @@ impl Streams {
         &self.own
     }
 
+    /// Makes a cell's buffer.
+    pub fn buffer(&self, plan: &Plan) -> Result<ElasticBuffer> {
+        self.buffers.set(self.buffers.get() + 1);
+        ElasticBuffer::new(&self.own, plan.config.clone())
+    }
+
     /// Those on which a cell's operations are, in turn; none where they are on the rank's own.
     fn in_turn(&self, cell: &Cell) -> Result<Vec<Comm>> {
         if cell.stream == Stream::Own {
@@ -87,12 +93,11 @@ pub fn rank(cell: &Cell, plan: &Plan, streams: &Streams) -> Result<Checked> {
         Error::InvalidArgument { .. } | Error::WrongOrder { .. } => Ok(Err(error.to_string())),
         other => Err(other),
     };
-    streams.buffers.set(streams.buffers.get() + 1);
-    let mut buffer = match ElasticBuffer::new(&streams.own, plan.config.clone()) {
+    let mut buffer = match streams.buffer(plan) {
         Ok(buffer) => buffer,
         Err(error) => return refused(error),
     };
-    let checked = steps(cell, plan, streams, &mut buffer).or_else(|error| {
+    let checked = steps(cell, plan, streams, &mut buffer, &|| streams.own.barrier()).or_else(|error| {
         // Of what was enqueued before, something may not have fitted, and a combine have gone by it: each is told once.
         let _ = (0..3).find(|_| buffer.synchronize().is_ok());
         refused(error)
@@ -101,14 +106,20 @@ pub fn rank(cell: &Cell, plan: &Plan, streams: &Streams) -> Result<Checked> {
     Ok(checked)
 }
 
-/// All that a cell does with its buffer.
-fn steps(cell: &Cell, plan: &Plan, streams: &Streams, buffer: &mut ElasticBuffer) -> Result<Checked> {
+/// All that a cell does with its buffer. `begins` is called in front of the first operation, when nothing is allocated any more.
+pub fn steps(
+    cell: &Cell,
+    plan: &Plan,
+    streams: &Streams,
+    buffer: &mut ElasticBuffer,
+    begins: &dyn Fn() -> Result<()>,
+) -> Result<Checked> {
     let (comm, copier) = (&streams.own, Quantizer::new(&streams.own)?);
     let number = streams.buffers.get();
     let mut run = Run { cell, plan, comm, streams: streams.in_turn(cell)?, number, operations: 0, copier };
     let mine = plan.steps.iter().enumerate().map(|(number, step)| run.mine(number, step));
     let mut mine = mine.collect::<Result<Vec<_>>>()?;
-    comm.barrier()?;
+    begins()?;
     let mut handles: Vec<Dispatched> = Vec::new();
     let mut checked = Ok(());
     for what in &plan.order {
@@ -136,6 +147,12 @@ fn steps(cell: &Cell, plan: &Plan, streams: &Streams, buffer: &mut ElasticBuffer
     }
     if cell.statistics {
         checked = checked.and(arrived::statistics(plan, buffer)?);
+    }
+    if let Some(masked) = &plan.masked {
+        let (got, want) = (buffer.masked_selections()?, masked[comm.rank() as usize]);
+        let right = got == want;
+        let complaint = || format!("{got} selections of masked ranks' experts, expected {want}");
+        checked = checked.and(if right { Ok(()) } else { Err(complaint()) });
     }
     Ok(checked)
 }

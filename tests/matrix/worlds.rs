@@ -4,6 +4,7 @@ use epoxide::{Config, IndexType, Layout, Mode, Overflow, ScaleLayout, WireFormat
 use super::dimensions::{Cell, Experts, Form, Index, Lie, Room, Routing, Scales, Schedule, Y};
 use super::order::{self, Do, RowSlots};
 use super::support::gradient::gradients;
+use super::support::masked::without;
 use super::support::overflow::Over;
 use super::support::reference::{Wire, World, owned};
 use super::support::routing::{Case, Choice, Random, rows};
@@ -15,6 +16,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// In which order they begin and end.
     pub order: Vec<Do>,
+    /// Where some ranks are masked, how many selections of theirs each rank drops in all.
+    pub masked: Option<Vec<u64>>,
 }
 
 /// A dispatch and its combine, the same on all ranks.
@@ -137,23 +140,30 @@ fn config(cell: &Cell, layout: Layout, room: Option<u64>) -> Config {
 /// Its dispatches, each with a combine: as many as there are routings and calls; and then each routing that is still alive again, the last
 /// first.
 pub fn plan(cell: &Cell) -> Plan {
+    plan_without(cell, &[])
+}
+
+/// What comes of the same where these ranks are masked: all ranks give what they would, and nothing comes from these or goes to their experts.
+pub fn plan_without(cell: &Cell, gone: &[u32]) -> Plan {
     let alive = alive(cell) as usize;
     let fresh = cell.calls.max(alive);
     let order = order::of(cell, fresh, if cell.again { alive } else { 0 });
     let places = RowSlots::places(cell, &order, fresh);
-    let worlds: Vec<_> = (0..fresh as u64).map(|number| world(cell, number)).collect();
-    let (layout, room) = room(cell, &worlds);
+    let given: Vec<_> = (0..fresh as u64).map(|number| world(cell, number)).collect();
+    let (left, masked): (Vec<World>, Vec<Vec<u64>>) = given.iter().map(|world| without(world, gone)).unzip();
+    let masked = (0..cell.ranks as usize).map(|rank| masked.iter().map(|of| of[rank]).sum()).collect();
+    let (layout, room) = room(cell, &left);
     let config = config(cell, layout, room);
     let mut steps = Vec::new();
-    for (given, place) in worlds.into_iter().zip(&places) {
+    for ((given, left), place) in given.into_iter().zip(left).zip(&places) {
         let over = match cell.room {
-            Room::Exact | Room::TooFew => overflow::over(&given, layout, room.unwrap_or(0), place.operation),
+            Room::Exact | Room::TooFew => overflow::over(&left, layout, room.unwrap_or(0), place.operation),
             Room::Worst | Room::Dropping => None,
         };
         let (world, dropped) = match (over, layout) {
-            (Some(_), _) => (overflow::nothing(&given), Vec::new()),
-            (None, Layout::Slab { capacity }) => by_expert::dropped(&given, capacity),
-            (None, _) => (given.clone(), Vec::new()),
+            (Some(_), _) => (overflow::nothing(&left), Vec::new()),
+            (None, Layout::Slab { capacity }) => by_expert::dropped(&left, capacity),
+            (None, _) => (left, Vec::new()),
         };
         let (wires, dy, row_slots) = (Vec::new(), None, place.slots);
         steps.push(step(cell, Step { of: None, row_slots, given, world, over, dropped, wires, dy }));
@@ -169,7 +179,7 @@ pub fn plan(cell: &Cell) -> Plan {
             steps.push(step(cell, Step { of: Some(of), row_slots, given, world, over, dropped, wires, dy }));
         }
     }
-    Plan { config, steps, order }
+    Plan { config, steps, order, masked: Some(masked).filter(|_| !gone.is_empty()) }
 }
 
 /// A step with what follows from its rows.

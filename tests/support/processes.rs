@@ -27,7 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Rank {
     pub rank: u32,
     pub told: String,
-    ranks: u32,
+    /// How many there are.
+    pub ranks: u32,
     name: String,
 }
 
@@ -106,6 +107,11 @@ impl Ranks {
         let mut child = self.children.remove(&rank).expect("it has not ended");
         child.kill().expect("it is there");
         child.wait().expect("it is ours");
+    }
+
+    /// The processes that have not ended.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        self.children.values().map(Child::id)
     }
 
     /// Sends a signal to a rank's process.

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use super::processes::{names, told_a_name_of};
 
@@ -25,50 +26,70 @@ impl Traces {
         let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
         let named = sockets.lines().filter_map(|line| line.split_whitespace().last());
         all.extend(named.filter(|name| name.contains(&names(own))).map(|name| format!("socket {name}")));
-        let shared = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
-        all.extend(shared.map(|file| format!("/dev/shm/{}", file.file_name().to_string_lossy())));
+        let shared = fs::read_dir(SHARED).into_iter().flatten().flatten();
+        all.extend(shared.map(|file| format!("{SHARED}/{}", file.file_name().to_string_lossy())));
         all.extend(open_files(own).into_iter().filter(|file| {
             ["socket:", "pipe:", "anon_inode:[pidfd]", "pidfd:", "/memfd:"].iter().any(|kind| file.starts_with(kind))
         }));
         Self(all)
     }
 
-    /// What is there now, and was not: shared memory only if nobody who lives has it, or who lives is of this test.
-    pub fn left(&self) -> BTreeSet<String> {
+    /// What is there now, and was not. Of shared memory what is named after this project, and what is among `theirs`, which ranks had: other programs make
+    /// and leave some too.
+    pub fn left(&self, theirs: &BTreeSet<String>) -> BTreeSet<String> {
         let is_of_others = |trace: &String| {
-            let others = processes().filter(|pid| !told_a_name_of(*pid, std::process::id()));
-            trace.starts_with("/dev/shm/")
-                && others.into_iter().any(|pid| {
-                    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-                    maps.contains(trace.as_str()) || open_files(pid).contains(trace)
-                })
+            trace.starts_with(SHARED) && !trace.contains("epoxide") && !theirs.contains(trace.as_str())
         };
         Self::now().0.into_iter().filter(|trace| !self.0.contains(trace) && !is_of_others(trace)).collect()
     }
 }
 
-/// Sees to it that each kind of trace would be seen.
+/// Where shared memory has names.
+const SHARED: &str = "/dev/shm";
+
+/// Shared memory with a name that these processes have open or mapped.
+pub fn shared_memory_of(pids: impl IntoIterator<Item = u32>) -> BTreeSet<String> {
+    let of = |pid| {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        let mapped: Vec<_> = maps.lines().filter_map(|line| Some(line[line.find(SHARED)?..].to_owned())).collect();
+        open_files(pid).into_iter().chain(mapped).filter(|file| file.starts_with(SHARED))
+    };
+    pids.into_iter().flat_map(of).map(|file| file.trim_end_matches(" (deleted)").to_owned()).collect()
+}
+
+/// Sees to it that each kind of trace would be seen, and no other program's.
 pub fn are_seen() {
-    let before = Traces::now();
-    let sees = |kind: &str| assert!(before.left().iter().any(|trace| trace.starts_with(kind)), "{kind} is not seen");
+    let (before, nobodys) = (Traces::now(), BTreeSet::new());
+    let sees = |kind: &str| {
+        assert!(before.left(&nobodys).iter().any(|trace| trace.starts_with(kind)), "{kind} is not seen");
+    };
     let name = format!("{}0", names(std::process::id()));
     let address = SocketAddr::from_abstract_name(&name).expect("a name");
     let socket = UnixListener::bind_addr(&address).expect("nobody has it");
     sees("socket @");
     sees("socket:");
     drop(socket);
-    let file = Path::new("/dev/shm").join(&name);
+    let file = Path::new(SHARED).join(&name);
     if fs::write(&file, "a rank's").is_ok() {
         sees("/dev/shm/");
         fs::remove_file(&file).expect("it is there");
     }
-    let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("it starts");
+    let file = Path::new(SHARED).join(format!("another-programs-{}", std::process::id()));
+    let output = fs::File::create(&file).map_or_else(|_| Stdio::null(), Stdio::from);
+    let mut child = Command::new("sleep").arg("60").stdout(output).spawn().expect("it starts");
     sees("process ");
+    let theirs = shared_memory_of([child.id()]);
     child.kill().expect("it is there");
     // Nobody has waited for it.
     sees("process ");
     child.wait().expect("it is ours");
-    assert_eq!(before.left(), BTreeSet::new());
+    assert_eq!(before.left(&nobodys), nobodys, "what another program leaves");
+    if file.exists() {
+        let left = before.left(&theirs);
+        assert!(left.iter().any(|trace| Path::new(trace) == file), "what a rank had: {left:?}");
+        fs::remove_file(&file).expect("it is there");
+    }
+    assert_eq!(before.left(&theirs), nobodys);
 }
 
 fn processes() -> impl Iterator<Item = u32> {

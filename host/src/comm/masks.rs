@@ -4,10 +4,11 @@
 //! and its kernels may write there whenever they run: so the others move their buffers to fresh windows, and leave it the old ones. When it comes
 //! back, all move once more, and share windows with it.
 use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use super::{Comm, CommInner};
 use crate::error::{Error, Result};
-use crate::rendezvous::{Turn, agree, meet};
+use crate::rendezvous::{Known, Turn, agree, meet};
 use crate::transport::windows::Transport;
 
 impl CommInner {
@@ -21,27 +22,62 @@ impl CommInner {
         self.membership.strangers() != 0
     }
 
-    /// Agrees with all that go on about who does: `strangers` as this rank knows them, and whether windows must be fresh for another reason.
-    fn agree_on_masks(&self, turn: &Turn<'_>, strangers: u64, moves: bool) -> Result<()> {
+    /// Agrees with all that go on about who does: what this rank knows of those that are masked, and whether windows must be fresh for another reason.
+    fn agree_on_masks(&self, turn: &Turn<'_>, known: Known, moves: bool) -> Result<()> {
         let masked = self.rendezvous.masked();
         let of_mask: Vec<u32> = (0..self.size).filter(|rank| masked >> rank & 1 == 1).collect();
         agree(turn, &[("masked ranks", format!("{of_mask:?}"))])?;
+        let known = self.settled(known);
         // Who was gone may have left the others at different points of making a buffer.
         let mut made = self.buffers_made.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = [*made, strangers, self.moves()].map(u64::to_le_bytes).concat();
+        let told = [*made, self.moves(), known.may_live, known.over].map(u64::to_le_bytes).concat();
         let all = meet(turn, "buffers made", &told)?;
-        let [mut most, mut unknown, mut moved] = [*made, 0, 0];
+        let (mut most, mut moved, mut of_all) = (*made, 0, Vec::new());
         for told in &all {
-            let [made, strangers, moves] = std::array::from_fn(|i| {
+            let [made, moves, may_live, over] = std::array::from_fn(|i| {
                 let word = told.as_chunks::<8>().0.get(i);
                 word.map_or(0, |word| u64::from_le_bytes(*word))
             });
-            (most, unknown, moved) = (most.max(made), unknown | strangers, moved.max(moves));
+            (most, moved) = (most.max(made), moved.max(moves));
+            of_all.push(Known { may_live, over });
         }
         *made = most;
-        self.membership.agreed(unknown & masked, moved, moves);
+        self.membership.agreed(strangers(&of_all) & masked, moved, moves);
         Ok(())
     }
+
+    /// What is known once threads of this process that are gone have had time to end, with all that they had enqueued: it ends by what kernels are told.
+    fn settled(&self, known: Known) -> Known {
+        if self.rendezvous.is_of_processes() {
+            return known;
+        }
+        let until = Instant::now() + FOR_THE_END;
+        let ended = |rank: u32| {
+            while !self.local.has_ended(rank) {
+                if Instant::now() > until {
+                    return false;
+                }
+                std::thread::sleep(LOOK);
+            }
+            true
+        };
+        let may_live = (0..self.size).filter(|rank| known.may_live >> rank & 1 == 1);
+        let ended = may_live.filter(|rank| ended(*rank)).fold(0, |all, rank| all | 1 << rank);
+        Known { over: known.over | ended, may_live: known.may_live & !ended }
+    }
+}
+
+/// How long who masks a thread that is gone waits for the end of what that had enqueued.
+const FOR_THE_END: Duration = Duration::from_millis(200);
+
+/// How often it is looked.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Ranks that may live by what all know, a bit for each: that a process has ended is for certain, whoever saw it; of one on another host that host's
+/// ranks do.
+fn strangers(known: &[Known]) -> u64 {
+    let [over, may_live] = known.iter().fold([0, 0], |all, one| [all[0] | one.over, all[1] | one.may_live]);
+    may_live & !over
 }
 
 impl Comm {
@@ -49,7 +85,9 @@ impl Comm {
     /// Collective: every other living rank calls it, with the same ranks, as often as the others. Of ranks that are gone it waits until their processes have
     /// ended for certain, and with them what they had running on a device.
     ///
-    /// A rank that lives, say one that was stopped, is told ([`Gone::Masked`](crate::Gone::Masked)), and may [come back](Self::unmask). Until
+    /// Of ranks that are threads those can be masked that are gone: their closure has ended, or they [gave up](Self::abort).
+    ///
+    /// A process that lives, say one that was stopped, is told ([`Gone::Masked`](crate::Gone::Masked)), and may [come back](Self::unmask). Until
     /// then it may run, and write to the windows that it knows: so a reset moves to fresh ones, and takes memory for them. What was captured in a CUDA
     /// graph before is of no use behind that.
     ///
@@ -66,17 +104,17 @@ impl Comm {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for this rank, where windows are NCCL's, and for threads of one process, but for ranks of a simulated machine
-    /// that were [killed](crate::Machine::kill);
+    /// [`Error::InvalidArgument`] for this rank, where windows are NCCL's, and for a thread that is not gone (of a simulated machine also one that was
+    /// [killed](crate::Machine::kill) is);
     /// [`Error::ConfigMismatch`] when ranks name others; [`Error::PeerGone`] when one more is gone. A rank that waited in vain in a collective call has given
     /// up, and masks nobody: what it told the others then.
     pub fn mask(&self, ranks: &[u32]) -> Result<()> {
         self.can_change(ranks)?;
-        let living = self.inner.rendezvous.mask(ranks)?;
+        let Known { over, may_live } = self.inner.rendezvous.mask(ranks)?;
         self.inner.alarm.mask(self.inner.rendezvous.masked());
         let turn = self.inner.rendezvous.turn();
-        let strangers = self.inner.membership.strangers() | living;
-        self.inner.agree_on_masks(&turn, strangers, false)
+        let may_live = self.inner.membership.strangers() | may_live;
+        self.inner.agree_on_masks(&turn, Known { over, may_live }, false)
     }
 
     /// Goes on with these ranks again, which were [masked](Self::mask) and live: all that go on call it, and these ranks themselves, with the same ranks.
@@ -103,8 +141,8 @@ impl Comm {
         self.inner.rendezvous.unmask(ranks)?;
         self.inner.alarm.mask(self.inner.rendezvous.masked());
         let turn = self.inner.rendezvous.turn();
-        let strangers = self.inner.membership.strangers();
-        self.inner.agree_on_masks(&turn, strangers, true)
+        let may_live = self.inner.membership.strangers();
+        self.inner.agree_on_masks(&turn, Known { over: 0, may_live }, true)
     }
 
     /// The ranks that the group goes on without.
@@ -119,5 +157,18 @@ impl Comm {
             return Err(Error::argument("ranks", format!("{ranks:?}"), rule));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_saw_a_process_end_says_so_for_all() {
+        let known = |over, may_live| Known { over, may_live };
+        // Rank 2 was beside rank 3 alone; nobody knows of rank 1.
+        assert_eq!(strangers(&[known(0, 0b110), known(0b100, 0b010)]), 0b010);
+        assert_eq!(strangers(&[known(0b100, 0); 2]), 0);
     }
 }

@@ -281,6 +281,7 @@ impl Drop for CommInner {
     fn drop(&mut self) {
         self.rendezvous.end();
         let own = LeftBehind {
+            rank: Some(self.rank),
             after: self.marks(),
             streams: self.runtime.leave_streams(),
             sms: self.sms.get_mut().unwrap_or_else(PoisonError::into_inner).leave(),

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::Comm;
-use super::on_gpu::opened;
+use super::on_gpu::{opened, warned};
 use crate::error::{Error, Result};
 use crate::nccl::{Attendance, Communicator, Library, Nccl, UniqueId, Version, Which};
 use crate::processes::World;
@@ -39,20 +39,21 @@ impl Comm {
     /// ```
     ///
     /// Several ranks may share a GPU, with NCCL 2.30.3 or newer and `NCCL_MULTI_RANK_GPU_ENABLE=1` in the environment; without MPS they
-    /// take turns of about 2 ms, which is right for tests alone.
+    /// take turns of about 2 ms, which is right for tests alone: [`Self::warnings`] says so.
     ///
     /// # Errors
     ///
     /// [`Error::NoNccl`], [`Error::NcclTooOld`], [`Error::NoDriver`], [`Error::DriverFailed`], [`Error::DriverTooOld`], [`Error::GpuTooOld`]
     /// when it cannot run there, and [`Error::Nccl`] when a call fails, in NCCL's own words;
     /// [`Error::ConfigMismatch`] when ranks have other libraries, or some bring a communicator and some not; [`Error::InvalidArgument`] for a GPU
-    /// that is not there or that ranks cannot share, and for a communicator of other ranks or another GPU; [`Error::PeerGone`] and
+    /// that is not there or that ranks cannot share, where some ranks, and not all, are threads of one process, and for a communicator of other ranks or another GPU; [`Error::PeerGone`] and
     /// [`Error::Bootstrap`] when not all came so far.
     pub fn on_gpu_by_nccl(world: &World, device: u32, nccl: Nccl) -> Result<Self> {
         let processes = world.processes();
         // What only this rank finds out, it tells the others, who wait for it. What all find out each says for itself.
         let told = |error| processes.gives_up_with(error);
         let (rank, size) = (processes.rank(), processes.size());
+        processes.check_apart().map_err(told)?;
         let library = nccl.open().map_err(told)?;
         let device = opened(device).map_err(told)?;
         let rendezvous = Rendezvous::new(Way::Processes(Arc::clone(processes)));
@@ -84,7 +85,10 @@ impl Comm {
         // Behind this all have one.
         meet(&turn, "communicator", &[])?;
         drop(turn);
+        let beside = gpus.iter().filter(|gpu| gpu.place == own.place).count() as u32;
+        let warnings = warned(beside, device.ordinal(), device.is_under_mps().map_err(told)?);
         let default_sms = DefaultSms::of_gpus(size, &Gpu::distinct(&gpus)).with_shared(Gpu::shared(&gpus));
+        let default_sms = default_sms.with_warnings(warnings);
         let runtime = CudaRuntime::new(Arc::clone(&device), rank).map_err(told)?;
         let stream = RawStream::Cuda(runtime.create_stream().map_err(told)?);
         let transport = NcclTransport::new(library, communicator, device, Arc::clone(processes));

@@ -37,13 +37,14 @@ impl Comm {
     /// # Errors
     ///
     /// [`Error::NoDriver`], [`Error::DriverFailed`], [`Error::DriverTooOld`], [`Error::GpuTooOld`] when the kernels cannot run there;
-    /// [`Error::NoPeerAccess`] when it does not reach the GPU of another rank; [`Error::InvalidArgument`] for a GPU that is not there, and where ranks have
-    /// no way to each other's memory, with why not; [`Error::ConfigMismatch`] when they name different ones; [`Error::PeerGone`] with what another rank found,
+    /// [`Error::NoPeerAccess`] when it does not reach the GPU of another rank; [`Error::InvalidArgument`] for a GPU that is not there, where some ranks, and not all,
+    /// are threads of one process, and where ranks have no way to each other's memory, with why not; [`Error::ConfigMismatch`] when they name different ones; [`Error::PeerGone`] with what another rank found,
     /// and [`Error::Bootstrap`], when not all came so far; those of [`Self::on_gpu_by_nccl`], if it is by that.
     pub fn on_gpu(world: &World, device: u32) -> Result<Self> {
         let processes = world.processes();
         // What only this rank finds out, it tells the others, who wait for it. What all find out each says for itself.
         let gives_up = |error| processes.gives_up_with(error);
+        processes.check_apart().map_err(gives_up)?;
         let named = Sharing::from_environment().map_err(gives_up)?;
         let gpu = opened(device).map_err(gives_up)?;
         let rendezvous = Rendezvous::new(Way::Processes(Arc::clone(processes)));
@@ -66,7 +67,8 @@ impl Comm {
     ///
     /// As [`Self::on_gpu`]; [`Error::InvalidArgument`] also where they cannot, with why not.
     pub fn on_gpu_by(world: &World, device: u32, way: Sharing) -> Result<Self> {
-        let gpu = opened(device).map_err(|error| world.processes().gives_up_with(error))?;
+        let apart = world.processes().check_apart();
+        let gpu = apart.and_then(|()| opened(device)).map_err(|error| world.processes().gives_up_with(error))?;
         Self::on_opened(world, gpu, way)
     }
 
@@ -99,13 +101,7 @@ impl Comm {
             ranks.iter().map(|(gpu, facts)| (gpu.name.clone(), gpu.sms, beside(&facts.uuid))).collect();
         let uuids: Vec<_> = ranks.iter().map(|(_, facts)| facts.uuid).collect();
         let shared = SharedGpus::new(ranks.iter().map(|(gpu, _)| gpu.clone()).collect(), &uuids);
-        let mut warnings = Vec::new();
-        if beside(&own.uuid) > 1 && own.mps != Some(true) {
-            warnings.push(format!(
-                "{} ranks share GPU {device} without MPS: their kernels take turns of about 2 ms, and each wait for another takes as long; start nvidia-cuda-mps-control -d for speed",
-                beside(&own.uuid)
-            ));
-        }
+        let warnings = warned(beside(&own.uuid), device, gpu.is_under_mps().map_err(told)?);
         let runtime = CudaRuntime::new(Arc::clone(&gpu), rank).map_err(told)?;
         let runtime = runtime.among_processes(Ipc { rank, ranks: size, granule, handles });
         let stream = RawStream::Cuda(runtime.create_stream().map_err(told)?);
@@ -123,6 +119,14 @@ impl Comm {
     pub fn warnings(&self) -> &[String] {
         self.inner().default_sms.warnings()
     }
+}
+
+/// What so many ranks on a GPU are warned of, each a process.
+pub(super) fn warned(ranks: u32, device: u32, mps: Option<bool>) -> Vec<String> {
+    let turns = format!(
+        "{ranks} ranks share GPU {device} without MPS: their kernels take turns of about 2 ms, and each wait for another takes as long; start nvidia-cuda-mps-control -d for speed"
+    );
+    if ranks > 1 && mps != Some(true) { vec![turns] } else { Vec::new() }
 }
 
 /// Opens a GPU that shares memory with other processes.
@@ -169,7 +173,7 @@ fn read(said: &[u8]) -> Option<(GpuOfRank, IpcFacts)> {
     let (uuid, granule) = (u128::from_str_radix(lines.next()?, 16).ok()?.to_be_bytes(), lines.next()?.parse().ok()?);
     let (device, sms) = (lines.next()?.parse().ok()?, lines.next()?.parse().ok()?);
     let name = lines.next()?.to_owned();
-    Some((GpuOfRank { device, sms, name }, IpcFacts { uuid, granule, mps: None }))
+    Some((GpuOfRank { device, sms, name }, IpcFacts { uuid, granule }))
 }
 
 #[cfg(test)]
@@ -192,6 +196,17 @@ mod tests {
             "{said}"
         );
         assert_eq!(said.lines().count(), 1);
+    }
+
+    #[test]
+    fn ranks_that_take_turns_on_a_gpu_are_warned() {
+        let said = warned(4, 1, Some(false));
+        let [said] = said.as_slice() else { panic!("{said:?}") };
+        assert!(said.starts_with("4 ranks share GPU 1 without MPS: their kernels take turns of about 2 ms"), "{said}");
+        assert!(said.ends_with("; start nvidia-cuda-mps-control -d for speed"), "{said}");
+        // Who does not know whether there is MPS had better look.
+        assert_eq!(warned(2, 0, None).len(), 1);
+        assert!(warned(4, 1, Some(true)).is_empty() && warned(1, 0, Some(false)).is_empty());
     }
 
     #[test]

@@ -50,7 +50,8 @@ impl Comm {
     /// # Errors
     ///
     /// [`Error::ConfigMismatch`] when ranks give machines of other sizes; [`Error::Simulator`] when the machine cannot be made, or a
-    /// peer's memory not mapped; [`Error::InvalidArgument`] for a machine with another number of ranks, and for ranks of other hosts;
+    /// peer's memory not mapped; [`Error::InvalidArgument`] for a machine with another number of ranks, for ranks of other hosts, and where some ranks, and not all, are threads of one
+    /// process;
     /// [`Error::PeerGone`] and [`Error::Bootstrap`] when not all came so far.
     pub fn simulated(world: &World, machine: MachineConfig) -> Result<Self> {
         let (processes, config) = (world.processes(), machine);
@@ -62,6 +63,7 @@ impl Comm {
             ("sms_per_rank", config.sms_per_rank.to_string()),
             ("shared_bytes_per_block", config.shared_bytes_per_block.to_string()),
         ];
+        processes.check_apart().map_err(told)?;
         let machine = machine_of(rank, size, config).map_err(told)?;
         let rendezvous = Rendezvous::new(Way::Processes(Arc::clone(processes)));
         agree(&rendezvous.turn(), &fields)?;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use self::agreement::{agree, meet, meet_with};
 pub use self::processes::MeetingPoint;
-pub(crate) use self::processes::{Gathered, Processes, Secret, Start, random};
+pub(crate) use self::processes::{Gathered, Known, Processes, Secret, Start, random};
 pub(crate) use self::simulated::Simulated;
 pub(crate) use self::threads::Member;
 
@@ -70,20 +70,17 @@ impl Rendezvous {
         }
     }
 
-    /// Goes on without these ranks, which are processes, or ranks of a machine that were killed. Every other rank does so too, as often and with the
-    /// same ranks. Returned are those that may live, a bit for each.
+    /// Goes on without these ranks: processes, or threads that are gone. Every other rank does so too, as often and with the
+    /// same ranks. Returned is what is known of those.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for threads of one process, and for ranks of a machine that live.
-    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<u64> {
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for the rank itself, and for threads that are not gone.
+    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<Known> {
         match &self.way {
             Way::Processes(processes) => processes.mask(ranks),
-            Way::Machine(simulated) => simulated.mask(ranks).map(|()| 0),
-            Way::Threads(_) => {
-                let rule = "ranks that are processes can be masked, and not threads of one";
-                Err(Error::argument("ranks", format!("{ranks:?}"), rule))
-            }
+            Way::Machine(simulated) => simulated.mask(ranks),
+            Way::Threads(member) => member.mask(ranks),
         }
     }
 
@@ -96,10 +93,16 @@ impl Rendezvous {
         match &self.way {
             Way::Processes(processes) => processes.unmask(ranks),
             Way::Machine(_) | Way::Threads(_) => {
-                let rule = "ranks that are processes come back, and no others: of these only one that was killed can be masked";
+                let rule =
+                    "ranks that are processes come back, and no others: of these only one that is gone can be masked";
                 Err(Error::argument("ranks", format!("{ranks:?}"), rule))
             }
         }
+    }
+
+    /// Whether each rank is a process of its own.
+    pub(crate) fn is_of_processes(&self) -> bool {
+        matches!(self.way, Way::Processes(_))
     }
 
     /// The ranks that it goes on without, a bit for each.
@@ -107,7 +110,7 @@ impl Rendezvous {
         match &self.way {
             Way::Processes(processes) => processes.masked(),
             Way::Machine(simulated) => simulated.masked(),
-            Way::Threads(_) => 0,
+            Way::Threads(member) => member.masked(),
         }
     }
 
@@ -163,7 +166,7 @@ impl Turn<'_> {
         match self.way {
             Way::Processes(processes) => processes.masked(),
             Way::Machine(simulated) => simulated.masked(),
-            Way::Threads(_) => 0,
+            Way::Threads(member) => member.masked(),
         }
     }
 

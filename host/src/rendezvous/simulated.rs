@@ -1,9 +1,12 @@
 //! The rendezvous of simulated ranks: through the machine, which must know whose host thread waits.
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use epoxide_sim::Actor;
 
+use super::processes::Known;
+use super::threads::{FOR_WORD, LOOK};
 use crate::error::{Error, Result};
 
 /// One simulated rank among those that meet: its host thread, which also drives its device.
@@ -38,16 +41,28 @@ impl Simulated {
         self.actor().leave();
     }
 
-    /// Goes on without these ranks, which were killed.
+    /// Goes on without these ranks, which were killed, or whose threads have ended or given up.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for one that lives.
-    pub(super) fn mask(&self, ranks: &[u32]) -> Result<()> {
-        let rule = "it was not killed: only who is gone is masked";
-        self.actor().mask(ranks).map_err(|_| Error::argument("ranks", format!("{ranks:?}"), rule))?;
-        self.masked.fetch_or(ranks.iter().fold(0, |all, rank| all | 1 << rank), Ordering::AcqRel);
-        Ok(())
+    /// [`Error::InvalidArgument`] for one that is there.
+    pub(super) fn mask(&self, ranks: &[u32]) -> Result<Known> {
+        // Who gives up tells kernels first.
+        let until = Instant::now() + FOR_WORD;
+        while self.actor().mask(ranks).is_err() {
+            if Instant::now() > until {
+                let rule = "only who is gone is masked: a rank that was killed, or whose thread has ended or given up";
+                return Err(Error::argument("ranks", format!("{ranks:?}"), rule));
+            }
+            std::thread::sleep(LOOK);
+        }
+        let mut known = Known::default();
+        for &rank in ranks {
+            let killed = self.actor().machine().was_killed(rank);
+            *(if killed { &mut known.over } else { &mut known.may_live }) |= 1 << rank;
+        }
+        self.masked.fetch_or(known.over | known.may_live, Ordering::AcqRel);
+        Ok(known)
     }
 
     /// The ranks that it goes on without, a bit for each.

@@ -1,11 +1,19 @@
 //! The rendezvous of ranks that are threads of one process.
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::processes::Known;
 use crate::error::{Error, Result};
 
 /// How long a rank waits for the others before it says that they did not come.
 pub(super) const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How long who masks a rank waits for word that its thread is gone, which comes behind what its kernels are told.
+pub(super) const FOR_WORD: Duration = Duration::from_millis(300);
+
+/// How often it is looked.
+pub(super) const LOOK: Duration = Duration::from_millis(1);
 
 /// Everyone's, in rank order.
 type Payloads = Arc<Vec<Vec<u8>>>;
@@ -14,6 +22,8 @@ type Payloads = Arc<Vec<Vec<u8>>>;
 pub(crate) struct Member {
     rank: u32,
     shared: Arc<Shared>,
+    /// Ranks that it goes on without, a bit for each.
+    masked: AtomicU64,
 }
 
 struct Shared {
@@ -51,7 +61,7 @@ impl Member {
     pub(crate) fn group(ranks: u32) -> Vec<Self> {
         let round = Round { number: 0, ranks: vec![Place::default(); ranks as usize], last: Arc::default() };
         let shared = Arc::new(Shared { round: Mutex::new(round), changed: Condvar::new() });
-        (0..ranks).map(|rank| Self { rank, shared: Arc::clone(&shared) }).collect()
+        (0..ranks).map(|rank| Self { rank, shared: Arc::clone(&shared), masked: AtomicU64::new(0) }).collect()
     }
 
     /// This rank.
@@ -71,13 +81,44 @@ impl Member {
         self.leave();
     }
 
+    /// Goes on without these ranks, whose threads have ended or given up. Every other rank does so too.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for one that is there, and for the rank itself.
+    pub(super) fn mask(&self, ranks: &[u32]) -> Result<Known> {
+        let until = Instant::now() + FOR_WORD;
+        let mut round = self.round();
+        let is_gone = |round: &Round, rank: u32| round.ranks.get(rank as usize).is_some_and(|place| place.gone);
+        while !ranks.iter().all(|&rank| rank != self.rank && is_gone(&round, rank)) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let rule = "only who is gone is masked: a thread that has ended or given up";
+                return Err(Error::argument("ranks", format!("{ranks:?}"), rule));
+            }
+            round = self.shared.changed.wait_timeout(round, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let may_live = ranks.iter().fold(0, |all, rank| all | 1 << rank);
+        self.masked.fetch_or(may_live, Ordering::AcqRel);
+        Ok(Known { over: 0, may_live })
+    }
+
+    /// The ranks that it goes on without, a bit for each.
+    pub(super) fn masked(&self) -> u64 {
+        self.masked.load(Ordering::Acquire)
+    }
+
+    fn is_masked(&self, rank: usize) -> bool {
+        self.masked() >> rank & 1 == 1
+    }
+
     /// Gives `payload` to every rank and returns everyone's, in rank order.
     #[cfg(test)]
     pub(crate) fn all_gather(&self, payload: &[u8]) -> Result<Vec<Vec<u8>>> {
         self.all_gather_within(payload, PATIENCE)
     }
 
-    /// Gives `payload` to every rank and returns everyone's, in rank order. It waits for the others no longer than this.
+    /// Gives `payload` to every rank and returns everyone's, in rank order; for one that is masked the own. It waits for the others no longer than this.
     ///
     /// # Errors
     ///
@@ -100,7 +141,8 @@ impl Member {
         if met.is_err() {
             place.payload = None;
         }
-        met.map(|all| all.to_vec())
+        let given = |(rank, theirs): (usize, &Vec<u8>)| if self.is_masked(rank) { payload } else { theirs }.to_vec();
+        met.map(|all| all.iter().enumerate().map(given).collect())
     }
 
     /// Completes the round, or waits until another rank has.
@@ -109,8 +151,9 @@ impl Member {
         mut round: MutexGuard<'a, Round>,
         patience: Duration,
     ) -> (MutexGuard<'a, Round>, Result<Payloads>) {
-        if round.ranks.iter().all(|place| place.payload.is_some()) {
-            let all: Vec<Vec<u8>> = round.ranks.iter_mut().filter_map(|place| place.payload.take()).collect();
+        // Who waits here goes on without the same ranks: to anyone else they are gone.
+        if round.which(|place| place.payload.is_none()).into_iter().all(|rank| self.is_masked(rank)) {
+            let all = round.ranks.iter_mut().map(|place| place.payload.take().unwrap_or_default()).collect();
             round.last = Arc::new(all);
             round.number += 1;
             self.shared.changed.notify_all();
@@ -121,7 +164,8 @@ impl Member {
         // A later round cannot complete while this rank's place is taken, so `last` is still this round's when it is read.
         let mine = round.number;
         while round.number == mine {
-            let gone = round.which(|place| place.gone);
+            let mut gone = round.which(|place| place.gone);
+            gone.retain(|rank| !self.is_masked(*rank));
             if !gone.is_empty() {
                 let said = |&rank: &usize| Some(format!(" (rank {rank}: {})", round.ranks[rank].reason.as_ref()?));
                 let why: String = gone.iter().filter_map(said).collect();
@@ -129,7 +173,8 @@ impl Member {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let missing = round.which(|place| place.payload.is_none());
+                let mut missing = round.which(|place| place.payload.is_none());
+                missing.retain(|rank| !self.is_masked(*rank));
                 return (round, Err(self.error(&format!("waited {} s for ranks {missing:?}", patience.as_secs_f64()))));
             }
             round = self.shared.changed.wait_timeout(round, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -241,5 +286,32 @@ mod tests {
         ranks[1].abort("no weights for expert 3");
         let said = ranks[0].all_gather(b"").unwrap_err().to_string();
         assert_eq!(said, "bootstrap: rank 0 waits for ranks [1], which are gone (rank 1: no weights for expert 3)");
+    }
+
+    #[test]
+    fn those_that_are_left_gather_without_one_that_is_gone() {
+        let ranks = Member::group(3);
+        for refused in [ranks[0].mask(&[0]), ranks[0].mask(&[2]), ranks[0].mask(&[3])] {
+            let said = refused.unwrap_err().to_string();
+            assert!(said.contains("only who is gone is masked"), "{said}");
+        }
+        std::thread::scope(|scope| {
+            let goes_on = |rank: usize| {
+                let said = ranks[rank].all_gather(b"all").unwrap_err().to_string();
+                assert!(said.contains("ranks [2], which are gone (rank 2: no weights)"), "{said}");
+                assert_eq!(ranks[rank].mask(&[2]).unwrap(), Known { over: 0, may_live: 0b100 });
+                [b"one", b"two"].map(|payload| ranks[rank].all_gather(&[&payload[..], &[rank as u8]].concat()).unwrap())
+            };
+            let others = [0, 1].map(|rank| scope.spawn(move || goes_on(rank)));
+            ranks[2].abort("no weights");
+            for (rank, other) in (0u8..).zip(others) {
+                let of = |payload: &str| {
+                    let all = [0, 1, rank].map(|rank| [payload.as_bytes(), &[rank]].concat());
+                    all.to_vec()
+                };
+                assert_eq!(other.join().unwrap(), [of("one"), of("two")]);
+            }
+        });
+        assert_eq!(ranks[0].masked(), 0b100);
     }
 }

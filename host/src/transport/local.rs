@@ -32,6 +32,8 @@ pub(crate) struct OfBuffer {
 pub(crate) struct LeftBehind {
     /// The buffer, where all ranks had made it.
     pub of: Option<OfBuffer>,
+    /// The rank, where it is gone, and this its own part.
+    pub rank: Option<u32>,
     /// What frees it: ranks may be on different devices.
     pub heap: Heap,
     /// The points of the rank's streams after which the rank itself uses nothing of it any more; an error where there is no
@@ -56,6 +58,7 @@ impl LeftBehind {
     pub(crate) fn of(runtime: &Runtime) -> Self {
         Self {
             of: None,
+            rank: None,
             heap: runtime.heap(),
             after: Vec::new(),
             streams: None,
@@ -194,6 +197,11 @@ impl LocalGroupState {
     /// Takes over a rank's part of a buffer. Waits for nobody and frees nothing.
     pub(crate) fn take_over(&self, part: LeftBehind) {
         self.departures().left.push(part);
+    }
+
+    /// Whether a rank is gone, and whatever it had on its streams has come by: nothing of it writes any more.
+    pub(crate) fn has_ended(&self, rank: u32) -> bool {
+        self.departures().left.iter().any(|one| one.rank == Some(rank) && one.is_over_by_now())
     }
 
     /// Numbers of the buffers that a rank has dropped, and uses nothing of any more.

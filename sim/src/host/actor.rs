@@ -235,16 +235,16 @@ impl Actor {
         self.running(&books)
     }
 
-    /// Goes on without these ranks, which were killed: [`Self::exchange`] is without them, and what they give is nothing.
+    /// Goes on without these ranks, which were killed, or whose host threads are gone: [`Self::exchange`] is without them, and what they give is nothing.
     ///
     /// # Errors
     ///
-    /// [`SimError::InvalidArgument`] for a rank that was not killed.
+    /// [`SimError::InvalidArgument`] for a rank that is there.
     pub fn mask(&self, ranks: &[u32]) -> Result<(), SimError> {
         let mut books = self.core().lock();
         for &rank in ranks {
-            if !matches!(books.actors.get(rank as usize), Some(ActorState::Killed)) {
-                return Err(SimError::invalid("ranks", rank, "a rank that was killed"));
+            if rank == self.rank || !books.actors.get(rank as usize).is_some_and(ActorState::is_gone) {
+                return Err(SimError::invalid("ranks", rank, "another rank, which is gone"));
             }
             books.masked[self.rank as usize] |= 1 << rank;
         }

@@ -35,6 +35,8 @@ pub(crate) struct Link {
     pub local: bool,
     /// The peer's process, if it is on this host and the system has descriptors for processes.
     pub process: Option<OwnedFd>,
+    /// Its number, if it can be seen from here.
+    pub pid: Option<u32>,
 }
 
 /// One rank among ranks that are processes, connected with every other one. [`Drop`] leaves, or gives up where the thread panics,
@@ -53,6 +55,15 @@ pub(crate) struct Processes {
     watch: Watch,
     /// The process that made it: one that was forked from it has no part in it.
     made_by: u32,
+}
+
+/// What a rank knows of ranks that it masks, a bit for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// Their processes have ended.
+    pub over: u64,
+    /// They may live: nothing is known of their end, or they are of another host, where it is.
+    pub may_live: u64,
 }
 
 /// What has come to an end.
@@ -76,6 +87,10 @@ impl Over {
 struct Way {
     connection: Arc<OwnedFd>,
     local: bool,
+    /// The peer's process, if it can be seen from here.
+    pid: Option<u32>,
+    /// Whether the watch sees the end of that process.
+    is_seen: bool,
     /// Held while a frame is sent, so that frames are whole; what is left of one that was begun.
     rest: Mutex<Vec<u8>>,
 }
@@ -97,10 +112,10 @@ impl Processes {
         let peers = Arc::new(Peers::new(links.len() as u32));
         let (mut ways, mut watched) = (Vec::new(), Vec::new());
         for (peer, link) in (0..).zip(links) {
-            ways.push(link.map(|Link { connection, local, process }| {
-                let connection = Arc::new(connection);
+            ways.push(link.map(|Link { connection, local, process, pid }| {
+                let (connection, is_seen) = (Arc::new(connection), process.is_some());
                 watched.push(Watched { rank: peer, connection: Arc::clone(&connection), process });
-                Way { connection, local, rest: Mutex::default() }
+                Way { connection, local, pid, is_seen, rest: Mutex::default() }
             }));
         }
         let watch = Watch::start(Arc::clone(&peers), watched).map_err(|error| Error::Bootstrap {
@@ -128,6 +143,27 @@ impl Processes {
     /// Whether file descriptors can be handed to `rank`: it is on this host and in this network namespace. The rank itself is.
     pub(crate) fn is_local(&self, rank: u32) -> bool {
         self.links.get(rank as usize).is_some_and(|link| link.as_ref().is_none_or(|link| link.local))
+    }
+
+    /// Checks that each rank is a process of its own, or all are threads of one: of a mixture nobody could say whose death is whose.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] with two ranks of one process, where others are of another.
+    pub(crate) fn check_apart(&self) -> Result<()> {
+        let of = |way: &Option<Way>| way.as_ref().map_or(Some(self.made_by), |way| way.pid);
+        let pids: Vec<Option<u32>> = self.links.iter().map(of).collect();
+        if pids.iter().all(|pid| *pid == Some(self.made_by)) {
+            return Ok(());
+        }
+        let first = |rank: usize| pids[rank].and_then(|pid| pids[..rank].iter().position(|other| *other == Some(pid)));
+        match (0..pids.len()).find_map(|rank| Some((first(rank)?, rank))) {
+            None => Ok(()),
+            Some((one, other)) => {
+                let rule = "they are threads of one process, and other ranks are not: make each rank a process of its own, or all threads of one (LocalGroup)";
+                Err(Error::argument("ranks", format!("{one} and {other}"), rule))
+            }
+        }
     }
 
     /// Gives `payload` to every rank and returns everyone's, in rank order. Collective: all ranks call it, in the same order.
@@ -216,22 +252,22 @@ impl Processes {
     }
 
     /// Goes on without these ranks too. Every other living rank does so, as often and with the same ranks. Of those that are gone it waits until their
-    /// processes have ended, and with them whatever they had running on a device; returned are those that may live, a bit for each, which are told.
+    /// processes have ended, and with them whatever they had running on a device, if it sees these; those that may live are told.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] for the rank itself or one that is not there; why this rank has given up or left, if it has.
-    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<u64> {
+    pub(crate) fn mask(&self, ranks: &[u32]) -> Result<Known> {
         let (at_once, deadline) = (Instant::now() + FOR_WORD, Instant::now() + FOR_THE_END);
-        let (mut masked, mut living) = (self.masked(), 0);
+        let (mut masked, mut known) = (self.masked(), Known::default());
         for &rank in ranks {
             if rank >= self.size() || rank == self.rank {
                 return Err(Error::argument("ranks", rank, "another rank of the group is masked"));
             }
             masked |= 1 << rank;
-            if !self.peers.ends(rank, at_once, deadline) {
-                living |= 1 << rank;
-            }
+            let is_seen = self.links[rank as usize].as_ref().is_some_and(|way| way.is_seen);
+            let ended = self.peers.ends(rank, at_once, if is_seen { deadline } else { at_once });
+            *(if ended { &mut known.over } else { &mut known.may_live }) |= 1 << rank;
         }
         let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
         let mut over = self.over();
@@ -245,8 +281,8 @@ impl Processes {
         self.masked.store(masked, Ordering::Release);
         *rounds = ((*rounds >> ERA) + 1) << ERA;
         let told = Message { kind: Kind::Masked, round: 0, payload: &[], fds: &[] };
-        self.tell(living, &told, Instant::now() + LAST_WORDS);
-        Ok(living)
+        self.tell(known.may_live, &told, Instant::now() + LAST_WORDS);
+        Ok(known)
     }
 
     /// Goes on with these ranks again, which live. All others that go on call it too, and these ranks themselves.

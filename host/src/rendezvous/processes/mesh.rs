@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::codec::shown;
 use super::control::Control;
-use super::credentials::process_of;
+use super::credentials::{of_peer, process_of};
 use super::hello::{Card, NotGreeted, Purpose, REFUSED, WELCOME, read_welcome, say_hello, welcome};
 use super::member::Link;
 use super::point::resolve;
@@ -103,5 +103,8 @@ fn reach(card: &Card, table: &Table, peer: u32, control: &mut Control, deadline:
 
 fn link(wire: Wire) -> Link {
     let process = if wire.local { process_of(&wire.fd) } else { None };
-    Link { connection: wire.fd, local: wire.local, process }
+    let peer = if wire.local { of_peer(&wire.fd).ok() } else { None };
+    // Of a process that cannot be seen from here the number is 0.
+    let pid = peer.and_then(|peer| u32::try_from(peer.pid).ok()).filter(|pid| *pid != 0);
+    Link { connection: wire.fd, local: wire.local, process, pid }
 }

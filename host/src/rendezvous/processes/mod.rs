@@ -26,13 +26,14 @@ mod table;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_masks;
+#[cfg(test)]
 mod tests_start;
 mod watch;
 mod wire;
 
 pub use self::point::MeetingPoint;
 
-pub(crate) use self::member::Gathered;
-pub(crate) use self::member::Processes;
+pub(crate) use self::member::{Gathered, Known, Processes};
 pub(crate) use self::secret::{Secret, random};
 pub(crate) use self::start::Start;

@@ -12,10 +12,10 @@ use super::member::Link;
 use crate::error::Error;
 use crate::gone::Gone;
 
-const SOON: Duration = Duration::from_secs(20);
+pub(super) const SOON: Duration = Duration::from_secs(20);
 
-fn link(connection: UnixStream) -> Option<Link> {
-    Some(Link { connection: connection.into(), local: true, process: None })
+pub(super) fn link(connection: UnixStream) -> Option<Link> {
+    Some(Link { connection: connection.into(), local: true, process: None, pid: None })
 }
 
 /// All ranks of a group, which wait for each other for so long.
@@ -105,7 +105,7 @@ fn what_cannot_be_gathered_is_an_error_before_anything_is_sent() {
 #[test]
 fn file_descriptors_to_another_host_are_refused_by_name() {
     let (a, b) = UnixStream::pair().unwrap();
-    let far = Link { connection: a.into(), local: false, process: None };
+    let far = Link { connection: a.into(), local: false, process: None, pid: None };
     let rank = Processes::new(0, vec![None, Some(far)], SOON).unwrap();
     assert!(rank.is_local(0) && !rank.is_local(1));
     let said = rank.all_gather_fds(b"", &[b.as_fd()]).unwrap_err().to_string();
@@ -272,38 +272,6 @@ fn who_leaves_in_order_cuts_no_payload_short() {
     });
 }
 
-/// A long payload that was begun when its round was in vain is whole before anything follows it: who reads late finds frames and no pieces.
-#[test]
-fn a_frame_that_was_begun_in_vain_is_whole_when_the_group_goes_on() {
-    let (mut child, process) = sleeper();
-    let (slow, mut reader) = UnixStream::pair().unwrap();
-    let (a, dead) = UnixStream::pair().unwrap();
-    let dying = Link { connection: a.into(), local: true, process: Some(process) };
-    let rank = Processes::new(0, vec![None, link(slow), Some(dying)], SOON).unwrap();
-    std::thread::scope(|scope| {
-        let gathers = scope.spawn(|| rank.all_gather(&vec![7; 4 << 20]));
-        let mut begun = vec![0; 1000];
-        reader.read_exact(&mut begun).unwrap();
-        child.kill().unwrap();
-        let said = gathers.join().unwrap().unwrap_err().to_string();
-        assert_eq!(said, "rank 2 is gone: its process ended without a word");
-        rank.mask(&[2]).unwrap();
-        let goes_on = scope.spawn(|| rank.all_gather(b"on"));
-        let mut left = vec![0; header(Kind::Gather, 1, 0, 0).len() + (4 << 20) - begun.len()];
-        reader.read_exact(&mut left).unwrap();
-        let frame = [begun, left].concat();
-        assert!(frame.starts_with(&header(Kind::Gather, 1, 4 << 20, 0)) && frame.ends_with(&[7; 4 << 20]));
-        let next = (1 << 32) + 1;
-        let mut on = vec![0; header(Kind::Gather, next, 2, 0).len() + 2];
-        reader.read_exact(&mut on).unwrap();
-        assert_eq!(on, [&header(Kind::Gather, next, 2, 0)[..], b"on"].concat());
-        reader.write_all(&header(Kind::Gather, next, 0, 0)).unwrap();
-        assert_eq!(goes_on.join().unwrap().unwrap()[..2], [b"on".to_vec(), Vec::new()]);
-    });
-    child.wait().unwrap();
-    drop(dead);
-}
-
 /// The last words of one that gives up are no part of the payload that was begun before.
 #[test]
 fn who_gives_up_in_the_middle_of_a_payload_is_understood() {
@@ -337,7 +305,7 @@ fn a_rank_whose_thread_panics_gives_up() {
 /// A rank, and the far end of its connection to a peer, with that peer's process.
 fn watching(process: Option<OwnedFd>) -> (Processes, UnixStream) {
     let (a, b) = UnixStream::pair().unwrap();
-    let link = Link { connection: a.into(), local: true, process };
+    let link = Link { connection: a.into(), local: true, process, pid: None };
     (Processes::new(0, vec![None, Some(link)], SOON).unwrap(), b)
 }
 
@@ -351,7 +319,7 @@ fn a_connection_that_ends_is_a_rank_that_is_gone() {
 }
 
 /// A process, and its descriptor.
-fn sleeper() -> (std::process::Child, OwnedFd) {
+pub(super) fn sleeper() -> (std::process::Child, OwnedFd) {
     let child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
     let pid = rustix::process::Pid::from_child(&child);
     (child, rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap())

@@ -69,8 +69,16 @@ impl CudaDevice {
                 refused(format!("its driver knows fabric handles and grants none ({error}): is there an IMEX channel (/dev/nvidia-caps-imex-channels)?"))
             })?;
         }
-        let mps = driver.attribute(MPS, device).map(|mps| mps != 0);
-        Ok(IpcFacts { uuid: driver.uuid(device)?, granule: (granule as u64).max(1), mps })
+        Ok(IpcFacts { uuid: driver.uuid(device)?, granule: (granule as u64).max(1) })
+    }
+
+    /// Whether the kernels of several processes run on it side by side: under MPS. None if the driver does not say.
+    ///
+    /// # Errors
+    ///
+    /// Those of a driver that does not start.
+    pub(crate) fn is_under_mps(&self) -> Result<Option<bool>> {
+        Ok(Driver::get()?.attribute(MPS, self.context().device()).map(|mps| mps != 0))
     }
 
     /// Checks that this GPU's kernels reach the memory of that GPU, if this process may use both: of one that it may not, the driver

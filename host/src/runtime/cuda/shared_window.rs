@@ -26,8 +26,6 @@ pub(crate) struct IpcFacts {
     pub uuid: [u8; 16],
     /// Windows are a whole number of these bytes.
     pub granule: u64,
-    /// Whether processes run on it side by side; none if the driver does not say.
-    pub mps: Option<bool>,
 }
 
 /// Windows of a GPU, by the address of the own part.

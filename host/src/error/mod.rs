@@ -1,8 +1,16 @@
 //! What can go wrong: one enum, whose variants name the argument, its value and the rule.
-use std::fmt;
+//!
+//! Parts of what they say that several share, or that depend on a value, are in `texts`; where ranks were, in `during`; what becomes an error here, in
+//! `convert`.
+mod convert;
+mod during;
+mod texts;
 
 use thiserror::Error;
 
+use self::during::seen_last;
+pub use self::during::{During, LastSeen};
+use self::texts::{elsewhere, handles, of, too_small};
 use crate::gone::Gone;
 
 /// A result of this crate.
@@ -621,149 +629,4 @@ pub enum Error {
         /// What failed.
         message: String,
     },
-}
-
-impl Error {
-    /// An [`Error::InvalidArgument`].
-    pub(crate) fn argument(argument: &'static str, value: impl fmt::Display, rule: impl Into<String>) -> Self {
-        Self::InvalidArgument { argument, value: value.to_string(), rule: rule.into() }
-    }
-
-    /// An [`Error::Capturing`].
-    pub(crate) fn capturing(call: &'static str) -> Self {
-        Self::Capturing { call }
-    }
-}
-
-/// How much is missing. A limit is one of several regions, of which the first that lies beyond it is named; a tensor is one, and has no
-/// others to be counted from.
-fn too_small(argument: &str, region: &str, needed: u64, total: u64, given: u64) -> String {
-    match argument {
-        "max_window_bytes" => format!("region {region} ends at byte {needed} of {total}, given {given}"),
-        _ => format!("its {region} take {needed} bytes, given {given}"),
-    }
-}
-
-/// An operation that ended because a rank was gone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct During {
-    /// The rank that was in it.
-    pub rank: u32,
-    /// Its kernel.
-    pub kernel: &'static str,
-    /// Which of the rank's buffers, in the order in which they were made, from 1.
-    pub buffer: u64,
-    /// Its row slot; none where the buffer has one.
-    pub row_slot: Option<u32>,
-    /// Its number among those of the buffer, or of its row slot, from 1.
-    pub epoch: u64,
-    /// The last operation there that the rank that is gone was seen to enter, where the host could look.
-    pub peer_last: Option<LastSeen>,
-}
-
-impl During {
-    fn in_words(&self, gone: u32) -> String {
-        let Self { rank, kernel, buffer, row_slot, epoch, peer_last } = self;
-        let last = peer_last.as_ref().map_or(String::new(), |last| last.in_words(gone, *epoch));
-        format!("; rank {rank} was in operation {epoch} ({kernel}) of {}{last}", of(*buffer, *row_slot))
-    }
-}
-
-/// The last operation of a buffer, in one row slot, that a peer was seen to enter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LastSeen {
-    /// None of those that the words there still tell of: none at all, or none of the last two.
-    None,
-    /// This one.
-    #[non_exhaustive]
-    Operation {
-        /// Its kernel.
-        kernel: &'static str,
-        /// Its number, counted as the own ones are.
-        epoch: u64,
-    },
-}
-
-impl LastSeen {
-    fn in_words(&self, peer: u32, own: u64) -> String {
-        match self {
-            Self::None => format!("; rank {peer} had not come to it, nor to the one before"),
-            Self::Operation { epoch, .. } if *epoch == own => format!("; rank {peer} was in it too"),
-            Self::Operation { kernel, epoch } => format!("; rank {peer} was in operation {epoch} ({kernel}) last"),
-        }
-    }
-}
-
-/// Where a peer was.
-fn seen_last(peer: u32, own: u64, last: &Option<Box<LastSeen>>) -> String {
-    last.as_ref().map_or(String::new(), |last| last.in_words(peer, own))
-}
-
-/// Whose an operation is.
-fn of(buffer: u64, row_slot: Option<u32>) -> String {
-    row_slot.map_or(String::new(), |slot| format!("row slot {slot} of ")) + &format!("buffer {buffer}")
-}
-
-/// Where a rank is that did not come.
-fn elsewhere(rank: u32, row_slot: Option<u32>) -> String {
-    let told = |slot| format!("; rank {rank} is in row slot {slot}: operations take the same one on every rank");
-    row_slot.map_or(String::new(), told)
-}
-
-/// What two ranks are at that differ, each by its routing slot and dispatch.
-fn handles(ranks: [u32; 2], slots: [u32; 2], dispatches: [u32; 2]) -> String {
-    let one = |i: usize| match dispatches[i] {
-        0 => format!("rank {} is in routing slot {}", ranks[i], slots[i]),
-        dispatch => format!("rank {} works by that of dispatch {dispatch} in routing slot {}", ranks[i], slots[i]),
-    };
-    format!("{}, {}", one(0), one(1))
-}
-
-impl From<epoxide_plan::Error> for Error {
-    fn from(error: epoxide_plan::Error) -> Self {
-        let (argument, value, rule) = error.into_parts();
-        Self::InvalidArgument { argument, value, rule }
-    }
-}
-
-impl From<epoxide_sim::SimError> for Error {
-    fn from(error: epoxide_sim::SimError) -> Self {
-        let message = error.to_string();
-        match error {
-            epoxide_sim::SimError::PeerGone { .. } | epoxide_sim::SimError::PeerSilent { .. } => {
-                Self::Bootstrap { message }
-            }
-            _ => Self::Simulator { message },
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_planner_refuses_keeps_argument_value_rule_and_text() {
-        let refused = crate::plan::Topology::new(20, 8).unwrap_err();
-        let text = refused.to_string();
-        let Error::InvalidArgument { argument, value, rule } = refused.into() else { panic!("another error") };
-        assert_eq!((argument, value.as_str()), ("per_domain", "8"));
-        assert_eq!(rule, "whole domains must cover the 20 ranks; uneven domains are given one by one");
-        assert_eq!(Error::InvalidArgument { argument, value, rule }.to_string(), text);
-    }
-
-    #[test]
-    fn a_limit_names_the_first_region_beyond_it_and_a_tensor_what_it_holds() {
-        let error = |argument, region, needed, total| {
-            Error::BufferTooSmall { argument, region, needed, total, given: 2048 }.to_string()
-        };
-        assert_eq!(error("x", "input rows", 2176, 2176), "x is too small: its input rows take 2176 bytes, given 2048");
-        // Also where that region is the last.
-        assert_eq!(
-            error("max_window_bytes", "expert outputs", 4096, 4096),
-            "max_window_bytes is too small: region expert outputs ends at byte 4096 of 4096, given 2048"
-        );
-    }
 }
