@@ -3,7 +3,7 @@ use std::fmt;
 use std::time::Duration;
 
 use epoxide_kernels::layout::Span;
-use epoxide_kernels::shape::Shape;
+use epoxide_kernels::shape::{Rule, Shape};
 use epoxide_kernels::words::Number;
 use epoxide_plan::layouts::checked;
 use epoxide_plan::{Capacity, LayerSizes, RowLayout, Workload};
@@ -67,6 +67,8 @@ pub struct Config {
     pub counts_mirror: bool,
     /// See [`Self::with_expert_statistics`]. Ranks may differ in it.
     pub expert_statistics: bool,
+    /// See [`Self::with_expert_index`]. Ranks may differ in it.
+    pub expert_index: Option<u32>,
 }
 
 /// Bytes of a window beyond which the worst case of rows by expert is no default.
@@ -106,6 +108,7 @@ impl Config {
             graphs_across_masks: false,
             counts_mirror: false,
             expert_statistics: false,
+            expert_index: None,
         }
     }
 
@@ -416,6 +419,33 @@ impl Config {
         self
     }
 
+    /// Has each dispatch make an index by expert of its compact rows, in the device's memory ([`RecvArrays::index`](crate::RecvArrays::index)): the rows of each
+    /// local expert, ascending, its part padded with `u32::MAX` to a multiple of `alignment`, 1 to 1024. It is for a GEMM that gathers, or a kernel of
+    /// yours: a row is there once, for all of its experts, where [`Layout::ExpertContiguous`] has copies. In [`Layout::Compact`] alone;
+    /// [`Layout::RankMajor`] has such an index by itself. A small kernel behind the dispatch makes it, none behind a replay, whose rows lie as those of the
+    /// routing; it takes 4 bytes for each entry and routing slot, which [`bytes_needed`] counts.
+    ///
+    /// ```
+    /// use epoxide::{Config, DispatchInput, ElasticBuffer, LocalGroup, Mode, bf16};
+    ///
+    /// LocalGroup::simulated(1, Mode::Fast { workers: 0 })?.run(|comm| {
+    ///     let mut buffer = ElasticBuffer::new(&comm, Config::new(3, 2, 64, 3).with_expert_index(4))?;
+    ///     let (x, weights) = (comm.tensor(&[bf16::ONE; 3 * 64])?, comm.tensor(&[0.5f32; 6])?);
+    ///     let handle = buffer.dispatch(&DispatchInput::new(3, &x, &comm.tensor(&[2i64, 0, 0, -1, 2, 0])?, &weights))?;
+    ///     // Rows 0, 1 and 2 of expert 0, none of expert 1, rows 0 and 2 of expert 2.
+    ///     assert_eq!(buffer.recv_counts(&handle)?.index_offsets, [0, 4, 4, 8]);
+    ///     let index = buffer.recv_arrays(&handle)?.index.expect("the buffer makes one");
+    ///     assert!(index.shape()[0] >= 8);
+    ///     buffer.close()
+    /// })?;
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_expert_index(mut self, alignment: u32) -> Self {
+        self.expert_index = Some(alignment);
+        self
+    }
+
     /// An operation as errors tell it, by its number on the device: its row slot, if there are several, and which one of it.
     pub(crate) fn operation(&self, number: u64) -> (Option<u32>, u64) {
         let Number { row_slot, count } = Number::from_word(number);
@@ -470,6 +500,7 @@ impl Config {
             returned_weights: self.returned_weights,
             scale_layout: self.scale_layout,
             fp8_combine: self.fp8_combine,
+            expert_index: self.expert_index.unwrap_or(0),
         };
         let worst = shape.worst_rows();
         let rows = self.capacity.map_or(worst, |rows| rows.min(worst));
@@ -486,6 +517,9 @@ impl Config {
             return Err(Error::argument("overflow", format!("{:?}", self.overflow), rule));
         }
         check_options(self.layout, self.counts_mirror, self.expert_statistics, self.scale_layout)?;
+        if self.expert_index == Some(0) {
+            return Err(Error::argument("expert_index", 0, Rule::Alignment.to_string()));
+        }
         if self.fp8_combine && self.layout.is_rank_major() {
             let rule = "not where rows have fixed places (Layout::RankMajor)";
             return Err(Error::argument("fp8_combine", true, rule));

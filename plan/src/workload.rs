@@ -196,6 +196,7 @@ impl Workload {
             returned_weights: false,
             scale_layout: self.scale_layout,
             fp8_combine: false,
+            expert_index: 0,
         };
         let worst = shape.worst_rows();
         let rows = if self.layout == RowLayout::Slab { worst } else { self.capacity.rows().min(worst) };

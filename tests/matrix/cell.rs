@@ -40,7 +40,7 @@ impl fmt::Display for Cell {
 }
 
 /// Draws of what is not given before a combination is given up: its own sizes may not fit each other.
-const TRIES: u32 = 3;
+const TRIES: u32 = 6;
 
 /// How often another value is drawn for every dimension, none of which keeps more rules, before a cell is given up.
 const IN_VAIN: u32 = 8;

@@ -24,11 +24,6 @@ pub struct Rule {
 /// What makes no sense, and why.
 pub const RULES: &[Rule] = &[
     Rule {
-        why: "compact rows are not aligned",
-        of_picks: true,
-        broken: |cell, _| cell.layout == Lie::Compact && cell.alignment > 1,
-    },
-    Rule {
         why: "slabs are not aligned",
         of_picks: true,
         broken: |cell, _| cell.layout == Lie::Slab && cell.alignment > 1,

@@ -33,8 +33,11 @@ pub struct PrivateLayout {
     /// u32 `[slots][1 + ranks + local experts]`: rows received: in all, by source, by local expert; where rows lie by expert, each slot's has
     /// `[local experts + 1]` more: where each expert's begin, and the end; where there is a bound, what [`crate::bound`] says.
     pub recv_counts: Span,
-    /// u32 `[slots][index_entries]`: the rows of each expert, each slot's where a region may begin; only where rows have fixed places.
+    /// u32 `[slots][index_entries]`: the rows of each expert, each slot's where a region may begin; only where rows have fixed places, or are compact
+    /// and indexed.
     pub index: Span,
+    /// u32 `[slots][local experts + 1]`: where each expert's part of it begins, and the end; only where rows are compact and indexed.
+    pub index_offsets: Span,
     /// u64 `[3]`: the first dispatch that did not fit, of those that nobody was told of; only where there is a bound.
     pub overflow: Span,
     /// 32 bits `[S][columns][scale_column_stride]`: received scales by column; only where they lie so.
@@ -77,6 +80,7 @@ impl PrivateLayout {
             send_row: handles(&mut at, "handle: rows")?,
             recv_counts: at.span("received counts", slots.checked_mul(counts.into())?, 4)?,
             index: at.slots("index by expert", shape.routing_slots, shape.index_entries(), 4)?,
+            index_offsets: at.slots("index by expert: offsets", shape.routing_slots, shape.index_offsets(), 4)?,
             overflow: at.span("dispatch that did not fit", if shape.is_bounded() { 3 } else { 0 }, 8)?,
             scale_columns: at.slots(
                 "scales by column",
@@ -89,7 +93,7 @@ impl PrivateLayout {
     }
 
     /// All regions, in order.
-    pub fn spans(&self) -> [Span; 15] {
+    pub fn spans(&self) -> [Span; 16] {
         let Self {
             bases,
             epoch,
@@ -104,6 +108,7 @@ impl PrivateLayout {
             send_row,
             recv_counts,
             index,
+            index_offsets,
             overflow,
             scale_columns,
             bytes: _,
@@ -122,6 +127,7 @@ impl PrivateLayout {
             send_row,
             recv_counts,
             index,
+            index_offsets,
             overflow,
             scale_columns,
         ]

@@ -28,6 +28,7 @@ fn words_and_pieces_are_those_of_the_window() {
         returned_weights: false,
         scale_layout: ScaleLayout::default(),
         fp8_combine: false,
+        expert_index: 0,
     };
     let windows = [
         by_expert,
