@@ -163,7 +163,8 @@ impl Options {
         once("--format", no_value_twice(&self.format))?;
         once("--layout", no_value_twice(&self.layout))?;
         once("--routing", no_value_twice(&self.routing))?;
-        check_alignment(self.alignment, self.has(BufferLayout::Expand)).map_err(|error| anyhow!(error))?;
+        check_alignment(self.alignment, self.layout.iter().any(|layout| layout.pads()))
+            .map_err(|error| anyhow!(error))?;
         for case in self.cases() {
             let config = self.config(case);
             bytes_needed(&config, self.ranks, case.sms)?;

@@ -59,7 +59,7 @@ fn the_exit_code_says_who_is_at_fault_and_nothing_is_made_for_a_bad_option() {
         ("--layout expand,compact,expand", "--layout: expand is there twice"),
         (
             "--layout compact --alignment 8",
-            "--alignment: only the expanded layout pads an expert's rows (--layout expand)",
+            "--alignment: only the expanded layout pads an expert's rows, and the rank-major one its index (--layout expand, or rank-major)",
         ),
         ("--layout slab --alignment 8", "--alignment: only the expanded layout pads"),
         ("--layout slab --capacity 0", "capacity = 0: an expert's slab has at least 1 row"),

@@ -150,7 +150,7 @@ impl Options {
     ///
     /// For GPUs that no rank would run on, and an alignment of nothing.
     pub fn check(&self) -> Result<()> {
-        let aligned = check_alignment(self.alignment, self.layout == BufferLayout::Expand);
+        let aligned = check_alignment(self.alignment, self.layout.pads());
         aligned.map_err(|error| anyhow::anyhow!(error))?;
         ranks_on_gpus::check_named(self.gpus.as_deref(), self.ranks(), self.device == Device::Cuda)
     }

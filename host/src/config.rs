@@ -74,6 +74,9 @@ pub struct Config {
 /// Bytes of a window beyond which the worst case of rows by expert is no default.
 const MOST_UNASKED_BYTES: u64 = 16 << 30;
 
+/// Bytes in front of the selections of a dispatch that lie without those of masked ranks' experts: who is masked, and how many selections were dropped.
+pub(crate) const BEFORE_SELECTIONS: u64 = 256;
+
 /// The longest timeout.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
@@ -392,7 +395,7 @@ impl Config {
     /// Makes [graphs](crate::Graph) of this buffer ready for [masked](crate::Comm::mask) ranks from the start: who is masked is read at each launch, and they go on
     /// behind a [reset](crate::ElasticBuffer::reset) without being captured anew. (Not where the ranks have moved to other windows, away from a masked
     /// one that lives.) It takes two small kernels in front of each dispatch and one in front of each combine, as masked ranks do, and 4 bytes of the rank's
-    /// memory for each selection, which [`bytes_needed`](crate::bytes_needed) leaves out. Selections go through 32 bits then, so an index beyond them is reported as
+    /// memory for each selection, which [`bytes_needed`] counts. Selections go through 32 bits then, so an index beyond them is reported as
     /// the least `i32`. Else a graph of before the first mask is [`Error::StaleGraph`]; those that are captured behind it are ready for more.
     #[must_use]
     pub fn with_graphs_across_masks(mut self) -> Self {
@@ -412,7 +415,7 @@ impl Config {
 
     /// Lets each dispatch add up on the device how many selections came for each local expert, for
     /// [`expert_statistics`](crate::ElasticBuffer::expert_statistics). By the same kernels as [`Self::with_counts_mirror`]; it takes 8 bytes of
-    /// the rank's memory for tensors for each local expert.
+    /// the rank's memory for tensors for each local expert, which [`bytes_needed`] counts.
     #[must_use]
     pub fn with_expert_statistics(mut self) -> Self {
         self.expert_statistics = true;
@@ -574,6 +577,15 @@ impl Config {
         Ok(layouts)
     }
 
+    /// What ranks keep beside the private memory, in allocations of their own.
+    pub(crate) fn beside(&self, shape: &Shape) -> Vec<RegionBytes> {
+        let region = |name, bytes| RegionBytes { name, offset: 0, bytes, symmetric: false };
+        let masked = self.graphs_across_masks.then(|| region("selections without masked ranks", masked_bytes(shape)));
+        let experts = u64::from(shape.max_local_experts());
+        let statistics = self.expert_statistics.then(|| region("expert statistics", 8 * experts));
+        masked.into_iter().chain(statistics).collect()
+    }
+
     /// The fields that must agree between ranks, by name.
     pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 17] {
         [
@@ -605,7 +617,7 @@ pub struct BytesNeeded {
     pub regions: Vec<RegionBytes>,
     /// Bytes of the symmetric window.
     pub window: u64,
-    /// Bytes that no peer touches.
+    /// Bytes that no peer touches. What lies in an allocation of its own, behind the others in `regions`, begins there at 0.
     pub private: u64,
     /// Bytes of which a window is a whole number: 1, or what ranks that are processes map memory by ([`Self::with_granularity`]).
     pub granularity: u64,
@@ -661,8 +673,15 @@ impl fmt::Display for BytesNeeded {
 pub fn bytes_needed(config: &Config, ranks: u32, num_sms: u32) -> Result<BytesNeeded> {
     let blocks = if config.num_sms == 0 { num_sms } else { config.num_sms };
     let layouts = config.layouts(ranks, blocks)?;
-    let (window, private) = (layouts.window.bytes, layouts.private.bytes);
-    Ok(BytesNeeded { regions: layouts.regions(), window, private, granularity: 1 })
+    let beside = config.beside(&layouts.shape);
+    let private = layouts.private.bytes + beside.iter().map(|region| region.bytes).sum::<u64>();
+    let regions = layouts.regions().into_iter().chain(beside).collect();
+    Ok(BytesNeeded { regions, window: layouts.window.bytes, private, granularity: 1 })
+}
+
+/// What a buffer takes that goes on without masked ranks.
+pub(crate) fn masked_bytes(shape: &Shape) -> u64 {
+    BEFORE_SELECTIONS + 4 * u64::from(shape.max_tokens) * u64::from(shape.top_k)
 }
 
 /// Checks that nothing is asked of a buffer whose rows have fixed places that its kernels do not do.
