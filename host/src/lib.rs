@@ -48,7 +48,7 @@
 //!
 //! * Ranks: [`LocalGroup`] and [`Comm`].
 //! * What a buffer is configured with, and what it takes: [`Config`] and [`bytes_needed`].
-//! * The operations: [`ElasticBuffer`].
+//! * The operations, and one table of what follows what: [`ElasticBuffer`].
 //! * A routing again, for a recompute or for gradients: [`ElasticBuffer::dispatch_again`], and [`Config::with_routing_slots`];
 //!   the gradient of a gate-weighted combine: [`ElasticBuffer::dispatch_gradient`].
 //! * Several dispatches with their rows in the buffer at once, two micro-batches or rows that gradients are computed from: [`Config::with_row_slots`],
