@@ -23,7 +23,8 @@ fn selection(received: &Received, row: usize) -> Option<(u32, f32)> {
 /// What the library returns.
 pub fn run(comm: &Comm, all: &Tokens) -> Result<Outcome> {
     let config = Config::new(EXPERTS, TOP_K, HIDDEN, all.tokens);
-    let config = config.with_layout(Layout::ExpertContiguous { alignment: 8 }).with_row_slots(2).with_returned_weights();
+    let config =
+        config.with_layout(Layout::ExpertContiguous { alignment: 8 }).with_row_slots(2).with_returned_weights();
     let mut buffer = ElasticBuffer::new(comm, config)?;
     let (first, experts) = buffer.local_experts();
     let (topk_idx, topk_weights) = all.routing(comm.rank());

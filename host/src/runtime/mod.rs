@@ -2,8 +2,6 @@
 //!
 //! Both have the same methods; this file is the only place that asks which one it is. A group makes the one or the other, and nothing
 //! else of this crate knows.
-#[cfg(test)]
-mod calls;
 mod captures;
 pub(crate) mod cuda;
 mod further_streams;

@@ -249,7 +249,7 @@ fn version_text(version: i32) -> String {
 /// next: such errors are sticky, and every later call of the context returns the same one.
 pub(super) fn check(call: &'static str, result: CUresult) -> Result<()> {
     #[cfg(test)]
-    crate::runtime::calls::note(call);
+    crate::calls::note(call);
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
         failed => Err(Error::Cuda { call, message: text(failed) }),
@@ -263,7 +263,7 @@ pub(super) fn check(call: &'static str, result: CUresult) -> Result<()> {
 /// [`Error::Cuda`].
 pub(super) fn check_for(call: &'static str, result: CUresult, subject: impl fmt::Display) -> Result<()> {
     #[cfg(test)]
-    crate::runtime::calls::note(call);
+    crate::calls::note(call);
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
         failed => Err(Error::Cuda { call, message: format!("{} ({subject})", text(failed)) }),
