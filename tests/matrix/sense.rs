@@ -160,6 +160,11 @@ pub fn kept(cell: &Cell, device: Device) -> usize {
     rules.chain(REFUSALS.iter().map(|refusal| (refusal.refused)(cell))).take_while(|broken| !broken).count()
 }
 
+/// Whether the dimensions of which the whole has every combination make it senseless, whatever the others have.
+pub fn is_of_picks(cell: &Cell, device: Device) -> bool {
+    RULES.iter().any(|rule| rule.of_picks && (rule.broken)(cell, device))
+}
+
 /// Whether a cell is run, and why not.
 pub fn of(cell: &Cell, device: Device) -> Sense {
     if let Some(rule) = RULES.iter().find(|rule| (rule.broken)(cell, device)) {
