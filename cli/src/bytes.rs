@@ -76,7 +76,9 @@ mod tests {
         assert_eq!(more(&["--fp8-combine"]) / 10_000, 8 * 4096 * (7168 + 56 * 4) / 10_000);
         assert_eq!(more(&["--graphs-across-masks"]), 256 + 4096 * 8 * 4);
         assert_eq!(more(&["--expert-statistics"]), 32 * 8);
-        assert_eq!(more(&["--expert-index", "128"]).next_multiple_of(256), (8 * 4096 * 8 + 32 * 127) * 4 + 256);
+        // Each region is a multiple of 256 bytes long.
+        let entries: u64 = 8 * 4096 * 8 + 32 * 127;
+        assert_eq!(more(&["--expert-index", "128"]), (4 * entries).next_multiple_of(256) + 256);
         let by_place = ["--layout", "rank-major", "--tokens", "64", "--routing-slots", "1"];
         let padded = |rows| total(&[&by_place[..], &["--alignment", rows]].concat());
         assert_eq!((padded("9") - padded("1")).next_multiple_of(256), 32 * 8 * 4);
