@@ -199,6 +199,7 @@ fn sizes_that_do_not_fit_in_64_bits_have_no_layout() {
         scale_layout: ScaleLayout::RowMajor,
         fp8_combine: false,
         packing: epoxide_kernels::shape::Packing::None,
+        expert_index: 0,
     };
     let fits = Sizes { shape: shape(1 << 50), counters: 9 };
     assert!(WindowLayout::of(&fits).is_some() && PrivateLayout::of(&fits).is_some());

@@ -151,3 +151,59 @@ fn the_names_for_users_of_deepep_are_there() {
     assert!(names > 60, "{names} names");
     assert!(!is_declared("low_latency_dispatch", &sources) && !is_declared("Rows_", &sources));
 }
+
+/// Calls, arguments, attributes and results of DeepEP: V2's, then V1's that have other names.
+const OF_DEEPEP: [&str; 12] = [
+    // Making a buffer.
+    "group num_bytes num_cpu_bytes num_max_tokens_per_rank hidden num_topk use_fp8_dispatch deterministic allow_hybrid_mode \
+     allow_multiple_reduction prefer_overlap_with_compute sl_idx num_allocated_qps num_cpu_timeout_secs num_gpu_timeout_secs explicitly_destroy",
+    // Its attributes.
+    "rank_idx num_ranks num_scaleout_ranks num_scaleup_ranks scaleout_rank_idx scaleup_rank_idx num_rdma_ranks num_nvlink_ranks runtime",
+    // Its methods.
+    "destroy get_buffer_size_hint get_engram_storage_size_hint get_pp_buffer_size_hint get_agrs_num_max_session_bytes get_agrs_buffer_size_hint \
+     barrier use_comm_stream with_cpu_sync sequential capture get_comm_stream get_physical_domain_size get_logical_domain_size \
+     get_theoretical_num_sms num_scaleout_topk rdma_gbs nvlink_gbs sm_read_gbs sm_write_gbs get_theoretical_num_qps engram_write engram_fetch \
+     pp_set_config pp_send pp_recv agrs_set_config create_agrs_session destroy_agrs_session agrs_new_session agrs_get_inplace_tensor all_gather",
+    // Dispatch.
+    "x topk_idx topk_weights cumulative_local_expert_recv_stats num_experts expert_alignment num_sms num_qps previous_event \
+     previous_event_before_epilogue async_with_compute_stream allocate_on_comm_stream handle do_handle_copy do_cpu_sync do_expand do_zero_padding \
+     use_tma_aligned_col_major_sf recv_x recv_sf recv_topk_idx recv_topk_weights",
+    // Combine.
+    "bias combined_x combined_topk_weights",
+    // The handle.
+    "psum_num_recv_tokens_per_scaleup_rank psum_num_recv_tokens_per_expert num_unaligned_recv_tokens_per_expert num_recv_tokens_per_expert_list \
+     recv_src_metadata dst_buffer_slot_idx token_metadata_at_forward channel_linked_list num_recv_tokens num_expanded_tokens \
+     cached_recv_src_metadata_before_sort",
+    // Events.
+    "EventHandle current_stream_wait release_handle register_hook_after_wait extra_tensors",
+    // V1's buffer.
+    "Buffer comm num_nvl_bytes num_rdma_bytes low_latency_mode num_qps_per_rank allow_nvlink_for_low_latency_mode allow_mnnvl enable_shrink \
+     set_num_sms is_sm90_compiled get_local_buffer_tensor dtype size offset use_rdma_buffer get_low_latency_rdma_size_hint",
+    // V1's normal kernels.
+    "get_dispatch_config get_combine_config Config nvl_send_chunk nvl_recv_chunk rdma_send_chunk rdma_recv_chunk get_dispatch_layout \
+     num_tokens_per_rank num_tokens_per_rdma_rank num_tokens_per_expert is_token_in_rank dispatch combine num_worst_tokens config async_finish \
+     internode_dispatch internode_combine",
+    // V1's low-latency kernels.
+    "clean_low_latency_buffer low_latency_dispatch dispatch_wait_recv_cost_stats use_fp8 round_scale use_ue8m0 return_recv_hook recv_count \
+     layout_range src_info low_latency_combine use_logfmt zero_copy out combine_wait_recv_cost_stats low_latency_update_mask_buffer \
+     low_latency_query_mask_buffer low_latency_clean_mask_buffer get_next_low_latency_combine_buffer",
+    // Utilities.
+    "calc_diff safe_div per_token_cast_to_fp8 per_token_cast_back inplace_unique create_grouped_scores hash_tensor count_bytes bench bench_kineto \
+     init_dist init_seed dist_print get_nvlink_gbs get_rdma_gbs check_fast_rdma_atomic_support",
+    // Types.
+    "topk_idx_t",
+];
+
+/// Whoever comes from DeepEP finds each of its names in a first column of docs/from-deepep.md.
+#[test]
+fn no_name_of_deepep_is_left_out() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let page = std::fs::read_to_string(root.join("docs/from-deepep.md")).unwrap();
+    let first = page.lines().filter(|line| line.starts_with("| ")).filter_map(|row| row.split('|').nth(1));
+    let code = first.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    let words = code.flat_map(|code| code.split(|c: char| !c.is_alphanumeric() && c != '_'));
+    let there: std::collections::BTreeSet<&str> = words.collect();
+    let missing: Vec<_> =
+        OF_DEEPEP.iter().flat_map(|names| names.split_whitespace()).filter(|name| !there.contains(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}

@@ -79,7 +79,7 @@ pub(crate) struct BytesArgs {
     /// How rows lie where they are received
     #[arg(long, value_enum, default_value_t = BufferLayout::Compact)]
     pub layout: BufferLayout,
-    /// Rows to which an expert's rows are padded, with `--layout expand` [default: 1]
+    /// Rows to which an expert's rows are padded, with `--layout expand`, or its part of the index, with `--layout rank-major` [default: 1]
     #[arg(long, value_name = "ROWS")]
     pub alignment: Option<u32>,
     /// Rows that a rank has room for, in slabs each expert [default: all that can be sent]
@@ -91,6 +91,18 @@ pub(crate) struct BytesArgs {
     /// With room for weights of selections that a combine brings back
     #[arg(long)]
     pub returned_weights: bool,
+    /// For combines whose rows may cross in FP8
+    #[arg(long)]
+    pub fp8_combine: bool,
+    /// With an index by expert of compact rows, each expert's part padded to so many
+    #[arg(long, value_name = "ROWS")]
+    pub expert_index: Option<u32>,
+    /// Counting the selections of each expert over all dispatches
+    #[arg(long)]
+    pub expert_statistics: bool,
+    /// For graphs that are launched without being captured anew when ranks are masked
+    #[arg(long)]
+    pub graphs_across_masks: bool,
     /// Dispatches whose rows may be there at once
     #[arg(long, value_name = "SLOTS", default_value_t = 1)]
     pub row_slots: u32,

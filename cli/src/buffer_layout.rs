@@ -22,6 +22,11 @@ pub enum BufferLayout {
 }
 
 impl BufferLayout {
+    /// Whether an expert's rows, or its part of the index, are padded to a multiple.
+    pub fn pads(self) -> bool {
+        matches!(self, Self::Expand | Self::RankMajor | Self::RankMajorExpand)
+    }
+
     /// A configuration for `ranks` ranks with this layout: an expert's rows padded to multiples of `alignment`, or not at all; with room
     /// for `capacity` rows on a rank, in slabs for each expert, or for all that can come.
     pub fn of(self, config: Config, ranks: u32, alignment: Option<u32>, capacity: Option<u64>) -> Config {
@@ -46,11 +51,6 @@ impl BufferLayout {
         config
     }
 
-    /// Whether an alignment pads an expert's rows.
-    pub fn pads(self) -> bool {
-        matches!(self, Self::Expand | Self::RankMajorExpand)
-    }
-
     /// Whether it is for few tokens.
     #[allow(dead_code, reason = "not every program asks")]
     pub fn is_for_few(self) -> bool {
@@ -63,9 +63,11 @@ impl BufferLayout {
 /// # Errors
 ///
 /// That there is one, and no layout that has it.
-pub fn check_alignment(alignment: Option<u32>, expands: bool) -> Result<(), &'static str> {
-    if alignment.is_some() && !expands {
-        return Err("--alignment: only the expanded layout pads an expert's rows (--layout expand)");
+pub fn check_alignment(alignment: Option<u32>, pads: bool) -> Result<(), &'static str> {
+    if alignment.is_some() && !pads {
+        return Err(
+            "--alignment: only expanded layouts pad an expert's rows, and the rank-major one its index (--layout expand, rank-major-expand, or rank-major)",
+        );
     }
     Ok(())
 }

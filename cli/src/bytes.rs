@@ -16,6 +16,8 @@ pub(crate) fn run(args: &BytesArgs) -> anyhow::Result<String> {
         config = config.with_routing_slots(slots);
     }
     config.returned_weights = args.returned_weights;
+    (config.fp8_combine, config.expert_index) = (args.fp8_combine, args.expert_index);
+    (config.expert_statistics, config.graphs_across_masks) = (args.expert_statistics, args.graphs_across_masks);
     let bytes = bytes_needed(&config, args.ranks, args.num_sms).map_err(|error| match error {
         // What the library calls otherwise.
         Error::InvalidArgument { argument: "max_tokens_per_rank" | "rows", .. } => {
@@ -72,6 +74,17 @@ mod tests {
         };
         assert_eq!((total(&["--routing-slots", "3"]) - total(&["--routing-slots", "2"])) / 10_000, 262);
         assert_eq!(total(&["--returned-weights"]) - total(&[]), 8 * 4096 * 8 * 4);
+        // What options take beside: codes and scales of each row, a word for each selection, for each entry of the index, for each expert two.
+        let more = |option: &[&str]| total(option) - total(&[]);
+        assert_eq!(more(&["--fp8-combine"]) / 10_000, 8 * 4096 * (7168 + 56 * 4) / 10_000);
+        assert_eq!(more(&["--graphs-across-masks"]), 256 + 4096 * 8 * 4);
+        assert_eq!(more(&["--expert-statistics"]), 32 * 8);
+        // Each region is a multiple of 256 bytes long.
+        let entries: u64 = 8 * 4096 * 8 + 32 * 127;
+        assert_eq!(more(&["--expert-index", "128"]), (4 * entries).next_multiple_of(256) + 256);
+        let by_place = ["--layout", "rank-major", "--tokens", "64", "--routing-slots", "1"];
+        let padded = |rows| total(&[&by_place[..], &["--alignment", rows]].concat());
+        assert_eq!((padded("9") - padded("1")).next_multiple_of(256), 32 * 8 * 4);
         let error = run(&["epoxide", "bytes", "--routing-slots", "0"]).expect_err("no slot").to_string();
         assert!(error.starts_with("routing_slots = 0: ") && error.ends_with(" (--routing-slots)"), "{error}");
         // What a dispatch brings and its experts make, once for each that may be there at once.
@@ -87,7 +100,7 @@ mod tests {
         let error = by_column("bf16").expect_err("BF16 has no scales").to_string();
         assert_eq!(error, "scale_layout = ColumnMajor: rows in Bf16 have no scales that could lie so");
         let error = run(&["epoxide", "bytes", "--alignment", "8"]).expect_err("nothing is aligned").to_string();
-        assert!(error.ends_with("(--layout expand)"), "{error}");
+        assert!(error.ends_with("(--layout expand, or rank-major)"), "{error}");
         let error = run(&["epoxide", "bytes", "--top-k", "33"]).expect_err("33 > 32");
         assert_eq!(error.to_string(), "top_k = 33: a token selects 1 to 32 experts");
         let error = run(&["epoxide", "bytes", "--tokens", "0"]).expect_err("no token").to_string();

@@ -123,7 +123,8 @@ fn no_option_is_ignored() {
         "--num-sms" => Some("30".to_owned()),
         "--capacity" => Some("3000".to_owned()),
         "--routing-slots" => Some("3".to_owned()),
-        "--returned-weights" => Some(String::new()),
+        "--returned-weights" | "--fp8-combine" | "--expert-statistics" | "--graphs-across-masks" => Some(String::new()),
+        "--expert-index" => Some("8".to_owned()),
         flag => effective(flag),
     };
     let bases = ["bytes", "bytes --format fp8", "bytes --ranks 64", "bytes --layout expand", "bytes --layout slab"];

@@ -59,9 +59,9 @@ fn the_exit_code_says_who_is_at_fault_and_nothing_is_made_for_a_bad_option() {
         ("--layout expand,compact,expand", "--layout: expand is there twice"),
         (
             "--layout compact --alignment 8",
-            "--alignment: only the expanded layout pads an expert's rows (--layout expand)",
+            "--alignment: only expanded layouts pad an expert's rows, and the rank-major one its index (--layout expand, rank-major-expand, or rank-major)",
         ),
-        ("--layout slab --alignment 8", "--alignment: only the expanded layout pads"),
+        ("--layout slab --alignment 8", "--alignment: only expanded layouts pad"),
         ("--layout slab --capacity 0", "capacity = 0: an expert's slab has at least 1 row"),
         ("--layout slab --capacity 4294967296", "capacity = 4294967295: an expert's slab"),
         ("--layout expand --capacity 0", "capacity = 0: a rank has room for 1 to"),

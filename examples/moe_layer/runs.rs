@@ -179,11 +179,15 @@ fn the_exit_code_says_who_is_at_fault() {
         ("--ranks -5", 2, "'-5'"),
         ("--gpus 0", 2, "--device sim has none"),
         ("--device cuda --gpus 0,0,0", 2, "3 GPUs for 2 ranks"),
-        ("--alignment 8", 2, "--alignment: only the expanded layout pads an expert's rows (--layout expand)"),
+        (
+            "--alignment 8",
+            2,
+            "--alignment: only expanded layouts pad an expert's rows, and the rank-major one its index (--layout expand, rank-major-expand, or rank-major)",
+        ),
         (
             "--layout slab --alignment 8",
             2,
-            "--alignment: only the expanded layout pads an expert's rows (--layout expand)",
+            "--alignment: only expanded layouts pad an expert's rows, and the rank-major one its index (--layout expand, rank-major-expand, or rank-major)",
         ),
         ("--layout slab --capacity 0", 2, "capacity = 0: an expert's slab has at least 1 row"),
         ("--capacity 0", 2, "capacity = 0: a rank has room for 1 to"),

@@ -21,8 +21,8 @@ pub struct Outcome {
     pub dx: Vec<bf16>,
     /// Of the parameters, `[local experts, hidden]`.
     pub d_parameters: Vec<f32>,
-    /// Of the gate weights of the rank's experts, with the token's rank and number, in the order of the rows.
-    pub d_gates: Vec<((u32, u32), f32)>,
+    /// Of the gate weights of the rank's tokens, `[tokens, top_k]`.
+    pub d_gates: Vec<f32>,
 }
 
 impl Tokens {
@@ -45,7 +45,7 @@ impl Tokens {
         };
         self.check(rank, &outcome.y, product(element))?;
         self.check(rank, &outcome.dx, product(d_output)).map_err(|wrong| format!("gradients of {wrong}"))?;
-        let mut d_gates = outcome.d_gates.iter();
+        self.check_gates(rank, &outcome.d_gates)?;
         let mut d_parameters = outcome.d_parameters.chunks_exact(HIDDEN as usize);
         for expert in (0..EXPERTS).filter(|expert| self.owner(*expert) == rank) {
             let mut want = vec![0.0f32; HIDDEN as usize];
@@ -54,20 +54,10 @@ impl Tokens {
                 let Some((_, gate)) = selections(source, token).into_iter().find(|(e, _)| *e == expert) else {
                     continue;
                 };
-                let mut d_gate = 0.0f32;
                 for (column, want) in (0..).zip(&mut want) {
                     let x = element(source, token, column).to_f32();
                     let d = d_output(source, token, column).to_f32();
                     *want += gate * d * x;
-                    d_gate += d * (parameter(expert, column) * x);
-                }
-                let got = d_gates.next();
-                let right = got.is_some_and(|(of, got)| *of == (source, token) && got.to_bits() == d_gate.to_bits());
-                if !right {
-                    return Err(format!(
-                        "gate of expert {expert}: {got:?}, expected {d_gate} of {:?}",
-                        (source, token)
-                    ));
                 }
             }
             let got = d_parameters.next().unwrap_or_default();
@@ -75,7 +65,27 @@ impl Tokens {
                 return Err(format!("gradients of expert {expert}'s parameters are others"));
             }
         }
-        let left = d_gates.count() + d_parameters.count();
+        let left = d_parameters.count();
         if left > 0 { Err(format!("rank {rank}: {left} gradients too many")) } else { Ok(()) }
+    }
+
+    /// Compares the gradients of the gate weights of a rank's tokens, bit for bit.
+    fn check_gates(&self, rank: u32, d_gates: &[f32]) -> Result<(), String> {
+        let of_token = |token| selections(rank, token).into_iter().map(move |(expert, _)| (token, expert));
+        let selected: Vec<_> = (0..self.tokens).flat_map(of_token).collect();
+        if d_gates.len() != selected.len() {
+            return Err(format!("rank {rank}: {} gradients of {} gate weights", d_gates.len(), selected.len()));
+        }
+        for ((token, expert), got) in selected.into_iter().zip(d_gates) {
+            let of = |column| {
+                let (x, d) = (element(rank, token, column).to_f32(), d_output(rank, token, column).to_f32());
+                d * (parameter(expert, column) * x)
+            };
+            let want = (0..HIDDEN).fold(0.0f32, |sum, column| sum + of(column));
+            if got.to_bits() != want.to_bits() {
+                return Err(format!("rank {rank}, token {token}, gate of expert {expert}: {got}, expected {want}"));
+            }
+        }
+        Ok(())
     }
 }

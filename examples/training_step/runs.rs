@@ -71,6 +71,6 @@ fn a_number_that_is_another_is_found() {
     assert!(found(|o| o.y[7] = bf16::NAN).contains("column 7: NaN"));
     assert!(found(|o| o.dx[7] = bf16::NAN).starts_with("gradients of rank 0, token 0, column 7: NaN"));
     assert!(found(|o| o.d_parameters[513] += 1.0).contains("expert 1's parameters"));
-    assert!(found(|o| o.d_gates[1].1 += 1.0).starts_with("gate of expert"));
-    assert!(found(|o| o.d_gates.push(((0, 0), 0.0))).contains("1 gradients too many"));
+    assert!(found(|o| o.d_gates[1] += 1.0).contains("gate of expert"));
+    assert!(found(|o| o.d_gates.push(0.0)).contains("gate weights"));
 }

@@ -1,7 +1,8 @@
 //! One MoE layer of a training step, forward and backward: what to copy from.
 //!
 //! The backward pass of a dispatch is a combine, and that of a combine a dispatch by the same routing, `dispatch_again`: the gradient of
-//! every token's sum comes to each row that was summed, in the row's place. The rows of the forward pass stay in a row slot of their own meanwhile. Experts
+//! every token's sum comes to each row that was summed, in the row's place. The rows of the forward pass stay in a row slot of their own meanwhile. The
+//! gradients of gate weights, which experts' ranks have, go back to the tokens with those of the rows. Experts
 //! that run on the GPU do the same with `ElasticBuffer::recv_arrays` and kernels of their own.
 use epoxide::{
     CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, Received, Result, bf16,
@@ -22,7 +23,8 @@ fn selection(received: &Received, row: usize) -> Option<(u32, f32)> {
 /// What the library returns.
 pub fn run(comm: &Comm, all: &Tokens) -> Result<Outcome> {
     let config = Config::new(EXPERTS, TOP_K, HIDDEN, all.tokens);
-    let config = config.with_layout(Layout::ExpertContiguous { alignment: 8 }).with_row_slots(2);
+    let config =
+        config.with_layout(Layout::ExpertContiguous { alignment: 8 }).with_row_slots(2).with_returned_weights();
     let mut buffer = ElasticBuffer::new(comm, config)?;
     let (first, experts) = buffer.local_experts();
     let (topk_idx, topk_weights) = all.routing(comm.rank());
@@ -30,6 +32,7 @@ pub fn run(comm: &Comm, all: &Tokens) -> Result<Outcome> {
     let x = comm.tensor(&all.rows(comm.rank()))?;
     let dy = comm.tensor(&all.d_outputs(comm.rank()))?;
     let (mut y, mut dx) = (comm.empty::<bf16>(x.len())?, comm.empty::<bf16>(x.len())?);
+    let mut d_gates = comm.empty::<f32>(topk_weights.len())?;
 
     // Forward. The received rows are kept: the gradients of the parameters need them.
     let input = DispatchInput::new(all.tokens, &x, &topk_idx, &topk_weights);
@@ -50,21 +53,22 @@ pub fn run(comm: &Comm, all: &Tokens) -> Result<Outcome> {
     let (saved, gradients) = (buffer.received(&handle)?, buffer.received(&again)?.x.to_f32(HIDDEN)?);
     let rows = saved.x.to_f32(HIDDEN)?;
     let mut d_parameters = vec![0.0; (experts * HIDDEN) as usize];
-    let mut d_gates = vec![0.0; saved.sources.len()];
+    let mut d_weights = vec![0.0; saved.sources.len()];
     let mut d_rows = vec![bf16::ZERO; rows.len()];
     for (at, (x, d)) in rows.iter().zip(&gradients).enumerate() {
         if let Some((expert, gate)) = selection(&saved, at / hidden) {
             let parameter = parameter(first + expert, (at % hidden) as u32);
             d_parameters[expert as usize * hidden + at % hidden] += gate * d * x;
-            d_gates[at / hidden] += d * (parameter * x);
+            d_weights[at / hidden] += d * (parameter * x);
             d_rows[at] = bf16::from_f32(gate * (parameter * d));
         }
     }
     buffer.write_expert_outputs(&again, &d_rows)?;
-    buffer.combine(&again, CombineInput::new(ExpertOutputs::InPlace, &mut dx))?;
+    let d_weights = comm.tensor(&d_weights)?;
+    let input = CombineInput::new(ExpertOutputs::InPlace, &mut dx).with_returned_weights(&d_weights, &mut d_gates);
+    buffer.combine(&again, input)?;
     buffer.release(&handle)?;
     buffer.synchronize()?;
     buffer.close()?;
-    let d_gates = saved.sources.into_iter().zip(d_gates).filter(|(source, _)| source.0 != u32::MAX).collect();
-    Ok(Outcome { y: y.to_vec()?, dx: dx.to_vec()?, d_parameters, d_gates })
+    Ok(Outcome { y: y.to_vec()?, dx: dx.to_vec()?, d_parameters, d_gates: d_gates.to_vec()? })
 }

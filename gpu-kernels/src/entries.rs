@@ -9,6 +9,7 @@ use crate::combine::{
 use crate::dispatch::again::{self, DispatchAgainArgs};
 use crate::dispatch::again_by_expert::{self, DispatchAgainByExpertArgs};
 use crate::dispatch::{self, DispatchArgs};
+use crate::expert_index::{self, ExpertIndexArgs};
 use crate::gradient::{self, WeighGradientsArgs};
 use crate::layout;
 use crate::lend::{self, LendArgs};
@@ -186,6 +187,12 @@ pub fn lay_scale_columns(args: ScaleColumnsArgs) {
     scale_columns::run(&args);
 }
 
+/// Makes the index by expert of compact rows that came; see [`crate::expert_index`].
+#[kernel(threads = 512, blocks_per_sm = 2)]
+pub fn index_rows(args: ExpertIndexArgs) {
+    expert_index::run(&args);
+}
+
 /// Waits for the region of expert outputs; see [`crate::lend`]. One block.
 #[kernel(threads = 64)]
 pub fn lend(args: LendArgs) {
@@ -217,6 +224,7 @@ const _: () = assert!(
         && combine_with.threads() == layout::THREADS
         && weigh_gradients.threads() == layout::THREADS
         && lay_scale_columns.threads() == layout::THREADS
+        && index_rows.threads() == layout::THREADS
         && combine_by_expert_with.threads() == layout::THREADS
         && combine_by_expert_gated.threads() == layout::THREADS
         && combine_by_expert_fp8.threads() == layout::THREADS

@@ -20,6 +20,7 @@ pub mod entries_halves;
 pub mod entries_packed;
 pub mod entries_rank_major;
 pub mod entries_ue8m0;
+pub mod expert_index;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod families;
 pub mod gradient;

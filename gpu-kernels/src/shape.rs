@@ -196,6 +196,8 @@ pub struct Shape {
     pub fp8_combine: bool,
     /// How rows of fixed places are laid for experts.
     pub packing: Packing,
+    /// To what an expert's part of the index is padded that compact rows have; 0 where they have none.
+    pub expert_index: u32,
 }
 
 impl Shape {
@@ -299,14 +301,29 @@ impl Shape {
             }
         }
     }
-    /// Entries of the index by expert, where rows have fixed places: one for each selection of this rank's experts, and what pads each expert's.
+    /// Entries of the index by expert, where there is one: one for each selection of this rank's experts that rows may have, and what pads each expert's.
     pub const fn index_entries(&self) -> u64 {
+        let (experts, alignment) = (self.max_local_experts(), self.index_alignment());
+        if alignment == 0 {
+            return 0;
+        }
+        let padding = experts as u64 * (alignment - 1) as u64;
+        let of_row = if self.top_k < experts { self.top_k } else { experts };
+        let (of_all, of_rows) = (self.worst_selections(experts), self.rows.saturating_mul(of_row as u64));
+        (if of_rows < of_all { of_rows } else { of_all }).saturating_add(padding)
+    }
+    /// To what an expert's part of the index is padded; 0 where there is no index.
+    const fn index_alignment(&self) -> u32 {
         match self.layout {
-            Layout::RankMajor { alignment } => {
-                let experts = self.max_local_experts();
-                let padding = experts as u64 * (alignment.saturating_sub(1)) as u64;
-                self.worst_selections(experts).saturating_add(padding)
-            }
+            Layout::RankMajor { alignment } => alignment,
+            Layout::Compact => self.expert_index,
+            _ => 0,
+        }
+    }
+    /// Offsets of the index where they lie apart from the counts: those of compact rows.
+    pub const fn index_offsets(&self) -> u64 {
+        match (self.layout, self.expert_index) {
+            (Layout::Compact, 1..) => self.max_local_experts() as u64 + 1,
             _ => 0,
         }
     }
@@ -433,6 +450,17 @@ impl Shape {
         {
             return broken("capacity", capacity, Rule::Slab { experts: self.max_local_experts() });
         }
+        if self.expert_index > 0 {
+            if !matches!(self.layout, Layout::Compact) {
+                return broken("expert_index", self.expert_index, Rule::CompactIndex);
+            }
+            if self.expert_index > MAX_ALIGNMENT {
+                return broken("expert_index", self.expert_index, Rule::Alignment);
+            }
+            if self.index_entries() > u32::MAX as u64 {
+                return broken("max_tokens_per_rank", self.max_tokens, Rule::Rows);
+            }
+        }
         // Counts of what is sent are 32 bits wide too, whatever there is room for.
         let most = match self.layout {
             Layout::Compact | Layout::ExpertContiguous { .. } | Layout::RankMajor { .. } => self.worst_rows(),
@@ -519,6 +547,8 @@ pub enum Rule {
     Blocks,
     /// 1 to [`MAX_ALIGNMENT`].
     Alignment,
+    /// An index beside the rows is of compact ones.
+    CompactIndex,
     /// 1 to [`MAX_ROUTING_SLOTS`].
     RoutingSlots,
     /// 1 to [`MAX_ROW_SLOTS`].
@@ -576,6 +606,10 @@ impl core::fmt::Display for Rule {
             }
             Self::Blocks => write!(f, "an operation has 1 to {MAX_BLOCKS} blocks"),
             Self::Alignment => write!(f, "an expert's rows are padded to a multiple of 1 to {MAX_ALIGNMENT}"),
+            Self::CompactIndex => write!(
+                f,
+                "compact rows have an index beside them: rank-major ones have one by themselves, and the others lie by expert"
+            ),
             Self::RoutingSlots => write!(f, "a buffer has 1 to {MAX_ROUTING_SLOTS} routing slots"),
             Self::RowSlots => write!(f, "a buffer has 1 to {MAX_ROW_SLOTS} row slots"),
             Self::FixedPlaces => write!(f, "rows of fixed places (rank-major) have room for every token of every rank"),

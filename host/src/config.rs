@@ -3,7 +3,7 @@ use std::fmt;
 use std::time::Duration;
 
 use epoxide_kernels::layout::Span;
-use epoxide_kernels::shape::Shape;
+use epoxide_kernels::shape::{Rule, Shape};
 use epoxide_kernels::words::Number;
 use epoxide_plan::layouts::checked;
 use epoxide_plan::{Capacity, LayerSizes, RowLayout, Workload};
@@ -69,10 +69,15 @@ pub struct Config {
     pub counts_mirror: bool,
     /// See [`Self::with_expert_statistics`]. Ranks may differ in it.
     pub expert_statistics: bool,
+    /// See [`Self::with_expert_index`]. Ranks may differ in it.
+    pub expert_index: Option<u32>,
 }
 
 /// Bytes of a window beyond which the worst case of rows by expert is no default.
 const MOST_UNASKED_BYTES: u64 = 16 << 30;
+
+/// Bytes in front of the selections of a dispatch that lie without those of masked ranks' experts: who is masked, and how many selections were dropped.
+pub(crate) const BEFORE_SELECTIONS: u64 = 256;
 
 /// The longest timeout.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
@@ -109,6 +114,7 @@ impl Config {
             graphs_across_masks: false,
             counts_mirror: false,
             expert_statistics: false,
+            expert_index: None,
         }
     }
 
@@ -447,7 +453,7 @@ impl Config {
     /// Makes [graphs](crate::Graph) of this buffer ready for [masked](crate::Comm::mask) ranks from the start: who is masked is read at each launch, and they go on
     /// behind a [reset](crate::ElasticBuffer::reset) without being captured anew. (Not where the ranks have moved to other windows, away from a masked
     /// one that lives.) It takes two small kernels in front of each dispatch and one in front of each combine, as masked ranks do, and 4 bytes of the rank's
-    /// memory for each selection, which [`bytes_needed`](crate::bytes_needed) leaves out. Selections go through 32 bits then, so an index beyond them is reported as
+    /// memory for each selection, which [`bytes_needed`] counts. Selections go through 32 bits then, so an index beyond them is reported as
     /// the least `i32`. Else a graph of before the first mask is [`Error::StaleGraph`]; those that are captured behind it are ready for more.
     #[must_use]
     pub fn with_graphs_across_masks(mut self) -> Self {
@@ -467,10 +473,37 @@ impl Config {
 
     /// Lets each dispatch add up on the device how many selections came for each local expert, for
     /// [`expert_statistics`](crate::ElasticBuffer::expert_statistics). By the same kernels as [`Self::with_counts_mirror`]; it takes 8 bytes of
-    /// the rank's memory for tensors for each local expert.
+    /// the rank's memory for tensors for each local expert, which [`bytes_needed`] counts.
     #[must_use]
     pub fn with_expert_statistics(mut self) -> Self {
         self.expert_statistics = true;
+        self
+    }
+
+    /// Has each dispatch make an index by expert of its compact rows, in the device's memory ([`RecvArrays::index`](crate::RecvArrays::index)): the rows of each
+    /// local expert, ascending, its part padded with `u32::MAX` to a multiple of `alignment`, 1 to 1024. It is for a GEMM that gathers, or a kernel of
+    /// yours: a row is there once, for all of its experts, where [`Layout::ExpertContiguous`] has copies. In [`Layout::Compact`] alone;
+    /// [`Layout::RankMajor`] has such an index by itself. A small kernel behind the dispatch makes it, none behind a replay, whose rows lie as those of the
+    /// routing; it takes 4 bytes for each entry and routing slot, which [`bytes_needed`] counts.
+    ///
+    /// ```
+    /// use epoxide::{Config, DispatchInput, ElasticBuffer, LocalGroup, Mode, bf16};
+    ///
+    /// LocalGroup::simulated(1, Mode::Fast { workers: 0 })?.run(|comm| {
+    ///     let mut buffer = ElasticBuffer::new(&comm, Config::new(3, 2, 64, 3).with_expert_index(4))?;
+    ///     let (x, weights) = (comm.tensor(&[bf16::ONE; 3 * 64])?, comm.tensor(&[0.5f32; 6])?);
+    ///     let handle = buffer.dispatch(&DispatchInput::new(3, &x, &comm.tensor(&[2i64, 0, 0, -1, 2, 0])?, &weights))?;
+    ///     // Rows 0, 1 and 2 of expert 0, none of expert 1, rows 0 and 2 of expert 2.
+    ///     assert_eq!(buffer.recv_counts(&handle)?.index_offsets, [0, 4, 4, 8]);
+    ///     let index = buffer.recv_arrays(&handle)?.index.expect("the buffer makes one");
+    ///     assert!(index.shape()[0] >= 8);
+    ///     buffer.close()
+    /// })?;
+    /// # Ok::<(), epoxide::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_expert_index(mut self, alignment: u32) -> Self {
+        self.expert_index = Some(alignment);
         self
     }
 
@@ -529,6 +562,7 @@ impl Config {
             scale_layout: self.scale_layout,
             fp8_combine: self.fp8_combine,
             packing: self.packing,
+            expert_index: self.expert_index.unwrap_or(0),
         };
         let worst = shape.worst_rows();
         let rows = self.capacity.map_or(worst, |rows| rows.min(worst));
@@ -546,6 +580,9 @@ impl Config {
         }
         check_packing(self)?;
         check_options(self.layout, self.counts_mirror, self.expert_statistics, self.scale_layout)?;
+        if self.expert_index == Some(0) {
+            return Err(Error::argument("expert_index", 0, Rule::Alignment.to_string()));
+        }
         if self.fp8_combine && self.layout.is_rank_major() {
             let rule = "not where rows have fixed places (Layout::RankMajor)";
             return Err(Error::argument("fp8_combine", true, rule));
@@ -600,6 +637,15 @@ impl Config {
         Ok(layouts)
     }
 
+    /// What ranks keep beside the private memory, in allocations of their own.
+    pub(crate) fn beside(&self, shape: &Shape) -> Vec<RegionBytes> {
+        let region = |name, bytes| RegionBytes { name, offset: 0, bytes, symmetric: false };
+        let masked = self.graphs_across_masks.then(|| region("selections without masked ranks", masked_bytes(shape)));
+        let experts = u64::from(shape.max_local_experts());
+        let statistics = self.expert_statistics.then(|| region("expert statistics", 8 * experts));
+        masked.into_iter().chain(statistics).collect()
+    }
+
     /// The fields that must agree between ranks, by name.
     pub(crate) fn fields(&self, blocks: u32) -> [(&'static str, String); 18] {
         [
@@ -632,7 +678,7 @@ pub struct BytesNeeded {
     pub regions: Vec<RegionBytes>,
     /// Bytes of the symmetric window.
     pub window: u64,
-    /// Bytes that no peer touches.
+    /// Bytes that no peer touches. What lies in an allocation of its own, behind the others in `regions`, begins there at 0.
     pub private: u64,
     /// Bytes of which a window is a whole number: 1, or what ranks that are processes map memory by ([`Self::with_granularity`]).
     pub granularity: u64,
@@ -688,8 +734,15 @@ impl fmt::Display for BytesNeeded {
 pub fn bytes_needed(config: &Config, ranks: u32, num_sms: u32) -> Result<BytesNeeded> {
     let blocks = if config.num_sms == 0 { num_sms } else { config.num_sms };
     let layouts = config.layouts(ranks, blocks)?;
-    let (window, private) = (layouts.window.bytes, layouts.private.bytes);
-    Ok(BytesNeeded { regions: layouts.regions(), window, private, granularity: 1 })
+    let beside = config.beside(&layouts.shape);
+    let private = layouts.private.bytes + beside.iter().map(|region| region.bytes).sum::<u64>();
+    let regions = layouts.regions().into_iter().chain(beside).collect();
+    Ok(BytesNeeded { regions, window: layouts.window.bytes, private, granularity: 1 })
+}
+
+/// What a buffer takes that goes on without masked ranks.
+pub(crate) fn masked_bytes(shape: &Shape) -> u64 {
+    BEFORE_SELECTIONS + 4 * u64::from(shape.max_tokens) * u64::from(shape.top_k)
 }
 
 /// Checks that nothing is asked of a buffer whose rows have fixed places that its kernels do not do.

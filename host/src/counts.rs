@@ -84,7 +84,7 @@ impl ElasticBuffer {
         // SAFETY: this runtime allocated it with the buffer.
         let seen = unsafe { self.mirror()?.read(&self.comm.inner().runtime, handle.routing_slot(), dispatch)? };
         let counts = match seen {
-            Seen::Counts(words) => RecvCounts::of(&words, self.comm.size(), self.local_experts().1),
+            Seen::Counts(words) => self.indexed(RecvCounts::of(&words, self.comm.size(), self.local_experts().1)),
             Seen::NotYet(word) => {
                 let failed = Known::from_word(word) == (Known { dispatch, failed: true });
                 if failed && self.layouts.shape.is_bounded() {

@@ -366,7 +366,9 @@ impl ElasticBuffer {
     pub(crate) fn dispatched(&mut self, slots: Slots, named: Option<u32>, kept: bool) -> Result<u64> {
         let operation = self.operations;
         self.took_rows(slots, named, State::Dispatched { operation, slot: slots.routing, kept });
-        let behind = self.enqueue_behind(slots);
+        // Of a replay the routing has its index.
+        let fresh = self.routings.is_of(slots.routing, operation);
+        let behind = self.enqueue_behind(slots).and_then(|()| if fresh { self.index_rows(slots) } else { Ok(()) });
         let behind = self.or_give_back(slots.row, behind);
         self.noted();
         behind.map(|()| operation)

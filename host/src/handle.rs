@@ -18,8 +18,8 @@ pub struct RecvCounts {
     /// Where rows lie by expert: the first row of each local expert, and the end of all, `[local experts + 1]`, multiples of the alignment.
     /// In slabs, multiples of their capacity. Else empty.
     pub offsets: Vec<u32>,
-    /// In [`Layout::RankMajor`](crate::Layout::RankMajor): the first entry of each local expert in the index, and the end of all,
-    /// `[local experts + 1]`, multiples of the alignment. Else empty.
+    /// Where there is an index by expert, in [`Layout::RankMajor`](crate::Layout::RankMajor) or [of compact rows](crate::Config::with_expert_index): the first
+    /// entry of each local expert in it, and the end of all, `[local experts + 1]`, multiples of the alignment. Else empty.
     pub index_offsets: Vec<u32>,
     /// Selections of this rank's experts that were dropped for want of room ([`Overflow::Drop`](crate::Overflow::Drop)).
     pub dropped: u32,
@@ -67,9 +67,11 @@ pub struct RecvView {
     /// to come and the operation's number (two words); selections that were dropped, of this rank's experts and of all. (Where rows are packed in slabs, these are 0:
     /// what was dropped [`ElasticBuffer::recv_counts`] says.)
     pub counts: u64,
-    /// In [`Layout::RankMajor`](crate::Layout::RankMajor), u32: the rows of each local expert, from the entry on that the counts' offsets say,
-    /// `u32::MAX` where an entry pads. Else 0.
+    /// In [`Layout::RankMajor`](crate::Layout::RankMajor), and where compact rows [are indexed](crate::Config::with_expert_index), u32: the rows of each local
+    /// expert, from the entry on that its offset says, `u32::MAX` where an entry pads. Else 0.
     pub index: u64,
+    /// u32 `[local experts + 1]`: where each expert's part of the index begins, and the end. 0 where there is no index.
+    pub index_offsets: u64,
     /// BF16 `[max_rows, hidden]`: where expert outputs go, row by row, to be combined in place. Every received row must be written:
     /// nobody can see that one was not, but [`Config::with_poisoned_expert_outputs`](crate::Config::with_poisoned_expert_outputs)
     /// makes its sums NaN.
@@ -119,15 +121,27 @@ impl ElasticBuffer {
             top_k_stride: shape.top_k_stride(),
             sources: self.window_span(received.source),
             counts: self.private_slot(self.layouts.private.recv_counts, handle.slot),
-            index: if shape.layout.is_rank_major() {
+            index: if shape.layout.is_rank_major() || shape.expert_index > 0 {
                 self.private_slot(self.layouts.private.index, handle.slot)
             } else {
                 0
             },
+            index_offsets: self.index_offsets(handle),
             expert_outputs: self.window_row(w.expert_out, handle.row_slot),
             returned_weights: if shape.returned_weights { self.window_row(w.returned, handle.row_slot) } else { 0 },
             max_rows: shape.rows,
         })
+    }
+
+    /// Where the offsets of the index lie: behind the counts, or by themselves.
+    fn index_offsets(&self, handle: &Dispatched) -> u64 {
+        let (p, shape) = (&self.layouts.private, &self.layouts.shape);
+        let behind = 4 * u64::from(1 + shape.ranks + self.local_experts().1);
+        match (shape.layout.is_rank_major(), shape.expert_index) {
+            (true, _) => self.private_slot(p.recv_counts, handle.slot) + behind,
+            (false, 0) => 0,
+            (false, _) => self.private_slot(p.index_offsets, handle.slot),
+        }
     }
 
     /// Reads how many rows `handle` brought here. Waits for the stream; [`Self::try_counts`] does not.
@@ -158,6 +172,6 @@ impl ElasticBuffer {
         } else if seen.layout.is_rank_major() {
             counts.index_offsets = std::mem::take(&mut counts.offsets);
         }
-        Ok(counts)
+        Ok(self.indexed(counts))
     }
 }

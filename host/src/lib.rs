@@ -48,7 +48,7 @@
 //!
 //! * Ranks: [`LocalGroup`] and [`Comm`].
 //! * What a buffer is configured with, and what it takes: [`Config`] and [`bytes_needed`].
-//! * The operations: [`ElasticBuffer`].
+//! * The operations, and one table of what follows what: [`ElasticBuffer`].
 //! * A routing again, for a recompute or for gradients: [`ElasticBuffer::dispatch_again`], and [`Config::with_routing_slots`];
 //!   the gradient of a gate-weighted combine: [`ElasticBuffer::dispatch_gradient`].
 //! * Several dispatches with their rows in the buffer at once, two micro-batches or rows that gradients are computed from: [`Config::with_row_slots`],
@@ -58,7 +58,7 @@
 //! * How rows lie where they are received, [`Layout`]: one for each token and rank by source, or one for each selection by expert, each
 //!   expert's from a multiple of an alignment on, as a grouped GEMM reads them, or in a slab for each expert ([`Config::with_layout`],
 //!   [`RecvCounts::offsets`], [`Config::with_zero_padding`]); and how many there is room for: [`Config::with_capacity`],
-//!   [`Config::with_overflow`].
+//!   [`Config::with_overflow`]. An index of each expert's rows where those are compact: [`Config::with_expert_index`].
 //! * Memory: [`DeviceTensor`], and parts of it, [`DeviceSlice`] and [`DeviceSliceMut`].
 //! * From a dispatch to the experts: on the host [`Received`], its rows grouped by expert ([`Received::by_expert`]) and as f32
 //!   ([`WireRows::to_f32`]); on the device, typed and with shapes, [`RecvArrays`], or as plain addresses [`RecvView`].
@@ -97,6 +97,8 @@ mod again;
 mod alarm;
 mod buffer;
 mod by_expert;
+#[cfg(test)]
+mod calls;
 mod combine;
 mod combine_input;
 mod comm;
@@ -105,6 +107,7 @@ mod counts;
 mod dispatch;
 mod error;
 mod event;
+mod expert_index;
 mod expert_outputs;
 mod fault;
 mod gone;

@@ -165,6 +165,7 @@ impl ElasticBuffer {
             sources: row(of.source),
             counts: row(of.counts),
             index: 0,
+            index_offsets: 0,
             expert_outputs: row(of.expert_out),
             returned_weights: 0,
             max_rows: shape.rows,

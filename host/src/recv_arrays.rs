@@ -51,10 +51,10 @@ pub struct RecvArrays<'b> {
     pub counts_by_source: View<'b>,
     /// u32 `[local experts]`: selections of each.
     pub counts_by_expert: View<'b>,
-    /// Where rows lie by expert, u32 `[local experts + 1]`: the first row of each, and the end. Where rows have fixed places, the first entry
-    /// of each in [`Self::index`], and the end. Else none.
+    /// Where rows lie by expert, u32 `[local experts + 1]`: the first row of each, and the end. Where there is an [index](Self::index), the first entry
+    /// of each in it, and the end. Else none.
     pub offsets: Option<View<'b>>,
-    /// Where rows have fixed places, u32 `[max entries]`: the rows of each local expert, ascending, from its offset on, then `u32::MAX` up to the
+    /// Where rows have fixed places, or compact ones [are indexed](crate::Config::with_expert_index), u32 `[max entries]`: the rows of each local expert, ascending, from its offset on, then `u32::MAX` up to the
     /// next one's. Else none.
     pub index: Option<View<'b>>,
     /// BF16 `[max_rows, hidden]`: where expert outputs go, a row for each received row, to be combined
@@ -116,7 +116,11 @@ impl ElasticBuffer {
             row_count: counts(0, 1),
             counts_by_source: counts(1, ranks),
             counts_by_expert: counts(1 + ranks, experts),
-            offsets: (by_expert || view.index != 0).then(|| counts(1 + ranks + experts, experts + 1)),
+            offsets: if by_expert {
+                Some(counts(1 + ranks + experts, experts + 1))
+            } else {
+                (view.index != 0).then(|| View::vector(view.index_offsets, DType::U32, experts + 1))
+            },
             index: (view.index != 0).then(|| View::vector(view.index, DType::U32, shape.index_entries())),
             expert_outputs: by_row(View::matrix(view.expert_outputs, DType::Bf16, [rows, hidden], hidden)),
             returned_weights: shape.returned_weights.then(|| selected(view.returned_weights, DType::F32)),

@@ -81,6 +81,25 @@ elements!(Bf16 => Bf16, E4m3 => E4m3, u8 => U8, f32 => F32, i32 => I32, u32 => U
 ///
 /// The lifetime is that of a borrow of what the memory belongs to, so that no operation can be called meanwhile that takes it away. An
 /// address or a [`Global`] made from a view is not bound by it.
+///
+/// ```
+/// use epoxide::{Config, DType, DispatchInput, ElasticBuffer, LocalGroup, Mode, WireFormat, bf16};
+///
+/// LocalGroup::simulated(1, Mode::Fast { workers: 0 })?.run(|comm| {
+///     let mut buffer = ElasticBuffer::new(&comm, Config::new(2, 1, 384, 5).with_format(WireFormat::Fp8))?;
+///     let (x, idx) = (comm.tensor(&[bf16::ONE; 2 * 384])?, comm.tensor(&[0i64, 1])?);
+///     let handle = buffer.dispatch(&DispatchInput::new(2, &x, &idx, &comm.tensor(&[1.0f32; 2])?))?;
+///     let rows = u64::from(buffer.recv_counts(&handle)?.rows);
+///     let arrays = buffer.recv_arrays(&handle)?;
+///     // Codes, and three scales of each row, whose rows are a multiple of 16 bytes apart; of the two that came.
+///     let (codes, scales) = (arrays.x.rows(..rows)?, arrays.scales.expect("FP8 has scales").rows(..rows)?);
+///     assert_eq!((codes.dtype(), codes.shape(), codes.strides()), (DType::E4m3, &[2, 384][..], &[384, 1][..]));
+///     assert_eq!((scales.dtype(), scales.shape(), scales.strides()), (DType::F32, &[2, 3][..], &[4, 1][..]));
+///     assert!(codes.is_contiguous() && !scales.is_contiguous() && codes.address() % 16 == 0);
+///     buffer.close()
+/// })?;
+/// # Ok::<(), epoxide::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View<'b> {
     address: u64,

@@ -197,6 +197,7 @@ impl Workload {
             scale_layout: self.scale_layout,
             fp8_combine: false,
             packing: epoxide_kernels::shape::Packing::None,
+            expert_index: 0,
         };
         let worst = shape.worst_rows();
         let rows = if self.layout == RowLayout::Slab { worst } else { self.capacity.rows().min(worst) };

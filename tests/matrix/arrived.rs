@@ -1,5 +1,5 @@
 //! What came, and what must.
-use epoxide::{ElasticBuffer, Layout, Received, RecvCounts, Result, WireRows};
+use epoxide::{Config, ElasticBuffer, Layout, Received, RecvCounts, Result, WireRows};
 
 use super::dimensions::Cell;
 use super::support::by_expert::Padding;
@@ -45,11 +45,14 @@ pub fn check_gradient(layout: Layout, step: &Step, rank: u32, came: &Came) -> Ch
 }
 
 /// Compares what a rank was told while the rows travelled.
-pub fn counts(layout: Layout, step: &Step, over: Option<Over>, rank: u32, got: Result<RecvCounts>) -> Result<Checked> {
+pub fn counts(config: &Config, step: &Step, over: Option<Over>, rank: u32, got: Result<RecvCounts>) -> Result<Checked> {
     if let Some(over) = over {
         return Ok(told("wait_counts", got, over));
     }
-    let (got, want) = (got?, counts::counts(&step.world, rank, layout));
+    let (got, mut want) = (got?, counts::counts(&step.world, rank, config.layout));
+    if let Some(alignment) = config.expert_index {
+        want.index_offsets = counts::index_offsets(&want.by_expert, alignment);
+    }
     Ok(if got == want { Ok(()) } else { Err(format!("told {got:?}, expected {want:?}")) })
 }
 

@@ -40,7 +40,7 @@ impl fmt::Display for Cell {
 }
 
 /// Draws of what is not given before a combination is given up: its own sizes may not fit each other.
-const TRIES: u32 = 3;
+const TRIES: u32 = 6;
 
 /// How often another value is drawn for every dimension, none of which keeps more rules, before a cell is given up.
 const IN_VAIN: u32 = 8;
@@ -108,8 +108,12 @@ fn drawn(given: &[Option<usize>], open: &[Vec<usize>], random: &mut Random) -> C
 /// found, and of those that make no sense one where all do.
 fn draw(given: &[Option<usize>], open: &[Vec<usize>], random: &mut Random, device: Device) -> Cell {
     let (mut refused, mut senseless) = (None, None);
+    let picked = DIMENSIONS.iter().zip(given).all(|(dimension, given)| dimension.how != How::Every || given.is_some());
     for _ in 0..TRIES {
         let cell = drawn(given, open, random);
+        if picked && sense::is_of_picks(&cell, device) {
+            return cell;
+        }
         if matches!(sense::of(&cell, device), Sense::Refused(_)) && random.below(32) == 0 {
             return cell;
         }

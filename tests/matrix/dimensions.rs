@@ -173,7 +173,7 @@ macro_rules! dimensions {
 // with `seldom`, the first two times of three.
 dimensions! {
     every layout: Lie = [Lie::Compact, Lie::ByExpert, Lie::Slab, Lie::RankMajor];
-    /// To what an expert's rows are padded, or its part of the index.
+    /// To what an expert's rows are padded, or its part of the index, which compact rows have where it is more than 1.
     every alignment: u32 = [1, 8, 128];
     /// Whether what pads them is zeroed.
     every padding: bool = [false, true];

@@ -65,6 +65,9 @@ fn cells(device: Device) -> Vec<Cell> {
             format!("{SMALL},{PLAIN},layout={layout},{form},told={told},again=true,outputs=Tensor,outputs=Kernel")
         }));
     }
+    // With an index.
+    let indexed = SMALL.replace("alignment=1,", "");
+    filters.push(format!("{indexed},{PLAIN},layout=Compact,{},told=false,again=true,outputs=Kernel", FORMS[0]));
     filters.extend(OTHERS.map(|other| match other.contains("gradient=") {
         true => format!("{},{other},over_fp8=false,statistics=false", SMALL.replace("gradient=false,", "")),
         false if other.contains("over_fp8=") => format!("{SMALL},{other},statistics=false"),

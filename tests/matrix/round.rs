@@ -292,7 +292,8 @@ impl Run<'_> {
             None => {
                 let kept = Came::Rows(Box::new(buffer.received(handle)?));
                 let right = arrived::check(self.cell, self.layout(), step, self.comm.rank(), &kept);
-                right.and(self.columns(buffer, handle, &kept)?).map_err(|why| format!("kept: {why}"))
+                let index = self.index(buffer, handle, &kept)?;
+                right.and(self.columns(buffer, handle, &kept)?).and(index).map_err(|why| format!("kept: {why}"))
             }
         };
         buffer.release(handle)?;
@@ -309,10 +310,14 @@ impl Run<'_> {
         }
     }
 
-    /// Compares the index by expert with the rows, where they have fixed places.
+    /// Compares the index by expert with the rows, if there is one.
     fn index(&self, buffer: &ElasticBuffer, handle: &Dispatched, came: &Came) -> Result<Checked> {
-        match (came, self.layout()) {
-            (Came::Rows(received), Layout::RankMajor { alignment }) => {
+        let alignment = match self.layout() {
+            Layout::RankMajor { alignment } => Some(alignment),
+            _ => self.plan.config.expert_index,
+        };
+        match (came, alignment) {
+            (Came::Rows(received), Some(alignment)) => {
                 fixed_places::check_index(self.comm, &self.copier, buffer, handle, received, alignment)
             }
             _ => Ok(Ok(())),
@@ -324,7 +329,7 @@ impl Run<'_> {
         let mut checked = Ok(());
         if self.cell.told {
             let counts = buffer.wait_counts(handle, LONG);
-            checked = arrived::counts(self.layout(), step, self.over(step), self.comm.rank(), counts)?;
+            checked = arrived::counts(&self.plan.config, step, self.over(step), self.comm.rank(), counts)?;
         }
         if matches!(self.cell.outputs, Outputs::Tensor | Outputs::Lent) {
             return Ok((Came::Unseen, checked));

@@ -24,11 +24,6 @@ pub struct Rule {
 /// What makes no sense, and why.
 pub const RULES: &[Rule] = &[
     Rule {
-        why: "compact rows are not aligned",
-        of_picks: true,
-        broken: |cell, _| cell.layout == Lie::Compact && cell.alignment > 1,
-    },
-    Rule {
         why: "slabs are not aligned",
         of_picks: true,
         broken: |cell, _| cell.layout == Lie::Slab && cell.alignment > 1,
@@ -163,6 +158,11 @@ fn bytes(cell: &Cell) -> u64 {
 pub fn kept(cell: &Cell, device: Device) -> usize {
     let rules = RULES.iter().map(|rule| (rule.broken)(cell, device));
     rules.chain(REFUSALS.iter().map(|refusal| (refusal.refused)(cell))).take_while(|broken| !broken).count()
+}
+
+/// Whether the dimensions of which the whole has every combination make it senseless, whatever the others have.
+pub fn is_of_picks(cell: &Cell, device: Device) -> bool {
+    RULES.iter().any(|rule| rule.of_picks && (rule.broken)(cell, device))
 }
 
 /// Whether a cell is run, and why not.

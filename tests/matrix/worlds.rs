@@ -119,6 +119,7 @@ fn config(cell: &Cell, layout: Layout, room: Option<u64>) -> Config {
     if cell.columns {
         config = config.with_scale_layout(ScaleLayout::ColumnMajor);
     }
+    config.expert_index = (cell.layout == Lie::Compact && cell.alignment > 1).then_some(cell.alignment);
     config.zero_padding = cell.padding;
     config.counts_mirror = cell.told;
     config.expert_statistics = cell.statistics;

@@ -23,3 +23,13 @@ pub fn counts(world: &World, rank: u32, layout: Layout) -> RecvCounts {
     (counts.rows, counts.offsets) = (slots.len() as u32, offsets);
     counts
 }
+
+/// Where each expert's part of an index begins, and the end.
+pub fn index_offsets(by_expert: &[u32], alignment: u32) -> Vec<u32> {
+    let mut end = 0;
+    let ends = by_expert.iter().map(|rows| {
+        end += rows.next_multiple_of(alignment);
+        end
+    });
+    [0].into_iter().chain(ends).collect()
+}

@@ -40,7 +40,7 @@ fn part(text: &str) -> Result<Part, String> {
 }
 
 /// Tests of random cases that the matrix stands beside: in an ordinary run they try few.
-const RANDOM: [&str; 11] = [
+const RANDOM: [&str; 16] = [
     "capacity",
     "combine_gradient",
     "combine_options",
@@ -48,8 +48,13 @@ const RANDOM: [&str; 11] = [
     "dispatch_combine",
     "epochs",
     "expert_contiguous",
+    "expert_index",
     "formats",
+    "halves",
     "handles",
+    "rank_major",
+    "row_slots",
+    "scale_columns",
     "skew",
     "slabs",
 ];

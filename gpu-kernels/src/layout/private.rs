@@ -34,8 +34,11 @@ pub struct PrivateLayout {
     /// u32 `[slots][1 + ranks + local experts]`: rows received: in all, by source, by local expert; where rows lie by expert, each slot's has
     /// `[local experts + 1]` more: where each expert's begin, and the end; where there is a bound, what [`crate::bound`] says.
     pub recv_counts: Span,
-    /// u32 `[slots][index_entries]`: the rows of each expert, each slot's where a region may begin; only where rows have fixed places.
+    /// u32 `[slots][index_entries]`: the rows of each expert, each slot's where a region may begin; only where rows have fixed places, or are compact
+    /// and indexed.
     pub index: Span,
+    /// u32 `[slots][local experts + 1]`: where each expert's part of it begins, and the end; only where rows are compact and indexed.
+    pub index_offsets: Span,
     /// u64 `[3]`: the first dispatch that did not fit, of those that nobody was told of; only where there is a bound.
     pub overflow: Span,
     /// u32 `[slots][local experts]`: how many of an expert's last rows are marked as padding; only where each has a slab.
@@ -82,6 +85,7 @@ impl PrivateLayout {
             send_row: handles(&mut at, "handle: rows")?,
             recv_counts: at.span("received counts", slots.checked_mul(counts.into())?, 4)?,
             index: at.slots("index by expert", shape.routing_slots, shape.index_entries(), 4)?,
+            index_offsets: at.slots("index by expert: offsets", shape.routing_slots, shape.index_offsets(), 4)?,
             overflow: at.span("dispatch that did not fit", if shape.is_bounded() { 3 } else { 0 }, 8)?,
             marked: at.span(
                 "marked padding of slabs",
@@ -115,13 +119,14 @@ impl PrivateLayout {
             send_row,
             recv_counts,
             index,
+            index_offsets,
             overflow,
             marked,
             scale_columns,
             packed,
             bytes: _,
         } = *self;
-        let mut spans = Vec::with_capacity(16 + PACKED);
+        let mut spans = Vec::with_capacity(17 + PACKED);
         spans.extend([
             bases,
             epoch,
@@ -136,6 +141,7 @@ impl PrivateLayout {
             send_row,
             recv_counts,
             index,
+            index_offsets,
             overflow,
             marked,
             scale_columns,

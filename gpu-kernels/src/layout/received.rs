@@ -122,6 +122,7 @@ mod tests {
             scale_layout: ScaleLayout::RowMajor,
             fp8_combine: false,
             packing: crate::shape::Packing::None,
+            expert_index: 0,
         };
         assert_eq!(bf16.contiguous(), ([0, 14336, 14336, 14368, 14400], 14416));
         let fp8 = Shape { format: WireFormat::Fp8, ..bf16 };

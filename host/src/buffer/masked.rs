@@ -2,7 +2,7 @@
 use epoxide_kernels::entries::{stand_in, without_masked};
 
 use crate::comm::OnStream;
-use crate::config::Layouts;
+use crate::config::{BEFORE_SELECTIONS, Layouts, masked_bytes};
 use crate::error::Result;
 
 /// Ranks that a buffer goes on without.
@@ -19,7 +19,7 @@ pub(crate) struct Masked {
 pub(crate) const MASK: u64 = 8;
 
 /// Where the selections lie in that memory.
-pub(crate) const SELECTIONS: u64 = 256;
+pub(crate) const SELECTIONS: u64 = BEFORE_SELECTIONS;
 
 impl Masked {
     /// What a buffer needs whose group has masked ranks, or which is `ready` for them; else nothing. Within a collective call.
@@ -34,8 +34,8 @@ impl Masked {
         }
         inner.runtime.prepare(&stand_in, 0)?;
         inner.runtime.prepare(&without_masked, 0)?;
-        let selections = u64::from(layouts.shape.max_tokens) * u64::from(layouts.shape.top_k);
-        let memory = inner.memory.allocate("selections without masked ranks", SELECTIONS + 4 * selections, &[])?;
+        let bytes = masked_bytes(&layouts.shape);
+        let memory = inner.memory.allocate("selections without masked ranks", bytes, &[])?;
         Ok(Some(Self { ranks, memory, told: 0 }))
     }
 }

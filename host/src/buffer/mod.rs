@@ -49,6 +49,47 @@ use crate::transport::windows::Windows;
 ///
 /// Made by all ranks of a group together; then every rank calls the same operations in the same order. A call returns once
 /// its work is enqueued on the buffer's stream ([`ElasticBuffer::set_stream`]): [`ElasticBuffer::synchronize`] waits for it and returns its fault, if any.
+///
+/// ```
+/// use epoxide::{CombineInput, Config, DispatchInput, ElasticBuffer, ExpertOutputs, LocalGroup, Mode, WireRows, bf16};
+///
+/// LocalGroup::simulated(2, Mode::Fast { workers: 0 })?.run(|comm| {
+///     // Four experts, two of them on each rank; tokens of 64 elements select two, and a rank has at most three at once.
+///     let mut buffer = ElasticBuffer::new(&comm, Config::new(4, 2, 64, 3))?;
+///     let (x, idx) = (comm.tensor(&[bf16::ONE; 2 * 64])?, comm.tensor(&[0i64, 3, 2, -1])?);
+///     let (weights, mut y) = (comm.tensor(&[0.5f32; 4])?, comm.empty::<bf16>(2 * 64)?);
+///     let handle = buffer.dispatch(&DispatchInput::new(2, &x, &idx, &weights))?;
+///     // Experts that hand on what they get. A kernel would read and write in place, and the host wait for nothing.
+///     let WireRows::Bf16(rows) = buffer.received(&handle)?.x else { unreachable!("the format is BF16") };
+///     buffer.write_expert_outputs(&handle, &rows)?;
+///     buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+///     buffer.synchronize()?;
+///     // Token 0 went to both ranks, token 1 to one.
+///     assert_eq!([y.to_vec()?[0], y.to_vec()?[64]].map(f32::from), [2.0, 1.0]);
+///     buffer.close()
+/// })?;
+/// # Ok::<(), epoxide::Error>(())
+/// ```
+///
+/// # The life of an operation
+///
+/// | step | call | what must be so | what it gives, and to whom | the host waits for |
+/// |---|---|---|---|---|
+/// | begin | [`dispatch`](Self::dispatch), [`dispatch_again`](Self::dispatch_again) by an old routing, [`dispatch_gradient`](Self::dispatch_gradient) | a free [row slot](Config::with_row_slots): the only one gives up what waits there; of a dispatch, a free [routing slot](Config::with_routing_slots) | a handle; the row slot is its, and of a dispatch the routing slot | nothing |
+/// | look, on the device | [`recv_arrays`](Self::recv_arrays), [`recv_view`](Self::recv_view) | before its combine, or [kept](crate::DispatchInput::keeping_rows) | rows, scales, sources, counts, to what follows on the stream | nothing |
+/// | look, on the host | [`try_counts`](Self::try_counts), [`wait_counts`](Self::wait_counts) | a buffer [with a mirror](Config::with_counts_mirror) | counts, while rows travel | nothing; the counts |
+/// | | [`recv_counts`](Self::recv_counts), [`received`](Self::received) | as on the device | counts; everything | the dispatch |
+/// | hand over, one of four ways | kernels of yours [in place](crate::RecvArrays::expert_outputs) | every received row is written, behind the dispatch | outputs, to the combine | nothing |
+/// | | [`stage_expert_outputs`](Self::stage_expert_outputs) of a tensor | as many rows as came, or more | a copy of them | nothing |
+/// | | a tensor in [`combine`](Self::combine) ([`ExpertOutputs`](crate::ExpertOutputs) compares the ways) | the same | the same | nothing |
+/// | | [`write_expert_outputs`](Self::write_expert_outputs) of a host slice | exactly the rows that came | the same | the dispatch, and the copy |
+/// | | before the dispatch: [`lend_expert_outputs`](Self::lend_expert_outputs), then [`stage_lent_expert_outputs`](Self::stage_lent_expert_outputs) or kernels of yours | the slot's last combine was enqueued; not in [`Layout::RankMajor`](crate::Layout::RankMajor) | outputs, to the combine of the next dispatch there | nothing |
+/// | end | [`combine`](Self::combine) | once for a handle, by all ranks | sums in `y`; views of the rows end, unless they are kept; the row slot is free; the routing stays, to be replayed | nothing |
+/// | | [`release`](Self::release) | rows that nobody combines, or that were kept | the row slot is free | nothing |
+/// | see what came of it | [`synchronize`](Self::synchronize) | | the fault, or that it did not fit | all of it |
+/// | | [`check`](Self::check), and every call above | | a fault that is there already | nothing |
+/// | after a fault | [`reset`](Self::reset) | by all living ranks | the buffer as new, without handles | its peers |
+/// | last | [`close`](Self::close) | by all ranks | its memory | its peers |
 pub struct ElasticBuffer {
     pub(crate) comm: Comm,
     pub(crate) config: Config,

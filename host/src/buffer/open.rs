@@ -5,9 +5,10 @@ use std::sync::Arc;
 use epoxide_dsl::fault::{HOST_ABORT, RECORD_WORDS};
 use epoxide_kernels::entries::{
     combine, combine_by_expert, combine_by_expert_fp8, combine_by_expert_fp8_gated, combine_by_expert_gated,
-    combine_by_expert_with, combine_fp8, combine_with, lay_scale_columns, lend, weigh_gradients,
+    combine_by_expert_with, combine_fp8, combine_with, index_rows, lay_scale_columns, lend, weigh_gradients,
 };
 use epoxide_kernels::entries_rank_major::combine_rank_major;
+use epoxide_kernels::expert_index::ExpertIndexArgs;
 use epoxide_kernels::layout::DispatchShared;
 use epoxide_kernels::measure::copy_words::copy_words;
 use epoxide_kernels::words::UNUSED_EVEN;
@@ -209,6 +210,9 @@ fn allocate(
     }
     if layouts.shape.scale_columns() > 0 {
         runtime.prepare(&lay_scale_columns, 0)?;
+    }
+    if layouts.shape.expert_index > 0 {
+        runtime.prepare(&index_rows, ExpertIndexArgs::shared_bytes(layouts.shape.max_local_experts()))?;
     }
     runtime.prepare(&lend, 0)?;
     let (shared_regions, own_regions): (Vec<_>, Vec<_>) = layouts.regions().into_iter().partition(|r| r.symmetric);

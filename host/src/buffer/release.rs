@@ -113,7 +113,9 @@ mod tests {
     #[test]
     fn a_dispatch_that_nobody_has_a_handle_of_holds_no_slot() {
         let fp8 = config().with_format(WireFormat::Fp8).with_scale_layout(ScaleLayout::ColumnMajor);
-        for (config, what) in [(fp8, "lay_scale_columns"), (config().with_poisoned_expert_outputs(), "fill")] {
+        let indexed = config().with_expert_index(2);
+        let poisoned = config().with_poisoned_expert_outputs();
+        for (config, what) in [(fp8, "lay_scale_columns"), (indexed, "index_rows"), (poisoned, "fill")] {
             for row_slots in [1, 2] {
                 check(config.clone().with_row_slots(row_slots), |_, buffer| {
                     refused(buffer, what, dispatch);

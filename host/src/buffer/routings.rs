@@ -56,6 +56,11 @@ impl Routings {
         }
     }
 
+    /// Whether a slot has the routing that an operation made.
+    pub(crate) fn is_of(&self, slot: u32, operation: u64) -> bool {
+        self.made_by[slot as usize] == Some(operation)
+    }
+
     /// A slot has the routing of an operation that was captured.
     pub(crate) fn holds(&mut self, slot: u32, operation: u64) {
         self.made_by[slot as usize] = Some(operation);

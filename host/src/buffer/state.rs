@@ -6,6 +6,31 @@ use crate::error::Error;
 /// The handle of one dispatch. What it brought lies in its [row slot](Self::row_slot), until its combine or until it is
 /// [released](crate::ElasticBuffer::release) ([`Config::with_row_slots`](crate::Config::with_row_slots) has the rules); its *routing*, which
 /// [`dispatch_again`](crate::ElasticBuffer::dispatch_again) replays, until another dispatch takes its [slot](Self::routing_slot).
+///
+/// It holds nothing: dropping it frees no slot, and a call that takes one whose rows or routing are gone says so.
+///
+/// ```
+/// use epoxide::{CombineInput, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, LocalGroup, Mode, bf16};
+///
+/// LocalGroup::simulated(1, Mode::Fast { workers: 0 })?.run(|comm| {
+///     let mut buffer = ElasticBuffer::new(&comm, Config::new(2, 1, 8, 1).with_routing_slots(2))?;
+///     let (x, weights) = (comm.tensor(&[bf16::ONE; 8])?, comm.tensor(&[1.0f32])?);
+///     let mut dispatch = |expert: i64| {
+///         let handle = buffer.dispatch(&DispatchInput::new(1, &x, &comm.tensor(&[expert])?, &weights))?;
+///         let mut y = comm.empty::<bf16>(8)?;
+///         buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+///         Ok::<_, Error>(handle)
+///     };
+///     let [first, second, third] = [dispatch(0)?, dispatch(1)?, dispatch(0)?];
+///     assert_eq!([&first, &second, &third].map(|handle| handle.routing_slot()), [0, 1, 0]);
+///     // The third has the first's routing slot.
+///     assert!(matches!(buffer.dispatch_again(&first, &x), Err(Error::StaleHandle { .. })));
+///     let again = buffer.dispatch_again(&second, &x)?;
+///     assert_eq!((again.routing_slot(), again.tokens()), (1, 1));
+///     buffer.close()
+/// })?;
+/// # Ok::<(), epoxide::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dispatched {
     pub(crate) buffer: u64,

@@ -36,6 +36,24 @@ use crate::transport::local::{LeftBehind, LocalGroupState};
 ///
 /// What is made by a handle runs on the handle's stream, in order: at first the rank's own. A handle for a further stream is made by
 /// [`Self::on_new_stream`] or [`Self::on_cuda_stream`].
+///
+/// ```
+/// use epoxide::{LocalGroup, Mode};
+///
+/// LocalGroup::simulated(2, Mode::Fast { workers: 0 })?.run(|comm| {
+///     let (here, there) = (comm.rank(), comm.size() - 1 - comm.rank());
+///     // Device memory, lent by the rank's pool, and back in it when it is dropped.
+///     let squares = comm.tensor(&[here * here, 4, 9])?;
+///     assert_eq!(squares.to_vec()?, [here, 4, 9]);
+///     // A few bytes to every rank, from host to host.
+///     assert_eq!(comm.all_gather(&[here as u8])?[there as usize], [there as u8]);
+///     // What follows on this stream is behind what was enqueued before.
+///     let event = comm.record()?;
+///     comm.wait(&event)?;
+///     comm.synchronize()
+/// })?;
+/// # Ok::<(), epoxide::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Comm {
     inner: OnStream,

@@ -29,6 +29,7 @@ fn words_and_pieces_are_those_of_the_window() {
         scale_layout: ScaleLayout::default(),
         fp8_combine: false,
         packing: epoxide_kernels::shape::Packing::None,
+        expert_index: 0,
     };
     let windows = [
         by_expert,
