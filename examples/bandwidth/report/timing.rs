@@ -22,8 +22,8 @@ const WARM_CALLS: usize = 3;
 /// What a rank found.
 #[derive(Default)]
 pub struct Timed {
-    /// Milliseconds of each half in every repetition; of an exchange of many pairs at once, of one of them.
-    pub ms: [Vec<f64>; 2],
+    /// Milliseconds of each part in every repetition; of an exchange of many pairs at once, of one of them.
+    pub ms: Vec<Vec<f64>>,
     /// Repetitions of batches that a host thread was late with, also when they were measured again.
     pub late: usize,
 }
@@ -50,7 +50,7 @@ impl Batches {
     }
 }
 
-/// Times both halves on this rank; collective.
+/// Times all parts on this rank; collective.
 ///
 /// A batch counts if all of it was enqueued on every rank before the first one's stream went on, so that no host thread is in the
 /// measurement; or else it is given up, and streams are held twice as long from there on. When too many were given up, a late one counts, and is
@@ -59,7 +59,7 @@ impl Batches {
 /// # Errors
 ///
 /// The library's.
-pub fn halves(
+pub fn parts(
     comm: &Comm,
     exchange: &mut dyn Exchange,
     y: &mut DeviceTensor<bf16>,
@@ -67,20 +67,22 @@ pub fn halves(
 ) -> Result<Timed> {
     let pairs = exchange.pairs();
     let repetitions = if pairs > 1 { repetitions.div_ceil(PAIRS_FOR_ONE) } else { repetitions };
-    let mut timed = Timed { ms: [Vec::with_capacity(repetitions), Vec::with_capacity(repetitions)], late: 0 };
+    let mut timed = Timed::default();
     let mut batches = Batches::new();
-    while timed.ms[0].len() < repetitions {
-        let batch = BATCH.min(repetitions - timed.ms[0].len());
+    let mut done = 0;
+    while done < repetitions {
+        let batch = BATCH.min(repetitions - done);
         comm.barrier()?;
         comm.delay(batches.hold)?;
         let held = comm.record()?;
-        let mut events: Vec<[Event; 3]> = Vec::with_capacity(WARM + batch);
+        let mut events: Vec<Vec<Event>> = Vec::with_capacity(WARM + batch);
         for _ in 0..WARM + batch {
-            let start = comm.record()?;
-            exchange.send()?;
-            let middle = comm.record()?;
-            exchange.bring_back(y)?;
-            events.push([start, middle, comm.record()?]);
+            let mut marks = vec![comm.record()?];
+            exchange.repeat(y, &mut || {
+                marks.push(comm.record()?);
+                Ok(())
+            })?;
+            events.push(marks);
         }
         // Simulated time passes only while somebody waits.
         let late = comm.cuda_stream().is_some() && held.is_reached();
@@ -90,10 +92,13 @@ pub fn halves(
             continue;
         }
         timed.late += if late { batch } else { 0 };
-        for [start, middle, end] in &events[WARM..] {
-            timed.ms[0].push(comm.elapsed_ms(start, middle)? / pairs as f64);
-            timed.ms[1].push(comm.elapsed_ms(middle, end)? / pairs as f64);
+        for marks in &events[WARM..] {
+            timed.ms.resize(marks.len() - 1, Vec::with_capacity(repetitions));
+            for (ms, part) in timed.ms.iter_mut().zip(marks.windows(2)) {
+                ms.push(comm.elapsed_ms(&part[0], &part[1])? / pairs as f64);
+            }
         }
+        done += batch;
     }
     Ok(timed)
 }
