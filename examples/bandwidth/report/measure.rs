@@ -4,10 +4,12 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Result;
 use epoxide::{Comm, LocalGroup, Mode as Machines, bf16};
 
+use super::align::Align;
 use super::bench::Bench;
 use super::cells::{Cell, cells};
 use super::modes::{MODES, Mode, Moves, Operation};
 use super::record::{Latency, Link, Measured, Outcome, Report, Row, Setting, VERSION};
+use super::routing::Routing;
 use super::timing::Timed;
 use super::{links, machine, predicted, timing};
 use crate::options::{Device, Options};
@@ -149,6 +151,7 @@ fn measure(bench: &mut Bench<'_>, (cell, mode): Step, y: &mut epoxide::DeviceTen
     bench.prepare(cell)?;
     let (comm, sent) = (bench.comm, bench.sent(cell));
     let mut exchange = (mode.open)(bench, cell)?;
+    let mut align = if cell.routing == Routing::Uniform { None } else { Some(Align::open(bench, cell)?) };
     bench.spoil(cell, y)?;
     // From here on nobody allocates.
     comm.barrier()?;
@@ -163,7 +166,8 @@ fn measure(bench: &mut Bench<'_>, (cell, mode): Step, y: &mut epoxide::DeviceTen
     if wrong.iter().all(|wrong| *wrong == [0]) {
         exchange.ready(y)?;
         bench.spoil(cell, y)?;
-        own.timed = timing::parts(comm, &mut *exchange, y, bench.options.repetitions(cell.tokens) as usize)?;
+        let repetitions = bench.options.repetitions(cell.tokens) as usize;
+        own.timed = timing::parts(comm, &mut *exchange, align.as_mut(), y, repetitions)?;
         comm.barrier()?;
         // The experts' outputs have lain there all the time, and belong to what was sent each time.
         own.mismatch = bench.mismatch(cell, y)?.map(|what| format!("after all repetitions: {what}"));
@@ -171,6 +175,7 @@ fn measure(bench: &mut Bench<'_>, (cell, mode): Step, y: &mut epoxide::DeviceTen
             own.host_us = timing::calls(comm, &mut *exchange, y)?;
         }
     }
+    align.map_or(Ok(()), Align::close)?;
     exchange.close()?;
     Ok(own)
 }
@@ -184,6 +189,7 @@ fn measured(options: &Options, gpu: Option<&str>, step: Step, ranks: &[Own]) -> 
     // Rows go from one rank to another, and as many sums go back.
     let rows = crossing(&ranks.iter().map(|own| own.sent.as_slice()).collect::<Vec<_>>());
     let predicted = predicted::microseconds(gpu, options, cell);
+    assert!(ranks.iter().all(|own| own.timed.ms.len() >= mode.operations.len()), "every name has a part");
     let (row_bytes, sum_bytes) = (options.wire_row(cell.format.into()), options.bf16_row());
     let times = |(part, operation): (usize, &Operation)| {
         // Bytes of a row, and what the planner says of whole operations.

@@ -8,7 +8,7 @@ use crate::sizes::FEW;
 
 /// A way to dispatch and combine.
 pub struct Mode {
-    /// What is timed of it, in order; each behind the one before.
+    /// What is timed of it, in order, each behind the one before; parts behind the last that has a name are another mode's.
     pub operations: &'static [Operation],
     /// What the host does for it, where that is timed.
     pub calls: Option<&'static str>,

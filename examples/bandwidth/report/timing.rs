@@ -3,6 +3,7 @@ use std::time::{Duration, Instant};
 
 use epoxide::{Comm, DeviceTensor, Event, Result, bf16};
 
+use super::align::Align;
 use super::exchange::Exchange;
 
 /// Repetitions of a batch. With more, the calls would wait for the stream, which is held.
@@ -56,12 +57,15 @@ impl Batches {
 /// measurement; or else it is given up, and streams are held twice as long from there on. When too many were given up, a late one counts, and is
 /// told of.
 ///
+/// Behind an `align` ranks begin each part together.
+///
 /// # Errors
 ///
 /// The library's.
 pub fn parts(
     comm: &Comm,
     exchange: &mut dyn Exchange,
+    mut align: Option<&mut Align<'_>>,
     y: &mut DeviceTensor<bf16>,
     repetitions: usize,
 ) -> Result<Timed> {
@@ -77,9 +81,18 @@ pub fn parts(
         let held = comm.record()?;
         let mut events: Vec<Vec<Event>> = Vec::with_capacity(WARM + batch);
         for _ in 0..WARM + batch {
-            let mut marks = vec![comm.record()?];
+            let mut marks = Vec::new();
+            if let Some(align) = &mut align {
+                align.meet()?;
+            }
+            marks.push(comm.record()?);
             exchange.repeat(y, &mut || {
                 marks.push(comm.record()?);
+                // The next part begins where this one ended, or when all have met.
+                if let Some(align) = &mut align {
+                    align.meet()?;
+                    marks.push(comm.record()?);
+                }
                 Ok(())
             })?;
             events.push(marks);
@@ -93,9 +106,11 @@ pub fn parts(
         }
         timed.late += if late { batch } else { 0 };
         for marks in &events[WARM..] {
-            timed.ms.resize(marks.len() - 1, Vec::with_capacity(repetitions));
-            for (ms, part) in timed.ms.iter_mut().zip(marks.windows(2)) {
-                ms.push(comm.elapsed_ms(&part[0], &part[1])? / pairs as f64);
+            let parts = if align.is_some() { marks.len() / 2 } else { marks.len() - 1 };
+            let begins = marks.iter().zip(&marks[1..]).step_by(if align.is_some() { 2 } else { 1 });
+            timed.ms.resize(parts, Vec::with_capacity(repetitions));
+            for (ms, (begin, end)) in timed.ms.iter_mut().zip(begins) {
+                ms.push(comm.elapsed_ms(begin, end)? / pairs as f64);
             }
         }
         done += batch;
