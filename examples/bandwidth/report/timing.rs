@@ -14,8 +14,8 @@ const WARM: usize = 2;
 const HOLD: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(30)];
 /// Batches that may be given up because a host thread was late.
 const SECOND_TRIES: u32 = 12;
-/// Of an exchange of many pairs at once, a repetition is so many.
-const PAIRS_FOR_ONE: usize = 10;
+/// Of an exchange of many pairs at once, one is done for so many repetitions: more pairs than these all the same.
+const PAIRS_FOR_ONE: usize = 25;
 /// Times that the host's calls are timed, after some that are not, and pairs each time: they fit in the stream's queue.
 const CALLS: [usize; 2] = [100, 16];
 const WARM_CALLS: usize = 3;
