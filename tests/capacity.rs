@@ -1,6 +1,6 @@
 //! A bound on what a rank receives: what fits exactly is bitwise what it is without a bound; one row more, and every rank gets the same error, no row
 //! is moved, a combine behind it gives zeros, and the buffer goes on to work.
-mod support;
+use crate::support;
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! The gradient of a gate-weighted combine is bitwise what the plain reference says: weighed rows of dy, the gradients of gate weights, and both
 //! back at their tokens.
-mod support;
+use crate::support;
 
 use epoxide::{
     CombineInput, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, Layout, Mode, Result, ReturnedWeights,

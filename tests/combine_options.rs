@@ -1,6 +1,6 @@
 //! Combine's options are bitwise what the plain reference says, in every layout: biases, accumulation, sums in f32, gate weights, and
 //! weights that travel back. What a buffer or a layout does not have is refused.
-mod support;
+use crate::support;
 
 use epoxide::{
     CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout, Mode,

@@ -1,5 +1,6 @@
 //! What a dispatch brings is known on the host before its rows are there, and is what the device says later; a fault reaches who waits for it.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};

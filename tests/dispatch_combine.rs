@@ -1,5 +1,5 @@
 //! Dispatch and combine are bitwise what the plain reference says, for every shape, routing and schedule.
-mod support;
+use crate::support;
 
 use std::sync::{Barrier, RwLock};
 

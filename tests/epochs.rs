@@ -1,5 +1,5 @@
 //! Words that carry half of a number: none is taken for one from 2^32 operations before, nor for one before its first use.
-mod support;
+use crate::support;
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! Calls that the host refuses: tensors that are too short, old handles, calls in the wrong order. Each is an error that names
 //! the facts, and what follows works as if it had not been made.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use epoxide::{CombineInput, DispatchInput, Error, ExpertOutputs, WireRows, bf16};
 use support::errors::{dispatch, run, schedules, small};

@@ -1,6 +1,7 @@
 //! A buffer that cannot be made: every rule that a configuration, its peers or the machine breaks is an error that names the
 //! facts, on every rank.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! What only the device sees at once: bad selections, and ranks in different operations. Every rank gets an error that names the
 //! facts, and nothing hangs.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use epoxide::{
     CombineInput, Comm, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, LocalGroup, Machine,

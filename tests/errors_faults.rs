@@ -1,6 +1,7 @@
 //! Amid a fault and behind it: nothing is published, nothing is taken for whole, and every rank hears of it. On the simulated
 //! GPU, where a test can see the words, and say in a peer's place what the peer would.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! Waits that end in vain: a peer that does not come, or stops in the middle of an operation. Who waited is told for whom, for
 //! which word, and how long; and nothing hangs.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,6 @@
 //! Where rows lie by expert, dispatch and combine are bitwise what the plain reference says, for every shape, routing, alignment and
 //! schedule.
-mod support;
+use crate::support;
 
 use std::time::Duration;
 

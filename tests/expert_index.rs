@@ -1,6 +1,7 @@
 //! The index by expert of compact rows: what it says of every routing, and who has none. That it is that of rows in all other combinations is shown by
 //! `matrix`.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use epoxide::quantize::Quantizer;
 use epoxide::{

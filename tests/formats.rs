@@ -1,6 +1,7 @@
 //! Rows that the caller brings as they travel: what arrives is bit by bit what was brought, and FP8 rows that were quantised before are what
 //! dispatch would have made of them.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use epoxide::quantize::{Quantizer, scale_stride};
 use epoxide::{

@@ -1,6 +1,7 @@
 //! Combine whose rows cross in FP8: how far its sums are from those of rows that cross in BF16, and who is refused. That they are bitwise the
 //! reference is shown by `combine_options` and `matrix`.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use epoxide::{
     CombineInput, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout, LocalGroup, Machine,

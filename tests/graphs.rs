@@ -1,7 +1,7 @@
 //! Captured operations: the same bits as eager ones, whatever changes in place between two launches, and beside eager ones.
 //!
-//! 10,000 launches on two GPUs: `EPOXIDE_TEST_DEVICE=cuda:0,1 cargo test --release -p epoxide --test graphs -- --ignored --nocapture`.
-mod support;
+//! 10,000 launches on two GPUs: `EPOXIDE_TEST_DEVICE=cuda:0,1 cargo test --release -p epoxide --test behaviour -- graphs:: --ignored --nocapture`.
+use crate::support;
 
 use std::time::Duration;
 

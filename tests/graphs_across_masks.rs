@@ -1,5 +1,5 @@
 //! Graphs of before ranks were masked: they read at each launch who is, or are refused.
-mod support;
+use crate::support;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! Graphs whose launches find their slot free, or not: that is decided on the device, by what came before the launch.
-mod support;
+use crate::support;
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Operations by send and receive halves: several in flight in different row slots, with kernels between the halves, on ranks that divide them and on ones that do
 //! not, eager and captured: bit for bit the reference, on every schedule. Without one of their waits some schedule goes wrong.
-mod support;
+use crate::support;
 
 use std::time::Duration;
 

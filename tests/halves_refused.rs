@@ -1,5 +1,5 @@
 //! Halves in a wrong order, tickets that are of nothing in flight, and ranks that do not call what others call: each is named, and nobody waits for ever.
-mod support;
+use crate::support;
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Handles that replay a routing: new rows go where a dispatch's rows went, bitwise, with several routings alive, between other operations,
 //! late and early ranks, and on every schedule.
-mod support;
+use crate::support;
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
 //! Kernels of the caller's own run between a dispatch and its combine, in that order, and what cannot run is refused by name.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use std::time::Duration;
 

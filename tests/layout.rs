@@ -1,5 +1,5 @@
 //! What a buffer takes: laws of its layout, and that a buffer really lies so.
-mod support;
+use crate::support;
 
 use epoxide::{BytesNeeded, Config, DispatchInput, ElasticBuffer, Error, WireFormat, bf16, bytes_needed};
 use epoxide_kernels::layout::{PrivateLayout, Sizes, WindowLayout};

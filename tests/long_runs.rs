@@ -1,8 +1,8 @@
 //! Long runs on one buffer: every sum is compared bit for bit, each operation has a routing of its own, and ranks are uneven, one of them without a token.
 //!
 //! On GPUs, 2^17 operations and 20,000 uneven rounds:
-//! `EPOXIDE_TEST_DEVICE=cuda:0,1 cargo test --release -p epoxide --test long_runs -- --ignored --nocapture`.
-mod support;
+//! `EPOXIDE_TEST_DEVICE=cuda:0,1 cargo test --release -p epoxide --test behaviour -- long_runs:: --ignored --nocapture`.
+use crate::support;
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
 //! Ranks that are threads of one process, of which one fails, or gives up and stays: the others go on without it, in every layout.
-mod support;
+use crate::support;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};

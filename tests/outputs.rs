@@ -1,5 +1,6 @@
 //! Expert outputs that are missing: nobody sums rows that nobody wrote, or the sums show it.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use epoxide::{
     CombineInput, Comm, Config, DispatchInput, Dispatched, ElasticBuffer, Error, ExpertOutputs, Result, bf16,

@@ -1,5 +1,5 @@
 //! e4m3 with UE8M0 scales packed by four, for 128 elements and MXFP8's 32, made by dispatch: bit for bit the reference, by every kernel that makes it.
-mod support;
+use crate::support;
 
 use epoxide::{ElasticBuffer, IndexType, Layout, Mode, Result, ScaleLayout, WireFormat};
 use support::brought::{Brought, Lie};

@@ -1,5 +1,4 @@
 //! The planner's arithmetic of DeepEP V2: its check values.
-mod support;
 
 use epoxide::WireFormat;
 use epoxide::plan::deepep::{Buffer, Setup, Warps, workspace_bytes};

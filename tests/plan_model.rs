@@ -1,5 +1,5 @@
 //! The planner's model: its laws, its bytes, which are what a buffer takes, and what it refuses.
-mod support;
+use crate::support;
 
 use epoxide::plan::{
     Basis, Capacity, Gpu, Hardware, LayerSizes, Nic, Plan, PlanOptions, Protocol, Resource, Routing, RowLayout,

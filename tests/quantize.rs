@@ -1,5 +1,6 @@
 //! Quantising and dequantising are bitwise what the plain reference says, for every shape and schedule.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use epoxide::quantize::{Quantizer, scale_stride, scale_stride_of};
 use epoxide::{Comm, Error, Mode, Result, WireFormat, bf16};

@@ -1,6 +1,6 @@
 //! Rows in fixed places: what a dispatch brings, how it is indexed, and what combines make of it, bit for bit as in the compact layout, on every
 //! schedule; with slots that are free without a wait, and with ones that are not.
-mod support;
+use crate::support;
 
 use std::time::Duration;
 

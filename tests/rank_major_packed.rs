@@ -1,7 +1,7 @@
 //! Rows that come to fixed places and are laid by expert on the receiver, expert-contiguous and in slabs: what is received, and what combines make of the
 //! experts' outputs, is bit for bit what the plain reference says of rows by expert, on every schedule; whole and by halves, in graphs, in row slots that are
 //! free and that are not. What is dropped is what each source's own tokens say.
-mod support;
+use crate::support;
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! Waits of operations on rows in fixed places, each taken away: what goes wrong then. Those that histories of operations miss are in `rank_major`.
-mod support;
+use crate::support;
 
 use std::time::Duration;
 

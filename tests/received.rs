@@ -1,6 +1,7 @@
 //! From a dispatch to the experts and back: what arrived in the caller's vectors, grouped by expert and as f32, and parts of tensors
 //! wherever a tensor is taken.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use std::collections::BTreeSet;
 

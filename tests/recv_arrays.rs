@@ -1,5 +1,5 @@
 //! The typed arrays of a dispatch are where its rows are, in the shape that they say.
-mod support;
+use crate::support;
 
 use epoxide::quantize::Quantizer;
 use epoxide::{

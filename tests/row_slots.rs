@@ -1,6 +1,6 @@
 //! Several dispatches with their rows in a buffer at once: micro-batches in flight, combined in any order and on any stream, rows that stay for
 //! later, replays into other slots. Bitwise the reference, whatever the schedule.
-mod support;
+use crate::support;
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
 //! The scales of received rows by column are those by row, bit for bit, in every layout; and nothing else is written.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use epoxide::{
     CombineInput, Comm, Config, Dispatched, ElasticBuffer, Error, ExpertOutputs, Layout, Mode, Result, ScaleLayout,

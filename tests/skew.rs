@@ -3,7 +3,7 @@
 //! Rounds are enqueued in batches, with nothing on the host between them that would let the ranks wait for each other: the
 //! experts' outputs are known before (the reference predicts them), lie in tensors of their own, and are copied into the
 //! lent region by the stream: after the dispatch, or as soon as the region is lent back after the combine before.
-mod support;
+use crate::support;
 
 use std::time::Duration;
 

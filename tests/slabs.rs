@@ -1,6 +1,6 @@
 //! Slabs: an expert's rows begin where its slab does, in the order of every layout by expert. What does not fit is an error on all ranks, or is dropped,
 //! the same selections whatever the schedule.
-mod support;
+use crate::support;
 
 use epoxide::{
     CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout, LocalGroup,

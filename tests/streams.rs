@@ -1,6 +1,7 @@
 //! Several streams of a rank: work on one is in order with operations on another where events say so, operations are in order by themselves,
 //! and memory goes to nobody before all streams have come by that use it.
-mod support;
+use crate::assert_error;
+use crate::support;
 
 use std::time::Duration;
 

@@ -64,7 +64,7 @@ fn every_percentile_is_on_the_page() {
         let of = |key: &str| row["measured"][key].as_f64().expect("a number");
         let us = ["median_us", "p95_us", "p99_us", "max_us"].map(of);
         // One of a graph is of many pairs.
-        let times = if row["operation"] == "pair in a graph" { 12.0 } else { 120.0 };
+        let times = if row["operation"] == "pair in a graph" { 5.0 } else { 120.0 };
         assert!(us.is_sorted() && us[0] < us[3] && of("repetitions") == times && of("late") == 0.0, "{row}");
     }
 }
@@ -109,6 +109,32 @@ fn every_number_of_a_report_is_on_its_page() {
             "{curves}: {svg}"
         );
     }
+}
+
+/// Halves are timed apart, each with what crosses in it: rows in the first, sums in the last.
+#[test]
+fn halves_of_rank_major_rows_are_beside_the_whole() {
+    let args =
+        ["--layout", "rank-major", "--format", "bf16,fp8", "--routing", "uniform", "--top-k", "2", "--repeat", "3"];
+    let (program, report, said) = reported("halves", &args);
+    assert!(said.starts_with("Some(0)"), "{said}");
+    on_page(&program, &report);
+    let rows = report["rows"].as_array().expect("rows");
+    let crossing = |operation: &str| -> Vec<f64> {
+        let of = rows.iter().filter(|row| row["operation"] == operation);
+        of.map(|row| row["measured"]["from_others_mb"].as_f64().expect("a number")).collect()
+    };
+    let [send, receive, give_back, sum] =
+        ["dispatch, send half", "dispatch, receive half", "combine, send half", "combine, receive half"].map(crossing);
+    assert_eq!((send, sum), (crossing("dispatch"), crossing("combine")));
+    assert_eq!((receive, give_back), (vec![0.0; 2], vec![0.0; 2]));
+    assert!(crossing("dispatch").iter().all(|mb| *mb > 0.0), "{rows:?}");
+    let page = fs::read_to_string(program.folder.join("made/here/report.md")).expect("there is a page");
+    assert!(page.contains("## By halves: rank-major rows, 1 SMs, uniform routing"), "{page}");
+    // What compact rows do not have.
+    let (_, report, _) = reported("no-halves", &["--layout", "compact", "--routing", "uniform"]);
+    let rows = report["rows"].as_array().expect("rows");
+    assert!(rows.iter().all(|row| !row["operation"].as_str().is_some_and(|name| name.ends_with("half"))), "{rows:?}");
 }
 
 #[test]

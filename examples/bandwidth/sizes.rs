@@ -27,7 +27,7 @@ pub struct Asked {
     /// Formats on the wire; a list is a sweep. [default: bf16,fp8]
     #[arg(long = "format", value_name = "FORMAT", value_enum, value_delimiter = ',')]
     format: Option<Vec<Format>>,
-    /// How rows lie where they are received; a list is a sweep. [default: compact; of a report compact,expand]
+    /// How rows lie where they are received; a list is a sweep. [default: compact; of a report compact,rank-major,expand]
     #[arg(long = "layout", value_name = "LAYOUT", value_enum, value_delimiter = ',')]
     layout: Option<Vec<BufferLayout>>,
     /// How a report's tokens select experts; a list is a sweep. [default: uniform,zipf]

@@ -82,5 +82,7 @@ fn an_answer_that_nobody_gets_is_an_error() {
 #[test]
 fn no_command_line_makes_it_panic() {
     let program = Program::new(PLAYS, "options");
-    small::no_command_line_panics(&program, &Options::command(), &SMALL, 5);
+    // A pair for each unit of what is tried: hundreds of layers, steps and blocks are among it.
+    let smallest = small::with(&SMALL, &["--layers", "1", "--steps", "1", "--tokens", "1"]);
+    small::no_command_line_panics(&program, &Options::command(), &smallest, 5);
 }

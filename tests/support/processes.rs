@@ -1,8 +1,11 @@
 //! Ranks that are processes: the test binary again, once for each.
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
+use std::panic::Location;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -78,6 +81,7 @@ pub fn told_a_name_of(pid: u32, test: u32) -> bool {
 }
 
 /// Runs `f` on every rank, each a process; `test` is the test that calls this.
+#[track_caller]
 pub fn each_a_process(ranks: u32, test: &str, f: impl FnOnce(&Comm)) {
     match Rank::of_this_process() {
         Some(rank) => {
@@ -95,7 +99,14 @@ pub struct Ranks {
 
 impl Ranks {
     /// Starts the calling test's binary once for each rank, to run `test` alone, told `told`.
+    #[track_caller]
     pub fn start(ranks: u32, test: &str, told: &str) -> Self {
+        // Most files are modules of one binary, in which a test is named with its file.
+        let file = Path::new(Location::caller().file()).file_stem().and_then(OsStr::to_str).expect("a file of tests");
+        let test = match module_path!().starts_with("behaviour::") {
+            true => &format!("{file}::{test}"),
+            false => test,
+        };
         static GROUPS: AtomicU32 = AtomicU32::new(0);
         let name = format!("{}{}", names(std::process::id()), GROUPS.fetch_add(1, Ordering::Relaxed));
         let children = (0..ranks).map(|rank| (rank, start(rank, ranks, &name, test, told))).collect();

@@ -57,8 +57,13 @@ pub fn line(binary: &str, test: &str, seed: u64) -> String {
         Ok(device) if !device.is_empty() => format!("EPOXIDE_TEST_DEVICE={device} "),
         _ => String::new(),
     };
+    // Most files are modules of one binary.
+    let (binary, module) = match module_path!().starts_with("behaviour::") {
+        true => ("behaviour", format!("{binary}::")),
+        false => (binary, String::new()),
+    };
     format!(
-        "{device}EPOXIDE_TEST_SEED={seed} cargo test -p epoxide --test {binary} -- --exact {test} --include-ignored"
+        "{device}EPOXIDE_TEST_SEED={seed} cargo test -p epoxide --test {binary} -- --exact {module}{test} --include-ignored"
     )
 }
 

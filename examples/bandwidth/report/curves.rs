@@ -55,7 +55,10 @@ fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
 fn latency(report: &Report) -> Vec<Panel> {
     let places = distinct(timed(report).map(|(row, _)| (row.layout.as_str(), row.routing)));
     let panel = |(layout, routing): (&str, super::Routing)| {
-        let here = timed(report).filter(move |(row, _)| row.layout == layout && row.routing == routing);
+        // Halves are in the tables: together they are what is drawn.
+        let is_whole = |row: &Row| !row.operation.ends_with(" half");
+        let here =
+            timed(report).filter(move |(row, _)| row.layout == layout && row.routing == routing && is_whole(row));
         let names = distinct(here.clone().map(|(row, _)| (row.operation.as_str(), row.format.as_str())));
         let mut curves = Vec::new();
         for (operation, format) in names {

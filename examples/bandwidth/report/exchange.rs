@@ -1,9 +1,11 @@
 //! Dispatch and combine as a report runs them.
+//!
+//! What of it is timed, and what it is called, is in [`modes`](super::modes).
 use std::time::Duration;
 
 use epoxide::{
-    CombineInput, Comm, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Graph, Result, Rows,
-    bf16,
+    CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Graph, Result,
+    Rows, bf16,
 };
 
 use super::bench::Bench;
@@ -23,6 +25,13 @@ pub trait Exchange {
     fn write_outputs(&mut self, wrong: bool) -> Result<()>;
     /// Sums what the experts gave back into `y`.
     fn bring_back(&mut self, y: &mut DeviceTensor<bf16>) -> Result<()>;
+    /// Sends and brings back, with a `mark` behind each part that is timed.
+    fn repeat(&mut self, y: &mut DeviceTensor<bf16>, mark: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        self.send()?;
+        mark()?;
+        self.bring_back(y)?;
+        mark()
+    }
     /// Makes ready what is timed, where no operation waits for this rank. From here on sums go to `y`.
     fn ready(&mut self, _y: &mut DeviceTensor<bf16>) -> Result<()> {
         Ok(())
@@ -47,7 +56,12 @@ pub struct Whole<'a> {
 
 impl<'a> Whole<'a> {
     pub fn open(bench: &'a Bench<'_>, cell: Cell) -> Result<Self> {
-        let config = bench.options.config(cell.case()).with_timeout(TIMEOUT);
+        Self::with(bench, cell, |config| config)
+    }
+
+    /// With what its buffer has besides.
+    fn with(bench: &'a Bench<'_>, cell: Cell, besides: impl Fn(Config) -> Config) -> Result<Self> {
+        let config = besides(bench.options.config(cell.case()).with_timeout(TIMEOUT));
         let picks = bench.selections(cell);
         let input = DispatchInput::new(
             cell.tokens,
@@ -131,6 +145,59 @@ impl Exchange for Replayed<'_> {
 
     fn bring_back(&mut self, y: &mut DeviceTensor<bf16>) -> Result<()> {
         self.whole.bring_back(y)
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.whole.synchronize()
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        self.whole.buffer.close()
+    }
+}
+
+/// Operations by halves, each half behind the other: what of an operation holds how many SMs, and how long.
+pub struct Halved<'a> {
+    whole: Whole<'a>,
+}
+
+impl<'a> Halved<'a> {
+    pub fn open(bench: &'a Bench<'_>, cell: Cell) -> Result<Self> {
+        Ok(Self { whole: Whole::with(bench, cell, Config::with_halves)? })
+    }
+
+    fn send_halves(&mut self, mark: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let ticket = self.whole.buffer.dispatch_send(&self.whole.input)?;
+        mark()?;
+        self.whole.handle = Some(self.whole.buffer.dispatch_receive(ticket)?);
+        mark()
+    }
+
+    fn bring_back_halves(&mut self, y: &mut DeviceTensor<bf16>, mark: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let Some(handle) = &self.whole.handle else { return Ok(()) };
+        let ticket = self.whole.buffer.combine_send(handle, ExpertOutputs::InPlace)?;
+        mark()?;
+        self.whole.buffer.combine_receive(ticket, y)?;
+        mark()
+    }
+}
+
+impl Exchange for Halved<'_> {
+    fn send(&mut self) -> Result<()> {
+        self.send_halves(&mut || Ok(()))
+    }
+
+    fn write_outputs(&mut self, wrong: bool) -> Result<()> {
+        self.whole.write_outputs(wrong)
+    }
+
+    fn bring_back(&mut self, y: &mut DeviceTensor<bf16>) -> Result<()> {
+        self.bring_back_halves(y, &mut || Ok(()))
+    }
+
+    fn repeat(&mut self, y: &mut DeviceTensor<bf16>, mark: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        self.send_halves(mark)?;
+        self.bring_back_halves(y, mark)
     }
 
     fn synchronize(&mut self) -> Result<()> {

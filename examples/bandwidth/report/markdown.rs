@@ -82,7 +82,7 @@ fn heading(out: &mut String, report: &Report) {
          before and after it was timed.\n\n\
          **Columns.** Times are of the slowest rank in each repetition, from events on its stream, while no host thread is in the way: the median, \
          what 95 and 99 of 100 do not exceed, and the longest. *late* counts repetitions of batches that a host thread was late with, even when they were \
-         measured again: it may be in their times. A *pair in a graph* is a dispatch and its combine behind it, of 75 in a graph, and one repetition all of them. *MB from others* is what comes into a rank from the other ranks, the mean, \
+         measured again: it may be in their times. Where routing is uneven, ranks exchange a token before each operation, so that they begin it together. A *pair in a graph* is a dispatch and its combine behind it, of 75 in a graph, and one repetition all of them. A *half* is what of an operation comes before other work, or behind it. *MB from others* is what comes into a rank from the other ranks, the mean, \
          and *GB/s* that over the median time from end to end; *busiest* is the same of what goes into or out of the rank that has most of it. *Planner* is what it predicts for GPUs that {planned}, and *ratio* measured over predicted.\n",
         setting.ranks,
         setting.hidden,

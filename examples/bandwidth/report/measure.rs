@@ -4,10 +4,12 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Result;
 use epoxide::{Comm, LocalGroup, Mode as Machines, bf16};
 
+use super::align::Align;
 use super::bench::Bench;
 use super::cells::{Cell, cells};
-use super::modes::{MODES, Mode};
+use super::modes::{MODES, Mode, Moves, Operation};
 use super::record::{Latency, Link, Measured, Outcome, Report, Row, Setting, VERSION};
+use super::routing::Routing;
 use super::timing::Timed;
 use super::{links, machine, predicted, timing};
 use crate::options::{Device, Options};
@@ -149,6 +151,7 @@ fn measure(bench: &mut Bench<'_>, (cell, mode): Step, y: &mut epoxide::DeviceTen
     bench.prepare(cell)?;
     let (comm, sent) = (bench.comm, bench.sent(cell));
     let mut exchange = (mode.open)(bench, cell)?;
+    let mut align = if cell.routing == Routing::Uniform { None } else { Some(Align::open(bench, cell)?) };
     bench.spoil(cell, y)?;
     // From here on nobody allocates.
     comm.barrier()?;
@@ -163,7 +166,8 @@ fn measure(bench: &mut Bench<'_>, (cell, mode): Step, y: &mut epoxide::DeviceTen
     if wrong.iter().all(|wrong| *wrong == [0]) {
         exchange.ready(y)?;
         bench.spoil(cell, y)?;
-        own.timed = timing::halves(comm, &mut *exchange, y, bench.options.repetitions(cell.tokens) as usize)?;
+        let repetitions = bench.options.repetitions(cell.tokens) as usize;
+        own.timed = timing::parts(comm, &mut *exchange, align.as_mut(), y, repetitions)?;
         comm.barrier()?;
         // The experts' outputs have lain there all the time, and belong to what was sent each time.
         own.mismatch = bench.mismatch(cell, y)?.map(|what| format!("after all repetitions: {what}"));
@@ -171,6 +175,7 @@ fn measure(bench: &mut Bench<'_>, (cell, mode): Step, y: &mut epoxide::DeviceTen
             own.host_us = timing::calls(comm, &mut *exchange, y)?;
         }
     }
+    align.map_or(Ok(()), Align::close)?;
     exchange.close()?;
     Ok(own)
 }
@@ -184,21 +189,24 @@ fn measured(options: &Options, gpu: Option<&str>, step: Step, ranks: &[Own]) -> 
     // Rows go from one rank to another, and as many sums go back.
     let rows = crossing(&ranks.iter().map(|own| own.sent.as_slice()).collect::<Vec<_>>());
     let predicted = predicted::microseconds(gpu, options, cell);
-    let half = |half: usize, row_bytes: f64, predicted| {
-        let ms: Vec<&[f64]> = ranks.iter().map(|own| own.timed.ms[half].as_slice()).collect();
+    assert!(ranks.iter().all(|own| own.timed.ms.len() >= mode.operations.len()), "every name has a part");
+    let (row_bytes, sum_bytes) = (options.wire_row(cell.format.into()), options.bf16_row());
+    let times = |(part, operation): (usize, &Operation)| {
+        // Bytes of a row, and what the planner says of whole operations.
+        let (bytes, planned) = match (operation.moves, predicted) {
+            (Moves::Rows, [dispatch, _]) => (row_bytes, dispatch),
+            (Moves::Sums, [_, combine]) => (sum_bytes, combine),
+            (Moves::RowsAndSums, [dispatch, combine]) => {
+                (row_bytes + sum_bytes, dispatch.zip(combine).map(|(dispatch, combine)| dispatch + combine))
+            }
+            (Moves::Words, _) => (0.0, None),
+        };
+        let ms: Vec<&[f64]> = ranks.iter().map(|own| own.timed.ms[part].as_slice()).collect();
         let (times, us) = ([ms[0].len(), ranks[0].timed.late], Percentiles::of_slowest(&ms));
-        Outcome::Measured(Measured::new(times, us, rows.map(|rows| rows * row_bytes), predicted))
+        let planned = if operation.planned { planned } else { None };
+        row(cell, operation.name, Outcome::Measured(Measured::new(times, us, rows.map(|rows| rows * bytes), planned)))
     };
-    let bring_back = mode.bring_back.map(|name| row(cell, name, half(1, options.bf16_row(), predicted[1])));
-    // The planner knows whole operations.
-    let of_send = match (mode.pairs, predicted) {
-        (true, [Some(dispatch), Some(combine)]) => Some(dispatch + combine),
-        _ if bring_back.is_some() => predicted[0],
-        _ => None,
-    };
-    let bytes = options.wire_row(cell.format.into()) + if mode.pairs { options.bf16_row() } else { 0.0 };
-    let send = row(cell, mode.send, half(0, bytes, of_send));
-    [Some(send), bring_back].into_iter().flatten().collect()
+    mode.operations.iter().enumerate().map(times).collect()
 }
 
 /// Whether the host's part is timed of a cell: tokens and SMs are no matter to it.
@@ -212,7 +220,7 @@ fn has_calls(options: &Options, cell: Cell) -> bool {
 fn calls((cell, mode): Step, ranks: &[Own]) -> Option<Latency> {
     let us: Vec<&[f64]> = ranks.iter().map(|own| own.host_us.as_slice()).collect();
     let timed = us.iter().all(|us| !us.is_empty()) && ranks.iter().all(|own| own.mismatch.is_none());
-    let Row { layout, format, .. } = row(cell, mode.send, Outcome::Failed(String::new()));
+    let Row { layout, format, .. } = row(cell, mode.operations[0].name, Outcome::Failed(String::new()));
     let what = format!("{}: {layout} rows, {format}", mode.calls?);
     timed.then(|| Latency::new(&what, Percentiles::of_slowest(&us)))
 }
@@ -229,8 +237,7 @@ fn crossing(sent: &[&[u32]]) -> [f64; 2] {
 
 /// The rows of a step of which there are no times.
 fn failed((cell, mode): Step, why: &str) -> Vec<Row> {
-    let operations = [Some(mode.send), mode.bring_back].into_iter().flatten();
-    operations.map(|operation| row(cell, operation, Outcome::Failed(why.to_owned()))).collect()
+    mode.operations.iter().map(|of| row(cell, of.name, Outcome::Failed(why.to_owned()))).collect()
 }
 
 fn row(cell: Cell, operation: &str, outcome: Outcome) -> Row {

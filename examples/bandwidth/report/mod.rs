@@ -4,6 +4,7 @@
 //! 2. [`measure`] opens the ranks, goes through the cells, and begins anew behind one that failed: that one is a row with its reason.
 //! 3. What came of it is a [`Report`]: numbers as they are printed, and nothing else. It is written as `report.json`.
 //! 4. [`markdown`] and [`curves`] make everything else from that, now or later (`--render`).
+mod align;
 mod bench;
 mod cells;
 mod curves;

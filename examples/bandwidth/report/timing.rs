@@ -3,18 +3,21 @@ use std::time::{Duration, Instant};
 
 use epoxide::{Comm, DeviceTensor, Event, Result, bf16};
 
+use super::align::Align;
 use super::exchange::Exchange;
 
 /// Repetitions of a batch. With more, the calls would wait for the stream, which is held.
 const BATCH: usize = 15;
+/// Of a batch in which ranks meet before each part: that is three times as many operations.
+const BATCH_ALIGNED: usize = 3;
 /// Repetitions before them, in which ranks come into step.
 const WARM: usize = 2;
 /// How long a stream is held at first, and at most.
 const HOLD: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(30)];
 /// Batches that may be given up because a host thread was late.
 const SECOND_TRIES: u32 = 12;
-/// Of an exchange of many pairs at once, a repetition is so many.
-const PAIRS_FOR_ONE: usize = 10;
+/// Of an exchange of many pairs at once, one is done for so many repetitions: more pairs than these all the same.
+const PAIRS_FOR_ONE: usize = 25;
 /// Times that the host's calls are timed, after some that are not, and pairs each time: they fit in the stream's queue.
 const CALLS: [usize; 2] = [100, 16];
 const WARM_CALLS: usize = 3;
@@ -22,8 +25,8 @@ const WARM_CALLS: usize = 3;
 /// What a rank found.
 #[derive(Default)]
 pub struct Timed {
-    /// Milliseconds of each half in every repetition; of an exchange of many pairs at once, of one of them.
-    pub ms: [Vec<f64>; 2],
+    /// Milliseconds of each part in every repetition; of an exchange of many pairs at once, of one of them.
+    pub ms: Vec<Vec<f64>>,
     /// Repetitions of batches that a host thread was late with, also when they were measured again.
     pub late: usize,
 }
@@ -50,37 +53,51 @@ impl Batches {
     }
 }
 
-/// Times both halves on this rank; collective.
+/// Times all parts on this rank; collective.
 ///
 /// A batch counts if all of it was enqueued on every rank before the first one's stream went on, so that no host thread is in the
 /// measurement; or else it is given up, and streams are held twice as long from there on. When too many were given up, a late one counts, and is
 /// told of.
 ///
+/// Behind an `align` ranks begin each part together.
+///
 /// # Errors
 ///
 /// The library's.
-pub fn halves(
+pub fn parts(
     comm: &Comm,
     exchange: &mut dyn Exchange,
+    mut align: Option<&mut Align<'_>>,
     y: &mut DeviceTensor<bf16>,
     repetitions: usize,
 ) -> Result<Timed> {
     let pairs = exchange.pairs();
     let repetitions = if pairs > 1 { repetitions.div_ceil(PAIRS_FOR_ONE) } else { repetitions };
-    let mut timed = Timed { ms: [Vec::with_capacity(repetitions), Vec::with_capacity(repetitions)], late: 0 };
+    let mut timed = Timed::default();
     let mut batches = Batches::new();
-    while timed.ms[0].len() < repetitions {
-        let batch = BATCH.min(repetitions - timed.ms[0].len());
+    let mut done = 0;
+    while done < repetitions {
+        let most = if align.is_some() { BATCH_ALIGNED } else { BATCH };
+        let batch = most.min(repetitions - done);
         comm.barrier()?;
         comm.delay(batches.hold)?;
         let held = comm.record()?;
-        let mut events: Vec<[Event; 3]> = Vec::with_capacity(WARM + batch);
+        if let Some(align) = &mut align {
+            align.meet()?;
+        }
+        let mut events: Vec<Vec<Event>> = Vec::with_capacity(WARM + batch);
         for _ in 0..WARM + batch {
-            let start = comm.record()?;
-            exchange.send()?;
-            let middle = comm.record()?;
-            exchange.bring_back(y)?;
-            events.push([start, middle, comm.record()?]);
+            let mut marks = vec![comm.record()?];
+            exchange.repeat(y, &mut || {
+                marks.push(comm.record()?);
+                // The next part begins where this one ended, or when all have met.
+                if let Some(align) = &mut align {
+                    align.meet()?;
+                    marks.push(comm.record()?);
+                }
+                Ok(())
+            })?;
+            events.push(marks);
         }
         // Simulated time passes only while somebody waits.
         let late = comm.cuda_stream().is_some() && held.is_reached();
@@ -90,10 +107,15 @@ pub fn halves(
             continue;
         }
         timed.late += if late { batch } else { 0 };
-        for [start, middle, end] in &events[WARM..] {
-            timed.ms[0].push(comm.elapsed_ms(start, middle)? / pairs as f64);
-            timed.ms[1].push(comm.elapsed_ms(middle, end)? / pairs as f64);
+        for marks in &events[WARM..] {
+            let parts = if align.is_some() { marks.len() / 2 } else { marks.len() - 1 };
+            let begins = marks.iter().zip(&marks[1..]).step_by(if align.is_some() { 2 } else { 1 });
+            timed.ms.resize(parts, Vec::with_capacity(repetitions));
+            for (ms, (begin, end)) in timed.ms.iter_mut().zip(begins) {
+                ms.push(comm.elapsed_ms(begin, end)? / pairs as f64);
+            }
         }
+        done += batch;
     }
     Ok(timed)
 }

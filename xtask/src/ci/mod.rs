@@ -5,6 +5,8 @@
 //! only where `.ci/run` found that the server that has its toolchain is out of reach. The source hash and the lint are
 //! checked regardless.
 
+mod command;
+mod package;
 mod step;
 mod steps;
 

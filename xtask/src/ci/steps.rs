@@ -4,13 +4,15 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::command::{announce, cargo, host_cargo, output, run};
+use super::package;
 use super::step::{Outcome, Step};
 use crate::kernels::{builder, root};
 use crate::nccl::{self, Checked};
@@ -60,52 +62,15 @@ pub const STEPS: &[Step] = &[
     Step { name: "bench", what: "every benchmark runs, once", run: bench },
     Step { name: "custom-kernel", what: "the kernel of a user's own is right, and its PTX fresh", run: custom_kernel },
     Step { name: "candle", what: "the library builds beside candle's cudarc features", run: candle },
-    Step { name: "package", what: "the crates build from what would be published, licences included", run: package },
+    Step {
+        name: "package",
+        what: "the crates build from what would be published, licences included",
+        run: package::package,
+    },
 ];
 
 fn passed(result: Result<()>) -> Result<Outcome> {
     result.map(|()| Outcome::Passed)
-}
-
-/// The host's cargo, at the root of the workspace.
-fn host_cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root());
-    command
-}
-
-/// Runs the host's cargo at the root of the workspace; what it says goes to the terminal.
-fn cargo(args: &[&str]) -> Result<Outcome> {
-    run(host_cargo().args(args))
-}
-
-fn run(command: &mut Command) -> Result<Outcome> {
-    let line = announce(command);
-    let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
-    if !status.success() {
-        bail!("`{line}` failed ({status})");
-    }
-    Ok(Outcome::Passed)
-}
-
-/// Runs a command and returns what it printed, which goes to the terminal too, after the fact.
-fn output(command: &mut Command) -> Result<String> {
-    let line = announce(command);
-    let out = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start `{line}`"))?;
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    print!("{text}");
-    if !out.status.success() {
-        bail!("`{line}` failed ({})", out.status);
-    }
-    Ok(text)
-}
-
-/// Prints a command of cargo's as one would type it.
-fn announce(command: &Command) -> String {
-    let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let line = format!("cargo {}", args.join(" "));
-    println!("$ {line}");
-    line
 }
 
 /// The last line of what a program printed.
@@ -153,9 +118,9 @@ fn doc() -> Result<Outcome> {
     run(host_cargo().args(["doc", "--locked", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-/// Runs `moe_layer` in both formats, `engine` and `raw_pointers`. The last line of each is its verdict.
+/// Runs `moe_layer` in both formats, `engine` and `raw_pointers`, compiled as a release is. The last line of each is its verdict.
 fn examples() -> Result<Outcome> {
-    const RUN: [&str; 6] = ["run", "--locked", "--release", "-p", "epoxide", "--example"];
+    const RUN: [&str; 7] = ["run", "--locked", "--profile", "ci", "-p", "epoxide", "--example"];
     const RUNS: [&[&str]; 4] = [
         &["moe_layer", "--", "--format", "bf16"],
         &["moe_layer", "--", "--format", "fp8"],
@@ -206,13 +171,13 @@ fn outputs() -> Result<Outcome> {
         let program = || {
             // cargo becomes the program, so that what ends it ends the program.
             let mut command = host_cargo();
-            command.args(["run", "--locked", "--release", "--quiet"]).args(args).stderr(Stdio::piped());
+            command.args(["run", "--locked", "--profile", "ci", "--quiet"]).args(args).stderr(Stdio::piped());
             command
         };
         // What has to be built is built outside of the time that counts.
         let mut build = host_cargo();
         let target = args.iter().take_while(|arg| **arg != "--");
-        run(build.args(["build", "--locked", "--release", "--quiet"]).args(target))?;
+        run(build.args(["build", "--locked", "--profile", "ci", "--quiet"]).args(target))?;
 
         let (reader, writer) = std::io::pipe().context("a pipe")?;
         drop(reader);
@@ -254,7 +219,7 @@ fn within(seconds: u64, command: &mut Command) -> Result<(Option<i32>, String)> 
 /// Runs every case of every benchmark once, which is criterion's `--test`. Tests and programs would not know the flag, so
 /// benchmarks alone are run. They are optimised as the examples are, with what was compiled for those.
 fn bench() -> Result<Outcome> {
-    cargo(&["bench", "--locked", "-p", "epoxide", "--benches", "--", "--test"])
+    cargo(&["bench", "--locked", "--profile", "ci", "-p", "epoxide", "--benches", "--", "--test"])
 }
 
 /// Checks the example that people copy. It is a workspace of its own, as a copy would be.
@@ -321,42 +286,4 @@ fn candle() -> Result<Outcome> {
     fs::copy(root().join(lock), dir.join(lock)).context("xtask/candle-features/Cargo.lock")?;
     let target = root().join("target/candle-features");
     run(host_cargo().arg("check").arg("--manifest-path").arg(dir.join("Cargo.toml")).arg("--target-dir").arg(target))
-}
-
-/// Builds the crates from what would be published, and looks for what every one of them must contain.
-fn package() -> Result<Outcome> {
-    // What would be published is checked, not whether it is committed.
-    const PACKAGE: [&str; 6] = ["package", "--locked", "--allow-dirty", "--workspace", "--exclude", "xtask"];
-    let list = output(host_cargo().args(PACKAGE).arg("--list"))?;
-    for file in ["Cargo.toml", "LICENSE-APACHE", "LICENSE-MIT", "README.md"] {
-        let (have, crates) = (count(&list, file), count(&list, "Cargo.toml.orig"));
-        if have != crates {
-            bail!("{have} of {crates} packages contain {file}");
-        }
-    }
-    let target = root().join("target/packaged");
-    forget_packages(&target)?;
-    run(host_cargo().args(PACKAGE).arg("--target-dir").arg(target))
-}
-
-/// Removes what cargo keeps of packages that were built from before. It takes a version for the same text for ever, as it is
-/// in a registry, but before it is published it is not: a crate would be checked against its neighbours of an earlier run.
-fn forget_packages(target: &Path) -> Result<()> {
-    let remove = |dir: &Path| if dir.exists() { fs::remove_dir_all(dir) } else { Ok(()) };
-    remove(target).with_context(|| target.display().to_string())?;
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let Some(home) = home.or_else(|| Some(std::env::home_dir()?.join(".cargo"))) else { return Ok(()) };
-    // `cargo package` unpacks from a registry of its own, in a folder with a hash for a name; those of real registries begin
-    // with the name of a host.
-    for folder in fs::read_dir(home.join("registry/src")).into_iter().flatten().flatten() {
-        let unpacked = folder.path().join(concat!("epoxide-", env!("CARGO_PKG_VERSION")));
-        if folder.file_name().to_string_lossy().starts_with('-') && unpacked.exists() {
-            remove(&folder.path()).with_context(|| folder.path().display().to_string())?;
-        }
-    }
-    Ok(())
-}
-
-fn count(list: &str, file: &str) -> usize {
-    list.lines().filter(|line| *line == file).count()
 }
