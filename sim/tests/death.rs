@@ -142,3 +142,15 @@ fn only_a_rank_of_a_seeded_machine_is_killed() {
         assert!(matches!(Machine::new(config), Err(SimError::InvalidArgument { argument: "death", .. })));
     }
 }
+
+/// Who names one that is there beside one that is gone goes on with both.
+#[test]
+fn a_mask_that_is_refused_masks_nobody() {
+    let machine = Machine::new(MachineConfig::new(3, Mode::Fast { workers: 1 })).expect("a machine");
+    let [one, two, three] = [0, 1, 2].map(|rank| machine.actor(rank).expect("first asked"));
+    two.leave();
+    let refused = one.mask(&[1, 2]).expect_err("rank 2 is there").to_string();
+    assert!(refused.contains("ranks is 2"), "{refused}");
+    assert!(matches!(one.exchange(b""), Err(SimError::PeerGone { ranks, .. }) if ranks == [1]));
+    drop(three);
+}

@@ -242,12 +242,11 @@ impl Actor {
     /// [`SimError::InvalidArgument`] for a rank that is there.
     pub fn mask(&self, ranks: &[u32]) -> Result<(), SimError> {
         let mut books = self.core().lock();
-        for &rank in ranks {
-            if rank == self.rank || !books.actors.get(rank as usize).is_some_and(ActorState::is_gone) {
-                return Err(SimError::invalid("ranks", rank, "another rank, which is gone"));
-            }
-            books.masked[self.rank as usize] |= 1 << rank;
+        let is_gone = |rank: u32| books.actors.get(rank as usize).is_some_and(ActorState::is_gone);
+        if let Some(&rank) = ranks.iter().find(|&&rank| rank == self.rank || !is_gone(rank)) {
+            return Err(SimError::invalid("ranks", rank, "another rank, which is gone"));
         }
+        books.masked[self.rank as usize] |= ranks.iter().fold(0, |all, rank| all | 1 << rank);
         Ok(())
     }
 
