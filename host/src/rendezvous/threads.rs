@@ -42,6 +42,8 @@ struct Round {
 #[derive(Clone, Default)]
 struct Place {
     payload: Option<Vec<u8>>,
+    /// The ranks that it goes on without, a bit for each, as of when it gave its payload.
+    masked: u64,
     /// A thread of the rank is in [`Member::all_gather`]. Until it has its outcome no other one may join the next round: that could
     /// complete, and be taken for its own.
     taken: bool,
@@ -134,7 +136,8 @@ impl Member {
         if let Some(why) = refused {
             return Err(self.error(why));
         }
-        *place = Place { payload: Some(payload.to_vec()), taken: true, gone: false, reason: None };
+        let masked = self.masked();
+        *place = Place { payload: Some(payload.to_vec()), masked, taken: true, gone: false, reason: None };
         let (mut round, met) = self.meet(round, patience);
         let place = &mut round.ranks[self.rank as usize];
         place.taken = false;
@@ -151,8 +154,10 @@ impl Member {
         mut round: MutexGuard<'a, Round>,
         patience: Duration,
     ) -> (MutexGuard<'a, Round>, Result<Payloads>) {
-        // Who waits here goes on without the same ranks: to anyone else they are gone.
-        if round.which(|place| place.payload.is_none()).into_iter().all(|rank| self.is_masked(rank)) {
+        // One that has not seen yet that a rank is gone is still in the round that ended with that: its payload is none of this one's.
+        let masked = self.masked();
+        let missing = round.which(|place| place.payload.is_none() || place.masked != masked);
+        if missing.into_iter().all(|rank| self.is_masked(rank)) {
             let all = round.ranks.iter_mut().map(|place| place.payload.take().unwrap_or_default()).collect();
             round.last = Arc::new(all);
             round.number += 1;
@@ -173,7 +178,7 @@ impl Member {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let mut missing = round.which(|place| place.payload.is_none());
+                let mut missing = round.which(|place| place.payload.is_none() || place.masked != masked);
                 missing.retain(|rank| !self.is_masked(*rank));
                 return (round, Err(self.error(&format!("waited {} s for ranks {missing:?}", patience.as_secs_f64()))));
             }
@@ -286,6 +291,21 @@ mod tests {
         ranks[1].abort("no weights for expert 3");
         let said = ranks[0].all_gather(b"").unwrap_err().to_string();
         assert_eq!(said, "bootstrap: rank 0 waits for ranks [1], which are gone (rank 1: no weights for expert 3)");
+    }
+
+    /// Who is gone ends a round for all that wait in it, but they see it one after the other.
+    #[test]
+    fn what_was_given_to_a_round_that_ended_is_none_of_the_next_one() {
+        let ranks = Member::group(3);
+        {
+            // Rank 1 waits in a round, has not been woken yet, and would be by this rank's.
+            let mut round = ranks[0].round();
+            round.ranks[1] = Place { payload: Some(b"before".to_vec()), taken: true, ..Place::default() };
+            round.ranks[2].gone = true;
+        }
+        ranks[0].mask(&[2]).unwrap();
+        let said = ranks[0].all_gather_within(b"behind", Duration::from_millis(20)).unwrap_err().to_string();
+        assert_eq!(said, "bootstrap: rank 0 waited 0.02 s for ranks [1]");
     }
 
     #[test]
