@@ -38,19 +38,19 @@ impl<M> Default for Ahead<M> {
 }
 
 impl<M> Ahead<M> {
-    /// Counts what is as long as so many entries; the mark to wait for before it is enqueued, if any. `mark` enqueues one, that which it is given if
+    /// Counts what is as long as so many entries; the mark to wait for before it is enqueued, if any. `mark` enqueues one, of those to spare if
     /// there is any, unless it must not.
     /// Of what is longer than the queue may be, two are enqueued at once: a graph is more than its launch, and the next is to be ready.
     ///
     /// # Errors
     ///
     /// That of `mark`.
-    fn count(&mut self, entries: u32, mark: impl FnOnce(Option<M>) -> Result<Option<M>>) -> Result<Option<M>> {
+    fn count(&mut self, entries: u32, mark: impl FnOnce(&mut Vec<M>) -> Result<Option<M>>) -> Result<Option<M>> {
         if self.entries == 0 || self.entries + entries <= STRIDE {
             self.entries += entries;
             return Ok(None);
         }
-        if let Some(mark) = mark(self.spare.pop())? {
+        if let Some(mark) = mark(&mut self.spare)? {
             self.marks.push_back((mark, self.entries));
             self.marked += self.entries;
         }
@@ -68,7 +68,7 @@ impl<M> Ahead<M> {
 
 impl Pace {
     /// Counts what is as long as so many entries of `stream`; the mark to wait for before it is enqueued, if any, which is [given
-    /// back](Self::give_back) then. `mark` enqueues one there, that which it is given if there is any, unless it must not.
+    /// back](Self::give_back) then. `mark` enqueues one there, of those to spare if there is any, unless it must not.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ impl Pace {
         &self,
         stream: u64,
         entries: u32,
-        mark: impl FnOnce(Option<CudaEvent>) -> Result<Option<CudaEvent>>,
+        mark: impl FnOnce(&mut Vec<CudaEvent>) -> Result<Option<CudaEvent>>,
     ) -> Result<Option<CudaEvent>> {
         self.of(stream, |ahead| ahead.count(entries, mark))
     }
@@ -133,6 +133,23 @@ mod tests {
             }
             assert_eq!(longest, most, "{entries}");
         }
+    }
+
+    #[test]
+    fn marks_are_used_again() {
+        let (mut ahead, mut made) = (Ahead::default(), 0);
+        for _ in 0..10_000 {
+            let mark = |spare: &mut Vec<u32>| {
+                Ok(Some(spare.pop().unwrap_or_else(|| {
+                    made += 1;
+                    made
+                })))
+            };
+            if let Some(oldest) = ahead.count(1, mark).expect("marks are numbers here") {
+                ahead.spare.push(oldest);
+            }
+        }
+        assert_eq!(made, MARKS as u32 + 1);
     }
 
     #[test]

@@ -170,12 +170,12 @@ impl CudaRuntime {
     ///
     /// [`Error::Cuda`].
     pub(super) fn pace_of(&self, entries: u32, stream: u64) -> Result<()> {
-        let mark = |spare: Option<CudaEvent>| {
+        let mark = |spare: &mut Vec<CudaEvent>| {
             if self.capture(stream)?.is_some() {
                 return Ok(None);
             }
             // To ask for captures has made the context current.
-            let event = spare.map_or_else(|| CudaEvent::create_untimed(self.device.context()), Ok)?;
+            let event = spare.pop().map_or_else(|| CudaEvent::create_untimed(self.device.context()), Ok)?;
             self.recorded(event, stream).map(Some)
         };
         // Not under the lock: another thread of the rank may count on.
