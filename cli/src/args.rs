@@ -79,7 +79,7 @@ pub(crate) struct BytesArgs {
     /// How rows lie where they are received
     #[arg(long, value_enum, default_value_t = BufferLayout::Compact)]
     pub layout: BufferLayout,
-    /// Rows to which an expert's rows are padded, with `--layout expand`, or its part of the index, with `--layout rank-major` [default: 1]
+    /// Rows to which an expert's rows are padded, with `--layout expand` and `rank-major-expand`, or its part of the index, with `--layout rank-major` [default: 1]
     #[arg(long, value_name = "ROWS")]
     pub alignment: Option<u32>,
     /// Rows that a rank has room for, in slabs each expert [default: all that can be sent]

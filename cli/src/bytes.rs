@@ -100,7 +100,7 @@ mod tests {
         let error = by_column("bf16").expect_err("BF16 has no scales").to_string();
         assert_eq!(error, "scale_layout = ColumnMajor: rows in Bf16 have no scales that could lie so");
         let error = run(&["epoxide", "bytes", "--alignment", "8"]).expect_err("nothing is aligned").to_string();
-        assert!(error.ends_with("(--layout expand, or rank-major)"), "{error}");
+        assert!(error.ends_with("(--layout expand, rank-major-expand, or rank-major)"), "{error}");
         let error = run(&["epoxide", "bytes", "--top-k", "33"]).expect_err("33 > 32");
         assert_eq!(error.to_string(), "top_k = 33: a token selects 1 to 32 experts");
         let error = run(&["epoxide", "bytes", "--tokens", "0"]).expect_err("no token").to_string();

@@ -77,7 +77,7 @@ pub struct Options {
     /// How rows lie where they are received
     #[arg(long, value_enum, default_value_t = BufferLayout::Compact)]
     layout: BufferLayout,
-    /// Rows to which an expert's rows are padded, with `--layout expand` [default: 1]
+    /// Rows to which an expert's rows are padded, with `--layout expand` and `rank-major-expand`, or its part of the index, with `--layout rank-major` [default: 1]
     #[arg(long, value_name = "ROWS")]
     alignment: Option<u32>,
     /// Rows that a rank has room for, in slabs each expert; a routing that brings more is an error [default: all that can come]
