@@ -80,7 +80,7 @@ pub struct Options {
     /// Shows how the slowest repetitions were, beside the median one.
     #[arg(long, conflicts_with = "report")]
     pub percentiles: bool,
-    /// Rows to which an expert's rows are padded, with `--layout expand`. [default: 1]
+    /// Rows to which an expert's rows are padded, with `--layout expand` and `rank-major-expand`, or its part of the index, with `--layout rank-major`. [default: 1]
     #[arg(long, value_name = "ROWS")]
     alignment: Option<u32>,
     /// Rows that a rank has room for, in slabs each expert; a routing that brings more is an error. [default: all that can come]
@@ -174,6 +174,12 @@ impl Options {
             config.check_row(self.ranks, SHARED_MEMORY)?;
         }
         for &tokens in &self.tokens {
+            if let Some(most) = self.max_tokens {
+                ensure!(
+                    most >= tokens,
+                    "--max-tokens {most}: a buffer is for at least as many as are measured (--tokens {tokens})"
+                );
+            }
             // The rows of all ranks are made on the host.
             let rows = u64::from(self.ranks) * u64::from(tokens);
             let bytes = u128::from(rows) * u128::from(self.hidden) * size_of::<bf16>() as u128;

@@ -51,6 +51,10 @@ fn the_exit_code_says_who_is_at_fault_and_nothing_is_made_for_a_bad_option() {
         ("--hidden 12", "hidden = 12"),
         ("--hidden 1048576", "hidden = 1048576: a row, 2097152 bytes, must fit"),
         ("--tokens 1,0", "max_tokens_per_rank = 0"),
+        (
+            "--tokens 1,8 --max-tokens 4",
+            "--max-tokens 4: a buffer is for at least as many as are measured (--tokens 8)",
+        ),
         ("--tokens 16777215 --hidden 115000", "more than the host's memory"),
         ("--gpus 0", "--device sim has none"),
         ("--tokens 4,2,4", "--tokens: 4 is there twice"),

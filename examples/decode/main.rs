@@ -88,15 +88,15 @@ struct Options {
     /// Ranks in all, 1 to 64
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
     ranks: u32,
-    /// Tokens of each rank; a list is a sweep
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 32, 128], value_parser = clap::value_parser!(u32).range(1..=4096))]
-    tokens: Vec<u32>,
-    /// Layers of the model, each a dispatch and a combine, 1 to 1000
-    #[arg(long, default_value_t = 75, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    layers: u32,
-    /// Steps that are timed, after three that are not, 1 to 100000
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    steps: u32,
+    /// Tokens of each rank; a list is a sweep [default: 1,8,32,128; simulated 1,8]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=4096))]
+    tokens: Option<Vec<u32>>,
+    /// Layers of the model, each a dispatch and a combine, 1 to 1000 [default: 75; simulated 4]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    layers: Option<u32>,
+    /// Steps that are timed, after three that are not, 1 to 100000 [default: 100; simulated 5]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    steps: Option<u32>,
     /// Elements of a row
     #[arg(long, default_value_t = 7168)]
     hidden: u32,
@@ -119,6 +119,17 @@ struct Options {
     #[arg(long, value_enum, default_value_t = Experts::Copy)]
     work: Experts,
 }
+
+/// What is taken where nothing is said.
+struct Usual {
+    tokens: &'static [u32],
+    layers: u32,
+    steps: u32,
+}
+
+const ON_GPUS: Usual = Usual { tokens: &[1, 8, 32, 128], layers: 75, steps: 100 };
+/// A step of many layers takes a simulated GPU seconds, and the times say nothing.
+const SIMULATED: Usual = Usual { tokens: &[1, 8], layers: 4, steps: 5 };
 
 /// A row of the table.
 #[derive(Clone, Copy, Debug)]
@@ -151,9 +162,11 @@ fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(gpus) => gpus,
         Err(error) => return fail(&error, output::BAD_INPUT),
     };
-    let mut text = times::head(options.ranks, options.layers, options.hidden, options.top_k, options.experts);
+    let usual = if gpus.is_some() { &ON_GPUS } else { &SIMULATED };
+    let layers = options.layers.unwrap_or(usual.layers);
+    let mut text = times::head(options.ranks, layers, options.hidden, options.top_k, options.experts);
     let mut code = 0;
-    for case in options.cases() {
+    for case in options.cases(usual) {
         match run(&case, gpus.as_deref()) {
             Ok((times, wrong)) => {
                 text += &times.line(&case);
@@ -169,14 +182,15 @@ fn program(args: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 impl Options {
-    fn cases(&self) -> Vec<Case> {
+    fn cases(&self, usual: &Usual) -> Vec<Case> {
         let ways = self.layout.iter().flat_map(|&layout| self.format.iter().map(move |&format| (layout, format)));
-        let sizes = self.tokens.iter().flat_map(|&tokens| self.sms.iter().map(move |&sms| (tokens, sms)));
+        let tokens = self.tokens.as_deref().unwrap_or(usual.tokens);
+        let sizes = tokens.iter().flat_map(|&tokens| self.sms.iter().map(move |&sms| (tokens, sms)));
         let case = |(layout, format): (Rows, Format), (tokens, sms)| Case {
             ranks: self.ranks,
             tokens,
-            layers: self.layers,
-            steps: self.steps,
+            layers: self.layers.unwrap_or(usual.layers),
+            steps: self.steps.unwrap_or(usual.steps),
             hidden: self.hidden,
             experts: self.experts,
             top_k: self.top_k,

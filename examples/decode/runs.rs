@@ -49,6 +49,17 @@ fn steps_are_measured_and_their_sums_right() {
     }
 }
 
+/// What is taken on the simulated GPU where nothing is said ends soon, and columns are apart, however long it takes.
+#[test]
+fn the_simulated_gpu_has_defaults_of_its_own() {
+    let args = ["--device", "sim", "--hidden", "64", "--experts", "6", "--top-k", "2", "--sms", "1"];
+    let ended = Program::new(PLAYS, "usual").run_well(&args);
+    let rows: Vec<usize> = ended.stdout.lines().skip(3).map(|row| row.split_whitespace().count()).collect();
+    assert!(ended.code == Some(0) && ended.stdout.starts_with("2 ranks, 4 layers of 64 elements"), "{ended:?}");
+    // Four words in front, three bars' worth of three and one of two, and the bars.
+    assert_eq!(rows, [4 + 3 * 3 + 2 + 4; 2], "{ended:?}");
+}
+
 /// The help says what there is to choose, and what is taken else.
 #[test]
 fn the_help_names_layouts() {

@@ -39,7 +39,7 @@ impl Times {
         let layout = if case.layout == Layout::Compact { "compact" } else { "rank-major" };
         let format = if case.format == WireFormat::Bf16 { "bf16" } else { "fp8" };
         let [pair, graph, calls] = [&self.pair_us, &self.graph_us, &self.calls_us]
-            .map(|us| [0.5, 0.9, 0.99].map(|part| format!("{:>8.1}", percentile(us, part))).concat());
+            .map(|us| [0.5, 0.9, 0.99].map(|part| format!(" {:>7.1}", percentile(us, part))).concat());
         let (host, launch) = (percentile(&self.host_us, 0.5), percentile(&self.host_graph_us, 0.5));
         let Case { tokens, sms, .. } = case;
         format!("{layout:>10} {format:>6} {tokens:>6} {sms:>4} |{pair} |{graph} |{calls} |{host:>9.1} {launch:>9.1}\n")

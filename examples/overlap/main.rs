@@ -7,15 +7,20 @@
 mod ranks_on_gpus;
 mod step;
 
+use std::process::ExitCode;
+
 use anyhow::{Result, ensure};
 use clap::Parser;
 use epoxide::{LocalGroup, Mode};
 
+/// Overlaps micro-batches by send and receive halves, and says how much shorter a step is than with whole operations one after the other.
 #[derive(Debug, Parser)]
+#[command(name = "overlap")]
 struct Options {
     /// NVIDIA GPUs by number; ranks are dealt out to them in turn [default: 0 if there is one]
     #[arg(long, value_delimiter = ',')]
     gpus: Option<Vec<u32>>,
+    /// Ranks in all
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
     ranks: u32,
     /// Micro-batches of a step, each in a row slot of its own
@@ -27,16 +32,26 @@ struct Options {
     /// Microseconds that experts take: half of it, or once and a half
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(..=100_000))]
     work: u64,
+    /// Steps that are timed
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     steps: u32,
 }
 
-fn main() -> Result<()> {
-    let o = Options::parse();
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(o: &Options) -> Result<()> {
     let gpus = ranks_on_gpus::of_ranks(None, o.gpus.as_deref(), o.ranks)?;
     let simulated = || LocalGroup::simulated(o.ranks, Mode::Fast { workers: 0 });
     let times =
-        gpus.map_or_else(simulated, |gpus| LocalGroup::on_gpus(&gpus))?.run(|comm| step::both_ways(&comm, &o))?;
+        gpus.map_or_else(simulated, |gpus| LocalGroup::on_gpus(&gpus))?.run(|comm| step::both_ways(&comm, o))?;
     let slowest = |which: usize| times.iter().map(|of_rank| of_rank.0[which]).fold(0.0, f64::max);
     let (whole, halves) = (slowest(0), slowest(1));
     ensure!(times.iter().all(|of_rank| of_rank.1), "the sums are wrong");
