@@ -14,6 +14,7 @@ use epoxide::processes::{MeetingPoint, Place, World};
 use epoxide::{Comm, Config, ElasticBuffer, Error, IndexType, Layout, Mode, Result, WireFormat};
 use support::exchange::{Indices, Tensors, check_round};
 use support::gpu::Gpu;
+use support::masked::without;
 use support::processes::{Rank, Ranks};
 use support::reference::Wire;
 use support::routing::{Case, Choice};
@@ -188,6 +189,14 @@ impl Callers {
         Self { library, comm }
     }
 
+    /// Ends it after a rank of it died: nobody is waited for.
+    fn abort(self) {
+        type Abort = unsafe extern "C" fn(*mut c_void) -> c_int;
+        // SAFETY: the type is that of nccl.h's declaration; the communicator is live until here.
+        assert_eq!(unsafe { self.library.get::<Abort>("ncclCommAbort").unwrap()(self.comm) }, 0);
+        std::mem::forget(self.library);
+    }
+
     /// Ends it, which must be there still and unharmed.
     fn end(self) {
         let (mut failed, mut ranks) = (-1, -1);
@@ -313,5 +322,90 @@ fn a_killed_rank_is_an_error_and_the_end_is_not_waited_for() {
     group.kill(1);
     for (rank, said) in group.end(PATIENCE) {
         println!("rank {rank}: {}", said.lines().rfind(|line| line.contains("over after")).unwrap_or_default());
+    }
+}
+
+/// A rank is killed in the middle of operations: the others mask it and go on in the windows that they have, and in buffers whose windows a communicator of theirs alone
+/// has made, with one of ours and with the caller's.
+#[test]
+fn the_others_go_on_without_a_killed_rank() {
+    const KILLED: u32 = 1;
+    let name = "the_others_go_on_without_a_killed_rank";
+    if let Some(rank) = Rank::of_this_process() {
+        let world = meet(&rank);
+        let callers = (rank.told == "callers").then(|| Callers::new(&world, world.size(), world.rank()));
+        // SAFETY: it is live until the end of this function, and used by nobody else.
+        let nccl = callers.as_ref().map_or_else(Nccl::new, |callers| unsafe { Nccl::of_communicator(callers.comm) });
+        let comm = Comm::on_gpu_by_nccl(&world, device(&world), nccl).expect("NCCL is there");
+        let first = case(comm.size(), 0, WireFormat::Bf16);
+        let mut buffer = ElasticBuffer::new(&comm, first.config()).expect("all are there");
+        let tokens = first.tokens[comm.rank() as usize];
+        let mut tensors = Tensors::empty(&comm, tokens, first.hidden, first.top_k, first.index).expect("fits");
+        let error = (0..)
+            .find_map(|data| {
+                let failed = round(&comm, &mut buffer, &mut tensors, data, WireFormat::Bf16).err();
+                println!("one more");
+                failed
+            })
+            .expect("it goes on until one fails");
+        assert!(matches!(error, Error::PeerGone { rank: KILLED, .. }), "{error}");
+        let mut rounds = |buffer: &mut ElasticBuffer, data: std::ops::Range<u64>| {
+            for data in data {
+                let asked = case(comm.size(), data, WireFormat::Bf16).world();
+                let (left, dropped) = without(&asked, &[KILLED]);
+                let before = buffer.masked_selections().expect("it lives");
+                tensors.fill(&asked, comm.rank()).expect("fits");
+                let wires: Vec<Wire> = (0..comm.size()).map(|rank| left.wire(rank)).collect();
+                let checked = check_round(&comm, buffer, &mut tensors, &left, &wires).expect("the others live");
+                checked.unwrap_or_else(|complaint| panic!("data {data}: {complaint}"));
+                let dropped = before + dropped[comm.rank() as usize];
+                assert_eq!(buffer.masked_selections().expect("it lives"), dropped);
+            }
+        };
+        let took = |begun: Instant| begun.elapsed().as_secs_f64() * 1e3;
+        let begun = Instant::now();
+        comm.mask(&[KILLED]).expect("it has ended");
+        let masked = took(begun);
+        let begun = Instant::now();
+        buffer.reset().expect("the others live");
+        let reset = took(begun);
+        rounds(&mut buffer, 100..104);
+        // The first makes a communicator, the second has one; the buffer of before goes on beside them.
+        let mut made = Vec::new();
+        for data in [200, 300] {
+            comm.barrier().expect("the others live");
+            let begun = Instant::now();
+            let mut another = ElasticBuffer::new(&comm, first.config()).expect("the others live");
+            made.push(took(begun));
+            rounds(&mut another, data..data + 3);
+            rounds(&mut buffer, data + 3..data + 5);
+            another.close().expect("the others live");
+        }
+        rounds(&mut buffer, 400..402);
+        buffer.check().expect("what the dead one did to its communicator is no fault of the others");
+        let begun = Instant::now();
+        buffer.close().expect("the others live");
+        let mut last = ElasticBuffer::new(&comm, first.config()).expect("the others live");
+        rounds(&mut last, 500..502);
+        drop((last, tensors, comm, world));
+        println!("mask {masked:.2}, reset {reset:.2}, new {made:.2?}, the end {:.2} ms", took(begun));
+        if let Some(callers) = callers {
+            callers.abort();
+        }
+        return;
+    }
+    let Some(ranks) = ranks() else { return };
+    for told in ["ours", "callers"] {
+        let mut group = Ranks::start(ranks, name, told);
+        for _ in 0..5 {
+            group.wait_for(KILLED, "one more");
+        }
+        group.kill(KILLED);
+        for (rank, said) in group.end(2 * PATIENCE) {
+            println!(
+                "{told}, rank {rank}: {}",
+                said.lines().rfind(|line| line.contains("the end")).unwrap_or_default()
+            );
+        }
     }
 }

@@ -7,9 +7,10 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::{Comm, CommInner};
-use crate::error::{Error, Result};
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
 use crate::rendezvous::{Known, Turn, agree, meet};
-use crate::transport::windows::Transport;
 
 impl CommInner {
     /// How often the group has moved: a buffer whose windows are of before moves when it is reset.
@@ -91,6 +92,9 @@ impl Comm {
     /// then it may run, and write to the windows that it knows: so a reset moves to fresh ones, and takes memory for them. What was captured in a CUDA
     /// graph before is of no use behind that.
     ///
+    /// Where windows are NCCL's, fresh ones and those of new buffers are made by a communicator of the ranks that go on, which is made with the first of
+    /// them, within that call: one of Epoxide's own, also where the group's is the caller's.
+    ///
     /// ```no_run
     /// # use epoxide::{Comm, ElasticBuffer, Error};
     /// # fn recover(comm: &Comm, buffer: &mut ElasticBuffer) -> epoxide::Result<()> {
@@ -104,12 +108,11 @@ impl Comm {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for this rank, where windows are NCCL's, and for a thread that is not gone (of a simulated machine also one that was
+    /// [`Error::InvalidArgument`] for this rank, and for a thread that is not gone (of a simulated machine also one that was
     /// [killed](crate::Machine::kill) is);
     /// [`Error::ConfigMismatch`] when ranks name others; [`Error::PeerGone`] when one more is gone. A rank that waited in vain in a collective call has given
     /// up, and masks nobody: what it told the others then.
     pub fn mask(&self, ranks: &[u32]) -> Result<()> {
-        self.can_change(ranks)?;
         let Known { over, may_live } = self.inner.rendezvous.mask(ranks)?;
         self.inner.alarm.mask(self.inner.rendezvous.masked());
         let turn = self.inner.rendezvous.turn();
@@ -137,7 +140,6 @@ impl Comm {
     /// [`Error::InvalidArgument`] for a rank that is not masked, for one whose process or connection has ended, or that gave up: started anew, it joins with all
     /// others in a group of its own ([`Place::meet`](crate::processes::Place::meet)); otherwise as [`Self::mask`].
     pub fn unmask(&self, ranks: &[u32]) -> Result<()> {
-        self.can_change(ranks)?;
         self.inner.rendezvous.unmask(ranks)?;
         self.inner.alarm.mask(self.inner.rendezvous.masked());
         let turn = self.inner.rendezvous.turn();
@@ -149,14 +151,6 @@ impl Comm {
     pub fn masked(&self) -> Vec<u32> {
         let masked = self.inner.rendezvous.masked();
         (0..self.size()).filter(|rank| masked >> rank & 1 == 1).collect()
-    }
-
-    fn can_change(&self, ranks: &[u32]) -> Result<()> {
-        if matches!(self.inner.local.transport(), Transport::Nccl(_)) {
-            let rule = "ranks whose windows are NCCL's go on together or not at all: make a new group of the living";
-            return Err(Error::argument("ranks", format!("{ranks:?}"), rule));
-        }
-        Ok(())
     }
 }
 

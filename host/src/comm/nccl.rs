@@ -9,14 +9,15 @@ use std::sync::Arc;
 use super::Comm;
 use super::on_gpu::{opened, warned};
 use crate::error::{Error, Result};
-use crate::nccl::{Attendance, Communicator, Library, Nccl, UniqueId, Version, Which};
+use crate::nccl::{Communicator, Nccl, UniqueId, Version, Which};
 use crate::processes::World;
-use crate::rendezvous::{Processes, Rendezvous, Way, agree, meet};
+use crate::rendezvous::{Rendezvous, Way, agree, meet};
 use crate::runtime::cuda::{CudaDevice, CudaRuntime};
 use crate::runtime::{RawStream, Runtime};
 use crate::sms::{DefaultSms, GpuOfRank, SharedGpus};
 use crate::transport::local::LocalGroupState;
-use crate::transport::nccl::Nccl as NcclTransport;
+use crate::transport::nccl::{Nccl as NcclTransport, binding};
+use crate::transport::teams::{all, join};
 use crate::transport::windows::Transport;
 
 /// Lets several ranks share a GPU.
@@ -73,7 +74,8 @@ impl Comm {
             Which::Own => {
                 let id = if rank == 0 { Some(UniqueId::new(&library).map_err(told)?) } else { None };
                 let ids = meet(&turn, "unique id", &id.map_or(Vec::new(), |id| id.bytes().to_vec()))?;
-                join(&library, processes, &device, &ids[0])
+                let made = join(&library, processes, &binding(&device), all(size), &ids[0]);
+                made.and_then(|made| checked(made, rank, size, &device))
             }
             Which::Callers(comm) => {
                 // SAFETY: what `Nccl::of_communicator` was promised.
@@ -100,18 +102,6 @@ impl Comm {
         comm.barrier()?;
         Ok(comm)
     }
-}
-
-/// Makes the group's communicator.
-fn join(library: &Library, processes: &Arc<Processes>, device: &Arc<CudaDevice>, id: &[u8]) -> Result<Communicator> {
-    let wrong = || Error::Bootstrap { message: format!("rank 0 gave a unique id of {} bytes", id.len()) };
-    let id = UniqueId::from_bytes(id.try_into().map_err(|_| wrong())?);
-    let gone = || processes.check();
-    let attendance = Attendance { gone: &gone, patience: processes.patience() };
-    let bound = Arc::clone(device);
-    let bind = move || bound.bind();
-    let made = Communicator::join(library, processes.size(), id, processes.rank(), bind, &attendance)?;
-    checked(made, processes.rank(), processes.size(), device)
 }
 
 /// Compares a communicator with the rank that is to use it.

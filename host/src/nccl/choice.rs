@@ -39,6 +39,7 @@ impl Nccl {
 
     /// The caller's `ncclComm_t`, of the library that is loaded already. It is used to make windows and to ask about it; it is neither destroyed
     /// nor aborted. Where ranks are gone, or a buffer was dropped and not closed, windows may stay registered until the caller ends it.
+    /// Behind a [mask](crate::Comm::mask) fresh windows are made by a communicator of Epoxide's own.
     ///
     /// # Safety
     ///

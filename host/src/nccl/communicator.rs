@@ -242,14 +242,14 @@ pub(crate) struct RegisteredWindow {
 }
 
 impl RegisteredWindow {
-    /// Where this rank's device has the window of `peer`.
+    /// Where this rank's device has the window of `peer`, which is rank `numbered` of the communicator.
     ///
     /// # Errors
     ///
     /// [`Error::Nccl`], also when it does not reach the peer.
-    pub(crate) fn of_peer(&self, peer: u32) -> Result<u64> {
+    pub(crate) fn of_peer(&self, peer: u32, numbered: u32) -> Result<u64> {
         // SAFETY: it is registered as long as it is owned.
-        let address = unsafe { self.communicator.library.functions().peer_pointer(self.window.0, number(peer)) }?;
+        let address = unsafe { self.communicator.library.functions().peer_pointer(self.window.0, number(numbered)) }?;
         if address.is_null() {
             let message = format!(
                 "this rank's GPU does not reach the memory of rank {peer}: they are in no one NVLink domain, or NCCL was told to split it (NCCL_LSA_TEAM_SIZE)"

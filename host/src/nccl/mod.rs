@@ -14,7 +14,7 @@ mod library;
 mod memory;
 mod results;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod version;
 mod versions;
 

@@ -1,23 +1,24 @@
-//! Windows that NCCL maps: every rank allocates memory that can be exported, and registers it with the group's communicator, which maps
-//! it for all others. Kernels see a table of addresses, as always.
+//! Windows that NCCL maps: every rank allocates memory that can be exported, and registers it with a communicator of the ranks that go on
+//! ([`teams`](super::teams)), which maps it for all others. Kernels see a table of addresses, as always.
 //!
 //! * **Own addresses**: a rank's own window is used where the rank allocated it; NCCL has it mapped once more, at an address that nobody takes:
 //!   one kernel would else have two addresses of one place.
 //! * **The end**: deregistering is a rank's own affair, and unmaps what it has of its peers. Memory that a peer has mapped stays there for it. So a
-//!   window is freed when this rank's streams are idle, whatever peers do; and where a rank is gone that had not left, nothing is deregistered: the end
-//!   of the communicator does it, and a caller's communicator is the caller's to end.
+//!   window is freed when this rank's streams are idle, whatever peers do; and where a rank is gone that had not left, or is masked, nothing is
+//!   deregistered: the end of the communicator does it, with the last of its windows, and a caller's communicator is the caller's to end.
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
+use super::teams::{Bind, Team, Teams};
 use crate::error::{Error, Result};
 use crate::nccl::{Attendance, Communicator, Library, NcclMemory, RegisteredWindow};
 use crate::rendezvous::{Processes, Turn, meet};
 use crate::runtime::cuda::{CudaDevice, ExportableMemory};
 
-/// A rank's communicator, and what windows are made with.
+/// A rank's communicators, and what windows are made with.
 pub(crate) struct Nccl {
     library: Library,
-    communicator: Arc<Communicator>,
+    teams: Teams,
     device: Arc<CudaDevice>,
     processes: Arc<Processes>,
 }
@@ -30,12 +31,13 @@ impl Nccl {
         device: Arc<CudaDevice>,
         processes: Arc<Processes>,
     ) -> Arc<Self> {
-        Arc::new(Self { library, communicator: Arc::new(communicator), device, processes })
+        let teams = Teams::new(library.clone(), communicator, Arc::clone(&processes), binding(&device));
+        Arc::new(Self { library, teams, device, processes })
     }
 
-    /// An error if the communicator has failed meanwhile.
+    /// An error if the communicator of the ranks that go on has failed meanwhile.
     pub(crate) fn check(&self) -> Result<()> {
-        self.communicator.check()
+        self.teams.check()
     }
 
     /// Bytes of which a window is a whole number.
@@ -63,6 +65,12 @@ impl Nccl {
     }
 }
 
+/// Makes the device's context current, in whichever thread.
+pub(crate) fn binding(device: &Arc<CudaDevice>) -> Bind {
+    let device = Arc::clone(device);
+    Arc::new(move || device.bind())
+}
+
 /// Memory of a window.
 #[derive(Debug)]
 enum Allocated {
@@ -81,14 +89,14 @@ pub(crate) struct NcclWindow {
 
 /// What became of sharing a window.
 enum Sharing {
-    Registered(RegisteredWindow),
+    Registered(RegisteredWindow, Team),
     /// A rank was gone meanwhile: the call may still be at it.
     Abandoned,
 }
 
 impl fmt::Debug for NcclWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "window at {:#x} of {:?}", self.address(), self.nccl.communicator)
+        write!(f, "window at {:#x} of {:?}", self.address(), self.nccl.library)
     }
 }
 
@@ -108,14 +116,19 @@ impl NcclWindow {
         }
     }
 
-    /// Registers it, with all other ranks, and returns where every rank's is. All ranks are known to have a window. If one could not register its
-    /// own, that is an error on all, and inside: the ranks have met, and no rank uses any.
+    /// Registers it, with all other ranks that go on, and returns where every rank's is; of one that is masked that is the own one. All ranks are
+    /// known to have a window. If one could not register its own, that is an error on all, and inside: the ranks have met, and no rank uses any.
     ///
     /// # Errors
     ///
     /// Those of [`meet`].
     pub(crate) fn share(&self, turn: &Turn<'_>) -> Result<Result<Vec<u64>>> {
-        let all = self.register();
+        let team = match self.nccl.teams.of_those_that_go_on(turn)? {
+            Ok(Some(team)) => team,
+            Ok(None) => return Ok(Ok(vec![self.address(); self.nccl.processes.size() as usize])),
+            Err(error) => return Ok(Err(error)),
+        };
+        let all = self.register(team);
         let said = all.as_ref().map_or_else(|error| format!("-{error}"), |_| "+".to_owned());
         let met = meet(turn, "registered window", said.as_bytes())?;
         // This rank's own reason is the more telling one.
@@ -130,11 +143,11 @@ impl NcclWindow {
         }))
     }
 
-    fn register(&self) -> Result<Vec<u64>> {
-        let Nccl { communicator, device, processes, .. } = &*self.nccl;
+    fn register(&self, team: Team) -> Result<Vec<u64>> {
+        let Nccl { device, processes, .. } = &*self.nccl;
         let gone = || processes.check();
         let attendance = Attendance { gone: &gone, patience: processes.patience() };
-        let bound = Arc::clone(device);
+        let (communicator, bound) = (team.communicator(), Arc::clone(device));
         // SAFETY: the whole of an allocation that can be exported. It is not freed as long as it is registered, and never where a rank is
         // gone meanwhile: `free` sees to both.
         let registered =
@@ -144,9 +157,8 @@ impl NcclWindow {
                 let _ = self.shared.set(Sharing::Abandoned);
             }
         })?;
-        let address = |rank| if rank == processes.rank() { Ok(self.address()) } else { registered.of_peer(rank) };
-        let all = (0..processes.size()).map(address).collect();
-        let _ = self.shared.set(Sharing::Registered(registered));
+        let all = team.addresses(&registered, processes.rank(), self.address(), processes.size());
+        let _ = self.shared.set(Sharing::Registered(registered, team));
         all
     }
 
@@ -160,18 +172,18 @@ impl NcclWindow {
     ///
     /// Nothing on this rank's device uses this window or its peers' that were shared with it any more; it is called once.
     pub(crate) unsafe fn free(&self) -> Result<()> {
-        let Nccl { communicator, processes, device, .. } = &*self.nccl;
+        let Nccl { processes, device, .. } = &*self.nccl;
         match self.shared.get() {
             None => {}
             Some(Sharing::Abandoned) => return Ok(()),
-            Some(Sharing::Registered(window)) if processes.check().is_ok() => {
+            Some(Sharing::Registered(window, team)) if team.is_whole(processes) => {
                 device.bind()?;
                 // SAFETY: the caller's promise.
                 unsafe { window.deregister() }?;
             }
             // Ours unmaps it when it ends, and has a hold of the memory until then.
-            Some(Sharing::Registered(_)) if communicator.is_ours() => {}
-            Some(Sharing::Registered(_)) => return Ok(()),
+            Some(Sharing::Registered(_, team)) if team.communicator().is_ours() => {}
+            Some(Sharing::Registered(..)) => return Ok(()),
         }
         match &self.memory {
             // SAFETY: the caller's promise; who else has it mapped keeps the memory.

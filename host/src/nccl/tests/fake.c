@@ -6,6 +6,8 @@
  * IN_PROGRESS  so many times a registration is not over
  * FAILS        the result of registering
  * HANGS        milliseconds that making a communicator and registering take
+ * REFUSED      of a communicator of so many ranks the last one is refused, and of others none
+ * DIED         a communicator of so many ranks says that one is gone, others do not
  */
 #include <stddef.h>
 #include <stdlib.h>
@@ -23,6 +25,12 @@
 #ifndef HANGS
 #define HANGS 0
 #endif
+#ifndef DIED
+#define DIED 0
+#endif
+#ifndef REFUSED
+#define REFUSED 0
+#endif
 
 struct comm {
   int ranks, rank, left;
@@ -37,7 +45,8 @@ struct config {
   int blocking;
 };
 
-int fake_made, fake_ended, fake_windows, fake_freed;
+/* Ranks may be threads of one process. */
+_Atomic int fake_made, fake_ended, fake_windows, fake_freed, fake_ids;
 
 static void hang(void) {
   struct timespec time = {HANGS / 1000, HANGS % 1000 * 1000000};
@@ -49,11 +58,14 @@ const char* ncclGetErrorString(int result) { return result == 2 ? "unhandled sys
 const char* ncclGetLastError(void* comm) { return FAILS ? "the last warning,\n in two lines" : ""; }
 int ncclGetUniqueId(ncclUniqueId* id) {
   for (int i = 0; i < 128; i++) id->internal[i] = (char)(i * 2);
+  id->internal[0] = (char)fake_ids++;
   return 0;
 }
 int ncclCommInitRankConfig(struct comm** comm, int ranks, ncclUniqueId id, int rank, struct config* config) {
   hang();
   if (config->magic != 0xcafebeef || config->version != 22902 || config->size != 88 || id.internal[127] != (char)254) return 4;
+  if (rank < 0 || rank >= ranks) return 4;
+  if (ranks == REFUSED && rank == ranks - 1) return 2;
   *comm = calloc(1, sizeof(struct comm));
   (*comm)->ranks = ranks;
   (*comm)->rank = rank;
@@ -66,7 +78,7 @@ int ncclCommAbort(struct comm* comm) {
   return 0;
 }
 int ncclCommGetAsyncError(struct comm* comm, int* result) {
-  *result = 0;
+  *result = comm->ranks == DIED ? 6 : 0;
   if (comm->left > 0) {
     if (--comm->left == 0) *comm->window = comm; else *result = 7;
   }
@@ -97,6 +109,7 @@ int ncclCommWindowRegister(struct comm* comm, void* memory, size_t bytes, void**
 int ncclCommWindowDeregister(struct comm* comm, void* window) { return fake_windows--, 0; }
 #ifndef NO_PEERS
 int ncclGetPeerDevicePointer(struct comm* window, size_t offset, int peer, void** address) {
+  if (peer < 0 || peer >= window->ranks) return 4;
   *address = peer == FAR ? NULL : (char*)window->memory + 0x1000 * (size_t)peer;
   return 0;
 }

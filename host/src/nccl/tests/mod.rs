@@ -11,13 +11,13 @@ use crate::error::{Error, Result};
 use crate::gone::Gone;
 
 /// A library that was built for one test.
-struct Fake {
+pub(crate) struct Fake {
     path: PathBuf,
     counters: libloading::Library,
 }
 
 impl Fake {
-    fn new(macros: &[&str]) -> Self {
+    pub(crate) fn new(macros: &[&str]) -> Self {
         static BUILT: AtomicU32 = AtomicU32::new(0);
         let number = BUILT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("epoxide-fake-nccl-{}-{number}.so", std::process::id()));
@@ -33,11 +33,11 @@ impl Fake {
         Self { path, counters }
     }
 
-    fn library(&self) -> Result<Library> {
+    pub(crate) fn library(&self) -> Result<Library> {
         Library::at(&self.path)
     }
 
-    fn count(&self, name: &str) -> c_int {
+    pub(crate) fn count(&self, name: &str) -> c_int {
         // SAFETY: an `int` of that name, which no thread writes meanwhile.
         unsafe { **self.counters.get::<*const c_int>(name).expect("it has it") }
     }
@@ -123,7 +123,7 @@ fn our_communicator_makes_windows_and_is_aborted_once() {
     let numbers = [communicator.size(), communicator.rank(), communicator.device()].map(Result::unwrap);
     assert_eq!(numbers, [3, 1, 3]);
     let window = registered(&communicator).unwrap();
-    assert_eq!([0, 1, 2].map(|peer| window.of_peer(peer).unwrap()), [MEMORY, MEMORY + 0x1000, MEMORY + 0x2000]);
+    assert_eq!([0, 1, 2].map(|peer| window.of_peer(peer, peer).unwrap()), [MEMORY, MEMORY + 0x1000, MEMORY + 0x2000]);
     assert_eq!(fake.count("fake_windows"), 1);
     // SAFETY: the library looks at no memory.
     unsafe { window.deregister() }.unwrap();
@@ -161,9 +161,9 @@ fn no_window_with_success_is_an_error_that_says_why() {
 fn a_peer_out_of_reach_is_named() {
     let fake = Fake::new(&["FAR=2"]);
     let window = registered(&joined(&fake.library().unwrap()).unwrap()).unwrap();
-    window.of_peer(0).unwrap();
-    let said = said(window.of_peer(2));
-    let begins = "ncclGetPeerDevicePointer failed: this rank's GPU does not reach the memory of rank 2: ";
+    window.of_peer(0, 0).unwrap();
+    let said = said(window.of_peer(5, 2));
+    let begins = "ncclGetPeerDevicePointer failed: this rank's GPU does not reach the memory of rank 5: ";
     assert!(said.starts_with(begins), "{said}");
 }
 
@@ -180,7 +180,7 @@ fn a_failure_is_told_in_the_words_of_the_library_and_in_one_line() {
 fn a_call_that_does_not_block_is_waited_for() {
     let fake = Fake::new(&["IN_PROGRESS=5"]);
     let window = registered(&joined(&fake.library().unwrap()).unwrap()).unwrap();
-    assert_eq!(window.of_peer(1).unwrap(), MEMORY + 0x1000);
+    assert_eq!(window.of_peer(1, 1).unwrap(), MEMORY + 0x1000);
 }
 
 /// Nobody waits for what may never end, and what was made by then ends with the call.
