@@ -107,7 +107,7 @@ impl DispatchShared {
 
     /// Words from one expert's bits to the next's: an odd number, so that threads that go through as many experts read different banks.
     pub const fn index_stride(ranks: u32, words: u32) -> u32 {
-        ranks * words | 1
+        (ranks * words) | 1
     }
 
     /// Bytes of what such an index is made from, where the stages were: ranks, tokens, counts and bits.

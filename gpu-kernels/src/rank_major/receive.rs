@@ -52,7 +52,7 @@ impl Found {
     /// Words of an expert's bits in which a rank's tokens are: a batch may have far fewer tokens than the buffer takes.
     #[inline(always)]
     fn words_of(self, source: u32) -> u32 {
-        (self.tokens.load_weak(source) + 31) / 32
+        self.tokens.load_weak(source).div_ceil(32)
     }
 }
 
