@@ -10,6 +10,9 @@ use super::exchange::Exchange;
 const BATCH: usize = 15;
 /// Of a batch in which ranks meet before each part: that is three times as many operations.
 const BATCH_ALIGNED: usize = 3;
+/// Of an exchange of many pairs at once: a device's queue takes some 1000 launches, of which a graph of 75 pairs is 150. With more the host waits for the
+/// stream, and each batch is late.
+const BATCH_OF_MANY: usize = 4;
 /// Repetitions before them, in which ranks come into step.
 const WARM: usize = 2;
 /// How long a stream is held at first, and at most.
@@ -77,7 +80,11 @@ pub fn parts(
     let mut batches = Batches::new();
     let mut done = 0;
     while done < repetitions {
-        let most = if align.is_some() { BATCH_ALIGNED } else { BATCH };
+        let most = match (align.is_some(), pairs > 1) {
+            (true, _) => BATCH_ALIGNED,
+            (false, true) => BATCH_OF_MANY,
+            (false, false) => BATCH,
+        };
         let batch = most.min(repetitions - done);
         comm.barrier()?;
         comm.delay(batches.hold)?;
