@@ -1,4 +1,4 @@
-//! Prints the tables of docs/planning.md, and one of docs/performance.md: what the planner predicts beside what was measured or published,
+//! Prints the tables of docs/planning.md, and one of docs/performance/history.md: what the planner predicts beside what was measured or published,
 //! our kernels beside DeepEP V2's, and what the simulation at scale says beside the model.
 //!
 //! `cargo run --release --example plan_vs_published`. Needs no GPU. DeepEP V2's figures are from our own runs of its kernels on one H200
@@ -24,7 +24,7 @@ use epoxide::plan::{
 
 use crate::progress::Progress;
 
-/// Prints the tables of docs/planning.md and of docs/performance.md. There is nothing to choose.
+/// Prints the tables of docs/planning.md and of docs/performance/history.md. There is nothing to choose.
 #[derive(Parser)]
 struct Options {}
 
@@ -50,7 +50,7 @@ fn tables(out: &mut String) -> Result<()> {
     bytes(out)
 }
 
-/// Our own kernels on one H200 and on two, as `examples/bandwidth` printed them (docs/performance.md): GPUs, ranks, tokens, SMs of a rank;
+/// Our own kernels on one H200 and on two, as `examples/bandwidth` printed them (docs/performance/history.md): GPUs, ranks, tokens, SMs of a rank;
 /// BF16 dispatch, FP8 dispatch and combine in microseconds.
 const OURS: [(u32, u32, u32, u32, [f64; 3]); 17] = [
     (1, 8, 4096, 2, [2756.4, 1596.6, 1902.0]),

@@ -30,7 +30,7 @@ pub struct Args {
     /// Write registers and bytes as they are now to the table that they are compared with. Read the diff!
     #[arg(long)]
     accept_sizes: bool,
-    /// Print the table as Markdown, for docs/performance.md.
+    /// Print the table as Markdown, for docs/performance/kernels.md.
     #[arg(long)]
     markdown: bool,
 }
