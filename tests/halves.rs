@@ -231,7 +231,7 @@ fn without_a_wait_some_history_fails() {
         ("gpu-kernels/src/rank_major/receive.rs", RECEIVE, "a.landings.wait("),
         ("gpu-kernels/src/rank_major/receive.rs", RECEIVE, "a.selections.wait("),
         ("gpu-kernels/src/rank_major/receive.rs", RECEIVE, "a.selections.wait_tokens("),
-        ("gpu-kernels/src/rank_major/combine.rs", COMBINE, "entry.meet(window, watch, Kind::Combine)"),
+        ("gpu-kernels/src/rank_major/combine.rs", COMBINE, "entry.meet(window, watch, kind)"),
     ] {
         let mutation = Mutation::of(file, source, wait).expect("the wait is there");
         let goes_wrong = |seed, mutation| {

@@ -63,6 +63,7 @@ fn enter<const POSTS: bool, const GATED: bool>(
         post(&a.op, dispatch, watch, Peer(thread::index() - posts), kind);
     }
     no_routing(dispatch, a.slot, window, watch.found(look, Phase::Entry as u32)).settle()?;
-    let _met = a.op.entry.of_dispatch(dispatch).meet(window, watch, kind)?;
+    let entry = a.op.entry.of_dispatch(dispatch);
+    let _met = entry.meet(window, watch, kind)?;
     Ok((parts, first))
 }

@@ -115,6 +115,8 @@ impl Comm {
     pub fn mask(&self, ranks: &[u32]) -> Result<()> {
         let Known { over, may_live } = self.inner.rendezvous.mask(ranks)?;
         self.inner.alarm.mask(self.inner.rendezvous.masked());
+        // Before the ranks meet: what one holds, others have mapped.
+        self.inner.local.transport().let_go_of_masked();
         let turn = self.inner.rendezvous.turn();
         let may_live = self.inner.membership.strangers() | may_live;
         self.inner.agree_on_masks(&turn, Known { over, may_live }, false)

@@ -40,6 +40,11 @@ impl Nccl {
         self.teams.check()
     }
 
+    /// Behind a mask: the communicator of before is held by its windows alone.
+    pub(crate) fn let_go_of_masked(&self) {
+        self.teams.let_go_of_masked();
+    }
+
     /// Bytes of which a window is a whole number.
     ///
     /// # Errors
@@ -128,9 +133,13 @@ impl NcclWindow {
             Ok(None) => return Ok(Ok(vec![self.address(); self.nccl.processes.size() as usize])),
             Err(error) => return Ok(Err(error)),
         };
+        let id = team.id().to_vec();
         let all = self.register(team);
         let said = all.as_ref().map_or_else(|error| format!("-{error}"), |_| "+".to_owned());
         let met = meet(turn, "registered window", said.as_bytes())?;
+        if met.iter().any(|said| said.first() == Some(&b'-')) {
+            self.nccl.teams.let_go_of(&id);
+        }
         // This rank's own reason is the more telling one.
         Ok(all.and_then(|all| {
             match (0..).zip(&met).find_map(|(rank, said): (u32, _)| Some((rank, said.strip_prefix(b"-")?))) {

@@ -1,8 +1,8 @@
 //! Which communicator windows are made by: the group's, and behind a [mask](crate::Comm::mask) one of exactly the ranks that go on.
 //!
 //! * **Windows that are there** serve on when a rank has ended, as those of file descriptors do: NCCL maps memory for others and runs nothing, so a mapping stays until
-//!   this rank deregisters it or ends its communicator, whoever has died. A communicator with a masked rank is asked for nothing any more: neither whether it has failed,
-//!   nor to deregister. If it is ours it ends with the last of its windows here.
+//!   this rank deregisters it or ends its communicator, whoever has died. A communicator with a masked rank is asked for nothing while that is masked: neither whether it has failed,
+//!   nor to deregister. If it is ours its windows alone hold it from the mask on, and it ends with the last of them here: their memory is needed for the next ones.
 //! * **Others** need a communicator: it is made when the ranks that go on first share a window, in that collective call. It is of our own also where the group's is the caller's,
 //!   who stays the owner of that one, and is asked for no other.
 //! * **Numbers**: a rank's number in it is its place among those that go on.
@@ -30,6 +30,10 @@ pub(crate) struct Team {
 }
 
 impl Team {
+    pub(crate) fn id(&self) -> &[u8] {
+        &self.id
+    }
+
     pub(crate) fn communicator(&self) -> &Arc<Communicator> {
         &self.communicator
     }
@@ -59,14 +63,15 @@ pub(crate) struct Teams {
     library: Library,
     processes: Arc<Processes>,
     bind: Bind,
-    current: Mutex<Team>,
+    /// None where it was let go of: the next one to share a window makes another.
+    current: Mutex<Option<Team>>,
 }
 
 impl Teams {
     /// Begins with the group's communicator, of all ranks.
     pub(crate) fn new(library: Library, communicator: Communicator, processes: Arc<Processes>, bind: Bind) -> Self {
         let (communicator, ranks) = (Arc::new(communicator), all(processes.size()));
-        let current = Mutex::new(Team { communicator, ranks, id: FIRST.to_vec() });
+        let current = Mutex::new(Some(Team { communicator, ranks, id: FIRST.to_vec() }));
         Self { library, processes, bind, current }
     }
 
@@ -76,8 +81,28 @@ impl Teams {
     ///
     /// [`Error::Nccl`].
     pub(crate) fn check(&self) -> Result<()> {
-        let team = self.current().clone();
-        if team.ranks & self.processes.masked() != 0 { Ok(()) } else { team.communicator.check() }
+        // Under the lock: it only asks, and whoever held the communicator last would end it here.
+        match &*self.current() {
+            Some(team) if team.ranks & self.processes.masked() == 0 => team.communicator.check(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Behind a mask: a communicator of ours with a masked rank ends here where it has no window left, and else with the last of them.
+    pub(crate) fn let_go_of_masked(&self) {
+        let masked = self.processes.masked();
+        self.let_go_where(|team| team.communicator.is_ours() && team.ranks & masked != 0);
+    }
+
+    /// Behind a window that some rank could not register: the next one is made by another communicator.
+    pub(crate) fn let_go_of(&self, id: &[u8]) {
+        self.let_go_where(|team| team.communicator.is_ours() && team.id == id);
+    }
+
+    fn let_go_where(&self, which: impl Fn(&Team) -> bool) {
+        let let_go = self.current().take_if(|team| which(team));
+        // It may end, and not under the lock.
+        drop(let_go);
     }
 
     /// The team of exactly the ranks that go on, which all call this and make it if they have none; none for a rank that goes on alone, and shares nothing.
@@ -92,10 +117,11 @@ impl Teams {
             return Ok(Ok(None));
         }
         let current = self.current().clone();
-        let own = if current.ranks == ranks { current.id.as_slice() } else { &[] };
+        let current = current.filter(|team| team.ranks == ranks);
+        let own = current.as_ref().map_or(&[][..], |team| team.id.as_slice());
         let theirs = meet(turn, "communicator of windows", own)?;
         if !own.is_empty() && theirs.iter().all(|their| their == own) {
-            return Ok(Ok(Some(current)));
+            return Ok(Ok(current));
         }
         let first = ranks.trailing_zeros();
         let id = (self.processes.rank() == first).then(|| UniqueId::new(&self.library)).transpose();
@@ -122,12 +148,12 @@ impl Teams {
         }
         let team = Team { communicator: Arc::new(made), ranks, id };
         // Where no window is left of the one before, it ends here, and not under the lock.
-        let before = std::mem::replace(&mut *self.current(), team.clone());
+        let before = self.current().replace(team.clone());
         drop((before, current));
         Ok(Ok(Some(team)))
     }
 
-    fn current(&self) -> MutexGuard<'_, Team> {
+    fn current(&self) -> MutexGuard<'_, Option<Team>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -126,6 +126,24 @@ fn ranks_that_go_on_have_a_communicator_of_their_own_and_numbers_of_their_own() 
     }
 }
 
+/// With no window of it left, the communicator of before ends with the mask, also where one rank is left: what its windows took is free for the next.
+#[test]
+fn a_communicator_of_before_ends_behind_the_mask() {
+    for (ranks, masked) in [(3, vec![1]), (2, vec![1])] {
+        let fake = Fake::new(&[]);
+        each(&fake, ranks, true, |rank| {
+            if rank.processes.rank() != 1 {
+                rank.mask(&masked);
+                let before = fake.count("fake_ended");
+                rank.teams.let_go_of_masked();
+                assert!(fake.count("fake_ended") > before, "nobody holds it");
+                rank.teams.check().unwrap();
+            }
+        });
+        assert_eq!((fake.count("fake_made"), fake.count("fake_ended")), (ranks as _, ranks as _));
+    }
+}
+
 /// Two ranks go on, and one has no communicator: neither has a window, and both say why.
 #[test]
 fn a_communicator_that_one_rank_could_not_make_is_an_error_on_all() {

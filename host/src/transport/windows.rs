@@ -37,6 +37,14 @@ impl Transport {
         }
     }
 
+    /// Lets go, behind a mask, of what was made with a rank that is masked, and is in no window's use.
+    pub(crate) fn let_go_of_masked(&self) {
+        match self {
+            Self::Local => {}
+            Self::Nccl(nccl) => nccl.let_go_of_masked(),
+        }
+    }
+
     /// An error if it has failed meanwhile.
     pub(crate) fn check(&self) -> Result<()> {
         match self {
