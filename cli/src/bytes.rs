@@ -3,12 +3,15 @@ use epoxide::plan::Gpu;
 use epoxide::{Config, Error, bytes_needed};
 
 use crate::args::BytesArgs;
-use crate::buffer_layout::check_alignment;
+use crate::buffer_layout::{BufferLayout, check_alignment};
 
 /// Prints what a buffer takes.
 pub(crate) fn run(args: &BytesArgs) -> anyhow::Result<String> {
     let shape = &args.shape;
     check_alignment(args.alignment, args.layout.pads()).map_err(|error| anyhow::anyhow!(error))?;
+    if args.fp8_combine && matches!(args.layout, BufferLayout::Expand | BufferLayout::Slab) {
+        anyhow::bail!("--fp8-combine: only compact rows take a region for it (--layout compact)");
+    }
     let config = Config::new(shape.experts, shape.top_k, shape.hidden, shape.tokens).with_format(shape.format.into());
     let mut config = args.layout.of(config, args.ranks, args.alignment, args.capacity).with_row_slots(args.row_slots);
     config.scale_layout = shape.scales.into();

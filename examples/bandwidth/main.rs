@@ -171,6 +171,9 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
     if options.replay {
         writeln!(out, "dispatch: of new rows by the routing of an old one, with no selections and no counts")?;
     }
+    if let Some(most) = options.max_tokens {
+        writeln!(out, "buffers have room for {most} tokens of a rank")?;
+    }
     if options.scale_columns {
         writeln!(out, "dispatch: with the kernel behind it that lays scales by column")?;
     }

@@ -88,7 +88,7 @@ pub struct Options {
     pub capacity: Option<u64>,
     /// Makes buffers for so many tokens of a rank, as an engine makes one for its largest batch; at least as many as are measured. [default: as many as are measured]
     #[arg(long, value_name = "TOKENS", conflicts_with = "report")]
-    max_tokens: Option<u32>,
+    pub max_tokens: Option<u32>,
     /// Lays the scales of received rows by column. The times of dispatch are with that.
     #[arg(long, conflicts_with = "report")]
     pub scale_columns: bool,

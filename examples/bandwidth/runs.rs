@@ -255,6 +255,7 @@ fn no_option_is_ignored() {
             "--report" | "--render" => "report",
             "--routing" => "zipf",
             "--repeat" => "2",
+            "--max-tokens" => "64",
             "--seed" => "2",
             _ => return None,
         };

@@ -27,8 +27,8 @@ use super::worlds::{self, Plan};
 const OF_PROCESSES: [&str; 2] = ["stand_in", "without_masked"];
 
 /// Kernels that measure links and launches: the report of the example `bandwidth` launches them, and its tests do.
-const OF_MEASUREMENTS: [&str; 6] =
-    ["link_stores", "link_loads", "link_copies", "empty", "empty_together", "flag_to_and_fro"];
+const OF_MEASUREMENTS: [&str; 7] =
+    ["link_stores", "link_loads", "link_copies", "empty", "empty_together", "flag_to_and_fro", "multiply"];
 
 /// What all cells have. Rows end in the middle of a warp's vectors.
 const SMALL: &str = "schedule=Fast,ranks=2,top_k=3,experts=Even,routing=Uniform,row_bytes=1008,row_bytes=2896,alignment=1,alignment=8,\
