@@ -546,7 +546,7 @@ fn summed_with(device: Device, case: &Case, packed: Packed, gated: bool) -> Chec
     device.check(case.ranks, case.mode, |comm| {
         let (rank, asked) = (comm.rank(), case.world());
         let tokens = case.tokens[rank as usize];
-        let mut buffer = ElasticBuffer::new(&comm, packed.config(&case).with_combine_options())?;
+        let mut buffer = ElasticBuffer::new(&comm, packed.config(case).with_combine_options())?;
         let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
         let extra = Extra::new((tokens * case.hidden) as usize, case.data);
         let bias = comm.tensor(&extra.biases[0])?;
