@@ -8,6 +8,7 @@
 //! is little beside the rows.
 use epoxide_dsl::prelude::*;
 
+use crate::block_sums;
 use crate::layout::{THREADS, WARPS};
 use crate::placement::{quotient, remainder};
 use crate::rank_major::NO_ROW;
@@ -101,7 +102,7 @@ fn at_most(row: u64, rows: u32) -> u32 {
 /// Finds where each expert's part of the index begins, in every block alike. The block meets at its end.
 #[inline(always)]
 fn begin_experts(a: &ExpertIndexArgs, kept: Kept) {
-    let (counts, lane) = (a.received.at(1 + a.ranks), warp::lane());
+    let counts = a.received.at(1 + a.ranks);
     let writes = thread::block_index() == 0;
     let mut before = 0;
     // All threads take part in each turn: they meet.
@@ -112,15 +113,7 @@ fn begin_experts(a: &ExpertIndexArgs, kept: Kept) {
         if is_one {
             entries = quotient(counts.load_weak(expert) + a.alignment - 1, a.alignment) * a.alignment;
         }
-        let up_to = warp::prefix_sum(entries);
-        if lane == warp::LANES - 1 {
-            kept.of_warps.store_weak(warp::index(), up_to);
-        }
-        block::sync();
-        let of_warp = if lane < WARPS { kept.of_warps.load_weak(lane) } else { 0 };
-        let earlier = warp::sum(warp::ALL, if lane < warp::index() { of_warp } else { 0 });
-        let first = before + earlier + up_to - entries;
-        before += warp::sum(warp::ALL, of_warp);
+        let first = block_sums::before_this(kept.of_warps, &mut before, entries);
         if is_one {
             kept.next.store_weak(expert, first);
             kept.firsts.store_weak(expert, first);

@@ -11,6 +11,7 @@
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch))]
 
+mod block_sums;
 pub mod bound;
 pub mod combine;
 pub mod dequantize;

@@ -3,6 +3,7 @@ use epoxide_dsl::fault::Fault;
 use epoxide_dsl::prelude::*;
 
 use super::args::{DispatchRankMajorArgs, NO_ROW};
+use crate::block_sums;
 use crate::layout::{DispatchShared, THREADS, WARPS};
 use crate::placement::quotient;
 use crate::words::{BadSelection, Kind, Selection, Source};
@@ -289,7 +290,7 @@ fn index(a: &DispatchRankMajorArgs, found: Found) {
     }
     let by_thread = warp::sum(warp::ALL, words) <= MOST_WORDS_OF_THREAD;
     let counts = a.recv_counts.at(1 + ranks);
-    let (firsts, lane) = (counts.at(found.experts), warp::lane());
+    let firsts = counts.at(found.experts);
     let mut before = 0;
     // All threads take part in each turn: they meet.
     for turn in thread::strided(0, found.experts, THREADS) {
@@ -302,15 +303,7 @@ fn index(a: &DispatchRankMajorArgs, found: Found) {
             }
             entries = quotient(count + a.alignment - 1, a.alignment) * a.alignment;
         }
-        let up_to = warp::prefix_sum(entries);
-        if lane == warp::LANES - 1 {
-            found.of_warps.store_weak(warp::index(), up_to);
-        }
-        block::sync();
-        let of_warp = if lane < WARPS { found.of_warps.load_weak(lane) } else { 0 };
-        let earlier = warp::sum(warp::ALL, if lane < warp::index() { of_warp } else { 0 });
-        let first = before + earlier + up_to - entries;
-        before += warp::sum(warp::ALL, of_warp);
+        let first = block_sums::before_this(found.of_warps, &mut before, entries);
         if is_one {
             counts.store_weak(expert, count);
             firsts.store_weak(expert, first);
