@@ -91,7 +91,7 @@ fn rounds(comm: &Comm, case: &Case, layout: Layout, capacity: u64, then: Then, w
     let mut tensors = Tensors::empty(comm, tokens, case.hidden, case.top_k, case.index)?;
     let (mut checked, mut epoch) = (Ok(()), 1);
     for (round, world) in worlds.iter().enumerate() {
-        let wires: Vec<Wire> = (0..case.ranks).map(|rank| world.wire(rank)).collect();
+        let wires: Vec<Wire> = world.wires();
         tensors.fill(world, rank)?;
         let (right, operations) = match (over(world, layout, capacity, epoch), layout) {
             (Some(over), _) => overflows(&mut buffer, &mut tensors, case, tokens, then, over)?,

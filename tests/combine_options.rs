@@ -55,7 +55,7 @@ fn rounds(
                 Some(before) if number % 2 == 1 => buffer.dispatch_again(before, &tensors.x)?,
                 _ => tensors.dispatch(&mut buffer, tokens)?,
             };
-            let wires: Vec<Wire> = (0..case.ranks).map(|rank| world.wire(rank)).collect();
+            let wires: Vec<Wire> = world.wires();
             let (own, salt) = (own(number, comm.rank()), case.data ^ number as u64);
             let right = check_combine(&comm, &mut buffer, &handle, world, &wires, agreed, own, salt)?;
             checked = checked.and(right.map_err(|why| format!("round {number}: {why}")));

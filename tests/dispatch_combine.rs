@@ -12,7 +12,7 @@ use support::{Device, replay};
 /// Runs a case on a group of its own.
 fn check(device: Device, case: &Case) -> Result<(), String> {
     let world = case.world();
-    let wires: Vec<Wire> = (0..case.ranks).map(|rank| world.wire(rank)).collect();
+    let wires: Vec<Wire> = world.wires();
     device.check(case.ranks, case.mode, |comm| {
         let mut buffer = ElasticBuffer::new(&comm, case.config())?;
         let tokens = case.tokens[comm.rank() as usize];

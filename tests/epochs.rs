@@ -52,8 +52,7 @@ fn run_rank(comm: &Comm, steps: &[Step], case: &Case, layout: Layout, worlds: &[
     let config = case.config().with_layout(layout);
     let config = if mirrored { config.with_counts_mirror() } else { config };
     let mut buffer = ElasticBuffer::new(comm, config)?;
-    let wires: Vec<Vec<Wire>> =
-        worlds.iter().map(|world| (0..case.ranks).map(|rank| world.wire(rank)).collect()).collect();
+    let wires: Vec<Vec<Wire>> = worlds.iter().map(|world| world.wires()).collect();
     let mut tensors = Vec::new();
     for world in worlds {
         let tokens = world.inputs[comm.rank() as usize].tokens;

@@ -14,7 +14,7 @@ use support::brought::{Brought, Lie};
 use support::by_expert::{check_round, check_round_of, combined, predicted_outputs};
 use support::exchange::Tensors;
 use support::reference::{Wire, same};
-use support::routing::{Bounds, Case, Choice, Random};
+use support::routing::{Bounds, Case, Choice, Random, alignments};
 use support::{Checked, Device, complaints, replay};
 
 /// A case, its alignment, and whether padding is zeroed.
@@ -30,8 +30,7 @@ fn check(device: Device, aligned: &Aligned, rounds: u64) -> Checked {
     let (case, alignment, _) = aligned;
     let worlds: Vec<_> =
         (0..rounds).map(|round| Case { data: case.data.wrapping_add(round), ..case.clone() }.world()).collect();
-    let wires: Vec<Vec<Wire>> =
-        worlds.iter().map(|world| (0..case.ranks).map(|rank| world.wire(rank)).collect()).collect();
+    let wires: Vec<Vec<Wire>> = worlds.iter().map(|world| world.wires()).collect();
     device.check(case.ranks, case.mode, |comm| {
         let mut buffer = ElasticBuffer::new(&comm, config(aligned))?;
         let tokens = case.tokens[comm.rank() as usize];
@@ -49,7 +48,7 @@ fn check(device: Device, aligned: &Aligned, rounds: u64) -> Checked {
 }
 
 fn aligned(cases: impl Strategy<Value = Case>) -> impl Strategy<Value = Aligned> {
-    (cases, prop_oneof![Just(1), Just(8), Just(128), 1..=20u32], any::<bool>())
+    (cases, alignments(), any::<bool>())
 }
 
 #[test]
@@ -72,31 +71,7 @@ fn many_experts_are_bitwise_the_reference() {
 #[test]
 fn extremes_are_bitwise_the_reference() {
     let device = Device::from_env();
-    let base = Case {
-        ranks: 4,
-        experts: 16,
-        top_k: 8,
-        hidden: 256,
-        format: WireFormat::Bf16,
-        num_sms: 2,
-        tokens: vec![40, 0, 17, 3],
-        index: IndexType::I64,
-        choice: Choice::Uniform,
-        holes: 0,
-        data: 7,
-        mode: Mode::Fast { workers: 0 },
-    };
-    let cases = [
-        Case { experts: 1, top_k: 1, ..base.clone() },
-        Case { choice: Choice::Same, ..base.clone() },
-        Case { holes: 16, ..base.clone() },
-        Case { tokens: vec![0; 4], ..base.clone() },
-        Case { top_k: 1, ..base.clone() },
-        Case { top_k: 16, ..base.clone() },
-        // More ranks than experts: some own none.
-        Case { experts: 3, top_k: 2, ..base.clone() },
-    ];
-    for case in cases {
+    for case in Case::extremes().map(|case| Case { num_sms: 2, ..case }) {
         for (format, alignment) in [(WireFormat::Bf16, 1), (WireFormat::Fp8, 64)] {
             let case = (Case { format, ..case.clone() }, alignment, true);
             check(device, &case, 2).unwrap_or_else(|error| panic!("{case:?}: {error}"));
@@ -126,7 +101,7 @@ fn brought_rows_and_replays_are_bitwise_the_reference() {
                     for (input, other) in world.inputs.iter_mut().zip(other.inputs) {
                         input.x = other.x;
                     }
-                    let wires: Vec<Wire> = (0..case.ranks).map(|rank| world.wire(rank)).collect();
+                    let wires: Vec<Wire> = world.wires();
                     let input = &world.inputs[comm.rank() as usize];
                     let brought =
                         Brought::new(&comm, &wires[comm.rank() as usize], case.hidden.div_ceil(128), Lie::default())?;
@@ -221,7 +196,7 @@ fn uneven_rounds(comm: &Comm, case: &Case, rounds: u64) -> Result<Checked> {
     let mut prepared = Vec::new();
     for round in 0..rounds {
         let world = Case { data: case.data.wrapping_add(round), ..case.clone() }.world();
-        let wires: Vec<Wire> = (0..case.ranks).map(|rank| world.wire(rank)).collect();
+        let wires: Vec<Wire> = world.wires();
         let mut tensors = Tensors::empty(comm, tokens, case.hidden, case.top_k, case.index)?;
         tensors.fill(&world, rank)?;
         let outputs = comm.tensor(&predicted_outputs(&world, rank, &wires, ALIGNMENT))?;

@@ -18,8 +18,7 @@ use support::{Checked, Device, replay};
 /// Two rounds on one buffer; rank `r` brings its rows in round `i` if `brings(r, i)`.
 fn check(device: Device, case: &Case, lie: Lie, brings: impl Fn(u32, u32) -> bool + Sync) -> Checked {
     let worlds: Vec<World> = (0..2).map(|i| Case { data: case.data ^ i << 32, ..case.clone() }.world()).collect();
-    let wires = |world: &World| (0..case.ranks).map(|rank| world.wire(rank)).collect::<Vec<Wire>>();
-    let wires: Vec<Vec<Wire>> = worlds.iter().map(wires).collect();
+    let wires: Vec<Vec<Wire>> = worlds.iter().map(World::wires).collect();
     let world_words = worlds[0].scale_words();
     device.check(case.ranks, case.mode, |comm| {
         let rank = comm.rank();
@@ -129,7 +128,7 @@ fn rows_from_the_quantiser_are_those_of_dispatch() {
     for mode in device.schedules([1]) {
         let case = Case::with_rows(2, 400, WireFormat::Fp8, vec![11, 6], 5, mode);
         let world = case.world();
-        let wires: Vec<Wire> = (0..2).map(|rank| world.wire(rank)).collect();
+        let wires: Vec<Wire> = world.wires();
         let checked = device.check(2, mode, |comm| {
             let tokens = case.tokens[comm.rank() as usize];
             let mut buffer = ElasticBuffer::new(&comm, case.config())?;

@@ -192,7 +192,7 @@ fn rounds(seed: u64, mutation: Option<Mutation>) -> Checked {
         let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
         let mut checked = Ok(());
         for world in &worlds {
-            let wires: Vec<Wire> = (0..case.ranks).map(|rank| world.wire(rank)).collect();
+            let wires: Vec<Wire> = world.wires();
             tensors.fill(world, comm.rank())?;
             let handle = tensors.dispatch(&mut buffer, tokens)?;
             let agreed = Agreed { fp8: true, ..Agreed::default() };

@@ -34,8 +34,7 @@ fn check(device: Device, case: &Case, batches: u32, rounds: u64, mutation: Optio
     let worlds: Vec<_> = (0..rounds * u64::from(batches))
         .map(|number| Case { data: case.data.wrapping_add(number), ..case.clone() }.world())
         .collect();
-    let wires: Vec<Vec<Wire>> =
-        worlds.iter().map(|world| (0..case.ranks).map(|rank| world.wire(rank)).collect()).collect();
+    let wires: Vec<Vec<Wire>> = worlds.iter().map(|world| world.wires()).collect();
     on(device, case.ranks, case.mode, mutation, |comm| {
         let (rank, tokens) = (comm.rank(), case.tokens[comm.rank() as usize]);
         let config = case.config().with_layout(Layout::RankMajor { alignment: 4 }).with_row_slots(batches);

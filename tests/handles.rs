@@ -91,7 +91,7 @@ impl History {
             };
             let combined = random.below(4) > 0;
             busy = (!combined).then_some(slot);
-            let wires = (0..self.ranks).map(|rank| world.wire(rank)).collect();
+            let wires = world.wires();
             steps.push(Step { what, combined, world, wires });
         }
         steps

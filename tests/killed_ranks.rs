@@ -36,7 +36,7 @@ fn life(seed: u64, death: Option<Death>) -> (Vec<Result<()>>, u64) {
         mode: Mode::Seeded { seed },
     };
     let world = case.world();
-    let wires: Vec<Wire> = (0..RANKS).map(|rank| world.wire(rank)).collect();
+    let wires: Vec<Wire> = world.wires();
     let config = death.into_iter().fold(MachineConfig::new(RANKS, case.mode), MachineConfig::with_death);
     let machine = Machine::new(config).expect("a machine");
     let group = LocalGroup::on_machine(&machine).expect("a group");
@@ -63,7 +63,7 @@ fn life(seed: u64, death: Option<Death>) -> (Vec<Result<()>>, u64) {
         // Who is left goes on, whatever it was at, in a buffer that is as new, if all have one, or in another.
         if let Some(Death { rank: dead, .. }) = death.filter(|death| death.rank != comm.rank() && ended.is_err()) {
             let (world, _) = without(&world, &[dead]);
-            let wires: Vec<Wire> = (0..RANKS).map(|rank| world.wire(rank)).collect();
+            let wires: Vec<Wire> = world.wires();
             comm.mask(&[dead])?;
             let all = comm.all_gather(&[kept.is_some().into()])?;
             let all_have_one = (0..).zip(&all).all(|(rank, has)| rank == dead || has[..] == [1]);

@@ -58,7 +58,7 @@ fn life(comm: &Comm, number: u64, dead: Option<u32>) -> Result<()> {
             *selected = -1;
         }
     }
-    let wires: Vec<Wire> = (0..RANKS).map(|rank| world.wire(rank)).collect();
+    let wires: Vec<Wire> = world.wires();
     for _ in 0..2 {
         let checked = match layout {
             Layout::Compact => check_round(comm, &mut buffer, &mut tensors, &world, &wires)?,

@@ -3,15 +3,15 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use epoxide::{Comm, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Packing, Result, WireFormat};
+use epoxide::{Comm, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Packing, Result};
 use rustix::process::Signal;
 use support::by_expert::Padding;
 use support::exchange::{Tensors, check_round, check_round_of};
 use support::halves::{check_rest, send};
-use support::masked::without;
+use support::masked::{self, without};
 use support::processes::{Rank, Ranks};
 use support::reference::{Wire, World};
-use support::routing::{Case, Choice};
+use support::routing::Case;
 use support::{Checked, by_expert};
 
 const RANKS: u32 = 3;
@@ -20,20 +20,7 @@ const STOPPED: u32 = 1;
 const DEADLINE: Duration = Duration::from_millis(700);
 
 fn case(data: u64) -> Case {
-    Case {
-        ranks: RANKS,
-        experts: 3 * RANKS + 1,
-        top_k: 4,
-        hidden: 144,
-        format: WireFormat::Bf16,
-        num_sms: 2,
-        tokens: (0..RANKS).map(|rank| 7 + 5 * rank).collect(),
-        index: IndexType::I64,
-        choice: Choice::Uniform,
-        holes: 2,
-        data,
-        mode: Mode::Fast { workers: 1 },
-    }
+    masked::case((0..RANKS).map(|rank| 7 + 5 * rank).collect(), data, Mode::Fast { workers: 1 })
 }
 
 /// Every layout; slabs have room for all that could come.
@@ -60,7 +47,7 @@ fn round(
     world: &World,
 ) -> Result<Checked> {
     tensors.fill(asked, comm.rank())?;
-    let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
+    let wires: Vec<Wire> = world.wires();
     match buffer.config().layout_of_rows(comm.size()) {
         Layout::Compact => check_round(comm, buffer, tensors, world, &wires),
         Layout::RankMajor { .. } => {
@@ -187,7 +174,7 @@ fn refuses_its_experts(comm: &Comm) -> Result<()> {
             other => panic!("{own} were dropped: {other:?}"),
         }
         buffer.synchronize()?;
-        let wires: Vec<Wire> = (0..RANKS).map(|rank| left.wire(rank)).collect();
+        let wires: Vec<Wire> = left.wires();
         let checked = check_round_of(comm, &mut buffer, &handle, &mut tensors, &left, &wires)?;
         checked.unwrap_or_else(|complaint| panic!("{complaint}"));
     }

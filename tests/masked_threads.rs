@@ -4,12 +4,12 @@ use crate::support;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use epoxide::{Comm, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Result, WireFormat};
+use epoxide::{Comm, ElasticBuffer, Error, Gone, IndexType, Layout, Mode, Result};
 use support::by_expert::Padding;
 use support::exchange::{Tensors, check_round};
-use support::masked::without;
+use support::masked::{self, without};
 use support::reference::Wire;
-use support::routing::{Case, Choice};
+use support::routing::Case;
 use support::{Checked, Device, by_expert, complaints, replay};
 
 const RANKS: u32 = 3;
@@ -33,20 +33,7 @@ enum End {
 }
 
 fn case(data: u64, mode: Mode) -> Case {
-    Case {
-        ranks: RANKS,
-        experts: 3 * RANKS + 1,
-        top_k: 4,
-        hidden: 144,
-        format: WireFormat::Bf16,
-        num_sms: 2,
-        tokens: (0..RANKS).map(|rank| 4 + 3 * rank).collect(),
-        index: IndexType::I64,
-        choice: Choice::Uniform,
-        holes: 2,
-        data,
-        mode,
-    }
+    masked::case((0..RANKS).map(|rank| 4 + 3 * rank).collect(), data, mode)
 }
 
 fn made(comm: &Comm, layout: Layout, mode: Mode) -> Result<ElasticBuffer> {
@@ -57,7 +44,7 @@ fn made(comm: &Comm, layout: Layout, mode: Mode) -> Result<ElasticBuffer> {
 fn round(comm: &Comm, buffers: &mut [ElasticBuffer], data: u64, mode: Mode, gone: &[u32]) -> Result<Checked> {
     let asked = case(data, mode).world();
     let (left, dropped) = without(&asked, gone);
-    let wires: Vec<Wire> = (0..RANKS).map(|rank| left.wire(rank)).collect();
+    let wires: Vec<Wire> = left.wires();
     let tokens = asked.inputs[comm.rank() as usize].tokens;
     let mut tensors = Tensors::empty(comm, tokens, asked.hidden, asked.top_k, IndexType::I64)?;
     let mut checked = Ok(());

@@ -61,7 +61,7 @@ fn device(world: &World) -> u32 {
 /// A dispatch and a combine with data of their own.
 fn round(comm: &Comm, buffer: &mut ElasticBuffer, tensors: &mut Tensors, data: u64, format: WireFormat) -> Result<()> {
     let world = case(comm.size(), data, format).world();
-    let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
+    let wires: Vec<Wire> = world.wires();
     tensors.fill(&world, comm.rank())?;
     let layout = buffer.config().layout;
     let checked = match layout {
@@ -135,7 +135,7 @@ fn who_ends_without_a_word_harms_nobody() {
         let tokens = (0..comm.size()).map(|rank| if rank == 0 { 3000 } else { 0 }).collect();
         let case = Case { tokens, hidden: 4096, num_sms: 1, ..case(comm.size(), 77, WireFormat::Bf16) };
         let all = case.world();
-        let wires: Vec<Wire> = (0..comm.size()).map(|rank| all.wire(rank)).collect();
+        let wires: Vec<Wire> = all.wires();
         let mut buffer = ElasticBuffer::new(&comm, case.config()).expect("fits");
         let tokens = case.tokens[comm.rank() as usize];
         let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index).expect("fits");
@@ -295,7 +295,7 @@ fn a_killed_rank_is_an_error_and_the_end_is_not_waited_for() {
         let tokens = case.tokens[comm.rank() as usize];
         let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index).expect("fits");
         let all = case.world();
-        let wires: Vec<Wire> = (0..comm.size()).map(|rank| all.wire(rank)).collect();
+        let wires: Vec<Wire> = all.wires();
         tensors.fill(&all, comm.rank()).expect("fits");
         let (error, took) = loop {
             let begun = Instant::now();
@@ -355,7 +355,7 @@ fn the_others_go_on_without_a_killed_rank() {
                 let (left, dropped) = without(&asked, &[KILLED]);
                 let before = buffer.masked_selections().expect("it lives");
                 tensors.fill(&asked, comm.rank()).expect("fits");
-                let wires: Vec<Wire> = (0..comm.size()).map(|rank| left.wire(rank)).collect();
+                let wires: Vec<Wire> = left.wires();
                 let checked = check_round(&comm, buffer, &mut tensors, &left, &wires).expect("the others live");
                 checked.unwrap_or_else(|complaint| panic!("data {data}: {complaint}"));
                 let dropped = before + dropped[comm.rank() as usize];

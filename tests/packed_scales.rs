@@ -5,7 +5,6 @@ use epoxide::{ElasticBuffer, IndexType, Layout, Mode, Result, ScaleLayout, WireF
 use support::brought::{Brought, Lie};
 use support::by_expert;
 use support::exchange::{Tensors, check_round_of};
-use support::reference::{Wire, World};
 use support::routing::{Case, Choice};
 use support::{Checked, Device};
 
@@ -38,8 +37,7 @@ fn check(device: Device, case: &Case, layout: Layout, observed: bool) -> Checked
         input.topk_weights.clone_from(&routed.topk_weights);
     });
     let worlds = [first, second];
-    let wires = |world: &World| (0..case.ranks).map(|rank| world.wire(rank)).collect::<Vec<Wire>>();
-    let wires = [wires(&worlds[0]), wires(&worlds[1])];
+    let wires = [worlds[0].wires(), worlds[1].wires()];
     device.check(case.ranks, case.mode, |comm| {
         let rank = comm.rank();
         let config = case.config().with_layout(layout).with_scale_layout(ScaleLayout::ColumnMajor);

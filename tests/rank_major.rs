@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use support::exchange::{Indices, Tensors, check_received, check_round_of};
 use support::fixed_places::{check_index, predicted_outputs};
 use support::reference::{Wire, World, same};
-use support::routing::{Bounds, Case, Choice, Random, rows};
+use support::routing::{Bounds, Case, Choice, Random, alignments, rows};
 use support::{Checked, Device, complaints, replay};
 
 fn config(case: &Case, alignment: u32) -> Config {
@@ -25,8 +25,7 @@ fn config(case: &Case, alignment: u32) -> Config {
 fn check(device: Device, (case, alignment): &(Case, u32), rounds: u64) -> Checked {
     let worlds: Vec<_> =
         (0..rounds).map(|round| Case { data: case.data.wrapping_add(round), ..case.clone() }.world()).collect();
-    let wires: Vec<Vec<Wire>> =
-        worlds.iter().map(|world| (0..case.ranks).map(|rank| world.wire(rank)).collect()).collect();
+    let wires: Vec<Vec<Wire>> = worlds.iter().map(|world| world.wires()).collect();
     device.check(case.ranks, case.mode, |comm| {
         let mut buffer = ElasticBuffer::new(&comm, config(case, *alignment))?;
         let tokens = case.tokens[comm.rank() as usize];
@@ -48,7 +47,7 @@ fn check(device: Device, (case, alignment): &(Case, u32), rounds: u64) -> Checke
 }
 
 fn aligned(cases: impl Strategy<Value = Case>) -> impl Strategy<Value = (Case, u32)> {
-    (cases, prop_oneof![Just(1), Just(8), Just(128), 1..=20u32])
+    (cases, alignments())
 }
 
 #[test]
@@ -80,30 +79,7 @@ fn many_ranks_are_bitwise_the_reference() {
 #[test]
 fn extremes_are_bitwise_the_reference() {
     let device = Device::from_env();
-    let base = Case {
-        ranks: 4,
-        experts: 16,
-        top_k: 8,
-        hidden: 256,
-        format: WireFormat::Bf16,
-        num_sms: 3,
-        tokens: vec![40, 0, 17, 3],
-        index: IndexType::I64,
-        choice: Choice::Uniform,
-        holes: 0,
-        data: 7,
-        mode: Mode::Fast { workers: 0 },
-    };
-    let cases = [
-        Case { experts: 1, top_k: 1, ..base.clone() },
-        Case { choice: Choice::Same, ..base.clone() },
-        Case { holes: 16, ..base.clone() },
-        Case { tokens: vec![0; 4], ..base.clone() },
-        Case { top_k: 1, ..base.clone() },
-        Case { top_k: 16, num_sms: 1, ..base.clone() },
-        Case { experts: 3, top_k: 2, ..base.clone() },
-    ];
-    for case in cases {
+    for case in Case::extremes() {
         for format in [WireFormat::Bf16, WireFormat::Fp8, WireFormat::Fp8Ue8m0, WireFormat::Mxfp8] {
             let case = (Case { format, ..case.clone() }, 16);
             check(device, &case, 2).unwrap_or_else(|error| panic!("{case:?}: {error}"));
@@ -191,8 +167,7 @@ fn history(device: Device, seed: u64, mode: Mode, mutation: Option<Mutation>) ->
         }
         steps.push((step, slot, world));
     }
-    let wires: Vec<Vec<Wire>> =
-        steps.iter().map(|(_, _, world)| (0..ranks).map(|rank| world.wire(rank)).collect()).collect();
+    let wires: Vec<Vec<Wire>> = steps.iter().map(|(_, _, world)| world.wires()).collect();
     let of_rank = |comm: Comm| -> Result<Checked> {
         let rank = comm.rank();
         let mut random = Random::new(seed ^ (u64::from(rank) + 1) << 40);
@@ -284,7 +259,7 @@ impl Skew {
                 Case { tokens, choice, holes: random.below(6), data: random.draw(), ..case.clone() }.world()
             })
             .collect();
-        let wires = worlds.iter().map(|world| (0..case.ranks).map(|rank| world.wire(rank)).collect()).collect();
+        let wires = worlds.iter().map(|world| world.wires()).collect();
         Self { worlds, wires, case, seed }
     }
 
@@ -563,7 +538,7 @@ fn numbers_go_on_across_what_words_hold() {
             ..Case::with_rows(3, 64, WireFormat::Bf16, vec![], 3, Mode::Fast { workers: 0 })
         };
         let worlds: Vec<World> = (0..5).map(|data| Case { data, ..case.clone() }.world()).collect();
-        let wires: Vec<Vec<Wire>> = worlds.iter().map(|world| (0..3).map(|rank| world.wire(rank)).collect()).collect();
+        let wires: Vec<Vec<Wire>> = worlds.iter().map(|world| world.wires()).collect();
         device
             .check(3, case.mode, |comm| {
                 let tokens = case.tokens[comm.rank() as usize];

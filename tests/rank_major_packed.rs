@@ -17,8 +17,8 @@ use support::by_expert::{
 };
 use support::combine_options::{self, Agreed, Extra, Own};
 use support::exchange::{Indices, Tensors};
-use support::reference::{Wire, World, owned, round, same};
-use support::routing::{Bounds, Case, Choice, Random, rows};
+use support::reference::{World, owned, round, same};
+use support::routing::{Bounds, Case, Choice, Random, alignments, rows};
 use support::{Checked, Device, replay};
 
 /// How rows are packed.
@@ -71,10 +71,6 @@ impl Packed {
     }
 }
 
-fn wires(world: &World) -> Vec<Wire> {
-    (0..world.ranks).map(|rank| world.wire(rank)).collect()
-}
-
 /// That a dispatch says how many selections of this rank's experts it dropped.
 fn check_dropped(
     buffer: &mut ElasticBuffer,
@@ -98,7 +94,7 @@ fn check(device: Device, case: &Case, packed: Packed, zeroed: bool, rounds: u64)
     again.inputs.iter_mut().for_each(|input| input.x = rows(&mut random, input.tokens, again.hidden));
     worlds.push(again);
     let kept: Vec<_> = worlds.iter().map(|world| packed.kept(world)).collect();
-    let of_worlds: Vec<_> = worlds.iter().map(wires).collect();
+    let of_worlds: Vec<_> = worlds.iter().map(World::wires).collect();
     device.check(case.ranks, case.mode, |comm| {
         let (rank, config) = (comm.rank(), packed.config(case));
         let mut buffer = ElasticBuffer::new(&comm, if zeroed { config.with_zero_padding() } else { config })?;
@@ -125,7 +121,7 @@ fn check(device: Device, case: &Case, packed: Packed, zeroed: bool, rounds: u64)
 
 /// Ways to pack the rows of a case.
 fn ways() -> impl Strategy<Value = Packed> {
-    let multiple = prop_oneof![Just(1), Just(8), Just(128), 1..=20u32];
+    let multiple = alignments();
     prop_oneof![multiple.prop_map(Packed::Contiguous), Just(Packed::Whole), (1..=6u32).prop_map(Packed::Dropping)]
 }
 
@@ -169,30 +165,8 @@ fn many_experts_and_ranks_are_bitwise_the_reference() {
 #[test]
 fn extremes_are_bitwise_the_reference() {
     let device = Device::from_env();
-    let base = Case {
-        ranks: 4,
-        experts: 16,
-        top_k: 8,
-        hidden: 256,
-        format: WireFormat::Bf16,
-        num_sms: 3,
-        tokens: vec![40, 0, 17, 3],
-        index: IndexType::I64,
-        choice: Choice::Uniform,
-        holes: 0,
-        data: 7,
-        mode: Mode::Fast { workers: 0 },
-    };
-    let cases = [
-        Case { experts: 1, top_k: 1, ..base.clone() },
-        Case { choice: Choice::Same, ..base.clone() },
-        Case { holes: 16, ..base.clone() },
-        Case { tokens: vec![0; 4], ..base.clone() },
-        Case { top_k: 16, num_sms: 1, ..base.clone() },
-        Case { experts: 3, top_k: 2, ..base.clone() },
-    ];
     let formats = [WireFormat::Bf16, WireFormat::Fp8, WireFormat::Fp8Ue8m0, WireFormat::Mxfp8];
-    for (number, case) in cases.into_iter().enumerate() {
+    for (number, case) in Case::extremes().into_iter().enumerate() {
         // In turn: on a GPU a group takes longer to make than to check.
         let ways = [Packed::Contiguous(16), Packed::Whole, Packed::Dropping(3.min(case.max_tokens()))];
         for (format, packed) in formats.into_iter().zip(ways.into_iter().cycle().skip(number % 3)) {
@@ -211,7 +185,7 @@ fn long_and_brought_rows_are_bitwise_the_reference() {
             let mode = Mode::Fast { workers: 0 };
             let case = Case { num_sms, ..Case::with_rows(2, hidden, format, vec![tokens, tokens - 1], 5, mode) };
             let world = case.world();
-            let wires = wires(&world);
+            let wires = world.wires();
             let checked = device.check(2, mode, |comm| {
                 let (rank, packed) = (comm.rank(), Packed::Contiguous(2));
                 let mut buffer = ElasticBuffer::new(&comm, packed.config(&case))?;
@@ -290,7 +264,7 @@ fn history(device: Device, seed: u64, mode: Mode) -> Checked {
         steps.push((step, slot, world));
     }
     let kept: Vec<_> = steps.iter().map(|(_, _, world)| packed.kept(world).0).collect();
-    let of_steps: Vec<_> = steps.iter().map(|(_, _, world)| wires(world)).collect();
+    let of_steps: Vec<_> = steps.iter().map(|(_, _, world)| world.wires()).collect();
     device.check(ranks, mode, |comm| {
         let rank = comm.rank();
         let mut random = Random::new(seed ^ (u64::from(rank) + 1) << 40);
@@ -400,7 +374,7 @@ fn uneven(device: Device, seed: u64, mode: Mode, rounds: u32) -> Checked {
         })
         .collect();
     let kept: Vec<_> = worlds.iter().map(|world| packed.kept(world).0).collect();
-    let of_worlds: Vec<_> = worlds.iter().map(wires).collect();
+    let of_worlds: Vec<_> = worlds.iter().map(World::wires).collect();
     device.check(case.ranks, mode, |comm| {
         let (rank, hidden) = (comm.rank(), case.hidden);
         let mut random = Random::new(seed ^ (u64::from(rank) + 1) << 48);
@@ -541,7 +515,7 @@ fn given_back(world: &World, rank: u32) -> Vec<bf16> {
 /// Sums of packed rows with gate weights, or with a bias.
 fn summed_with(device: Device, case: &Case, packed: Packed, gated: bool) -> Checked {
     let world = packed.kept(&case.world()).0;
-    let wires = wires(&world);
+    let wires = world.wires();
     let (agreed, own) = (Agreed { gated, ..Agreed::default() }, Own { biases: usize::from(!gated), ..Own::default() });
     device.check(case.ranks, case.mode, |comm| {
         let (rank, asked) = (comm.rank(), case.world());
@@ -634,7 +608,7 @@ fn behind_a_dispatch_that_failed_nothing_is_packed() {
     let mut bad = case.world();
     bad.inputs[1].topk_idx[0] = 1000;
     let results = device.run_all(2, case.mode, |comm| {
-        let (rank, wires) = (comm.rank(), wires(&good));
+        let (rank, wires) = (comm.rank(), good.wires());
         let (mut buffer, copier) = (ElasticBuffer::new(&comm, Packed::Whole.config(&case))?, Quantizer::new(&comm)?);
         let mut tensors = Tensors::empty(&comm, 3, 64, case.top_k, case.index)?;
         tensors.fill(&good, rank)?;

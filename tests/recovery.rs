@@ -56,7 +56,7 @@ fn round(
     [asked, world]: [&World; 2],
 ) -> Result<Checked> {
     tensors.fill(asked, comm.rank())?;
-    let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
+    let wires: Vec<Wire> = world.wires();
     match buffer.config().layout {
         Layout::Compact if buffer.config().fp8_combine => {
             let handle = tensors.dispatch(buffer, world.inputs[comm.rank() as usize].tokens)?;

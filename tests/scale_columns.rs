@@ -62,8 +62,7 @@ fn check(device: Device, case: &Case, layout: Layout, zeroed: bool) -> Checked {
         input.topk_idx.clone_from(&routed.topk_idx);
         input.topk_weights.clone_from(&routed.topk_weights);
     });
-    let wires = |world: &World| (0..case.ranks).map(|rank| world.wire(rank)).collect::<Vec<Wire>>();
-    let wires = [wires(&first), wires(&second)];
+    let wires = [first.wires(), second.wires()];
     device.check(case.ranks, case.mode, |comm| {
         let rank = comm.rank();
         let config = case.config().with_layout(layout).with_scale_layout(ScaleLayout::ColumnMajor);

@@ -45,7 +45,7 @@ fn exchange(rank: Rank) -> epoxide::Result<()> {
         let mut tensors = Tensors::empty(&comm, tokens, first.hidden, first.top_k, first.index)?;
         for iteration in 0..4 {
             let world = case(comm.size(), iteration, format).world();
-            let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
+            let wires: Vec<Wire> = world.wires();
             tensors.fill(&world, comm.rank())?;
             let checked = match layout {
                 Layout::Compact => check_round(&comm, &mut buffer, &mut tensors, &world, &wires)?,
@@ -73,7 +73,7 @@ fn who_ends_early_leaves_its_rows_to_who_still_reads_them() {
     if let Some(rank) = Rank::of_this_process() {
         let case = Case { tokens: vec![400, 0], hidden: 4096, num_sms: 1, experts: 4, ..case(2, 77, WireFormat::Bf16) };
         let world = case.world();
-        let wires: Vec<Wire> = (0..2).map(|rank| world.wire(rank)).collect();
+        let wires: Vec<Wire> = world.wires();
         let machine = rank.machine();
         let comm = rank.comm(machine).expect("both are there");
         let mut buffer = ElasticBuffer::new(&comm, case.config()).expect("fits");
@@ -101,7 +101,7 @@ fn until_an_error(rank: Rank, timeout: Duration) -> (Error, Duration) {
     let mut tensors =
         Tensors::empty(&comm, case.tokens[comm.rank() as usize], case.hidden, case.top_k, case.index).expect("fits");
     let world = case.world();
-    let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
+    let wires: Vec<Wire> = world.wires();
     tensors.fill(&world, comm.rank()).expect("fits");
     loop {
         let begun = Instant::now();

@@ -83,7 +83,7 @@ impl Skew {
             mode: self.mode,
         };
         let world = case.world();
-        let wires: Vec<Wire> = (0..self.ranks).map(|rank| world.wire(rank)).collect();
+        let wires: Vec<Wire> = world.wires();
         let outputs = (0..self.ranks).map(|rank| world.expert_outputs(rank, &wires)).collect();
         let sums = (0..self.ranks).map(|rank| world.combined(rank, &wires[rank as usize])).collect();
         // The host waits in one round of eight: the others are enqueued in batches.

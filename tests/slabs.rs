@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use support::by_expert::{Padding, check_round, check_round_of, dropped};
 use support::exchange::Tensors;
 use support::overflow::{over, told};
-use support::reference::{Wire, World, owned};
+use support::reference::{World, owned};
 use support::routing::{Bounds, Case, Choice};
 use support::{Checked, Device, replay};
 
@@ -22,10 +22,6 @@ fn config(case: &Case, capacity: u32, zeroed: bool) -> Config {
 /// Selections of each expert.
 fn selections(world: &World) -> Vec<u32> {
     dropped(world, 0).1
-}
-
-fn wires(world: &World) -> Vec<Wire> {
-    (0..world.ranks).map(|rank| world.wire(rank)).collect()
 }
 
 fn worlds(case: &Case, rounds: u64) -> Vec<World> {
@@ -43,7 +39,7 @@ fn refusing(comm: &Comm, case: &Case, capacity: u32, zeroed: bool, worlds: &[Wor
         tensors.fill(world, rank)?;
         let over = over(world, Layout::Slab { capacity }, capacity.into(), 2 * round as u64 + 1);
         let right = match over {
-            None => check_round(comm, &mut buffer, &mut tensors, world, &wires(world), Padding::Slab(capacity))?,
+            None => check_round(comm, &mut buffer, &mut tensors, world, &world.wires(), Padding::Slab(capacity))?,
             Some(over) => {
                 let handle = tensors.dispatch(&mut buffer, tokens)?;
                 buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y))?;
@@ -108,7 +104,7 @@ fn dropping(comm: &Comm, case: &Case, capacity: u32, worlds: &[World]) -> Result
                 handle
             }
         };
-        let (wires, padding) = (wires(&kept), Padding::Slab(capacity));
+        let (wires, padding) = (kept.wires(), Padding::Slab(capacity));
         let right = check_round_of(comm, &mut buffer, &handle, &mut tensors.y, &kept, &wires, padding)?;
         checked = checked.and(right.map_err(|why| format!("round {round}: {why}")));
         last = Some((handle, kept));

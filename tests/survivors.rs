@@ -73,7 +73,7 @@ fn rounds(comm: &Comm, buffer: &mut ElasticBuffer, tensors: &mut Tensors, gone: 
         let asked = case(comm.size(), data).world();
         let (left, _) = without(&asked, gone);
         tensors.fill(&asked, comm.rank())?;
-        let wires: Vec<Wire> = (0..comm.size()).map(|rank| left.wire(rank)).collect();
+        let wires: Vec<Wire> = left.wires();
         let checked = match buffer.config().layout {
             layout if layout.is_by_expert() => {
                 by_expert::check_round(comm, buffer, tensors, &left, &wires, Padding::of(layout))?

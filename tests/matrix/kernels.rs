@@ -184,7 +184,7 @@ fn rank_major(comm: &Comm, format: WireFormat, brought: bool) -> Result<Checked>
             ..Case::with_rows(comm.size(), HIDDEN, format, vec![], 5, Mode::Fast { workers: 0 })
         };
         let world = case.world();
-        let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
+        let wires: Vec<Wire> = world.wires();
         let config = case.config().with_layout(Layout::RankMajor { alignment: 8 }).with_halves();
         let mut buffer = ElasticBuffer::new(comm, config)?;
         let mut tensors = Tensors::empty(comm, tokens, HIDDEN, case.top_k, case.index)?;
@@ -212,7 +212,7 @@ fn rank_major_packed(comm: &Comm) -> Result<Checked> {
     let case =
         Case { num_sms: 3, ..Case::with_rows(2, HIDDEN, WireFormat::Fp8, vec![9; 2], 5, Mode::Fast { workers: 0 }) };
     let world = case.world();
-    let wires: Vec<Wire> = (0..comm.size()).map(|rank| world.wire(rank)).collect();
+    let wires: Vec<Wire> = world.wires();
     let fixed = case.config().with_layout(Layout::RankMajor { alignment: 8 }).with_combine_options();
     let dropping = fixed.clone().with_packing(Packing::Slab { capacity_per_source: 1 }).with_overflow(Overflow::Drop);
     let mut checked = Ok(());

@@ -185,7 +185,7 @@ pub fn plan_without(cell: &Cell, gone: &[u32]) -> Plan {
 
 /// A step with what follows from its rows.
 fn step(cell: &Cell, mut step: Step) -> Step {
-    step.wires = (0..cell.ranks).map(|rank| step.world.wire(rank)).collect();
+    step.wires = step.world.wires();
     step.dy = cell.gradient.then(|| {
         let mut random = Random::new(cell.data ^ 0xdada ^ u64::from(step.of.is_some()) << 41);
         let mut dy = step.world.clone();

@@ -130,7 +130,7 @@ impl Plan {
                         (routing as u32, self.case(&mut random).world())
                     }
                 };
-                let wires = (0..self.ranks).map(|rank| world.wire(rank)).collect();
+                let wires = world.wires();
                 let (named, keep) = (named.map(|slot| slot as u32), random.below(3) == 0);
                 rows[row] = Some(Held { flight: flights.len(), combined: false });
                 steps.push(Step::Dispatch(flights.len()));

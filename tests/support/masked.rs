@@ -1,5 +1,27 @@
 //! What ranks exchange that go on without others.
+use epoxide::{IndexType, Mode, WireFormat};
+
 use super::reference::World;
+use super::routing::{Case, Choice};
+
+/// What ranks with so many tokens exchange, before one of them goes and behind that.
+pub fn case(tokens: Vec<u32>, data: u64, mode: Mode) -> Case {
+    let ranks = tokens.len() as u32;
+    Case {
+        ranks,
+        experts: 3 * ranks + 1,
+        top_k: 4,
+        hidden: 144,
+        format: WireFormat::Bf16,
+        num_sms: 2,
+        tokens,
+        index: IndexType::I64,
+        choice: Choice::Uniform,
+        holes: 2,
+        data,
+        mode,
+    }
+}
 
 /// What the others exchange without some ranks: nothing comes from them, and no selection of their experts counts. And how many selections
 /// of each rank those are.

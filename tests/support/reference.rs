@@ -121,6 +121,11 @@ impl World {
         }
     }
 
+    /// What each rank sends, as it travels.
+    pub fn wires(&self) -> Vec<Wire> {
+        (0..self.ranks).map(|rank| self.wire(rank)).collect()
+    }
+
     /// What `source` sends, as it travels.
     pub fn wire(&self, source: u32) -> Wire {
         let input = &self.inputs[source as usize];

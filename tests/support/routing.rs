@@ -61,6 +61,11 @@ pub struct Case {
     pub mode: Mode,
 }
 
+/// Multiples to which an expert's rows are padded: those of GEMMs, and any.
+pub fn alignments() -> impl Strategy<Value = u32> {
+    prop_oneof![Just(1), Just(8), Just(128), 1..=20u32]
+}
+
 /// Bounds of random cases.
 #[derive(Clone, Debug)]
 pub struct Bounds {
@@ -118,6 +123,33 @@ impl Case {
             data,
             mode,
         }
+    }
+
+    /// One expert, all tokens; every token the same experts; none at all; top-1; more ranks than experts, of which some own none.
+    pub fn extremes() -> [Self; 7] {
+        let base = Self {
+            ranks: 4,
+            experts: 16,
+            top_k: 8,
+            hidden: 256,
+            format: WireFormat::Bf16,
+            num_sms: 3,
+            tokens: vec![40, 0, 17, 3],
+            index: IndexType::I64,
+            choice: Choice::Uniform,
+            holes: 0,
+            data: 7,
+            mode: Mode::Fast { workers: 0 },
+        };
+        [
+            Self { experts: 1, top_k: 1, ..base.clone() },
+            Self { choice: Choice::Same, ..base.clone() },
+            Self { holes: 16, ..base.clone() },
+            Self { tokens: vec![0; 4], ..base.clone() },
+            Self { top_k: 1, ..base.clone() },
+            Self { top_k: 16, num_sms: 1, ..base.clone() },
+            Self { experts: 3, top_k: 2, ..base },
+        ]
     }
 
     /// The most tokens of a rank; a buffer is made for at least one.
