@@ -1,11 +1,12 @@
 //! What send and receive halves take, alone and under load, and how much of the SMs is left to a kernel beside them.
 use std::time::Duration;
 
-use epoxide::kernels::{Family, Global};
+use epoxide::kernels::Global;
 use epoxide::quantize::{Quantizer, scale_stride};
 use epoxide::{CombineInput, Comm, DeviceTensor, DispatchInput, ElasticBuffer, Event, ExpertOutputs, Result, bf16};
-use epoxide_kernels::families;
 use epoxide_kernels::measure::multiply::{MultiplyArgs, multiply};
+
+use crate::measuring::family;
 
 /// A kernel beside: how many rows it has, or how often it multiplies; how often it is launched; and how many exchanges follow one another meanwhile.
 #[derive(Clone, Copy)]
@@ -53,12 +54,6 @@ pub struct Exchange<'a> {
 /// The marks around the halves of an exchange.
 type Marks = [Event; 5];
 
-/// The kernel that multiplies; without a text, on the simulated GPU alone.
-fn family() -> Family {
-    const NAME: &str = "loads";
-    families::ALL.iter().find(|family| family.name == NAME).copied().unwrap_or(Family::new(NAME, &["multiply"], ""))
-}
-
 impl Exchange<'_> {
     /// Measures `repeat` times, after three that are not timed.
     ///
@@ -67,7 +62,7 @@ impl Exchange<'_> {
     /// The library's.
     pub fn measure(&mut self, repeat: u32) -> Result<Halves> {
         let (comm, mut marks) = (self.comm, Vec::new());
-        comm.load(&[family()])?;
+        comm.load(&[family("loads", &["multiply"])])?;
         comm.barrier()?;
         comm.delay(Duration::from_millis(20))?;
         for _ in 0..repeat + 3 {

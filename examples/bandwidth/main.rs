@@ -19,6 +19,7 @@ mod counts;
 mod halves;
 mod identity;
 mod measure;
+mod measuring;
 mod options;
 #[path = "../output.rs"]
 mod output;

@@ -217,7 +217,7 @@ impl Options {
     /// The buffers' configuration.
     pub fn config(&self, case: Case) -> Config {
         let Case { tokens, format, layout, sms } = case;
-        let most = self.max_tokens.unwrap_or(0).max(tokens);
+        let most = self.max_tokens.unwrap_or(tokens);
         let config = Config::new(self.experts, self.top_k, self.hidden, most);
         let config = config.with_format(format.into()).with_num_sms(sms);
         let config = layout.of(config, self.ranks, self.alignment, self.capacity);

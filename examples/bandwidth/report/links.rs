@@ -1,12 +1,12 @@
 //! What the links and the launches of this machine can do at best: nothing of ours is in the way.
 use std::time::Duration;
 
-use epoxide::kernels::{Family, Global};
+use epoxide::kernels::Global;
 use epoxide::{Comm, DeviceTensor, Event, Result};
-use epoxide_kernels::families;
 use epoxide_kernels::measure::latencies::{FlagArgs, empty, empty_together, flag_to_and_fro};
 use epoxide_kernels::measure::links::{COPIES_SHARED, LinkArgs, PIECE, link_copies, link_loads, link_stores};
 
+use crate::measuring::family;
 use crate::options::{Device, Options};
 
 /// Bytes that a rank moves to or from all peers in one launch, on a GPU.
@@ -55,13 +55,8 @@ pub struct Found {
     pub latencies_us: [Vec<f64>; 6],
 }
 
-/// The kernels of this file; without a text, on the simulated GPU alone.
-fn family() -> Family {
-    const NAME: &str = "ceilings";
-    const KERNELS: &[&str] =
-        &["link_stores", "link_loads", "link_copies", "empty", "empty_together", "flag_to_and_fro"];
-    families::ALL.iter().find(|family| family.name == NAME).copied().unwrap_or(Family::new(NAME, KERNELS, ""))
-}
+/// The kernels of this file.
+const KERNELS: [&str; 6] = ["link_stores", "link_loads", "link_copies", "empty", "empty_together", "flag_to_and_fro"];
 
 /// Measures all of it, with so many SMs; collective.
 ///
@@ -69,7 +64,7 @@ fn family() -> Family {
 ///
 /// The library's.
 pub fn measure(options: &Options, comm: &Comm, sms: &[u32]) -> Result<Found> {
-    comm.load(&[family()])?;
+    comm.load(&[family("ceilings", &KERNELS)])?;
     let mut latencies_us: [Vec<f64>; 6] = Default::default();
     launches(comm, &mut latencies_us)?;
     latencies_us[5] = flags(comm)?;
