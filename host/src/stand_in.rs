@@ -5,7 +5,8 @@ use epoxide_kernels::entries::{stand_in, without_masked};
 use epoxide_kernels::stand_in::{StandInArgs, WithoutMaskedArgs};
 use epoxide_kernels::words::{BlockFlags, CountMatrix, Flags, Kind, Landings};
 
-use crate::buffer::{ElasticBuffer, MASK, Masked, SELECTIONS, Slots};
+use crate::buffer::{ElasticBuffer, MASK, Masked, Slots};
+use crate::config::BEFORE_SELECTIONS;
 use crate::dispatch::{IndexType, RawDispatchInput};
 use crate::error::Result;
 
@@ -55,7 +56,7 @@ impl ElasticBuffer {
     pub(crate) unsafe fn without_masked(&self, input: &RawDispatchInput) -> Result<RawDispatchInput> {
         let Some(masked) = self.stands_in() else { return Ok(*input) };
         let shape = &self.layouts.shape;
-        let kept = masked.memory + SELECTIONS;
+        let kept = masked.memory + BEFORE_SELECTIONS;
         // SAFETY: the buffer's own memory, with room for the most tokens; the selections are the caller's promise.
         let args = unsafe {
             WithoutMaskedArgs {

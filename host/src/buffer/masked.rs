@@ -2,14 +2,14 @@
 use epoxide_kernels::entries::{stand_in, without_masked};
 
 use crate::comm::OnStream;
-use crate::config::{BEFORE_SELECTIONS, Layouts, masked_bytes};
+use crate::config::{Layouts, masked_bytes};
 use crate::error::Result;
 
 /// Ranks that a buffer goes on without.
 pub(crate) struct Masked {
     /// A bit for each.
     pub ranks: u64,
-    /// Device memory: how many selections were dropped, [who is masked](MASK), and the [selections](SELECTIONS) of a dispatch without those.
+    /// Device memory: how many selections were dropped, [who is masked](MASK), and behind [so many bytes](crate::config::BEFORE_SELECTIONS) the selections of a dispatch without those.
     pub memory: u64,
     /// Of how many of those the user was told.
     pub told: u64,
@@ -17,9 +17,6 @@ pub(crate) struct Masked {
 
 /// Where kernels read in that memory who is masked: a bit for each.
 pub(crate) const MASK: u64 = 8;
-
-/// Where the selections lie in that memory.
-pub(crate) const SELECTIONS: u64 = BEFORE_SELECTIONS;
 
 impl Masked {
     /// What a buffer needs whose group has masked ranks, or which is `ready` for them; else nothing. Within a collective call.

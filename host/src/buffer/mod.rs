@@ -25,7 +25,7 @@ use epoxide_dsl::window::{Peer, Region, Window};
 use epoxide_kernels::layout::{DispatchShared, Span};
 use epoxide_kernels::words::{DoneCounters, EntryWords, Kind, Landings, Number, Operation};
 
-pub(crate) use self::masked::{MASK, Masked, SELECTIONS};
+pub(crate) use self::masked::{MASK, Masked};
 pub(crate) use self::overflows::Overflows;
 pub(crate) use self::routings::Routings;
 use self::row_slots::Captured;
