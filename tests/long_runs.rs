@@ -6,12 +6,11 @@ use crate::support;
 
 use std::time::{Duration, Instant};
 
-use epoxide::{Comm, Config, ElasticBuffer, Layout, Mode, Result};
-use support::graphs::{EXPERTS, Layer, TOP_K};
+use epoxide::{Comm, Config, ElasticBuffer, Graph, Layout, Mode, Result};
+use support::graphs::{EXPERTS, Layer, TOP_K, launch};
 use support::routing::Random;
 use support::{Checked, Device, gpus, replay};
 
-const LAYOUTS: [Layout; 2] = [Layout::Compact, Layout::RankMajor { alignment: 1 }];
 /// Most tokens of a rank.
 const TOKENS: u32 = 12;
 /// Rounds that are enqueued one behind the other, with nothing on the host between them.
@@ -27,7 +26,18 @@ struct Run {
     rounds: u64,
     /// Whether ranks are late now and then, each by itself.
     late: bool,
+    /// Whether ranks make each round in ways of their own.
+    mixed: bool,
     seed: u64,
+}
+
+/// How a rank makes a round.
+enum Way {
+    Calls,
+    /// By halves, with something else between the two of each.
+    Halves,
+    /// By a graph of each layer.
+    Graphs(Vec<Graph>),
 }
 
 impl Run {
@@ -42,6 +52,7 @@ impl Run {
         let rank = u64::from(comm.rank());
         let mut random = Random::new(self.seed ^ (rank + 1) << 48);
         let config = Config::new(EXPERTS, TOP_K, self.hidden, TOKENS).with_num_sms(2).with_layout(self.layout);
+        let config = if self.mixed { config.with_halves() } else { config };
         let mut buffer = ElasticBuffer::new(comm, config.with_timeout(Duration::from_secs(30)))?;
         let mut layers = Vec::new();
         for number in 0..BATCH {
@@ -49,6 +60,7 @@ impl Run {
             let none = number % u64::from(self.ranks) == rank;
             layers.push(Layer::of_rows(comm, if none { 0 } else { 1 + random.below(TOKENS) }, self.hidden)?);
         }
+        let way = self.way(comm, &mut buffer, &mut layers)?;
         // From here on nobody allocates.
         comm.barrier()?;
         let mut checked = Ok(());
@@ -56,11 +68,24 @@ impl Run {
             for (round, layer) in (first..).zip(&mut layers) {
                 layer.fill(self.seed.wrapping_add(round * u64::from(self.ranks) + rank))?;
             }
-            for layer in &mut layers {
+            for (number, layer) in layers.iter_mut().enumerate() {
                 self.delay(&mut random, comm)?;
-                let handle = layer.dispatch(&mut buffer)?;
-                self.delay(&mut random, comm)?;
-                layer.finish(&mut buffer, &handle)?;
+                match &way {
+                    Way::Graphs(graphs) => launch(&graphs[number], comm)?,
+                    Way::Calls => {
+                        let handle = layer.dispatch(&mut buffer)?;
+                        self.delay(&mut random, comm)?;
+                        layer.finish(&mut buffer, &handle)?;
+                    }
+                    Way::Halves => {
+                        let sent = layer.send(&mut buffer, 0)?;
+                        self.delay(&mut random, comm)?;
+                        let handle = buffer.dispatch_receive(sent)?;
+                        let sent = layer.give_back(&mut buffer, &handle)?;
+                        self.delay(&mut random, comm)?;
+                        buffer.combine_receive(sent, &mut layer.y)?;
+                    }
+                }
             }
             for (round, layer) in (first..).zip(&layers) {
                 let right = layer.check(false)?;
@@ -80,6 +105,30 @@ impl Run {
         Ok(checked)
     }
 
+    /// Each seed that is asked for.
+    fn each_seed(self, test: &str) {
+        let device = Device::from_env();
+        for seed in replay::seeds(1) {
+            let run = Self { seed, ..self };
+            for mode in device.schedules([seed]) {
+                if let Err(why) = run.check(device, mode) {
+                    panic!("{run:?}\n{why}\nreplay: {}", replay::line(module_path!(), test, seed));
+                }
+            }
+        }
+    }
+
+    /// The ways of mixed rounds take turns among the ranks.
+    fn way(&self, comm: &Comm, buffer: &mut ElasticBuffer, layers: &mut [Layer]) -> Result<Way> {
+        Ok(match comm.rank() % 3 {
+            0 if self.mixed => Way::Halves,
+            1 if self.mixed => Way::Graphs(
+                layers.iter_mut().map(|layer| comm.capture(|_| layer.enqueue(buffer))).collect::<Result<_>>()?,
+            ),
+            _ => Way::Calls,
+        })
+    }
+
     /// A rank is often on time, sometimes a little late, seldom very.
     fn delay(&self, random: &mut Random, comm: &Comm) -> Result<()> {
         let longest = match random.below(8) {
@@ -92,42 +141,35 @@ impl Run {
     }
 }
 
-/// Runs that many rounds in a layout.
-fn all(test: &str, layout: Layout, ranks: u32, rounds: u64, late: bool) {
-    let device = Device::from_env();
-    for seed in replay::seeds(1) {
-        let run = Run { layout, ranks, hidden: 256, rounds, late, seed };
-        if let Err(why) = run.check(device, Mode::Fast { workers: 0 }) {
-            panic!("{run:?}\n{why}\nreplay: {}", replay::line(module_path!(), test, seed));
-        }
-    }
-}
-
 /// Ranks on each GPU, and not fewer than two.
 fn ranks() -> u32 {
     (gpus().len() as u32).max(2)
 }
 
+const COMPACT: Run =
+    Run { layout: Layout::Compact, ranks: 2, hidden: 256, rounds: 2 * BATCH, late: false, mixed: false, seed: 0 };
+const FIXED: Run = Run { layout: Layout::RankMajor { alignment: 1 }, ..COMPACT };
+
 #[test]
 fn a_few_rounds() {
-    let device = Device::from_env();
-    for seed in replay::seeds(1) {
-        for layout in LAYOUTS {
-            for (mode, late) in device.schedules([seed]).into_iter().zip([true, false].into_iter().cycle()) {
-                let run = Run { layout, ranks: 2, hidden: 64, rounds: 2 * BATCH, late, seed };
-                if let Err(why) = run.check(device, mode) {
-                    panic!("{run:?}\n{why}\nreplay: {}", replay::line(module_path!(), "a_few_rounds", seed));
-                }
-            }
+    for run in [COMPACT, FIXED] {
+        for late in [true, false] {
+            Run { hidden: 64, late, ..run }.each_seed("a_few_rounds");
         }
     }
+}
+
+/// By halves, in graphs and by calls: ranks need not divide the same operations, nor capture them.
+#[test]
+fn a_few_mixed_rounds() {
+    Run { ranks: 4, hidden: 64, late: true, mixed: true, ..FIXED }.each_seed("a_few_mixed_rounds");
 }
 
 #[test]
 #[ignore = "for GPUs: hours on the simulated one"]
 fn two_to_the_seventeenth_operations() {
-    for layout in LAYOUTS {
-        all("two_to_the_seventeenth_operations", layout, ranks(), 1 << 16, false);
+    for run in [COMPACT, FIXED] {
+        Run { ranks: ranks(), rounds: 1 << 16, ..run }.each_seed("two_to_the_seventeenth_operations");
     }
 }
 
@@ -135,11 +177,21 @@ fn two_to_the_seventeenth_operations() {
 #[test]
 #[ignore = "for GPUs: hours on the simulated one"]
 fn twenty_thousand_uneven_rounds() {
-    all("twenty_thousand_uneven_rounds", LAYOUTS[0], ranks().max(4), 20_000, true);
+    uneven(COMPACT).each_seed("twenty_thousand_uneven_rounds");
 }
 
 #[test]
 #[ignore = "for GPUs: hours on the simulated one"]
 fn twenty_thousand_uneven_rounds_in_fixed_places() {
-    all("twenty_thousand_uneven_rounds_in_fixed_places", LAYOUTS[1], ranks().max(4), 20_000, true);
+    uneven(FIXED).each_seed("twenty_thousand_uneven_rounds_in_fixed_places");
+}
+
+#[test]
+#[ignore = "for GPUs: hours on the simulated one"]
+fn twenty_thousand_mixed_rounds() {
+    Run { mixed: true, ..uneven(FIXED) }.each_seed("twenty_thousand_mixed_rounds");
+}
+
+fn uneven(run: Run) -> Run {
+    Run { ranks: ranks().max(4), rounds: 20_000, late: true, ..run }
 }
