@@ -62,6 +62,9 @@ const RANDOM: [&str; 16] = [
 /// How many times the cases of an ordinary run those try.
 const TIMES: &str = "8";
 
+/// How many hardware queues the driver makes: as many as it can.
+const QUEUES: &str = "CUDA_DEVICE_MAX_CONNECTIONS";
+
 /// Runs `cargo xtask matrix`.
 pub fn run(args: &Args) -> Result<()> {
     let mut whole = test(args, &["matrix"]);
@@ -83,6 +86,10 @@ pub fn run(args: &Args) -> Result<()> {
 fn test(args: &Args, names: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).env("EPOXIDE_TEST_DEVICE", &args.device);
+    // Of several ranks on a GPU, each with two streams, copies of one wait in a queue behind those of another that waits for it.
+    if std::env::var_os(QUEUES).is_none() {
+        command.env(QUEUES, "32");
+    }
     command.args(["test", "--locked", "--release", "-p", "epoxide"]);
     command.args(names.iter().flat_map(|name| ["--test", name]));
     command
