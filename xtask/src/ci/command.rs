@@ -1,6 +1,6 @@
 //! How steps call cargo.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -46,10 +46,11 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(text)
 }
 
-/// Prints a command of cargo's as one would type it.
+/// Prints a command as one would type it.
 pub fn announce(command: &Command) -> String {
-    let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let line = format!("cargo {}", args.join(" "));
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    let words: Vec<_> = [program].into_iter().chain(command.get_args()).map(|word| word.to_string_lossy()).collect();
+    let line = words.join(" ");
     println!("$ {line}");
     line
 }
