@@ -47,11 +47,7 @@ pub const STEPS: &[Step] = &[
         what: "the newest NCCL is what its table says, by its headers and its library",
         run: nccl_table,
     },
-    Step {
-        name: "test",
-        what: "the tests pass",
-        run: || cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]),
-    },
+    Step { name: "test", what: "the tests pass", run: tests },
     Step { name: "doc", what: "the documentation builds without a warning", run: doc },
     Step { name: "examples", what: "the main job ends verified, in both formats", run: examples },
     Step {
@@ -113,6 +109,24 @@ fn nccl_table() -> Result<Outcome> {
     })
 }
 
+/// Runs the tests. Those of the documentation, which rustdoc compiles for one crate after the other, run beside the others, of which some wait; what they say
+/// comes behind.
+fn tests() -> Result<Outcome> {
+    const TEST: [&str; 4] = ["test", "--locked", "--workspace", "--no-fail-fast"];
+    cargo(&[&TEST[..], &["--no-run"]].concat())?;
+    thread::scope(|scope| {
+        let documentation = scope.spawn(|| host_cargo().args(TEST).arg("--doc").output());
+        let ran = cargo(&[&TEST[..], &["--tests"]].concat());
+        let said = documentation.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let said = said.context("cannot start the tests of the documentation")?;
+        print!("{}{}", String::from_utf8_lossy(&said.stderr), String::from_utf8_lossy(&said.stdout));
+        if !said.status.success() {
+            bail!("the tests of the documentation failed ({})", said.status);
+        }
+        ran
+    })
+}
+
 fn doc() -> Result<Outcome> {
     // The documentation's flags are not the compiler's: nothing is compiled again for them.
     run(host_cargo().args(["doc", "--locked", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
@@ -137,25 +151,28 @@ fn examples() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// A program as the tests built it, by its file; what it is run with, and how long it may take at most.
+/// A program by its file; what it is run with, and how long it may take at most.
 const PROGRAMS: [(&str, &[&str], u64); 6] = [
-    ("epoxide", &["plan", "--json"], 60),
-    ("epoxide", &["plan", "--nic", "cx7", "--ranks", "64", "--simulate"], 60),
-    ("examples/moe_layer", &["--tokens", "16"], 300),
-    ("examples/engine", &["--device", "sim"], 300),
-    ("examples/raw_pointers", &["--device", "sim"], 300),
-    ("examples/bandwidth", &["--device", "sim", "--ranks", "2", "--tokens", "4", "--hidden", "64"], 300),
+    ("debug/epoxide", &["plan", "--json"], 60),
+    ("debug/epoxide", &["plan", "--nic", "cx7", "--ranks", "64", "--simulate"], 60),
+    ("ci/examples/moe_layer", &["--tokens", "16"], 300),
+    ("ci/examples/engine", &["--device", "sim"], 300),
+    ("ci/examples/raw_pointers", &["--device", "sim"], 300),
+    ("debug/examples/bandwidth", &["--device", "sim", "--ranks", "2", "--tokens", "4", "--hidden", "64"], 300),
 ];
 
 /// Runs programs with a reader that has left (`| true`) and on a full disk (`> /dev/full`). The first is no error; the second is one,
 /// of one line and no panic. Both end in time (`timeout`).
 ///
-/// How they are optimised makes no difference to that: they are those that the tests built, with the same features, so that nothing is compiled again.
+/// How they are optimised makes no difference to that: they are those that the steps before built, for the same packages, so that their features are the
+/// same and nothing is compiled again.
 fn outputs() -> Result<Outcome> {
-    cargo(&["build", "--locked", "--workspace", "--bins", "--examples"])?;
+    cargo(&["build", "--locked", "--workspace", "--bin", "epoxide", "--example", "bandwidth"])?;
+    let built = ["build", "--locked", "--profile", "ci", "-p", "epoxide"];
+    cargo(&[&built[..], &["--example", "moe_layer", "--example", "engine", "--example", "raw_pointers"]].concat())?;
     for (file, args, seconds) in PROGRAMS {
         let program = || {
-            let mut command = Command::new(target().join("debug").join(file));
+            let mut command = Command::new(target().join(file));
             command.current_dir(root()).args(args).stderr(Stdio::piped());
             command
         };
