@@ -127,3 +127,38 @@ fn who_asks_for_no_index_gets_no_kernel() {
     let config = || Config::new(7, 3, 64, 3).with_num_sms(1);
     assert!(launched(config().with_expert_index(1)) && !launched(config()));
 }
+
+/// Behind a replay that failed every part of the index is empty, as behind a dispatch that did: who gathers by it has nothing to do.
+#[test]
+fn behind_a_replay_that_failed_the_index_is_empty() {
+    for mode in Device::Simulated.schedules([1, 2]) {
+        let machine = Machine::new(MachineConfig::new(2, mode)).unwrap();
+        let case = Case { experts: 10, top_k: 3, ..Case::with_rows(2, 64, WireFormat::Bf16, vec![3, 2], 1, mode) };
+        let results = epoxide::LocalGroup::on_machine(&machine).unwrap().run_all(|comm| {
+            let tokens = case.tokens[comm.rank() as usize];
+            let mut buffer = ElasticBuffer::new(&comm, case.config().with_expert_index(4).with_routing_slots(2))?;
+            let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
+            tensors.fill(&case.world(), comm.rank())?;
+            let mut slots = Vec::new();
+            for _ in 0..2 {
+                let handle = tensors.dispatch(&mut buffer, tokens)?;
+                let offsets = buffer.recv_view(&handle)?.index_offsets;
+                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y))?;
+                slots.push((handle, offsets));
+            }
+            buffer.synchronize()?;
+            // The ranks replay different handles.
+            let (handle, offsets) = &slots[comm.rank() as usize];
+            // SAFETY: the offsets of five experts and the end, which are this rank's own, between operations.
+            let peek = || unsafe { machine.peek(*offsets, 3) }.expect("the buffer's own memory");
+            let before = peek();
+            buffer.dispatch_again(handle, &tensors.x)?;
+            let said = buffer.synchronize();
+            let after = peek();
+            comm.barrier()?;
+            let right = matches!(said, Err(Error::OtherHandle { .. })) && before[2] >> 32 > 0 && after == [0; 3];
+            Ok(if right { Ok(()) } else { Err(format!("{said:?}: {before:x?}, then {after:x?}")) })
+        });
+        complaints(results).unwrap_or_else(|why| panic!("{mode:?}: {why}"));
+    }
+}

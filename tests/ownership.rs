@@ -297,3 +297,20 @@ fn sms_of_refused_and_closed_buffers_are_free_again() {
         assert_eq!(result.unwrap(), (true, true));
     }
 }
+
+/// A rank's thread may hand its buffer on.
+#[test]
+fn buffers_and_what_is_made_of_them_are_sent_to_other_threads() {
+    fn is_sent<T: Send>() {}
+    is_sent::<ElasticBuffer>();
+    is_sent::<Comm>();
+    is_sent::<epoxide::Dispatched>();
+    is_sent::<epoxide::RecvView>();
+    is_sent::<epoxide::DeviceTensor<f32>>();
+    is_sent::<epoxide::Event>();
+    is_sent::<epoxide::Graph>();
+    is_sent::<epoxide::RawDispatchInput>();
+    is_sent::<epoxide::RawCombineInput>();
+    is_sent::<epoxide::RawReplayInput>();
+    is_sent::<LocalGroup>();
+}

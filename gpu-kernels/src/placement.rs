@@ -61,27 +61,3 @@ pub(crate) const fn quotient(n: u32, d: u32) -> u32 {
 pub(crate) const fn remainder(n: u32, d: u32) -> u32 {
     n - quotient(n, d) * d
 }
-
-#[cfg(test)]
-mod tests {
-    use super::Placement;
-
-    #[test]
-    fn ranges_partition_the_experts_and_differ_by_at_most_one() {
-        for ranks in 1..=64 {
-            for experts in [1, 2, 3, 7, 8, 63, 64, 65, 255, 256, 257, 2048] {
-                let p = Placement::new(experts, ranks);
-                let mut next = 0;
-                for rank in 0..ranks {
-                    assert_eq!(p.first(rank), next);
-                    for e in next..next + p.count(rank) {
-                        assert_eq!(p.owner(e), rank, "{p:?}");
-                    }
-                    next += p.count(rank);
-                    assert!(p.count(0) - p.count(rank) <= 1);
-                }
-                assert_eq!((next, p.first(ranks)), (experts, experts));
-            }
-        }
-    }
-}

@@ -129,11 +129,14 @@ impl ElasticBuffer {
                 send_rank: Global::from_raw(self.handle_slot(slot)[0]),
                 send_row: Global::from_raw(self.handle_slot(slot)[1]),
                 recv_counts: Global::from_raw(self.private_slot(p.recv_counts, slot)),
+                index_offsets: Global::from_raw(self.private_slot(p.index_offsets, slot)),
                 shared: self.shared,
                 tokens,
                 top_k: shape.top_k,
                 counts: shape.received_counts(local_experts),
                 slot,
+                offsets: if shape.expert_index > 0 { local_experts + 1 } else { 0 },
+                reserved: 0,
             }
         };
         self.take_turn()?;

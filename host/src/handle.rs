@@ -70,8 +70,8 @@ pub struct RecvView {
     /// In [`Layout::RankMajor`](crate::Layout::RankMajor), and where compact rows [are indexed](crate::Config::with_expert_index), u32: the rows of each local
     /// expert, from the entry on that its offset says, `u32::MAX` where an entry pads. Else 0.
     pub index: u64,
-    /// u32 `[local experts + 1]`: where each expert's part of the index begins, and the end. 0 where there is no index. Behind a dispatch that failed all
-    /// parts are empty. Behind a replay that failed those of compact rows are not: the index stays that of the routing, and only [`counts`](Self::counts) are 0.
+    /// u32 `[local experts + 1]`: where each expert's part of the index begins, and the end. 0 where there is no index. Behind a dispatch that failed, and
+    /// behind a replay that did, all parts are empty.
     pub index_offsets: u64,
     /// BF16 `[max_rows, hidden]`: where expert outputs go, row by row, to be combined in place. Every received row must be written:
     /// nobody can see that one was not, but [`Config::with_poisoned_expert_outputs`](crate::Config::with_poisoned_expert_outputs)

@@ -97,8 +97,6 @@ mod again;
 mod alarm;
 mod buffer;
 mod by_expert;
-#[cfg(test)]
-mod calls;
 mod combine;
 mod combine_input;
 mod comm;

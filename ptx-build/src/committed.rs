@@ -13,11 +13,13 @@ impl PtxBuilder {
     ///
     /// In a build script it also tells cargo which files to watch, and warns when the committed file was taken, or is
     /// not what was built. `EPOXIDE_PTX_REFRESH=1` in the environment makes it write what was built to `committed`:
-    /// that is how the file is made. `EPOXIDE_PTX_REFRESH=check` makes an error of a difference: that is for CI.
+    /// that is how the file is made. `EPOXIDE_PTX_REFRESH=check` makes an error of a difference: that is for CI. `EPOXIDE_PTX_REFRESH=0` makes it take
+    /// the committed file, if that was made from these sources, whatever is installed: that is for `cargo clippy` and editors, for whom cargo runs a build
+    /// script anew.
     ///
     /// # Errors
     ///
-    /// Those of [`PtxBuilder::build`] but for a missing toolchain, and [`BuildError::Differs`]. With the toolchain missing:
+    /// Those of [`PtxBuilder::build`] but for a missing toolchain, and [`BuildError::Differs`]. With the toolchain missing, or not asked for:
     /// [`BuildError::NoCommitted`] if there is no committed file, [`BuildError::Stale`] if it was made from other sources,
     /// [`BuildError::Edited`] if it was changed by hand.
     pub fn build_or_committed(&self, committed: impl AsRef<Path>) -> Result<Ptx, BuildError> {
@@ -37,6 +39,9 @@ impl PtxBuilder {
         }
         directive(&format!("rerun-if-env-changed={REFRESH}"));
         let refresh = std::env::var_os(REFRESH).unwrap_or_default();
+        if refresh == "0" {
+            return self.committed(committed);
+        }
         match self.build() {
             Ok(built) if refresh == "1" => {
                 built.write(committed)?;

@@ -47,6 +47,28 @@ fn fresh_ptx_is_taken_where_the_toolchain_is_missing() {
     assert_eq!((ptx.entries[0].name.as_str(), ptx.entries[0].threads), ("k", 128));
 }
 
+/// Run by [`a_variable_in_the_environment_spares_the_build`].
+#[test]
+#[ignore = "started by another test"]
+fn sparing_build() {
+    let (dir, file) = kernels("spared");
+    // As with the toolchain that is installed, if any is; what is there has no kernel to build.
+    let hash = PtxBuilder::new(&dir).source_hash().expect("readable");
+    finish(RAW, &hash).expect("good").write(&file).expect("writable");
+    let ptx = PtxBuilder::new(&dir).build_or_committed(&file).expect("fresh");
+    assert_eq!(ptx.entries[0].name, "k");
+    std::fs::write(dir.join("src/kernels/mod.rs"), "pub fn k() { }\n").expect("writable");
+    let error = PtxBuilder::new(&dir).build_or_committed(&file).expect_err("stale");
+    assert!(matches!(error, BuildError::Stale { .. }), "{error}");
+}
+
+#[test]
+fn a_variable_in_the_environment_spares_the_build() {
+    let mut again = std::process::Command::new(std::env::current_exe().expect("this test"));
+    let again = again.args(["--exact", "sparing_build", "--ignored"]).env("EPOXIDE_PTX_REFRESH", "0").status();
+    assert!(again.expect("this test again").success());
+}
+
 #[test]
 fn stale_ptx_is_refused_with_both_hashes() {
     let (dir, file) = kernels("stale");

@@ -66,7 +66,7 @@ impl Sum for CombineByExpertArgs {
     #[inline(always)]
     fn sum(&self, part: Part, token: u32, vectors: [u32; 2]) {
         let own = part.rank == self.pull.op.window().rank().0 as i32;
-        let mut address = pulled(self, part, Ranks::of(part), token).address;
+        let mut address = addend(self, part, Ranks::of(part), token).address;
         if own {
             address = super::source(&self.pull, part);
         }
@@ -88,9 +88,9 @@ impl ByExpert for CombineByExpertArgs {
     }
 }
 
-/// A row that is pulled for a lane's selection.
+/// A row that is added for a lane's selection: the sum that its rank has pushed, or its only row, which is pulled.
 #[derive(Clone, Copy)]
-pub(super) struct Pulled {
+pub(super) struct Addend {
     /// Its address; 0 where there is none.
     pub address: u64,
     /// Whether it is of that selection alone, and not a sum already.
@@ -129,9 +129,9 @@ impl Ranks {
     }
 }
 
-/// Which row of a rank is read, by the lane of its first selection: the sum, or the only one. Per thread.
+/// Which row of a rank is added, by the lane of its first selection: the sum, or the only one. Per thread.
 #[inline(always)]
-pub(super) fn pulled(a: &CombineByExpertArgs, part: Part, ranks: Ranks, token: u32) -> Pulled {
+pub(super) fn addend(a: &CombineByExpertArgs, part: Part, ranks: Ranks, token: u32) -> Addend {
     let of_one = ranks.same.count_ones() == 1;
     let mut address = 0;
     if ranks.is_first() {
@@ -141,7 +141,7 @@ pub(super) fn pulled(a: &CombineByExpertArgs, part: Part, ranks: Ranks, token: u
             ranks.sum(a, a.pull.op.window().own(a.sums), token, warp::lane()).address()
         };
     }
-    Pulled { address, of_one }
+    Addend { address, of_one }
 }
 
 /// A block's part: meets all ranks, sums what its experts made for others, and then what all did.

@@ -16,7 +16,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::{CombineArgs, CombineByExpertArgs, CombineByExpertWithArgs, CombineOptions, CombineWithArgs};
-use super::by_expert::{self, ByExpert, Ranks, pulled};
+use super::by_expert::{self, ByExpert, Ranks, addend};
 use super::parts::Part;
 use super::sum::{self, round};
 use super::sum_with::{self, More, Terms};
@@ -116,7 +116,7 @@ impl<const GATED: bool> Sum for ByExpertWith<'_, GATED> {
             let to = ranks.sum(&self.0.sums, own, token, here.trailing_zeros()).as_global().cast();
             self.sum_at_owner(vectors, to, here, part.row, address);
         }
-        let source = pulled(&self.0.sums, part, ranks, token);
+        let source = addend(&self.0.sums, part, ranks, token);
         let mut weight = 1.0;
         // A sum has been weighed; an only row has not.
         if GATED && source.address != 0 && source.of_one {

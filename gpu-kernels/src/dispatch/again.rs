@@ -17,7 +17,7 @@
 //! Where rows lie by expert there is [another](super::again_by_expert) second half.
 //!
 //! A slot whose dispatch failed has the number 0: a rank that finds that files it and posts no entry word. After a replay that failed the
-//! slot has no routing either, and its counts are zero, so that consumers behind it have nothing to do.
+//! slot has no routing either, and its counts are zero, as are the offsets of its index by expert, so that consumers behind it have nothing to do.
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
@@ -31,7 +31,7 @@ use crate::words::{Flags, Kind, Operation, Phase, no_routing};
 /// Arguments of a dispatch by an old routing.
 ///
 /// Launch contract: `op`, `recv` and `landed` describe windows laid out by `WindowLayout` for the same shape at every rank; `send_rank`,
-/// `send_row`, `recv_counts` and `routing` are of one slot, which a dispatch of `tokens` tokens has written; `rows` holds as many
+/// `send_row`, `recv_counts`, `index_offsets` and `routing` are of one slot, which a dispatch of `tokens` tokens has written; `rows` holds as many
 /// rows and is not written while the kernel runs; the launch has no more blocks than the layouts were made for, and their dynamic shared memory,
 /// and all blocks are resident together.
 #[derive(Clone, Copy, Debug, KernelArg)]
@@ -53,6 +53,8 @@ pub struct DispatchAgainArgs {
     pub send_row: Global<u32>,
     /// u32 `[counts]`: the received counts of the slot; zeroed by a replay that fails.
     pub recv_counts: Global<u32>,
+    /// u32 `[offsets]`: where each expert's part of the slot's index begins, and the end; zeroed by a replay that fails.
+    pub index_offsets: Global<u32>,
     /// The block's shared memory.
     pub shared: DispatchShared,
     /// Tokens of this rank.
@@ -63,6 +65,10 @@ pub struct DispatchAgainArgs {
     pub counts: u32,
     /// The slot.
     pub slot: u32,
+    /// How many offsets its index has; 0 where there is none.
+    pub offsets: u32,
+    /// Keeps the size a multiple of 8 bytes.
+    pub reserved: u32,
 }
 
 /// Moves the rows.
@@ -184,13 +190,16 @@ fn finish(a: &DispatchAgainArgs, watch: &wait::Watch, last: &grid::LastOut) -> R
     arrived
 }
 
-/// Zeroes the counts if the operation is not `complete`, and its routing; advances the epoch.
+/// Zeroes the counts if the operation is not `complete`, and the index's offsets, and its routing; advances the epoch.
 #[inline(always)]
 pub(super) fn close(a: &DispatchAgainArgs, watch: &wait::Watch, complete: bool) {
-    let mut i = thread::index();
-    while !complete && i < a.counts {
-        a.recv_counts.store_weak(i, 0);
-        i += THREADS;
+    if !complete {
+        for i in thread::strided(thread::index(), a.counts, THREADS) {
+            a.recv_counts.store_weak(i, 0);
+        }
+        for i in thread::strided(thread::index(), a.offsets, THREADS) {
+            a.index_offsets.store_weak(i, 0);
+        }
     }
     if thread::index() == 0 {
         if !complete {

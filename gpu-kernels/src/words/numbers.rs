@@ -28,18 +28,3 @@ impl Number {
         Self { row_slot: (word >> COUNT_BITS) as u32, count: word & ((1 << COUNT_BITS) - 1) }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_number_says_its_slot_and_counts_on_in_it() {
-        for row_slot in [0, 1, crate::shape::MAX_ROW_SLOTS - 1] {
-            let before_the_first = Number { row_slot, count: 0 }.to_word();
-            assert_eq!(Number::from_word(before_the_first + 7), Number { row_slot, count: 7 });
-            assert!(before_the_first.is_multiple_of(2), "parities are those of the count");
-        }
-        assert_eq!(Number { row_slot: 0, count: 5 }.to_word(), 5);
-    }
-}

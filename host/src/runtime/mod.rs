@@ -3,9 +3,11 @@
 //! Both have the same methods; this file is the only place that asks which one it is. A group makes the one or the other, and nothing
 //! else of this crate knows.
 mod captures;
+mod copies;
 pub(crate) mod cuda;
 mod further_streams;
 mod guests;
+mod heap;
 mod host_word;
 mod looks;
 mod mapped;
@@ -15,19 +17,16 @@ mod told;
 
 use std::sync::Arc;
 
-use epoxide_dsl::memory::Global;
 use epoxide_dsl::{Kernel, KernelArg};
-use epoxide_kernels::measure::copy::{CopyArgs, copy};
-use epoxide_kernels::measure::copy_words::{CopyWordsArgs, copy_words};
 use epoxide_plan::RegionBytes;
 
 pub(crate) use self::captures::RawGraph;
+pub(crate) use self::heap::{Heap, Segments};
 pub(crate) use self::host_word::HostWord;
 pub(crate) use self::mapped::Mapped;
 pub(crate) use self::told::{FABRIC_BYTES, Memory as ToldMemory, Told};
 
 use crate::error::{Error, Result};
-use crate::pool;
 
 /// A queue of work on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,78 +68,6 @@ pub(crate) type Reservation = cuda::SmReservation;
 
 /// The streams of a rank that is gone; a simulated machine keeps its own.
 pub(crate) type LeftStreams = Option<cuda::LeftStreams>;
-
-/// Where a rank's memory for tensors comes from.
-pub(crate) enum Segments {
-    Sim(sim::SimSegments),
-    Cuda(cuda::CudaSegments),
-}
-
-impl pool::Segments for Segments {
-    fn extend(&mut self, end: u64, bytes: u64) -> Result<Option<pool::Block>> {
-        match self {
-            Self::Sim(segments) => segments.extend(end, bytes),
-            Self::Cuda(segments) => segments.extend(end, bytes),
-        }
-    }
-
-    fn segment(&mut self, bytes: u64) -> Result<pool::Block> {
-        match self {
-            Self::Sim(segments) => segments.segment(bytes),
-            Self::Cuda(segments) => segments.segment(bytes),
-        }
-    }
-
-    unsafe fn release(&mut self, segment: pool::Block) -> Result<()> {
-        match self {
-            // SAFETY: a segment of this object's, so of the runtime's that it stands for; unused, by the caller's promise.
-            Self::Sim(segments) => unsafe { segments.release(segment) },
-            // SAFETY: a segment of this object's, so of the runtime's that it stands for; unused, by the caller's promise.
-            Self::Cuda(segments) => unsafe { segments.release(segment) },
-        }
-    }
-}
-
-/// Whose memory it is: frees what a rank allocated, also when the rank is gone.
-pub(crate) enum Heap {
-    Sim(epoxide_sim::Machine),
-    Cuda(Arc<cuda::CudaDevice>),
-}
-
-impl Heap {
-    /// Whether what is not freed stays until the process ends, whoever is gone; a simulated machine goes with the last who holds it.
-    pub(crate) fn outlives_its_ranks(&self) -> bool {
-        matches!(self, Self::Cuda(_))
-    }
-
-    /// Frees device memory. On a GPU it may wait for everything that runs there.
-    ///
-    /// # Safety
-    ///
-    /// A runtime of this device allocated it; no stream and no host code uses it any more, and it is freed once.
-    pub(crate) unsafe fn free(&self, address: u64) -> Result<()> {
-        match self {
-            // SAFETY: nothing uses the memory any more, by the caller's promise, which is all that the machine asks.
-            Self::Sim(machine) => Ok(unsafe { machine.free(address) }?),
-            // SAFETY: `CudaDevice::free` asks of this device's memory what the caller promises.
-            Self::Cuda(device) => unsafe { device.free(address) },
-        }
-    }
-
-    /// Frees memory that host and device shared. On a GPU it may wait for everything that runs there.
-    ///
-    /// # Safety
-    ///
-    /// A runtime of this device allocated it as mapped memory; neither side uses it any more, and it is freed once.
-    pub(crate) unsafe fn free_mapped(&self, mapped: Mapped) -> Result<()> {
-        match self {
-            // SAFETY: on a machine mapped memory is device memory at the same address, which neither side uses any more.
-            Self::Sim(_) => unsafe { self.free(mapped.device) },
-            // SAFETY: `CudaDevice::free_mapped` asks of mapped memory what the caller promises.
-            Self::Cuda(device) => unsafe { device.free_mapped(mapped) },
-        }
-    }
-}
 
 /// One rank's device.
 pub(crate) enum Runtime {
@@ -282,55 +209,6 @@ impl Runtime {
         /// `to` is the address of `bytes` bytes of this rank's device memory, allocated until the stream has passed this, which
         /// only work that is before or behind this on `stream` touches; no reference of the host's lies in them.
         unsafe fn fill(&self, to: u64, byte: u8, bytes: u64; stream);
-    }
-
-    /// Copies `bytes`, a multiple of 16, within the device, enqueued. Both addresses are multiples of 16.
-    ///
-    /// With a kernel on a GPU: a copy engine's queue is shared by streams, and a copy that waits there for its stream could
-    /// hold up a rank that this one waits for.
-    ///
-    /// # Safety
-    ///
-    /// Both addresses are of `bytes` bytes of memory that this rank's device reaches, allocated until the stream has passed this.
-    /// The ranges do not overlap, and until then nothing else writes either of them or reads `to`.
-    pub(crate) unsafe fn copy_on_device(&self, to: u64, from: u64, bytes: u64, stream: RawStream) -> Result<()> {
-        let vectors = bytes / 16;
-        if vectors == 0 {
-            return Ok(());
-        }
-        let grid = match self {
-            Self::Sim(_) => 1,
-            Self::Cuda(_) => {
-                u32::try_from(vectors.div_ceil(copy.threads().into())).unwrap_or(u32::MAX).min(MOST_BLOCKS)
-            }
-        };
-        // SAFETY: memory of that size, which the caller promises.
-        let args = unsafe { CopyArgs { from: Global::from_raw(from), to: Global::from_raw(to), vectors } };
-        // SAFETY: the kernel's launch contract is two ranges of `vectors` times 16 bytes, aligned to 16, that do not overlap and that
-        // nothing else writes until it has run: the caller's promise.
-        unsafe { self.launch(&copy, grid, 0, &args, stream) }
-    }
-
-    /// [`Self::copy_on_device`] of `words` of 4 bytes, wherever they lie.
-    ///
-    /// # Safety
-    ///
-    /// As [`Self::copy_on_device`], but that the addresses are multiples of 4.
-    pub(crate) unsafe fn copy_words_on_device(&self, to: u64, from: u64, words: u64, stream: RawStream) -> Result<()> {
-        if words == 0 {
-            return Ok(());
-        }
-        let grid = match self {
-            Self::Sim(_) => 1,
-            Self::Cuda(_) => {
-                u32::try_from(words.div_ceil(copy_words.threads().into())).unwrap_or(u32::MAX).min(MOST_BLOCKS)
-            }
-        };
-        // SAFETY: memory of that size, which the caller promises.
-        let args = unsafe { CopyWordsArgs { from: Global::from_raw(from), to: Global::from_raw(to), words } };
-        // SAFETY: the kernel's launch contract is two ranges of `words` times 4 bytes, aligned to 4, that do not overlap and that
-        // nothing else writes until it has run: the caller's promise.
-        unsafe { self.launch(&copy_words, grid, 0, &args, stream) }
     }
 
     /// Blocks of a launch that fills the device with so many on each SM. Every simulated thread costs host time: there they are few.

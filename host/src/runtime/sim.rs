@@ -161,8 +161,6 @@ impl SimRuntime {
     ///
     /// As for [`Runtime::copy_to_device`](super::Runtime::copy_to_device).
     pub(crate) unsafe fn copy_to_device(&self, to: u64, from: &[u8], stream: Stream) -> Result<()> {
-        #[cfg(test)]
-        crate::calls::note("HtoD");
         self.check_eager("a copy from the host", stream)?;
         let actor = self.actor();
         actor.synchronize(stream)?;
@@ -177,8 +175,6 @@ impl SimRuntime {
     ///
     /// As for [`Runtime::copy_to_host`](super::Runtime::copy_to_host), though the machine checks the range itself.
     pub(crate) unsafe fn copy_to_host(&self, to: &mut [u8], from: u64, stream: Stream) -> Result<()> {
-        #[cfg(test)]
-        crate::calls::note("DtoH");
         self.check_eager("a copy to the host", stream)?;
         let actor = self.actor();
         actor.synchronize(stream)?;
@@ -202,8 +198,6 @@ impl SimRuntime {
     }
 
     pub(crate) fn synchronize(&self, stream: Stream) -> Result<()> {
-        #[cfg(test)]
-        crate::calls::note("StreamSynchronize");
         self.check_eager("waiting for a stream", stream)?;
         Ok(self.actor().synchronize(stream)?)
     }
@@ -236,8 +230,6 @@ impl SimRuntime {
     }
 
     pub(crate) fn synchronize_event(&self, event: &Event) -> Result<()> {
-        #[cfg(test)]
-        crate::calls::note("EventSynchronize");
         Ok(self.actor().synchronize_event(event)?)
     }
 
@@ -267,8 +259,6 @@ impl SimRuntime {
         args: &A,
         stream: Stream,
     ) -> Result<()> {
-        #[cfg(test)]
-        crate::calls::note("LaunchKernel");
         #[cfg(test)]
         self.check_refused(kernel.name())?;
         let launch = kernel.simulated(grid, shared_bytes, *args);
@@ -309,8 +299,6 @@ impl SimRuntime {
 }
 
 fn allocate(machine: &Machine, allocation: Allocation, what: &'static str) -> Result<u64> {
-    #[cfg(test)]
-    crate::calls::note("Alloc");
     machine.allocate_as(&allocation.with_align(ALIGN).with_name(what)).map_err(|error| match error {
         epoxide_sim::SimError::OutOfMemory { rank, asked, free, .. } => {
             Error::OutOfMemory { rank, what, bytes: asked, free }

@@ -1,5 +1,6 @@
 //! How steps call cargo.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +13,11 @@ pub fn host_cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
+}
+
+/// Where cargo builds.
+pub fn target() -> PathBuf {
+    root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
 /// Runs the host's cargo at the root of the workspace; what it says goes to the terminal.
@@ -40,10 +46,11 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(text)
 }
 
-/// Prints a command of cargo's as one would type it.
+/// Prints a command as one would type it.
 pub fn announce(command: &Command) -> String {
-    let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let line = format!("cargo {}", args.join(" "));
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    let words: Vec<_> = [program].into_iter().chain(command.get_args()).map(|word| word.to_string_lossy()).collect();
+    let line = words.join(" ");
     println!("$ {line}");
     line
 }

@@ -1,7 +1,8 @@
-//! Builds the crates from what would be published.
+//! Checks the crates from what would be published.
 //!
 //! `cargo package` would do so for one crate after the other, each with all that it depends on: most of them twice, and nothing of what the steps
-//! before compiled. So it only packs them here, and all that it packed is one workspace, which is built once.
+//! before compiled. So it only packs them here, and all that it packed is one workspace, which is checked once: what a package may lack, files, dependencies and
+//! their features, the compiler misses before it makes code, and that the same sources become code the tests have shown.
 
 use std::fmt::Write;
 use std::fs;
@@ -10,14 +11,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::command::{host_cargo, output, run};
+use super::command::{host_cargo, output, run, target};
 use super::step::Outcome;
 use crate::kernels::root;
 
 /// What would be published is checked, not whether it is committed.
 const PACKAGE: [&str; 6] = ["package", "--locked", "--allow-dirty", "--workspace", "--exclude", "xtask"];
 
-/// Builds the crates from what would be published, and looks for what every one of them must contain.
+/// Checks the crates from what would be published, and looks for what every one of them must contain.
 pub fn package() -> Result<Outcome> {
     let list = output(host_cargo().args(PACKAGE).arg("--list"))?;
     for file in ["Cargo.toml", "LICENSE-APACHE", "LICENSE-MIT", "README.md"] {
@@ -26,7 +27,7 @@ pub fn package() -> Result<Outcome> {
             bail!("{have} of {crates} packages contain {file}");
         }
     }
-    let packaged = root().join("target/packaged");
+    let packaged = target().join("packaged");
     forget(&packaged)?;
     run(host_cargo().args(PACKAGE).args(["--no-verify", "--target-dir"]).arg(&packaged))?;
     let crates = unpack(&packaged.join("package"), &packaged.join("crates"))?;
@@ -35,8 +36,7 @@ pub fn package() -> Result<Outcome> {
     }
     let manifest = workspace(&packaged.join("crates"), &crates)?;
     // Not `--locked`: cargo takes out of the lock file what the packages do not depend on. In the folder of all the rest, whose dependencies they share.
-    let target = root().join("target");
-    run(host_cargo().args(["build", "--workspace", "--manifest-path"]).arg(manifest).arg("--target-dir").arg(target))
+    run(host_cargo().args(["check", "--workspace", "--manifest-path"]).arg(manifest).arg("--target-dir").arg(target()))
 }
 
 /// Removes what was packaged before: its sources' times say nothing.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::command::{announce, cargo, host_cargo, output, run};
+use super::command::{announce, cargo, host_cargo, output, run, target};
 use super::package;
 use super::step::{Outcome, Step};
 use crate::kernels::{builder, root};
@@ -47,11 +47,7 @@ pub const STEPS: &[Step] = &[
         what: "the newest NCCL is what its table says, by its headers and its library",
         run: nccl_table,
     },
-    Step {
-        name: "test",
-        what: "the tests pass",
-        run: || cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]),
-    },
+    Step { name: "test", what: "the tests pass", run: tests },
     Step { name: "doc", what: "the documentation builds without a warning", run: doc },
     Step { name: "examples", what: "the main job ends verified, in both formats", run: examples },
     Step {
@@ -64,7 +60,7 @@ pub const STEPS: &[Step] = &[
     Step { name: "candle", what: "the library builds beside candle's cudarc features", run: candle },
     Step {
         name: "package",
-        what: "the crates build from what would be published, licences included",
+        what: "the crates are whole as they would be published, licences included",
         run: package::package,
     },
 ];
@@ -113,6 +109,24 @@ fn nccl_table() -> Result<Outcome> {
     })
 }
 
+/// Runs the tests. Those of the documentation, which rustdoc compiles for one crate after the other, run beside the others, of which some wait; what they say
+/// comes behind.
+fn tests() -> Result<Outcome> {
+    const TEST: [&str; 4] = ["test", "--locked", "--workspace", "--no-fail-fast"];
+    cargo(&[&TEST[..], &["--no-run"]].concat())?;
+    thread::scope(|scope| {
+        let documentation = scope.spawn(|| host_cargo().args(TEST).arg("--doc").output());
+        let ran = cargo(&[&TEST[..], &["--tests"]].concat());
+        let said = documentation.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let said = said.context("cannot start the tests of the documentation")?;
+        print!("{}{}", String::from_utf8_lossy(&said.stderr), String::from_utf8_lossy(&said.stdout));
+        if !said.status.success() {
+            bail!("the tests of the documentation failed ({})", said.status);
+        }
+        ran
+    })
+}
+
 fn doc() -> Result<Outcome> {
     // The documentation's flags are not the compiler's: nothing is compiled again for them.
     run(host_cargo().args(["doc", "--locked", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
@@ -137,48 +151,31 @@ fn examples() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// What a program is run for here: its command line, and how long it may take at most.
-const PROGRAMS: [(&[&str], u64); 6] = [
-    (&["-p", "epoxide-cli", "--", "plan", "--json"], 60),
-    (&["-p", "epoxide-cli", "--", "plan", "--nic", "cx7", "--ranks", "64", "--simulate"], 60),
-    (&["-p", "epoxide", "--example", "moe_layer", "--", "--tokens", "16"], 300),
-    (&["-p", "epoxide", "--example", "engine", "--", "--device", "sim"], 300),
-    (&["-p", "epoxide", "--example", "raw_pointers", "--", "--device", "sim"], 300),
-    (
-        &[
-            "-p",
-            "epoxide",
-            "--example",
-            "bandwidth",
-            "--",
-            "--device",
-            "sim",
-            "--ranks",
-            "2",
-            "--tokens",
-            "4",
-            "--hidden",
-            "64",
-        ],
-        300,
-    ),
+/// A program by its file; what it is run with, and how long it may take at most.
+const PROGRAMS: [(&str, &[&str], u64); 6] = [
+    ("debug/epoxide", &["plan", "--json"], 60),
+    ("debug/epoxide", &["plan", "--nic", "cx7", "--ranks", "64", "--simulate"], 60),
+    ("ci/examples/moe_layer", &["--tokens", "16"], 300),
+    ("ci/examples/engine", &["--device", "sim"], 300),
+    ("ci/examples/raw_pointers", &["--device", "sim"], 300),
+    ("debug/examples/bandwidth", &["--device", "sim", "--ranks", "2", "--tokens", "4", "--hidden", "64"], 300),
 ];
 
 /// Runs programs with a reader that has left (`| true`) and on a full disk (`> /dev/full`). The first is no error; the second is one,
 /// of one line and no panic. Both end in time (`timeout`).
+///
+/// How they are optimised makes no difference to that: they are those that the steps before built, for the same packages, so that their features are the
+/// same and nothing is compiled again.
 fn outputs() -> Result<Outcome> {
-    for (args, seconds) in PROGRAMS {
+    cargo(&["build", "--locked", "--workspace", "--bin", "epoxide", "--example", "bandwidth"])?;
+    let built = ["build", "--locked", "--profile", "ci", "-p", "epoxide"];
+    cargo(&[&built[..], &["--example", "moe_layer", "--example", "engine", "--example", "raw_pointers"]].concat())?;
+    for (file, args, seconds) in PROGRAMS {
         let program = || {
-            // cargo becomes the program, so that what ends it ends the program.
-            let mut command = host_cargo();
-            command.args(["run", "--locked", "--profile", "ci", "--quiet"]).args(args).stderr(Stdio::piped());
+            let mut command = Command::new(target().join(file));
+            command.current_dir(root()).args(args).stderr(Stdio::piped());
             command
         };
-        // What has to be built is built outside of the time that counts.
-        let mut build = host_cargo();
-        let target = args.iter().take_while(|arg| **arg != "--");
-        run(build.args(["build", "--locked", "--profile", "ci", "--quiet"]).args(target))?;
-
         let (reader, writer) = std::io::pipe().context("a pipe")?;
         drop(reader);
         let (code, said) = within(seconds, program().stdout(writer))?;
@@ -222,42 +219,43 @@ fn bench() -> Result<Outcome> {
     cargo(&["bench", "--locked", "--profile", "ci", "-p", "epoxide", "--benches", "--", "--test"])
 }
 
-/// Checks the example that people copy. It is a workspace of its own, as a copy would be.
+/// Checks the example that people copy: does with a copy of it, outside of the repository, what its README says, and what its author does. Where it lies,
+/// the same files are but for the paths to Epoxide, which are in one place, and which cargo resolves there.
 fn custom_kernel() -> Result<Outcome> {
     let dir = root().join("examples/custom-kernel");
-    let target = root().join("target/custom-kernel");
+    run(host_cargo().current_dir(&dir).args(["tree", "--locked", "--quiet"]).stdout(Stdio::null()))?;
+    let copy = std::env::temp_dir().join(format!("epoxide-{}-my-kernel", std::process::id()));
+    copy_files(&dir, &copy).with_context(|| copy.display().to_string())?;
+    let manifest = copy.join("Cargo.toml");
+    let text = fs::read_to_string(&manifest).with_context(|| manifest.display().to_string())?;
+    let text = text.replace("\"../../", &format!("\"{}/", root().display()));
+    fs::write(&manifest, text).with_context(|| manifest.display().to_string())?;
+    let checked = copied_kernel(&copy);
+    fs::remove_dir_all(&copy).with_context(|| copy.display().to_string())?;
+    checked.context("a copy of custom-kernel outside of the repository")
+}
+
+/// Checks a copy of the example: a workspace of its own.
+fn copied_kernel(copy: &Path) -> Result<Outcome> {
     let inside = |args: &[&str]| {
         let mut command = host_cargo();
         // Where the device toolchain is installed, PTX other than the committed is an error of the build script; where it is
         // not, stale PTX always is.
-        command.current_dir(&dir).args(args).env("CARGO_TARGET_DIR", &target).env("EPOXIDE_PTX_REFRESH", "check");
+        command.current_dir(copy).args(args).env("EPOXIDE_PTX_REFRESH", "check");
+        command.env("CARGO_TARGET_DIR", target().join("custom-kernel"));
         command
     };
     run(&mut inside(&["fmt", "--all", "--check"]))?;
-    run(&mut inside(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    // For clippy cargo runs the build script apart: once is enough.
+    let mut clippy = inside(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    run(clippy.env("EPOXIDE_PTX_REFRESH", "0"))?;
     run(&mut inside(&["test", "--locked", "--workspace"]))?;
     let text = output(&mut inside(&["run", "--locked"]))?;
     // Its README: compared with plain Rust. Its exit code says the same, and is checked already.
     if !text.lines().any(|line| line.contains(": 0 of ") && line.ends_with(" elements differ")) {
         bail!("custom-kernel does not say that 0 elements differ from plain Rust");
     }
-    copied_kernel(&dir, &target)
-}
-
-/// Does with a copy of that example what its README says: the paths to Epoxide are in one place, and the committed PTX stays fresh.
-fn copied_kernel(dir: &Path, target: &Path) -> Result<Outcome> {
-    let copy = std::env::temp_dir().join(format!("epoxide-{}-my-kernel", std::process::id()));
-    copy_files(dir, &copy).with_context(|| copy.display().to_string())?;
-    let manifest = copy.join("Cargo.toml");
-    let text = fs::read_to_string(&manifest).with_context(|| manifest.display().to_string())?;
-    let text = text.replace("\"../../", &format!("\"{}/", root().display()));
-    fs::write(&manifest, text).with_context(|| manifest.display().to_string())?;
-    let mut command = host_cargo();
-    command.current_dir(&copy).args(["run", "--locked", "--quiet"]).env("CARGO_TARGET_DIR", target);
-    // As where the device toolchain is not installed: PTX that is not of these sources is an error.
-    let ran = output(command.env("EPOXIDE_PTX_REFRESH", "check"));
-    fs::remove_dir_all(&copy).with_context(|| copy.display().to_string())?;
-    ran.map(|_| Outcome::Passed).context("a copy of custom-kernel outside of the repository")
+    Ok(Outcome::Passed)
 }
 
 /// Copies a folder, but for what is hidden and what cargo made.
@@ -284,6 +282,6 @@ fn candle() -> Result<Outcome> {
     let lock = "Cargo.lock";
     // Not `--locked`: cargo adds to the workspace's lock file what candle's features bring.
     fs::copy(root().join(lock), dir.join(lock)).context("xtask/candle-features/Cargo.lock")?;
-    let target = root().join("target/candle-features");
+    let target = target().join("candle-features");
     run(host_cargo().arg("check").arg("--manifest-path").arg(dir.join("Cargo.toml")).arg("--target-dir").arg(target))
 }

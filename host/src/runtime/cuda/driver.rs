@@ -248,8 +248,6 @@ fn version_text(version: i32) -> String {
 /// [`Error::Cuda`] with the error's name and text. A kernel that faulted earlier shows up here too, at whatever call comes
 /// next: such errors are sticky, and every later call of the context returns the same one.
 pub(super) fn check(call: &'static str, result: CUresult) -> Result<()> {
-    #[cfg(test)]
-    crate::calls::note(call);
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
         failed => Err(Error::Cuda { call, message: text(failed) }),
@@ -262,8 +260,6 @@ pub(super) fn check(call: &'static str, result: CUresult) -> Result<()> {
 ///
 /// [`Error::Cuda`].
 pub(super) fn check_for(call: &'static str, result: CUresult, subject: impl fmt::Display) -> Result<()> {
-    #[cfg(test)]
-    crate::calls::note(call);
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
         failed => Err(Error::Cuda { call, message: format!("{} ({subject})", text(failed)) }),
