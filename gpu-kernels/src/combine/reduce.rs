@@ -45,15 +45,15 @@ pub struct ReduceArgs {
     pub hidden: u32,
 }
 
-/// Sums all rows, a warp for each or for a part of one; `GATED` weighs them.
+/// Sums all rows, a warp for each or for a part of one.
 #[inline(always)]
-pub(crate) fn run<const GATED: bool>(a: &ReduceArgs) {
+pub(crate) fn run(a: &ReduceArgs) {
     // It waits for nobody, so its blocks are all there soon.
     grid::let_the_next_one_begin();
     let parts = Parts::new(a.hidden, a.rows);
     let mut number = grid_warps::index();
     let routing = a.routing.load_weak(0);
-    let mut next = Selection::load::<GATED>(a, parts.token(number));
+    let mut next = Selection::load::<false>(a, parts.token(number));
     if routing == 0 {
         return;
     }
@@ -61,34 +61,37 @@ pub(crate) fn run<const GATED: bool>(a: &ReduceArgs) {
         let (of_part, row, selection) = (number, parts.token(number), next);
         number += grid_warps::count();
         // The next one's selections are on their way while this one is summed.
-        next = Selection::load::<GATED>(a, parts.token(number));
-        if warp::ballot(warp::ALL, selection.is_here) != 0 {
-            selection.sum::<GATED>(a, row, parts.vectors(of_part, a.hidden));
-        }
+        next = Selection::load::<false>(a, parts.token(number));
+        selection.sum::<false>(a, row, parts.vectors(of_part, a.hidden));
     }
 }
 
 /// What a lane knows of one selection of a row.
 #[derive(Clone, Copy)]
-struct Selection {
-    /// Whether it is of an expert of this rank.
-    is_here: bool,
-    /// The packed row.
-    place: u32,
-    weight: f32,
+pub(crate) struct Selection {
+    /// The expert of this rank, or -1.
+    pub expert: i32,
+    /// The packed row, or [`NO_ROW`].
+    pub place: u32,
+    /// Its gate weight, where that was asked for.
+    pub weight: f32,
 }
 
 impl Selection {
+    /// Of no row.
+    pub(crate) const NONE: Self = Self { expert: -1, place: NO_ROW, weight: 0.0 };
+
+    /// This lane's selection of the row in a place; none of a place beyond all.
     #[inline(always)]
-    fn load<const GATED: bool>(a: &ReduceArgs, row: u32) -> Self {
+    pub(crate) fn load<const GATED: bool>(a: &ReduceArgs, row: u32) -> Self {
         let lane = warp::lane();
-        let mut selection = Self { is_here: false, place: NO_ROW, weight: 0.0 };
+        let mut selection = Self::NONE;
         if row < a.rows && lane < a.top_k {
-            let expert = a.topk.rows(a.top_k_stride).row(row).load_weak(lane);
+            selection.expert = a.topk.rows(a.top_k_stride).row(row).load_weak(lane);
             // Of another's it is whatever was there, as its weight is.
             let place = a.places.rows(a.top_k_stride).row(row).load_weak(lane);
-            if expert >= 0 {
-                (selection.is_here, selection.place) = (true, place);
+            if selection.expert >= 0 {
+                selection.place = place;
             }
             if GATED {
                 selection.weight = a.weights.rows(a.top_k_stride).row(row).load_weak(lane);
@@ -97,9 +100,12 @@ impl Selection {
         selection
     }
 
-    /// Sums these vectors of a row's outputs to its place. Warp-collective.
+    /// Sums these vectors of the outputs of the row in a place, if it came, to there. Warp-collective.
     #[inline(always)]
-    fn sum<const GATED: bool>(self, a: &ReduceArgs, row: u32, vectors: [u32; 2]) {
+    pub(crate) fn sum<const GATED: bool>(self, a: &ReduceArgs, row: u32, vectors: [u32; 2]) {
+        if warp::ballot(warp::ALL, self.expert >= 0) == 0 {
+            return;
+        }
         let (bytes, is_one) = (a.hidden * 2, self.place != NO_ROW);
         let mut address = 0;
         if is_one {
@@ -107,7 +113,7 @@ impl Selection {
         }
         let (lanes, to) = (warp::ballot(warp::ALL, is_one), a.expert_out.rows(bytes).row(row).cast());
         if GATED {
-            sum_with::sum_rows(vectors, Weighed { to, weight: self.weight }, lanes, address);
+            sum_with::sum_some_rows(vectors, Weighed { to, weight: self.weight }, lanes, address);
         } else {
             sum::sum_rows(vectors, to, lanes, address);
         }
