@@ -17,7 +17,13 @@ use support::routing::{Case, Choice, Random};
 use support::{Checked, Device, complaints, replay};
 
 /// A round with the experts on the host: what came of it.
-fn sums(comm: &Comm, buffer: &mut ElasticBuffer, tensors: &mut Tensors, kept: &World, whole: bool) -> Result<Vec<bf16>> {
+fn sums(
+    comm: &Comm,
+    buffer: &mut ElasticBuffer,
+    tensors: &mut Tensors,
+    kept: &World,
+    whole: bool,
+) -> Result<Vec<bf16>> {
     let (rank, hidden) = (comm.rank(), kept.hidden);
     let tokens = kept.inputs[rank as usize].tokens;
     let handle = tensors.dispatch(buffer, tokens)?;

@@ -1,4 +1,4 @@
-//! Rows of fixed places that are laid by expert behind each dispatch, and whose outputs are summed in front of each combine.
+//! Rows of fixed places that are laid by expert behind each dispatch, and whose outputs are summed in each combine or in front of it.
 use epoxide_dsl::memory::Global;
 use epoxide_kernels::combine::CombineArgs;
 use epoxide_kernels::combine::reduce::ReduceArgs;

@@ -9,10 +9,11 @@
 //! of which all were, the row is +0.
 use epoxide_dsl::prelude::*;
 
+use super::args::CombineArgs;
 use super::options::Weighed;
-use super::parts::Parts;
-use super::sum;
-use super::sum_with;
+use super::parts::{Part, Parts};
+use super::sum_own::{self, Rows};
+use super::{source, sum, sum_with};
 use crate::grid_warps;
 use crate::rank_major::NO_ROW;
 
@@ -118,4 +119,29 @@ impl Selection {
             sum::sum_rows(vectors, to, lanes, address);
         }
     }
+}
+
+/// Sums these vectors of a token, of which each lane has a row of another rank, or of this one an output or one that was dropped. The outputs here are summed and
+/// rounded first, and are added where the first of them has its turn, dropped or not. Warp-collective.
+#[inline(always)]
+pub(crate) fn sum_with(a: &ReduceArgs, pull: &CombineArgs, part: Part, vectors: [u32; 2], y: Global<U32x4>) {
+    let is_own = part.rank == pull.op.window().rank().0 as i32;
+    let mut address = 0;
+    if is_own && part.row != NO_ROW {
+        address = a.outputs.rows(a.hidden * 2).row(part.row).address();
+    } else if !is_own {
+        address = source(pull, part);
+    }
+    let others = warp::ballot(warp::ALL, address != 0 && !is_own);
+    let (selected, mut own) = (warp::ballot(warp::ALL, is_own), warp::ballot(warp::ALL, address != 0 && is_own));
+    // The first that was kept stands where the first selection does.
+    let from = own.trailing_zeros() & (warp::LANES - 1);
+    let moved = [address as u32, (address >> 32) as u32].map(|half| warp::shuffle(warp::ALL, half, from));
+    if own != 0 {
+        own = own & (own - 1) | selected & selected.wrapping_neg();
+        if warp::lane() == selected.trailing_zeros() {
+            address = u64::from(moved[1]) << 32 | u64::from(moved[0]);
+        }
+    }
+    sum_own::sum_rows(vectors, y, Rows { own, others }, address);
 }

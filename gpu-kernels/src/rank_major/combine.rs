@@ -12,16 +12,36 @@ pub(super) fn run<const POSTS: bool>(a: &CombineRankMajorArgs) {
     let op = &a.pull.op;
     let watch = wait::Watch::begin(op.fault, op.next_epoch());
     let posts = THREADS - op.window().peers;
-    pull(a, &watch, Kind::Combine, |dispatch| {
+    let post = |dispatch| {
         if POSTS && thread::block_index() == 0 && thread::index() >= posts {
             post(op, dispatch, &watch, Peer(thread::index() - posts), Kind::Combine);
         }
-    });
+    };
+    pull(a, &watch, Kind::Combine, post, a.pull);
 }
 
-/// Meets all ranks and sums, in the combine of a dispatch of which some threads post the entry words now, if nobody has.
+/// How a token's rows are summed.
+pub(super) trait Pulled: Copy {
+    /// Sums from this warp's first part on, of parts that divide the tokens.
+    fn sum(self, parts: Parts, first: Part);
+}
+
+impl Pulled for CombineArgs {
+    #[inline(always)]
+    fn sum(self, parts: Parts, first: Part) {
+        sum_parts(&self, parts, first);
+    }
+}
+
+/// Meets all ranks, in the combine of a dispatch of which some threads post the entry words now, if nobody has, and sums.
 #[inline(always)]
-pub(super) fn pull(a: &CombineRankMajorArgs, watch: &wait::Watch, kind: Kind, post: impl FnOnce(u64)) {
+pub(super) fn pull(
+    a: &CombineRankMajorArgs,
+    watch: &wait::Watch,
+    kind: Kind,
+    post: impl FnOnce(u64),
+    rows: impl Pulled,
+) {
     let op = &a.pull.op;
     let entered = enter(&a.pull, watch, kind, post);
     // The block has met, so all its threads know the epoch.
@@ -29,7 +49,7 @@ pub(super) fn pull(a: &CombineRankMajorArgs, watch: &wait::Watch, kind: Kind, po
     let passed = passes.then(|| op.grid.pass(entered.is_err()));
     let ended = match entered {
         Ok((parts, first)) => {
-            sum_parts(&a.pull, parts, first);
+            rows.sum(parts, first);
             // The loads of all its threads are over before the look.
             block::sync();
             watch.unless_aborted(Phase::End as u32)

@@ -9,10 +9,10 @@
 //! | `entry`² `[o]` at every rank | the last block of `o` to [come](epoxide_dsl::grid::GridCounters::is_last_to_come), release | `o` is in combine `e`; the sums of its experts' outputs for the reader are **written**, by all blocks of `o` | all blocks, acquire, before the first row is pulled |
 //!
 //! A warp sums its share of others' rows to their places. Then its block *comes*: its threads have met, and one adds to a counter, acquire and release at the GPU's scope.
-//! So the last to come has seen the sums of all blocks, and releases them with the entry words at the system's. No block waits for another of its rank. Each sums
-//! its own tokens' rows to their places while words travel, and then meets all ranks and pulls.
+//! So the last to come has seen the sums of all blocks, and releases them with the entry words at the system's. No block waits for another of its rank.
 //!
-//! Sums of own rows publish nothing: a thread pulls of its own rank what it has written itself, as both divide the tokens alike.
+//! Outputs of own rows are summed with what is pulled, where the token is, and go through no memory. Weighed ones do, while words travel: that publishes nothing, as a
+//! thread pulls of its own rank what it has written itself (both divide the tokens alike).
 //!
 //! **Why places may be written** before anyone was met in this combine: nobody reads what the combine before left there. This rank's operation between the
 //! two, a dispatch or a dispatch again of the slot, was complete when every rank's entry word of it was here, also where its rows left without that; and a rank posts
@@ -23,9 +23,9 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::{CombineRankMajorArgs, NO_ROW};
-use super::combine::{post, pull};
-use crate::combine::Parts;
-use crate::combine::reduce::{ReduceArgs, Selection};
+use super::combine::{Pulled, post, pull};
+use crate::combine::reduce::{self, ReduceArgs, Selection};
+use crate::combine::{Part, Parts};
 use crate::grid_warps;
 use crate::layout::WARPS;
 use crate::words::Kind;
@@ -54,12 +54,13 @@ pub(crate) fn run<const GATED: bool>(a: &CombinePackedArgs) {
     let watch = wait::Watch::begin(op.fault, op.next_epoch());
     let dispatch = a.combine.pull.routing.load_weak(0);
     let mut work = Work::new::<GATED>(a, false);
-    // A loop, and not the same code twice.
-    for own in thread::strided(0, 2, 1) {
+    // Others' rows, and then, if outputs are weighed, which takes too many registers where rows are pulled, the own ones: in a loop, so that the code is there once.
+    for own in thread::strided(0, 1 + u32::from(GATED), 1) {
         if dispatch != 0 {
             work.sum::<GATED>(a);
         }
         if own == 0 {
+            // The first is on its way while the block meets.
             work = Work::new::<GATED>(a, true);
             block::sync();
             if warp::index() == WARPS - 1 {
@@ -67,7 +68,45 @@ pub(crate) fn run<const GATED: bool>(a: &CombinePackedArgs) {
             }
         }
     }
-    pull(&a.combine, &watch, kind, |_| ());
+    if GATED {
+        pull(&a.combine, &watch, kind, |_| (), a.combine.pull);
+    } else {
+        pull(&a.combine, &watch, kind, |_| (), WithOwn { a, first: work.next });
+    }
+}
+
+/// What other ranks made of a token is summed with its outputs here, which go through no memory.
+#[derive(Clone, Copy)]
+struct WithOwn<'a> {
+    a: &'a CombinePackedArgs,
+    /// Of the own row of this warp's first part.
+    first: Selection,
+}
+
+impl WithOwn<'_> {
+    /// A part of which each lane has a row of another rank, an output here, or none.
+    #[inline(always)]
+    fn part(self, part: Part, selection: Selection) -> Part {
+        let own = self.a.combine.pull.op.window().rank().0 as i32;
+        if selection.expert >= 0 { Part { rank: own, row: selection.place, ..part } } else { part }
+    }
+}
+
+impl Pulled for WithOwn<'_> {
+    #[inline(always)]
+    fn sum(self, parts: Parts, first: Part) {
+        let (a, pull) = (self.a, &self.a.combine.pull);
+        let mut part = self.part(first, self.first);
+        while parts.token(part.number) < pull.tokens {
+            let (token, vectors) = (parts.token(part.number), parts.vectors(part.number, pull.hidden));
+            reduce::sum_with(&a.reduce, pull, part, vectors, pull.y.rows(pull.hidden * 2).row(token).cast());
+            // Not before: there are no registers for that.
+            let next = parts.load(pull, part.number + grid_warps::count());
+            let row = parts.token(next.number);
+            let row = if row < pull.tokens { place(a, true, row) } else { NO_ROW };
+            part = self.part(next, Selection::load::<false>(&a.reduce, row));
+        }
+    }
 }
 
 /// Says that this block has summed all that others pull; if it is the last one, posts the entry words. Of one warp, whose block has met. Warp-collective.
