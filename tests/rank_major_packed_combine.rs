@@ -6,8 +6,8 @@ use crate::support;
 use std::time::Duration;
 
 use epoxide::{
-    CombineInput, Comm, ElasticBuffer, Error, ExpertOutputs, IndexType, LocalGroup, Machine, MachineConfig, Mode,
-    Result, WireFormat, bf16,
+    CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, Error, ExpertOutputs,
+    IndexType, Layout, LocalGroup, Machine, MachineConfig, Mode, Overflow, Packing, Result, WireFormat, bf16,
 };
 use epoxide_sim::Mutation;
 use support::by_expert::{check_round, combined, expert_outputs, predicted_outputs};
@@ -15,6 +15,15 @@ use support::exchange::Tensors;
 use support::reference::{Wire, World, same};
 use support::routing::{Case, Choice, Random};
 use support::{Checked, Device, complaints, replay};
+
+/// A combine of outputs in place, `whole` or by halves.
+fn combine(buffer: &mut ElasticBuffer, handle: &Dispatched, y: &mut DeviceTensor<bf16>, whole: bool) -> Result<()> {
+    if whole {
+        return buffer.combine(handle, CombineInput::new(ExpertOutputs::InPlace, y));
+    }
+    let sent = buffer.combine_send(handle, ExpertOutputs::InPlace)?;
+    Ok(buffer.combine_receive(sent, y)?)
+}
 
 /// A round with the experts on the host: what came of it.
 fn sums(
@@ -29,12 +38,7 @@ fn sums(
     let handle = tensors.dispatch(buffer, tokens)?;
     let received = buffer.received(&handle)?;
     buffer.write_expert_outputs(&handle, &expert_outputs(kept, rank, &received))?;
-    if whole {
-        buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y))?;
-    } else {
-        let sent = buffer.combine_send(&handle, ExpertOutputs::InPlace)?;
-        buffer.combine_receive(sent, &mut tensors.y)?;
-    }
+    combine(buffer, &handle, &mut tensors.y, whole)?;
     tensors.sums(tokens, hidden)
 }
 
@@ -72,6 +76,39 @@ fn whole_and_by_halves_are_the_same_bits() {
         });
         checked.unwrap_or_else(|why| panic!("{case:?}, {packed:?}: {why}"));
     }
+}
+
+/// A rank's turn in the sum over ranks is that of its first selection, also where that was dropped and the own rank's is a later one.
+#[test]
+fn a_rank_has_the_turn_of_a_selection_that_was_dropped() {
+    let device = Device::from_env();
+    let tiny = bf16::from_f32(2f32.powi(-25));
+    let packing = Packing::Slab { capacity_per_source: 1 };
+    let checked = device.check(3, Mode::Fast { workers: 0 }, |comm| {
+        let config = Config::new(6, 4, 64, 2).with_num_sms(2).with_layout(Layout::RankMajor { alignment: 1 });
+        let config = config.with_packing(packing).with_overflow(Overflow::Drop).with_halves();
+        let mut buffer = ElasticBuffer::new(&comm, config)?;
+        // Rank 0's second token selects its first expert again, those of two others, and its own second one.
+        let tokens = if comm.rank() == 0 { 2 } else { 0 };
+        let idx: &[i64] = if comm.rank() == 0 { &[0, -1, -1, -1, 0, 2, 4, 1] } else { &[] };
+        let (idx, x) = (comm.tensor(idx)?, comm.tensor(&vec![bf16::ONE; tokens * 64])?);
+        let (weights, mut y) = (comm.tensor(&vec![1f32; tokens * 4])?, comm.empty::<bf16>(2 * 64)?);
+        let mut checked = Ok(());
+        for whole in [true, false] {
+            let handle = buffer.dispatch(&DispatchInput::new(tokens as u32, &x, &idx, &weights))?;
+            let rows = buffer.recv_counts(&handle)?.rows as usize;
+            let of_rank = [tiny, bf16::ONE, -bf16::ONE][comm.rank() as usize];
+            buffer.write_expert_outputs(&handle, &vec![of_rank; rows * 64])?;
+            combine(&mut buffer, &handle, &mut y, whole)?;
+            // Last it would not be lost beside the others' one and minus one.
+            let want = [vec![tiny; 64], vec![bf16::ZERO; 64]].concat();
+            let right = same("combined rows", &y.to_vec()?[..tokens * 64], &want[..tokens * 64], 64);
+            checked = checked.and(right.map_err(|why| format!("whole: {whole}: {why}")));
+        }
+        buffer.close()?;
+        Ok(checked)
+    });
+    checked.unwrap();
 }
 
 /// Rounds that are enqueued one after another, of outputs that are known before.
