@@ -38,6 +38,7 @@ mod plan_model;
 mod quantize;
 mod rank_major;
 mod rank_major_packed;
+mod rank_major_packed_combine;
 mod rank_major_refused;
 mod rank_major_waits;
 mod received;

@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 
 use driver::{Pairs, StandIn};
 use epoxide::{
-    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, LocalGroup, Result,
-    ReturnedWeights, ScaleLayout, WireFormat, bf16,
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, LocalGroup, Packing,
+    Result, ReturnedWeights, ScaleLayout, WireFormat, bf16,
 };
 
 /// Opened once, before anything else asks for the driver. Each test has GPUs of its own: what a rank asks for depends on who else is on its GPU.
@@ -17,8 +17,8 @@ static STAND_IN: LazyLock<StandIn> = LazyLock::new(StandIn::open);
 
 /// Pairs that are counted.
 const PAIRS: u64 = 16;
-/// Marks of the pace among their launches.
-const MARKS: u64 = 2;
+/// Launches to each mark of the pace.
+const PACE: u64 = 16;
 
 /// What this thread has asked since it had asked as much as `before`, by the call's name.
 fn asked_since(before: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
@@ -27,8 +27,8 @@ fn asked_since(before: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
 }
 
 /// What a rank asks for in so many pairs.
-fn of_pairs(comm: &Comm, layout: Layout) -> Result<BTreeMap<String, u64>> {
-    let mut pairs = Pairs::new(comm, layout, WireFormat::Bf16, 8)?;
+fn of_pairs(comm: &Comm, layout: Layout, packing: Packing) -> Result<BTreeMap<String, u64>> {
+    let mut pairs = Pairs::new(comm, layout, packing, WireFormat::Bf16, 8)?;
     // As in a long run: marks lie ahead, and are waited for.
     (0..8 * PAIRS).try_for_each(|_| pairs.pair())?;
     let before = STAND_IN.calls();
@@ -38,22 +38,30 @@ fn of_pairs(comm: &Comm, layout: Layout) -> Result<BTreeMap<String, u64>> {
     Ok(asked)
 }
 
+/// A launch for each operation; one more lays rows by expert behind a dispatch.
 #[test]
 fn a_pair_is_two_launches_and_little_else() {
     LazyLock::force(&STAND_IN);
-    for layout in [Layout::RankMajor { alignment: 1 }, Layout::Compact] {
-        for asked in LocalGroup::on_gpus(&[0, 1]).unwrap().run(|comm| of_pairs(&comm, layout)).unwrap() {
-            println!("{layout:?}: {asked:?}");
+    let fixed = Layout::RankMajor { alignment: 1 };
+    for (layout, packing, launches) in [
+        (fixed, Packing::None, 2 * PAIRS),
+        (Layout::Compact, Packing::None, 2 * PAIRS),
+        (fixed, Packing::ExpertContiguous, 3 * PAIRS),
+    ] {
+        let marks = launches / PACE;
+        let ranks = LocalGroup::on_gpus(&[0, 1]).unwrap().run(|comm| of_pairs(&comm, layout, packing)).unwrap();
+        for asked in ranks {
+            println!("{layout:?}, {packing:?}: {asked:?}");
             let want = [
-                ("cuLaunchKernelEx", 2 * PAIRS),
-                // For each launch, and for each mark.
-                ("cuStreamGetCaptureInfo_v2", 2 * PAIRS + MARKS),
+                ("cuLaunchKernelEx", launches),
+                // For each operation, and for each mark.
+                ("cuStreamGetCaptureInfo_v2", 2 * PAIRS + marks),
                 // With each of those, with each launch, and where a mark is waited for.
-                ("cuCtxSetCurrent", 4 * PAIRS + 2 * MARKS),
-                ("cuEventRecord", MARKS),
-                ("cuEventSynchronize", MARKS),
+                ("cuCtxSetCurrent", 2 * PAIRS + launches + 2 * marks),
+                ("cuEventRecord", marks),
+                ("cuEventSynchronize", marks),
             ];
-            assert_eq!(asked, want.map(|(name, count)| (name.to_owned(), count)).into(), "{layout:?}");
+            assert_eq!(asked, want.map(|(name, count)| (name.to_owned(), count)).into(), "{layout:?}, {packing:?}");
         }
     }
 }

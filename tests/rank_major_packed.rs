@@ -23,7 +23,7 @@ use support::{Checked, Device, replay};
 
 /// How rows are packed.
 #[derive(Clone, Copy, Debug)]
-enum Packed {
+pub enum Packed {
     /// To multiples.
     Contiguous(u32),
     /// In slabs with room for all that can come.
@@ -33,7 +33,7 @@ enum Packed {
 }
 
 impl Packed {
-    fn config(self, case: &Case) -> Config {
+    pub fn config(self, case: &Case) -> Config {
         let alignment = if let Self::Contiguous(alignment) = self { alignment } else { 4 };
         let config = case.config().with_layout(Layout::RankMajor { alignment });
         let slab = |capacity_per_source| Packing::Slab { capacity_per_source };
@@ -44,7 +44,7 @@ impl Packed {
         }
     }
 
-    fn padding(self, case: &Case) -> Padding {
+    pub fn padding(self, case: &Case) -> Padding {
         match self {
             Self::Contiguous(alignment) => Padding::Multiple(alignment),
             Self::Whole => Padding::Slab(case.ranks * case.max_tokens()),
@@ -53,7 +53,7 @@ impl Packed {
     }
 
     /// The world in which nothing was selected that is dropped, and how many selections of each expert that are.
-    fn kept(self, world: &World) -> (World, Vec<u32>) {
+    pub fn kept(self, world: &World) -> (World, Vec<u32>) {
         let (mut kept, mut dropped) = (world.clone(), vec![0; world.experts as usize]);
         let Self::Dropping(capacity) = self else { return (kept, dropped) };
         for input in &mut kept.inputs {

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group};
 use driver::{Pairs, StandIn};
-use epoxide::{Layout, LocalGroup, Result, WireFormat};
+use epoxide::{Layout, LocalGroup, Packing, Result, WireFormat};
 
 /// The time of so many pairs on the rank for which they took longest.
 fn pairs(ranks: u32, layout: Layout, count: u64) -> Result<Duration> {
     let gpus: Vec<u32> = (0..ranks).collect();
     let times = LocalGroup::on_gpus(&gpus)?.run(|comm| {
-        let mut pairs = Pairs::new(&comm, layout, WireFormat::Bf16, 8)?;
+        let mut pairs = Pairs::new(&comm, layout, Packing::None, WireFormat::Bf16, 8)?;
         (0..100).try_for_each(|_| pairs.pair())?;
         comm.barrier()?;
         let begun = Instant::now();

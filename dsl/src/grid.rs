@@ -99,6 +99,16 @@ impl GridCounters {
         Arrived { counters: self, target }
     }
 
+    /// Says that this block has come, whose threads have met behind what they wrote; whether it is the last of the grid, which then has seen what all
+    /// blocks wrote. No block waits for it. Called by one thread; a kernel that calls it has each block [pass](Self::pass) behind it.
+    #[inline(always)]
+    #[track_caller]
+    pub fn is_last_to_come(self) -> bool {
+        // Acquire and release: what this thread does next may publish what other blocks wrote.
+        let before = self.words.fetch_add_acq_rel::<Gpu>(0, 1);
+        before as u32 + 1 == thread::grid_blocks() || arch::is_left_out()
+    }
+
     /// Counts this block out, which has `stopped` or not; says so in the block that came last, in all its threads. Block-collective,
     /// uniform.
     #[inline(always)]

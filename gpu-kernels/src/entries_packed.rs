@@ -1,11 +1,11 @@
 //! The kernels of a rank that lays rows of fixed places by expert, and sums what experts made of them; see [`crate::rank_major::pack`] and
-//! [`crate::combine::reduce`]. The combine behind gate-weighted sums is that of [`crate::entries_rank_major`] by another kind.
+//! [`crate::combine::reduce`], or to combine them at once [`crate::rank_major::packed`].
 use epoxide_dsl::prelude::*;
 
 use crate::combine::reduce::{self, ReduceArgs};
 use crate::layout;
 use crate::rank_major::pack::{self, PackArgs};
-use crate::rank_major::{self, CombineRankMajorArgs};
+use crate::rank_major::packed::{self, CombinePackedArgs};
 
 /// Lays rows by expert.
 #[kernel(threads = 512, blocks_per_sm = 1)]
@@ -22,19 +22,19 @@ pub fn pack_rows_dropping(args: PackArgs) {
 /// Sums the outputs of packed rows.
 #[kernel(threads = 512, blocks_per_sm = 1)]
 pub fn reduce_rows(args: ReduceArgs) {
-    reduce::run::<false>(&args);
+    reduce::run(&args);
 }
 
-/// Sums the outputs of packed rows, weighed.
-#[kernel(threads = 512, blocks_per_sm = 1)]
-pub fn reduce_rows_gated(args: ReduceArgs) {
-    reduce::run::<true>(&args);
-}
-
-/// Sums rows that are sums of weighed outputs.
+/// Sums the outputs of packed rows, and what all ranks made so of a token.
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
-pub fn combine_rank_major_gated(args: CombineRankMajorArgs) {
-    rank_major::combine_gated(&args);
+pub fn combine_rank_major_packed(args: CombinePackedArgs) {
+    packed::run::<false>(&args);
+}
+
+/// Sums the weighed outputs of packed rows, and what all ranks made so of a token.
+#[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
+pub fn combine_rank_major_packed_gated(args: CombinePackedArgs) {
+    packed::run::<true>(&args);
 }
 
 #[cfg(not(target_arch = "nvptx64"))]
@@ -42,6 +42,6 @@ const _: () = assert!(
     pack_rows.threads() == layout::THREADS
         && pack_rows_dropping.threads() == layout::THREADS
         && reduce_rows.threads() == layout::THREADS
-        && reduce_rows_gated.threads() == layout::THREADS
-        && combine_rank_major_gated.threads() == layout::THREADS
+        && combine_rank_major_packed.threads() == layout::THREADS
+        && combine_rank_major_packed_gated.threads() == layout::THREADS
 );

@@ -9,7 +9,6 @@ use epoxide_kernels::entries::{
     combine, combine_by_expert, combine_by_expert_fp8, combine_by_expert_fp8_gated, combine_by_expert_gated,
     combine_by_expert_with, combine_fp8, combine_with, lend,
 };
-use epoxide_kernels::entries_packed::combine_rank_major_gated;
 use epoxide_kernels::entries_rank_major::combine_rank_major;
 use epoxide_kernels::layout::Span;
 use epoxide_kernels::lend::LendArgs;
@@ -271,7 +270,6 @@ impl ElasticBuffer {
         let args = unsafe { self.combine_args(handle, input, slots, outputs) };
         self.take_turn()?;
         self.stand_in(input.kind(), slots)?;
-        self.reduce(slots, input.gate_weighted)?;
         // SAFETY: the caller's promise.
         unsafe { self.launch_combine(input, args, slots)? };
         self.operations += 1;
@@ -336,7 +334,7 @@ impl ElasticBuffer {
         }
     }
 
-    /// Launches the kernel.
+    /// Launches the kernel; of packed rows with options behind the one that sums their outputs.
     ///
     /// # Safety
     ///
@@ -348,6 +346,10 @@ impl ElasticBuffer {
         unsafe {
             let (runtime, blocks, stream, pull) = (&inner.runtime, self.blocks, inner.stream, args);
             let plain = input.is_plain();
+            if shape.is_packed() && (plain || input.gate_weighted) {
+                return self.combine_packed(pull, slots, input.gate_weighted);
+            }
+            self.reduce(slots)?;
             if shape.layout.is_by_expert() {
                 let (sums, options) = (self.by_expert(pull, slots), self.options(input, slots));
                 let with = CombineByExpertWithArgs { sums, options };
@@ -362,9 +364,6 @@ impl ElasticBuffer {
                     };
                     runtime.launch(kernel, blocks, 0, &with, stream)?;
                 }
-            } else if input.gate_weighted {
-                // Of packed rows, whose outputs have been weighed.
-                runtime.launch(&combine_rank_major_gated, blocks, 0, &self.rank_major(pull, slots), stream)?;
             } else if plain && shape.layout.is_rank_major() {
                 runtime.launch(&combine_rank_major, blocks, 0, &self.rank_major(pull, slots), stream)?;
             } else if plain {

@@ -175,7 +175,7 @@ impl ElasticBuffer {
         let slots = self.slots_of_combine(handle);
         self.take_turn()?;
         self.stand_in(Kind::Combine, slots)?;
-        self.reduce(slots, false)?;
+        self.reduce(slots)?;
         let inner = self.comm.inner();
         // SAFETY: the buffer's own memory, laid out for its shape.
         let routing = unsafe { Global::from_raw(self.private_slot(self.layouts.private.routing, handle.slot)) };

@@ -1,10 +1,12 @@
-//! Rows of fixed places that are laid by expert behind each dispatch, and whose outputs are summed in front of each combine.
+//! Rows of fixed places that are laid by expert behind each dispatch, and whose outputs are summed in each combine or in front of it.
 use epoxide_dsl::memory::Global;
+use epoxide_kernels::combine::CombineArgs;
 use epoxide_kernels::combine::reduce::ReduceArgs;
 use epoxide_kernels::entries_packed::{
-    combine_rank_major_gated, pack_rows, pack_rows_dropping, reduce_rows, reduce_rows_gated,
+    combine_rank_major_packed, combine_rank_major_packed_gated, pack_rows, pack_rows_dropping, reduce_rows,
 };
 use epoxide_kernels::rank_major::pack::{PackArgs, Packed};
+use epoxide_kernels::rank_major::packed::CombinePackedArgs;
 use epoxide_kernels::shape::Shape;
 
 use crate::buffer::{Dispatched, ElasticBuffer, Slots};
@@ -24,10 +26,12 @@ pub(crate) fn prepare_packing(runtime: &Runtime, config: &Config, shape: &Shape)
         return Ok(());
     }
     runtime.prepare(if drops(config, shape).is_some() { &pack_rows_dropping } else { &pack_rows }, 0)?;
-    runtime.prepare(&reduce_rows, 0)?;
+    runtime.prepare(&combine_rank_major_packed, 0)?;
     if config.combine_options {
-        runtime.prepare(&reduce_rows_gated, 0)?;
-        runtime.prepare(&combine_rank_major_gated, 0)?;
+        runtime.prepare(&combine_rank_major_packed_gated, 0)?;
+    }
+    if config.combine_options || config.halves {
+        runtime.prepare(&reduce_rows, 0)?;
     }
     Ok(())
 }
@@ -114,20 +118,45 @@ impl ElasticBuffer {
         unsafe { inner.runtime.launch(kernel, self.blocks, 0, &args, inner.stream) }
     }
 
-    /// Sums the outputs of packed rows in front of a combine in these slots, which is about to be enqueued, weighed if they are `gated`. Nothing where rows are not
-    /// packed.
+    /// Sums the outputs of packed rows in front of a combine in these slots that does not by itself, and is about to be enqueued. Nothing where rows are not packed.
     ///
     /// # Errors
     ///
     /// [`Error::Cuda`](crate::Error::Cuda) or [`Error::Simulator`](crate::Error::Simulator) when the device failed.
-    pub(crate) fn reduce(&self, slots: Slots, gated: bool) -> Result<()> {
-        let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
-        if !shape.is_packed() {
+    pub(crate) fn reduce(&self, slots: Slots) -> Result<()> {
+        if !self.layouts.shape.is_packed() {
             return Ok(());
         }
+        let (inner, args) = (self.comm.inner(), self.reduce_args(slots));
+        // SAFETY: the kernel's launch contract: what the dispatch and its packing left in the slot, both before it on the stream; its dispatch has lent the region
+        // that it writes, which peers read behind the combine's entry words.
+        unsafe { inner.runtime.launch(&reduce_rows, self.blocks, 0, &args, inner.stream) }
+    }
+
+    /// Launches a combine of packed rows in these slots that sums their outputs by itself, weighed if they are `gated`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cuda`](crate::Error::Cuda) or [`Error::Simulator`](crate::Error::Simulator) when the device failed.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::combine_raw`], of which `pull` is.
+    pub(crate) unsafe fn combine_packed(&self, pull: CombineArgs, slots: Slots, gated: bool) -> Result<()> {
+        let (inner, max_tokens) = (self.comm.inner(), self.layouts.shape.max_tokens);
+        let (combine, reduce) = (self.rank_major(pull, slots), self.reduce_args(slots));
+        let args = CombinePackedArgs { combine, reduce, max_tokens, reserved: 0 };
+        let kernel = if gated { &combine_rank_major_packed_gated } else { &combine_rank_major_packed };
+        // SAFETY: the kernel's launch contract: as of a combine of rows in fixed places, and as in `reduce`.
+        unsafe { inner.runtime.launch(kernel, self.blocks, 0, &args, inner.stream) }
+    }
+
+    /// What sums the outputs of packed rows.
+    fn reduce_args(&self, slots: Slots) -> ReduceArgs {
+        let (w, p, shape) = (&self.layouts.window, &self.layouts.private, &self.layouts.shape);
         let received = w.received.slot(shape, slots.row, slots.routing);
         // SAFETY: the buffer's own memory, laid out for its shape.
-        let args = unsafe {
+        unsafe {
             ReduceArgs {
                 routing: Global::from_raw(self.private_slot(p.routing, slots.routing)),
                 topk: Global::from_raw(self.window_span(received.topk)),
@@ -141,12 +170,7 @@ impl ElasticBuffer {
                 top_k_stride: shape.top_k_stride(),
                 hidden: shape.hidden,
             }
-        };
-        let inner = self.comm.inner();
-        let kernel = if gated { &reduce_rows_gated } else { &reduce_rows };
-        // SAFETY: the kernel's launch contract: what the dispatch and its packing left in the slot, both before it on the stream; its dispatch has lent the region
-        // that it writes, which peers read behind the combine's entry words.
-        unsafe { inner.runtime.launch(kernel, self.blocks, 0, &args, inner.stream) }
+        }
     }
 
     /// Where the packed rows in a row slot lie: as those of a layout by expert.

@@ -206,7 +206,7 @@ fn rank_major(comm: &Comm, format: WireFormat, brought: bool) -> Result<Checked>
     Ok(checked)
 }
 
-/// Rows in fixed places that are laid by expert, dropped and not; outputs that are weighed and not.
+/// Rows in fixed places that are laid by expert, dropped and not; outputs that are weighed and not, and that are summed before a combine with a bias.
 fn rank_major_packed(comm: &Comm) -> Result<Checked> {
     const HIDDEN: u32 = 2896;
     let case =
@@ -228,6 +228,9 @@ fn rank_major_packed(comm: &Comm) -> Result<Checked> {
             checked = checked.and(if dropped { Ok(()) } else { Err("nothing was dropped".to_owned()) });
             let input = CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y).gate_weighted();
             buffer.combine(&handle, input)?;
+            let handle = tensors.dispatch(&mut buffer, 9)?;
+            let bias = comm.tensor(&[bf16::ONE; 9 * HIDDEN as usize])?;
+            buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y).with_bias(&bias))?;
             buffer.synchronize()?;
         } else {
             let y = &mut tensors.y;

@@ -68,7 +68,7 @@ impl Parts {
 
     /// Loads what each lane knows of a part.
     #[inline(always)]
-    pub(super) fn load(self, a: &CombineArgs, number: u32) -> Part {
+    pub(crate) fn load(self, a: &CombineArgs, number: u32) -> Part {
         let (token, lane) = (self.token(number), warp::lane());
         let mut part = Part { number, rank: -1, row: 0 };
         if token < a.tokens && lane < a.top_k {

@@ -9,10 +9,11 @@
 //! of which all were, the row is +0.
 use epoxide_dsl::prelude::*;
 
+use super::args::CombineArgs;
 use super::options::Weighed;
-use super::parts::Parts;
-use super::sum;
-use super::sum_with;
+use super::parts::{Part, Parts};
+use super::sum_own::{self, Rows};
+use super::{source, sum, sum_with};
 use crate::grid_warps;
 use crate::rank_major::NO_ROW;
 
@@ -45,15 +46,15 @@ pub struct ReduceArgs {
     pub hidden: u32,
 }
 
-/// Sums all rows, a warp for each or for a part of one; `GATED` weighs them.
+/// Sums all rows, a warp for each or for a part of one.
 #[inline(always)]
-pub(crate) fn run<const GATED: bool>(a: &ReduceArgs) {
+pub(crate) fn run(a: &ReduceArgs) {
     // It waits for nobody, so its blocks are all there soon.
     grid::let_the_next_one_begin();
     let parts = Parts::new(a.hidden, a.rows);
     let mut number = grid_warps::index();
     let routing = a.routing.load_weak(0);
-    let mut next = Selection::load::<GATED>(a, parts.token(number));
+    let mut next = Selection::load::<false>(a, parts.token(number));
     if routing == 0 {
         return;
     }
@@ -61,34 +62,37 @@ pub(crate) fn run<const GATED: bool>(a: &ReduceArgs) {
         let (of_part, row, selection) = (number, parts.token(number), next);
         number += grid_warps::count();
         // The next one's selections are on their way while this one is summed.
-        next = Selection::load::<GATED>(a, parts.token(number));
-        if warp::ballot(warp::ALL, selection.is_here) != 0 {
-            selection.sum::<GATED>(a, row, parts.vectors(of_part, a.hidden));
-        }
+        next = Selection::load::<false>(a, parts.token(number));
+        selection.sum::<false>(a, row, parts.vectors(of_part, a.hidden));
     }
 }
 
 /// What a lane knows of one selection of a row.
 #[derive(Clone, Copy)]
-struct Selection {
-    /// Whether it is of an expert of this rank.
-    is_here: bool,
-    /// The packed row.
-    place: u32,
-    weight: f32,
+pub(crate) struct Selection {
+    /// The expert of this rank, or -1.
+    pub expert: i32,
+    /// The packed row, or [`NO_ROW`].
+    pub place: u32,
+    /// Its gate weight, where that was asked for.
+    pub weight: f32,
 }
 
 impl Selection {
+    /// Of no row.
+    pub(crate) const NONE: Self = Self { expert: -1, place: NO_ROW, weight: 0.0 };
+
+    /// This lane's selection of the row in a place; none of a place beyond all.
     #[inline(always)]
-    fn load<const GATED: bool>(a: &ReduceArgs, row: u32) -> Self {
+    pub(crate) fn load<const GATED: bool>(a: &ReduceArgs, row: u32) -> Self {
         let lane = warp::lane();
-        let mut selection = Self { is_here: false, place: NO_ROW, weight: 0.0 };
+        let mut selection = Self::NONE;
         if row < a.rows && lane < a.top_k {
-            let expert = a.topk.rows(a.top_k_stride).row(row).load_weak(lane);
+            selection.expert = a.topk.rows(a.top_k_stride).row(row).load_weak(lane);
             // Of another's it is whatever was there, as its weight is.
             let place = a.places.rows(a.top_k_stride).row(row).load_weak(lane);
-            if expert >= 0 {
-                (selection.is_here, selection.place) = (true, place);
+            if selection.expert >= 0 {
+                selection.place = place;
             }
             if GATED {
                 selection.weight = a.weights.rows(a.top_k_stride).row(row).load_weak(lane);
@@ -97,9 +101,12 @@ impl Selection {
         selection
     }
 
-    /// Sums these vectors of a row's outputs to its place. Warp-collective.
+    /// Sums these vectors of the outputs of the row in a place, if it came, to there. Warp-collective.
     #[inline(always)]
-    fn sum<const GATED: bool>(self, a: &ReduceArgs, row: u32, vectors: [u32; 2]) {
+    pub(crate) fn sum<const GATED: bool>(self, a: &ReduceArgs, row: u32, vectors: [u32; 2]) {
+        if warp::ballot(warp::ALL, self.expert >= 0) == 0 {
+            return;
+        }
         let (bytes, is_one) = (a.hidden * 2, self.place != NO_ROW);
         let mut address = 0;
         if is_one {
@@ -107,9 +114,34 @@ impl Selection {
         }
         let (lanes, to) = (warp::ballot(warp::ALL, is_one), a.expert_out.rows(bytes).row(row).cast());
         if GATED {
-            sum_with::sum_rows(vectors, Weighed { to, weight: self.weight }, lanes, address);
+            sum_with::sum_some_rows(vectors, Weighed { to, weight: self.weight }, lanes, address);
         } else {
             sum::sum_rows(vectors, to, lanes, address);
         }
     }
+}
+
+/// Sums these vectors of a token, of which each lane has a row of another rank, or of this one an output or one that was dropped. The outputs here are summed and
+/// rounded first, and are added where the first of them has its turn, dropped or not. Warp-collective.
+#[inline(always)]
+pub(crate) fn sum_with(a: &ReduceArgs, pull: &CombineArgs, part: Part, vectors: [u32; 2], y: Global<U32x4>) {
+    let is_own = part.rank == pull.op.window().rank().0 as i32;
+    let mut address = 0;
+    if is_own && part.row != NO_ROW {
+        address = a.outputs.rows(a.hidden * 2).row(part.row).address();
+    } else if !is_own {
+        address = source(pull, part);
+    }
+    let others = warp::ballot(warp::ALL, address != 0 && !is_own);
+    let (selected, mut own) = (warp::ballot(warp::ALL, is_own), warp::ballot(warp::ALL, address != 0 && is_own));
+    // The first that was kept stands where the first selection does.
+    let from = own.trailing_zeros() & (warp::LANES - 1);
+    let moved = [address as u32, (address >> 32) as u32].map(|half| warp::shuffle(warp::ALL, half, from));
+    if own != 0 {
+        own = own & (own - 1) | selected & selected.wrapping_neg();
+        if warp::lane() == selected.trailing_zeros() {
+            address = u64::from(moved[1]) << 32 | u64::from(moved[0]);
+        }
+    }
+    sum_own::sum_rows(vectors, y, Rows { own, others }, address);
 }

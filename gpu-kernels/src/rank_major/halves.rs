@@ -94,5 +94,5 @@ pub(crate) fn combine_send(a: &CombineSendArgs) {
 /// The receive half of a combine.
 #[inline(always)]
 pub(crate) fn combine_receive(a: &super::CombineRankMajorArgs) {
-    combine::run::<false, false>(a);
+    combine::run::<false>(a);
 }

@@ -39,6 +39,7 @@ mod args;
 mod combine;
 pub mod halves;
 pub mod pack;
+pub mod packed;
 mod receive;
 mod send;
 
@@ -53,13 +54,7 @@ use crate::words::Kind;
 /// Sums the rows.
 #[inline(always)]
 pub(crate) fn combine(a: &CombineRankMajorArgs) {
-    combine::run::<true, false>(a);
-}
-
-/// Sums rows that are sums of weighed outputs, which all ranks do or none.
-#[inline(always)]
-pub(crate) fn combine_gated(a: &CombineRankMajorArgs) {
-    combine::run::<true, true>(a);
+    combine::run::<true>(a);
 }
 
 /// Moves the rows.

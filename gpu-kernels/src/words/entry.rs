@@ -68,7 +68,7 @@ impl EntryWords {
     pub fn post_unless(&self, window: Window, peer: Peer, epoch: u64, kind: Kind, unless: impl FnOnce() -> bool) {
         let payload = Entry { kind: kind as u32, config: self.config }.to_payload();
         let word = Stamped::new(payload, epoch).to_word();
-        // What the word covers was over before the launch. The fence and the look take their time together.
+        // What the word covers is over already. The fence and the look take their time together.
         let (to, stays) = (window.of(peer, self.words), unless());
         fence::release::<System>();
         if !stays {

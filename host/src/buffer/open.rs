@@ -179,10 +179,10 @@ fn allocate(
     }
     if layouts.shape.layout.is_by_expert() {
         runtime.prepare(&combine_by_expert, 0)?;
-    } else if layouts.shape.layout.is_rank_major() {
-        runtime.prepare(&combine_rank_major, 0)?;
-    } else {
+    } else if !layouts.shape.layout.is_rank_major() {
         runtime.prepare(&combine, 0)?;
+    } else if !layouts.shape.is_packed() {
+        runtime.prepare(&combine_rank_major, 0)?;
     }
     if config.combine_options {
         if layouts.shape.layout.is_by_expert() {

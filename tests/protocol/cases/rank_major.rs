@@ -2,7 +2,7 @@
 use super::super::check::{breaks, holds};
 use super::super::laws::{ENDS, NOT_OVERWRITTEN, OWN};
 use super::super::machine::Memory;
-use super::super::rank_major::{Free, Parts, Variant, ops};
+use super::super::rank_major::{Free, Outputs, Parts, Variant, ops};
 use super::super::step::Order::{Relaxed, Release};
 use super::super::stream::Routes;
 use super::super::world::{Says, Setup};
@@ -97,6 +97,29 @@ fn parts_of_landings_sum_to_the_whole() {
         } else {
             breaks(&format!("grids {grids:?}: one of each block"), each.programs(), ENDS);
         }
+    }
+}
+
+/// Where packed rows are summed in the combine: whoever writes a peer's sums has met nobody in it, and who posts the entry words has seen all blocks.
+#[test]
+fn sums_that_blocks_write_hold_behind_all_of_them() {
+    for (ranks, grids, text) in [
+        (2, &[1][..], MIXED),
+        (3, &[1], MIXED),
+        (2, &[2], "D C D D C D"),
+        (2, &[2], "E K L D C"),
+        (2, &[2], "D C A C D"),
+        (2, &[1, 2], "D C D C"),
+    ] {
+        let base = Variant { grids, outputs: Outputs::ByBlocks, ..Variant::new(ranks, text) };
+        let name = format!("{ranks} ranks, {text}: grids {grids:?}, sums in combines");
+        holds(&name, base.programs());
+        if grids != [1] {
+            let unmet = Variant { outputs: Outputs::ByBlocksUnmet, ..base.clone() };
+            breaks(&format!("{name}, posted behind one block's"), unmet.programs(), OWN);
+        }
+        let setup = Setup { without: &["entry, in combine"], ..Setup::WINDOW };
+        breaks(&format!("{name}, no entry words"), Variant { setup, ..base }.programs(), OWN);
     }
 }
 

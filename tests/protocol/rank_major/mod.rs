@@ -61,6 +61,17 @@ pub enum Parts {
     OneEach,
 }
 
+/// Who writes what a combine pulls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// What comes before the combine.
+    Before,
+    /// Its blocks, as where packed rows are summed: entry words come behind all of them.
+    ByBlocks,
+    /// Its blocks, but entry words come behind those of one.
+    ByBlocksUnmet,
+}
+
 /// The operations, or a variant of them.
 #[derive(Clone, Debug)]
 pub struct Variant {
@@ -75,6 +86,7 @@ pub struct Variant {
     pub idle: bool,
     /// To whom tokens go.
     pub routes: Routes,
+    pub outputs: Outputs,
     pub free: Free,
     /// Whether a combine that keeps rows says that the slot is free.
     pub keeping_frees: bool,
@@ -107,6 +119,7 @@ impl Variant {
             tokens: 1,
             idle: false,
             routes: Routes::All,
+            outputs: Outputs::Before,
             free: Free::Epoch,
             keeping_frees: false,
             tells_early: false,

@@ -1,7 +1,7 @@
 //! One rank's stream in the making.
 use super::super::step::{Await, DeviceId, LabelId, Order, PieceId, Step};
 use super::super::world::{Piece, Says, Word, World};
-use super::{Free, Op, Parts, Variant};
+use super::{Free, Op, Outputs, Parts, Variant};
 
 /// Pieces of memory: received rows, expert outputs, indices of bad selections, and a rank's own numbers, which all blocks of an operation read.
 const ROWS: &str = "received rows";
@@ -122,6 +122,11 @@ impl<'a> Stream<'a> {
 
     /// Begins an operation: its blocks read the numbers, and one of them posts the entry words.
     fn begin(&mut self, kind: Kind, posts: u8) {
+        self.reads_numbers(posts);
+        self.posts(kind, posts);
+    }
+
+    fn reads_numbers(&mut self, posts: u8) {
         self.epoch += 1;
         self.entered = self.world.here(self.agent(posts));
         for block in 0..self.grid {
@@ -130,6 +135,9 @@ impl<'a> Stream<'a> {
             // Behind a fault nothing is published.
             self.world.look(self.agent(block));
         }
+    }
+
+    fn posts(&mut self, kind: Kind, posts: u8) {
         let order = self.v.entry_order[usize::from(kind == Kind::Combine)];
         let words: Vec<Word> = self.all().map(|peer| self.entry_word(peer, self.rank)).collect();
         self.world.post(self.agent(posts), &words, kind as u8, self.epoch, order, None);
@@ -297,9 +305,23 @@ impl<'a> Stream<'a> {
     /// The experts read the rows that have come, and write their outputs.
     fn experts(&mut self, is_combined: bool) {
         self.read_rows(0);
+        if self.v.outputs == Outputs::Before {
+            let pieces = self.here(OUTPUTS);
+            let readers = is_combined.into();
+            self.world.push(self.agent(0), Step::Write { pieces, op: self.rows, readers });
+        }
+    }
+
+    /// Blocks write what they have made of the outputs, and all have come before block 0 posts.
+    fn write_sums(&mut self) {
         let pieces = self.here(OUTPUTS);
-        let readers = is_combined.into();
-        self.world.push(self.agent(0), Step::Write { pieces, op: self.rows, readers });
+        for block in 0..self.grid {
+            let pieces = pieces.iter().copied().skip(block.into()).step_by(self.grid.into()).collect();
+            self.world.push(self.agent(block), Step::Write { pieces, op: self.rows, readers: 1 });
+        }
+        if self.v.outputs == Outputs::ByBlocks {
+            self.all_have_come_here();
+        }
     }
 
     fn read_rows(&mut self, block: u8) {
@@ -311,7 +333,11 @@ impl<'a> Stream<'a> {
 
     /// The last block reads. The one that passes last, here block 0, does not wait for that.
     fn combine(&mut self, frees: bool, next: u8) {
-        self.begin(Kind::Combine, 0);
+        self.reads_numbers(0);
+        if self.v.outputs != Outputs::Before {
+            self.write_sums();
+        }
+        self.posts(Kind::Combine, 0);
         for block in 0..self.grid {
             self.meets("entry, in combine", block, Kind::Combine, None);
         }

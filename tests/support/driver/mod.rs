@@ -5,8 +5,8 @@ use std::ffi::{CStr, c_char};
 use std::process::Command;
 
 use epoxide::{
-    CombineInput, Comm, Config, DeviceTensor, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, Result, WireFormat,
-    bf16,
+    CombineInput, Comm, Config, DeviceTensor, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, Packing, Result,
+    WireFormat, bf16,
 };
 use libloading::Library;
 
@@ -66,8 +66,9 @@ pub struct Pairs {
 
 impl Pairs {
     /// Of a model of the usual size, on buffers of one row slot.
-    pub fn new(comm: &Comm, layout: Layout, format: WireFormat, tokens: u32) -> Result<Self> {
+    pub fn new(comm: &Comm, layout: Layout, packing: Packing, format: WireFormat, tokens: u32) -> Result<Self> {
         let config = Config::new(256, 8, 7168, tokens).with_num_sms(8).with_layout(layout).with_format(format);
+        let config = config.with_packing(packing);
         let elements = u64::from(tokens) * 7168;
         Ok(Self {
             buffer: ElasticBuffer::new(comm, config)?,
