@@ -122,7 +122,7 @@ fn largest_of_groups<const N: usize>(vectors: &[U32x4; N]) -> f32 {
     });
     // Of eight vectors two are left, of four one.
     let of_one = halve::<2>(largest[0], largest[N / 8]);
-    let of_one = Bf16::max_magnitudes(of_one, warp::shuffle_xor(warp::ALL, of_one, 1));
+    let of_one = Bf16::larger_magnitudes(of_one, warp::shuffle_xor(warp::ALL, of_one, 1));
     largest_magnitude(of_one)
 }
 
@@ -137,16 +137,14 @@ fn largest_of_mx_groups(vectors: &[U32x4; 4]) -> f32 {
 /// The largest magnitudes of a vector's even and odd elements.
 #[inline(always)]
 fn largest_pair(v: U32x4) -> u32 {
-    let low = Bf16::max_magnitudes(Bf16::magnitudes(v[0]), Bf16::magnitudes(v[1]));
-    let high = Bf16::max_magnitudes(Bf16::magnitudes(v[2]), Bf16::magnitudes(v[3]));
-    Bf16::max_magnitudes(low, high)
+    Bf16::larger_magnitudes(Bf16::larger_magnitudes(v[0], v[1]), Bf16::larger_magnitudes(v[2], v[3]))
 }
 
 /// The larger of a pair of magnitudes, at least [`AMAX_MIN`].
 #[inline(always)]
 fn largest_magnitude(pair: u32) -> f32 {
-    let pair = Bf16::max_magnitudes(pair, pair >> 16);
-    let amax = f32::from_bits(pair << 16);
+    let pair = Bf16::larger_magnitudes(pair, pair >> 16);
+    let amax = f32::from_bits(pair << 16).abs();
     // A NaN stays.
     if amax < AMAX_MIN { AMAX_MIN } else { amax }
 }
@@ -157,7 +155,7 @@ fn largest_magnitude(pair: u32) -> f32 {
 fn halve<const FLIP: u32>(a: u32, b: u32) -> u32 {
     let upper = warp::lane() & FLIP != 0;
     let (keep, give) = if upper { (b, a) } else { (a, b) };
-    Bf16::max_magnitudes(keep, warp::shuffle_xor(warp::ALL, give, FLIP))
+    Bf16::larger_magnitudes(keep, warp::shuffle_xor(warp::ALL, give, FLIP))
 }
 
 /// Eight numbers as codes: one byte each, the first in the lowest of the first word.

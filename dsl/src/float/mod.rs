@@ -33,18 +33,11 @@ impl Bf16 {
         [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)]
     }
 
-    /// Clears the signs of two numbers in a word.
+    /// The number with the larger magnitude of each two, with any sign: of the lower halves of the words, and of the upper ones
+    /// (`max.NaN.xorsign.abs.bf16x2`). A NaN is larger than every number.
     #[inline(always)]
-    pub fn magnitudes(pair: u32) -> u32 {
-        pair & 0x7fff_7fff
-    }
-
-    /// The larger of each two magnitudes: the lower halves of the words, and the upper ones (`max.u16x2`).
-    ///
-    /// Magnitudes order like their bits, so no NaN rule applies: a NaN is larger than every number.
-    #[inline(always)]
-    pub fn max_magnitudes(a: u32, b: u32) -> u32 {
-        crate::arch::max_u16x2(a, b)
+    pub fn larger_magnitudes(a: u32, b: u32) -> u32 {
+        crate::arch::larger_magnitudes_bf16x2(a, b)
     }
 }
 
@@ -90,9 +83,9 @@ mod tests {
     #[test]
     fn magnitudes_are_compared_in_each_half() {
         let (small, large, nan) = (0xbf80_u32, 0xc000_u32, 0xffc0_u32);
-        let pair = |low: u32, high: u32| Bf16::magnitudes(high << 16 | low);
-        assert_eq!(pair(small, large), 0x4000_3f80);
-        assert_eq!(Bf16::max_magnitudes(pair(small, large), pair(large, small)), 0x4000_4000);
-        assert_eq!(Bf16::max_magnitudes(pair(nan, 0), pair(large, large)), 0x4000_7fc0);
+        let pair = |low: u32, high: u32| high << 16 | low;
+        let of_either_sign = |a, b| Bf16::larger_magnitudes(a, b) & 0x7fff_7fff;
+        assert_eq!(of_either_sign(pair(small, large), pair(large, small)), 0x4000_4000);
+        assert_eq!(of_either_sign(pair(nan, 0), pair(large, large)), 0x4000_7fc0);
     }
 }

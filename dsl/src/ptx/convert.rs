@@ -60,11 +60,11 @@ pub fn e4m3x4_to_f32(four: u32) -> [f32; 4] {
 }
 
 #[inline(always)]
-pub fn max_u16x2(a: u32, b: u32) -> u32 {
+pub fn larger_magnitudes_bf16x2(a: u32, b: u32) -> u32 {
     let larger: u32;
     // SAFETY: pure arithmetic on registers.
     unsafe {
-        asm!("max.u16x2 {0}, {1}, {2};", out(reg32) larger, in(reg32) a, in(reg32) b,
+        asm!("max.NaN.xorsign.abs.bf16x2 {0}, {1}, {2};", out(reg32) larger, in(reg32) a, in(reg32) b,
             options(pure, nomem, nostack, preserves_flags));
     }
     larger

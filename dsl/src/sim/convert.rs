@@ -10,9 +10,11 @@ pub fn e4m3x4_from_f32(x: [f32; 4]) -> u32 {
 pub fn e4m3x4_to_f32(four: u32) -> [f32; 4] {
     four.to_le_bytes().map(widen::e4m3)
 }
-pub fn max_u16x2(a: u32, b: u32) -> u32 {
-    let high = (a >> 16).max(b >> 16);
-    high << 16 | (a & 0xffff).max(b & 0xffff)
+pub fn larger_magnitudes_bf16x2(a: u32, b: u32) -> u32 {
+    let larger = |shift: u32| (a >> shift & 0x7fff).max(b >> shift & 0x7fff);
+    // The sign that the instruction gives.
+    let signs = (a ^ b) & 0x8000_8000;
+    larger(16) << 16 | larger(0) | signs
 }
 pub fn bf16x2_from_f32(low: f32, high: f32) -> u32 {
     u32::from(software::bf16(high)) << 16 | u32::from(software::bf16(low))

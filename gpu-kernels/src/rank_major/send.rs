@@ -140,11 +140,11 @@ impl Routed {
         let Selected { index, weight } = selected;
         let earlier = (1 << lane) - 1;
         let selects = index >= 0 && index < i64::from(a.placement.experts);
-        // Lanes that select nothing are like no other.
-        let expert = if selects { index as u32 } else { u32::MAX - lane };
-        let owner = if selects { a.placement.owner(expert) } else { u32::MAX - lane };
+        // Lanes that select nothing are alike: each different value in the warp takes its time.
+        let expert = if selects { index as u32 } else { u32::MAX };
+        let owner = if selects { a.placement.owner(expert) } else { u32::MAX };
         let (same_expert, same_rank) = (warp::match_any(warp::ALL, expert), warp::match_any(warp::ALL, owner));
-        let (repeated, is_first) = (same_expert & earlier != 0, same_rank & earlier == 0);
+        let (repeated, is_first) = (selects && same_expert & earlier != 0, same_rank & earlier == 0);
         let mut selection = Selection::NONE;
         if selects {
             selection = Selection::of_expert(expert - a.placement.first(owner));
