@@ -37,6 +37,7 @@ mod plan_model;
 mod quantize;
 mod rank_major;
 mod rank_major_packed;
+mod rank_major_packing;
 mod rank_major_waits;
 mod received;
 mod recv_arrays;

@@ -30,6 +30,8 @@
 //! The numbers advance when the receiving block is done. It has waited for its own rank's landings too, so all blocks have read them before. (Behind a fault a late block may read the next ones; it finds the abort word, and the fault filed.) Expert outputs may be
 //! written again when a dispatch is complete: the receiving block has met every rank's entry word, which comes behind that rank's combine before.
 //!
+//! A dispatch that lays its rows by expert is another: [`packing`].
+//!
 //! # Protocol of a combine
 //!
 //! As [`crate::combine`], without its `done` words: who wants to write expert outputs again waits for the next dispatch. Each block passes when it
@@ -39,6 +41,7 @@ mod args;
 mod combine;
 pub mod halves;
 pub mod pack;
+pub mod packing;
 mod receive;
 mod send;
 
@@ -87,6 +90,12 @@ pub(crate) fn dispatch<R: Row>(a: &DispatchRankMajorArgs) {
     if receives {
         receive::advance(a, &watch, number, complete);
     }
+}
+
+/// Moves the rows, and lays them by expert.
+#[inline(always)]
+pub(crate) fn dispatch_packed<R: Row>(a: &packing::DispatchPackedArgs) {
+    packing::run::<R>(a);
 }
 
 /// Posts the entry words, behind no fault of before. By the last threads, which poll nothing while their words leave.

@@ -8,35 +8,39 @@ use crate::layout::{DispatchShared, THREADS, WARPS};
 use crate::placement::quotient;
 use crate::words::{BadSelection, Kind, Selection, Source};
 
-/// Where the receiving block keeps what it finds: where the stages were.
+/// Where a block that receives keeps what it finds: where the stages were.
 #[derive(Clone, Copy)]
-struct Found {
+pub(super) struct Found {
     /// `[ranks]`: tokens of each rank.
     tokens: Shared<u32>,
     /// `[ranks + 1]`: how many selections the ranks before it have.
-    begins: Shared<u32>,
+    pub begins: Shared<u32>,
     /// `[2]`: the first rank with a bad selection, and its first one; all ones where there is none.
     bad: Shared<u32>,
     /// `[1]`: 1 when some rank is in another operation.
     apart: Shared<u32>,
     /// `[WARPS]`: what each warp has counted.
-    of_warps: Shared<u32>,
-    /// `[experts + 1]`: where each one's part of the index begins, and the end.
-    firsts: Shared<u32>,
+    pub of_warps: Shared<u32>,
+    /// `[experts + 1]`: where each one's part of the index begins, and the end; then its packed rows.
+    pub firsts: Shared<u32>,
     /// `[experts + 1]` of `[ranks][words]`, and what makes their number odd: a bit for each token that selects the expert; behind them, one for each that
     /// selects any.
     bits: Shared<u32>,
+    /// `[experts][ranks + 1]`, only where rows are packed: how many packed rows an expert has of the ranks before each, and of all.
+    starts: Shared<u32>,
     /// This rank's experts.
-    experts: u32,
+    pub experts: u32,
     /// Words of the bits of a rank's tokens.
     words: u32,
     /// Words from an expert's bits to the next one's.
     of_expert: u32,
+    /// The ranks.
+    ranks: u32,
 }
 
 impl Found {
     #[inline(always)]
-    fn new(a: &DispatchRankMajorArgs) -> Self {
+    pub fn new(a: &DispatchRankMajorArgs) -> Self {
         let (window, words) = (a.op.window(), DispatchShared::index_words(a.max_tokens));
         let (ranks, experts) = (window.peers, a.placement.count(window.me.0));
         let tokens = Shared::<u32>::dynamic(a.shared.stages);
@@ -47,13 +51,32 @@ impl Found {
         let firsts = of_warps.at(WARPS);
         let bits = firsts.at(experts + 1);
         let of_expert = DispatchShared::index_stride(ranks, words);
-        Self { tokens, begins, bad, apart, of_warps, firsts, bits, experts, words, of_expert }
+        let starts = bits.at((experts + 1) * of_expert);
+        Self { tokens, begins, bad, apart, of_warps, firsts, bits, starts, experts, words, of_expert, ranks }
     }
 
     /// Words of an expert's bits in which a rank's tokens are: a batch may have far fewer tokens than the buffer takes.
     #[inline(always)]
     fn words_of(self, source: u32) -> u32 {
         self.tokens.load_weak(source).div_ceil(32)
+    }
+
+    /// Of an expert `[ranks + 1]`: how many packed rows it has of the ranks before each, and of all.
+    #[inline(always)]
+    pub fn starts_of(self, expert: u32) -> Shared<u32> {
+        self.starts.at(expert * (self.ranks + 1))
+    }
+
+    /// How many of a rank's tokens before this one select an expert.
+    #[inline(always)]
+    pub fn ones_before(self, expert: u32, source: u32, token: u32) -> u32 {
+        let first = expert * self.of_expert + source * self.words;
+        let mut ones = 0;
+        for word in thread::strided(first, first + token / 32, 1) {
+            ones += self.bits.load_weak(word).count_ones();
+        }
+        let earlier = (1 << (token % 32)) - 1;
+        ones + (self.bits.load_weak(first + token / 32) & earlier).count_ones()
     }
 }
 
@@ -72,7 +95,7 @@ pub(super) fn receive(
     let found = Found::new(a);
     let mut ended = entered;
     if ended.is_ok() {
-        ended = complete(a, watch, number, found);
+        ended = complete::<true, _>(a, watch, number, found, true, || ());
     }
     if ended.is_err() {
         write_no_counts(a);
@@ -85,15 +108,34 @@ pub(super) fn receive(
 #[inline(always)]
 pub(super) fn advance(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, complete: bool) {
     if thread::index() == 0 {
-        a.routing.store_weak(0, if complete { number } else { 0 });
-        a.dispatches.store_weak(0, number);
-        a.op.epoch.store_weak(0, watch.epoch());
+        advance_by_thread(a, watch, number, complete);
     }
 }
 
-/// Waits for what the ranks select, indexes it while rows travel, and waits for the ranks and for their rows: nothing is left to do behind them.
+/// [`advance`], by one thread of the grid.
 #[inline(always)]
-fn complete(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, found: Found) -> Result<(), fault::Stopped> {
+pub(super) fn advance_by_thread(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, complete: bool) {
+    a.routing.store_weak(0, if complete { number } else { 0 });
+    a.dispatches.store_weak(0, number);
+    a.op.epoch.store_weak(0, watch.epoch());
+}
+
+/// Waits for what the ranks select, indexes it while rows travel, and waits for the ranks and for their rows. The block that `receives` does all of that; another one
+/// writes nothing, and meets the ranks only to find which of them is in another operation. `meanwhile` is done, and what it returns, when selections are known
+/// and rows travel. Of an instance that takes selections not `ONE_BY_ONE` those that are here already are loaded together.
+///
+/// # Errors
+///
+/// That the block stops.
+#[inline(always)]
+pub(super) fn complete<const ONE_BY_ONE: bool, T>(
+    a: &DispatchRankMajorArgs,
+    watch: &wait::Watch,
+    number: u64,
+    found: Found,
+    receives: bool,
+    meanwhile: impl FnOnce() -> T,
+) -> Result<T, fault::Stopped> {
     let (window, entry) = (a.op.window(), a.op.entry);
     clear(found);
     let tokens = |source, tokens| found.tokens.store_weak(source, tokens);
@@ -105,23 +147,34 @@ fn complete(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, found: 
     block::sync();
     let _told = a.selections.wait_tokens(window, watch, number, tokens, never)?;
     begin_sources(a, found);
-    mark_absent(a, found);
+    if receives {
+        mark_absent(a, found);
+    }
     let which = |i| {
         let source = source_of(window.peers, found, i);
         let within = i - found.begins.load_weak(source);
         let token = quotient(within, a.top_k);
         (source, token, within - token * a.top_k)
     };
-    let selections = found.begins.load_weak(window.peers);
-    let _selected =
-        a.selections.wait(window, watch, number, selections, which, |at, selection| note(a, found, at, selection))?;
+    let mut selections = found.begins.load_weak(window.peers);
+    let come = |at, selection| note(a, found, receives, at, selection);
+    if !ONE_BY_ONE && a.selections.take_those_here(window, number, selections, which, come) {
+        // This thread has none to wait for.
+        selections = 0;
+    }
+    let _selected = a.selections.wait(window, watch, number, selections, which, come)?;
     block::sync();
-    count_rows(a, found);
-    index(a, found);
-    let _met = entry.meet(window, watch, Kind::Dispatch)?;
+    if receives {
+        count_rows(a, found);
+        index(a, found);
+    }
+    if receives || found.apart.load_weak(0) != 0 {
+        let _met = entry.meet(window, watch, Kind::Dispatch)?;
+    }
     stop_if_bad(a, found)?;
+    let done = meanwhile();
     let _here = a.landings.wait(window, watch, number)?;
-    Ok(())
+    Ok(done)
 }
 
 /// Clears what is found.
@@ -163,7 +216,7 @@ fn begin_sources(a: &DispatchRankMajorArgs, found: Found) {
 
 /// The rank of which selection `i` of all is.
 #[inline(always)]
-fn source_of(ranks: u32, found: Found, i: u32) -> u32 {
+pub(super) fn source_of(ranks: u32, found: Found, i: u32) -> u32 {
     let (mut low, mut high) = (0, ranks);
     // The last that begins at `i` or before, of ranks that may have none.
     while low + 1 < high {
@@ -190,22 +243,30 @@ fn mark_absent(a: &DispatchRankMajorArgs, found: Found) {
     }
 }
 
-/// Notes what a selection is, in the rows and for the index. Per thread.
+/// Notes what a selection is: for the index, and if the block `receives` in the rows. Per thread.
 #[inline(always)]
-fn note(a: &DispatchRankMajorArgs, found: Found, (source, token, position): (u32, u32, u32), selection: Selection) {
+fn note(
+    a: &DispatchRankMajorArgs,
+    found: Found,
+    receives: bool,
+    (source, token, position): (u32, u32, u32),
+    selection: Selection,
+) {
     if selection.is_bad() {
         found.bad.fetch_min_relaxed(0, source);
         return;
     }
-    let window = a.op.window();
-    let row = a.row(source, token);
-    let topk = window.own(a.recv.topk).rows(a.top_k_stride).row(row);
-    topk.store_weak(position, selection.local());
-    if position == 0 {
-        let word = Source { rank: window.rank_of(Peer(source)), token }.to_word();
-        window.own(a.recv.source).store_weak(row, word);
-        for pad in thread::strided(a.top_k, a.top_k_stride, 1) {
-            topk.store_weak(pad, -1);
+    if receives {
+        let window = a.op.window();
+        let row = a.row(source, token);
+        let topk = window.own(a.recv.topk).rows(a.top_k_stride).row(row);
+        topk.store_weak(position, selection.local());
+        if position == 0 {
+            let word = Source { rank: window.rank_of(Peer(source)), token }.to_word();
+            window.own(a.recv.source).store_weak(row, word);
+            for pad in thread::strided(a.top_k, a.top_k_stride, 1) {
+                topk.store_weak(pad, -1);
+            }
         }
     }
     if selection != Selection::NONE {
@@ -270,7 +331,7 @@ fn count_rows(a: &DispatchRankMajorArgs, found: Found) {
 
 /// How many of a rank's tokens select an expert.
 #[inline(always)]
-fn ones(found: Found, expert: u32, source: u32) -> u32 {
+pub(super) fn ones(found: Found, expert: u32, source: u32) -> u32 {
     let mut ones = 0;
     let first = expert * found.of_expert + source * found.words;
     for word in thread::strided(first, first + found.words_of(source), 1) {
@@ -301,7 +362,7 @@ fn index(a: &DispatchRankMajorArgs, found: Found) {
             for source in thread::strided(0, ranks, 1) {
                 count += ones(found, expert, source);
             }
-            entries = quotient(count + a.alignment - 1, a.alignment) * a.alignment;
+            entries = a.aligned(count);
         }
         let first = block_sums::before_this(found.of_warps, &mut before, entries);
         if is_one {
@@ -379,7 +440,7 @@ fn index_of_warp(a: &DispatchRankMajorArgs, found: Found, expert: u32) {
 
 /// Writes that nothing came.
 #[inline(always)]
-fn write_no_counts(a: &DispatchRankMajorArgs) {
+pub(super) fn write_no_counts(a: &DispatchRankMajorArgs) {
     let (ranks, experts) = (a.op.window().peers, a.placement.count(a.op.window().me.0));
     for i in thread::strided(thread::index(), 1 + ranks + 2 * experts + 1, THREADS) {
         a.recv_counts.store_weak(i, 0);
