@@ -2,7 +2,7 @@
 use epoxide_dsl::prelude::*;
 
 use crate::layout;
-use crate::rank_major::packing::DispatchPackedArgs;
+use crate::rank_major::packing::{self, DispatchPackedArgs};
 use crate::rank_major::{self, CombineRankMajorArgs, DispatchRankMajorArgs};
 use crate::row::{Brought, Copied, Quantized};
 use crate::scale::{GROUP, MX_GROUP, Ue8m0};
@@ -40,31 +40,31 @@ pub fn dispatch_brought_rank_major(args: DispatchRankMajorArgs) {
 /// Dispatches rows as they are, and lays those that come by expert.
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_copied_rank_major_packed(args: DispatchPackedArgs) {
-    rank_major::dispatch_packed::<Copied>(&args);
+    packing::run::<Copied>(&args);
 }
 
 /// Dispatches rows quantised to e4m3 with a scale for every 128 elements, and lays those that come by expert.
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_quantized_rank_major_packed(args: DispatchPackedArgs) {
-    rank_major::dispatch_packed::<Quantized<f32>>(&args);
+    packing::run::<Quantized<f32>>(&args);
 }
 
 /// Dispatches rows quantised to e4m3 with UE8M0 scales of 128 elements, and lays those that come by expert.
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_ue8m0_rank_major_packed(args: DispatchPackedArgs) {
-    rank_major::dispatch_packed::<Quantized<Ue8m0<GROUP>>>(&args);
+    packing::run::<Quantized<Ue8m0<GROUP>>>(&args);
 }
 
 /// Dispatches rows quantised to e4m3 with UE8M0 scales of 32 elements, and lays those that come by expert.
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_mxfp8_rank_major_packed(args: DispatchPackedArgs) {
-    rank_major::dispatch_packed::<Quantized<Ue8m0<MX_GROUP>>>(&args);
+    packing::run::<Quantized<Ue8m0<MX_GROUP>>>(&args);
 }
 
 /// Dispatches rows that the caller has made, with their scales, and lays those that come by expert.
 #[kernel(threads = 512, blocks_per_sm = 1, cooperative)]
 pub fn dispatch_brought_rank_major_packed(args: DispatchPackedArgs) {
-    rank_major::dispatch_packed::<Brought>(&args);
+    packing::run::<Brought>(&args);
 }
 
 /// Sums the experts' outputs.

@@ -92,12 +92,6 @@ pub(crate) fn dispatch<R: Row>(a: &DispatchRankMajorArgs) {
     }
 }
 
-/// Moves the rows, and lays them by expert.
-#[inline(always)]
-pub(crate) fn dispatch_packed<R: Row>(a: &packing::DispatchPackedArgs) {
-    packing::run::<R>(a);
-}
-
 /// Posts the entry words, behind no fault of before. By the last threads, which poll nothing while their words leave.
 #[inline(always)]
 fn enter(a: &DispatchRankMajorArgs, watch: &wait::Watch) {

@@ -49,7 +49,7 @@ pub struct DispatchPackedArgs {
 
 /// Moves the rows, and lays them by expert.
 #[inline(always)]
-pub(super) fn run<R: Row>(packed: &DispatchPackedArgs) {
+pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
     let (a, to) = (&packed.dispatch, &packed.pack);
     let watch = wait::Watch::begin(a.op.fault, a.op.next_epoch());
     let number = a.dispatches.load_weak(0) + 1;
