@@ -148,14 +148,23 @@ fn rounds(seed: u64, mutation: Option<Mutation>) -> Checked {
 /// What the tests of packed rows would miss if they could not fail: without any one of these waits some round is wrong.
 #[test]
 fn without_a_wait_some_round_is_packed_wrong() {
-    const FILE: &str = "gpu-kernels/src/rank_major/receive.rs";
-    let source = include_str!("../gpu-kernels/src/rank_major/receive.rs");
+    const RECEIVING: (&str, &str) =
+        ("gpu-kernels/src/rank_major/receive.rs", include_str!("../gpu-kernels/src/rank_major/receive.rs"));
+    const PACKING: (&str, &str) =
+        ("gpu-kernels/src/rank_major/packing.rs", include_str!("../gpu-kernels/src/rank_major/packing.rs"));
+    const WAITS: [((&str, &str), &str); 5] = [
+        (RECEIVING, "a.landings.wait("),
+        (RECEIVING, "a.selections.wait("),
+        (RECEIVING, "a.selections.wait_tokens("),
+        (PACKING, "a.op.grid.said("),
+        (PACKING, "a.landings.wait("),
+    ];
     for seed in 0..4 {
         rounds(seed, None).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
-    for wait in ["a.landings.wait(", "a.selections.wait(", "a.selections.wait_tokens("] {
-        let mutation = Mutation::of(FILE, source, wait).expect("the wait is there");
-        assert!((0..24).any(|seed| rounds(seed, Some(mutation)).is_err()), "no seed misses {wait}");
+    for ((file, source), wait) in WAITS {
+        let mutation = Mutation::of(file, source, wait).expect("the wait is there");
+        assert!((0..24).any(|seed| rounds(seed, Some(mutation)).is_err()), "{file}: no seed misses {wait}");
     }
 }
 

@@ -81,7 +81,7 @@ pub(crate) fn dispatch<R: Row>(a: &DispatchRankMajorArgs) {
         ended = send::send::<R>(a, &watch, number, (block, senders));
     }
     if receives {
-        ended = receive::receive(a, &watch, number, ended);
+        ended = receive::receive(a, &watch, number, ended, |_| ());
     }
     let complete = ended.is_ok();
     if let Err(stopped) = ended {

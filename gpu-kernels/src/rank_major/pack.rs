@@ -463,6 +463,57 @@ fn count_source<const DROPS: bool>(a: &PackArgs, source: u32) -> u32 {
     warp::sum(warp::ALL, selections)
 }
 
+/// Part number `number`, whose row's places are known. Warp-collective.
+#[inline(always)]
+pub(super) fn placed(a: &PackArgs, parts: Parts, number: u32) -> Piece {
+    piece(a, parts, number, lane_of(a, parts, number))
+}
+
+/// This lane's expert of a part's row, or -1, and the packed row that its selection has become, which is known; any word where it has none.
+#[inline(always)]
+fn lane_of(a: &PackArgs, parts: Parts, number: u32) -> (i32, u32) {
+    let (place, lane) = (parts.token(number), warp::lane());
+    let mut of_lane = (-1, NO_ROW);
+    if place < a.ranks * a.max_tokens && lane < a.top_k {
+        let to = a.to.places.rows(a.top_k_stride).row(place).load_weak(lane);
+        of_lane = (a.topk.rows(a.top_k_stride).row(place).load_weak(lane), to);
+    }
+    of_lane
+}
+
+/// Part number `number`, of whose row this lane has that.
+#[inline(always)]
+fn piece(a: &PackArgs, parts: Parts, number: u32, (expert, to): (i32, u32)) -> Piece {
+    let to = if expert >= 0 { to } else { NO_ROW };
+    Piece { place: parts.token(number), expert, to, vectors: parts.vectors(number, a.row_bytes / 2) }
+}
+
+/// Lays this warp's share of the rows, whose places are known and of which the first was started; `source` says whose the row in a place is. Warp-collective.
+#[inline(always)]
+pub(super) fn lay_share(a: &PackArgs, parts: Parts, first: Started, source: impl Fn(u32) -> u64) {
+    let (mut number, mut started) = (grid_warps::index(), first);
+    loop {
+        number += grid_warps::count();
+        // The next one's selections are on their way while this one is laid.
+        let (place, next) = (started.piece.place, lane_of(a, parts, number));
+        lay(a, started, || source(place));
+        if parts.token(number) >= a.ranks * a.max_tokens {
+            return;
+        }
+        started = start(a, piece(a, parts, number, next));
+    }
+}
+
+/// Writes what pads the experts' rows, of which the counts are written: this warp's share.
+#[inline(always)]
+pub(super) fn pad_experts(a: &PackArgs) {
+    let counts = a.to.counts.at(1 + a.ranks);
+    for expert in thread::strided(grid_warps::index(), a.experts, grid_warps::count()) {
+        let firsts = counts.at(a.experts + expert);
+        pad(a, firsts.load_weak(0) + counts.load_weak(expert), firsts.load_weak(1));
+    }
+}
+
 /// Writes that nothing is packed.
 #[inline(always)]
 pub(super) fn write_no_counts(a: &PackArgs) {

@@ -2,29 +2,34 @@
 //!
 //! # Protocol
 //!
-//! The words are those of [`super`], and so is what each says. When a block has sent, it receives too: it waits for the token words and the selection words, and
-//! finds from them, in its own shared memory, where the rows of each expert and source rank begin; then it waits for the landings, and lays its share of the
-//! rows. What the slot is said to have got (the selections and sources of rows, the counts, the index, the counts of packed rows) the receiving block writes alone.
+//! The words that ranks exchange are those of [`super`], and so is what each says. The receiving block does what it does there; before its index it finds where each
+//! row goes, and *says* so to the other blocks, by a word of the grid's counters. A block that has sent waits for that, and for the landings, and then lays
+//! its share of the rows.
 //!
-//! **Which place a row has** follows from the selection words: in its expert's part, behind the rows of earlier source ranks, and behind as many as there are
+//! | word | written by | says | read by |
+//! |---|---|---|---|
+//! | the grid's first counter | the receiving block, release | the selections of all places, the packed row of each selection, and the counts of packed rows are written; or that they will not be | the other blocks, acquire |
+//! | `landings[s]` | as in [`super`] | all rows of `s` are there | every block, acquire |
+//! | the grid's second counter | each block, which has seen all landings or has stopped | it lays its share, or not | the last block to pass |
+//!
+//! **Which row a selection becomes** follows from the selection words: in its expert's part, behind the rows of earlier source ranks, and behind as many as there are
 //! earlier tokens of its own rank that select the expert. That is the order of the index, which [`super::pack`] goes by. Where selections are dropped an expert
 //! keeps the first `capacity_per_source` of each source rank.
 //!
-//! **Only the receiving block meets the entry words**, when no rank is in another operation. They say that ranks agree, and one block is enough to find that they do not:
-//! all say whether they stop, and the slot has a routing if none does. That the landings which a block waits for come does not rest on the entry words: a rank whose tokens are told
-//! is in this dispatch, and lands what it sends or says why not. A block that finds a rank in another operation meets them, and stops; and so does each
-//! for a bad selection, behind which nobody need land anything.
+//! **Only the receiving block waits for words of other ranks** before that, and files what is amiss; whatever becomes of it, it says so, and the others wait for no longer
+//! than it does. Behind a bad selection it says that nothing is there, as the selections of places are not whole then. Ranks out of step it may find when it has said where
+//! rows go: then the others find this rank's abort word while they wait for landings.
 //!
 //! **The landings** of the next dispatch are not added before all blocks have looked: who adds them has found the slot free, so this rank's combine, or its next
 //! dispatch, has begun, behind this kernel. The same holds for what the rows of it would overwrite.
 //!
-//! **The numbers** advance, and the slot's routing is written, when all blocks have passed, which each does when it has the landings or has stopped; nothing
-//! can fail behind that. So a slot has a routing only if every block has laid its share, and otherwise all counts are 0: what the receiving block
-//! wrote before it passed is seen by the last block to pass, which writes over it.
+//! **The numbers** advance, and the slot's routing is written, when all blocks have passed; nothing can fail behind that. So a slot has a routing only if
+//! every block lays its share, and otherwise all counts are 0: what the receiving block wrote before it passed is seen by the last block to pass, which
+//! writes over it.
 use epoxide_dsl::prelude::*;
 
 use super::args::{DispatchRankMajorArgs, NO_ROW};
-use super::pack::{self, PackArgs, Piece, Started};
+use super::pack::{self, PackArgs, Piece};
 use super::receive::{self, Found};
 use super::{enter, send};
 use crate::block_sums;
@@ -58,29 +63,40 @@ pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
     if receives {
         enter(a, &watch);
     }
-    let mut sent = Ok(());
+    let mut ended = Ok(());
     let senders = if blocks > 1 { blocks - 1 } else { 1 };
     if block < senders {
-        sent = send::send::<R>(a, &watch, number, (block, senders));
+        ended = send::send::<R>(a, &watch, number, (block, senders));
     }
-    let found = Found::new(a);
-    let came = match sent {
-        Ok(()) => {
-            receive::complete::<false, _>(a, &watch, number, found, receives, || prepare(packed, found, receives))
+    let parts = Parts::new(to.row_bytes / 2, to.ranks * to.max_tokens);
+    let mut first = Piece::NONE;
+    let mut came = false;
+    if receives {
+        let mut said = false;
+        ended = receive::receive(a, &watch, number, ended, |found| {
+            said = place_rows(packed, found);
+            if said {
+                first = pack::placed(to, parts, grid_warps::index());
+            }
+        });
+        if !said {
+            a.op.grid.say(false);
         }
-        Err(stopped) => Err(stopped),
-    };
-    let started = came.as_ref().ok().map(|share| pack::start(to, share.first));
+        came = ended.is_ok();
+    } else if ended.is_ok() && a.op.grid.said(&watch) {
+        // All ranks are in this dispatch, so all their blocks have their places on SMs, as this rank's have.
+        grid::let_the_next_one_begin();
+        first = pack::placed(to, parts, grid_warps::index());
+        pack::pad_experts(to);
+        ended = a.landings.wait(a.op.window(), &watch, number).map(|_here| ());
+        came = ended.is_ok();
+    }
+    let started = pack::start(to, if came { first } else { Piece::NONE });
     // The block has met, so all its threads know the numbers. Its first rows are on their way meanwhile.
-    let passed = (thread::index() == THREADS - 1).then(|| a.op.grid.pass(came.is_err()));
-    let ended = match (came, started) {
-        (Ok(share), Some(started)) => {
-            lay_all(packed, found, share, started);
-            Ok(())
-        }
-        (Ok(_), None) => Ok(()),
-        (Err(stopped), _) => Err(stopped),
-    };
+    let passed = (thread::index() == THREADS - 1).then(|| a.op.grid.pass(!came));
+    if came {
+        pack::lay_share(to, parts, started, |place| source(a, place));
+    }
     let mut failed = false;
     if let Some(passed) = passed
         && passed.is_last(a.op.grid)
@@ -97,35 +113,28 @@ pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
     }
 }
 
-/// What a warp packs: the parts of rows from its own number on.
-#[derive(Clone, Copy)]
-struct Share {
-    /// How the rows of all tokens are divided among the warps.
-    parts: Parts,
-    /// How many tokens all ranks have.
-    tokens: u32,
-    /// Its first part.
-    first: Piece,
-}
-
-/// Does what needs no rows: finds where they go, writes how many there will be, and what pads them. Returns this warp's share, whose first row is placed.
-/// Block-collective.
+/// Finds where rows go, and says so unless a selection is bad. Returns whether it has. Block-collective, uniform.
 #[inline(always)]
-fn prepare(packed: &DispatchPackedArgs, found: Found, receives: bool) -> Share {
+fn place_rows(packed: &DispatchPackedArgs, found: Found) -> bool {
     let (a, to) = (&packed.dispatch, &packed.pack);
-    // All ranks are in this dispatch, so all their blocks have their places on SMs, as this rank's have.
-    grid::let_the_next_one_begin();
-    let tokens = quotient(found.begins.load_weak(to.ranks), a.top_k);
-    // As many bytes as so many elements of BF16.
-    let share = Share { parts: Parts::new(to.row_bytes / 2, tokens), tokens, first: Piece::NONE };
-    // On its way while the places are found.
-    let (number, expert) = (grid_warps::index(), share.expert(packed, found, grid_warps::index()));
     begin_rows(packed, found);
-    if receives {
-        write_counts(to, found);
+    for i in thread::strided(thread::index(), found.selections(), THREADS) {
+        let (source, token, position) = found.which(a, i);
+        // It has come: the block has waited for it.
+        let selection = a.selections.told(a.op.window(), source, token, position);
+        if !selection.is_bad() && selection.local() >= 0 {
+            let row = place(to, found, selection.local() as u32, (source, token));
+            to.to.places.rows(a.top_k_stride).row(a.row(source, token)).store_weak(position, row);
+        }
     }
-    pad(to, found);
-    Share { first: share.piece(packed, found, number, expert), ..share }
+    write_counts(to, found);
+    // Of a place with a bad selection the local expert is none.
+    let whole = found.bad.load_weak(0) == u32::MAX;
+    if whole {
+        a.op.grid.say(true);
+        pack::pad_experts(to);
+    }
+    whole
 }
 
 /// Finds where the rows of each expert begin, and among them those of each source rank. The block meets behind it.
@@ -186,57 +195,6 @@ fn write_counts(to: &PackArgs, found: Found) {
     }
 }
 
-/// Writes what pads the experts' rows: this warp's share.
-#[inline(always)]
-fn pad(to: &PackArgs, found: Found) {
-    for expert in thread::strided(grid_warps::index(), found.experts, grid_warps::count()) {
-        let first = found.firsts.load_weak(expert) + found.starts_of(expert).load_weak(to.ranks);
-        pack::pad(to, first, found.firsts.load_weak(expert + 1));
-    }
-}
-
-impl Share {
-    /// Whose token a part's row is of; none if there is no such part.
-    #[inline(always)]
-    fn token(self, packed: &DispatchPackedArgs, found: Found, number: u32) -> Option<(u32, u32)> {
-        let (token, top_k) = (self.parts.token(number), packed.dispatch.top_k);
-        (token < self.tokens).then(|| {
-            let source = receive::source_of(packed.pack.ranks, found, token * top_k);
-            (source, token - quotient(found.begins.load_weak(source), top_k))
-        })
-    }
-
-    /// This lane's expert of a part's row; -1 where it has none.
-    #[inline(always)]
-    fn expert(self, packed: &DispatchPackedArgs, found: Found, number: u32) -> i32 {
-        let (a, lane) = (&packed.dispatch, warp::lane());
-        match self.token(packed, found, number) {
-            // It has come: the block has waited for it.
-            Some((source, token)) if lane < a.top_k => a.selections.told(a.op.window(), source, token, lane).local(),
-            _ => -1,
-        }
-    }
-
-    /// Part number `number`, of whose row this lane's `expert` is, with the places of the row.
-    #[inline(always)]
-    fn piece(self, packed: &DispatchPackedArgs, found: Found, number: u32, expert: i32) -> Piece {
-        let Some((source, token)) = self.token(packed, found, number) else { return Piece::NONE };
-        let mut to = NO_ROW;
-        if expert >= 0 {
-            to = place(&packed.pack, found, expert as u32, (source, token));
-        }
-        let vectors = self.parts.vectors(number, packed.pack.row_bytes / 2);
-        Piece { place: packed.dispatch.row(source, token), expert, to, vectors }
-    }
-}
-
-/// Whose the row in a place is.
-#[inline(always)]
-fn source(a: &DispatchRankMajorArgs, place: u32) -> u64 {
-    let peer = quotient(place, a.max_tokens);
-    Source { rank: a.op.window().rank_of(Peer(peer)), token: place - peer * a.max_tokens }.to_word()
-}
-
 /// Which row a token's selection of an expert becomes, or [`NO_ROW`] if it is dropped. Per thread.
 #[inline(always)]
 fn place(to: &PackArgs, found: Found, expert: u32, (source, token): (u32, u32)) -> u32 {
@@ -247,19 +205,9 @@ fn place(to: &PackArgs, found: Found, expert: u32, (source, token): (u32, u32)) 
     found.firsts.load_weak(expert) + found.starts_of(expert).load_weak(source) + earlier
 }
 
-/// Lays this warp's share, whose first part was started. Warp-collective.
+/// Whose the row in a place is.
 #[inline(always)]
-fn lay_all(packed: &DispatchPackedArgs, found: Found, share: Share, started: Started) {
-    let (mut number, mut started) = (grid_warps::index(), started);
-    loop {
-        number += grid_warps::count();
-        // The next one's selections are on their way while this one is laid.
-        let expert = share.expert(packed, found, number);
-        let place = started.piece.place;
-        pack::lay(&packed.pack, started, || source(&packed.dispatch, place));
-        if share.parts.token(number) >= share.tokens {
-            return;
-        }
-        started = pack::start(&packed.pack, share.piece(packed, found, number, expert));
-    }
+fn source(a: &DispatchRankMajorArgs, place: u32) -> u64 {
+    let peer = quotient(place, a.max_tokens);
+    Source { rank: a.op.window().rank_of(Peer(peer)), token: place - peer * a.max_tokens }.to_word()
 }

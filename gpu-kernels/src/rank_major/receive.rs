@@ -8,20 +8,20 @@ use crate::layout::{DispatchShared, THREADS, WARPS};
 use crate::placement::quotient;
 use crate::words::{BadSelection, Kind, Selection, Source};
 
-/// Where a block that receives keeps what it finds: where the stages were.
+/// Where the receiving block keeps what it finds: where the stages were.
 #[derive(Clone, Copy)]
 pub(super) struct Found {
     /// `[ranks]`: tokens of each rank.
     tokens: Shared<u32>,
     /// `[ranks + 1]`: how many selections the ranks before it have.
-    pub begins: Shared<u32>,
+    begins: Shared<u32>,
     /// `[2]`: the first rank with a bad selection, and its first one; all ones where there is none.
-    bad: Shared<u32>,
+    pub bad: Shared<u32>,
     /// `[1]`: 1 when some rank is in another operation.
     apart: Shared<u32>,
     /// `[WARPS]`: what each warp has counted.
     pub of_warps: Shared<u32>,
-    /// `[experts + 1]`: where each one's part of the index begins, and the end; then its packed rows.
+    /// `[experts + 1]`: where each one's packed rows begin, and the end; then its part of the index.
     pub firsts: Shared<u32>,
     /// `[experts + 1]` of `[ranks][words]`, and what makes their number odd: a bit for each token that selects the expert; behind them, one for each that
     /// selects any.
@@ -35,12 +35,12 @@ pub(super) struct Found {
     /// Words from an expert's bits to the next one's.
     of_expert: u32,
     /// The ranks.
-    ranks: u32,
+    pub ranks: u32,
 }
 
 impl Found {
     #[inline(always)]
-    pub fn new(a: &DispatchRankMajorArgs) -> Self {
+    fn new(a: &DispatchRankMajorArgs) -> Self {
         let (window, words) = (a.op.window(), DispatchShared::index_words(a.max_tokens));
         let (ranks, experts) = (window.peers, a.placement.count(window.me.0));
         let tokens = Shared::<u32>::dynamic(a.shared.stages);
@@ -59,6 +59,21 @@ impl Found {
     #[inline(always)]
     fn words_of(self, source: u32) -> u32 {
         self.tokens.load_weak(source).div_ceil(32)
+    }
+
+    /// How many selections there are, of all ranks.
+    #[inline(always)]
+    pub fn selections(self) -> u32 {
+        self.begins.load_weak(self.ranks)
+    }
+
+    /// The source, token and position of selection `i` of all.
+    #[inline(always)]
+    pub fn which(self, a: &DispatchRankMajorArgs, i: u32) -> (u32, u32, u32) {
+        let source = source_of(self.ranks, self, i);
+        let within = i - self.begins.load_weak(source);
+        let token = quotient(within, a.top_k);
+        (source, token, within - token * a.top_k)
     }
 
     /// Of an expert `[ranks + 1]`: how many packed rows it has of the ranks before each, and of all.
@@ -80,7 +95,8 @@ impl Found {
     }
 }
 
-/// The receiving block's part, if it has not stopped before: it waits for all that comes, indexes it, and writes the counts.
+/// The receiving block's part, if it has not stopped before: it waits for all that comes, indexes it, and writes the counts. `known` is done as soon as it is known
+/// what comes. Where the block stops there are no counts.
 ///
 /// # Errors
 ///
@@ -91,11 +107,12 @@ pub(super) fn receive(
     watch: &wait::Watch,
     number: u64,
     entered: Result<(), fault::Stopped>,
+    known: impl FnOnce(Found),
 ) -> Result<(), fault::Stopped> {
     let found = Found::new(a);
     let mut ended = entered;
     if ended.is_ok() {
-        ended = complete::<true, _>(a, watch, number, found, true, || ());
+        ended = complete(a, watch, number, found, known);
     }
     if ended.is_err() {
         write_no_counts(a);
@@ -120,22 +137,15 @@ pub(super) fn advance_by_thread(a: &DispatchRankMajorArgs, watch: &wait::Watch, 
     a.op.epoch.store_weak(0, watch.epoch());
 }
 
-/// Waits for what the ranks select, indexes it while rows travel, and waits for the ranks and for their rows. The block that `receives` does all of that; another one
-/// writes nothing, and meets the ranks only to find which of them is in another operation. `meanwhile` is done, and what it returns, when selections are known
-/// and rows travel. Of an instance that takes selections not `ONE_BY_ONE` those that are here already are loaded together.
-///
-/// # Errors
-///
-/// That the block stops.
+/// Waits for what the ranks select, indexes it while rows travel, and waits for the ranks and for their rows: nothing is left to do behind them.
 #[inline(always)]
-pub(super) fn complete<const ONE_BY_ONE: bool, T>(
+fn complete(
     a: &DispatchRankMajorArgs,
     watch: &wait::Watch,
     number: u64,
     found: Found,
-    receives: bool,
-    meanwhile: impl FnOnce() -> T,
-) -> Result<T, fault::Stopped> {
+    known: impl FnOnce(Found),
+) -> Result<(), fault::Stopped> {
     let (window, entry) = (a.op.window(), a.op.entry);
     clear(found);
     let tokens = |source, tokens| found.tokens.store_weak(source, tokens);
@@ -147,34 +157,18 @@ pub(super) fn complete<const ONE_BY_ONE: bool, T>(
     block::sync();
     let _told = a.selections.wait_tokens(window, watch, number, tokens, never)?;
     begin_sources(a, found);
-    if receives {
-        mark_absent(a, found);
-    }
-    let which = |i| {
-        let source = source_of(window.peers, found, i);
-        let within = i - found.begins.load_weak(source);
-        let token = quotient(within, a.top_k);
-        (source, token, within - token * a.top_k)
-    };
-    let mut selections = found.begins.load_weak(window.peers);
-    let come = |at, selection| note(a, found, receives, at, selection);
-    if !ONE_BY_ONE && a.selections.take_those_here(window, number, selections, which, come) {
-        // This thread has none to wait for.
-        selections = 0;
-    }
-    let _selected = a.selections.wait(window, watch, number, selections, which, come)?;
+    mark_absent(a, found);
+    let (which, selections) = (|i| found.which(a, i), found.selections());
+    let _selected =
+        a.selections.wait(window, watch, number, selections, which, |at, selection| note(a, found, at, selection))?;
     block::sync();
-    if receives {
-        count_rows(a, found);
-        index(a, found);
-    }
-    if receives || found.apart.load_weak(0) != 0 {
-        let _met = entry.meet(window, watch, Kind::Dispatch)?;
-    }
+    known(found);
+    count_rows(a, found);
+    index(a, found);
+    let _met = entry.meet(window, watch, Kind::Dispatch)?;
     stop_if_bad(a, found)?;
-    let done = meanwhile();
     let _here = a.landings.wait(window, watch, number)?;
-    Ok(done)
+    Ok(())
 }
 
 /// Clears what is found.
@@ -216,7 +210,7 @@ fn begin_sources(a: &DispatchRankMajorArgs, found: Found) {
 
 /// The rank of which selection `i` of all is.
 #[inline(always)]
-pub(super) fn source_of(ranks: u32, found: Found, i: u32) -> u32 {
+fn source_of(ranks: u32, found: Found, i: u32) -> u32 {
     let (mut low, mut high) = (0, ranks);
     // The last that begins at `i` or before, of ranks that may have none.
     while low + 1 < high {
@@ -243,30 +237,22 @@ fn mark_absent(a: &DispatchRankMajorArgs, found: Found) {
     }
 }
 
-/// Notes what a selection is: for the index, and if the block `receives` in the rows. Per thread.
+/// Notes what a selection is, in the rows and for the index. Per thread.
 #[inline(always)]
-fn note(
-    a: &DispatchRankMajorArgs,
-    found: Found,
-    receives: bool,
-    (source, token, position): (u32, u32, u32),
-    selection: Selection,
-) {
+fn note(a: &DispatchRankMajorArgs, found: Found, (source, token, position): (u32, u32, u32), selection: Selection) {
     if selection.is_bad() {
         found.bad.fetch_min_relaxed(0, source);
         return;
     }
-    if receives {
-        let window = a.op.window();
-        let row = a.row(source, token);
-        let topk = window.own(a.recv.topk).rows(a.top_k_stride).row(row);
-        topk.store_weak(position, selection.local());
-        if position == 0 {
-            let word = Source { rank: window.rank_of(Peer(source)), token }.to_word();
-            window.own(a.recv.source).store_weak(row, word);
-            for pad in thread::strided(a.top_k, a.top_k_stride, 1) {
-                topk.store_weak(pad, -1);
-            }
+    let window = a.op.window();
+    let row = a.row(source, token);
+    let topk = window.own(a.recv.topk).rows(a.top_k_stride).row(row);
+    topk.store_weak(position, selection.local());
+    if position == 0 {
+        let word = Source { rank: window.rank_of(Peer(source)), token }.to_word();
+        window.own(a.recv.source).store_weak(row, word);
+        for pad in thread::strided(a.top_k, a.top_k_stride, 1) {
+            topk.store_weak(pad, -1);
         }
     }
     if selection != Selection::NONE {

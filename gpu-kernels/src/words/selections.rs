@@ -132,38 +132,6 @@ impl SelectionWords {
         })
     }
 
-    /// Gives those of this thread's words in [`Self::wait`] to `come` that are here already, several on their way at once. Says whether all are: then there is
-    /// none to wait for. Per thread.
-    #[inline(always)]
-    #[track_caller]
-    pub fn take_those_here(
-        &self,
-        window: Window,
-        number: u64,
-        count: u32,
-        which: impl Fn(u32) -> (u32, u32, u32),
-        come: impl Fn((u32, u32, u32), Selection),
-    ) -> bool {
-        let (own, step) = (window.own(self.words), thread::block_threads());
-        let mut all = true;
-        for first in thread::strided(thread::index(), count, 4 * step) {
-            let (mut of, mut seen) = ([(0, 0, 0); 4], [0; 4]);
-            unroll!(I in 4 if first + I as u32 * step < count => {
-                of[I] = which(first + I as u32 * step);
-                let (source, token, position) = of[I];
-                seen[I] = own.load_relaxed::<System>(self.index(Peer(source), token, position));
-            });
-            unroll!(I in 4 if first + I as u32 * step < count => {
-                if is_of(seen[I], number) {
-                    come(of[I], Selection::from_bits((seen[I] >> NUMBER_BITS) as u32));
-                } else {
-                    all = false;
-                }
-            });
-        }
-        all
-    }
-
     /// Waits for `count` words: number `i` is of the source, token and position that `which` says, and goes to `come` with them. Block-collective,
     /// uniform.
     #[inline(always)]
@@ -182,7 +150,7 @@ impl SelectionWords {
             let (source, token, position) = which(i);
             let at = self.index(Peer(source), token, position);
             wait::Poll::relaxed::<System>(own, at, source, expected, |seen| {
-                let came = is_of(seen, number);
+                let came = seen << (64 - NUMBER_BITS) == number << (64 - NUMBER_BITS);
                 if came {
                     come((source, token, position), Selection::from_bits((seen >> NUMBER_BITS) as u32));
                 }
@@ -212,12 +180,6 @@ impl SelectionWords {
         (u64::from(source.0) * u64::from(self.max_tokens) + u64::from(token)) * u64::from(self.top_k)
             + u64::from(position)
     }
-}
-
-/// Whether a word is of dispatch `number`.
-#[inline(always)]
-const fn is_of(word: u64, number: u64) -> bool {
-    word << (64 - NUMBER_BITS) == number << (64 - NUMBER_BITS)
 }
 
 /// The word in memory.
