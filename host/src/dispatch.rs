@@ -8,6 +8,7 @@ use epoxide_kernels::words::{BlockFlags, CountMatrix, Kind, Landings};
 
 use crate::buffer::{Dispatched, ElasticBuffer, Slots, State};
 use crate::error::{Error, Result};
+use crate::packing::packs_itself;
 use crate::rows::{RawRows, Rows, Whole};
 use crate::slice::{DeviceSlice, check_len, check_rank};
 use crate::tensor::{DeviceTensor, Index};
@@ -389,9 +390,9 @@ impl ElasticBuffer {
         }
     }
 
-    /// Enqueues what comes behind a dispatch in these slots; one that is `whole` has packed its rows itself.
+    /// Enqueues what comes behind a dispatch in these slots; one that is `whole` may have packed its rows itself.
     pub(crate) fn enqueue_behind(&mut self, slots: Slots, whole: bool) -> Result<()> {
-        if !whole {
+        if !(whole && packs_itself(&self.layouts.shape)) {
             self.pack(slots)?;
         }
         self.lay_scale_columns(slots)?;

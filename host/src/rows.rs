@@ -34,6 +34,7 @@ use half::bf16;
 use crate::comm::Comm;
 use crate::config::WireFormat;
 use crate::error::{Error, Result};
+use crate::packing::packs_itself;
 use crate::slice::{DeviceSlice, check_address, check_aligned, check_len, check_rank};
 use crate::tensor::DeviceTensor;
 
@@ -276,7 +277,7 @@ pub(crate) enum Whole {
     ByCounts(&'static Kernel<DispatchArgs>),
     /// Of rows that have fixed places.
     InPlaces(&'static Kernel<DispatchRankMajorArgs>),
-    /// Of such rows that are packed.
+    /// Of such rows, which it packs.
     Packed(&'static Kernel<DispatchPackedArgs>),
 }
 
@@ -291,7 +292,7 @@ impl RowKernels {
     /// The dispatch of a buffer of this shape, whose counts are `observed` or not.
     pub(crate) fn whole(&self, shape: &Shape, observed: bool) -> Whole {
         match (shape.layout.is_rank_major(), self.rank_major, self.packed) {
-            (true, _, Some(kernel)) if shape.is_packed() => Whole::Packed(kernel),
+            (true, _, Some(kernel)) if packs_itself(shape) => Whole::Packed(kernel),
             (true, Some(kernel), _) => Whole::InPlaces(kernel),
             _ if observed => Whole::ByCounts(self.observed),
             _ => Whole::ByCounts(self.dispatch),

@@ -160,12 +160,14 @@ fn begin_rows(packed: &DispatchPackedArgs, found: Found) {
         if is_one {
             found.firsts.store_weak(expert, first);
         }
-        if thread::index() == 0 {
-            found.firsts.store_weak(found.experts, before);
-        }
-        // Before the next turn's, and before warps read what threads have found.
+        // Before the next turn's.
         block::sync();
     }
+    // Also of a rank that has no expert.
+    if thread::index() == 0 {
+        found.firsts.store_weak(found.experts, before);
+    }
+    block::sync();
 }
 
 /// Writes how many rows are packed: in all with what pads them, of each source rank, of each expert, and where those begin.
