@@ -1,4 +1,6 @@
 //! Grid-wide synchronisation: a barrier, and the election of the last block out.
+use core::cell::Cell;
+
 use crate::KernelArg;
 use crate::bulk::Landed;
 use crate::memory::{Global, Gpu, Symmetric, System};
@@ -148,6 +150,31 @@ impl GridCounters {
     #[track_caller]
     pub fn pass(self, stopped: bool) -> Passed {
         Passed { before: self.words.fetch_add_acq_rel::<Gpu>(1, u64::from(stopped) << 32 | 1), stopped }
+    }
+
+    /// Says whether what this block does for others, which [wait for that](Self::said), is there, or is not and will not be. Once in a launch, by one block, of a kernel that
+    /// has no [barrier](Self::sync) and whose blocks [pass](Self::pass). Block-collective.
+    #[inline(always)]
+    #[track_caller]
+    pub fn say(self, there: bool) {
+        block::sync();
+        if thread::index() == 0 {
+            self.words.store_release::<Gpu>(0, if there { 1 } else { 2 });
+        }
+    }
+
+    /// Waits until a block has [said](Self::say) whether what it does for others is there; says the same. Of a block that has not passed. Block-collective, uniform.
+    #[inline(always)]
+    #[track_caller]
+    pub fn said(self, watch: &Watch) -> bool {
+        let there = Cell::new(false);
+        watch.wait_for_own_grid(|| {
+            Poll::acquire::<Gpu>(self.words, 0, u32::MAX, 1, |seen| {
+                there.set(seen == 1);
+                seen != 0
+            })
+        });
+        block::any(there.get()).get()
     }
 
     /// Waits until every block has passed and the last one has [said so](Passed::is_last_and_says_so), in a block that has passed; also where some rank has

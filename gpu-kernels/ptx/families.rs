@@ -108,29 +108,41 @@ pub const DISPATCH_MXFP8_RANK_MAJOR: Family =
 pub const DISPATCH_BROUGHT_RANK_MAJOR: Family =
     Family::new("dispatch_brought_rank_major", &["dispatch_brought_rank_major"], include_str!("dispatch_brought_rank_major_sm_90.ptx"));
 
+/// `dispatch_copied_rank_major_packed`.
+pub const DISPATCH_COPIED_RANK_MAJOR_PACKED: Family =
+    Family::new("dispatch_copied_rank_major_packed", &["dispatch_copied_rank_major_packed"], include_str!("dispatch_copied_rank_major_packed_sm_90.ptx"));
+
+/// `dispatch_quantized_rank_major_packed`.
+pub const DISPATCH_QUANTIZED_RANK_MAJOR_PACKED: Family =
+    Family::new("dispatch_quantized_rank_major_packed", &["dispatch_quantized_rank_major_packed"], include_str!("dispatch_quantized_rank_major_packed_sm_90.ptx"));
+
+/// `dispatch_ue8m0_rank_major_packed`.
+pub const DISPATCH_UE8M0_RANK_MAJOR_PACKED: Family =
+    Family::new("dispatch_ue8m0_rank_major_packed", &["dispatch_ue8m0_rank_major_packed"], include_str!("dispatch_ue8m0_rank_major_packed_sm_90.ptx"));
+
+/// `dispatch_mxfp8_rank_major_packed`.
+pub const DISPATCH_MXFP8_RANK_MAJOR_PACKED: Family =
+    Family::new("dispatch_mxfp8_rank_major_packed", &["dispatch_mxfp8_rank_major_packed"], include_str!("dispatch_mxfp8_rank_major_packed_sm_90.ptx"));
+
+/// `dispatch_brought_rank_major_packed`.
+pub const DISPATCH_BROUGHT_RANK_MAJOR_PACKED: Family =
+    Family::new("dispatch_brought_rank_major_packed", &["dispatch_brought_rank_major_packed"], include_str!("dispatch_brought_rank_major_packed_sm_90.ptx"));
+
 /// `combine_rank_major`.
 pub const COMBINE_RANK_MAJOR: Family =
     Family::new("combine_rank_major", &["combine_rank_major"], include_str!("combine_rank_major_sm_90.ptx"));
 
-/// `pack_rows`.
+/// `pack_rows`, `reduce_rows`.
 pub const PACK_ROWS: Family =
-    Family::new("pack_rows", &["pack_rows"], include_str!("pack_rows_sm_90.ptx"));
+    Family::new("pack_rows", &["pack_rows", "reduce_rows"], include_str!("pack_rows_sm_90.ptx"));
 
 /// `pack_rows_dropping`.
 pub const PACK_ROWS_DROPPING: Family =
     Family::new("pack_rows_dropping", &["pack_rows_dropping"], include_str!("pack_rows_dropping_sm_90.ptx"));
 
-/// `reduce_rows`.
-pub const REDUCE_ROWS: Family =
-    Family::new("reduce_rows", &["reduce_rows"], include_str!("reduce_rows_sm_90.ptx"));
-
-/// `combine_rank_major_packed`.
-pub const COMBINE_RANK_MAJOR_PACKED: Family =
-    Family::new("combine_rank_major_packed", &["combine_rank_major_packed"], include_str!("combine_rank_major_packed_sm_90.ptx"));
-
-/// `combine_rank_major_packed_gated`.
-pub const COMBINE_RANK_MAJOR_PACKED_GATED: Family =
-    Family::new("combine_rank_major_packed_gated", &["combine_rank_major_packed_gated"], include_str!("combine_rank_major_packed_gated_sm_90.ptx"));
+/// `reduce_rows_gated`, `combine_rank_major_gated`.
+pub const REDUCE_ROWS_GATED: Family =
+    Family::new("reduce_rows_gated", &["reduce_rows_gated", "combine_rank_major_gated"], include_str!("reduce_rows_gated_sm_90.ptx"));
 
 /// `dispatch_send_copied`.
 pub const DISPATCH_SEND_COPIED: Family =
@@ -269,4 +281,4 @@ pub const CEILINGS: Family =
     Family::new("ceilings", &["link_stores", "link_loads", "link_copies", "empty", "empty_together", "flag_to_and_fro"], include_str!("ceilings_sm_90.ptx"));
 
 /// Every family.
-pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, DISPATCH_BROUGHT, DISPATCH_COPIED_BY_EXPERT, DISPATCH_QUANTIZED_BY_EXPERT, DISPATCH_BROUGHT_BY_EXPERT, DISPATCH_COPIED_OBSERVED, DISPATCH_COPIED_BY_EXPERT_OBSERVED, DISPATCH_QUANTIZED_OBSERVED, DISPATCH_QUANTIZED_BY_EXPERT_OBSERVED, DISPATCH_BROUGHT_OBSERVED, DISPATCH_BROUGHT_BY_EXPERT_OBSERVED, DISPATCH_UE8M0, DISPATCH_UE8M0_OBSERVED, DISPATCH_UE8M0_BY_EXPERT, DISPATCH_UE8M0_BY_EXPERT_OBSERVED, AGAIN_UE8M0, DISPATCH_MXFP8, DISPATCH_MXFP8_OBSERVED, DISPATCH_MXFP8_BY_EXPERT, DISPATCH_MXFP8_BY_EXPERT_OBSERVED, AGAIN_MXFP8, DISPATCH_COPIED_RANK_MAJOR, DISPATCH_QUANTIZED_RANK_MAJOR, DISPATCH_UE8M0_RANK_MAJOR, DISPATCH_MXFP8_RANK_MAJOR, DISPATCH_BROUGHT_RANK_MAJOR, COMBINE_RANK_MAJOR, PACK_ROWS, PACK_ROWS_DROPPING, REDUCE_ROWS, COMBINE_RANK_MAJOR_PACKED, COMBINE_RANK_MAJOR_PACKED_GATED, DISPATCH_SEND_COPIED, DISPATCH_SEND_QUANTIZED, DISPATCH_SEND_UE8M0, DISPATCH_SEND_MXFP8, DISPATCH_SEND_BROUGHT, HALVES, AGAIN_COPIED, AGAIN_QUANTIZED, AGAIN_BROUGHT, AGAIN_COPIED_BY_EXPERT, AGAIN_QUANTIZED_BY_EXPERT, AGAIN_BROUGHT_BY_EXPERT, AGAIN_UE8M0_BY_EXPERT, AGAIN_MXFP8_BY_EXPERT, COMBINE, COMBINE_BY_EXPERT, COMBINE_WITH, COMBINE_BY_EXPERT_WITH, COMBINE_BY_EXPERT_GATED, COMBINE_BY_EXPERT_FP8, COMBINE_FP8, COMBINE_BY_EXPERT_FP8_GATED, RETURNED_WEIGHTS, GRADIENT, SCALE_COLUMNS, EXPERT_INDEX, LEND, MASKED, TENSOR, TENSOR_UE8M0, TENSOR_MXFP8, MEASURE, LOADS, CEILINGS];
+pub const ALL: &[Family] = &[DISPATCH_COPIED, DISPATCH_QUANTIZED, DISPATCH_BROUGHT, DISPATCH_COPIED_BY_EXPERT, DISPATCH_QUANTIZED_BY_EXPERT, DISPATCH_BROUGHT_BY_EXPERT, DISPATCH_COPIED_OBSERVED, DISPATCH_COPIED_BY_EXPERT_OBSERVED, DISPATCH_QUANTIZED_OBSERVED, DISPATCH_QUANTIZED_BY_EXPERT_OBSERVED, DISPATCH_BROUGHT_OBSERVED, DISPATCH_BROUGHT_BY_EXPERT_OBSERVED, DISPATCH_UE8M0, DISPATCH_UE8M0_OBSERVED, DISPATCH_UE8M0_BY_EXPERT, DISPATCH_UE8M0_BY_EXPERT_OBSERVED, AGAIN_UE8M0, DISPATCH_MXFP8, DISPATCH_MXFP8_OBSERVED, DISPATCH_MXFP8_BY_EXPERT, DISPATCH_MXFP8_BY_EXPERT_OBSERVED, AGAIN_MXFP8, DISPATCH_COPIED_RANK_MAJOR, DISPATCH_QUANTIZED_RANK_MAJOR, DISPATCH_UE8M0_RANK_MAJOR, DISPATCH_MXFP8_RANK_MAJOR, DISPATCH_BROUGHT_RANK_MAJOR, DISPATCH_COPIED_RANK_MAJOR_PACKED, DISPATCH_QUANTIZED_RANK_MAJOR_PACKED, DISPATCH_UE8M0_RANK_MAJOR_PACKED, DISPATCH_MXFP8_RANK_MAJOR_PACKED, DISPATCH_BROUGHT_RANK_MAJOR_PACKED, COMBINE_RANK_MAJOR, PACK_ROWS, PACK_ROWS_DROPPING, REDUCE_ROWS_GATED, DISPATCH_SEND_COPIED, DISPATCH_SEND_QUANTIZED, DISPATCH_SEND_UE8M0, DISPATCH_SEND_MXFP8, DISPATCH_SEND_BROUGHT, HALVES, AGAIN_COPIED, AGAIN_QUANTIZED, AGAIN_BROUGHT, AGAIN_COPIED_BY_EXPERT, AGAIN_QUANTIZED_BY_EXPERT, AGAIN_BROUGHT_BY_EXPERT, AGAIN_UE8M0_BY_EXPERT, AGAIN_MXFP8_BY_EXPERT, COMBINE, COMBINE_BY_EXPERT, COMBINE_WITH, COMBINE_BY_EXPERT_WITH, COMBINE_BY_EXPERT_GATED, COMBINE_BY_EXPERT_FP8, COMBINE_FP8, COMBINE_BY_EXPERT_FP8_GATED, RETURNED_WEIGHTS, GRADIENT, SCALE_COLUMNS, EXPERT_INDEX, LEND, MASKED, TENSOR, TENSOR_UE8M0, TENSOR_MXFP8, MEASURE, LOADS, CEILINGS];

@@ -8,7 +8,8 @@ use epoxide_kernels::words::{BlockFlags, CountMatrix, Kind, Landings};
 
 use crate::buffer::{Dispatched, ElasticBuffer, Slots, State};
 use crate::error::{Error, Result};
-use crate::rows::{RawRows, Rows};
+use crate::packing::packs_itself;
+use crate::rows::{RawRows, Rows, Whole};
 use crate::slice::{DeviceSlice, check_len, check_rank};
 use crate::tensor::{DeviceTensor, Index};
 
@@ -292,17 +293,22 @@ impl ElasticBuffer {
     unsafe fn launch_dispatch(&self, input: &RawDispatchInput, slots: Slots) -> Result<()> {
         let (inner, shape, kernels) = (self.comm.inner(), &self.layouts.shape, input.rows.kernels(&self.layouts.shape));
         let (runtime, stream, shared_bytes) = (&inner.runtime, inner.stream, self.shared.bytes(shape));
-        // SAFETY, of both: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape
+        // SAFETY, of all: the kernel's launch contract: windows, flags and private memory are this buffer's, laid out for its shape
         // on every rank; the grid and shared memory are those of the layouts; the inputs are the caller's promise.
-        match kernels.in_places(shape) {
-            Some(kernel) => {
+        match kernels.whole(shape, self.config.observes(shape)) {
+            Whole::Packed(kernel) => {
+                // SAFETY: as above.
+                let args = unsafe { self.dispatch_packed(input, slots) };
+                // SAFETY: as above.
+                unsafe { runtime.launch(kernel, self.blocks, shared_bytes, &args, stream) }
+            }
+            Whole::InPlaces(kernel) => {
                 // SAFETY: as above.
                 let args = unsafe { self.dispatch_rank_major(input, slots) };
                 // SAFETY: as above.
                 unsafe { runtime.launch(kernel, self.blocks, shared_bytes, &args, stream) }
             }
-            None => {
-                let kernel = kernels.dispatch(self.config.observes(shape));
+            Whole::ByCounts(kernel) => {
                 // SAFETY: as above.
                 let args = unsafe { self.dispatch_args(input, slots) };
                 // SAFETY: as above.
@@ -368,7 +374,8 @@ impl ElasticBuffer {
         self.took_rows(slots, named, State::Dispatched { operation, slot: slots.routing, kept });
         // Of a replay the routing has its index.
         let fresh = self.routings.is_of(slots.routing, operation);
-        let behind = self.enqueue_behind(slots).and_then(|()| if fresh { self.index_rows(slots) } else { Ok(()) });
+        let behind =
+            self.enqueue_behind(slots, fresh).and_then(|()| if fresh { self.index_rows(slots) } else { Ok(()) });
         let behind = self.or_give_back(slots.row, behind);
         self.noted();
         behind.map(|()| operation)
@@ -383,9 +390,11 @@ impl ElasticBuffer {
         }
     }
 
-    /// Enqueues what comes behind a dispatch in these slots.
-    pub(crate) fn enqueue_behind(&mut self, slots: Slots) -> Result<()> {
-        self.pack(slots)?;
+    /// Enqueues what comes behind a dispatch in these slots; one that is `whole` may have packed its rows itself.
+    pub(crate) fn enqueue_behind(&mut self, slots: Slots, whole: bool) -> Result<()> {
+        if !(whole && packs_itself(&self.layouts.shape)) {
+            self.pack(slots)?;
+        }
         self.lay_scale_columns(slots)?;
         let slot = self.rows.of_mut(slots.row);
         // What was lent before, and handed over then, was for this dispatch; what comes later is for a later one.

@@ -126,7 +126,7 @@ impl ElasticBuffer {
         }
         let DispatchTicket(handle) = ticket;
         let slots = handle.slots();
-        let behind = self.enqueue_behind(slots);
+        let behind = self.enqueue_behind(slots, false);
         let behind = self.or_give_back(slots.row, behind);
         self.noted();
         behind.map(|()| handle).map_err(Refused::without)

@@ -15,8 +15,10 @@ use epoxide_kernels::entries_halves::{
     dispatch_send_brought, dispatch_send_copied, dispatch_send_mxfp8, dispatch_send_quantized, dispatch_send_ue8m0,
 };
 use epoxide_kernels::entries_rank_major::{
-    dispatch_brought_rank_major, dispatch_copied_rank_major, dispatch_mxfp8_rank_major, dispatch_quantized_rank_major,
-    dispatch_ue8m0_rank_major,
+    dispatch_brought_rank_major, dispatch_brought_rank_major_packed, dispatch_copied_rank_major,
+    dispatch_copied_rank_major_packed, dispatch_mxfp8_rank_major, dispatch_mxfp8_rank_major_packed,
+    dispatch_quantized_rank_major, dispatch_quantized_rank_major_packed, dispatch_ue8m0_rank_major,
+    dispatch_ue8m0_rank_major_packed,
 };
 use epoxide_kernels::entries_ue8m0::{
     dispatch_again_mxfp8, dispatch_again_mxfp8_by_expert, dispatch_again_ue8m0, dispatch_again_ue8m0_by_expert,
@@ -24,6 +26,7 @@ use epoxide_kernels::entries_ue8m0::{
     dispatch_ue8m0, dispatch_ue8m0_by_expert, dispatch_ue8m0_by_expert_observed, dispatch_ue8m0_observed,
 };
 use epoxide_kernels::rank_major::DispatchRankMajorArgs;
+use epoxide_kernels::rank_major::packing::DispatchPackedArgs;
 use epoxide_kernels::row::RowArgs;
 use epoxide_kernels::shape::Shape;
 use half::bf16;
@@ -31,6 +34,7 @@ use half::bf16;
 use crate::comm::Comm;
 use crate::config::WireFormat;
 use crate::error::{Error, Result};
+use crate::packing::packs_itself;
 use crate::slice::{DeviceSlice, check_address, check_aligned, check_len, check_rank};
 use crate::tensor::DeviceTensor;
 
@@ -253,15 +257,28 @@ impl From<u64> for RawRows {
 /// The kernels that take rows of one form.
 pub(crate) struct RowKernels {
     /// A dispatch.
-    pub dispatch: &'static Kernel<DispatchArgs>,
+    dispatch: &'static Kernel<DispatchArgs>,
     /// One whose counts are observed: held against a bound, told early, or added up.
-    pub observed: &'static Kernel<DispatchArgs>,
+    observed: &'static Kernel<DispatchArgs>,
     /// One where rows have fixed places.
     rank_major: Option<&'static Kernel<DispatchRankMajorArgs>>,
+    /// One where rows of fixed places are packed.
+    packed: Option<&'static Kernel<DispatchPackedArgs>>,
     /// The send half of one where rows have fixed places.
     pub send: Option<&'static Kernel<DispatchRankMajorArgs>>,
     /// One by an old routing.
     pub again: Again,
+}
+
+/// A whole dispatch.
+#[derive(Clone, Copy)]
+pub(crate) enum Whole {
+    /// Of rows whose places follow from counts.
+    ByCounts(&'static Kernel<DispatchArgs>),
+    /// Of rows that have fixed places.
+    InPlaces(&'static Kernel<DispatchRankMajorArgs>),
+    /// Of such rows, which it packs.
+    Packed(&'static Kernel<DispatchPackedArgs>),
 }
 
 /// A dispatch by an old routing.
@@ -272,14 +289,14 @@ pub(crate) enum Again {
 }
 
 impl RowKernels {
-    /// The dispatch where rows have fixed places, if those of a buffer of this shape have.
-    pub(crate) fn in_places(&self, shape: &Shape) -> Option<&'static Kernel<DispatchRankMajorArgs>> {
-        self.rank_major.filter(|_| shape.layout.is_rank_major())
-    }
-
-    /// The dispatch of a buffer whose counts are `observed` or not.
-    pub(crate) fn dispatch(&self, observed: bool) -> &'static Kernel<DispatchArgs> {
-        if observed { self.observed } else { self.dispatch }
+    /// The dispatch of a buffer of this shape, whose counts are `observed` or not.
+    pub(crate) fn whole(&self, shape: &Shape, observed: bool) -> Whole {
+        match (shape.layout.is_rank_major(), self.rank_major, self.packed) {
+            (true, _, Some(kernel)) if packs_itself(shape) => Whole::Packed(kernel),
+            (true, Some(kernel), _) => Whole::InPlaces(kernel),
+            _ if observed => Whole::ByCounts(self.observed),
+            _ => Whole::ByCounts(self.dispatch),
+        }
     }
 }
 
@@ -287,6 +304,7 @@ const COPIED: RowKernels = RowKernels {
     dispatch: &dispatch_copied,
     observed: &dispatch_copied_observed,
     rank_major: Some(&dispatch_copied_rank_major),
+    packed: Some(&dispatch_copied_rank_major_packed),
     send: Some(&dispatch_send_copied),
     again: Again::Compact(&dispatch_again_copied),
 };
@@ -294,6 +312,7 @@ const QUANTIZED: RowKernels = RowKernels {
     dispatch: &dispatch_quantized,
     observed: &dispatch_quantized_observed,
     rank_major: Some(&dispatch_quantized_rank_major),
+    packed: Some(&dispatch_quantized_rank_major_packed),
     send: Some(&dispatch_send_quantized),
     again: Again::Compact(&dispatch_again_quantized),
 };
@@ -301,6 +320,7 @@ const BROUGHT: RowKernels = RowKernels {
     dispatch: &dispatch_brought,
     observed: &dispatch_brought_observed,
     rank_major: Some(&dispatch_brought_rank_major),
+    packed: Some(&dispatch_brought_rank_major_packed),
     send: Some(&dispatch_send_brought),
     again: Again::Compact(&dispatch_again_brought),
 };
@@ -308,6 +328,7 @@ const COPIED_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_copied_by_expert,
     observed: &dispatch_copied_by_expert_observed,
     rank_major: None,
+    packed: None,
     send: None,
     again: Again::ByExpert(&dispatch_again_copied_by_expert),
 };
@@ -315,6 +336,7 @@ const QUANTIZED_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_quantized_by_expert,
     observed: &dispatch_quantized_by_expert_observed,
     rank_major: None,
+    packed: None,
     send: None,
     again: Again::ByExpert(&dispatch_again_quantized_by_expert),
 };
@@ -322,6 +344,7 @@ const BROUGHT_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_brought_by_expert,
     observed: &dispatch_brought_by_expert_observed,
     rank_major: None,
+    packed: None,
     send: None,
     again: Again::ByExpert(&dispatch_again_brought_by_expert),
 };
@@ -330,6 +353,7 @@ const UE8M0: RowKernels = RowKernels {
     dispatch: &dispatch_ue8m0,
     observed: &dispatch_ue8m0_observed,
     rank_major: Some(&dispatch_ue8m0_rank_major),
+    packed: Some(&dispatch_ue8m0_rank_major_packed),
     send: Some(&dispatch_send_ue8m0),
     again: Again::Compact(&dispatch_again_ue8m0),
 };
@@ -337,6 +361,7 @@ const UE8M0_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_ue8m0_by_expert,
     observed: &dispatch_ue8m0_by_expert_observed,
     rank_major: None,
+    packed: None,
     send: None,
     again: Again::ByExpert(&dispatch_again_ue8m0_by_expert),
 };
@@ -344,6 +369,7 @@ const MXFP8: RowKernels = RowKernels {
     dispatch: &dispatch_mxfp8,
     observed: &dispatch_mxfp8_observed,
     rank_major: Some(&dispatch_mxfp8_rank_major),
+    packed: Some(&dispatch_mxfp8_rank_major_packed),
     send: Some(&dispatch_send_mxfp8),
     again: Again::Compact(&dispatch_again_mxfp8),
 };
@@ -351,6 +377,7 @@ const MXFP8_BY_EXPERT: RowKernels = RowKernels {
     dispatch: &dispatch_mxfp8_by_expert,
     observed: &dispatch_mxfp8_by_expert_observed,
     rank_major: None,
+    packed: None,
     send: None,
     again: Again::ByExpert(&dispatch_again_mxfp8_by_expert),
 };

@@ -86,7 +86,7 @@ enum Launcher {
     /// Rows in fixed places.
     RankMajor(WireFormat, bool),
     /// The same, packed by their receivers.
-    Packed,
+    Packed(WireFormat, bool),
     Tensors,
 }
 
@@ -98,13 +98,14 @@ impl Launcher {
             Self::Cell(Box::new(cell), Box::new(plan))
         });
         let rank_major = RANK_MAJOR.map(|(format, brought)| Self::RankMajor(format, brought));
-        cells.chain(rank_major).chain([Self::Packed, Self::Tensors]).collect()
+        let packed = RANK_MAJOR.map(|(format, brought)| Self::Packed(format, brought));
+        cells.chain(rank_major).chain(packed).chain([Self::Tensors]).collect()
     }
 
     fn mode(&self) -> Mode {
         match self {
             Self::Cell(cell, _) => worlds::mode(cell),
-            Self::RankMajor(..) | Self::Packed | Self::Tensors => Mode::Fast { workers: 0 },
+            Self::RankMajor(..) | Self::Packed(..) | Self::Tensors => Mode::Fast { workers: 0 },
         }
     }
 
@@ -112,7 +113,7 @@ impl Launcher {
         let checked = match self {
             Self::Cell(cell, plan) => round::rank(cell, plan, streams),
             Self::RankMajor(format, brought) => rank_major(streams.own(), *format, *brought),
-            Self::Packed => rank_major_packed(streams.own()),
+            Self::Packed(format, brought) => rank_major_packed(streams.own(), *format, *brought),
             Self::Tensors => tensors(streams.own()),
         };
         checked.map(|checked| checked.map_err(|why| format!("{self}: {why}")))
@@ -124,7 +125,7 @@ impl fmt::Display for Launcher {
         match self {
             Self::Cell(cell, _) => write!(f, "{cell}"),
             Self::RankMajor(format, brought) => write!(f, "rows in fixed places, {format:?}, brought: {brought}"),
-            Self::Packed => write!(f, "rows in fixed places, packed"),
+            Self::Packed(format, brought) => write!(f, "rows in fixed places, packed, {format:?}, brought: {brought}"),
             Self::Tensors => write!(f, "tensors"),
         }
     }
@@ -206,14 +207,13 @@ fn rank_major(comm: &Comm, format: WireFormat, brought: bool) -> Result<Checked>
     Ok(checked)
 }
 
-/// Rows in fixed places that are laid by expert, dropped and not; outputs that are weighed and not, and that are summed before a combine with a bias.
-fn rank_major_packed(comm: &Comm) -> Result<Checked> {
+/// Rows in fixed places that are laid by expert, whole and by halves, dropped and not; outputs that are weighed and not, and that are summed before a combine with a bias.
+fn rank_major_packed(comm: &Comm, format: WireFormat, brought: bool) -> Result<Checked> {
     const HIDDEN: u32 = 2896;
-    let case =
-        Case { num_sms: 3, ..Case::with_rows(2, HIDDEN, WireFormat::Fp8, vec![9; 2], 5, Mode::Fast { workers: 0 }) };
+    let case = Case { num_sms: 3, ..Case::with_rows(2, HIDDEN, format, vec![9; 2], 5, Mode::Fast { workers: 0 }) };
     let world = case.world();
     let wires: Vec<Wire> = world.wires();
-    let fixed = case.config().with_layout(Layout::RankMajor { alignment: 8 }).with_combine_options();
+    let fixed = case.config().with_layout(Layout::RankMajor { alignment: 8 }).with_combine_options().with_halves();
     let dropping = fixed.clone().with_packing(Packing::Slab { capacity_per_source: 1 }).with_overflow(Overflow::Drop);
     let mut checked = Ok(());
     for config in [fixed.with_packing(Packing::ExpertContiguous).with_zero_padding(), dropping] {
@@ -222,19 +222,28 @@ fn rank_major_packed(comm: &Comm) -> Result<Checked> {
         let mut tensors = Tensors::empty(comm, 9, HIDDEN, case.top_k, case.index)?;
         tensors.fill(&world, comm.rank())?;
         comm.barrier()?;
-        let handle = tensors.dispatch(&mut buffer, 9)?;
-        if drops {
-            let dropped = buffer.recv_counts(&handle)?.dropped > 0;
-            checked = checked.and(if dropped { Ok(()) } else { Err("nothing was dropped".to_owned()) });
-            let input = CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y).gate_weighted();
-            buffer.combine(&handle, input)?;
-            let handle = tensors.dispatch(&mut buffer, 9)?;
-            let bias = comm.tensor(&[bf16::ONE; 9 * HIDDEN as usize])?;
-            buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y).with_bias(&bias))?;
-            buffer.synchronize()?;
-        } else {
-            let y = &mut tensors.y;
-            checked = checked.and(by_expert::check_round_of(comm, &mut buffer, &handle, y, &world, &wires, 8)?);
+        let own = Brought::new(comm, &wires[comm.rank() as usize], HIDDEN.div_ceil(128), Lie::default());
+        for whole in [true, false] {
+            let rows = if brought { own.as_ref().map_err(Clone::clone)?.rows()? } else { (&tensors.x).into() };
+            let handle = if whole {
+                tensors.dispatch_rows(&mut buffer, 9, rows)?
+            } else {
+                let ticket = send(&mut buffer, &tensors, 9, rows)?;
+                buffer.dispatch_receive(ticket)?
+            };
+            if drops {
+                let dropped = buffer.recv_counts(&handle)?.dropped > 0;
+                checked = checked.and(if dropped { Ok(()) } else { Err("nothing was dropped".to_owned()) });
+                let input = CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y).gate_weighted();
+                buffer.combine(&handle, input)?;
+                let handle = tensors.dispatch(&mut buffer, 9)?;
+                let bias = comm.tensor(&[bf16::ONE; 9 * HIDDEN as usize])?;
+                buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y).with_bias(&bias))?;
+                buffer.synchronize()?;
+            } else {
+                let y = &mut tensors.y;
+                checked = checked.and(by_expert::check_round_of(comm, &mut buffer, &handle, y, &world, &wires, 8)?);
+            }
         }
         buffer.close()?;
     }

@@ -4,7 +4,7 @@ use epoxide_dsl::prelude::*;
 use crate::combine::CombineArgs;
 use crate::dispatch::index;
 use crate::layout::{DispatchShared, RecvRegions};
-use crate::placement::Placement;
+use crate::placement::{Placement, quotient};
 use crate::row::RowArgs;
 use crate::words::{Landings, Operation, SelectionWords};
 
@@ -89,6 +89,12 @@ impl DispatchRankMajorArgs {
     #[inline(always)]
     pub(super) fn selection(&self, token: u32, position: u32) -> i64 {
         index::load(self.topk_idx, self.index_type, self.top_k, token, position)
+    }
+
+    /// So many rows of an expert, with what pads them.
+    #[inline(always)]
+    pub(super) fn aligned(&self, rows: u32) -> u32 {
+        quotient(rows + self.alignment - 1, self.alignment) * self.alignment
     }
 
     /// The row of a source rank's token.

@@ -30,6 +30,8 @@
 //! The numbers advance when the receiving block is done. It has waited for its own rank's landings too, so all blocks have read them before. (Behind a fault a late block may read the next ones; it finds the abort word, and the fault filed.) Expert outputs may be
 //! written again when a dispatch is complete: the receiving block has met every rank's entry word, which comes behind that rank's combine before.
 //!
+//! A dispatch that lays its rows by expert is another: [`packing`].
+//!
 //! # Protocol of a combine
 //!
 //! As [`crate::combine`], without its `done` words: who wants to write expert outputs again waits for the next dispatch. Each block passes when it
@@ -40,6 +42,7 @@ mod combine;
 pub mod halves;
 pub mod pack;
 pub mod packed;
+pub mod packing;
 mod receive;
 mod send;
 
@@ -73,7 +76,7 @@ pub(crate) fn dispatch<R: Row>(a: &DispatchRankMajorArgs) {
         ended = send::send::<R>(a, &watch, number, (block, senders));
     }
     if receives {
-        ended = receive::receive(a, &watch, number, ended);
+        ended = receive::receive(a, &watch, number, ended, |_| ());
     }
     let complete = ended.is_ok();
     if let Err(stopped) = ended {

@@ -10,28 +10,32 @@ use crate::words::{BadSelection, Kind, Selection, Source};
 
 /// Where the receiving block keeps what it finds: where the stages were.
 #[derive(Clone, Copy)]
-struct Found {
+pub(super) struct Found {
     /// `[ranks]`: tokens of each rank.
     tokens: Shared<u32>,
     /// `[ranks + 1]`: how many selections the ranks before it have.
     begins: Shared<u32>,
     /// `[2]`: the first rank with a bad selection, and its first one; all ones where there is none.
-    bad: Shared<u32>,
+    pub bad: Shared<u32>,
     /// `[1]`: 1 when some rank is in another operation.
     apart: Shared<u32>,
     /// `[WARPS]`: what each warp has counted.
-    of_warps: Shared<u32>,
-    /// `[experts + 1]`: where each one's part of the index begins, and the end.
-    firsts: Shared<u32>,
+    pub of_warps: Shared<u32>,
+    /// `[experts + 1]`: where each one's packed rows begin, and the end; then its part of the index.
+    pub firsts: Shared<u32>,
     /// `[experts + 1]` of `[ranks][words]`, and what makes their number odd: a bit for each token that selects the expert; behind them, one for each that
     /// selects any.
     bits: Shared<u32>,
+    /// `[experts][ranks + 1]`, only where rows are packed: how many packed rows an expert has of the ranks before each, and of all.
+    starts: Shared<u32>,
     /// This rank's experts.
-    experts: u32,
+    pub experts: u32,
     /// Words of the bits of a rank's tokens.
     words: u32,
     /// Words from an expert's bits to the next one's.
     of_expert: u32,
+    /// The ranks.
+    pub ranks: u32,
 }
 
 impl Found {
@@ -47,7 +51,8 @@ impl Found {
         let firsts = of_warps.at(WARPS);
         let bits = firsts.at(experts + 1);
         let of_expert = DispatchShared::index_stride(ranks, words);
-        Self { tokens, begins, bad, apart, of_warps, firsts, bits, experts, words, of_expert }
+        let starts = bits.at((experts + 1) * of_expert);
+        Self { tokens, begins, bad, apart, of_warps, firsts, bits, starts, experts, words, of_expert, ranks }
     }
 
     /// Words of an expert's bits in which a rank's tokens are: a batch may have far fewer tokens than the buffer takes.
@@ -55,9 +60,43 @@ impl Found {
     fn words_of(self, source: u32) -> u32 {
         self.tokens.load_weak(source).div_ceil(32)
     }
+
+    /// How many selections there are, of all ranks.
+    #[inline(always)]
+    pub fn selections(self) -> u32 {
+        self.begins.load_weak(self.ranks)
+    }
+
+    /// The source, token and position of selection `i` of all.
+    #[inline(always)]
+    pub fn which(self, a: &DispatchRankMajorArgs, i: u32) -> (u32, u32, u32) {
+        let source = source_of(self.ranks, self, i);
+        let within = i - self.begins.load_weak(source);
+        let token = quotient(within, a.top_k);
+        (source, token, within - token * a.top_k)
+    }
+
+    /// Of an expert `[ranks + 1]`: how many packed rows it has of the ranks before each, and of all.
+    #[inline(always)]
+    pub fn starts_of(self, expert: u32) -> Shared<u32> {
+        self.starts.at(expert * (self.ranks + 1))
+    }
+
+    /// How many of a rank's tokens before this one select an expert.
+    #[inline(always)]
+    pub fn ones_before(self, expert: u32, source: u32, token: u32) -> u32 {
+        let first = expert * self.of_expert + source * self.words;
+        let mut ones = 0;
+        for word in thread::strided(first, first + token / 32, 1) {
+            ones += self.bits.load_weak(word).count_ones();
+        }
+        let earlier = (1 << (token % 32)) - 1;
+        ones + (self.bits.load_weak(first + token / 32) & earlier).count_ones()
+    }
 }
 
-/// The receiving block's part, if it has not stopped before: it waits for all that comes, indexes it, and writes the counts.
+/// The receiving block's part, if it has not stopped before: it waits for all that comes, indexes it, and writes the counts. `known` is done as soon as it is known
+/// what comes. Where the block stops there are no counts.
 ///
 /// # Errors
 ///
@@ -68,11 +107,12 @@ pub(super) fn receive(
     watch: &wait::Watch,
     number: u64,
     entered: Result<(), fault::Stopped>,
+    known: impl FnOnce(Found),
 ) -> Result<(), fault::Stopped> {
     let found = Found::new(a);
     let mut ended = entered;
     if ended.is_ok() {
-        ended = complete(a, watch, number, found);
+        ended = complete(a, watch, number, found, known);
     }
     if ended.is_err() {
         write_no_counts(a);
@@ -85,15 +125,27 @@ pub(super) fn receive(
 #[inline(always)]
 pub(super) fn advance(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, complete: bool) {
     if thread::index() == 0 {
-        a.routing.store_weak(0, if complete { number } else { 0 });
-        a.dispatches.store_weak(0, number);
-        a.op.epoch.store_weak(0, watch.epoch());
+        advance_by_thread(a, watch, number, complete);
     }
+}
+
+/// [`advance`], by one thread of the grid.
+#[inline(always)]
+pub(super) fn advance_by_thread(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, complete: bool) {
+    a.routing.store_weak(0, if complete { number } else { 0 });
+    a.dispatches.store_weak(0, number);
+    a.op.epoch.store_weak(0, watch.epoch());
 }
 
 /// Waits for what the ranks select, indexes it while rows travel, and waits for the ranks and for their rows: nothing is left to do behind them.
 #[inline(always)]
-fn complete(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, found: Found) -> Result<(), fault::Stopped> {
+fn complete(
+    a: &DispatchRankMajorArgs,
+    watch: &wait::Watch,
+    number: u64,
+    found: Found,
+    known: impl FnOnce(Found),
+) -> Result<(), fault::Stopped> {
     let (window, entry) = (a.op.window(), a.op.entry);
     clear(found);
     let tokens = |source, tokens| found.tokens.store_weak(source, tokens);
@@ -106,16 +158,11 @@ fn complete(a: &DispatchRankMajorArgs, watch: &wait::Watch, number: u64, found: 
     let _told = a.selections.wait_tokens(window, watch, number, tokens, never)?;
     begin_sources(a, found);
     mark_absent(a, found);
-    let which = |i| {
-        let source = source_of(window.peers, found, i);
-        let within = i - found.begins.load_weak(source);
-        let token = quotient(within, a.top_k);
-        (source, token, within - token * a.top_k)
-    };
-    let selections = found.begins.load_weak(window.peers);
+    let (which, selections) = (|i| found.which(a, i), found.selections());
     let _selected =
         a.selections.wait(window, watch, number, selections, which, |at, selection| note(a, found, at, selection))?;
     block::sync();
+    known(found);
     count_rows(a, found);
     index(a, found);
     let _met = entry.meet(window, watch, Kind::Dispatch)?;
@@ -270,7 +317,7 @@ fn count_rows(a: &DispatchRankMajorArgs, found: Found) {
 
 /// How many of a rank's tokens select an expert.
 #[inline(always)]
-fn ones(found: Found, expert: u32, source: u32) -> u32 {
+pub(super) fn ones(found: Found, expert: u32, source: u32) -> u32 {
     let mut ones = 0;
     let first = expert * found.of_expert + source * found.words;
     for word in thread::strided(first, first + found.words_of(source), 1) {
@@ -301,7 +348,7 @@ fn index(a: &DispatchRankMajorArgs, found: Found) {
             for source in thread::strided(0, ranks, 1) {
                 count += ones(found, expert, source);
             }
-            entries = quotient(count + a.alignment - 1, a.alignment) * a.alignment;
+            entries = a.aligned(count);
         }
         let first = block_sums::before_this(found.of_warps, &mut before, entries);
         if is_one {
@@ -379,7 +426,7 @@ fn index_of_warp(a: &DispatchRankMajorArgs, found: Found, expert: u32) {
 
 /// Writes that nothing came.
 #[inline(always)]
-fn write_no_counts(a: &DispatchRankMajorArgs) {
+pub(super) fn write_no_counts(a: &DispatchRankMajorArgs) {
     let (ranks, experts) = (a.op.window().peers, a.placement.count(a.op.window().me.0));
     for i in thread::strided(thread::index(), 1 + ranks + 2 * experts + 1, THREADS) {
         a.recv_counts.store_weak(i, 0);

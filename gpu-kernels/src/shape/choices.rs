@@ -98,7 +98,7 @@ impl Layout {
     }
 }
 
-/// How rows that came to fixed places are laid for experts, behind the dispatch and on the receiver.
+/// How rows that came to fixed places are laid for experts, on the receiver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Packing {

@@ -25,7 +25,7 @@ use crate::halves::prepare_halves;
 use crate::mirror::Mirror;
 use crate::packing::prepare_packing;
 use crate::rendezvous::{agree, meet};
-use crate::rows::{Again, row_kernels};
+use crate::rows::{Again, Whole, row_kernels};
 use crate::runtime::Mapped;
 use crate::tensor::DeviceTensor;
 use crate::transport::local::LeftBehind;
@@ -168,9 +168,10 @@ fn allocate(
     let runtime = &inner.runtime;
     let shared = dispatch_shared(&layouts.shape, runtime.shared_bytes_per_block())?;
     for kernels in row_kernels(&layouts.shape) {
-        match kernels.in_places(&layouts.shape) {
-            Some(kernel) => runtime.prepare(kernel, shared.bytes(&layouts.shape))?,
-            None => runtime.prepare(kernels.dispatch(config.observes(&layouts.shape)), shared.bytes(&layouts.shape))?,
+        match kernels.whole(&layouts.shape, config.observes(&layouts.shape)) {
+            Whole::ByCounts(kernel) => runtime.prepare(kernel, shared.bytes(&layouts.shape))?,
+            Whole::InPlaces(kernel) => runtime.prepare(kernel, shared.bytes(&layouts.shape))?,
+            Whole::Packed(kernel) => runtime.prepare(kernel, shared.bytes(&layouts.shape))?,
         };
         match kernels.again {
             Again::Compact(kernel) => runtime.prepare(kernel, shared.bytes(&layouts.shape))?,

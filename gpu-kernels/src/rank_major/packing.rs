@@ -1,0 +1,215 @@
+//! A dispatch that packs: all of its blocks lay the rows that it brings by expert, as soon as they are there.
+//!
+//! # Protocol
+//!
+//! The words that ranks exchange are those of [`super`], and so is what each says. The receiving block does what it does there; before its index it finds where each
+//! row goes, and *says* so to the other blocks, by a word of the grid's counters. A block that has sent waits for that, and for the landings, and then lays
+//! its share of the rows.
+//!
+//! | word | written by | says | read by |
+//! |---|---|---|---|
+//! | the grid's first counter | the receiving block, release | the selections of all places, the packed row of each selection, and the counts of packed rows are written; or that they will not be | the other blocks, acquire |
+//! | `landings[s]` | as in [`super`] | all rows of `s` are there | every block, acquire |
+//! | the grid's second counter | each block, which has seen all landings or has stopped | it lays its share, or not | the last block to pass |
+//!
+//! **Which row a selection becomes** follows from the selection words: in its expert's part, behind the rows of earlier source ranks, and behind as many as there are
+//! earlier tokens of its own rank that select the expert. That is the order of the index, which [`super::pack`] goes by. Where selections are dropped an expert
+//! keeps the first `capacity_per_source` of each source rank.
+//!
+//! **Only the receiving block waits for words of other ranks** before that, and files what is amiss; whatever becomes of it, it says so, and the others wait for no longer
+//! than it does. Behind a bad selection it says that nothing is there, as the selections of places are not whole then. Ranks out of step it may find when it has said where
+//! rows go: then the others find this rank's abort word while they wait for landings.
+//!
+//! **The landings** of the next dispatch are not added before all blocks have looked: who adds them has found the slot free, so this rank's combine, or its next
+//! dispatch, has begun, behind this kernel. The same holds for what the rows of it would overwrite.
+//!
+//! **The numbers** advance, and the slot's routing is written, when all blocks have passed; nothing can fail behind that. So a slot has a routing only if
+//! every block lays its share, and otherwise all counts are 0: what the receiving block wrote before it passed is seen by the last block to pass, which
+//! writes over it.
+use epoxide_dsl::prelude::*;
+
+use super::args::{DispatchRankMajorArgs, NO_ROW};
+use super::pack::{self, PackArgs, Piece};
+use super::receive::{self, Found};
+use super::{enter, send};
+use crate::block_sums;
+use crate::combine::Parts;
+use crate::grid_warps;
+use crate::layout::{THREADS, WARPS};
+use crate::placement::quotient;
+use crate::row::Row;
+use crate::words::Source;
+
+/// Arguments of a dispatch that packs.
+///
+/// Launch contract: those of both, of the same slots and the same shape; the shared memory is that of a shape that is packed.
+#[derive(Clone, Copy, Debug, KernelArg)]
+#[repr(C)]
+pub struct DispatchPackedArgs {
+    /// The dispatch.
+    pub dispatch: DispatchRankMajorArgs,
+    /// Where its rows are packed from and to.
+    pub pack: PackArgs,
+}
+
+/// Moves the rows, and lays them by expert.
+#[inline(always)]
+pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
+    let (a, to) = (&packed.dispatch, &packed.pack);
+    let watch = wait::Watch::begin(a.op.fault, a.op.next_epoch());
+    let number = a.dispatches.load_weak(0) + 1;
+    let (block, blocks) = (thread::block_index(), thread::grid_blocks());
+    let receives = block + 1 == blocks;
+    if receives {
+        enter(a, &watch);
+    }
+    let mut ended = Ok(());
+    let senders = if blocks > 1 { blocks - 1 } else { 1 };
+    if block < senders {
+        ended = send::send::<R>(a, &watch, number, (block, senders));
+    }
+    let parts = Parts::new(to.row_bytes / 2, to.ranks * to.max_tokens);
+    let mut first = Piece::NONE;
+    let mut came = false;
+    if receives {
+        let mut said = false;
+        ended = receive::receive(a, &watch, number, ended, |found| {
+            said = place_rows(packed, found);
+            if said {
+                first = pack::placed(to, parts, grid_warps::index());
+            }
+        });
+        if !said {
+            a.op.grid.say(false);
+        }
+        came = ended.is_ok();
+    } else if ended.is_ok() && a.op.grid.said(&watch) {
+        // All ranks are in this dispatch, so all their blocks have their places on SMs, as this rank's have.
+        grid::let_the_next_one_begin();
+        first = pack::placed(to, parts, grid_warps::index());
+        pack::pad_experts(to);
+        ended = a.landings.wait(a.op.window(), &watch, number).map(|_here| ());
+        came = ended.is_ok();
+    }
+    let started = pack::start(to, if came { first } else { Piece::NONE });
+    // The block has met, so all its threads know the numbers. Its first rows are on their way meanwhile.
+    let passed = (thread::index() == THREADS - 1).then(|| a.op.grid.pass(!came));
+    if came {
+        pack::lay_share(to, parts, started, |place| source(a, place));
+    }
+    let mut failed = false;
+    if let Some(passed) = passed
+        && passed.is_last(a.op.grid)
+    {
+        failed = !passed.is_whole();
+        receive::advance_by_thread(a, &watch, number, !failed);
+    }
+    if block::any(failed).get() {
+        receive::write_no_counts(a);
+        pack::write_no_counts(to);
+    }
+    if let Err(stopped) = ended {
+        watch.file_of_grid(stopped, receives);
+    }
+}
+
+/// Finds where rows go, and says so unless a selection is bad. Returns whether it has. Block-collective, uniform.
+#[inline(always)]
+fn place_rows(packed: &DispatchPackedArgs, found: Found) -> bool {
+    let (a, to) = (&packed.dispatch, &packed.pack);
+    begin_rows(packed, found);
+    for i in thread::strided(thread::index(), found.selections(), THREADS) {
+        let (source, token, position) = found.which(a, i);
+        // It has come: the block has waited for it.
+        let selection = a.selections.told(a.op.window(), source, token, position);
+        if !selection.is_bad() && selection.local() >= 0 {
+            let row = place(to, found, selection.local() as u32, (source, token));
+            to.to.places.rows(a.top_k_stride).row(a.row(source, token)).store_weak(position, row);
+        }
+    }
+    write_counts(to, found);
+    // Of a place with a bad selection the local expert is none.
+    let whole = found.bad.load_weak(0) == u32::MAX;
+    if whole {
+        a.op.grid.say(true);
+        pack::pad_experts(to);
+    }
+    whole
+}
+
+/// Finds where the rows of each expert begin, and among them those of each source rank. The block meets behind it.
+#[inline(always)]
+fn begin_rows(packed: &DispatchPackedArgs, found: Found) {
+    let (a, to) = (&packed.dispatch, &packed.pack);
+    let mut before = 0;
+    // All threads take part in each turn: they meet.
+    for turn in thread::strided(0, found.experts, THREADS) {
+        let expert = turn + thread::index();
+        let is_one = expert < found.experts;
+        let mut rows = 0;
+        if is_one {
+            let mut kept = 0;
+            for source in thread::strided(0, to.ranks, 1) {
+                found.starts_of(expert).store_weak(source, kept);
+                kept += to.kept(receive::ones(found, expert, source));
+            }
+            found.starts_of(expert).store_weak(to.ranks, kept);
+            rows = if to.slab_rows != 0 { to.slab_rows } else { a.aligned(kept) };
+        }
+        let first = block_sums::before_this(found.of_warps, &mut before, rows);
+        if is_one {
+            found.firsts.store_weak(expert, first);
+        }
+        // Before the next turn's.
+        block::sync();
+    }
+    // Also of a rank that has no expert.
+    if thread::index() == 0 {
+        found.firsts.store_weak(found.experts, before);
+    }
+    block::sync();
+}
+
+/// Writes how many rows are packed: in all with what pads them, of each source rank, of each expert, and where those begin.
+#[inline(always)]
+fn write_counts(to: &PackArgs, found: Found) {
+    let of_sources = to.to.counts.at(1);
+    let of_experts = of_sources.at(to.ranks);
+    for expert in thread::strided(thread::index(), found.experts, THREADS) {
+        of_experts.store_weak(expert, found.starts_of(expert).load_weak(to.ranks));
+    }
+    for expert in thread::strided(thread::index(), found.experts + 1, THREADS) {
+        of_experts.store_weak(found.experts + expert, found.firsts.load_weak(expert));
+    }
+    for source in thread::strided(warp::index(), to.ranks, WARPS) {
+        let mut rows = 0;
+        for expert in thread::strided(warp::lane(), found.experts, warp::LANES) {
+            let starts = found.starts_of(expert);
+            rows += starts.load_weak(source + 1) - starts.load_weak(source);
+        }
+        rows = warp::sum(warp::ALL, rows);
+        if warp::lane() == 0 {
+            of_sources.store_weak(source, rows);
+        }
+    }
+    if thread::index() == 0 {
+        to.to.counts.store_weak(0, found.firsts.load_weak(found.experts));
+    }
+}
+
+/// Which row a token's selection of an expert becomes, or [`NO_ROW`] if it is dropped. Per thread.
+#[inline(always)]
+fn place(to: &PackArgs, found: Found, expert: u32, (source, token): (u32, u32)) -> u32 {
+    let earlier = found.ones_before(expert, source, token);
+    if earlier >= to.capacity_per_source {
+        return NO_ROW;
+    }
+    found.firsts.load_weak(expert) + found.starts_of(expert).load_weak(source) + earlier
+}
+
+/// Whose the row in a place is.
+#[inline(always)]
+fn source(a: &DispatchRankMajorArgs, place: u32) -> u64 {
+    let peer = quotient(place, a.max_tokens);
+    Source { rank: a.op.window().rank_of(Peer(peer)), token: place - peer * a.max_tokens }.to_word()
+}
