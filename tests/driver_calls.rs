@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 
 use driver::{Pairs, StandIn};
 use epoxide::{
-    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, LocalGroup, Packing,
-    Result, ReturnedWeights, ScaleLayout, WireFormat, bf16,
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, LocalGroup, Packing, Result,
+    ReturnedWeights, ScaleLayout, WireFormat, bf16,
 };
 
 /// Opened once, before anything else asks for the driver. Each test has GPUs of its own: what a rank asks for depends on who else is on its GPU.
@@ -43,21 +43,19 @@ fn of_pairs(comm: &Comm, layout: Layout, packing: Packing) -> Result<BTreeMap<St
 fn a_pair_is_two_launches_and_little_else() {
     LazyLock::force(&STAND_IN);
     let fixed = Layout::RankMajor { alignment: 1 };
-    for (layout, packing, launches) in [
-        (fixed, Packing::None, 2 * PAIRS),
-        (Layout::Compact, Packing::None, 2 * PAIRS),
-        (fixed, Packing::ExpertContiguous, 2 * PAIRS),
-    ] {
-        let marks = launches / PACE;
+    let marks = 2 * PAIRS / PACE;
+    for (layout, packing) in
+        [(fixed, Packing::None), (Layout::Compact, Packing::None), (fixed, Packing::ExpertContiguous)]
+    {
         let ranks = LocalGroup::on_gpus(&[0, 1]).unwrap().run(|comm| of_pairs(&comm, layout, packing)).unwrap();
         for asked in ranks {
             println!("{layout:?}, {packing:?}: {asked:?}");
             let want = [
-                ("cuLaunchKernelEx", launches),
-                // For each operation, and for each mark.
+                ("cuLaunchKernelEx", 2 * PAIRS),
+                // For each launch, and for each mark.
                 ("cuStreamGetCaptureInfo_v2", 2 * PAIRS + marks),
                 // With each of those, with each launch, and where a mark is waited for.
-                ("cuCtxSetCurrent", 2 * PAIRS + launches + 2 * marks),
+                ("cuCtxSetCurrent", 4 * PAIRS + 2 * marks),
                 ("cuEventRecord", marks),
                 ("cuEventSynchronize", marks),
             ];
