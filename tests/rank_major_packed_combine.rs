@@ -209,9 +209,9 @@ fn without_a_wait_some_sums_are_not_there() {
     }
     for (file, source, wait) in SOURCES {
         let mutation = Mutation::of(file, source, wait).expect("the wait is there");
-        let wrong = (0..24).find_map(|seed| Rounds::new(seed).run(Some(mutation)).err());
-        let why = wrong.unwrap_or_else(|| panic!("{file}: no seed misses {wait}"));
-        assert!(why.contains("combined rows"), "{why}");
+        // Where a rank goes on too early another may wait in vain, in some seeds.
+        let mut wrong = (0..24).filter_map(|seed| Rounds::new(seed).run(Some(mutation)).err());
+        assert!(wrong.any(|why| why.contains("combined rows")), "{file}: no seed sums too early without {wait}");
     }
 }
 

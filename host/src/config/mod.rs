@@ -447,7 +447,7 @@ impl Config {
     /// behind a [reset](crate::ElasticBuffer::reset) without being captured anew. (Not where the ranks have moved to other windows, away from a masked
     /// one that lives.) It takes two small kernels in front of each dispatch and one in front of each combine, as masked ranks do, and 4 bytes of the rank's
     /// memory for each selection, which [`bytes_needed`] counts. Selections go through 32 bits then, so an index beyond them is reported as
-    /// the least `i32`. Else a graph of before the first mask is [`Error::StaleGraph`]; those that are captured behind it are ready for more.
+    /// the least `i32`. Else a graph of before the first mask is [`Error::StaleGraph`](crate::Error::StaleGraph); those that are captured behind it are ready for more.
     #[must_use]
     pub fn with_graphs_across_masks(mut self) -> Self {
         self.graphs_across_masks = true;
