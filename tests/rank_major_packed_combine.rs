@@ -1,5 +1,5 @@
-//! Combines of packed rows: one that sums their outputs by itself is bit for bit one by halves, in front of which a kernel does, and they meet each other; without one of
-//! its two waits sums are not there; a rank that is somewhere else is found, and one that does not come is waited for.
+//! Combines of packed rows: one that sums their outputs by itself is bit for bit one by halves, in front of which a kernel does, and they meet each other;
+//! without one of its two waits sums are not there; a rank that is somewhere else is found, and one that does not come is waited for.
 use crate::rank_major_packed::Packed;
 use crate::support;
 

@@ -144,7 +144,8 @@ impl ElasticBuffer {
         }
     }
 
-    /// Sums the outputs of packed rows in front of a combine in these slots that does not by itself, and is about to be enqueued. Nothing where rows are not packed.
+    /// Sums the outputs of packed rows in front of a combine in these slots that does not by itself, and is about to be enqueued. Nothing where rows are
+    /// not packed.
     ///
     /// # Errors
     ///
@@ -154,8 +155,8 @@ impl ElasticBuffer {
             return Ok(());
         }
         let (inner, args) = (self.comm.inner(), self.reduce_args(slots));
-        // SAFETY: the kernel's launch contract: what the dispatch and its packing left in the slot, both before it on the stream; its dispatch has lent the region
-        // that it writes, which peers read behind the combine's entry words.
+        // SAFETY: the kernel's launch contract: what the dispatch and its packing left in the slot, both before it on the stream; its dispatch has lent the
+        // region that it writes, which peers read behind the combine's entry words.
         unsafe { inner.runtime.launch(&reduce_rows, self.blocks, 0, &args, inner.stream) }
     }
 

@@ -1,8 +1,8 @@
 //! Reducing: what experts made of packed rows is summed to a row for each received one, in its fixed place, from where a combine takes it.
 //!
 //! There is no protocol: a rank works on its own rows, which [`pack`](crate::rank_major::pack) has laid, behind its experts on the stream and before its
-//! combine, whose entry word says that they are ready. Peers have read what the combine before left there: this rank's dispatch since then was behind
-//! a word of each of them that said so.
+//! combine, whose entry word says that they are ready. (A combine that sums them itself has one: [`packed`](crate::rank_major::packed).) Peers have read what
+//! the combine before left there: this rank's dispatch since then was behind a word of each of them that said so.
 //!
 //! The sum is that of a rank where rows lie by expert: in f32, from +0, in ascending position of the selections, each output multiplied by its gate
 //! weight and the product rounded to f32 if they are gated, rounded once to BF16. A selection that was dropped adds nothing; of a token
@@ -121,8 +121,8 @@ impl Selection {
     }
 }
 
-/// Sums these vectors of a token, of which each lane has a row of another rank, or of this one an output or one that was dropped. The outputs here are summed and
-/// rounded first, and are added where the first of them has its turn, dropped or not. Warp-collective.
+/// Sums these vectors of a token, of which each lane has a row of another rank, or of this one an output or one that was dropped. The outputs here are
+/// summed and rounded first, and are added where the first of them has its turn, dropped or not. Warp-collective.
 #[inline(always)]
 pub(crate) fn sum_with(a: &ReduceArgs, pull: &CombineArgs, part: Part, vectors: [u32; 2], y: Global<U32x4>) {
     let is_own = part.rank == pull.op.window().rank().0 as i32;

@@ -21,6 +21,9 @@
 //! expert outputs; and who received a combine, in which each block met all entry words, knows that all have received the dispatch before and read
 //! its rows, and finds the slot free. A slot that is sent again before its own combine was received would break the one and the other.
 //!
+//! **Packed rows.** Their outputs are summed by a kernel in front of a send half, and not in the receive half, which posts nothing behind that
+//! ([`crate::combine::reduce`]).
+//!
 //! **Faults.** What every rank finds by itself, the receive half finds and files. A send half files what others do not see (a deadline); its receive
 //! half finds the abort word, and its counts are 0.
 use epoxide_dsl::prelude::*;

@@ -8,16 +8,17 @@
 //! |---|---|---|---|
 //! | `entry`² `[o]` at every rank | the last block of `o` to [come](epoxide_dsl::grid::GridCounters::is_last_to_come), release | `o` is in combine `e`; the sums of its experts' outputs for the reader are **written**, by all blocks of `o` | all blocks, acquire, before the first row is pulled |
 //!
-//! A warp sums its share of others' rows to their places. Then its block *comes*: its threads have met, and one adds to a counter, acquire and release at the GPU's scope.
-//! So the last to come has seen the sums of all blocks, and releases them with the entry words at the system's. No block waits for another of its rank.
+//! A warp sums its share of others' rows to their places. Then its block *comes*: its threads have met, and one adds to a counter, acquire and release at
+//! the GPU's scope. So the last to come has seen the sums of all blocks, and releases them with the entry words at the system's. No block waits for another
+//! of its rank.
 //!
-//! Outputs of own rows are summed with what is pulled, where the token is, and go through no memory. Weighed ones do, while words travel: that publishes nothing, as a
-//! thread pulls of its own rank what it has written itself (both divide the tokens alike).
+//! Outputs of own rows are summed with what is pulled, where the token is, and go through no memory. Weighed ones do, while words travel: that publishes
+//! nothing, as a thread pulls of its own rank what it has written itself (both divide the tokens alike).
 //!
 //! **Why places may be written** before anyone was met in this combine: nobody reads what the combine before left there. This rank's operation between the
-//! two, a dispatch or a dispatch again of the slot, was complete when every rank's entry word of it was here, also where its rows left without that; and a rank posts
-//! that word behind its own combine before, on its stream. A combine whose rows were kept has such an operation behind it as well, and a handle is combined once.
-//! A masked rank reads nothing. After a dispatch that failed the slot has no routing: nothing is summed, and no word posted.
+//! two, a dispatch or a dispatch again of the slot, was complete when every rank's entry word of it was here, also where its rows left without that; and a
+//! rank posts that word behind its own combine before, on its stream. A combine whose rows were kept has such an operation behind it as well, and a handle
+//! is combined once. A masked rank reads nothing. After a dispatch that failed the slot has no routing: nothing is summed, and no word posted.
 //!
 //! Each block comes, whatever it has found, and passes later: so the last to pass clears both counters when nobody adds to them any more.
 use epoxide_dsl::prelude::*;
@@ -54,7 +55,8 @@ pub(crate) fn run<const GATED: bool>(a: &CombinePackedArgs) {
     let watch = wait::Watch::begin(op.fault, op.next_epoch());
     let dispatch = a.combine.pull.routing.load_weak(0);
     let mut work = Work::new::<GATED>(a, false);
-    // Others' rows, and then, if outputs are weighed, which takes too many registers where rows are pulled, the own ones: in a loop, so that the code is there once.
+    // Others' rows, and then, if outputs are weighed, which takes too many registers where rows are pulled, the own ones: in a loop, so that the code is
+    // there once.
     for own in thread::strided(0, 1 + u32::from(GATED), 1) {
         if dispatch != 0 {
             work.sum::<GATED>(a);
