@@ -227,9 +227,10 @@ impl Config {
 
     /// Lays rows of [fixed places](Layout::RankMajor) by expert, for grouped GEMMs: a row for each selection, expert-contiguous or in slabs
     /// ([`Packing`] has both). They leave and come at low latency, as ever, one for each token and rank; each dispatch lays them in memory of this rank's
-    /// own as they come, or a kernel does behind it: where more than 2048 selections can come, behind a receive half, and behind a dispatch by an old routing. In front of each combine, or its send half, a kernel sums what
-    /// the experts made of a token's rows here, as a combine does where [rows lie by expert](Layout::ExpertContiguous): in f32, in ascending position, rounded
-    /// once to BF16, and [gate-weighted](crate::CombineInput::gate_weighted) if that is asked for. All that is in the stream, and in graphs.
+    /// own as they come, or a kernel does behind it: where more than 2048 selections can come, behind a receive half, and behind a dispatch by an old routing. In
+    /// front of each combine, or its send half, a kernel sums what the experts made of a token's rows here, as a combine does where
+    /// [rows lie by expert](Layout::ExpertContiguous): in f32, in ascending position, rounded once to BF16, and
+    /// [gate-weighted](crate::CombineInput::gate_weighted) if that is asked for. All that is in the stream, and in graphs.
     ///
     /// What was received ([`recv_counts`](crate::ElasticBuffer::recv_counts), [`recv_arrays`](crate::ElasticBuffer::recv_arrays),
     /// [`received`](crate::ElasticBuffer::received)) and [`ExpertOutputs`](crate::ExpertOutputs) are as in the layout by expert that is named; the rows lie there beside the
