@@ -8,8 +8,7 @@ use epoxide_kernels::words::{BlockFlags, CountMatrix, Kind, Landings};
 
 use crate::buffer::{Dispatched, ElasticBuffer, Slots, State};
 use crate::error::{Error, Result};
-use crate::packing::packs_itself;
-use crate::rows::{RawRows, Rows, Whole};
+use crate::rows::{RawRows, Rows, Whole, packs_itself};
 use crate::slice::{DeviceSlice, check_len, check_rank};
 use crate::tensor::{DeviceTensor, Index};
 

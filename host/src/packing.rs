@@ -38,15 +38,6 @@ pub(crate) fn prepare_packing(runtime: &Runtime, config: &Config, shape: &Shape)
     Ok(())
 }
 
-/// Most selections of all tokens that can come for which a dispatch packs by itself: its receiving block finds their places alone, four for each thread. Of 8192 that took
-/// longer than a launch behind it, whose warps find them (two H100: 75.6 us for 67.8 in BF16, 59.8 for 46.6 in FP8).
-const MOST_SELECTIONS: u64 = 2048;
-
-/// Whether a whole dispatch lays its rows by expert itself: not where rows are not packed, nor where so many can come that a kernel behind it is faster.
-pub(crate) fn packs_itself(shape: &Shape) -> bool {
-    shape.is_packed() && shape.rows * u64::from(shape.top_k) <= MOST_SELECTIONS
-}
-
 /// How many rows of a source an expert keeps, where there may be more.
 fn drops(config: &Config, shape: &Shape) -> Option<u32> {
     match config.packing {

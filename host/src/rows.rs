@@ -34,7 +34,6 @@ use half::bf16;
 use crate::comm::Comm;
 use crate::config::WireFormat;
 use crate::error::{Error, Result};
-use crate::packing::packs_itself;
 use crate::slice::{DeviceSlice, check_address, check_aligned, check_len, check_rank};
 use crate::tensor::DeviceTensor;
 
@@ -279,6 +278,15 @@ pub(crate) enum Whole {
     InPlaces(&'static Kernel<DispatchRankMajorArgs>),
     /// Of such rows, which it packs.
     Packed(&'static Kernel<DispatchPackedArgs>),
+}
+
+/// Most selections that can come for which a dispatch packs by itself: its receiving block alone finds their places, four for each of its threads. Of 8192 that took
+/// longer than a launch behind it, whose warps find them: `docs/performance/ways.md` has both.
+const MOST_SELECTIONS: u64 = 2048;
+
+/// Whether a whole dispatch lays its rows by expert itself: not where rows are not packed, nor where so many can come that a kernel behind it is faster.
+pub(crate) fn packs_itself(shape: &Shape) -> bool {
+    shape.is_packed() && shape.rows * u64::from(shape.top_k) <= MOST_SELECTIONS
 }
 
 /// A dispatch by an old routing.
