@@ -192,7 +192,7 @@ impl Config {
     /// [`Layout::ExpertContiguous`] one for each selection, with what pads the rows of each expert. The worst case is room for all that can
     /// come, which is the default, and all that a larger bound means; [`Layout::Slab`] has its own bound.
     ///
-    /// A dispatch that brings some rank more moves no row, on any rank: all get the same [`Error::CapacityExceeded`] from the next call that
+    /// A dispatch that brings some rank more moves no row, on any rank: all get the same [`Error::CapacityExceeded`](crate::Error::CapacityExceeded) from the next call that
     /// waits for it ([`ElasticBuffer::synchronize`](crate::ElasticBuffer::synchronize) and those that read what was received). A combine
     /// behind it, which may be enqueued already, gives rows of +0. The buffer goes on to work. Of
     /// several that were enqueued before that call, and their combines, the first is told for all.
@@ -339,13 +339,13 @@ impl Config {
     ///
     /// | | one row slot | several |
     /// |---|---|---|
-    /// | a dispatch takes | the slot, in any case: rows that wait for their combine are given up | a free slot; if there is none, or the one that it names is held: [`Error::RowSlotBusy`] |
+    /// | a dispatch takes | the slot, in any case: rows that wait for their combine are given up | a free slot; if there is none, or the one that it names is held: [`Error::RowSlotBusy`](crate::Error::RowSlotBusy) |
     /// | its rows, and views of them, are valid | until its combine, or the next dispatch | until its combine, or [its release](crate::ElasticBuffer::release) |
     /// | its slot is free again | when the next dispatch comes | when its combine was enqueued, or it was released |
     /// | if it [keeps its rows](crate::DispatchInput::keeping_rows) | they stay behind the combine until they are released; until then a dispatch is refused | the same; other slots go on |
     /// | a routing slot is held | until its combine, if there are others | as long as the row slot: a dispatch that names none takes the next that is free |
     /// | a fault | poisons the buffer | the same: with all its slots |
-    /// | a rank that takes another slot than the others, or combines another handle | cannot be: another routing is [named at once](Error::OtherHandle) | does not come, as far as the others see: [`Error::PeerTimeout`] at the deadline, which names the slot that it is in |
+    /// | a rank that takes another slot than the others, or combines another handle | cannot be: another routing is [named at once](crate::Error::OtherHandle) | does not come, as far as the others see: [`Error::PeerTimeout`](crate::Error::PeerTimeout) at the deadline, which names the slot that it is in |
     ///
     /// What follows a dispatch on the device, the combine or another dispatch, is still one operation after the other, on whatever streams they are:
     /// two never share the SMs. What runs beside them are the caller's own kernels.
@@ -435,7 +435,7 @@ impl Config {
     }
 
     /// Has [`ElasticBuffer::synchronize`](crate::ElasticBuffer::synchronize) tell of selections of [masked](crate::Comm::mask) ranks' experts as an error,
-    /// [`Error::MaskedExperts`], once for those that there were so far; else they are dropped and only
+    /// [`Error::MaskedExperts`](crate::Error::MaskedExperts), once for those that there were so far; else they are dropped and only
     /// [counted](crate::ElasticBuffer::masked_selections). They are dropped either way, the others are exchanged, and the buffer is no worse for it.
     #[must_use]
     pub fn with_masked_experts_refused(mut self) -> Self {
