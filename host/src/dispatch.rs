@@ -8,7 +8,7 @@ use epoxide_kernels::words::{BlockFlags, CountMatrix, Kind, Landings};
 
 use crate::buffer::{Dispatched, ElasticBuffer, Slots, State};
 use crate::error::{Error, Result};
-use crate::rows::{RawRows, Rows, Whole, packs_itself};
+use crate::rows::{RawRows, Rows, Whole};
 use crate::slice::{DeviceSlice, check_len, check_rank};
 use crate::tensor::{DeviceTensor, Index};
 
@@ -391,7 +391,7 @@ impl ElasticBuffer {
 
     /// Enqueues what comes behind a dispatch in these slots; one that is `whole` may have packed its rows itself.
     pub(crate) fn enqueue_behind(&mut self, slots: Slots, whole: bool) -> Result<()> {
-        if !(whole && packs_itself(&self.layouts.shape)) {
+        if !(whole && self.layouts.shape.packs_itself()) {
             self.pack(slots)?;
         }
         self.lay_scale_columns(slots)?;

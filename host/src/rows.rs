@@ -280,15 +280,6 @@ pub(crate) enum Whole {
     Packed(&'static Kernel<DispatchPackedArgs>),
 }
 
-/// Most selections that can come for which a dispatch packs by itself: its receiving block alone finds their places, four for each of its threads. Of 8192 that took
-/// longer than a launch behind it, whose warps find them: `docs/performance/ways.md` has both.
-const MOST_SELECTIONS: u64 = 2048;
-
-/// Whether a whole dispatch lays its rows by expert itself: not where rows are not packed, nor where so many can come that a kernel behind it is faster.
-pub(crate) fn packs_itself(shape: &Shape) -> bool {
-    shape.is_packed() && shape.rows * u64::from(shape.top_k) <= MOST_SELECTIONS
-}
-
 /// A dispatch by an old routing.
 #[derive(Clone, Copy)]
 pub(crate) enum Again {
@@ -300,7 +291,7 @@ impl RowKernels {
     /// The dispatch of a buffer of this shape, whose counts are `observed` or not.
     pub(crate) fn whole(&self, shape: &Shape, observed: bool) -> Whole {
         match (shape.layout.is_rank_major(), self.rank_major, self.packed) {
-            (true, _, Some(kernel)) if packs_itself(shape) => Whole::Packed(kernel),
+            (true, _, Some(kernel)) if shape.packs_itself() => Whole::Packed(kernel),
             (true, Some(kernel), _) => Whole::InPlaces(kernel),
             _ if observed => Whole::ByCounts(self.observed),
             _ => Whole::ByCounts(self.dispatch),

@@ -110,8 +110,8 @@ impl DispatchShared {
         (ranks * words) | 1
     }
 
-    /// Bytes of what such an index is made from, where the stages were: ranks, tokens, counts and bits; where rows are packed, where those of each expert and
-    /// source rank begin.
+    /// Bytes of what such an index is made from, where the stages were: ranks, tokens, counts and bits; where a dispatch packs them itself, where those of each
+    /// expert and source rank begin.
     fn index_bytes(shape: &Shape) -> Option<u32> {
         if !shape.layout.is_rank_major() {
             return Some(0);
@@ -120,7 +120,7 @@ impl DispatchShared {
         let words = Self::index_words(shape.max_tokens);
         shape.ranks.checked_mul(words)?;
         let bits = (experts + 1).checked_mul(Self::index_stride(shape.ranks, words))?;
-        let starts = if shape.is_packed() { experts * (shape.ranks + 1) } else { 0 };
+        let starts = if shape.packs_itself() { experts * (shape.ranks + 1) } else { 0 };
         bits.checked_add(starts + 2 * shape.ranks + experts + WARPS + 5)?.checked_mul(4)
     }
 

@@ -9,8 +9,9 @@
 //! | `entry`² `[o]` at every rank | the last block of `o` to [come](epoxide_dsl::grid::GridCounters::is_last_to_come), release | `o` is in combine `e`; the sums of its experts' outputs for the reader are **written**, by all blocks of `o` | all blocks, acquire, before the first row is pulled |
 //!
 //! A warp sums its share of others' rows to their places. Then its block *comes*: its threads have met, and one adds to a counter, acquire and release at
-//! the GPU's scope. So the last to come has seen the sums of all blocks, and releases them with the entry words at the system's. No block waits for another
-//! of its rank.
+//! the GPU's scope. So the last to come has seen the sums of all blocks, and releases them with the entry words at the system's. A block waits for
+//! all blocks of its own rank by way of that rank's entry word, so all are resident together. Behind the word a rank reads of what it received its own tokens' places alone, which only its own
+//! next dispatch writes: a peer that has met it may already send others.
 //!
 //! Outputs of own rows are summed with what is pulled, where the token is, and go through no memory. Weighed ones do, while words travel: that publishes
 //! nothing, as a thread pulls of its own rank what it has written itself (both divide the tokens alike).
@@ -33,7 +34,7 @@ use crate::words::Kind;
 
 /// Arguments of a combine of packed rows.
 ///
-/// Launch contract: those of both, but that the kernel itself is what touches `expert_out`, the own part of `combine.pull`'s region.
+/// Launch contract: those of both, but that the kernel itself is what touches `expert_out`, the own part of `combine.pull`'s region; and all blocks are resident together.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct CombinePackedArgs {
@@ -180,7 +181,7 @@ fn rows(a: &CombinePackedArgs, own: bool) -> u32 {
 /// The place of one of these rows.
 #[inline(always)]
 fn place(a: &CombinePackedArgs, own: bool, row: u32) -> u32 {
-    let first = a.combine.pull.op.window().rank().0 * a.max_tokens;
+    let first = a.combine.pull.op.window().me.0 * a.max_tokens;
     if own {
         first + row
     } else if row < first {

@@ -16,7 +16,7 @@
 //! earlier tokens of its own rank that select the expert. That is the order of the index, which [`super::pack`] goes by. Where selections are dropped an expert
 //! keeps the first `capacity_per_source` of each source rank.
 //!
-//! **Only the receiving block waits for words of other ranks** before that, and files what is amiss; whatever becomes of it, it says so, and the others wait for no longer
+//! **Only the receiving block waits for words of other ranks** before that, where the slot is free without a wait, and files what is amiss; whatever becomes of it, it says so, and the others wait for no longer
 //! than it does. Behind a bad selection it says that nothing is there, as the selections of places are not whole then. Ranks out of step it may find when it has said where
 //! rows go: then the others find this rank's abort word while they wait for landings.
 //!
@@ -84,7 +84,7 @@ pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
         }
         came = ended.is_ok();
     } else if ended.is_ok() && a.op.grid.said(&watch) {
-        // All ranks are in this dispatch, so all their blocks have their places on SMs, as this rank's have.
+        // Only where the rank has its GPU alone: all its blocks have their places on SMs once all say so.
         grid::let_the_next_one_begin();
         first = pack::placed(to, parts, grid_warps::index());
         pack::pad_experts(to);

@@ -85,6 +85,11 @@ impl Shape {
     pub const fn is_packed(&self) -> bool {
         self.layout.is_rank_major() && !matches!(self.packing, Packing::None)
     }
+    /// Whether a whole dispatch packs its rows itself: not where so many selections can come that a kernel behind it is faster. The receiving block alone finds their
+    /// places, four for each of its threads; of 8192 that took longer than a launch behind it, whose warps find them: `docs/performance/ways.md` has both.
+    pub const fn packs_itself(&self) -> bool {
+        self.is_packed() && self.rows * self.top_k as u64 <= 2048
+    }
     /// Rows of one matrix of scales by column: those that there is room for, or those of a slab, where each slab has a matrix.
     pub const fn scale_matrix_rows(&self) -> u64 {
         match self.layout {
