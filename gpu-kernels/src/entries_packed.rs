@@ -4,7 +4,8 @@ use epoxide_dsl::prelude::*;
 
 use crate::combine::reduce::{self, ReduceArgs};
 use crate::layout;
-use crate::rank_major::pack::{self, PackArgs};
+use crate::rank_major::lay::PackArgs;
+use crate::rank_major::pack;
 use crate::rank_major::packed::{self, CombinePackedArgs};
 
 /// Lays rows by expert.

@@ -5,7 +5,7 @@ use epoxide_kernels::combine::reduce::ReduceArgs;
 use epoxide_kernels::entries_packed::{
     combine_rank_major_packed, combine_rank_major_packed_gated, pack_rows, pack_rows_dropping, reduce_rows,
 };
-use epoxide_kernels::rank_major::pack::{PackArgs, Packed};
+use epoxide_kernels::rank_major::lay::{PackArgs, Packed};
 use epoxide_kernels::rank_major::packed::CombinePackedArgs;
 use epoxide_kernels::rank_major::packing::DispatchPackedArgs;
 use epoxide_kernels::shape::Shape;

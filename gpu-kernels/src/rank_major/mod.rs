@@ -40,6 +40,7 @@
 mod args;
 mod combine;
 pub mod halves;
+pub mod lay;
 pub mod pack;
 pub mod packed;
 pub mod packing;

@@ -29,7 +29,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::{DispatchRankMajorArgs, NO_ROW};
-use super::pack::{self, PackArgs, Piece};
+use super::lay::{self, PackArgs, Piece};
 use super::receive::{self, Found};
 use super::{enter, send};
 use crate::block_sums;
@@ -42,7 +42,7 @@ use crate::words::Source;
 
 /// Arguments of a dispatch that packs.
 ///
-/// Launch contract: those of both, of the same slots and the same shape; the shared memory is that of a shape that is packed.
+/// Launch contract: those of both, of the same slots and the same shape, of which a dispatch packs by itself, with its shared memory.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct DispatchPackedArgs {
@@ -76,7 +76,7 @@ pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
         ended = receive::receive(a, &watch, number, ended, |found| {
             said = place_rows(packed, found);
             if said {
-                first = pack::placed(to, parts, grid_warps::index());
+                first = lay::placed(to, parts, grid_warps::index());
             }
         });
         if !said {
@@ -86,16 +86,16 @@ pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
     } else if ended.is_ok() && a.op.grid.said(&watch) {
         // Only where the rank has its GPU alone: all its blocks have their places on SMs once all say so.
         grid::let_the_next_one_begin();
-        first = pack::placed(to, parts, grid_warps::index());
-        pack::pad_experts(to);
+        first = lay::placed(to, parts, grid_warps::index());
+        lay::pad_experts(to);
         ended = a.landings.wait(a.op.window(), &watch, number).map(|_here| ());
         came = ended.is_ok();
     }
-    let started = pack::start(to, if came { first } else { Piece::NONE });
+    let started = lay::start(to, if came { first } else { Piece::NONE });
     // The block has met, so all its threads know the numbers. Its first rows are on their way meanwhile.
     let passed = (thread::index() == THREADS - 1).then(|| a.op.grid.pass(!came));
     if came {
-        pack::lay_share(to, parts, started, |place| source(a, place));
+        lay::lay_share(to, parts, started, |place| source(a, place));
     }
     let mut failed = false;
     if let Some(passed) = passed
@@ -106,7 +106,7 @@ pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
     }
     if block::any(failed).get() {
         receive::write_no_counts(a);
-        pack::write_no_counts(to);
+        lay::write_no_counts(to);
     }
     if let Err(stopped) = ended {
         watch.file_of_grid(stopped, receives);
@@ -132,7 +132,7 @@ fn place_rows(packed: &DispatchPackedArgs, found: Found) -> bool {
     let whole = found.bad.load_weak(0) == u32::MAX;
     if whole {
         a.op.grid.say(true);
-        pack::pad_experts(to);
+        lay::pad_experts(to);
     }
     whole
 }
