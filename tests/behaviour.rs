@@ -39,6 +39,7 @@ mod quantize;
 mod rank_major;
 mod rank_major_packed;
 mod rank_major_packed_combine;
+mod rank_major_packed_rounds;
 mod rank_major_packing;
 mod rank_major_refused;
 mod rank_major_waits;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use epoxide::{
     CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout, LocalGroup,
-    Machine, MachineConfig, Mode, Result, Rows, WireFormat, bf16,
+    Mode, Result, Rows, WireFormat, bf16,
 };
 use epoxide_sim::Mutation;
 use proptest::prelude::*;
@@ -15,7 +15,7 @@ use support::by_expert::{check_round, check_round_of, combined, predicted_output
 use support::exchange::Tensors;
 use support::reference::{Wire, same};
 use support::routing::{Bounds, Case, Choice, Random, alignments};
-use support::{Checked, Device, complaints, replay};
+use support::{Checked, Device, replay};
 
 /// A case, its alignment, and whether padding is zeroed.
 type Aligned = (Case, u32, bool);
@@ -252,10 +252,8 @@ fn without_a_wait_of_this_layout_the_uneven_rounds_fail() {
     let wrong = |mutation: Option<Mutation>| {
         let of_seed = |seed| {
             let case = uneven(seed);
-            let machine = MachineConfig::new(case.ranks, case.mode);
-            let machine = mutation.map_or(machine.clone(), |mutation| machine.with_mutation(mutation));
-            let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
-            complaints(group.run_all(|comm| uneven_rounds(&comm, &case, 6))).err()
+            let of_rank = |comm: Comm| uneven_rounds(&comm, &case, 6);
+            Device::Simulated.check_without(case.ranks, case.mode, mutation, of_rank).err()
         };
         (0..4).find_map(of_seed)
     };

@@ -4,15 +4,15 @@ use crate::assert_error;
 use crate::support;
 
 use epoxide::{
-    CombineInput, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout, LocalGroup, Machine,
-    MachineConfig, Mode, Received, Result, WireFormat, bf16, bytes_needed,
+    CombineInput, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout, Mode, Received,
+    Result, WireFormat, bf16, bytes_needed,
 };
 use epoxide_sim::Mutation;
 use support::combine_options::{Agreed, Own, check_combine, crossed};
 use support::exchange::Tensors;
 use support::reference::{Wire, World, owned, round};
 use support::routing::{Case, Choice, Random};
-use support::{Checked, Device, complaints, gpus};
+use support::{Checked, Device, gpus};
 
 const LAYOUT: Layout = Layout::ExpertContiguous { alignment: 1 };
 const LAYOUTS: [Layout; 2] = [LAYOUT, Layout::Compact];
@@ -182,11 +182,8 @@ fn who_does_not_ask_for_it_does_not_get_it() {
 fn rounds(seed: u64, mutation: Option<Mutation>) -> Checked {
     let mode = Mode::Seeded { seed };
     let case = Case { num_sms: 3, ..Case::with_rows(3, 264, WireFormat::Bf16, vec![9, 4, 7], seed, mode) };
-    let machine = MachineConfig::new(case.ranks, mode);
-    let machine = mutation.map_or(machine.clone(), |mutation| machine.with_mutation(mutation));
     let worlds: Vec<World> = (0..3).map(|round| Case { data: seed ^ round << 32, ..case.clone() }.world()).collect();
-    let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
-    complaints(group.run_all(|comm| {
+    Device::Simulated.check_without(case.ranks, mode, mutation, |comm| {
         let mut buffer = ElasticBuffer::new(&comm, case.config().with_fp8_combine())?;
         let tokens = case.tokens[comm.rank() as usize];
         let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
@@ -201,7 +198,7 @@ fn rounds(seed: u64, mutation: Option<Mutation>) -> Checked {
         }
         buffer.close()?;
         Ok(checked)
-    }))
+    })
 }
 
 /// Of compact rows that cross none is read before it is there: without the wait for that some schedule is wrong.

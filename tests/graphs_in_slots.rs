@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use epoxide::quantize::Quantizer;
 use epoxide::{
-    CombineInput, Comm, Config, DeviceTensor, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, LocalGroup, Machine,
-    MachineConfig, Mode, Result, bf16,
+    CombineInput, Comm, Config, DeviceTensor, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, Mode, Result, bf16,
 };
 use epoxide_sim::Mutation;
-use support::{Checked, Device, complaints};
+use support::{Checked, Device};
 
 const TOKENS: u32 = 4;
 const HIDDEN: u32 = 64;
@@ -81,8 +80,8 @@ fn without_the_wait_the_reader_finds_the_next_rows() {
     let source = include_str!("../gpu-kernels/src/rank_major/send.rs");
     let wait = Mutation::of("gpu-kernels/src/rank_major/send.rs", source, "a.op.entry.meet(a.op.window()")
         .expect("senders wait where a slot is not free");
-    let machine = MachineConfig::new(2, Mode::Seeded { seed: 1 }).with_mutation(wait);
-    let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
-    let why = complaints(group.run_all(|comm| dispatches_alone(&comm))).expect_err("nobody misses the wait");
+    let mode = Mode::Seeded { seed: 1 };
+    let checked = Device::Simulated.check_without(2, mode, Some(wait), |comm| dispatches_alone(&comm));
+    let why = checked.expect_err("nobody misses the wait");
     assert!(why.contains("expected") && !why.contains("failed"), "{why}");
 }

@@ -5,8 +5,8 @@ use crate::support;
 use std::time::Duration;
 
 use epoxide::{
-    CombineTicket, Comm, DispatchTicket, Dispatched, ElasticBuffer, Error, ExpertOutputs, Graph, Layout, LocalGroup,
-    Machine, MachineConfig, Mode, Result, WireFormat, bf16,
+    CombineTicket, Comm, DispatchTicket, Dispatched, ElasticBuffer, Error, ExpertOutputs, Graph, Layout, Mode, Result,
+    WireFormat, bf16,
 };
 use epoxide_sim::Mutation;
 use support::exchange::{Tensors, check_received, expert_outputs};
@@ -14,20 +14,7 @@ use support::graphs::{Layer, config};
 use support::halves::send;
 use support::reference::{Wire, same};
 use support::routing::{Bounds, Case, Random};
-use support::{Checked, Device, complaints, replay};
-
-/// Runs `f` on every rank, with a wait left out or none.
-fn on(
-    device: Device,
-    ranks: u32,
-    mode: Mode,
-    mutation: Option<Mutation>,
-    f: impl Fn(Comm) -> Result<Checked> + Sync,
-) -> Checked {
-    let Some(mutation) = mutation else { return device.check(ranks, mode, f) };
-    let machine = Machine::new(MachineConfig::new(ranks, mode).with_mutation(mutation)).expect("a machine");
-    complaints(LocalGroup::on_machine(&machine).expect("a group").run_all(f))
-}
+use support::{Checked, Device, replay};
 
 /// Micro-batches of one case with other data each, all in flight at once, `rounds` times; what comes and what is summed is the reference.
 fn check(device: Device, case: &Case, batches: u32, rounds: u64, mutation: Option<Mutation>) -> Checked {
@@ -35,7 +22,7 @@ fn check(device: Device, case: &Case, batches: u32, rounds: u64, mutation: Optio
         .map(|number| Case { data: case.data.wrapping_add(number), ..case.clone() }.world())
         .collect();
     let wires: Vec<Vec<Wire>> = worlds.iter().map(|world| world.wires()).collect();
-    on(device, case.ranks, case.mode, mutation, |comm| {
+    device.check_without(case.ranks, case.mode, mutation, |comm| {
         let (rank, tokens) = (comm.rank(), case.tokens[comm.rank() as usize]);
         let config = case.config().with_layout(Layout::RankMajor { alignment: 4 }).with_row_slots(batches);
         let mut buffer = ElasticBuffer::new(&comm, config.with_halves())?;
@@ -195,7 +182,7 @@ impl Flow {
     }
 
     fn run(&self, device: Device, mode: Mode, mutation: Option<Mutation>) -> Checked {
-        on(device, self.ranks, mode, mutation, |comm| self.run_rank(&comm))
+        device.check_without(self.ranks, mode, mutation, |comm| self.run_rank(&comm))
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use epoxide::quantize::Quantizer;
 use epoxide::{
-    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, IndexType, Layout, LocalGroup, Machine,
-    MachineConfig, Mode, Result, WireFormat,
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, ExpertOutputs, IndexType, Layout, Mode, Result,
+    WireFormat,
 };
 use epoxide_sim::Mutation;
 use proptest::prelude::*;
@@ -15,7 +15,7 @@ use support::exchange::{Indices, Tensors, check_received, check_round_of};
 use support::fixed_places::{check_index, predicted_outputs};
 use support::reference::{Wire, World, same};
 use support::routing::{Bounds, Case, Choice, Random, alignments, rows};
-use support::{Checked, Device, complaints, replay};
+use support::{Checked, Device, replay};
 
 fn config(case: &Case, alignment: u32) -> Config {
     case.config().with_layout(Layout::RankMajor { alignment })
@@ -215,14 +215,7 @@ fn history(device: Device, seed: u64, mode: Mode, mutation: Option<Mutation>) ->
         buffer.close()?;
         Ok(checked)
     };
-    match mutation {
-        None => device.check(ranks, mode, of_rank),
-        Some(mutation) => {
-            let machine = MachineConfig::new(ranks, mode).with_mutation(mutation);
-            let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
-            complaints(group.run_all(of_rank))
-        }
-    }
+    device.check_without(ranks, mode, mutation, of_rank)
 }
 
 #[test]
@@ -303,14 +296,7 @@ impl Skew {
     }
 
     fn run(&self, device: Device, mutation: Option<Mutation>) -> Checked {
-        match mutation {
-            None => device.check(self.case.ranks, self.case.mode, |comm| self.run_rank(&comm)),
-            Some(mutation) => {
-                let machine = MachineConfig::new(self.case.ranks, self.case.mode).with_mutation(mutation);
-                let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
-                complaints(group.run_all(|comm| self.run_rank(&comm)))
-            }
-        }
+        device.check_without(self.case.ranks, self.case.mode, mutation, |comm| self.run_rank(&comm))
     }
 }
 

@@ -12,9 +12,7 @@ use epoxide::{
 };
 use proptest::prelude::*;
 use support::brought::{Brought, Lie};
-use support::by_expert::{
-    Padding, check_received, check_round, check_round_of, combined, expert_outputs, predicted_outputs,
-};
+use support::by_expert::{Padding, check_received, check_round, check_round_of, combined, expert_outputs};
 use support::combine_options::{self, Agreed, Extra, Own};
 use support::exchange::{Indices, Tensors};
 use support::reference::{World, owned, round, same};
@@ -334,116 +332,6 @@ fn histories_are_bitwise_the_reference() {
             if let Err(why) = history(device, seed, mode) {
                 let line = replay::line(module_path!(), "histories_are_bitwise_the_reference", seed);
                 panic!("seed {seed}: {why}\nreplay: {line}");
-            }
-        }
-    }
-}
-
-/// Rounds that are enqueued one after another, eager or each a graph of its own, with random delays and nothing on the host between them: outputs are known before and lie in
-/// tensors. The rank without a token takes turns.
-fn uneven(device: Device, seed: u64, mode: Mode, rounds: u32) -> Checked {
-    let small = Case {
-        ranks: 3,
-        experts: 10,
-        top_k: 4,
-        hidden: 64,
-        format: if seed.is_multiple_of(2) { WireFormat::Bf16 } else { WireFormat::Fp8 },
-        num_sms: 1 + seed as u32 % 3,
-        tokens: vec![12; 3],
-        index: IndexType::I64,
-        choice: Choice::Uniform,
-        holes: 0,
-        data: seed,
-        mode,
-    };
-    let case = match device {
-        Device::Simulated => small,
-        Device::Cuda => {
-            Case { ranks: 8, experts: 64, top_k: 8, hidden: 1024, tokens: vec![128; 8], num_sms: 4, ..small }
-        }
-    };
-    let packed = [Packed::Contiguous(8), Packed::Whole, Packed::Dropping(3)][seed as usize % 3];
-    let mut random = Random::new(seed);
-    let worlds: Vec<World> = (0..rounds)
-        .map(|number| {
-            let most = case.max_tokens();
-            let tokens = |rank| if rank == number % case.ranks { 0 } else { 1 + random.below(most) };
-            let tokens = (0..case.ranks).map(tokens).collect();
-            let choice = [Choice::Uniform, Choice::Skewed, Choice::Same][random.below(3) as usize];
-            Case { tokens, choice, holes: random.below(6), data: random.draw(), ..case.clone() }.world()
-        })
-        .collect();
-    let kept: Vec<_> = worlds.iter().map(|world| packed.kept(world).0).collect();
-    let of_worlds: Vec<_> = worlds.iter().map(World::wires).collect();
-    device.check(case.ranks, mode, |comm| {
-        let (rank, hidden) = (comm.rank(), case.hidden);
-        let mut random = Random::new(seed ^ (u64::from(rank) + 1) << 48);
-        let mut buffer = ElasticBuffer::new(&comm, packed.config(&case).with_timeout(Duration::from_secs(30)))?;
-        let (mut tensors, mut outputs) = (Vec::new(), Vec::new());
-        // A tensor has a row for each row that there is room for, as the host does not know how many come.
-        let none = comm.tensor(&[0i64; 0])?;
-        let (x, weights) = (comm.empty::<bf16>(0)?, comm.empty::<f32>(0)?);
-        let nothing = DispatchInput::new(0, &x, &none, &weights);
-        let handle = buffer.dispatch(&nothing)?;
-        let max_rows = buffer.recv_view(&handle)?.max_rows as usize;
-        let mut y = comm.empty::<bf16>(0)?;
-        buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
-        for (round, world) in worlds.iter().enumerate() {
-            let tokens = world.inputs[rank as usize].tokens;
-            let mut mine = Tensors::empty(&comm, tokens, hidden, case.top_k, IndexType::I64)?;
-            mine.fill(world, rank)?;
-            tensors.push(mine);
-            let mut predicted = predicted_outputs(&kept[round], rank, &of_worlds[round], packed.padding(&case));
-            predicted.resize(max_rows * hidden as usize, bf16::NAN);
-            outputs.push(comm.tensor(&predicted)?);
-        }
-        comm.barrier()?;
-        let delay = |random: &mut Random| match random.below(8) {
-            0..4 => Ok(()),
-            4..7 => comm.delay(Duration::from_nanos(2_000 + u64::from(random.below(20_000)))),
-            _ => comm.delay(Duration::from_nanos(2_000 + u64::from(random.below(1_000_000)))),
-        };
-        let mut graphs = Vec::new();
-        for (number, world) in worlds.iter().enumerate() {
-            delay(&mut random)?;
-            let tokens = world.inputs[rank as usize].tokens;
-            let (mine, outputs) = (&mut tensors[number], &outputs[number]);
-            let mut enqueue = |buffer: &mut ElasticBuffer| {
-                let handle = mine.dispatch(buffer, tokens)?;
-                buffer.combine(&handle, CombineInput::new(outputs, &mut mine.y))
-            };
-            // Captured on one rank and eager on another.
-            if random.below(3) == 0 {
-                let graph = comm.capture(|_| enqueue(&mut buffer))?;
-                // SAFETY: the tensors live until the stream has passed the graph.
-                unsafe { graph.launch(&comm)? };
-                graphs.push(graph);
-            } else {
-                enqueue(&mut buffer)?;
-            }
-        }
-        buffer.synchronize()?;
-        let mut checked = Ok(());
-        for (number, world) in kept.iter().enumerate() {
-            let y = tensors[number].sums(world.inputs[rank as usize].tokens, hidden)?;
-            let want = combined(world, rank, &of_worlds[number][rank as usize]);
-            let right = same("combined rows", &y, &want, hidden as usize);
-            checked = checked.and(right.map_err(|why| format!("round {number}: {why}")));
-        }
-        drop(graphs);
-        buffer.close()?;
-        Ok(checked)
-    })
-}
-
-#[test]
-fn uneven_rounds_are_bitwise_the_reference() {
-    let device = Device::from_env();
-    for seed in replay::seeds(3) {
-        for mode in device.schedules([seed]) {
-            if let Err(why) = uneven(device, seed, mode, 40) {
-                let line = replay::line(module_path!(), "uneven_rounds_are_bitwise_the_reference", seed);
-                panic!("{why}\nreplay: {line}");
             }
         }
     }

@@ -1,20 +1,21 @@
 //! Combines of packed rows: one that sums their outputs by itself is bit for bit one by halves, in front of which a kernel does, and they meet each other;
 //! without one of its two waits sums are not there; a rank that is somewhere else is found, and one that does not come is waited for.
 use crate::rank_major_packed::Packed;
+use crate::rank_major_packed_rounds::{Prepared, Rounds};
 use crate::support;
 
 use std::time::Duration;
 
 use epoxide::{
     CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, Error, ExpertOutputs,
-    IndexType, Layout, LocalGroup, Machine, MachineConfig, Mode, Overflow, Packing, Result, WireFormat, bf16,
+    IndexType, Layout, Mode, Overflow, Packing, Result, WireFormat, bf16,
 };
 use epoxide_sim::Mutation;
-use support::by_expert::{check_round, combined, expert_outputs, predicted_outputs};
+use support::by_expert::{check_round, combined, expert_outputs};
 use support::exchange::Tensors;
-use support::reference::{Wire, World, same};
+use support::reference::{World, same};
 use support::routing::{Case, Choice, Random};
-use support::{Checked, Device, complaints, replay};
+use support::{Checked, Device, replay};
 
 /// A combine of outputs in place, `whole` or by halves.
 fn combine(buffer: &mut ElasticBuffer, handle: &Dispatched, y: &mut DeviceTensor<bf16>, whole: bool) -> Result<()> {
@@ -111,82 +112,48 @@ fn a_rank_has_the_turn_of_a_selection_that_was_dropped() {
     checked.unwrap();
 }
 
-/// Rounds that are enqueued one after another, of outputs that are known before.
-struct Rounds {
-    case: Case,
-    packed: Packed,
-    worlds: Vec<World>,
-    kept: Vec<World>,
-    wires: Vec<Vec<Wire>>,
+/// Rounds that follow from a seed.
+fn rounds(seed: u64) -> Rounds {
+    let case = Case {
+        ranks: 3,
+        experts: 10,
+        top_k: 4,
+        hidden: 64,
+        format: WireFormat::Bf16,
+        num_sms: 3,
+        tokens: vec![20; 3],
+        index: IndexType::I64,
+        choice: Choice::Uniform,
+        holes: 0,
+        data: seed,
+        mode: Mode::Seeded { seed },
+    };
+    let packed = [Packed::Contiguous(8), Packed::Whole, Packed::Dropping(3)][seed as usize % 3];
+    let mut random = Random::new(seed);
+    let worlds = (0..6).map(|_| Case { data: random.draw(), ..case.clone() }.world()).collect();
+    Rounds::new(case, packed, worlds)
 }
 
-impl Rounds {
-    fn new(seed: u64) -> Self {
-        let case = Case {
-            ranks: 3,
-            experts: 10,
-            top_k: 4,
-            hidden: 64,
-            format: WireFormat::Bf16,
-            num_sms: 3,
-            tokens: vec![20; 3],
-            index: IndexType::I64,
-            choice: Choice::Uniform,
-            holes: 0,
-            data: seed,
-            mode: Mode::Seeded { seed },
-        };
-        let packed = [Packed::Contiguous(8), Packed::Whole, Packed::Dropping(3)][seed as usize % 3];
-        let mut random = Random::new(seed);
-        let worlds: Vec<_> = (0..6).map(|_| Case { data: random.draw(), ..case.clone() }.world()).collect();
-        let kept: Vec<_> = worlds.iter().map(|world| packed.kept(world).0).collect();
-        let wires = kept.iter().map(World::wires).collect();
-        Self { case, packed, worlds, kept, wires }
+/// A rank's part in them: one right behind the other.
+fn of_rank(comm: &Comm, rounds: &Rounds) -> Result<Checked> {
+    let config = rounds.packed.config(&rounds.case).with_timeout(Duration::from_secs(20));
+    let mut buffer = ElasticBuffer::new(comm, config)?;
+    let Prepared { mut tensors, outputs } = rounds.prepare(comm, &buffer)?;
+    comm.barrier()?;
+    for (round, (mine, outputs)) in tensors.iter_mut().zip(&outputs).enumerate() {
+        let handle = mine.dispatch(&mut buffer, rounds.tokens(round, comm.rank()))?;
+        buffer.combine(&handle, CombineInput::new(outputs, &mut mine.y))?;
     }
+    buffer.synchronize()?;
+    let checked = rounds.check(comm.rank(), &tensors)?;
+    buffer.close()?;
+    Ok(checked)
+}
 
-    fn rank(&self, comm: &Comm) -> Result<Checked> {
-        let (rank, case, hidden) = (comm.rank(), &self.case, self.case.hidden);
-        let config = self.packed.config(case).with_timeout(Duration::from_secs(20));
-        let mut buffer = ElasticBuffer::new(comm, config)?;
-        let bytes = buffer.bytes()?;
-        let region = bytes.regions.iter().find(|region| region.name == "packed expert outputs");
-        let elements = region.map_or(0, |region| region.bytes / 2) as usize;
-        let (mut tensors, mut outputs) = (Vec::new(), Vec::new());
-        for (number, world) in self.worlds.iter().enumerate() {
-            let mut mine = Tensors::empty(comm, world.inputs[rank as usize].tokens, hidden, case.top_k, case.index)?;
-            mine.fill(world, rank)?;
-            tensors.push(mine);
-            let padding = self.packed.padding(case);
-            let mut predicted = predicted_outputs(&self.kept[number], rank, &self.wires[number], padding);
-            predicted.resize(elements, bf16::NAN);
-            outputs.push(comm.tensor(&predicted)?);
-        }
-        comm.barrier()?;
-        for (mine, outputs) in tensors.iter_mut().zip(&outputs) {
-            let handle = mine.dispatch(&mut buffer, case.tokens[rank as usize])?;
-            buffer.combine(&handle, CombineInput::new(outputs, &mut mine.y))?;
-        }
-        buffer.synchronize()?;
-        let mut checked = Ok(());
-        for (number, kept) in self.kept.iter().enumerate() {
-            let y = tensors[number].sums(case.tokens[rank as usize], hidden)?;
-            let want = combined(kept, rank, &self.wires[number][rank as usize]);
-            let right = same("combined rows", &y, &want, hidden as usize);
-            checked = checked.and(right.map_err(|why| format!("round {number}: {why}")));
-        }
-        buffer.close()?;
-        Ok(checked)
-    }
-
-    fn run(&self, mutation: Option<Mutation>) -> Checked {
-        let machine = MachineConfig::new(self.case.ranks, self.case.mode);
-        let machine = match mutation {
-            Some(mutation) => machine.with_mutation(mutation),
-            None => machine,
-        };
-        let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
-        complaints(group.run_all(|comm| self.rank(&comm)))
-    }
+/// The rounds of a seed, without a wait or with all.
+fn run(seed: u64, mutation: Option<Mutation>) -> Checked {
+    let rounds = rounds(seed);
+    Device::Simulated.check_without(rounds.case.ranks, rounds.case.mode, mutation, |comm| of_rank(&comm, &rounds))
 }
 
 /// Sums that a peer pulls are there when all blocks of their rank have come, and when it has met that rank: without the one or the other some are of before.
@@ -205,12 +172,12 @@ fn without_a_wait_some_sums_are_not_there() {
         ),
     ];
     for seed in 0..6 {
-        Rounds::new(seed).run(None).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        run(seed, None).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
     for (file, source, wait) in SOURCES {
         let mutation = Mutation::of(file, source, wait).expect("the wait is there");
         // Where a rank goes on too early another may wait in vain, in some seeds.
-        let mut wrong = (0..24).filter_map(|seed| Rounds::new(seed).run(Some(mutation)).err());
+        let mut wrong = (0..24).filter_map(|seed| run(seed, Some(mutation)).err());
         assert!(wrong.any(|why| why.contains("combined rows")), "{file}: no seed sums too early without {wait}");
     }
 }
@@ -273,8 +240,8 @@ fn rounds_are_bitwise_the_reference_on_every_schedule() {
     let device = Device::from_env();
     for seed in replay::seeds(2) {
         for mode in device.schedules([seed]) {
-            let rounds = Rounds::new(seed);
-            let checked = device.check(rounds.case.ranks, mode, |comm| rounds.rank(&comm));
+            let rounds = rounds(seed);
+            let checked = device.check(rounds.case.ranks, mode, |comm| of_rank(&comm, &rounds));
             checked.unwrap_or_else(|why| {
                 let line = replay::line(module_path!(), "rounds_are_bitwise_the_reference_on_every_schedule", seed);
                 panic!("{why}\nreplay: {line}")

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use epoxide::quantize::Quantizer;
 use epoxide::{
-    CombineInput, Comm, Config, DispatchInput, Dispatched, ElasticBuffer, Error, ExpertOutputs, Layout, LocalGroup,
-    Machine, MachineConfig, Mode, Overflow, Packing, Result, WireFormat, bf16,
+    CombineInput, Comm, Config, DispatchInput, Dispatched, ElasticBuffer, Error, ExpertOutputs, Layout, Mode, Overflow,
+    Packing, Result, WireFormat, bf16,
 };
 use epoxide_sim::Mutation;
 use support::brought::{Brought, Lie};
 use support::by_expert::{Padding, check_round};
 use support::exchange::Tensors;
-use support::reference::{Wire, World, same};
+use support::reference::{World, same};
 use support::routing::{Case, Random};
-use support::{Checked, Device, complaints};
+use support::{Checked, Device};
 
 /// Ways to pack the rows of sources with so many tokens at most.
 fn packings(tokens: u32) -> [Way; 3] {
@@ -57,10 +57,11 @@ fn packed_bytes(comm: &Comm, buffer: &mut ElasticBuffer, handle: &Dispatched, ro
 
 /// A whole dispatch and one by halves, of the same tokens in slots of their own.
 fn both_ways(device: Device, case: &Case, (packing, overflow): Way, brought: bool) -> Checked {
-    let (world, rank_of) = (case.world(), |comm: &Comm| comm.rank() as usize);
-    let wires: Vec<Wire> = world.wires();
+    let world = case.world();
+    let wires = world.wires();
     device.check(case.ranks, case.mode, |comm| {
-        let (rank, tokens) = (rank_of(&comm), case.tokens[rank_of(&comm)]);
+        let rank = comm.rank() as usize;
+        let tokens = case.tokens[rank];
         let config = case.config().with_layout(Layout::RankMajor { alignment: 4 }).with_packing(packing);
         let config = config.with_overflow(overflow).with_zero_padding().with_halves().with_row_slots(2);
         let mut buffer = ElasticBuffer::new(&comm, config)?;
@@ -120,12 +121,7 @@ fn rounds(seed: u64, mutation: Option<Mutation>) -> Checked {
     let case = Case { num_sms: 3, ..Case::with_rows(2, 256, format, vec![7, 5], seed, mode) };
     let worlds: Vec<World> = (0..3).map(|round| Case { data: seed + round, ..case.clone() }.world()).collect();
     let of_worlds: Vec<_> = worlds.iter().map(World::wires).collect();
-    let mut machine = MachineConfig::new(2, mode);
-    if let Some(mutation) = mutation {
-        machine = machine.with_mutation(mutation);
-    }
-    let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
-    complaints(group.run_all(|comm| {
+    Device::Simulated.check_without(2, mode, mutation, |comm| {
         let rank = comm.rank();
         let mut random = Random::new(seed ^ (u64::from(rank) + 1) << 40);
         let config = case.config().with_layout(Layout::RankMajor { alignment: 1 });
@@ -142,7 +138,7 @@ fn rounds(seed: u64, mutation: Option<Mutation>) -> Checked {
         }
         buffer.close()?;
         Ok(checked)
-    }))
+    })
 }
 
 /// What the tests of packed rows would miss if they could not fail: without any one of these waits some round is wrong.
@@ -170,9 +166,7 @@ fn without_a_wait_some_round_is_packed_wrong() {
 
 /// A dispatch in which rank 1 is `late`, by more or less than rank 0 waits: what rank 0 is told, and the counts and the packed counts that it has then.
 fn nearly_too_late(late: Duration, seed: u64) -> (Result<()>, u32) {
-    let machine = MachineConfig::new(2, Mode::Seeded { seed });
-    let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
-    let mut results = group.run_all(|comm| {
+    let mut results = Device::Simulated.run_all(2, Mode::Seeded { seed }, |comm| {
         let config = Config::new(4, 2, 64, 4).with_num_sms(4).with_layout(Layout::RankMajor { alignment: 1 });
         let config = config.with_packing(Packing::ExpertContiguous).with_timeout(Duration::from_micros(100));
         let (mut buffer, copier) = (ElasticBuffer::new(&comm, config)?, Quantizer::new(&comm)?);

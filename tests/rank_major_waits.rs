@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use epoxide::quantize::Quantizer;
 use epoxide::{
-    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, Layout, LocalGroup, Machine,
-    MachineConfig, Mode, Result, bf16,
+    CombineInput, Comm, Config, DispatchInput, ElasticBuffer, Error, ExpertOutputs, Layout, Mode, Result, bf16,
 };
 use epoxide_sim::Mutation;
-use support::{Checked, Device, complaints};
+use support::{Checked, Device};
 
 const FIXED: Layout = Layout::RankMajor { alignment: 1 };
 const TOKENS: u32 = 4;
@@ -99,13 +98,7 @@ fn a_slot_is_free_behind_a_combine_that_frees_it_alone() {
 
 /// Rank 0 dispatches by the routing of before where the others dispatch anew. What each rank is told.
 fn out_of_step(num_sms: u32, mutation: Option<Mutation>) -> Vec<Result<()>> {
-    let machine = MachineConfig::new(3, Mode::Fast { workers: 0 });
-    let machine = match mutation {
-        Some(mutation) => machine.with_mutation(mutation),
-        None => machine,
-    };
-    let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
-    let said = group.run_all(|comm| {
+    let said = Device::Simulated.run_all_without(3, Mode::Fast { workers: 0 }, mutation, |comm| {
         let config = Config::new(6, 2, HIDDEN, TOKENS).with_num_sms(num_sms).with_layout(FIXED);
         let mut buffer = ElasticBuffer::new(&comm, config.with_timeout(Duration::from_millis(50)))?;
         let x = comm.tensor(&[bf16::ONE; (TOKENS * HIDDEN) as usize])?;
@@ -146,7 +139,6 @@ fn without_the_last_meeting_ranks_out_of_step_wait_in_vain() {
         }
     }
     // Nothing else is amiss without it.
-    let machine = MachineConfig::new(2, Mode::Seeded { seed: 3 }).with_mutation(meeting);
-    let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
-    complaints(group.run_all(|comm| read_late(&comm, Between::Freed, false))).unwrap();
+    let of_rank = |comm: Comm| read_late(&comm, Between::Freed, false);
+    Device::Simulated.check_without(2, Mode::Seeded { seed: 3 }, Some(meeting), of_rank).unwrap();
 }

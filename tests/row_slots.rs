@@ -7,14 +7,14 @@ use std::time::Duration;
 use epoxide::quantize::Quantizer;
 use epoxide::{
     CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, IndexType,
-    Layout, LocalGroup, Machine, MachineConfig, Mode, ReplayInput, Result, Rows, WireFormat, bf16, bytes_needed,
+    Layout, Mode, ReplayInput, Result, Rows, WireFormat, bf16, bytes_needed,
 };
 use epoxide_sim::Mutation;
 use support::exchange::{Indices, Tensors};
 use support::flights::{Flight, HIDDEN, Place, Plan, Step};
 use support::reference::same;
 use support::routing::Random;
-use support::{Checked, Device, complaints, replay};
+use support::{Checked, Device, replay};
 
 /// A further stream.
 fn beside(comm: &Comm) -> Result<Comm> {
@@ -265,11 +265,9 @@ fn without_the_wait_of_a_replay_by_expert_the_uneven_flights_fail() {
             let (ranks, row_slots, routing_slots, steps, tokens, before) = (3, 2, 3, 40, 8, 0);
             let mode = Mode::Seeded { seed };
             let plan = Plan { ranks, row_slots, routing_slots, steps, tokens, format, layout, seed, mode, before };
-            let machine = MachineConfig::new(ranks, mode);
-            let machine = mutation.map_or(machine.clone(), |mutation| machine.with_mutation(mutation));
-            let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
             let (steps, flights) = plan.history();
-            complaints(group.run_all(|comm| uneven_rank(&comm, &plan, &steps, &flights))).err()
+            let of_rank = |comm: Comm| uneven_rank(&comm, &plan, &steps, &flights);
+            Device::Simulated.check_without(ranks, mode, mutation, of_rank).err()
         };
         (0..6).find_map(of_seed)
     };

@@ -7,16 +7,13 @@ use crate::support;
 
 use std::time::Duration;
 
-use epoxide::{
-    CombineInput, Comm, ElasticBuffer, ExpertOutputs, IndexType, LocalGroup, Machine, MachineConfig, Mode, Result,
-    WireFormat, bf16,
-};
+use epoxide::{CombineInput, Comm, ElasticBuffer, ExpertOutputs, IndexType, Mode, Result, WireFormat, bf16};
 use epoxide_sim::Mutation;
 use support::exchange::{Tensors, check_received, expert_outputs};
 use support::processes::{Rank, Ranks};
 use support::reference::{Wire, World, same};
 use support::routing::{Case, Choice, Random};
-use support::{Checked, Device, complaints, replay};
+use support::{Checked, Device, replay};
 
 /// A skew test.
 #[derive(Clone, Copy, Debug)]
@@ -108,12 +105,7 @@ impl Skew {
     /// Runs it: the first thing that was not as it must be.
     fn run(&self, device: Device) -> Checked {
         let rounds = self.rounds();
-        let Some(mutation) = self.mutation else {
-            return device.check(self.ranks, self.mode, |comm| self.run_rank(&comm, &rounds));
-        };
-        let machine = MachineConfig::new(self.ranks, self.mode).with_mutation(mutation);
-        let group = LocalGroup::on_machine(&Machine::new(machine).expect("a machine")).expect("a group");
-        complaints(group.run_all(|comm| self.run_rank(&comm, &rounds)))
+        device.check_without(self.ranks, self.mode, self.mutation, |comm| self.run_rank(&comm, &rounds))
     }
 
     fn run_rank(&self, comm: &Comm, rounds: &[Round]) -> Result<Checked> {

@@ -33,7 +33,8 @@ pub mod traces;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use epoxide::{Comm, LocalGroup, Mode, Result};
+use epoxide::{Comm, LocalGroup, Machine, MachineConfig, Mode, Result};
+use epoxide_sim::Mutation;
 
 /// What a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +100,31 @@ impl Device {
 
     /// [`Self::run_all`] where every rank must succeed and agree: all complaints, with their ranks.
     pub fn check(self, ranks: u32, mode: Mode, f: impl Fn(Comm) -> Result<Checked> + Sync) -> Checked {
-        complaints(self.run_all(ranks, mode, f)).map_err(|e| format!("{mode:?}: {e}"))
+        self.check_without(ranks, mode, None, f)
+    }
+
+    /// [`Self::run_all`], or on a simulated machine whose kernels leave a wait out.
+    pub fn run_all_without<T: Send>(
+        self,
+        ranks: u32,
+        mode: Mode,
+        wait: Option<Mutation>,
+        f: impl Fn(Comm) -> Result<T> + Sync,
+    ) -> Vec<Result<T>> {
+        let Some(wait) = wait else { return self.run_all(ranks, mode, f) };
+        let machine = Machine::new(MachineConfig::new(ranks, mode).with_mutation(wait)).expect("a machine");
+        LocalGroup::on_machine(&machine).expect("a group").run_all(f)
+    }
+
+    /// [`Self::check`], or on a simulated machine whose kernels leave a wait out.
+    pub fn check_without(
+        self,
+        ranks: u32,
+        mode: Mode,
+        wait: Option<Mutation>,
+        f: impl Fn(Comm) -> Result<Checked> + Sync,
+    ) -> Checked {
+        complaints(self.run_all_without(ranks, mode, wait, f)).map_err(|e| format!("{mode:?}: {e}"))
     }
 }
 

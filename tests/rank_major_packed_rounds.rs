@@ -1,0 +1,159 @@
+//! Rounds of packed rows that are enqueued one behind the other, with nothing on the host between them: what experts make of the rows is known before, and lies in
+//! tensors.
+use crate::rank_major_packed::Packed;
+use crate::support;
+
+use std::time::Duration;
+
+use epoxide::{CombineInput, Comm, DeviceTensor, ElasticBuffer, IndexType, Mode, Result, WireFormat, bf16};
+use support::by_expert::{combined, predicted_outputs};
+use support::exchange::Tensors;
+use support::reference::{Wire, World, same};
+use support::routing::{Case, Choice, Random};
+use support::{Checked, Device, replay};
+
+/// Rounds of one case.
+pub struct Rounds {
+    pub case: Case,
+    pub packed: Packed,
+    /// What is sent in each.
+    worlds: Vec<World>,
+    /// And what of it is not dropped.
+    kept: Vec<World>,
+    wires: Vec<Vec<Wire>>,
+}
+
+/// What a rank has of each round.
+pub struct Prepared {
+    pub tensors: Vec<Tensors>,
+    /// What its experts make of what comes.
+    pub outputs: Vec<DeviceTensor<bf16>>,
+}
+
+impl Rounds {
+    pub fn new(case: Case, packed: Packed, worlds: Vec<World>) -> Self {
+        let kept = worlds.iter().map(|world| packed.kept(world).0).collect();
+        let wires = worlds.iter().map(World::wires).collect();
+        Self { case, packed, worlds, kept, wires }
+    }
+
+    /// Tokens of a rank in a round.
+    pub fn tokens(&self, round: usize, rank: u32) -> u32 {
+        self.worlds[round].inputs[rank as usize].tokens
+    }
+
+    /// Tensors for all rounds. Those of outputs have a row for each row that there is room for, as the host does not know how many come.
+    pub fn prepare(&self, comm: &Comm, buffer: &ElasticBuffer) -> Result<Prepared> {
+        let (rank, case) = (comm.rank(), &self.case);
+        let regions = buffer.bytes()?.regions;
+        let region = regions.iter().find(|region| region.name == "packed expert outputs").expect("rows are packed");
+        let mut prepared = Prepared { tensors: Vec::new(), outputs: Vec::new() };
+        for (round, world) in self.worlds.iter().enumerate() {
+            let mut mine = Tensors::empty(comm, self.tokens(round, rank), case.hidden, case.top_k, case.index)?;
+            mine.fill(world, rank)?;
+            prepared.tensors.push(mine);
+            let padding = self.packed.padding(case);
+            let mut predicted = predicted_outputs(&self.kept[round], rank, &self.wires[round], padding);
+            predicted.resize(region.bytes as usize / 2, bf16::NAN);
+            prepared.outputs.push(comm.tensor(&predicted)?);
+        }
+        Ok(prepared)
+    }
+
+    /// Compares the sums of all rounds, which are over.
+    pub fn check(&self, rank: u32, tensors: &[Tensors]) -> Result<Checked> {
+        let (hidden, mut checked) = (self.case.hidden, Ok(()));
+        for (round, kept) in self.kept.iter().enumerate() {
+            let y = tensors[round].sums(self.tokens(round, rank), hidden)?;
+            let want = combined(kept, rank, &self.wires[round][rank as usize]);
+            let right = same("combined rows", &y, &want, hidden as usize);
+            checked = checked.and(right.map_err(|why| format!("round {round}: {why}")));
+        }
+        Ok(checked)
+    }
+}
+
+/// Rounds that are eager or each a graph of its own, with random delays. The rank without a token takes turns.
+fn uneven(device: Device, seed: u64, mode: Mode, rounds: u32) -> Checked {
+    let small = Case {
+        ranks: 3,
+        experts: 10,
+        top_k: 4,
+        hidden: 64,
+        format: if seed.is_multiple_of(2) { WireFormat::Bf16 } else { WireFormat::Fp8 },
+        num_sms: 1 + seed as u32 % 3,
+        tokens: vec![12; 3],
+        index: IndexType::I64,
+        choice: Choice::Uniform,
+        holes: 0,
+        data: seed,
+        mode,
+    };
+    let case = match device {
+        Device::Simulated => small,
+        Device::Cuda => {
+            Case { ranks: 8, experts: 64, top_k: 8, hidden: 1024, tokens: vec![128; 8], num_sms: 4, ..small }
+        }
+    };
+    let packed = [Packed::Contiguous(8), Packed::Whole, Packed::Dropping(3)][seed as usize % 3];
+    let mut random = Random::new(seed);
+    let worlds: Vec<World> = (0..rounds)
+        .map(|number| {
+            let most = case.max_tokens();
+            let tokens = |rank| if rank == number % case.ranks { 0 } else { 1 + random.below(most) };
+            let tokens = (0..case.ranks).map(tokens).collect();
+            let choice = [Choice::Uniform, Choice::Skewed, Choice::Same][random.below(3) as usize];
+            Case { tokens, choice, holes: random.below(6), data: random.draw(), ..case.clone() }.world()
+        })
+        .collect();
+    let all = Rounds::new(case, packed, worlds);
+    device.check(all.case.ranks, mode, |comm| {
+        let rank = comm.rank();
+        let mut random = Random::new(seed ^ (u64::from(rank) + 1) << 48);
+        let config = all.packed.config(&all.case).with_timeout(Duration::from_secs(30));
+        let mut buffer = ElasticBuffer::new(&comm, config)?;
+        let Prepared { mut tensors, outputs } = all.prepare(&comm, &buffer)?;
+        comm.barrier()?;
+        let delay = |random: &mut Random| match random.below(8) {
+            0..4 => Ok(()),
+            4..7 => comm.delay(Duration::from_nanos(2_000 + u64::from(random.below(20_000)))),
+            _ => comm.delay(Duration::from_nanos(2_000 + u64::from(random.below(1_000_000)))),
+        };
+        let mut graphs = Vec::new();
+        for (round, (mine, outputs)) in tensors.iter_mut().zip(&outputs).enumerate() {
+            delay(&mut random)?;
+            let tokens = all.tokens(round, rank);
+            let mut enqueue = |buffer: &mut ElasticBuffer| {
+                let handle = mine.dispatch(buffer, tokens)?;
+                buffer.combine(&handle, CombineInput::new(outputs, &mut mine.y))
+            };
+            // Captured on one rank and eager on another.
+            if random.below(3) == 0 {
+                let graph = comm.capture(|_| enqueue(&mut buffer))?;
+                // SAFETY: the tensors live until the stream has passed the graph.
+                unsafe { graph.launch(&comm)? };
+                graphs.push(graph);
+            } else {
+                enqueue(&mut buffer)?;
+            }
+        }
+        buffer.synchronize()?;
+        let checked = all.check(rank, &tensors)?;
+        drop(graphs);
+        buffer.close()?;
+        Ok(checked)
+    })
+}
+
+#[test]
+fn uneven_rounds_are_bitwise_the_reference() {
+    let device = Device::from_env();
+    for seed in replay::seeds(3) {
+        for mode in device.schedules([seed]) {
+            if let Err(why) = uneven(device, seed, mode, 40) {
+                let line = replay::line(module_path!(), "uneven_rounds_are_bitwise_the_reference", seed);
+                panic!("{why}\nreplay: {line}");
+            }
+        }
+    }
+}
