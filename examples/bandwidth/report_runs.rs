@@ -152,6 +152,14 @@ fn tables_and_curves_are_made_again_from_numbers_alone() {
     for (name, text) in names.iter().zip(texts) {
         assert_eq!(fs::read_to_string(name).expect("it is there again"), text, "{name:?}");
     }
+    // Whoever ends a report before its time has what was measured so far.
+    let path = folder.join("report.json");
+    let whole = fs::read_to_string(&path).expect("there are numbers");
+    fs::write(&path, whole.replace("\"left\": 0", "\"left\": 7")).expect("it is written");
+    let ended = program.run_well(&["--render", "made/here"]);
+    assert!(ended.code == Some(1) && ended.stdout.contains("ended before its time, with 7 "), "{ended:?}");
+    let page = fs::read_to_string(folder.join("report.md")).expect("there is a page");
+    assert!(page.contains(" s with 7 measurements left"), "{page}");
     // Numbers of another program are none.
     for (text, why) in [("{}", "is no report"), ("", "is no report")] {
         fs::write(folder.join("report.json"), text).expect("it is written");

@@ -78,7 +78,7 @@ fn heading(out: &mut String, report: &Report) {
     let planned = machine.planned_as.as_ref().map_or("it does not know".to_owned(), |gpu| format!("it knows as {gpu}"));
     let _ = writeln!(
         out,
-        "\n**Setting.** {} ranks, hidden {}, top-{} of {} experts, seed {}; epoxide {}, report of version {}, made in {} s. Each cell was verified bit for bit \
+        "\n**Setting.** {} ranks, hidden {}, top-{} of {} experts, seed {}; epoxide {}, report of version {}, made in {} s with {} measurements left. Each cell was verified bit for bit \
          before and after it was timed.\n\n\
          **Columns.** Times are of the slowest rank in each repetition, from events on its stream, while no host thread is in the way: the median, \
          what 95 and 99 of 100 do not exceed, and the longest. *late* counts repetitions of batches that a host thread was late with, even when they were \
@@ -91,7 +91,8 @@ fn heading(out: &mut String, report: &Report) {
         setting.seed,
         report.epoxide,
         report.version,
-        report.seconds
+        report.seconds,
+        report.left
     );
 }
 

@@ -1,5 +1,5 @@
 //! Goes through all cells on all ranks, and begins anew behind one that failed.
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
 use epoxide::{Comm, LocalGroup, Mode as Machines, bf16};
@@ -33,51 +33,81 @@ struct Own {
     mismatch: Option<String>,
 }
 
-/// Of some steps one after another, what each rank found.
-type Found = Vec<Vec<Option<Own>>>;
+/// A report while it grows: what ranks found of the step that they are at, and of all before it.
+struct Growing<'a> {
+    options: &'a Options,
+    report: Report,
+    /// What ranks have found of the first step that is left.
+    found: Vec<Option<Own>>,
+    /// Is given what there is whenever there is more of it.
+    save: &'a (dyn Fn(&Report) + Sync),
+}
 
-/// Measures everything.
+impl Growing<'_> {
+    /// Takes what a rank found of a step; a step that all have been through is done.
+    fn take(&mut self, step: Step, rank: u32, own: Own) {
+        self.found[rank as usize] = Some(own);
+        if self.found.iter().any(Option::is_none) {
+            return;
+        }
+        let found: Vec<Own> = self.found.iter_mut().filter_map(Option::take).collect();
+        let rows = measured(self.options, self.report.machine.planned_as.as_deref(), step, &found);
+        self.report.host.extend(calls(step, &found));
+        self.done(rows);
+    }
+
+    /// A step's rows, whatever is in them.
+    fn done(&mut self, rows: Vec<Row>) {
+        self.found.fill_with(|| None);
+        self.report.rows.extend(rows);
+        self.report.left -= 1;
+        (self.save)(&self.report);
+    }
+}
+
+/// Measures everything; `save` is given the report whenever there is more of it.
 ///
 /// # Errors
 ///
 /// That there are no such ranks. What fails later is in the report.
-pub fn all(options: &Options, progress: &Progress) -> Result<Report> {
+pub fn all(options: &Options, progress: &Progress, save: &(dyn Fn(&Report) + Sync)) -> Result<Report> {
     let modes = |cell| MODES.iter().filter(move |mode| (mode.has)(&cell)).map(move |mode| (cell, mode));
     let steps: Vec<Step> = cells(options).into_iter().flat_map(modes).collect();
     progress.expect(steps.len());
     progress.step("measure");
     let devices = ranks(options)?.run(|comm| Ok(comm.device()))?;
     let machine = machine::machine(devices);
-    let gpu = machine.planned_as.clone();
-    let (mut rows, mut host) = (Vec::new(), Vec::new());
-    let (mut done, mut failed_in_a_row) = (0, 0);
-    while done < steps.len() && failed_in_a_row < TOO_MANY {
-        let (found, ran) = run(options, &steps[done..], progress);
-        let ranks = options.ranks as usize;
-        let whole = found.into_iter().map_while(|of_ranks| {
-            let of_ranks: Vec<Own> = of_ranks.into_iter().flatten().collect();
-            (of_ranks.len() == ranks).then_some(of_ranks)
-        });
-        for own in whole {
-            rows.extend(measured(options, gpu.as_deref(), steps[done], &own));
-            host.extend(calls(steps[done], &own));
-            (done, failed_in_a_row) = (done + 1, 0);
-        }
-        if let (Err(error), Some(step)) = (ran, steps.get(done)) {
-            rows.extend(failed(*step, &error.to_string()));
-            (done, failed_in_a_row) = (done + 1, failed_in_a_row + 1);
-            progress.rows(1);
-        }
-    }
-    for step in &steps[done..] {
-        rows.extend(failed(*step, &format!("not tried: {TOO_MANY} before it failed in a row")));
-    }
     let (experts, top_k, hidden, seed) = (options.experts, options.top_k, options.hidden, options.seed);
     let setting = Setting { ranks: options.ranks, gpus: options.gpu_of_ranks(), hidden, experts, top_k, seed };
     let epoxide = env!("CARGO_PKG_VERSION").to_owned();
-    let report = Report { version: VERSION, epoxide, machine, setting, rows, host, ..Report::default() };
+    let report = Report { version: VERSION, epoxide, machine, setting, left: steps.len(), ..Report::default() };
+    let found = (0..options.ranks).map(|_| None).collect();
+    let growing = Mutex::new(Growing { options, report, found, save });
+    let mut failed_in_a_row = 0;
+    loop {
+        let left = locked(&growing).report.left;
+        let steps = &steps[steps.len() - left..];
+        let Some(first) = steps.first() else { break };
+        if failed_in_a_row == TOO_MANY {
+            let why = format!("not tried: {TOO_MANY} before it failed in a row");
+            locked(&growing).done(failed(*first, &why));
+            continue;
+        }
+        let ran = run(options, steps, progress, &growing);
+        let mut growing = locked(&growing);
+        if growing.report.left < left {
+            failed_in_a_row = 0;
+        }
+        let step = steps[left - growing.report.left..].first();
+        if let (Err(error), Some(step)) = (ran, step) {
+            growing.done(failed(*step, &error.to_string()));
+            failed_in_a_row += 1;
+            progress.rows(1);
+        }
+    }
+    let growing = growing.into_inner().unwrap_or_else(PoisonError::into_inner);
     progress.step("links");
-    Ok(with_links(options, report))
+    Ok(with_links(options, growing.report))
 }
 
 /// The report with what links and launches do by themselves, or why that is not there.
@@ -122,28 +152,26 @@ fn ranks(options: &Options) -> epoxide::Result<LocalGroup> {
     }
 }
 
-/// Runs steps until all are done or one fails: what was found, and why it ended.
-fn run(options: &Options, steps: &[Step], progress: &Progress) -> (Found, epoxide::Result<()>) {
-    let found: Mutex<Found> = Mutex::default();
+/// Runs steps until all are done or one fails.
+fn run(options: &Options, steps: &[Step], progress: &Progress, growing: &Mutex<Growing<'_>>) -> epoxide::Result<()> {
     let of_rank = |comm: Comm| {
         let mut bench = Bench::new(options, &comm, steps[0].0)?;
         let tokens = options.tokens.iter().copied().max().unwrap_or(1);
         let mut y = comm.empty::<bf16>(u64::from(tokens) * u64::from(options.hidden))?;
-        for (number, step) in steps.iter().enumerate() {
+        for step in steps {
             let own = measure(&mut bench, *step, &mut y)?;
-            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-            if found.len() <= number {
-                found.push((0..options.ranks).map(|_| None).collect());
-            }
-            found[number][comm.rank() as usize] = Some(own);
+            locked(growing).take(*step, comm.rank(), own);
             if comm.rank() == 0 {
                 progress.rows(1);
             }
         }
         Ok(())
     };
-    let ran = ranks(options).and_then(|ranks| ranks.run(of_rank)).map(|_| ());
-    (found.into_inner().unwrap_or_else(PoisonError::into_inner), ran)
+    ranks(options)?.run(of_rank).map(|_| ())
+}
+
+fn locked<'g, 'o>(growing: &'g Mutex<Growing<'o>>) -> MutexGuard<'g, Growing<'o>> {
+    growing.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Verifies one step, and times it; collective.
@@ -257,6 +285,25 @@ fn row(cell: Cell, operation: &str, outcome: Outcome) -> Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
+
+    /// Behind each step, and behind each that failed.
+    #[test]
+    fn a_report_is_saved_as_it_grows() {
+        let args = "bandwidth --device sim --ranks 2 --tokens 3,2 --hidden 16 --experts 1 --top-k 1 --sms 1 --repeat 2 --format bf16 \
+                    --layout compact --capacity 5 --report unused";
+        let mut options = Options::parse_from(args.split_whitespace());
+        options.settle(None).expect("they are right");
+        let seen = Mutex::new(Vec::new());
+        let save = |report: &Report| seen.lock().unwrap().push((report.left, report.rows.len(), report.failures()));
+        let report = all(&options, &Progress::new(), &save).expect("there are ranks");
+        let seen = seen.into_inner().unwrap();
+        let steps = seen.len();
+        assert!(steps >= 6 && seen.iter().map(|(left, ..)| *left).eq((0..steps).rev()), "{seen:?}");
+        assert!(seen.is_sorted_by_key(|(_, rows, _)| *rows) && seen[0].1 > 0, "{seen:?}");
+        // What does not fit fails first.
+        assert!(seen[0].2 > 0 && seen[steps - 1] == (0, report.rows.len(), report.failures()), "{seen:?}");
+    }
 
     /// All send 5 to themselves; the first gets 3 and 4 from the others, and sends 1 to one of them.
     #[test]

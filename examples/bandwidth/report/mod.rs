@@ -23,7 +23,9 @@ mod summary;
 mod table;
 mod timing;
 
+use std::fmt::Write;
 use std::fs;
+use std::iter;
 use std::path::Path;
 use std::time::Instant;
 
@@ -50,10 +52,13 @@ pub fn make(options: &Options, folder: &Path) -> u8 {
     }
     let start = Instant::now();
     let progress = Progress::new();
-    let measured = measure::all(options, &progress);
+    let seconds = || record::rounded(start.elapsed().as_secs_f64());
+    // Whoever ends it before its time keeps what was measured. What cannot be written now is written with what comes next.
+    let save = |report: &Report| _ = write_numbers(&Report { seconds: seconds(), ..report.clone() }, folder);
+    let measured = measure::all(options, &progress, &save);
     drop(progress);
     let written = measured.and_then(|mut report| {
-        report.seconds = record::rounded(start.elapsed().as_secs_f64());
+        report.seconds = seconds();
         write(&report, folder)?;
         Ok(report)
     });
@@ -77,16 +82,23 @@ pub fn render(folder: &Path) -> u8 {
 }
 
 fn write(report: &Report, folder: &Path) -> Result<()> {
-    let mut files = vec![
-        (NUMBERS, serde_json::to_string_pretty(report).context("the report as JSON")? + "\n"),
-        (TABLES, markdown::text(report)),
-    ];
-    files.extend(curves::files(report)?);
-    for (name, text) in files {
-        let path = folder.join(name);
-        fs::write(&path, text).with_context(|| format!("{path:?} cannot be written"))?;
+    write_numbers(report, folder)?;
+    let tables = (TABLES, markdown::text(report));
+    for (name, text) in iter::once(tables).chain(curves::files(report)?) {
+        write_file(&folder.join(name), &text)?;
     }
     Ok(())
+}
+
+/// Writes the numbers: all at once, so that a reader finds those of before or these.
+fn write_numbers(report: &Report, folder: &Path) -> Result<()> {
+    let (path, new) = (folder.join(NUMBERS), folder.join(format!("{NUMBERS}.new")));
+    write_file(&new, &(serde_json::to_string_pretty(report).context("the report as JSON")? + "\n"))?;
+    fs::rename(&new, &path).with_context(|| format!("{path:?} cannot be written"))
+}
+
+fn write_file(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("{path:?} cannot be written"))
 }
 
 /// Says what came of it.
@@ -98,13 +110,16 @@ fn ended(written: Result<Report>, folder: &Path) -> u8 {
         }
         Ok(report) => {
             let failed = report.failures();
-            let text = format!(
+            let mut text = format!(
                 "{folder:?}: {} times of {} ranks in {} s, {failed} of them missing because something failed\n",
                 report.rows.len(),
                 report.setting.ranks,
                 report.seconds
             );
-            output::end(&text, if failed == 0 { 0 } else { output::FAILED })
+            if report.left > 0 {
+                let _ = writeln!(text, "It was ended before its time, with {} measurements left", report.left);
+            }
+            output::end(&text, if failed == 0 && report.left == 0 { 0 } else { output::FAILED })
         }
     }
 }
