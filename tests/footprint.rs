@@ -62,7 +62,8 @@ fn groups_that_are_gone_leave_nothing() {
     for (gpu, (before, after)) in before.1.iter().zip(&after.1).enumerate() {
         assert!(after + 30 > *before, "{before} MiB free on the test's GPU {gpu}, then {after}");
     }
-    assert!(after.2.iter().all(|there| !there), "a context that nobody uses is there");
+    // Once made it stays: a driver that makes and destroys them all the time fails now and then.
+    assert!(after.2.iter().all(|there| *there), "a context is gone");
 }
 
 /// Each is dropped before the next is made, and the stream is never waited for: room for three of the largest is enough for all.

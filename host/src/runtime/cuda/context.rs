@@ -7,7 +7,9 @@ use cudarc::driver::sys::{self, CUresult};
 use super::driver::{Handle, check, check_for};
 use crate::error::{Error, Result};
 
-/// The retained primary context of one GPU; released when the last of what holds it goes.
+/// The retained primary context of one GPU. It is released with the process, however many groups come and go: where contexts were made and
+/// destroyed all the time, the thread in which the driver waits for its GPU read null (driver 580, one of some hundred groups of eight
+/// ranks), and a new context takes as long as all else of a group.
 ///
 /// It is the *primary* one because memory, streams and events that a framework made (candle, a CUDA runtime library) live
 /// there, and are valid here without a word.
@@ -21,7 +23,7 @@ pub(super) struct PrimaryContext {
 }
 
 impl PrimaryContext {
-    /// Retains the primary context of `device`, whose number is `ordinal`.
+    /// Retains the primary context of `device`, whose number is `ordinal`: every time, since a program may have reset it between two.
     ///
     /// # Errors
     ///
@@ -104,8 +106,8 @@ impl PrimaryContext {
 
     /// Says that a rank went away while its kernels still ran, perhaps waiting for a peer.
     ///
-    /// Freeing memory, unloading a module and destroying a context wait for such kernels; from now on none of the three is
-    /// done, and what they would have freed lives until the process ends.
+    /// Freeing memory and unloading a module wait for such kernels; from now on neither is done, and what they would have freed
+    /// lives until the process ends.
     pub(super) fn abandon(&self) {
         self.abandoned.store(true, Relaxed);
     }
@@ -113,17 +115,6 @@ impl PrimaryContext {
     /// Prepares the thread for a destructor that may wait for the device; false if that must not be run.
     pub(super) fn may_free(&self) -> bool {
         !self.abandoned.load(Relaxed) && self.bind().is_ok()
-    }
-}
-
-impl Drop for PrimaryContext {
-    fn drop(&mut self) {
-        if self.abandoned.load(Relaxed) {
-            return;
-        }
-        // SAFETY: retained once by `retain`, released once here; whatever was made in it holds an `Arc` of `self`, or is the
-        // caller's, whose own retain keeps the context. A failure (at process exit the driver may be gone) changes nothing.
-        let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
     }
 }
 
