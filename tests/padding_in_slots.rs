@@ -3,6 +3,8 @@
 use crate::support;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use epoxide::{
     CombineInput, Comm, Dispatched, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout, Mode, Result, WireFormat,
@@ -204,4 +206,76 @@ fn what_pads_is_marked_in_every_slot_whatever_comes_into_others() {
             }
         }
     }
+}
+
+/// Rounds of few rows in a slab, of many to which rank 1 comes `late`, and of few again: whether some rank gave up in the second, and what is wrong with the third.
+fn given_up_in_between(
+    device: Device,
+    case: &Case,
+    worlds: [&World; 2],
+    late: Duration,
+) -> std::result::Result<bool, String> {
+    let gave_up = AtomicBool::new(false);
+    let capacity = room(Layout::Slab { capacity: 1 }, &[worlds[1].clone(), worlds[0].clone()]) as u32;
+    let layout = Layout::Slab { capacity };
+    let checked = device.check(case.ranks, case.mode, |comm| {
+        let rank = comm.rank();
+        let config = case.config().with_layout(layout).with_timeout(Duration::from_micros(100));
+        let mut buffer = ElasticBuffer::new(&comm, config)?;
+        let tokens = case.tokens[rank as usize];
+        let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
+        let mut checked = Ok(());
+        for round in 0..3 {
+            let world = worlds[round % 2];
+            tensors.fill(world, rank)?;
+            comm.barrier()?;
+            if (round, rank) == (1, 1) {
+                comm.delay(late)?;
+            }
+            let handle = tensors.dispatch(&mut buffer, tokens)?;
+            if round == 1 && buffer.synchronize().is_err() {
+                gave_up.store(true, Relaxed);
+            }
+            if round == 1 {
+                buffer.reset()?;
+                continue;
+            }
+            let padding = Padding::of(layout);
+            checked = checked.and(check_round_of(
+                &comm,
+                &mut buffer,
+                &handle,
+                &mut tensors.y,
+                world,
+                &world.wires(),
+                padding,
+            )?);
+        }
+        buffer.close()?;
+        Ok(checked)
+    });
+    checked.map(|()| gave_up.into_inner())
+}
+
+/// Its rows may come to a rank that has given up and marked nothing any more. What that rank marked before is forgotten with the reset.
+#[test]
+fn what_pads_is_marked_anew_behind_a_dispatch_that_was_given_up() {
+    let (mut whole, mut gave_up) = (0, 0);
+    for seed in replay::seeds(2) {
+        for late in (60..130).step_by(2).map(Duration::from_micros) {
+            let case = Case { ranks: 2, experts: 4, tokens: vec![9, 9], ..case(seed, Mode::Seeded { seed }) };
+            let many = case.world();
+            let mut few = many.clone();
+            few.inputs.iter_mut().for_each(|input| input.topk_idx.fill(-1));
+            match given_up_in_between(Device::Simulated, &case, [&few, &many], late) {
+                Ok(true) => gave_up += 1,
+                Ok(false) => whole += 1,
+                Err(why) => {
+                    let test = "what_pads_is_marked_anew_behind_a_dispatch_that_was_given_up";
+                    panic!("{late:?}: {why}\n{}", replay::line(module_path!(), test, seed))
+                }
+            }
+        }
+    }
+    assert!(whole > 0 && gave_up > 0, "{whole} whole, {gave_up} not");
 }

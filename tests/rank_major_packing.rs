@@ -217,3 +217,42 @@ fn where_some_blocks_give_up_nothing_is_there() {
     }
     assert!(whole > 0 && gave_up > 0, "{whole} whole, {gave_up} not");
 }
+
+/// Blocks of one rank that begin far from each other: those that wait for the receiving one to say where rows go give up before it has begun, and then
+/// it is an error, never a dispatch that brought nothing.
+#[test]
+fn a_block_that_waits_in_vain_for_its_own_rank_is_an_error() {
+    let (mut whole, mut gave_up) = (0, 0);
+    for seed in 0..40 {
+        for timeout in [2, 4, 8, 16, 32].map(Duration::from_micros) {
+            let mut results = Device::Simulated.run_all(1, Mode::Seeded { seed }, |comm| {
+                let config = Config::new(4, 2, 64, 4).with_num_sms(4).with_layout(Layout::RankMajor { alignment: 1 });
+                let config = config.with_packing(Packing::ExpertContiguous).with_timeout(timeout);
+                let (mut buffer, copier) = (ElasticBuffer::new(&comm, config)?, Quantizer::new(&comm)?);
+                let x = comm.tensor(&[bf16::ONE; 4 * 64])?;
+                let (idx, weights) = (comm.tensor(&[0i64, 2].repeat(4))?, comm.tensor(&[1.0f32; 8])?);
+                let handle = buffer.dispatch(&DispatchInput::new(4, &x, &idx, &weights))?;
+                let view = buffer.recv_view(&handle)?;
+                let (found, counts) = (buffer.synchronize(), comm.empty::<u32>(4)?);
+                // SAFETY: words of the buffer's own, of which there are more, that nobody writes any more.
+                unsafe { copier.copy_raw(view.counts, counts.address(), 16)? };
+                let rows = counts.to_vec()?[0];
+                drop(buffer);
+                Ok((found, rows))
+            });
+            match results.swap_remove(0).expect("the rank runs to its end") {
+                (Ok(()), rows) => {
+                    assert_eq!(rows, 8, "seed {seed}, {timeout:?}");
+                    whole += 1;
+                }
+                (Err(Error::PeerTimeout { .. }), rows) => {
+                    assert_eq!(rows, 0, "seed {seed}, {timeout:?}");
+                    gave_up += 1;
+                }
+                (Err(other), _) => panic!("seed {seed}, {timeout:?}: {other}"),
+            }
+        }
+    }
+    println!("{whole} whole, {gave_up} not");
+    assert!(whole > 0 && gave_up > 0, "{whole} whole, {gave_up} not");
+}

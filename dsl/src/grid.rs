@@ -3,6 +3,7 @@ use core::cell::Cell;
 
 use crate::KernelArg;
 use crate::bulk::Landed;
+use crate::fault::{CODE_TIMEOUT, Fault, Stopped, Told};
 use crate::memory::{Global, Gpu, Symmetric, System};
 use crate::wait::{Outcome, Poll, Watch};
 use crate::{arch, block, thread};
@@ -164,17 +165,24 @@ impl GridCounters {
     }
 
     /// Waits until a block has [said](Self::say) whether what it does for others is there; says the same. Of a block that has not passed. Block-collective, uniform.
+    ///
+    /// # Errors
+    ///
+    /// That nothing was said a timeout behind the deadline: the block that says it began that much later than this one.
     #[inline(always)]
     #[track_caller]
-    pub fn said(self, watch: &Watch) -> bool {
-        let there = Cell::new(false);
+    pub fn said(self, watch: &Watch, phase: u32) -> Result<bool, Stopped> {
+        // Of the thread that looks; a test that leaves the wait out goes on as though it was there.
+        let word = Cell::new(1);
         watch.wait_for_own_grid(|| {
             Poll::acquire::<Gpu>(self.words, 0, u32::MAX, 1, |seen| {
-                there.set(seen == 1);
+                word.set(seen);
                 seen != 0
             })
         });
-        block::any(there.get()).get()
+        let code = if word.get() == 0 { CODE_TIMEOUT } else { 0 };
+        Fault { code, phase, told: Told::All, expected: 1, ..Fault::NONE }.settle()?;
+        Ok(!block::any(word.get() == 2).get())
     }
 
     /// Waits until every block has passed and the last one has [said so](Passed::is_last_and_says_so), in a block that has passed; also where some rank has

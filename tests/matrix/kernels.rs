@@ -234,12 +234,15 @@ fn rank_major_packed(comm: &Comm, format: WireFormat, brought: bool) -> Result<C
             if drops {
                 let dropped = buffer.recv_counts(&handle)?.dropped > 0;
                 checked = checked.and(if dropped { Ok(()) } else { Err("nothing was dropped".to_owned()) });
+                let bias = comm.tensor(&[bf16::ONE; 9 * HIDDEN as usize])?;
+                // Under compute-sanitizer whoever waits for its stream waits for all kernels of the GPU, also for one that waits for the other rank.
+                comm.barrier()?;
                 let input = CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y).gate_weighted();
                 buffer.combine(&handle, input)?;
                 let handle = tensors.dispatch(&mut buffer, 9)?;
-                let bias = comm.tensor(&[bf16::ONE; 9 * HIDDEN as usize])?;
                 buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y).with_bias(&bias))?;
                 buffer.synchronize()?;
+                comm.barrier()?;
             } else {
                 let y = &mut tensors.y;
                 checked = checked.and(by_expert::check_round_of(comm, &mut buffer, &handle, y, &world, &wires, 8)?);

@@ -67,7 +67,6 @@ pub(super) fn close_by_expert<O: Order>(
     // A block has written them, unless it has stopped.
     if !complete {
         by_expert::write_no_counts(a);
-        by_expert::forget_marks::<O>(a);
     }
     advance::<O>(a, now, complete, came);
     arrived

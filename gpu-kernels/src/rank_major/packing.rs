@@ -17,7 +17,7 @@
 //! keeps the first `capacity_per_source` of each source rank.
 //!
 //! **Only the receiving block waits for words of other ranks** before that, where the slot is free without a wait, and files what is amiss; whatever becomes of it, it says so, and the others wait for no longer
-//! than it does. Behind a bad selection it says that nothing is there, as the selections of places are not whole then. Ranks out of step it may find when it has said where
+//! than it does. Where it begins so late that they give up before, that is an error of theirs. Behind a bad selection it says that nothing is there, as the selections of places are not whole then. Ranks out of step it may find when it has said where
 //! rows go: then the others find this rank's abort word while they wait for landings.
 //!
 //! **The landings** of the next dispatch are not added before all blocks have looked: who adds them has found the slot free, so this rank's combine, or its next
@@ -38,7 +38,7 @@ use crate::grid_warps;
 use crate::layout::{THREADS, WARPS};
 use crate::placement::quotient;
 use crate::row::Row;
-use crate::words::Source;
+use crate::words::{Phase, Source};
 
 /// Arguments of a dispatch that packs.
 ///
@@ -83,13 +83,19 @@ pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
             a.op.grid.say(false);
         }
         came = ended.is_ok();
-    } else if ended.is_ok() && a.op.grid.said(&watch) {
-        // Only where the rank has its GPU alone: all its blocks have their places on SMs once all say so.
-        grid::let_the_next_one_begin();
-        first = lay::placed(to, parts, grid_warps::index());
-        lay::pad_experts(to);
-        ended = a.landings.wait(a.op.window(), &watch, number).map(|_here| ());
-        came = ended.is_ok();
+    } else if ended.is_ok() {
+        match a.op.grid.said(&watch, Phase::Placed as u32) {
+            Ok(true) => {
+                // Only where the rank has its GPU alone: all its blocks have their places on SMs once all say so.
+                grid::let_the_next_one_begin();
+                first = lay::placed(to, parts, grid_warps::index());
+                lay::pad_experts(to);
+                ended = a.landings.wait(a.op.window(), &watch, number).map(|_here| ());
+                came = ended.is_ok();
+            }
+            Ok(false) => {}
+            Err(late) => ended = Err(late),
+        }
     }
     let started = lay::start(to, if came { first } else { Piece::NONE });
     // The block has met, so all its threads know the numbers. Its first rows are on their way meanwhile.

@@ -67,6 +67,8 @@ numbered! {
         Done = 5, "done (the peer has read the expert outputs of the combine before)";
         /// Every peer has summed its experts' rows of each token.
         Reduced = 7, "reduced (the peer has summed its experts' rows of each token)";
+        /// The receiving block of this rank has found where rows go.
+        Placed = 8, "placed (a block of the rank has found where rows go)";
         /// No wait: the operation's own end.
         End = 6, "end (the operation's own)";
     }

@@ -16,7 +16,7 @@ mod multiply;
 mod send;
 
 pub(super) use crossed::Crossed;
-pub(super) use multiply::{exchange, forget_marks};
+pub(super) use multiply::exchange;
 pub(super) use send::{send, tell_tokens};
 
 use epoxide_dsl::prelude::*;

@@ -5,7 +5,6 @@ use super::super::args::{DispatchArgs, Now};
 use super::super::fit;
 use super::write_counts;
 use crate::grid_warps;
-use crate::layout::THREADS;
 use crate::order::Order;
 use crate::placement::remainder;
 use crate::row::Row;
@@ -44,7 +43,7 @@ pub(in super::super) fn exchange<R: Row, O: Order>(
 /// Marks what pads the rows of this rank's experts: a warp of the grid for each expert.
 ///
 /// In slabs what a dispatch into this routing slot has marked, and no row has come to since, is marked still. That is most of them: a slab has room for the
-/// most that may come.
+/// most that may come. Behind a dispatch that failed, rows of which may have come to any place, a reset forgets what is marked.
 #[inline(always)]
 fn mark_padding<O: Order>(a: &DispatchArgs) {
     let owned = a.owned();
@@ -62,16 +61,6 @@ fn mark_padding<O: Order>(a: &DispatchArgs) {
         }
         for row in thread::strided(first + warp::lane(), end, warp::LANES) {
             mark(a, row);
-        }
-    }
-}
-
-/// Forgets what is marked, of a dispatch that failed: rows may have come to any place.
-#[inline(always)]
-pub(in super::super) fn forget_marks<O: Order>(a: &DispatchArgs) {
-    if O::OBSERVED && a.bound.slabs != 0 {
-        for expert in thread::strided(thread::index(), a.owned().experts, THREADS) {
-            a.bound.marked.store_weak(expert, 0);
         }
     }
 }
