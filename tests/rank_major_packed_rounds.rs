@@ -60,6 +60,18 @@ impl Rounds {
         Ok(prepared)
     }
 
+    /// A round of a rank.
+    fn enqueue(
+        &self,
+        buffer: &mut ElasticBuffer,
+        mine: &mut Tensors,
+        outputs: &DeviceTensor<bf16>,
+        (round, rank): (usize, u32),
+    ) -> Result<()> {
+        let handle = mine.dispatch(buffer, self.tokens(round, rank))?;
+        buffer.combine(&handle, CombineInput::new(outputs, &mut mine.y))
+    }
+
     /// Compares the sums of all rounds, which are over.
     pub fn check(&self, rank: u32, tensors: &[Tensors]) -> Result<Checked> {
         let (hidden, mut checked) = (self.case.hidden, Ok(()));
@@ -119,22 +131,20 @@ fn uneven(device: Device, seed: u64, mode: Mode, rounds: u32) -> Checked {
             4..7 => comm.delay(Duration::from_nanos(2_000 + u64::from(random.below(20_000)))),
             _ => comm.delay(Duration::from_nanos(2_000 + u64::from(random.below(1_000_000)))),
         };
+        // Captured on one rank and eager on another: before any peer waits, as the driver may wait for what runs when it makes a graph.
         let mut graphs = Vec::new();
         for (round, (mine, outputs)) in tensors.iter_mut().zip(&outputs).enumerate() {
+            let captured = random.below(3) == 0;
+            let mut graph = || comm.capture(|_| all.enqueue(&mut buffer, mine, outputs, (round, rank)));
+            graphs.push(if captured { Some(graph()?) } else { None });
+        }
+        comm.barrier()?;
+        for (round, ((mine, outputs), graph)) in tensors.iter_mut().zip(&outputs).zip(&graphs).enumerate() {
             delay(&mut random)?;
-            let tokens = all.tokens(round, rank);
-            let mut enqueue = |buffer: &mut ElasticBuffer| {
-                let handle = mine.dispatch(buffer, tokens)?;
-                buffer.combine(&handle, CombineInput::new(outputs, &mut mine.y))
-            };
-            // Captured on one rank and eager on another.
-            if random.below(3) == 0 {
-                let graph = comm.capture(|_| enqueue(&mut buffer))?;
+            match graph {
                 // SAFETY: the tensors live until the stream has passed the graph.
-                unsafe { graph.launch(&comm)? };
-                graphs.push(graph);
-            } else {
-                enqueue(&mut buffer)?;
+                Some(graph) => unsafe { graph.launch(&comm)? },
+                None => all.enqueue(&mut buffer, mine, outputs, (round, rank))?,
             }
         }
         buffer.synchronize()?;

@@ -40,6 +40,10 @@ pub trait Exchange {
     fn pairs(&self) -> usize {
         1
     }
+    /// Entries of the stream's queue that one [`repeat`](Self::repeat) is, with an event before it and one behind each part.
+    fn entries(&self) -> usize {
+        2 + 3
+    }
     /// Waits until all is done.
     fn synchronize(&mut self) -> Result<()>;
     /// Gives everything back; collective.
@@ -200,6 +204,10 @@ impl Exchange for Halved<'_> {
         self.bring_back_halves(y, mark)
     }
 
+    fn entries(&self) -> usize {
+        4 + 5
+    }
+
     fn synchronize(&mut self) -> Result<()> {
         self.whole.synchronize()
     }
@@ -248,6 +256,11 @@ impl Exchange for Graphed<'_> {
 
     fn pairs(&self) -> usize {
         GRAPH[usize::from(self.whole.comm.cuda_stream().is_none())]
+    }
+
+    /// A graph is an entry for each eight of its kernels.
+    fn entries(&self) -> usize {
+        (2 * self.pairs()).div_ceil(8) + 3
     }
 
     fn synchronize(&mut self) -> Result<()> {

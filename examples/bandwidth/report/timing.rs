@@ -6,13 +6,14 @@ use epoxide::{Comm, DeviceTensor, Event, Result, bf16};
 use super::align::Align;
 use super::exchange::Exchange;
 
-/// Repetitions of a batch. With more, the calls would wait for the stream, which is held.
+/// Repetitions of a batch.
 const BATCH: usize = 15;
 /// Of a batch in which ranks meet before each part: that is three times as many operations.
 const BATCH_ALIGNED: usize = 3;
-/// Of an exchange of many pairs at once: a device's queue takes some 1000 launches, of which a graph of 75 pairs is 150. With more the host waits for the
-/// stream, and each batch is late.
-const BATCH_OF_MANY: usize = 4;
+/// Entries that calls enqueue without waiting for the stream, which is held: with more of them in a batch each is late.
+const QUEUE: usize = 96;
+/// Of these, what a stream is held with.
+const HELD: usize = 2;
 /// Repetitions before them, in which ranks come into step.
 const WARM: usize = 2;
 /// How long a stream is held at first, and at most.
@@ -56,6 +57,12 @@ impl Batches {
     }
 }
 
+/// Repetitions of a batch of an exchange that is so many entries.
+fn batch_of(entries: usize, is_aligned: bool) -> usize {
+    let fit = ((QUEUE - HELD) / entries).saturating_sub(WARM).max(1);
+    if is_aligned { BATCH_ALIGNED } else { BATCH.min(fit) }
+}
+
 /// Times all parts on this rank; collective.
 ///
 /// A batch counts if all of it was enqueued on every rank before the first one's stream went on, so that no host thread is in the
@@ -80,12 +87,7 @@ pub fn parts(
     let mut batches = Batches::new();
     let mut done = 0;
     while done < repetitions {
-        let most = match (align.is_some(), pairs > 1) {
-            (true, _) => BATCH_ALIGNED,
-            (false, true) => BATCH_OF_MANY,
-            (false, false) => BATCH,
-        };
-        let batch = most.min(repetitions - done);
+        let batch = batch_of(exchange.entries(), align.is_some()).min(repetitions - done);
         comm.barrier()?;
         comm.delay(batches.hold)?;
         let held = comm.record()?;
@@ -152,6 +154,14 @@ pub fn calls(comm: &Comm, exchange: &mut dyn Exchange, y: &mut DeviceTensor<bf16
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Operations, halves of them, and graphs of 75 pairs, each with an event before it and one behind each part.
+    #[test]
+    fn a_batch_is_as_long_as_a_queue_takes() {
+        assert_eq!([5, 9, 21, 200].map(|entries| batch_of(entries, false)), [15, 8, 2, 1]);
+        assert!([5usize, 9, 21].into_iter().all(|entries| HELD + (batch_of(entries, false) + WARM) * entries <= QUEUE));
+        assert_eq!(batch_of(5, true), BATCH_ALIGNED);
+    }
 
     #[test]
     fn a_late_batch_is_measured_again_and_one_of_too_many_counts() {
