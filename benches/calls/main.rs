@@ -32,7 +32,11 @@ fn calls(c: &mut Criterion) {
     let _stand_in = StandIn::open();
     let mut group = c.benchmark_group("calls/pair");
     group.sample_size(20).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    for (name, layout) in [("rank-major", Layout::RankMajor { alignment: 1 }), ("compact", Layout::Compact)] {
+    for (name, layout) in [
+        ("rank-major", Layout::RankMajor { alignment: 1 }),
+        ("compact", Layout::Compact),
+        ("expert-contiguous", Layout::ExpertContiguous { alignment: 1 }),
+    ] {
         for ranks in [1, 2] {
             group.bench_function(BenchmarkId::new(name, ranks), |b| {
                 b.iter_custom(|count| pairs(ranks, layout, count).expect("the stand-in does all"));

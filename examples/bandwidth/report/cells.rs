@@ -5,7 +5,7 @@ use crate::options::{Case, Format, Options};
 use crate::sizes::is_for;
 
 /// One thing to measure, in every mode.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cell {
     pub routing: Routing,
     pub format: Format,

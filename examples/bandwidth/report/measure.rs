@@ -237,11 +237,9 @@ fn measured(options: &Options, gpu: Option<&str>, step: Step, ranks: &[Own]) -> 
     mode.operations.iter().enumerate().map(times).collect()
 }
 
-/// Whether the host's part is timed of a cell: tokens and SMs are no matter to it.
+/// Whether the host's part is timed of a cell, the first of its layout: tokens and SMs are no matter to it.
 fn has_calls(options: &Options, cell: Cell) -> bool {
-    let least = |of: &[u32]| of.iter().copied().min();
-    let usual = options.routing.first() == Some(&cell.routing) && options.format.first() == Some(&cell.format);
-    usual && least(&options.tokens) == Some(cell.tokens) && least(&options.sms) == Some(cell.sms)
+    cells(options).into_iter().find(|first| first.layout == cell.layout) == Some(cell)
 }
 
 /// What a step's calls take of the host, if that was timed.
