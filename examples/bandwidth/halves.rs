@@ -28,6 +28,8 @@ const MULTIPLIES: [Load; 2] =
 const VECTORS: u32 = 1 << 16;
 /// SMs that it takes of a simulated GPU.
 const SIMULATED: u32 = 1;
+/// How long both streams are held at first, so that the kernel's launches wait for no host thread.
+const HOLD: Duration = Duration::from_millis(1);
 /// Exchanges that are timed under load, while the load lasts, behind the first one.
 const TIMED: usize = 12;
 
@@ -106,7 +108,7 @@ impl Exchange<'_> {
     }
 
     /// Launches `load` on the other stream, and exchanges meanwhile, by nothing, whole operations and halves; milliseconds of a launch in each of these, and
-    /// the marks of the halves.
+    /// the marks of the halves. The first launch is not timed.
     fn beside(
         &mut self,
         other: &Comm,
@@ -114,10 +116,13 @@ impl Exchange<'_> {
         mut launch: impl FnMut() -> Result<()>,
     ) -> Result<([f64; 3], Vec<Marks>)> {
         let (mut beside, mut marks) = ([0.0; 3], Vec::new());
+        launch()?;
         for (way, time) in beside.iter_mut().enumerate() {
             self.comm.synchronize()?;
             other.synchronize()?;
             self.comm.barrier()?;
+            self.comm.delay(HOLD)?;
+            other.delay(HOLD)?;
             let begin = other.record()?;
             (0..load.launches).try_for_each(|_| launch())?;
             let end = other.record()?;

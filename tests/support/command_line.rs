@@ -8,6 +8,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use clap::Arg;
@@ -50,7 +51,10 @@ pub struct Program {
 impl Program {
     /// The program that the test named `test` plays, in an empty folder.
     pub fn new(test: &'static str, folder: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("epoxide-{}-{folder}", std::process::id()));
+        // Two tests of one process may have the same name for theirs.
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let (process, number) = (std::process::id(), MADE.fetch_add(1, Relaxed));
+        let folder = std::env::temp_dir().join(format!("epoxide-{process}-{folder}-{number}"));
         std::fs::create_dir_all(&folder).expect("the temporary folder takes another");
         Self { test, folder }
     }
