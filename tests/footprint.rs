@@ -1,5 +1,4 @@
-//! What groups and tensors that are gone have left, as figures of the process and of the GPU (`--nocapture` shows them): with nothing but
-//! calls that every version has, so that versions can be compared.
+//! What groups and tensors that are gone have left, as figures of the process and of the GPU (`--nocapture` shows them).
 mod support;
 
 use epoxide::{Comm, Config, DispatchInput, ElasticBuffer, LocalGroup, Machine, MachineConfig, Mode, Result, bf16};
@@ -29,8 +28,7 @@ fn round_trip(comm: &Comm) -> Result<ElasticBuffer> {
     Ok(buffer)
 }
 
-/// 60 groups, one after another, of two ranks a GPU: with nothing but public calls, so that any version runs it. It prints what it
-/// saw (`--nocapture`).
+/// 60 groups, one after another, of two ranks a GPU. It prints what it saw (`--nocapture`).
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn groups_that_are_gone_leave_nothing() {

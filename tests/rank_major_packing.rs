@@ -245,14 +245,14 @@ fn a_block_that_waits_in_vain_for_its_own_rank_is_an_error() {
                     assert_eq!(rows, 8, "seed {seed}, {timeout:?}");
                     whole += 1;
                 }
-                (Err(Error::PeerTimeout { .. }), rows) => {
+                // The receiving block's own waits may end too.
+                (Err(Error::PeerTimeout { phase, .. }), rows) => {
                     assert_eq!(rows, 0, "seed {seed}, {timeout:?}");
-                    gave_up += 1;
+                    gave_up += u32::from(phase.starts_with("placed"));
                 }
                 (Err(other), _) => panic!("seed {seed}, {timeout:?}: {other}"),
             }
         }
     }
-    println!("{whole} whole, {gave_up} not");
     assert!(whole > 0 && gave_up > 0, "{whole} whole, {gave_up} not");
 }

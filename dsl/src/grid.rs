@@ -168,7 +168,7 @@ impl GridCounters {
     ///
     /// # Errors
     ///
-    /// That nothing was said a timeout behind the deadline: the block that says it began that much later than this one.
+    /// That nothing was said a timeout behind the deadline: the block that says it began more than a timeout later than this one.
     #[inline(always)]
     #[track_caller]
     pub fn said(self, watch: &Watch, phase: u32) -> Result<bool, Stopped> {

@@ -83,7 +83,7 @@ impl LocalGroup {
 
     /// Makes a rank for every entry of `devices`, which says on which GPU it runs, each with a stream of its own. A GPU may
     /// have several ranks; every two GPUs must reach each other's memory, and with atomics, as NVLink has them and PCIe has
-    /// not.
+    /// not. The primary context of a GPU that a group was on stays until the process ends, with the memory that the driver takes for one.
     ///
     /// ```no_run
     /// use epoxide::LocalGroup;

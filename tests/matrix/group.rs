@@ -1,4 +1,4 @@
-//! Cells one after another on one group of ranks, where a group takes longer than a cell: on a GPU it makes a context there and loads its
+//! Cells one after another on one group of ranks, where a group takes longer than a cell: on a GPU it loads its
 //! kernels. What they come to is made by other threads meanwhile.
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};

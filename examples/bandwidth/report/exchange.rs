@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use epoxide::{
-    CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Graph, Result,
-    Rows, bf16,
+    CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Graph, Packing,
+    Result, Rows, bf16,
 };
 
 use super::bench::Bench;
@@ -41,9 +41,7 @@ pub trait Exchange {
         1
     }
     /// Entries of the stream's queue that one [`repeat`](Self::repeat) is, with an event before it and one behind each part.
-    fn entries(&self) -> usize {
-        2 + 3
-    }
+    fn entries(&self) -> usize;
     /// Waits until all is done.
     fn synchronize(&mut self) -> Result<()>;
     /// Gives everything back; collective.
@@ -56,6 +54,8 @@ pub struct Whole<'a> {
     buffer: ElasticBuffer,
     input: DispatchInput<'a, i32>,
     handle: Option<Dispatched>,
+    /// Launches of a dispatch, at most.
+    dispatch_launches: usize,
 }
 
 impl<'a> Whole<'a> {
@@ -73,7 +73,10 @@ impl<'a> Whole<'a> {
             bench.picks.prefix(picks)?,
             bench.weights.prefix(picks)?,
         );
-        Ok(Self { comm: bench.comm, buffer: ElasticBuffer::new(bench.comm, config)?, input, handle: None })
+        // Where rows are packed, a launch behind it may do that.
+        let dispatch_launches = if config.packing == Packing::None { 1 } else { 2 };
+        let buffer = ElasticBuffer::new(bench.comm, config)?;
+        Ok(Self { comm: bench.comm, buffer, input, handle: None, dispatch_launches })
     }
 }
 
@@ -95,6 +98,10 @@ impl Exchange for Whole<'_> {
             Some(handle) => self.buffer.combine(handle, CombineInput::new(ExpertOutputs::InPlace, y)),
             None => Ok(()),
         }
+    }
+
+    fn entries(&self) -> usize {
+        self.dispatch_launches + 1 + 3
     }
 
     fn synchronize(&mut self) -> Result<()> {
@@ -149,6 +156,10 @@ impl Exchange for Replayed<'_> {
 
     fn bring_back(&mut self, y: &mut DeviceTensor<bf16>) -> Result<()> {
         self.whole.bring_back(y)
+    }
+
+    fn entries(&self) -> usize {
+        self.whole.entries()
     }
 
     fn synchronize(&mut self) -> Result<()> {

@@ -76,7 +76,6 @@ calls! {
     }
     cuDeviceGetP2PAttribute(value: *mut c_int, attribute: c_int, from: c_int, to: c_int) { *value = 1 }
     cuDevicePrimaryCtxRetain(context: *mut P, device: c_int) { *context = (4096 * (1 + device as usize)) as P }
-    cuDevicePrimaryCtxRelease_v2(device: c_int) {}
     cuCtxSetCurrent(context: P) {}
     cuCtxEnablePeerAccess(context: P, flags: c_uint) {}
     cuMemGetInfo_v2(free: *mut usize, total: *mut usize) { (*free, *total) = (3 << 30, 4 << 30) }

@@ -13,9 +13,9 @@
 //! * SMs are reserved beforehand, and one stays free ([`CudaDevice::reserve_sms`]);
 //! * copies go through pinned memory and wait for events of their own stream ([`staging`]);
 //! * memory for tensors, which come and go all the time, is mapped, not allocated ([`segments`]);
-//! * what the driver frees only behind every running kernel (memory, pinned memory, modules, the context) is freed explicitly
+//! * what the driver frees only behind every running kernel (memory, pinned memory, modules) is freed explicitly
 //!   by its owner, or with the last rank of a group, which waits for what all of them left on their streams; and not even then
-//!   if a stream was left busy that nobody waits for ([`context`]).
+//!   if a stream was left busy that nobody waits for ([`context`]). The context itself stays with the process.
 //!
 //! A kernel that faulted is reported by whatever call comes next, with the driver's name for it; such errors are sticky.
 mod budget;
