@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use epoxide::quantize::Quantizer;
 use epoxide::{
-    CombineInput, Config, DispatchInput, Dispatched, ElasticBuffer, Error, ExpertOutputs, IndexType, Layout,
-    LocalGroup, Mode, Overflow, Packing, Result, WireFormat, bf16,
+    CombineInput, Config, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, IndexType, Layout, Mode, Overflow,
+    Packing, Result, WireFormat, bf16,
 };
 use proptest::prelude::*;
 use support::brought::{Brought, Lie};
-use support::by_expert::{Padding, check_received, check_round, check_round_of, combined, expert_outputs};
-use support::combine_options::{self, Agreed, Extra, Own};
+use support::by_expert::{Padding, check_received, check_round_of, combined, expert_outputs};
 use support::exchange::{Indices, Tensors};
 use support::reference::{World, owned, round, same};
 use support::routing::{Bounds, Case, Choice, Random, alignments, rows};
@@ -118,13 +117,13 @@ fn check(device: Device, case: &Case, packed: Packed, zeroed: bool, rounds: u64)
 }
 
 /// Ways to pack the rows of a case.
-fn ways() -> impl Strategy<Value = Packed> {
+pub fn ways() -> impl Strategy<Value = Packed> {
     let multiple = alignments();
     prop_oneof![multiple.prop_map(Packed::Contiguous), Just(Packed::Whole), (1..=6u32).prop_map(Packed::Dropping)]
 }
 
 /// A case keeps what it packs: a source has no room for more than it may send.
-fn fitting((case, packed, zeroed): (Case, Packed, bool)) -> (Case, Packed, bool) {
+pub fn fitting((case, packed, zeroed): (Case, Packed, bool)) -> (Case, Packed, bool) {
     let packed = match packed {
         Packed::Dropping(capacity) => Packed::Dropping(capacity.min(case.max_tokens())),
         other => other,
@@ -398,204 +397,4 @@ fn given_back(world: &World, rank: u32) -> Vec<bf16> {
         );
     }
     y
-}
-
-/// Sums of packed rows with gate weights, or with a bias.
-fn summed_with(device: Device, case: &Case, packed: Packed, gated: bool) -> Checked {
-    let world = packed.kept(&case.world()).0;
-    let wires = world.wires();
-    let (agreed, own) = (Agreed { gated, ..Agreed::default() }, Own { biases: usize::from(!gated), ..Own::default() });
-    device.check(case.ranks, case.mode, |comm| {
-        let (rank, asked) = (comm.rank(), case.world());
-        let tokens = case.tokens[rank as usize];
-        let mut buffer = ElasticBuffer::new(&comm, packed.config(case).with_combine_options())?;
-        let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
-        let extra = Extra::new((tokens * case.hidden) as usize, case.data);
-        let bias = comm.tensor(&extra.biases[0])?;
-        let layout = Layout::ExpertContiguous { alignment: 1 };
-        let want = combine_options::combined(&world, rank, &wires[rank as usize], layout, agreed, own, &extra);
-        let want: Vec<bf16> = want.into_iter().map(round).collect();
-        let mut checked = Ok(());
-        for _ in 0..2 {
-            tensors.fill(&asked, rank)?;
-            comm.barrier()?;
-            let handle = tensors.dispatch(&mut buffer, tokens)?;
-            let received = buffer.received(&handle)?;
-            buffer.write_expert_outputs(&handle, &expert_outputs(&world, rank, &received))?;
-            let input = CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y);
-            buffer.combine(&handle, if gated { input.gate_weighted() } else { input.with_bias(&bias) })?;
-            let y = tensors.sums(tokens, case.hidden)?;
-            checked = checked.and(same("combined rows", &y, &want, case.hidden as usize));
-        }
-        buffer.close()?;
-        Ok(checked)
-    })
-}
-
-/// Whoever hands over the rows there are hands over enough, though more came than an expert has room for.
-#[test]
-fn rows_of_which_selections_were_dropped_are_enough() {
-    let device = Device::from_env();
-    let case = Case {
-        ranks: 3,
-        experts: 1,
-        top_k: 1,
-        hidden: 8,
-        format: WireFormat::Bf16,
-        num_sms: 1,
-        tokens: vec![3, 16, 0],
-        index: IndexType::I64,
-        choice: Choice::Uniform,
-        holes: 0,
-        data: 1,
-        mode: Mode::Fast { workers: 0 },
-    };
-    for gated in [false, true] {
-        summed_with(device, &case, Packed::Dropping(2), gated).unwrap();
-    }
-}
-
-/// Gate weights, and options beside them that are added behind the sum of ranks.
-#[test]
-fn gate_weighted_and_biased_sums_are_bitwise_the_reference() {
-    let device = Device::from_env();
-    let bounds = Bounds { ranks: 1..=4, experts: 1..=24, top_k: 12, hidden: 320, tokens: 16 };
-    let cases = (bounds.cases(device), ways(), any::<bool>()).prop_map(fitting);
-    let test = "gate_weighted_and_biased_sums_are_bitwise_the_reference";
-    replay::law(module_path!(), test, 6, cases, |(case, packed, gated)| summed_with(device, &case, packed, gated));
-}
-
-/// Ranks of which one weighs its outputs and the other does not find that.
-#[test]
-fn ranks_that_differ_in_gate_weights_are_out_of_step() {
-    let device = Device::from_env();
-    let case = Case::with_rows(2, 64, WireFormat::Bf16, vec![3, 3], 4, Mode::Fast { workers: 0 });
-    let results = device.run_all(2, case.mode, |comm| {
-        let mut buffer = ElasticBuffer::new(&comm, Packed::Whole.config(&case).with_combine_options())?;
-        let mut tensors = Tensors::empty(&comm, 3, 64, case.top_k, case.index)?;
-        tensors.fill(&case.world(), comm.rank())?;
-        let handle = tensors.dispatch(&mut buffer, 3)?;
-        let input = CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y);
-        buffer.combine(&handle, if comm.rank() == 0 { input.gate_weighted() } else { input })?;
-        let found = buffer.synchronize();
-        drop(buffer);
-        Ok(found)
-    });
-    for found in results {
-        let found = found.unwrap();
-        assert!(matches!(found, Err(Error::OutOfStep { .. })), "{found:?}");
-    }
-}
-
-/// A dispatch whose ranks find a bad selection brings nothing that is packed, and counts nothing.
-#[test]
-fn behind_a_dispatch_that_failed_nothing_is_packed() {
-    let device = Device::from_env();
-    let case = Case::with_rows(2, 64, WireFormat::Bf16, vec![3, 3], 4, Mode::Fast { workers: 0 });
-    let (good, padding) = (case.world(), Packed::Whole.padding(&case));
-    let mut bad = case.world();
-    bad.inputs[1].topk_idx[0] = 1000;
-    let results = device.run_all(2, case.mode, |comm| {
-        let (rank, wires) = (comm.rank(), good.wires());
-        let (mut buffer, copier) = (ElasticBuffer::new(&comm, Packed::Whole.config(&case))?, Quantizer::new(&comm)?);
-        let mut tensors = Tensors::empty(&comm, 3, 64, case.top_k, case.index)?;
-        tensors.fill(&good, rank)?;
-        let before = check_round(&comm, &mut buffer, &mut tensors, &good, &wires, padding)?;
-        tensors.fill(&bad, rank)?;
-        let handle = tensors.dispatch(&mut buffer, 3)?;
-        let view = buffer.recv_view(&handle)?;
-        buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut tensors.y))?;
-        let (found, counts) = (buffer.synchronize(), comm.empty::<u32>(4)?);
-        // SAFETY: words of the buffer's own, of which there are more, that nobody writes any more.
-        unsafe { copier.copy_raw(view.counts, counts.address(), 16)? };
-        let counts = counts.to_vec()?;
-        buffer.reset()?;
-        tensors.fill(&good, rank)?;
-        let behind = check_round(&comm, &mut buffer, &mut tensors, &good, &wires, padding)?;
-        buffer.close()?;
-        Ok((before, found, counts[0], behind))
-    });
-    for result in results {
-        let (before, found, rows, behind) = result.unwrap();
-        assert_eq!((before, rows, behind), (Ok(()), 0, Ok(())));
-        assert!(matches!(found, Err(Error::IndexOutOfRange { .. })), "{found:?}");
-    }
-}
-
-/// What does not go together is refused by name, with the rule.
-#[test]
-fn what_cannot_be_packed_is_refused() {
-    let said = |config: Config| epoxide::bytes_needed(&config, 2, 4).map(|_| ()).unwrap_err().to_string();
-    let new = || Config::new(8, 2, 64, 16);
-    let fixed = || new().with_layout(Layout::RankMajor { alignment: 1 });
-    let slab = |capacity_per_source| Packing::Slab { capacity_per_source };
-    epoxide::bytes_needed(&fixed().with_packing(Packing::ExpertContiguous), 2, 4).unwrap();
-    epoxide::bytes_needed(&fixed().with_packing(slab(16)), 2, 4).unwrap();
-    epoxide::bytes_needed(&fixed().with_packing(slab(3)).with_overflow(Overflow::Drop), 2, 4).unwrap();
-    for (config, rule) in [
-        (
-            new().with_packing(slab(16)),
-            "packing = Slab { capacity_per_source: 16 }: rows that came to fixed places are packed",
-        ),
-        (
-            new().with_layout(Layout::Slab { capacity: 4 }).with_packing(Packing::ExpertContiguous),
-            "packing = ExpertContiguous: rows that came to fixed places are packed",
-        ),
-        (
-            fixed().with_packing(slab(15)),
-            "capacity_per_source = 15: max_tokens_per_rank = 16, or selections are dropped",
-        ),
-        (
-            fixed().with_packing(slab(0)).with_overflow(Overflow::Drop),
-            "capacity_per_source = 0: of a source rank's rows",
-        ),
-        (fixed().with_packing(slab(17)), "capacity_per_source = 17: of a source rank's rows"),
-        (fixed().with_packing(slab(16)).with_returned_weights(), "not where weights travel back"),
-        (
-            fixed().with_packing(Packing::ExpertContiguous).with_overflow(Overflow::Drop),
-            "overflow = Drop: selections are dropped",
-        ),
-        (fixed().with_overflow(Overflow::Drop), "overflow = Drop: selections are dropped"),
-    ] {
-        let said = said(config);
-        assert!(said.contains(rule), "{said}");
-    }
-    let refused = LocalGroup::simulated(1, Mode::Fast { workers: 0 }).unwrap().run(|comm| {
-        let mut buffer = ElasticBuffer::new(&comm, fixed().with_packing(slab(16)).with_combine_options())?;
-        let (x, idx) = (comm.tensor(&[bf16::ONE; 64])?, comm.tensor(&[0i64, 1])?);
-        let handle = buffer.dispatch(&DispatchInput::new(1, &x, &idx, &comm.tensor(&[1.0f32; 2])?))?;
-        let mut y = comm.empty::<bf16>(64)?;
-        let mut refused = Vec::new();
-        // Of so many rows nobody knows yet whether they are enough.
-        let few = comm.tensor(&[bf16::ONE; 64])?;
-        refused.push(buffer.combine(&handle, CombineInput::new(&few, &mut y)).unwrap_err().to_string());
-        let both = CombineInput::new(ExpertOutputs::InPlace, &mut y).gate_weighted().with_bias(&x);
-        refused.push(buffer.combine(&handle, both).unwrap_err().to_string());
-        refused.push(buffer.lend_expert_outputs().unwrap_err().to_string());
-        buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
-        buffer.close()?;
-        Ok(refused)
-    });
-    let refused = refused.unwrap().remove(0);
-    for (said, rule) in refused.iter().zip([
-        "expert outputs = 1 rows: one row for each of the 128 that there is room for",
-        "bias = 1: not beside gate weights, where rows of fixed places are packed",
-        "RankMajor",
-    ]) {
-        assert!(said.contains(rule), "{said}");
-    }
-}
-
-/// The memory is that of rows by expert, beside that of rows in fixed places.
-#[test]
-fn packed_rows_are_in_what_a_buffer_needs() {
-    let fixed = Config::new(256, 8, 7168, 128).with_layout(Layout::RankMajor { alignment: 128 });
-    let needed = |config: &Config| epoxide::bytes_needed(config, 2, 16).unwrap();
-    let packed = fixed.clone().with_packing(Packing::ExpertContiguous);
-    let more = needed(&packed).private - needed(&fixed).private;
-    let rows = 2 * 128 * 8 + 128 * 127;
-    // The rows, their outputs, and 16 bytes for each beside them.
-    assert_eq!(more / rows, 2 * 14336 + 16);
-    assert_eq!(needed(&packed).window, needed(&fixed).window);
-    assert!(needed(&packed).regions.iter().any(|region| region.name == "packed expert outputs"));
 }
