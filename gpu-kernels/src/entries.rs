@@ -11,6 +11,7 @@ use crate::dispatch::again_by_expert::{self, DispatchAgainByExpertArgs};
 use crate::dispatch::{self, DispatchArgs};
 use crate::expert_index::{self, ExpertIndexArgs};
 use crate::gradient::{self, WeighGradientsArgs};
+#[cfg(not(target_arch = "nvptx64"))]
 use crate::layout;
 use crate::lend::{self, LendArgs};
 use crate::order::{ByExpert, Compact};

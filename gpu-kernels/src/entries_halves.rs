@@ -1,6 +1,7 @@
 //! The kernels of send and receive halves, beside those of [`crate::entries_rank_major`]; see [`crate::rank_major::halves`].
 use epoxide_dsl::prelude::*;
 
+#[cfg(not(target_arch = "nvptx64"))]
 use crate::layout;
 use crate::rank_major::halves::{self, CombineSendArgs};
 use crate::rank_major::{CombineRankMajorArgs, DispatchRankMajorArgs};

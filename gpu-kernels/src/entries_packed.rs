@@ -3,6 +3,7 @@
 use epoxide_dsl::prelude::*;
 
 use crate::combine::reduce::{self, ReduceArgs};
+#[cfg(not(target_arch = "nvptx64"))]
 use crate::layout;
 use crate::rank_major::lay::PackArgs;
 use crate::rank_major::pack;

@@ -1,6 +1,7 @@
 //! The kernels of the operations where rows have fixed places, beside those of [`crate::entries`]; see [`crate::rank_major`].
 use epoxide_dsl::prelude::*;
 
+#[cfg(not(target_arch = "nvptx64"))]
 use crate::layout;
 use crate::rank_major::packing::{self, DispatchPackedArgs};
 use crate::rank_major::{self, CombineRankMajorArgs, DispatchRankMajorArgs};

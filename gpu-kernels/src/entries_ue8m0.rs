@@ -4,6 +4,7 @@ use epoxide_dsl::prelude::*;
 use crate::dispatch::again::{self, DispatchAgainArgs};
 use crate::dispatch::again_by_expert::{self, DispatchAgainByExpertArgs};
 use crate::dispatch::{self, DispatchArgs};
+#[cfg(not(target_arch = "nvptx64"))]
 use crate::layout;
 use crate::order::{ByExpert, Compact};
 use crate::row::Quantized;

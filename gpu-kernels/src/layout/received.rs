@@ -2,7 +2,9 @@
 //! follow from it.
 use epoxide_dsl::prelude::*;
 
-use super::span::{Cursor, Span};
+#[cfg(not(target_arch = "nvptx64"))]
+use super::span::Cursor;
+use super::span::Span;
 use crate::shape::Shape;
 
 macro_rules! received_row {
@@ -21,6 +23,7 @@ macro_rules! received_row {
 
         impl ReceivedSpans {
             /// Lays the parts of `rows` rows one after another; `None` if they end beyond 64 bits.
+            #[cfg(not(target_arch = "nvptx64"))]
             pub(super) fn lay(at: &mut Cursor, shape: &Shape) -> Option<Self> {
                 Some(Self { $($part: {
                     let $shape = shape;
