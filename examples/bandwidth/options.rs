@@ -68,7 +68,7 @@ pub struct Options {
     pub found_gpus: Option<Vec<u32>>,
     #[command(flatten)]
     pub asked: Asked,
-    /// Measures everything that a layer's designer asks for, and writes tables, numbers and curves to this folder: report.md, report.json and *.svg.
+    /// Measures everything that a layer's designer asks for, and writes tables, numbers and curves to this folder: report.md, report.json and *.svg. Numbers are there from the first measurement on: of a report that was ended before its time `--render` makes the rest.
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
     /// Makes a report of few cells, in less than a minute.
