@@ -50,6 +50,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::ValueEnum;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use epoxide::processes::Place;
 
@@ -136,11 +137,8 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
         progress.step("measure");
         let measured = measure::run(options, ranks, &work.1, case)?;
         progress.rows(rows(tokens));
-        let mut row = vec![
-            tokens.to_string(),
-            clap::ValueEnum::to_possible_value(&format).map_or_else(String::new, |value| value.get_name().to_owned()),
-        ];
-        row.extend(layouts.then(|| format!("{layout:?}").to_lowercase()));
+        let mut row = vec![tokens.to_string(), name(&format)];
+        row.extend(layouts.then(|| name(&layout)));
         row.push(sms.to_string());
         row.extend(cells(&measured.dispatch, sms, linked, options.percentiles));
         row.extend(cells(&measured.combine, sms, linked, options.percentiles));
@@ -207,7 +205,7 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
     if options.has(BufferLayout::RankMajorExpand) || options.has(BufferLayout::RankMajorSlab) {
         writeln!(
             out,
-            "rankmajorexpand, rankmajorslab: rows in fixed places, one for each token and rank, that the receiver lays by expert; GB/s count a row for each token and expert. The times of dispatch are with that, and those of combine with the sum of what a token's rows became"
+            "rank-major-expand, rank-major-slab: rows in fixed places, one for each token and rank, that the receiver lays by expert; GB/s count a row for each token and expert. The times of dispatch are with that, and those of combine with the sum of what a token's rows became"
         )?;
     }
     if linked && ranks.process().is_some() {
@@ -224,6 +222,11 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
         )?;
     }
     Ok(out)
+}
+
+/// What the options call it.
+fn name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 fn header(linked: bool, layouts: bool, percentiles: bool, told: bool, halves: bool) -> Vec<&'static str> {

@@ -11,7 +11,7 @@ use crate::output::no_value_twice;
 use crate::ranks_on_gpus;
 use crate::report::Routing;
 use crate::sizes::Asked;
-use crate::sizes::is_for;
+use crate::sizes::{FEW, is_for};
 
 /// Shared memory of a block, of the simulated GPU and of Hopper. What a GPU has less is found when the buffers are made.
 const SHARED_MEMORY: u32 = 232_448;
@@ -68,7 +68,7 @@ pub struct Options {
     pub found_gpus: Option<Vec<u32>>,
     #[command(flatten)]
     pub asked: Asked,
-    /// Measures everything that a layer's designer asks for, and writes tables, numbers and curves to this folder: report.md, report.json and *.svg. Numbers are there from the first measurement on: of a report that was ended before its time `--render` makes the rest.
+    /// Measures everything that a layer's designer asks for, and writes tables, numbers and curves to this folder: report.md, report.json and *.svg. Numbers are there from the first measurement on: of a report that was ended before its time `--render` makes the rest. Rows in fixed places are measured of at most 512 tokens; on the simulated GPU all is small.
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
     /// Makes a report of few cells, in less than a minute.
@@ -173,7 +173,12 @@ impl Options {
             bytes_needed(&config, self.ranks, case.sms)?;
             config.check_row(self.ranks, SHARED_MEMORY)?;
         }
+        let is_measured = |tokens| self.report.is_none() || self.layout.iter().any(|layout| is_for(*layout, tokens));
         for &tokens in &self.tokens {
+            ensure!(
+                is_measured(tokens),
+                "--tokens {tokens}: a report has rows in fixed places of at most {FEW} tokens, and no other is asked for"
+            );
             if let Some(most) = self.max_tokens {
                 ensure!(
                     most >= tokens,

@@ -209,6 +209,10 @@ fn what_makes_no_report_is_refused_by_name() {
         ("--report out --scale-columns", "cannot be used with '--scale-columns'"),
         ("--report out --percentiles", "cannot be used with '--percentiles'"),
         ("--report out --routing uniform,uniform", "--routing: uniform is there twice"),
+        (
+            "--report out --layout rank-major --tokens 600",
+            "--tokens 600: a report has rows in fixed places of at most 512",
+        ),
         ("--report out --top-k 9", "top_k = 9: a token cannot select more than the 8 experts"),
         ("--report file", "--report \"file\": files cannot be written there"),
         ("--report file/in", "--report \"file/in\": files cannot be written there"),

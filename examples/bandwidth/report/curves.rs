@@ -9,6 +9,9 @@ const WIDTH: u32 = 1000;
 const TITLE: u32 = 60;
 const PANEL: u32 = 360;
 
+/// The files of all curves.
+pub const NAMES: [&str; 3] = ["latency.svg", "bandwidth.svg", "predicted.svg"];
+
 /// The files: their names, and the SVG of each. What has no points has no file.
 ///
 /// # Errors
@@ -16,9 +19,9 @@ const PANEL: u32 = 360;
 /// What the drawing says.
 pub fn files(report: &Report) -> Result<Vec<(&'static str, String)>> {
     let drawn = [
-        ("latency.svg", draw(report, "Time over tokens, with the SMs that take least", latency(report))?),
-        ("bandwidth.svg", draw(report, "Bytes from other ranks over SMs, beside the links alone", bandwidth(report))?),
-        ("predicted.svg", draw(report, "The planner's times over the measured ones", predicted(report))?),
+        (NAMES[0], draw(report, "Time over tokens, with the SMs that take least", latency(report))?),
+        (NAMES[1], draw(report, "Bytes from other ranks over SMs, beside the links alone", bandwidth(report))?),
+        (NAMES[2], draw(report, "The planner's times over the measured ones", predicted(report))?),
     ];
     Ok(drawn.into_iter().filter_map(|(name, svg)| Some((name, svg?))).collect())
 }

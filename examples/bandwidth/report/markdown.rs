@@ -39,7 +39,8 @@ fn ceilings(out: &mut String, report: &Report) {
         out,
         "## The links alone\n\nPlain kernels with nothing else to do: every rank moves bytes to or from all others at once, or all others to or from rank 0 alone, as where rows go to one rank; with one block on each SM.\n"
     );
-    if let Some(why) = &report.without_links {
+    let ended = Some("the report was ended before".to_owned()).filter(|_| report.left > 0);
+    if let Some(why) = report.without_links.as_ref().or(ended.as_ref()) {
         let _ = writeln!(out, "Not measured: {why}\n");
         return;
     }

@@ -27,6 +27,7 @@ use std::fmt::Write;
 use std::fs;
 use std::iter;
 use std::path::Path;
+use std::sync::Once;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -46,15 +47,22 @@ const TABLES: &str = "report.md";
 /// Makes a report, and writes it to `folder`; the exit code.
 pub fn make(options: &Options, folder: &Path) -> u8 {
     // What cannot be written is found before an hour of measuring, not behind it.
-    if let Err(error) = fs::create_dir_all(folder).and_then(|()| fs::write(folder.join(NUMBERS), "")) {
+    let tried = folder.join(format!("{NUMBERS}.new"));
+    let try_it =
+        || fs::create_dir_all(folder).and_then(|()| fs::write(&tried, "")).and_then(|()| fs::remove_file(&tried));
+    if let Err(error) = try_it() {
         let error = format_args!("--report {folder:?}: files cannot be written there: {error}");
         return output::fail(error, output::BAD_INPUT);
     }
     let start = Instant::now();
     let progress = Progress::new();
     let seconds = || record::rounded(start.elapsed().as_secs_f64());
-    // Whoever ends it before its time keeps what was measured. What cannot be written now is written with what comes next.
-    let save = |report: &Report| _ = write_numbers(&Report { seconds: seconds(), ..report.clone() }, folder);
+    // Whoever ends it before its time keeps what was measured, beside no tables of another report. What cannot be written now is written with what comes next.
+    let others = Once::new();
+    let save = |report: &Report| {
+        others.call_once(|| remove_tables(folder));
+        _ = write_numbers(&Report { seconds: seconds(), ..report.clone() }, folder);
+    };
     let measured = measure::all(options, &progress, &save);
     drop(progress);
     let written = measured.and_then(|mut report| {
@@ -90,6 +98,13 @@ fn write(report: &Report, folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes what was made of other numbers, if it is there.
+fn remove_tables(folder: &Path) {
+    for name in [TABLES].iter().chain(&curves::NAMES) {
+        _ = fs::remove_file(folder.join(name));
+    }
+}
+
 /// Writes the numbers: all at once, so that a reader finds those of before or these.
 fn write_numbers(report: &Report, folder: &Path) -> Result<()> {
     let (path, new) = (folder.join(NUMBERS), folder.join(format!("{NUMBERS}.new")));
@@ -117,7 +132,11 @@ fn ended(written: Result<Report>, folder: &Path) -> u8 {
                 report.seconds
             );
             if report.left > 0 {
-                let _ = writeln!(text, "It was ended before its time, with {} measurements left", report.left);
+                let _ = writeln!(
+                    text,
+                    "It was ended before its time, with {} measurements left, each of some times",
+                    report.left
+                );
             }
             output::end(&text, if failed == 0 && report.left == 0 { 0 } else { output::FAILED })
         }

@@ -23,7 +23,7 @@ pub struct Report {
     #[serde(default)]
     pub host: Vec<Latency>,
     pub without_links: Option<String>,
-    /// Ways to exchange rows, of a cell each, that were not tried yet when this was written: none in a whole report.
+    /// Ways to exchange rows, of a cell each, that were not tried yet when this was written, and the links: none in a whole report.
     #[serde(default)]
     pub left: usize,
     /// How long it took to measure all this.

@@ -236,6 +236,8 @@ impl Config {
     /// [`received`](crate::ElasticBuffer::received)) and [`ExpertOutputs`](crate::ExpertOutputs) are as in the layout by expert that is named; the rows lie there beside the
     /// received ones, which [`bytes_needed`] counts: up to `top_k` rows for every token of every rank, and as many outputs.
     ///
+    /// A dispatch lays them by itself where the ranks' `max_tokens_per_rank` have at most 2048 selections together; else a launch behind it does, also for a small batch.
+    ///
     /// In [`Packing::Slab`] an expert has room for `capacity_per_source` rows of each source rank. Where that is fewer than `max_tokens_per_rank`, which
     /// takes [`Overflow::Drop`](Self::with_overflow), each source's later tokens are dropped for that expert: they add nothing in combine, and
     /// [`RecvCounts::dropped`](crate::RecvCounts::dropped) counts them.
