@@ -10,8 +10,7 @@ use crate::buffer_layout::{BufferLayout, check_alignment};
 use crate::output::no_value_twice;
 use crate::ranks_on_gpus;
 use crate::report::Routing;
-use crate::sizes::Asked;
-use crate::sizes::{FEW, is_for};
+use crate::sizes::{Asked, FEW, is_for};
 
 /// Shared memory of a block, of the simulated GPU and of Hopper. What a GPU has less is found when the buffers are made.
 const SHARED_MEMORY: u32 = 232_448;

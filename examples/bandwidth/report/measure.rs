@@ -1,5 +1,6 @@
 //! Goes through all cells on all ranks, and begins anew behind one that failed.
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use anyhow::Result;
 use epoxide::{Comm, LocalGroup, Mode as Machines, bf16};
@@ -8,10 +9,11 @@ use super::align::Align;
 use super::bench::Bench;
 use super::cells::{Cell, cells};
 use super::modes::{MODES, Mode, Moves, Operation};
-use super::record::{Latency, Link, Measured, Outcome, Report, Row, Setting, VERSION};
+use super::record::{Latency, Link, Measured, Outcome, Report, Row, Setting, VERSION, rounded};
 use super::routing::Routing;
 use super::timing::Timed;
 use super::{links, machine, predicted, timing};
+use crate::name;
 use crate::options::{Device, Options};
 use crate::percentiles::Percentiles;
 use crate::progress::Progress;
@@ -42,6 +44,8 @@ struct Growing<'a> {
     report: Report,
     /// What ranks have found of the first step that is left.
     found: Vec<Option<Own>>,
+    /// When measuring began.
+    start: Instant,
     /// Is given what there is whenever there is more of it.
     save: &'a (dyn Fn(&Report) + Sync),
 }
@@ -64,6 +68,7 @@ impl Growing<'_> {
         self.found.fill_with(|| None);
         self.report.rows.extend(rows);
         self.report.left -= 1;
+        self.report.seconds = seconds_since(self.start);
         (self.save)(&self.report);
     }
 }
@@ -74,6 +79,7 @@ impl Growing<'_> {
 ///
 /// That there are no such ranks. What fails later is in the report.
 pub fn all(options: &Options, progress: &Progress, save: &(dyn Fn(&Report) + Sync)) -> Result<Report> {
+    let start = Instant::now();
     let modes = |cell| MODES.iter().filter(move |mode| (mode.has)(&cell)).map(move |mode| (cell, mode));
     let steps: Vec<Step> = cells(options).into_iter().flat_map(modes).collect();
     progress.expect(steps.len());
@@ -86,7 +92,7 @@ pub fn all(options: &Options, progress: &Progress, save: &(dyn Fn(&Report) + Syn
     let left = steps.len() + LINKS;
     let report = Report { version: VERSION, epoxide, machine, setting, left, ..Report::default() };
     let found = (0..options.ranks).map(|_| None).collect();
-    let growing = Mutex::new(Growing { options, report, found, save });
+    let growing = Mutex::new(Growing { options, report, found, start, save });
     let mut failed_in_a_row = 0;
     loop {
         let left = locked(&growing).report.left;
@@ -111,7 +117,12 @@ pub fn all(options: &Options, progress: &Progress, save: &(dyn Fn(&Report) + Syn
     }
     let growing = growing.into_inner().unwrap_or_else(PoisonError::into_inner);
     progress.step("links");
-    Ok(with_links(options, growing.report))
+    let report = with_links(options, growing.report);
+    Ok(Report { seconds: seconds_since(start), ..report })
+}
+
+fn seconds_since(start: Instant) -> f64 {
+    rounded(start.elapsed().as_secs_f64())
 }
 
 /// The report with what links and launches do by themselves, or why that is not there.
@@ -269,12 +280,10 @@ fn failed((cell, mode): Step, why: &str) -> Vec<Row> {
 }
 
 fn row(cell: Cell, operation: &str, outcome: Outcome) -> Row {
-    let name =
-        |value: Option<clap::builder::PossibleValue>| value.map_or_else(String::new, |v| v.get_name().to_owned());
     Row {
         operation: operation.to_owned(),
-        layout: name(clap::ValueEnum::to_possible_value(&cell.layout)),
-        format: name(clap::ValueEnum::to_possible_value(&cell.format)),
+        layout: name(&cell.layout),
+        format: name(&cell.format),
         routing: cell.routing,
         tokens: cell.tokens,
         sms: cell.sms,

@@ -28,7 +28,6 @@ use std::fs;
 use std::iter;
 use std::path::Path;
 use std::sync::Once;
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
@@ -41,32 +40,31 @@ use crate::progress::Progress;
 
 /// What a folder has its numbers in.
 const NUMBERS: &str = "report.json";
+/// Under what name they are written, before they take the place of those of before.
+const NEW_NUMBERS: &str = "report.json.new";
 /// And its tables.
 const TABLES: &str = "report.md";
 
 /// Makes a report, and writes it to `folder`; the exit code.
 pub fn make(options: &Options, folder: &Path) -> u8 {
     // What cannot be written is found before an hour of measuring, not behind it.
-    let tried = folder.join(format!("{NUMBERS}.new"));
+    let tried = folder.join(NEW_NUMBERS);
     let try_it =
         || fs::create_dir_all(folder).and_then(|()| fs::write(&tried, "")).and_then(|()| fs::remove_file(&tried));
     if let Err(error) = try_it() {
         let error = format_args!("--report {folder:?}: files cannot be written there: {error}");
         return output::fail(error, output::BAD_INPUT);
     }
-    let start = Instant::now();
     let progress = Progress::new();
-    let seconds = || record::rounded(start.elapsed().as_secs_f64());
     // Whoever ends it before its time keeps what was measured, beside no tables of another report. What cannot be written now is written with what comes next.
     let others = Once::new();
     let save = |report: &Report| {
         others.call_once(|| remove_tables(folder));
-        _ = write_numbers(&Report { seconds: seconds(), ..report.clone() }, folder);
+        _ = write_numbers(report, folder);
     };
     let measured = measure::all(options, &progress, &save);
     drop(progress);
-    let written = measured.and_then(|mut report| {
-        report.seconds = seconds();
+    let written = measured.and_then(|report| {
         write(&report, folder)?;
         Ok(report)
     });
@@ -107,7 +105,7 @@ fn remove_tables(folder: &Path) {
 
 /// Writes the numbers: all at once, so that a reader finds those of before or these.
 fn write_numbers(report: &Report, folder: &Path) -> Result<()> {
-    let (path, new) = (folder.join(NUMBERS), folder.join(format!("{NUMBERS}.new")));
+    let (path, new) = (folder.join(NUMBERS), folder.join(NEW_NUMBERS));
     write_file(&new, &(serde_json::to_string_pretty(report).context("the report as JSON")? + "\n"))?;
     fs::rename(&new, &path).with_context(|| format!("{path:?} cannot be written"))
 }
