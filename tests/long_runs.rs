@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use epoxide::{Comm, Config, ElasticBuffer, Graph, Layout, Mode, Result};
 use support::graphs::{EXPERTS, Layer, TOP_K, launch};
 use support::routing::Random;
+use support::uneven::be_late;
 use support::{Checked, Device, gpus, replay};
 
 /// Most tokens of a rank.
@@ -129,15 +130,8 @@ impl Run {
         })
     }
 
-    /// A rank is often on time, sometimes a little late, seldom very.
     fn delay(&self, random: &mut Random, comm: &Comm) -> Result<()> {
-        let longest = match random.below(8) {
-            _ if !self.late => return Ok(()),
-            0..4 => return Ok(()),
-            4..7 => 20_000,
-            _ => 1_000_000,
-        };
-        comm.delay(Duration::from_nanos(2_000 + u64::from(random.below(longest))))
+        if self.late { be_late(comm, random) } else { Ok(()) }
     }
 }
 

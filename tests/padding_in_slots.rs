@@ -216,7 +216,7 @@ fn given_up_in_between(
     late: Duration,
 ) -> std::result::Result<bool, String> {
     let gave_up = AtomicBool::new(false);
-    let capacity = room(Layout::Slab { capacity: 1 }, &[worlds[1].clone(), worlds[0].clone()]) as u32;
+    let capacity = wanted(worlds[1], Layout::Slab { capacity: 1 }).into_iter().max().unwrap_or(0) as u32;
     let layout = Layout::Slab { capacity };
     let checked = device.check(case.ranks, case.mode, |comm| {
         let rank = comm.rank();

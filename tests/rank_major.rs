@@ -15,7 +15,7 @@ use support::exchange::{Indices, Tensors, check_received, check_round_of};
 use support::fixed_places::{check_index, predicted_outputs};
 use support::reference::{Wire, World, same};
 use support::routing::{Bounds, Case, Choice, Random, alignments, rows};
-use support::{Checked, Device, replay};
+use support::{Checked, Device, replay, uneven};
 
 fn config(case: &Case, alignment: u32) -> Config {
     case.config().with_layout(Layout::RankMajor { alignment })
@@ -241,17 +241,7 @@ struct Skew {
 
 impl Skew {
     fn new(case: Case, rounds: u32, seed: u64) -> Self {
-        let mut random = Random::new(seed);
-        let worlds: Vec<World> = (0..rounds)
-            .map(|number| {
-                // The rank without a token takes turns.
-                let most = case.max_tokens();
-                let tokens = |rank| if rank == number % case.ranks { 0 } else { 1 + random.below(most) };
-                let tokens = (0..case.ranks).map(tokens).collect();
-                let choice = [Choice::Uniform, Choice::Skewed, Choice::Same][random.below(3) as usize];
-                Case { tokens, choice, holes: random.below(6), data: random.draw(), ..case.clone() }.world()
-            })
-            .collect();
+        let worlds = uneven::worlds(&case, seed, rounds);
         let wires = worlds.iter().map(|world| world.wires()).collect();
         Self { worlds, wires, case, seed }
     }
@@ -271,15 +261,10 @@ impl Skew {
             outputs.push(comm.tensor(&places)?);
         }
         comm.barrier()?;
-        let delay = |random: &mut Random| match random.below(8) {
-            0..4 => Ok(()),
-            4..7 => comm.delay(Duration::from_nanos(2_000 + u64::from(random.below(20_000)))),
-            _ => comm.delay(Duration::from_nanos(2_000 + u64::from(random.below(1_000_000)))),
-        };
         for (number, world) in self.worlds.iter().enumerate() {
-            delay(&mut random)?;
+            uneven::be_late(comm, &mut random)?;
             let handle = tensors[number].dispatch(&mut buffer, world.inputs[rank as usize].tokens)?;
-            delay(&mut random)?;
+            uneven::be_late(comm, &mut random)?;
             let from = ExpertOutputs::from(&outputs[number]);
             buffer.combine(&handle, CombineInput::new(from, &mut tensors[number].y))?;
         }
@@ -301,26 +286,7 @@ impl Skew {
 }
 
 fn skewed(device: Device, seed: u64, mode: Mode, rounds: u32) -> Skew {
-    let format = if seed.is_multiple_of(2) { WireFormat::Bf16 } else { WireFormat::Fp8 };
-    let small = Case {
-        ranks: 3,
-        experts: 10,
-        top_k: 4,
-        hidden: 64,
-        format,
-        num_sms: 1 + seed as u32 % 3,
-        tokens: vec![12],
-        index: IndexType::I64,
-        choice: Choice::Uniform,
-        holes: 0,
-        data: seed,
-        mode,
-    };
-    let case = match device {
-        Device::Simulated => small,
-        Device::Cuda => Case { ranks: 8, experts: 64, top_k: 8, hidden: 1024, tokens: vec![128], num_sms: 4, ..small },
-    };
-    Skew::new(case, rounds, seed)
+    Skew::new(uneven::case(device, seed, mode), rounds, seed)
 }
 
 #[test]

@@ -5,12 +5,12 @@ use crate::support;
 
 use std::time::Duration;
 
-use epoxide::{CombineInput, Comm, DeviceTensor, ElasticBuffer, IndexType, Mode, Result, WireFormat, bf16};
+use epoxide::{CombineInput, Comm, DeviceTensor, ElasticBuffer, Mode, Result, bf16};
 use support::by_expert::{combined, predicted_outputs};
 use support::exchange::Tensors;
 use support::reference::{Wire, World, same};
-use support::routing::{Case, Choice, Random};
-use support::{Checked, Device, replay};
+use support::routing::{Case, Random};
+use support::{Checked, Device, replay, uneven};
 
 /// Rounds of one case.
 pub struct Rounds {
@@ -86,38 +86,10 @@ impl Rounds {
 }
 
 /// Rounds that are eager or each a graph of its own, with random delays. The rank without a token takes turns.
-fn uneven(device: Device, seed: u64, mode: Mode, rounds: u32) -> Checked {
-    let small = Case {
-        ranks: 3,
-        experts: 10,
-        top_k: 4,
-        hidden: 64,
-        format: if seed.is_multiple_of(2) { WireFormat::Bf16 } else { WireFormat::Fp8 },
-        num_sms: 1 + seed as u32 % 3,
-        tokens: vec![12; 3],
-        index: IndexType::I64,
-        choice: Choice::Uniform,
-        holes: 0,
-        data: seed,
-        mode,
-    };
-    let case = match device {
-        Device::Simulated => small,
-        Device::Cuda => {
-            Case { ranks: 8, experts: 64, top_k: 8, hidden: 1024, tokens: vec![128; 8], num_sms: 4, ..small }
-        }
-    };
+fn uneven_rounds(device: Device, seed: u64, mode: Mode, rounds: u32) -> Checked {
     let packed = [Packed::Contiguous(8), Packed::Whole, Packed::Dropping(3)][seed as usize % 3];
-    let mut random = Random::new(seed);
-    let worlds: Vec<World> = (0..rounds)
-        .map(|number| {
-            let most = case.max_tokens();
-            let tokens = |rank| if rank == number % case.ranks { 0 } else { 1 + random.below(most) };
-            let tokens = (0..case.ranks).map(tokens).collect();
-            let choice = [Choice::Uniform, Choice::Skewed, Choice::Same][random.below(3) as usize];
-            Case { tokens, choice, holes: random.below(6), data: random.draw(), ..case.clone() }.world()
-        })
-        .collect();
+    let case = uneven::case(device, seed, mode);
+    let worlds = uneven::worlds(&case, seed, rounds);
     let all = Rounds::new(case, packed, worlds);
     device.check(all.case.ranks, mode, |comm| {
         let rank = comm.rank();
@@ -126,11 +98,6 @@ fn uneven(device: Device, seed: u64, mode: Mode, rounds: u32) -> Checked {
         let mut buffer = ElasticBuffer::new(&comm, config)?;
         let Prepared { mut tensors, outputs } = all.prepare(&comm, &buffer)?;
         comm.barrier()?;
-        let delay = |random: &mut Random| match random.below(8) {
-            0..4 => Ok(()),
-            4..7 => comm.delay(Duration::from_nanos(2_000 + u64::from(random.below(20_000)))),
-            _ => comm.delay(Duration::from_nanos(2_000 + u64::from(random.below(1_000_000)))),
-        };
         // Captured on one rank and eager on another: before any peer waits, as the driver may wait for what runs when it makes a graph.
         let mut graphs = Vec::new();
         for (round, (mine, outputs)) in tensors.iter_mut().zip(&outputs).enumerate() {
@@ -140,7 +107,7 @@ fn uneven(device: Device, seed: u64, mode: Mode, rounds: u32) -> Checked {
         }
         comm.barrier()?;
         for (round, ((mine, outputs), graph)) in tensors.iter_mut().zip(&outputs).zip(&graphs).enumerate() {
-            delay(&mut random)?;
+            uneven::be_late(&comm, &mut random)?;
             match graph {
                 // SAFETY: the tensors live until the stream has passed the graph.
                 Some(graph) => unsafe { graph.launch(&comm)? },
@@ -160,7 +127,7 @@ fn uneven_rounds_are_bitwise_the_reference() {
     let device = Device::from_env();
     for seed in replay::seeds(3) {
         for mode in device.schedules([seed]) {
-            if let Err(why) = uneven(device, seed, mode, 40) {
+            if let Err(why) = uneven_rounds(device, seed, mode, 40) {
                 let line = replay::line(module_path!(), "uneven_rounds_are_bitwise_the_reference", seed);
                 panic!("{why}\nreplay: {line}");
             }

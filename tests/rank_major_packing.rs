@@ -164,12 +164,27 @@ fn without_a_wait_some_round_is_packed_wrong() {
     }
 }
 
+/// A buffer for four tokens of a rank, whose rows its dispatches pack.
+fn with_timeout(timeout: Duration) -> Config {
+    let config = Config::new(4, 2, 64, 4).with_num_sms(4).with_layout(Layout::RankMajor { alignment: 1 });
+    config.with_packing(Packing::ExpertContiguous).with_timeout(timeout)
+}
+
+/// Dispatches, and drops the buffer: what the rank is told, and how many packed rows are counted then.
+fn packed_rows(comm: &Comm, mut buffer: ElasticBuffer, input: &DispatchInput<'_, i64>) -> Result<(Result<()>, u32)> {
+    let copier = Quantizer::new(comm)?;
+    let handle = buffer.dispatch(input)?;
+    let view = buffer.recv_view(&handle)?;
+    let (found, counts) = (buffer.synchronize(), comm.empty::<u32>(4)?);
+    // SAFETY: words of the buffer's own, of which there are more, that nobody writes any more.
+    unsafe { copier.copy_raw(view.counts, counts.address(), 16)? };
+    Ok((found, counts.to_vec()?[0]))
+}
+
 /// A dispatch in which rank 1 is `late`, by more or less than rank 0 waits: what rank 0 is told, and the counts and the packed counts that it has then.
 fn nearly_too_late(late: Duration, seed: u64) -> (Result<()>, u32) {
     let mut results = Device::Simulated.run_all(2, Mode::Seeded { seed }, |comm| {
-        let config = Config::new(4, 2, 64, 4).with_num_sms(4).with_layout(Layout::RankMajor { alignment: 1 });
-        let config = config.with_packing(Packing::ExpertContiguous).with_timeout(Duration::from_micros(100));
-        let (mut buffer, copier) = (ElasticBuffer::new(&comm, config)?, Quantizer::new(&comm)?);
+        let mut buffer = ElasticBuffer::new(&comm, with_timeout(Duration::from_micros(100)))?;
         let x = comm.tensor(&[bf16::ONE; 4 * 64])?;
         let (idx, weights) = (comm.tensor(&[0i64, 2].repeat(4))?, comm.tensor(&[1.0f32; 8])?);
         let mut y = comm.empty::<bf16>(4 * 64)?;
@@ -182,14 +197,7 @@ fn nearly_too_late(late: Duration, seed: u64) -> (Result<()>, u32) {
         if comm.rank() == 1 {
             comm.delay(late)?;
         }
-        let handle = buffer.dispatch(&input)?;
-        let view = buffer.recv_view(&handle)?;
-        let (found, counts) = (buffer.synchronize(), comm.empty::<u32>(4)?);
-        // SAFETY: words of the buffer's own, of which there are more, that nobody writes any more.
-        unsafe { copier.copy_raw(view.counts, counts.address(), 16)? };
-        let rows = counts.to_vec()?[0];
-        drop(buffer);
-        Ok((found, rows))
+        packed_rows(&comm, buffer, &input)
     });
     results.swap_remove(0).expect("rank 0 runs to its end")
 }
@@ -226,19 +234,10 @@ fn a_block_that_waits_in_vain_for_its_own_rank_is_an_error() {
     for seed in 0..40 {
         for timeout in [2, 4, 8, 16, 32].map(Duration::from_micros) {
             let mut results = Device::Simulated.run_all(1, Mode::Seeded { seed }, |comm| {
-                let config = Config::new(4, 2, 64, 4).with_num_sms(4).with_layout(Layout::RankMajor { alignment: 1 });
-                let config = config.with_packing(Packing::ExpertContiguous).with_timeout(timeout);
-                let (mut buffer, copier) = (ElasticBuffer::new(&comm, config)?, Quantizer::new(&comm)?);
+                let buffer = ElasticBuffer::new(&comm, with_timeout(timeout))?;
                 let x = comm.tensor(&[bf16::ONE; 4 * 64])?;
                 let (idx, weights) = (comm.tensor(&[0i64, 2].repeat(4))?, comm.tensor(&[1.0f32; 8])?);
-                let handle = buffer.dispatch(&DispatchInput::new(4, &x, &idx, &weights))?;
-                let view = buffer.recv_view(&handle)?;
-                let (found, counts) = (buffer.synchronize(), comm.empty::<u32>(4)?);
-                // SAFETY: words of the buffer's own, of which there are more, that nobody writes any more.
-                unsafe { copier.copy_raw(view.counts, counts.address(), 16)? };
-                let rows = counts.to_vec()?[0];
-                drop(buffer);
-                Ok((found, rows))
+                packed_rows(&comm, buffer, &DispatchInput::new(4, &x, &idx, &weights))
             });
             match results.swap_remove(0).expect("the rank runs to its end") {
                 (Ok(()), rows) => {

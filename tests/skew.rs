@@ -13,6 +13,7 @@ use support::exchange::{Tensors, check_received, expert_outputs};
 use support::processes::{Rank, Ranks};
 use support::reference::{Wire, World, same};
 use support::routing::{Case, Choice, Random};
+use support::uneven::be_late;
 use support::{Checked, Device, replay};
 
 /// A skew test.
@@ -92,16 +93,6 @@ impl Skew {
         Round { world, wires, outputs, sums, way }
     }
 
-    /// The random delays of a rank: it is often on time, sometimes a little late, seldom very.
-    fn delay(&self, random: &mut Random, comm: &Comm) -> Result<()> {
-        let longest = match random.below(8) {
-            0..4 => return Ok(()),
-            4..7 => 20_000,
-            _ => 1_000_000,
-        };
-        comm.delay(Duration::from_nanos(2_000 + u64::from(random.below(longest))))
-    }
-
     /// Runs it: the first thing that was not as it must be.
     fn run(&self, device: Device) -> Checked {
         let rounds = self.rounds();
@@ -129,20 +120,20 @@ impl Skew {
         for (number, (round, tensors)) in rounds.iter().zip(&mut tensors).enumerate() {
             if round.way == Outputs::Early {
                 buffer.lend_expert_outputs()?;
-                self.delay(&mut random, comm)?;
+                be_late(comm, &mut random)?;
                 buffer.stage_lent_expert_outputs(&outputs[number])?;
             }
-            self.delay(&mut random, comm)?;
+            be_late(comm, &mut random)?;
             let handle = tensors.dispatch(&mut buffer, round.world.inputs[rank].tokens)?;
             if round.way == Outputs::FromHost {
                 let received = buffer.received(&handle)?;
                 let want = round.world.arrivals(comm.rank());
                 let right = check_received(&round.world, &round.wires, &want, &received);
                 checked = checked.and(right.map_err(|e| format!("round {number}: {e}")));
-                self.delay(&mut random, comm)?;
+                be_late(comm, &mut random)?;
                 buffer.write_expert_outputs(&handle, &expert_outputs(comm.rank(), self.hidden, &received))?;
             }
-            self.delay(&mut random, comm)?;
+            be_late(comm, &mut random)?;
             let from = match round.way {
                 Outputs::Staged => (&outputs[number]).into(),
                 _ => ExpertOutputs::InPlace,
@@ -153,7 +144,7 @@ impl Skew {
             // Without a wait and without a word to the others, whose last combine reads this rank's window.
             drop(buffer);
         } else {
-            self.delay(&mut random, comm)?;
+            be_late(comm, &mut random)?;
             buffer.synchronize()?;
         }
         for (number, (round, tensors)) in rounds.iter().zip(&tensors).enumerate() {

@@ -30,6 +30,7 @@ pub mod replay;
 pub mod routing;
 pub mod scale_columns;
 pub mod traces;
+pub mod uneven;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
