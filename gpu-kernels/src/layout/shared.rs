@@ -111,7 +111,7 @@ impl DispatchShared {
     }
 
     /// Bytes of what such an index is made from, where the stages were: ranks, tokens, counts and bits; where a dispatch packs them itself, where those of each
-    /// expert and source rank begin.
+    /// expert and source rank begin, and the selections.
     fn index_bytes(shape: &Shape) -> Option<u32> {
         if !shape.layout.is_rank_major() {
             return Some(0);
@@ -120,7 +120,8 @@ impl DispatchShared {
         let words = Self::index_words(shape.max_tokens);
         shape.ranks.checked_mul(words)?;
         let bits = (experts + 1).checked_mul(Self::index_stride(shape.ranks, words))?;
-        let starts = if shape.packs_itself() { experts * (shape.ranks + 1) } else { 0 };
+        let packs = shape.packs_itself();
+        let starts = if packs { experts * (shape.ranks + 1) + shape.rows as u32 * shape.top_k } else { 0 };
         bits.checked_add(starts + 2 * shape.ranks + experts + WARPS + 5)?.checked_mul(4)
     }
 

@@ -71,7 +71,7 @@ pub(crate) fn dispatch_receive(a: &DispatchRankMajorArgs) {
     let watch = wait::Watch::begin(a.op.fault, a.op.next_epoch());
     let number = a.dispatches.load_weak(0) + 1;
     let entered = watch.unless_aborted(Phase::Entry as u32);
-    let ended = receive::receive(a, &watch, number, entered, |_| ());
+    let ended = receive::receive(a, &watch, number, entered, |_, _, _| (), |found| receive::index_rows(a, found));
     let complete = ended.is_ok();
     if let Err(stopped) = ended {
         watch.file(stopped);

@@ -289,13 +289,29 @@ pub(super) fn lay_share(a: &PackArgs, parts: Parts, first: Started, source: impl
     }
 }
 
-/// Writes what pads the experts' rows, of which the counts are written: this warp's share.
+/// Where what pads an expert's rows begins and ends, of which the counts are written; nothing of one that there is not.
 #[inline(always)]
-pub(super) fn pad_experts(a: &PackArgs) {
+pub(super) fn padding_of(a: &PackArgs, expert: u32) -> [u32; 2] {
+    if expert >= a.experts {
+        return [0; 2];
+    }
     let counts = a.to.counts.at(1 + a.ranks);
-    for expert in thread::strided(grid_warps::index(), a.experts, grid_warps::count()) {
-        let firsts = counts.at(a.experts + expert);
-        pad(a, firsts.load_weak(0) + counts.load_weak(expert), firsts.load_weak(1));
+    let firsts = counts.at(a.experts + expert);
+    [firsts.load_weak(0) + counts.load_weak(expert), firsts.load_weak(1)]
+}
+
+/// Writes what pads the experts' rows: this warp's share, of which the first expert's padding is known.
+#[inline(always)]
+pub(super) fn pad_experts(a: &PackArgs, first: [u32; 2]) {
+    let ([begin, end], mut expert) = (first, grid_warps::index());
+    pad(a, begin, end);
+    loop {
+        expert += grid_warps::count();
+        if expert >= a.experts {
+            return;
+        }
+        let [begin, end] = padding_of(a, expert);
+        pad(a, begin, end);
     }
 }
 

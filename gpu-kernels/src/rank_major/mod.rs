@@ -77,7 +77,7 @@ pub(crate) fn dispatch<R: Row>(a: &DispatchRankMajorArgs) {
         ended = send::send::<R>(a, &watch, number, (block, senders));
     }
     if receives {
-        ended = receive::receive(a, &watch, number, ended, |_| ());
+        ended = receive::receive(a, &watch, number, ended, |_, _, _| (), |found| receive::index_rows(a, found));
     }
     let complete = ended.is_ok();
     if let Err(stopped) = ended {

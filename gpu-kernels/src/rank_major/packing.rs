@@ -2,7 +2,7 @@
 //!
 //! # Protocol
 //!
-//! The words that ranks exchange are those of [`super`], and so is what each says. The receiving block does what it does there; before its index it finds where each
+//! The words that ranks exchange are those of [`super`], and so is what each says. The receiving block does what it does there; of what it knows then it finds where each
 //! row goes, and *says* so to the other blocks, by a word of the grid's counters. A block that has sent waits for that, and for the landings, and then lays
 //! its share of the rows.
 //!
@@ -69,14 +69,17 @@ pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
         ended = send::send::<R>(a, &watch, number, (block, senders));
     }
     let parts = Parts::new(to.row_bytes / 2, to.ranks * to.max_tokens);
-    let mut first = Piece::NONE;
+    let (mut first, mut padding) = (Piece::NONE, [0; 2]);
     let mut came = false;
     if receives {
         let mut said = false;
-        ended = receive::receive(a, &watch, number, ended, |found| {
+        let keep = |found: Found, at, selection| found.keep_selection(a, at, selection);
+        ended = receive::receive(a, &watch, number, ended, keep, |found| {
             said = place_rows(packed, found);
             if said {
                 first = lay::placed(to, parts, grid_warps::index());
+                padding = lay::padding_of(to, grid_warps::index());
+                close_counts(packed, found);
             }
         });
         if !said {
@@ -89,7 +92,7 @@ pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
                 // Only where the rank has its GPU alone: all its blocks have their places on SMs once all say so.
                 grid::let_the_next_one_begin();
                 first = lay::placed(to, parts, grid_warps::index());
-                lay::pad_experts(to);
+                padding = lay::padding_of(to, grid_warps::index());
                 ended = a.landings.wait(a.op.window(), &watch, number).map(|_here| ());
                 came = ended.is_ok();
             }
@@ -101,6 +104,7 @@ pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
     // The block has met, so all its threads know the numbers. Its first rows are on their way meanwhile.
     let passed = (thread::index() == THREADS - 1).then(|| a.op.grid.pass(!came));
     if came {
+        lay::pad_experts(to, padding);
         lay::lay_share(to, parts, started, |place| source(a, place));
     }
     let mut failed = false;
@@ -119,98 +123,117 @@ pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
     }
 }
 
-/// Finds where rows go, and says so unless a selection is bad. Returns whether it has. Block-collective, uniform.
+/// Finds where rows go, and says so unless a selection is bad; the index is of the same order, and made with it, but for what pads it. Returns whether it has said so.
+/// Block-collective, uniform.
 #[inline(always)]
 fn place_rows(packed: &DispatchPackedArgs, found: Found) -> bool {
     let (a, to) = (&packed.dispatch, &packed.pack);
     begin_rows(packed, found);
     for i in thread::strided(thread::index(), found.selections(), THREADS) {
-        let (source, token, position) = found.which(a, i);
-        // It has come: the block has waited for it.
-        let selection = a.selections.told(a.op.window(), source, token, position);
+        let ((source, token, position), selection) = found.kept_selection(a, i);
         if !selection.is_bad() && selection.local() >= 0 {
-            let row = place(to, found, selection.local() as u32, (source, token));
-            to.to.places.rows(a.top_k_stride).row(a.row(source, token)).store_weak(position, row);
+            let (row, expert) = (a.row(source, token), selection.local() as u32);
+            let earlier = found.ones_before(expert, source, token);
+            let place = place(to, found, expert, source, earlier);
+            to.to.places.rows(a.top_k_stride).row(row).store_weak(position, place);
+            let entry = found.firsts.load_weak(expert) + found.starts_of(expert).load_weak(source) + earlier;
+            a.index.store_weak(entry, row);
         }
     }
-    write_counts(to, found);
     // Of a place with a bad selection the local expert is none.
     let whole = found.bad.load_weak(0) == u32::MAX;
     if whole {
         a.op.grid.say(true);
-        lay::pad_experts(to);
     }
     whole
 }
 
-/// Finds where the rows of each expert begin, and among them those of each source rank. The block meets behind it.
+/// Finds where each expert's part of the index begins, and in it the selections of each source rank; writes how many they are, and how many rows are packed of them from where
+/// on. The block meets behind it.
 #[inline(always)]
 fn begin_rows(packed: &DispatchPackedArgs, found: Found) {
     let (a, to) = (&packed.dispatch, &packed.pack);
+    let [indexed, kept] = [a.recv_counts, to.to.counts].map(|counts| counts.at(1 + to.ranks));
     let mut before = 0;
-    // All threads take part in each turn: they meet.
-    for turn in thread::strided(0, found.experts, THREADS) {
+    // All threads take part in each turn: they meet. A rank that has no expert has a turn too, in which the end is written.
+    for turn in thread::strided(0, if found.experts == 0 { 1 } else { found.experts }, THREADS) {
         let expert = turn + thread::index();
         let is_one = expert < found.experts;
-        let mut rows = 0;
+        let (mut selections, mut rows, mut entries) = (0, 0, 0);
         if is_one {
-            let mut kept = 0;
             for source in thread::strided(0, to.ranks, 1) {
-                found.starts_of(expert).store_weak(source, kept);
-                kept += to.kept(receive::ones(found, expert, source));
+                found.starts_of(expert).store_weak(source, selections);
+                let of_source = receive::ones(found, expert, source);
+                selections += of_source;
+                rows += to.kept(of_source);
             }
-            found.starts_of(expert).store_weak(to.ranks, kept);
-            rows = if to.slab_rows != 0 { to.slab_rows } else { a.aligned(kept) };
+            found.starts_of(expert).store_weak(to.ranks, selections);
+            entries = a.aligned(selections);
         }
-        let first = block_sums::before_this(found.of_warps, &mut before, rows);
+        let first = block_sums::before_this(found.of_warps, &mut before, entries);
         if is_one {
             found.firsts.store_weak(expert, first);
+            indexed.store_weak(expert, selections);
+            indexed.store_weak(found.experts + expert, first);
+            kept.store_weak(expert, rows);
+            kept.store_weak(found.experts + expert, if to.slab_rows != 0 { expert * to.slab_rows } else { first });
         }
-        // Before the next turn's.
+        if thread::index() == 0 {
+            found.firsts.store_weak(found.experts, before);
+        }
+        // Before the next turn's, and before who reads this.
         block::sync();
     }
-    // Also of a rank that has no expert.
     if thread::index() == 0 {
-        found.firsts.store_weak(found.experts, before);
+        let end = found.firsts.load_weak(found.experts);
+        indexed.store_weak(2 * found.experts, end);
+        kept.store_weak(2 * found.experts, if to.slab_rows != 0 { found.experts * to.slab_rows } else { end });
     }
-    block::sync();
 }
 
-/// Writes how many rows are packed: in all with what pads them, of each source rank, of each expert, and where those begin.
+/// Writes what nobody waits for: how many rows came, of each source rank and in all, and how many are packed of them, with what pads them; and what pads the index.
 #[inline(always)]
-fn write_counts(to: &PackArgs, found: Found) {
-    let of_sources = to.to.counts.at(1);
-    let of_experts = of_sources.at(to.ranks);
-    for expert in thread::strided(thread::index(), found.experts, THREADS) {
-        of_experts.store_weak(expert, found.starts_of(expert).load_weak(to.ranks));
-    }
-    for expert in thread::strided(thread::index(), found.experts + 1, THREADS) {
-        of_experts.store_weak(found.experts + expert, found.firsts.load_weak(expert));
-    }
+fn close_counts(packed: &DispatchPackedArgs, found: Found) {
+    let (a, to) = (&packed.dispatch, &packed.pack);
+    receive::count_rows(a, found);
     for source in thread::strided(warp::index(), to.ranks, WARPS) {
         let mut rows = 0;
         for expert in thread::strided(warp::lane(), found.experts, warp::LANES) {
             let starts = found.starts_of(expert);
-            rows += starts.load_weak(source + 1) - starts.load_weak(source);
+            rows += to.kept(starts.load_weak(source + 1) - starts.load_weak(source));
         }
         rows = warp::sum(warp::ALL, rows);
         if warp::lane() == 0 {
-            of_sources.store_weak(source, rows);
+            to.to.counts.store_weak(1 + source, rows);
+        }
+    }
+    for expert in thread::strided(thread::index(), found.experts, THREADS) {
+        let end = found.firsts.load_weak(expert) + found.starts_of(expert).load_weak(to.ranks);
+        for pad in thread::strided(end, found.firsts.load_weak(expert + 1), 1) {
+            a.index.store_weak(pad, NO_ROW);
         }
     }
     if thread::index() == 0 {
-        to.to.counts.store_weak(0, found.firsts.load_weak(found.experts));
+        let end = found.firsts.load_weak(found.experts);
+        to.to.counts.store_weak(0, if to.slab_rows != 0 { found.experts * to.slab_rows } else { end });
     }
 }
 
-/// Which row a token's selection of an expert becomes, or [`NO_ROW`] if it is dropped. Per thread.
+/// Which row a source rank's selection of an expert becomes, of which so many are `earlier`, or [`NO_ROW`] if it is dropped. Per thread.
 #[inline(always)]
-fn place(to: &PackArgs, found: Found, expert: u32, (source, token): (u32, u32)) -> u32 {
-    let earlier = found.ones_before(expert, source, token);
+fn place(to: &PackArgs, found: Found, expert: u32, source: u32, earlier: u32) -> u32 {
+    let starts = found.starts_of(expert);
+    if to.slab_rows == 0 {
+        return found.firsts.load_weak(expert) + starts.load_weak(source) + earlier;
+    }
     if earlier >= to.capacity_per_source {
         return NO_ROW;
     }
-    found.firsts.load_weak(expert) + found.starts_of(expert).load_weak(source) + earlier
+    let mut row = expert * to.slab_rows + earlier;
+    for before in thread::strided(0, source, 1) {
+        row += to.kept(starts.load_weak(before + 1) - starts.load_weak(before));
+    }
+    row
 }
 
 /// Whose the row in a place is.

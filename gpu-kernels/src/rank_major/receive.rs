@@ -21,13 +21,15 @@ pub(super) struct Found {
     apart: Shared<u32>,
     /// `[WARPS]`: what each warp has counted.
     pub of_warps: Shared<u32>,
-    /// `[experts + 1]`: where each one's packed rows begin, and the end; then its part of the index.
+    /// `[experts + 1]`: where each one's part of the index begins, and the end.
     pub firsts: Shared<u32>,
     /// `[experts + 1]` of `[ranks][words]`, and what makes their number odd: a bit for each token that selects the expert; behind them, one for each that
     /// selects any.
     bits: Shared<u32>,
-    /// `[experts][ranks + 1]`, only where rows are packed: how many packed rows an expert has of the ranks before each, and of all.
+    /// `[experts][ranks + 1]`, only where rows are packed: how many selections an expert has of the ranks before each, and of all.
     starts: Shared<u32>,
+    /// `[selections]`, only where rows are packed: what each is, and of which row.
+    selected: Shared<u32>,
     /// This rank's experts.
     pub experts: u32,
     /// Words of the bits of a rank's tokens.
@@ -52,7 +54,8 @@ impl Found {
         let bits = firsts.at(experts + 1);
         let of_expert = DispatchShared::index_stride(ranks, words);
         let starts = bits.at((experts + 1) * of_expert);
-        Self { tokens, begins, bad, apart, of_warps, firsts, bits, starts, experts, words, of_expert, ranks }
+        let selected = starts.at(experts * (ranks + 1));
+        Self { tokens, begins, bad, apart, of_warps, firsts, bits, starts, selected, experts, words, of_expert, ranks }
     }
 
     /// Words of an expert's bits in which a rank's tokens are: a batch may have far fewer tokens than the buffer takes.
@@ -69,14 +72,36 @@ impl Found {
 
     /// The source, token and position of selection `i` of all.
     #[inline(always)]
-    pub fn which(self, a: &DispatchRankMajorArgs, i: u32) -> (u32, u32, u32) {
+    fn which(self, a: &DispatchRankMajorArgs, i: u32) -> (u32, u32, u32) {
         let source = source_of(self.ranks, self, i);
         let within = i - self.begins.load_weak(source);
         let token = quotient(within, a.top_k);
         (source, token, within - token * a.top_k)
     }
 
-    /// Of an expert `[ranks + 1]`: how many packed rows it has of the ranks before each, and of all.
+    /// Keeps what a selection is for [`Self::kept_selection`]; where rows are packed, of which there are no more than 16 bits can number. Per thread.
+    #[inline(always)]
+    pub fn keep_selection(
+        self,
+        a: &DispatchRankMajorArgs,
+        (source, token, position): (u32, u32, u32),
+        selection: Selection,
+    ) {
+        let i = self.begins.load_weak(source) + token * a.top_k + position;
+        self.selected.store_weak(i, a.row(source, token) << 16 | selection.bits());
+    }
+
+    /// What selection `i` of all is, and its source, token and position. Per thread.
+    #[inline(always)]
+    pub fn kept_selection(self, a: &DispatchRankMajorArgs, i: u32) -> ((u32, u32, u32), Selection) {
+        let word = self.selected.load_weak(i);
+        let (row, selection) = (word >> 16, Selection::from_bits(word & 0xffff));
+        let source = quotient(row, a.max_tokens);
+        let token = row - source * a.max_tokens;
+        ((source, token, i - self.begins.load_weak(source) - token * a.top_k), selection)
+    }
+
+    /// Of an expert `[ranks + 1]`: how many selections it has of the ranks before each, and of all.
     #[inline(always)]
     pub fn starts_of(self, expert: u32) -> Shared<u32> {
         self.starts.at(expert * (self.ranks + 1))
@@ -95,8 +120,8 @@ impl Found {
     }
 }
 
-/// The receiving block's part, if it has not stopped before: it waits for all that comes, indexes it, and writes the counts. `known` is done as soon as it is known
-/// what comes. Where the block stops there are no counts.
+/// The receiving block's part, if it has not stopped before: it waits for all that comes. `selected` is done with each selection, by some thread; `known` as soon as all
+/// are known: it writes the counts and the index ([`index_rows`]). Where the block stops there are no counts.
 ///
 /// # Errors
 ///
@@ -107,12 +132,13 @@ pub(super) fn receive(
     watch: &wait::Watch,
     number: u64,
     entered: Result<(), fault::Stopped>,
+    selected: impl Fn(Found, (u32, u32, u32), Selection),
     known: impl FnOnce(Found),
 ) -> Result<(), fault::Stopped> {
     let found = Found::new(a);
     let mut ended = entered;
     if ended.is_ok() {
-        ended = complete(a, watch, number, found, known);
+        ended = complete(a, watch, number, found, |at, selection| selected(found, at, selection), known);
     }
     if ended.is_err() {
         write_no_counts(a);
@@ -144,6 +170,7 @@ fn complete(
     watch: &wait::Watch,
     number: u64,
     found: Found,
+    selected: impl Fn((u32, u32, u32), Selection),
     known: impl FnOnce(Found),
 ) -> Result<(), fault::Stopped> {
     let (window, entry) = (a.op.window(), a.op.entry);
@@ -159,12 +186,12 @@ fn complete(
     begin_sources(a, found);
     mark_absent(a, found);
     let (which, selections) = (|i| found.which(a, i), found.selections());
-    let _selected =
-        a.selections.wait(window, watch, number, selections, which, |at, selection| note(a, found, at, selection))?;
+    let _selected = a.selections.wait(window, watch, number, selections, which, |at, selection| {
+        note(a, found, at, selection);
+        selected(at, selection);
+    })?;
     block::sync();
     known(found);
-    count_rows(a, found);
-    index(a, found);
     let _met = entry.meet(window, watch, Kind::Dispatch)?;
     stop_if_bad(a, found)?;
     let _here = a.landings.wait(window, watch, number)?;
@@ -295,9 +322,16 @@ fn stop_if_bad(a: &DispatchRankMajorArgs, found: Found) -> Result<(), fault::Sto
     fault.settle()
 }
 
+/// Writes the counts and the index.
+#[inline(always)]
+pub(super) fn index_rows(a: &DispatchRankMajorArgs, found: Found) {
+    count_rows(a, found);
+    index(a, found);
+}
+
 /// Counts the rows of each rank, and writes how many.
 #[inline(always)]
-fn count_rows(a: &DispatchRankMajorArgs, found: Found) {
+pub(super) fn count_rows(a: &DispatchRankMajorArgs, found: Found) {
     let ranks = a.op.window().peers;
     // A lane of the last warp for each rank: the others have experts.
     if warp::index() != WARPS - 1 {

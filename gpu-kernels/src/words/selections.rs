@@ -159,14 +159,6 @@ impl SelectionWords {
         })
     }
 
-    /// A selection that this block has waited for. Per thread.
-    #[inline(always)]
-    #[track_caller]
-    pub fn told(&self, window: Window, source: u32, token: u32, position: u32) -> Selection {
-        let at = self.index(Peer(source), token, position);
-        Selection::from_bits((window.own(self.words).load_relaxed::<System>(at) >> NUMBER_BITS) as u32)
-    }
-
     /// A selection that has come, and is bad: what was released before its word is visible to this thread. Per thread.
     #[inline(always)]
     #[track_caller]
