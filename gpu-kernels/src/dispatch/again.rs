@@ -140,7 +140,7 @@ pub(super) fn send<R: Row, const BY_EXPERT: bool>(a: &DispatchAgainArgs, free: &
     if warp::index() >= a.shared.copy_warps {
         return;
     }
-    let (window, chunk) = (a.op.window(), Chunk::of_block(a.tokens, false));
+    let (window, chunk) = (a.op.window(), Chunk::of_block(a.tokens));
     let bytes = R::bytes(&a.rows);
     let mut row = R::new(memory_of_warp::<R>(&a.shared));
     let mut token = chunk.start + warp::index();

@@ -89,7 +89,7 @@ fn multiply<R: Row>(
     a.block_landed.post(window, watch.epoch(), &landed);
     let here = a.block_landed.wait(window, watch, Phase::Landed, watch.epoch())?;
     let (recv, rows, shared, top_k) = (&a.again.recv, &a.again.rows, &a.again.shared, a.again.top_k);
-    let crossed = Crossed { window, recv, rows, shared, top_k, tokens_of, spared: false, handle_rank, handle_row };
+    let crossed = Crossed { window, recv, rows, shared, top_k, tokens_of, handle_rank, handle_row };
     crossed.copy_on::<R>(&here.for_bulk_copies());
     Ok(())
 }

@@ -3,7 +3,7 @@ use epoxide_dsl::prelude::*;
 
 use crate::bound::Bound;
 use crate::layout::{DispatchShared, RecvRegions};
-use crate::order::{Found, Owned};
+use crate::order::{Found, Order, Owned};
 use crate::placement::{Placement, quotient};
 use crate::row::RowArgs;
 use crate::words::{BlockFlags, CountMatrix, Landings, Operation};
@@ -132,14 +132,22 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
-    /// Those of this block, of `tokens`: the same on every rank. If they are few the last block has none where it is `spared`.
+    /// Those of this block, of `tokens`: the same on every rank.
     #[inline(always)]
-    pub(super) fn of_block(tokens: u32, spared: bool) -> Self {
-        let mut blocks = thread::grid_blocks();
-        if spared && tokens <= FEW && blocks > 1 {
-            blocks -= 1;
-        }
+    pub(super) fn of_block(tokens: u32) -> Self {
+        let blocks = thread::grid_blocks();
         Self { start: 0, end: tokens }.part(thread::block_index(), quotient(tokens + blocks - 1, blocks))
+    }
+
+    /// Those of this block in a dispatch, of `tokens`. If they are few the last block has none, which is late, unless rows lie by expert: there what others had to do
+    /// for it would take longer, a row for each selection.
+    #[inline(always)]
+    pub(super) fn of_dispatch<O: Order>(tokens: u32) -> Self {
+        let blocks = thread::grid_blocks();
+        if O::BY_EXPERT || tokens > FEW || blocks == 1 {
+            return Self::of_block(tokens);
+        }
+        Self { start: 0, end: tokens }.part(thread::block_index(), quotient(tokens + blocks - 2, blocks - 1))
     }
 
     /// Those of this warp, of the block's first `warps`: whole turns of `at_once`, a power of two.

@@ -79,7 +79,7 @@ use args::{Chunk, Now};
 pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
     let now = Now::load(a);
     let watch = wait::Watch::begin(a.op.fault, now.epoch);
-    let chunk = Chunk::of_block(a.tokens, true);
+    let chunk = Chunk::of_dispatch::<O>(a.tokens);
     let told = tell::<O>(a, &watch, now, chunk);
     if O::BY_EXPERT {
         run_by_expert::<R, O>(a, &watch, chunk, told);
@@ -117,7 +117,7 @@ fn run_compact<R: Row, O: Order>(
     if ended.is_ok() && thread::index() < a.peers() {
         let block_of = (thread::block_index(), thread::grid_blocks());
         // Of a block without tokens there is nothing to wait for.
-        let chunk = Chunk::of_block(a.tokens, true);
+        let chunk = Chunk::of_dispatch::<O>(a.tokens);
         let landed = (chunk.start < chunk.end).then_some(&landed);
         a.landings.add(a.op.window(), Peer(thread::index()), block_of, landed);
     }

@@ -20,8 +20,6 @@ pub(in super::super) struct Crossed<'a> {
     pub top_k: u32,
     /// u32 `[ranks]`: how many tokens each rank dispatches.
     pub tokens_of: Region<u32>,
-    /// Whether the last block has none of few tokens.
-    pub spared: bool,
     /// i32 `[tokens][top_k]` at every rank: the handle's ranks.
     pub handle_rank: Region<i32>,
     /// u32 `[tokens][top_k]` at every rank: the handle's rows.
@@ -45,7 +43,7 @@ impl<'a> Crossed<'a> {
     pub(in super::super) fn of(a: &'a DispatchArgs) -> Self {
         let &DispatchArgs { top_k, tokens_of, handle_rank, handle_row, .. } = a;
         let (window, recv, rows, shared) = (a.op.window(), &a.recv, &a.rows, &a.shared);
-        Self { window, recv, rows, shared, top_k, tokens_of, spared: true, handle_rank, handle_row }
+        Self { window, recv, rows, shared, top_k, tokens_of, handle_rank, handle_row }
     }
 
     /// Token `number` of this block's number.
@@ -54,7 +52,7 @@ impl<'a> Crossed<'a> {
         let (peer, of_peer) = turns::work(self.window, number);
         let mut sent = Sent { number, rank: -1, row: 0 };
         if peer.0 < self.window.peers {
-            let chunk = Chunk::of_block(self.tokens_of(peer), self.spared);
+            let chunk = Chunk::of_block(self.tokens_of(peer));
             let (token, lane) = (chunk.start + of_peer, warp::lane());
             if of_peer < chunk.end - chunk.start && lane < self.top_k {
                 let at = u64::from(token) * u64::from(self.top_k) + u64::from(lane);
@@ -83,7 +81,7 @@ impl<'a> Crossed<'a> {
         let mut ring = Ring::<1, Loads>::with_loads(memory.stages, self.shared.stage_bytes, mbarrier);
         let rows = window.own(self.recv.x).rows(bytes);
         let end = turns::end(window, |peer| {
-            let chunk = Chunk::of_block(self.tokens_of(peer), self.spared);
+            let chunk = Chunk::of_block(self.tokens_of(peer));
             chunk.end - chunk.start
         });
         let mut next = self.sent(warp::index());
