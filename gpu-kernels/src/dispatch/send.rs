@@ -96,7 +96,8 @@ impl<R: Row> Begun<R> {
         }
         let mut row = None;
         if token < chunk.end {
-            row = Some(R::new(memory_of_warp::<R>(&a.shared)).start(&a.rows, token));
+            let piece = piece::<R>(a, chunk, token);
+            row = Some(R::new(memory_of_warp::<R>(&a.shared)).start(&a.rows, token, piece));
         }
         Self { token, selected: Selected::load(a, token, chunk.end), row }
     }
@@ -116,10 +117,10 @@ impl<R: Row> Begun<R> {
     }
 }
 
-/// In how many pieces the block's rows are made: in several where there is a warp for each.
+/// In how many pieces the block's rows are made: in several where that takes long and there is a warp for each.
 #[inline(always)]
 fn pieces<R: Row>(a: &DispatchArgs, chunk: Chunk) -> u32 {
-    let pieces = R::pieces(&a.rows);
+    let pieces = if R::IS_LONG { R::pieces(&a.rows) } else { 1 };
     if pieces > 1 && (chunk.end - chunk.start) * pieces <= a.shared.copy_warps { pieces } else { 1 }
 }
 

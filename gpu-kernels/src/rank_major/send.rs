@@ -21,9 +21,10 @@ pub(super) fn send<R: Row>(
     (sender, senders): (u32, u32),
 ) -> Result<(), fault::Stopped> {
     let window = a.op.window();
-    // Rows go by pieces where there is a warp for each.
+    // Rows go by pieces where there is a warp for each, and it pays: making one takes long, or else some block would have a row more than others.
     let warps = a.shared.copy_warps * senders;
-    let pieces = if a.tokens * R::pieces(&a.rows) <= warps { R::pieces(&a.rows) } else { 1 };
+    let pays = R::IS_LONG || a.tokens > senders;
+    let pieces = if pays && a.tokens * R::pieces(&a.rows) <= warps { R::pieces(&a.rows) } else { 1 };
     // Neighbours go to different blocks: few tokens take as many blocks as there are.
     let number_of_warp = sender + warp::index() * senders;
     let mut token = if pieces == 1 { number_of_warp } else { quotient(number_of_warp, pieces) };
@@ -36,7 +37,7 @@ pub(super) fn send<R: Row>(
     let mut next = Selected::load(a, token);
     let mut started = None;
     if token < a.tokens {
-        started = Some(R::new(memory_of_warp::<R>(&a.shared)).start(&a.rows, token));
+        started = Some(R::new(memory_of_warp::<R>(&a.shared)).start(&a.rows, token, piece));
     }
     // Behind a fault nothing is published.
     let entered = watch.found(look, Phase::Entry as u32).settle();
@@ -75,7 +76,7 @@ pub(super) fn send<R: Row>(
         started = None;
         if token < a.tokens {
             routed = Routed::new::<false>(a, number, token, Selected::load(a, token), false);
-            started = Some(sent.start(&a.rows, token));
+            started = Some(sent.start(&a.rows, token, None));
         }
     }
     let sends = block::any(sends).get();

@@ -23,7 +23,7 @@ impl Row for Brought {
     }
 
     #[inline(always)]
-    fn start(self, rows: &RowArgs, token: u32) -> Self::Started {
+    fn start(self, rows: &RowArgs, token: u32, _piece: Option<u32>) -> Self::Started {
         let bytes = Self::bytes(rows);
         let loading = self.ring.load(rows.x.rows(bytes).row(token), bytes);
         // Behind the row, where no bulk copy reaches: ordinary accesses of this warp are all that touches them.

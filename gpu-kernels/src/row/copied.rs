@@ -1,9 +1,9 @@
-//! A row as the caller gave it: loaded into the warp's stage, and copied from there to every destination.
+//! A row as the caller gave it, or a piece of it: loaded into the warp's stage, and copied from there to every destination.
 use bulk::{Loading, Loads, Ring};
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
-use super::{Row, RowArgs, WarpMemory};
+use super::{Row, RowArgs, WarpMemory, pieces, vectors};
 
 /// BF16 rows as they are.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl Row for Copied {
         started: Self::Started,
         rows: &RowArgs,
         _token: u32,
-        _piece: Option<u32>,
+        piece: Option<u32>,
         to: Option<Symmetric<u8>>,
         free: &BulkAccess,
         beside: impl FnOnce(Shared<U32x4>),
@@ -35,15 +35,21 @@ impl Row for Copied {
         beside(started.data().cast());
         let source = started.wait();
         if let Some(to) = to {
-            source.store(free, 0, to, Self::bytes(rows));
+            let (first, bytes) = bytes_of(rows, piece);
+            source.store(free, 0, to.at(first), bytes);
         }
         Self { ring: source.send() }
     }
 
     #[inline(always)]
-    fn start(self, rows: &RowArgs, token: u32) -> Self::Started {
-        let bytes = Self::bytes(rows);
-        self.ring.load(rows.x.rows(bytes).row(token), bytes)
+    fn pieces(rows: &RowArgs) -> u32 {
+        pieces(rows)
+    }
+
+    #[inline(always)]
+    fn start(self, rows: &RowArgs, token: u32, piece: Option<u32>) -> Self::Started {
+        let (first, bytes) = bytes_of(rows, piece);
+        self.ring.load(rows.x.rows(Self::bytes(rows)).row(token).at(first), bytes)
     }
 
     #[inline(always)]
@@ -51,14 +57,15 @@ impl Row for Copied {
         started: Self::Started,
         rows: &RowArgs,
         _token: u32,
-        _piece: Option<u32>,
+        piece: Option<u32>,
         free: &BulkAccess,
         find: impl FnOnce(Shared<U32x4>) -> Option<Symmetric<u8>>,
     ) -> Self {
         let to = find(started.data().cast());
         let source = started.wait();
         if let Some(to) = to {
-            source.store(free, 0, to, Self::bytes(rows));
+            let (first, bytes) = bytes_of(rows, piece);
+            source.store(free, 0, to.at(first), bytes);
         }
         Self { ring: source.send() }
     }
@@ -72,4 +79,14 @@ impl Row for Copied {
     fn bytes(rows: &RowArgs) -> u32 {
         rows.hidden * 2
     }
+}
+
+/// The first byte of a row's piece, or of all of it, and how many it has.
+#[inline(always)]
+fn bytes_of(rows: &RowArgs, piece: Option<u32>) -> (u32, u32) {
+    if piece.is_none() {
+        return (0, Copied::bytes(rows));
+    }
+    let (first, end) = vectors(rows, piece);
+    (first * 16, (end - first) * 16)
 }

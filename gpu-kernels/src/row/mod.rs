@@ -50,6 +50,8 @@ pub trait Row: Sized {
     const SCALES: bool;
     /// Stages of a warp.
     const STAGES: u32;
+    /// Whether making a row takes a warp long, so that it pays that several of a block make it in pieces.
+    const IS_LONG: bool = false;
     /// A row that is on its way.
     type Started;
 
@@ -83,13 +85,13 @@ pub trait Row: Sized {
         (0, rows.scale_stride / 4)
     }
 
-    /// Starts with the row of `token`: it is on its way, and touches nothing that a peer sees.
-    fn start(self, rows: &RowArgs, token: u32) -> Self::Started;
+    /// Starts with the row of `token`, or a `piece` of it: it is on its way, and touches nothing that a peer sees.
+    fn start(self, rows: &RowArgs, token: u32, piece: Option<u32>) -> Self::Started;
 
     /// [`Self::start`] of a row with so many copies, where that makes a difference. Warp-collective.
     #[inline(always)]
     fn start_for(self, rows: &RowArgs, token: u32, _copies: impl FnOnce() -> u32) -> Self::Started {
-        self.start(rows, token)
+        self.start(rows, token, None)
     }
 
     /// [`Self::send`] of a row that was started, or of a `piece` of it; then `to` is where the row begins all the same.
@@ -126,4 +128,26 @@ pub trait Row: Sized {
 
     /// Bytes of a row on the wire, without scales.
     fn bytes(rows: &RowArgs) -> u32;
+}
+
+/// Vectors of a piece of a row, of eight elements each.
+const PIECE: u32 = 8 * warp::LANES;
+
+/// In how many pieces a row of elements may be made.
+#[inline(always)]
+fn pieces(rows: &RowArgs) -> u32 {
+    (rows.hidden / 8).div_ceil(PIECE)
+}
+
+/// The vectors of a row, or of a piece of it: the first, and the first that is not.
+#[inline(always)]
+fn vectors(rows: &RowArgs, piece: Option<u32>) -> (u32, u32) {
+    let all = rows.hidden / 8;
+    match piece {
+        None => (0, all),
+        Some(piece) => {
+            let (first, end) = (piece * PIECE, (piece + 1) * PIECE);
+            (first, if end < all { end } else { all })
+        }
+    }
 }

@@ -6,7 +6,7 @@ use bulk::Ring;
 use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
-use super::{Row, RowArgs, WarpMemory};
+use super::{PIECE, Row, RowArgs, WarpMemory, pieces, vectors};
 use crate::quantize::{code_word, quantize_vectors, scale_group};
 use crate::scale::Scale;
 
@@ -20,6 +20,7 @@ pub struct Quantized<S> {
 impl<S: Scale> Row for Quantized<S> {
     const SCALES: bool = true;
     const STAGES: u32 = 2;
+    const IS_LONG: bool = true;
     type Started = Self;
 
     #[inline(always)]
@@ -32,7 +33,7 @@ impl<S: Scale> Row for Quantized<S> {
         // Of a row with few copies most of the time is its load. With many, memory is busy writing, and what is brought
         // to the L2 early may be gone before it is read.
         if copies() <= 2 {
-            return self.start(rows, token);
+            return self.start(rows, token, None);
         }
         self
     }
@@ -64,7 +65,7 @@ impl<S: Scale> Row for Quantized<S> {
 
     #[inline(always)]
     fn pieces(rows: &RowArgs) -> u32 {
-        (rows.hidden / 8).div_ceil(PIECE)
+        pieces(rows)
     }
 
     #[inline(always)]
@@ -81,7 +82,7 @@ impl<S: Scale> Row for Quantized<S> {
     }
 
     #[inline(always)]
-    fn start(self, rows: &RowArgs, token: u32) -> Self::Started {
+    fn start(self, rows: &RowArgs, token: u32, _piece: Option<u32>) -> Self::Started {
         if warp::lane() == 0 {
             rows.x.rows(rows.hidden * 2).row(token).prefetch(rows.hidden * 2);
         }
@@ -118,22 +119,6 @@ impl<S: Scale> Row for Quantized<S> {
     #[inline(always)]
     fn bytes(rows: &RowArgs) -> u32 {
         rows.hidden
-    }
-}
-
-/// Vectors of a piece of a row.
-const PIECE: u32 = 8 * warp::LANES;
-
-/// The vectors of a row, or of a piece of it: the first, and the first that is not.
-#[inline(always)]
-fn vectors(rows: &RowArgs, piece: Option<u32>) -> (u32, u32) {
-    let all = rows.hidden / 8;
-    match piece {
-        None => (0, all),
-        Some(piece) => {
-            let (first, end) = (piece * PIECE, (piece + 1) * PIECE);
-            (first, if end < all { end } else { all })
-        }
     }
 }
 

@@ -80,11 +80,12 @@ impl<'a> Crossed<'a> {
         let mbarrier = Shared::<u64>::dynamic(WARPS * 8 * self.shared.stages_of_warp).at(warp::index());
         let mut ring = Ring::<1, Loads>::with_loads(memory.stages, self.shared.stage_bytes, mbarrier);
         let rows = window.own(self.recv.x).rows(bytes);
+        // Its handle comes over the link, so it is asked for before the rest.
+        let mut next = self.sent(warp::index());
         let end = turns::end(window, |peer| {
             let chunk = Chunk::of_block(self.tokens_of(peer));
             chunk.end - chunk.start
         });
-        let mut next = self.sent(warp::index());
         while next.number < end {
             let Sent { number, rank, row } = next;
             let here = warp::ballot(warp::ALL, rank == window.rank().0 as i32);
