@@ -87,7 +87,7 @@ fn extremes_are_bitwise_the_reference() {
     }
 }
 
-/// Few tokens of long rows, which several warps make where they are quantised.
+/// Few tokens of long rows, which several warps make: quantised ones always, others where blocks have more than one.
 #[test]
 fn rows_in_pieces_are_bitwise_the_reference() {
     let device = Device::from_env();

@@ -116,8 +116,10 @@ impl Ranks {
     /// Ends a rank's process at once, wherever it is.
     pub fn kill(&mut self, rank: u32) {
         let mut child = self.children.remove(&rank).expect("it has not ended");
+        let killed = Instant::now();
         child.kill().expect("it is there");
         child.wait().expect("it is ours");
+        println!("rank {rank} took {:.0?} to end", killed.elapsed());
     }
 
     /// The processes that have not ended.

@@ -140,7 +140,7 @@ impl Chunk {
     }
 
     /// Those of this block in a dispatch, of `tokens`. If they are few the last block has none, which is late, unless rows lie by expert: there what others had to do
-    /// for it would take longer, a row for each selection.
+    /// for it would take longer, a row for each selection; and receivers find a peer's by [`Self::of_block`].
     #[inline(always)]
     pub(super) fn of_dispatch<O: Order>(tokens: u32) -> Self {
         let blocks = thread::grid_blocks();

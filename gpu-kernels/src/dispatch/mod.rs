@@ -168,7 +168,7 @@ fn run_by_expert<R: Row, O: Order>(
 /// Counts this block's tokens, and tells.
 #[inline(always)]
 fn tell<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now, chunk: Chunk) -> Result<(), fault::Stopped> {
-    // Where tokens are few by a block that has none, for its fence takes longer than it takes to count; else while blocks wait for each other.
+    // Where tokens are few by a block that has none, or by expert the fewest, for its fence takes longer than it takes to count; else while blocks wait for each other.
     if count::each_counts_all(a) {
         count::enter(a, watch);
     }

@@ -300,16 +300,10 @@ pub(super) fn padding_of(a: &PackArgs, expert: u32) -> [u32; 2] {
     [firsts.load_weak(0) + counts.load_weak(expert), firsts.load_weak(1)]
 }
 
-/// Writes what pads the experts' rows: this warp's share, of which the first expert's padding is known.
+/// Writes what pads the experts' rows, of which the counts are written: this warp's share, but for its first expert's.
 #[inline(always)]
-pub(super) fn pad_experts(a: &PackArgs, first: [u32; 2]) {
-    let ([begin, end], mut expert) = (first, grid_warps::index());
-    pad(a, begin, end);
-    loop {
-        expert += grid_warps::count();
-        if expert >= a.experts {
-            return;
-        }
+pub(super) fn pad_others(a: &PackArgs) {
+    for expert in thread::strided(grid_warps::index() + grid_warps::count(), a.experts, grid_warps::count()) {
         let [begin, end] = padding_of(a, expert);
         pad(a, begin, end);
     }

@@ -8,7 +8,7 @@
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
-//! | the grid's first counter | the receiving block, release | the selections of all places, the packed row of each selection, and the counts of packed rows are written; or that they will not be | the other blocks, acquire |
+//! | the grid's first counter | the receiving block, release | the selections of all places, the packed row of each selection, and how many packed rows each expert has from where on are written; or that they will not be | the other blocks, acquire |
 //! | `landings[s]` | as in [`super`] | all rows of `s` are there | every block, acquire |
 //! | the grid's second counter | each block, which has seen all landings or has stopped | it lays its share, or not | the last block to pass |
 //!
@@ -100,11 +100,15 @@ pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
             Err(late) => ended = Err(late),
         }
     }
+    if came {
+        // Few have another; the counts are read before this block passes.
+        lay::pad_others(to);
+    }
     let started = lay::start(to, if came { first } else { Piece::NONE });
     // The block has met, so all its threads know the numbers. Its first rows are on their way meanwhile.
     let passed = (thread::index() == THREADS - 1).then(|| a.op.grid.pass(!came));
     if came {
-        lay::pad_experts(to, padding);
+        lay::pad(to, padding[0], padding[1]);
         lay::lay_share(to, parts, started, |place| source(a, place));
     }
     let mut failed = false;
@@ -149,7 +153,8 @@ fn place_rows(packed: &DispatchPackedArgs, found: Found) -> bool {
 }
 
 /// Finds where each expert's part of the index begins, and in it the selections of each source rank; writes how many they are, and how many rows are packed of them from where
-/// on. The block meets behind it.
+/// on. The block meets behind it, but for
+/// the ends.
 #[inline(always)]
 fn begin_rows(packed: &DispatchPackedArgs, found: Found) {
     let (a, to) = (&packed.dispatch, &packed.pack);

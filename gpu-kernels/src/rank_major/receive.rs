@@ -6,7 +6,11 @@ use super::args::{DispatchRankMajorArgs, NO_ROW};
 use crate::block_sums;
 use crate::layout::{DispatchShared, THREADS, WARPS};
 use crate::placement::quotient;
+use crate::shape::MOST_PACKED_SELECTIONS;
 use crate::words::{BadSelection, Kind, Selection, Source};
+
+/// A row's number and a selection are 16 bits each.
+const _: () = assert!(MOST_PACKED_SELECTIONS <= 1 << 16);
 
 /// Where the receiving block keeps what it finds: where the stages were.
 #[derive(Clone, Copy)]
@@ -79,7 +83,7 @@ impl Found {
         (source, token, within - token * a.top_k)
     }
 
-    /// Keeps what a selection is for [`Self::kept_selection`]; where rows are packed, of which there are no more than 16 bits can number. Per thread.
+    /// Keeps what a selection is for [`Self::kept_selection`], where the dispatch packs itself. Per thread.
     #[inline(always)]
     pub fn keep_selection(
         self,

@@ -21,7 +21,7 @@ pub(super) fn send<R: Row>(
     (sender, senders): (u32, u32),
 ) -> Result<(), fault::Stopped> {
     let window = a.op.window();
-    // Rows go by pieces where there is a warp for each, and it pays: making one takes long, or else some block would have a row more than others.
+    // Rows go by pieces where there is a warp for each, and it pays: making one takes long, or blocks have several, which pieces divide more evenly.
     let warps = a.shared.copy_warps * senders;
     let pays = R::IS_LONG || a.tokens > senders;
     let pieces = if pays && a.tokens * R::pieces(&a.rows) <= warps { R::pieces(&a.rows) } else { 1 };

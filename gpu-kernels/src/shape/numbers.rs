@@ -3,6 +3,9 @@ use super::choices::{Layout, Packing, ScaleLayout, WireFormat};
 use crate::placement::Placement;
 use crate::scale::GROUP;
 
+/// So many selections a dispatch packs itself.
+pub(crate) const MOST_PACKED_SELECTIONS: u32 = 2048;
+
 /// The numbers that the layout follows from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shape {
@@ -88,7 +91,7 @@ impl Shape {
     /// Whether a whole dispatch packs its rows itself: not where so many selections can come that a kernel behind it is faster. The receiving block alone finds their
     /// places, four for each of its threads; of 8192 that took longer than a launch behind it, whose warps find them: `docs/performance/ways.md` has both.
     pub const fn packs_itself(&self) -> bool {
-        self.is_packed() && self.rows * self.top_k as u64 <= 2048
+        self.is_packed() && self.rows * self.top_k as u64 <= MOST_PACKED_SELECTIONS as u64
     }
     /// Rows of one matrix of scales by column: those that there is room for, or those of a slab, where each slab has a matrix.
     pub const fn scale_matrix_rows(&self) -> u64 {
