@@ -12,7 +12,7 @@ use crate::words::Source;
 
 /// What is packed, and where to: arguments of [`pack_rows`](crate::entries_packed::pack_rows), and of dispatches that pack.
 ///
-/// Launch contract: what is read is what a dispatch into fixed places brought, behind it on the stream, and nobody writes it meanwhile; nothing but this
+/// Launch contract: what is read is what a dispatch into fixed places brought, behind it on the stream or, in one that packs, behind its landings, and nobody writes it meanwhile; nothing but this
 /// kernel touches what is written, which has room for the rows that can come, or for `slab_rows` of each expert.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]

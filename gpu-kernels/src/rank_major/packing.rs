@@ -4,7 +4,8 @@
 //!
 //! The words that ranks exchange are those of [`super`], and so is what each says. The receiving block does what it does there; of what it knows then it finds where each
 //! row goes, and *says* so to the other blocks, by a word of the grid's counters. A block that has sent waits for that, and for the landings, and then lays
-//! its share of the rows.
+//! its share of the rows. The index is made with the places; rows by source rank, totals and what pads the index are written behind the word, as no block
+//! waits for them: who passes last has seen them.
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
