@@ -101,9 +101,10 @@ pub(crate) fn run<R: Row>(packed: &DispatchPackedArgs) {
             Err(late) => ended = Err(late),
         }
     }
-    if came {
-        // Few have another; the counts are read before this block passes.
+    if came && to.experts > grid_warps::count() {
         lay::pad_others(to);
+        // The counts have been read before this block passes.
+        block::sync();
     }
     let started = lay::start(to, if came { first } else { Piece::NONE });
     // The block has met, so all its threads know the numbers. Its first rows are on their way meanwhile.
@@ -139,10 +140,10 @@ fn place_rows(packed: &DispatchPackedArgs, found: Found) -> bool {
         if !selection.is_bad() && selection.local() >= 0 {
             let (row, expert) = (a.row(source, token), selection.local() as u32);
             let earlier = found.ones_before(expert, source, token);
-            let place = place(to, found, expert, source, earlier);
-            to.to.places.rows(a.top_k_stride).row(row).store_weak(position, place);
             let entry = found.firsts.load_weak(expert) + found.starts_of(expert).load_weak(source) + earlier;
             a.index.store_weak(entry, row);
+            let place = if to.slab_rows == 0 { entry } else { place_in_slab(to, found, expert, source, earlier) };
+            to.to.places.rows(a.top_k_stride).row(row).store_weak(position, place);
         }
     }
     // Of a place with a bad selection the local expert is none.
@@ -225,17 +226,13 @@ fn close_counts(packed: &DispatchPackedArgs, found: Found) {
     }
 }
 
-/// Which row a source rank's selection of an expert becomes, of which so many are `earlier`, or [`NO_ROW`] if it is dropped. Per thread.
+/// Which row of its slab a source rank's selection of an expert becomes, of which so many are `earlier`, or [`NO_ROW`] if it is dropped. Per thread.
 #[inline(always)]
-fn place(to: &PackArgs, found: Found, expert: u32, source: u32, earlier: u32) -> u32 {
-    let starts = found.starts_of(expert);
-    if to.slab_rows == 0 {
-        return found.firsts.load_weak(expert) + starts.load_weak(source) + earlier;
-    }
+fn place_in_slab(to: &PackArgs, found: Found, expert: u32, source: u32, earlier: u32) -> u32 {
     if earlier >= to.capacity_per_source {
         return NO_ROW;
     }
-    let mut row = expert * to.slab_rows + earlier;
+    let (mut row, starts) = (expert * to.slab_rows + earlier, found.starts_of(expert));
     for before in thread::strided(0, source, 1) {
         row += to.kept(starts.load_weak(before + 1) - starts.load_weak(before));
     }
