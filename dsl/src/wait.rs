@@ -209,6 +209,79 @@ impl Watch {
         Ok(Acquired(()))
     }
 
+    /// Waits for flags of two kinds together, where one kind after the other would take as long as two looks: until `poll` says of each of some `few` flags
+    /// that it is there, in the last threads, of which each then says what is wrong with its own, if anything is; and until `came` says of each of `many`
+    /// that what `look` saw is what it waits for, two of a thread at once. Block-collective; of each kind the phase and how many they are.
+    ///
+    /// `look` is a [`Poll`] whose `ready` is not asked. Where a flag of the few is wrong, `came` is to end the wait for the others, which may never come.
+    ///
+    /// # Errors
+    ///
+    /// That the block stops: at the deadline, because some rank has given up, or for what is wrong.
+    #[inline(always)]
+    #[track_caller]
+    pub fn wait_until_both(
+        &self,
+        few: (u32, u32),
+        poll: impl Fn(u32) -> Poll,
+        wrong: impl FnOnce(u32) -> Fault,
+        many: (u32, u32),
+        look: impl Fn(u32) -> Poll,
+        came: impl Fn(u32, u64) -> bool,
+    ) -> Outcome {
+        let threads = thread::block_threads();
+        debug_assert!(few.1 <= threads, "a thread polls one flag of the few");
+        if arch::is_left_out() {
+            return Ok(Acquired(()));
+        }
+        let mut fault = Fault::NONE;
+        let first = threads - few.1;
+        if thread::index() >= first {
+            let flag = thread::index() - first;
+            fault = self.wait_for(few.0, flag, &poll);
+            if !fault.is_some() {
+                fault = wrong(flag);
+            }
+        }
+        let mut pair = 2 * thread::index();
+        while pair < many.1 && !fault.is_some() {
+            let other = if pair + 1 < many.1 { pair + 1 } else { pair };
+            fault = self.wait_for_two(many.0, (pair, other), &look, &came);
+            pair += 2 * threads;
+        }
+        fault.settle()?;
+        Ok(Acquired(()))
+    }
+
+    /// Waits for two flags, or one twice, whose looks are on their way together. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    fn wait_for_two(
+        &self,
+        phase: u32,
+        flags: (u32, u32),
+        look: &impl Fn(u32) -> Poll,
+        came: &impl Fn(u32, u64) -> bool,
+    ) -> Fault {
+        let mut here = (false, flags.0 == flags.1);
+        loop {
+            let aborted = self.channel.own_abort().load_relaxed::<System>(0);
+            let looks = (look(flags.0), look(flags.1));
+            here.0 = here.0 || came(flags.0, looks.0.seen);
+            here.1 = here.1 || came(flags.1, looks.1.seen);
+            if here.0 && here.1 {
+                return Fault::NONE;
+            }
+            let missing = if here.0 { looks.1 } else { looks.0 };
+            let fault = self.gave_up(phase, missing, aborted);
+            if fault.is_some() {
+                return fault;
+            }
+            let Poll { address, bytes, peer, expected, seen, .. } = missing;
+            arch::poll_pause("wait_until", (address, bytes), peer, expected, seen, self.deadline_ns);
+        }
+    }
+
     /// Waits for a word that the blocks of this grid write, whatever becomes of the operation: their own waits end, so this one does, an abort or the
     /// deadline notwithstanding. (It ends a timeout behind the deadline in any case.) Block-collective; one thread polls.
     #[inline(always)]
@@ -235,25 +308,30 @@ impl Watch {
     #[inline(always)]
     #[track_caller]
     fn wait_for(&self, phase: u32, flag: u32, poll: &impl Fn(u32) -> Poll) -> Fault {
+        let mut look = poll(flag);
         loop {
-            let look = poll(flag);
             if look.ready {
                 return Fault::NONE;
             }
-            let fault = self.gave_up(phase, look);
-            if fault.is_some() {
-                return fault;
-            }
             let Poll { address, bytes, peer, expected, seen, .. } = look;
             arch::poll_pause("wait_until", (address, bytes), peer, expected, seen, self.deadline_ns);
+            // Both looks are on their way together, so that a flag that comes between two is seen as soon as can be.
+            let aborted = self.channel.own_abort().load_relaxed::<System>(0);
+            look = poll(flag);
+            if !look.ready {
+                let fault = self.gave_up(phase, look, aborted);
+                if fault.is_some() {
+                    return fault;
+                }
+            }
         }
     }
 
-    /// Why waiting for `look` must stop, if it must.
+    /// Why waiting for `look` must stop, if it must; the rank's own abort word was `aborted`.
     #[inline(always)]
     #[track_caller]
-    fn gave_up(&self, phase: u32, look: Poll) -> Fault {
-        let (aborted, now) = (self.channel.own_abort().load_relaxed::<System>(0), clock::global_ns());
+    fn gave_up(&self, phase: u32, look: Poll, aborted: u64) -> Fault {
+        let now = clock::global_ns();
         let late = now >= self.deadline_ns;
         let mut code = if late { CODE_TIMEOUT } else { 0 };
         // Who is gone is no timeout, also where this is the first look.

@@ -4,7 +4,7 @@ use epoxide_dsl::window::Region;
 use epoxide_kernels::dispatch::DispatchArgs;
 use epoxide_kernels::layout::Span;
 use epoxide_kernels::shape::{Layout, Shape};
-use epoxide_kernels::words::{BlockFlags, CountMatrix, Kind, Landings};
+use epoxide_kernels::words::{BlockFlags, CountMatrix, Kind, Landings, PlaceWords};
 
 use crate::buffer::{Dispatched, ElasticBuffer, Slots, State};
 use crate::error::{Error, Result};
@@ -360,6 +360,7 @@ impl ElasticBuffer {
                 handle_rank: Region::new(of_slot(w.send_rank)),
                 handle_row: Region::new(of_slot(w.send_row)),
                 block_landed: BlockFlags::new(Region::new(self.row_offset(w.blocks, row_slot))),
+                places: PlaceWords::new(Region::new(self.row_offset(w.places, row_slot)), shape.blocks, shape.top_k),
                 mirror: Global::from_raw(self.mirror.as_ref().map_or(0, |mirror| mirror.slot(slot).device)),
                 statistics: Global::from_raw(self.statistics.as_ref().map_or(0, DeviceTensor::address)),
                 bound: self.bound(slot),

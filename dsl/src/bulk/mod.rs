@@ -90,6 +90,17 @@ pub fn land() -> Landed {
     Landed(())
 }
 
+/// Waits until every bulk store of this thread has read its source, so that its block may end. Where the bytes went they are for what comes behind the
+/// kernel on its stream, and for nobody before: who tells a peer of them [lands](land).
+#[inline(always)]
+#[track_caller]
+pub fn leave() {
+    arch::bulk_commit();
+    if !arch::is_left_out() {
+        arch::bulk_wait_read();
+    }
+}
+
 /// [`land`] for a block that made no bulk copies: orders its ordinary accesses. Block-collective.
 #[inline(always)]
 #[track_caller]

@@ -81,15 +81,17 @@ fn multiply<R: Row>(
     watch: &wait::Watch,
     ended: Result<(), fault::Stopped>,
 ) -> Result<(), fault::Stopped> {
-    let landed = bulk::land();
-    // A block that has stopped posts nothing, and what it files ends the others' wait.
-    ended?;
     let DispatchAgainByExpertArgs { tokens_of, handle_rank, handle_row, .. } = *a;
     let window = a.again.op.window();
-    a.block_landed.post(window, watch.epoch(), &landed);
-    let here = a.block_landed.wait(window, watch, Phase::Landed, watch.epoch())?;
     let (recv, rows, shared, top_k) = (&a.again.recv, &a.again.rows, &a.again.shared, a.again.top_k);
     let crossed = Crossed { window, recv, rows, shared, top_k, tokens_of, handle_rank, handle_row };
-    crossed.copy_on::<R>(&here.for_bulk_copies());
+    // The handles are there since the dispatch: the first one comes over the link while rows do.
+    let first = ended.map(|()| crossed.first());
+    let landed = bulk::land();
+    // A block that has stopped posts nothing, and what it files ends the others' wait.
+    let first = first?;
+    a.block_landed.post(window, watch.epoch(), &landed);
+    let here = a.block_landed.wait(window, watch, Phase::Landed, watch.epoch())?;
+    crossed.copy_on::<R>(Some(first), &here.for_bulk_copies());
     Ok(())
 }

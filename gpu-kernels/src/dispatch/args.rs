@@ -6,7 +6,7 @@ use crate::layout::{DispatchShared, RecvRegions};
 use crate::order::{Found, Order, Owned};
 use crate::placement::{Placement, quotient};
 use crate::row::RowArgs;
-use crate::words::{BlockFlags, CountMatrix, Landings, Operation};
+use crate::words::{BlockFlags, CountMatrix, Landings, Operation, PlaceWords};
 
 /// The type of `topk_idx`.
 pub mod index {
@@ -37,7 +37,7 @@ pub mod index {
 ///
 /// Launch contract: `op`, `recv`, `landings` and `counts` describe windows laid out by `WindowLayout` for the same shape at every rank;
 /// where rows
-/// lie by expert, so do `tokens_of`, `handle_rank`, `handle_row` and `block_landed`, and all ranks launch as many blocks;
+/// lie by expert, so do `tokens_of`, `handle_rank`, `handle_row`, `block_landed` and `places`, and all ranks launch as many blocks;
 /// `rows`, `topk_idx` and `topk_weights` hold `tokens` rows and are not written while the kernel runs; the launch has no more blocks than
 /// the layouts were made for, and their dynamic shared memory, and all blocks are resident together.
 #[derive(Clone, Copy, Debug, KernelArg)]
@@ -95,6 +95,8 @@ pub struct DispatchArgs {
     pub handle_row: Region<u32>,
     /// Where rows lie by expert, the blocks' landed words: the epoch.
     pub block_landed: BlockFlags,
+    /// Where rows lie by expert, where those of the blocks' first tokens do: the epoch.
+    pub places: PlaceWords,
     /// u64 `[known_words]`: written: the received counts of this slot, for the host ([`Known`](crate::words::Known)); or no address. Only
     /// where counts are observed.
     pub mirror: Global<u64>,
@@ -182,7 +184,7 @@ impl DispatchArgs {
     #[inline(always)]
     pub(super) fn found(&self) -> Found {
         let (bases, bad) = (Shared::dynamic(self.shared.bases), Shared::dynamic(self.shared.bad));
-        Found { bases, totals: bad.at(2), owned: self.owned(), bad, over: bad.at(1) }
+        Found { bases, totals: bad.at(3), owned: self.owned(), bad, over: bad.at(1), apart: bad.at(2) }
     }
     /// The ranks to which `token`'s selections send it.
     #[inline(always)]

@@ -70,6 +70,7 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     if thread::index() == 0 {
         bad.store_weak(0, BadSelection::NONE.key());
         a.found().over.store_weak(0, u32::MAX);
+        a.found().apart.store_weak(0, 0);
     }
     block::sync();
 

@@ -10,7 +10,7 @@
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
-//! | `counts`² `[s][..]` at every rank, of `d` | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, its first bad selection or that there is none | the tokens per rank and the bad selection by all blocks, before the first row is written; the selections of the reader's experts by its last block, while rows are awaited |
+//! | `counts`² `[s][..]` at every rank, of `d` | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, its first bad selection or that there is none | the tokens per rank and the bad selection by all blocks, with the entry words, before the first row is written; the selections of the reader's experts by its last block, while rows are awaited; all by all blocks where somebody observes them |
 //! | `entry`² `[s]` at every rank, of `e` | the last block of `s`, release, before it counts | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch | all blocks, acquire, before the first row is written |
 //! | `landings[s]` at rank r, of `d` | every block of `s` adds its part, release, with the token of its `wait_group 0`; relaxed if it had no token | all rows of `s` for r are **there** when it is `d` times the whole | the last block of r, acquire; r's consumers are stream-ordered after |
 //!
@@ -45,6 +45,9 @@
 //! Where tokens are few every block counts all of the rank's, which takes less than to meet and add up what each has counted; nobody sees a difference.
 //! The word of a bad selection is released after what goes with it, and who finds one acquires it.
 //!
+//! Counts and entry words are waited for together, as one after the other takes two looks. A rank in another operation may never tell its counts: its entry word ends
+//! that wait.
+//!
 //! Where rows lie by expert (`by_expert`), all blocks read the selections by expert before the first row is written, and the tokens by
 //! rank are not told. In place of `landings` every block posts a word of its own to the blocks of its number, which acquire it: `by_expert` has that protocol.
 //!
@@ -71,7 +74,7 @@ use epoxide_dsl::prelude::*;
 use crate::layout::PASSES;
 use crate::order::Order;
 use crate::row::Row;
-use crate::words::{Kind, Phase};
+use crate::words::Phase;
 use args::{Chunk, Now};
 
 /// Moves the rows.
@@ -147,10 +150,13 @@ fn run_by_expert<R: Row, O: Order>(
     let passed = (thread::index() == PASSES).then(|| a.op.grid.pass(here.is_err()));
     let mut ended = Ok(());
     match here {
-        Ok(free) => by_expert::Crossed::of(a).copy_on::<R>(&free),
+        Ok((seen, free)) => {
+            let crossed = by_expert::Crossed::of(a);
+            crossed.copy_on::<R>(crossed.seen(seen, watch.epoch()), &free);
+        }
         Err(stopped) => ended = Err(stopped),
     }
-    let _landed = bulk::land();
+    bulk::leave();
     let (mut last, mut whole) = (false, false);
     if let Some(passed) = passed {
         (last, whole) = (passed.is_last(a.op.grid), passed.is_whole());
@@ -202,7 +208,7 @@ fn agree_and_send<R: Row, O: Order>(
     match agree::<O>(a, watch, now, chunk) {
         Ok(Some(free)) => {
             if O::BY_EXPERT {
-                by_expert::send::<R, O>(a, chunk, begun, &free);
+                by_expert::send::<R, O>(a, watch, chunk, begun, &free);
             } else {
                 send::send::<R>(a, chunk, begun, &free);
             }
@@ -228,8 +234,7 @@ fn agree<O: Order>(
     chunk: Chunk,
 ) -> Result<Option<wait::BulkAccess>, fault::Stopped> {
     let (window, counted) = (a.op.window(), count::counted(a, now));
-    let acquired = a.op.entry.meet(window, watch, Kind::Dispatch)?;
-    let _counts = O::wait(&counted, &a.found(), watch)?;
+    let acquired = O::meet(&counted, &a.op.entry, &a.found(), watch)?;
     a.counts.stop_if_bad(window, now.dispatch, a.found().bad.load_weak(0))?;
     O::bases(&counted, &a.found());
     if O::OBSERVED {
@@ -237,7 +242,7 @@ fn agree<O: Order>(
             fit::route_nothing::<O>(a, chunk);
             return Ok(None);
         }
-        observe::tell::<O>(a, watch, now)?;
+        observe::tell::<O>(a, now);
     }
     // The free edges order the owners' reads with this block's bulk stores.
     Ok(Some(acquired.for_bulk_copies()))

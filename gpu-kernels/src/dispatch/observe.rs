@@ -10,19 +10,12 @@ use crate::order::Order;
 use crate::sum::sum;
 use crate::words::{Known, Stamped};
 
-/// Tells the host what is received. Block-collective, uniform.
-///
-/// # Errors
-///
-/// That the block stops: counts did not come.
+/// Tells the host what is received: all counts have come.
 #[inline(always)]
-pub(super) fn tell<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> Result<(), fault::Stopped> {
+pub(super) fn tell<O: Order>(a: &DispatchArgs, now: Now) {
     // The block with the fewest tokens.
     if a.mirror.address() == 0 || thread::block_index() + 1 != thread::grid_blocks() {
-        return Ok(());
-    }
-    if !O::BY_EXPERT {
-        let _counts = a.counts.wait_by_expert(a.op.window(), watch, now.dispatch, |_| {}, |_, _, _| {})?;
+        return;
     }
     // The warp that copies the fewest rows, or none: where rows are long, shared memory is not enough for all warps' stages.
     if warp::index() == WARPS - 1 {
@@ -35,7 +28,6 @@ pub(super) fn tell<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) ->
             a.mirror.store_release::<System>(0, Known { dispatch: now.dispatch, failed: false }.to_word());
         }
     }
-    Ok(())
 }
 
 /// The last block out: says that the dispatch failed, or adds up what it brought.

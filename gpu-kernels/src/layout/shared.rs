@@ -21,7 +21,8 @@ pub struct DispatchShared {
     /// Offset of u32 `[warps][keys]`: how many of this rank's earlier rows for a key are of tokens that an earlier warp, or an earlier
     /// block, has counted.
     pub places: u32,
-    /// Offset of u32 `[2]`: the first bad selection, and then the first rank that has one; for whose rows there is no room. Behind them, where rows lie by
+    /// Offset of u32 `[3]`: the first bad selection, and then the first rank that has one; for whose rows there is no room; whether some rank is in another
+    /// operation. Behind them, where rows lie by
     /// expert, u32 `[experts]`: how many selections each has of all ranks.
     pub bad: u32,
     /// Offset of the stages, and of u32 `[1 + counting warps][ranks + 1 + experts]`: counters, which are read for the last time when they are told, and
@@ -49,7 +50,7 @@ impl DispatchShared {
         let of_keys = shape.keys().checked_mul(4)?;
         let places = bases.checked_add(of_keys)?;
         let bad = of_keys.checked_mul(WARPS)?.checked_add(places)?;
-        let owned = bad.checked_add(8)?.checked_add(Self::totals_bytes(shape))?;
+        let owned = bad.checked_add(12)?.checked_add(Self::totals_bytes(shape))?;
         let stages = owned.checked_add(Self::owned_bytes(shape))?.checked_next_multiple_of(128)?;
         let counters = Self::counters_bytes(shape)?;
         let room = available.checked_sub(stages)?;

@@ -3,6 +3,7 @@ use super::Sizes;
 use super::received::{PARTS, ReceivedSpans};
 use super::span::{Cursor, Span};
 use crate::shape::Shape;
+use crate::words::PlaceWords;
 
 /// The regions of every rank's symmetric window. `S` is the number of row slots; each one's part of a region begins where a region may, if there
 /// are several.
@@ -17,6 +18,8 @@ pub struct WindowLayout {
     /// u64 `[S][2][ranks][blocks]`: "my block's rows have landed", or "the sums of my block are there"; only where rows lie by expert, or where
     /// compact rows may cross in FP8.
     pub blocks: Span,
+    /// u64 `[S][ranks][blocks][first tokens][top_k][2]`: where the rows of a block's first tokens lie here; only where rows lie by expert.
+    pub places: Span,
     /// u64 `[S][ranks]`: how much of each rank's rows has landed; not where rows lie by expert.
     pub landings: Span,
     /// u64 `[S][ranks]`: how many tokens each rank dispatches; only where rows have fixed places.
@@ -68,6 +71,7 @@ impl WindowLayout {
         let told = Shape::worst_tokens(shape.ranks, shape.max_tokens).checked_mul(shape.top_k.into())?;
         let selections = by_expert(slots.checked_mul(u64::from(shape.max_tokens) * u64::from(shape.top_k))?);
         let blocks = shape.layout.is_by_expert() || shape.crossing_row_bytes() > 0;
+        let places = PlaceWords::count(ranks, shape.blocks.into(), shape.top_k.into())?;
         let count_words = sizes.count_words()?;
         let mut at = Cursor::after(0);
         Some(Self {
@@ -75,6 +79,7 @@ impl WindowLayout {
             entry: at.slots("entry words", rows, 2 * ranks, 8)?,
             landed: at.slots("landed words", rows, 2 * ranks, 8)?,
             blocks: at.slots("block words", rows, if blocks { 2 * ranks * u64::from(shape.blocks) } else { 0 }, 8)?,
+            places: at.slots("place words", rows, by_expert(places), 8)?,
             landings: at.slots("landing counters", rows, ranks - by_expert(ranks), 8)?,
             token_words: at.slots("token words", rows, fixed(ranks), 8)?,
             selection_words: at.slots("selection words", rows, fixed(told), 8)?,
@@ -128,6 +133,7 @@ impl WindowLayout {
             entry,
             landed,
             blocks,
+            places,
             landings,
             token_words,
             selection_words,
@@ -146,7 +152,19 @@ impl WindowLayout {
             bytes: _,
         } = *self;
         let mut spans = Vec::with_capacity(16 + PARTS);
-        spans.extend([abort, entry, landed, blocks, landings, token_words, selection_words, done, counts, tokens]);
+        spans.extend([
+            abort,
+            entry,
+            landed,
+            blocks,
+            places,
+            landings,
+            token_words,
+            selection_words,
+            done,
+            counts,
+            tokens,
+        ]);
         spans.extend(received.all());
         spans.extend([expert_out, sums, crossing, send_rank, send_row, returned]);
         spans

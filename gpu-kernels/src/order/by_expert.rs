@@ -6,6 +6,7 @@ use super::{Counted, Found, Order};
 use crate::bound::Bound;
 use crate::layout::{THREADS, WARPS};
 use crate::placement::{Placement, quotient};
+use crate::words::{EntryWords, Kind};
 
 /// By expert, then source rank, then token.
 #[derive(Clone, Copy, Debug)]
@@ -27,13 +28,14 @@ impl<const OBSERVED: bool> Order for ByExpert<OBSERVED> {
     }
 
     #[inline(always)]
-    fn wait(counted: &Counted, found: &Found, watch: &wait::Watch) -> wait::Outcome {
+    fn meet(counted: &Counted, entry: &EntryWords, found: &Found, watch: &wait::Watch) -> wait::Outcome {
         let &Counted { counts, window, number, .. } = counted;
         // Added up as they come: who reads them once more waits for the memory once more.
         let bad = |source| {
             found.bad.fetch_min_relaxed(0, source);
         };
-        counts.wait_by_expert(window, watch, number, bad, |source, expert, count| {
+        let entry = (entry, Kind::Dispatch, found.apart);
+        counts.meet_by_expert(window, watch, number, entry, bad, |source, expert, count| {
             if source < window.me.0 {
                 found.bases.fetch_add_relaxed(expert, count);
             }

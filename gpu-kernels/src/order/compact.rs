@@ -5,6 +5,7 @@ use super::{Counted, Found, Order};
 use crate::bound::Bound;
 use crate::placement::Placement;
 use crate::sum::sum;
+use crate::words::{EntryWords, Kind};
 
 /// By source rank, then token.
 #[derive(Clone, Copy, Debug)]
@@ -22,16 +23,24 @@ impl<const OBSERVED: bool> Order for Compact<OBSERVED> {
     }
 
     #[inline(always)]
-    fn wait(counted: &Counted, found: &Found, watch: &wait::Watch) -> wait::Outcome {
+    fn meet(counted: &Counted, entry: &EntryWords, found: &Found, watch: &wait::Watch) -> wait::Outcome {
         let bad = |source| {
             found.bad.fetch_min_relaxed(0, source);
         };
         // Added up as they come, where zeros were: after the rows of all lower ranks.
-        counted.counts.wait_by_peer(counted.window, watch, counted.number, bad, |source, peer, count| {
-            if source < counted.window.me.0 {
-                found.bases.fetch_add_relaxed(peer, count);
-            }
-        })
+        let entry = (entry, Kind::Dispatch, found.apart);
+        counted.counts.meet_by_peer(
+            counted.window,
+            watch,
+            (counted.number, OBSERVED),
+            entry,
+            bad,
+            |source, peer, count| {
+                if source < counted.window.me.0 {
+                    found.bases.fetch_add_relaxed(peer, count);
+                }
+            },
+        )
     }
 
     #[inline(always)]

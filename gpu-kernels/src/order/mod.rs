@@ -11,7 +11,7 @@ use epoxide_dsl::prelude::*;
 
 use crate::bound::Bound;
 use crate::placement::Placement;
-use crate::words::CountMatrix;
+use crate::words::{CountMatrix, EntryWords};
 
 /// Which row is a copy's, as it is found in three steps: among the rows that a warp counts, that a rank sends, that a rank receives.
 ///
@@ -23,15 +23,16 @@ pub trait Order {
     /// its own, so that who does not ask pays nothing.
     const OBSERVED: bool;
 
-    /// Clears what [`Self::wait`] fills. Block-collective; the block meets before it waits.
+    /// Clears what [`Self::meet`] fills. Block-collective; the block meets before it waits.
     fn begin(placement: Placement, bound: &Bound, found: &Found);
 
-    /// Waits until the counts are here that rows follow from, and finds the first rank with a bad selection. Block-collective, uniform.
+    /// Waits until every rank is in this dispatch, by its `entry` word, and until the counts are here that rows follow from, and finds the first rank with a bad
+    /// selection. Block-collective, uniform.
     ///
     /// # Errors
     ///
     /// That the block stops.
-    fn wait(counted: &Counted, found: &Found, watch: &wait::Watch) -> wait::Outcome;
+    fn meet(counted: &Counted, entry: &EntryWords, found: &Found, watch: &wait::Watch) -> wait::Outcome;
 
     /// Completes `found`: the first row of this rank's for each key, where it is received, and for whose rows there is no room. Block-collective; where
     /// anything is left to do the block meets at its end.
@@ -53,7 +54,7 @@ pub trait Order {
     }
 }
 
-/// What rows follow from, once [`Order::wait`] is over.
+/// What rows follow from, once [`Order::meet`] is over.
 #[derive(Clone, Copy, Debug)]
 pub struct Counted {
     /// The counts.
@@ -81,6 +82,8 @@ pub struct Found {
     pub owned: Owned,
     /// `[1]`: the first rank with a bad selection; `u32::MAX` where there is none, as it is before.
     pub bad: Shared<u32>,
+    /// `[1]`: 0, or 1 where some rank was found in another operation.
+    pub apart: Shared<u32>,
     /// `[1]`: the first rank, or where each expert has its room, expert, for whose rows there is none; `u32::MAX` where there is none
     /// such. Only where there is a bound.
     pub over: Shared<u32>,

@@ -4,7 +4,7 @@ use epoxide_dsl::fault::Fault;
 use epoxide_dsl::prelude::*;
 
 use super::flags::slot;
-use super::{BadSelection, Phase, Stamped};
+use super::{BadSelection, EntryWords, Kind, Phase, Stamped};
 use crate::placement::quotient;
 
 /// Words behind the counts in a row of the count matrix: the low and high half of a bad selection's index.
@@ -91,25 +91,29 @@ impl CountMatrix {
         row.store_release::<System>(at, word);
     }
 
-    /// Waits for the counts by peer of every source, and gives source, peer and count of each to `come`, each source that has a bad selection to `bad`,
-    /// in the thread that has waited for it. Block-collective, uniform.
+    /// Meets the ranks by their `entry` words, of this [`Kind`], and waits with that for the counts by peer of every source, `and_experts`' if so, and gives source, peer and
+    /// count of each of those by peer to `come`, each source that has a bad selection to `bad`, in the thread that has waited for it. `apart` is a word of the block's that is 0.
+    /// Block-collective, uniform.
     #[inline(always)]
     #[track_caller]
-    pub fn wait_by_peer(
+    pub fn meet_by_peer(
         &self,
         window: Window,
         watch: &wait::Watch,
-        number: u64,
+        (number, and_experts): (u64, bool),
+        entry: (&EntryWords, Kind, Shared<u32>),
         bad: impl Fn(u32),
         come: impl Fn(u32, u32, u32),
     ) -> wait::Outcome {
-        self.wait(window, watch, number, (0, self.peers + 1), |source, counter, payload| {
+        let flags = self.flags(window, number, (0, if and_experts { self.counters() } else { self.peers + 1 }));
+        let come = |source, counter, payload| {
             if counter < self.peers {
                 come(source, counter, payload);
-            } else if payload != BadSelection::NONE.key() {
+            } else if counter == self.peers && payload != BadSelection::NONE.key() {
                 bad(source);
             }
-        })
+        };
+        flags.meet(watch, entry, come)
     }
 
     /// Waits for every source's counts of so many experts, from the first on. Block-collective, uniform.
@@ -122,56 +126,37 @@ impl CountMatrix {
         number: u64,
         (first, count): (u32, u32),
     ) -> wait::Outcome {
-        self.wait(window, watch, number, (self.of_expert(first), count), |_, _, _| {})
+        let flags = self.flags(window, number, (self.of_expert(first), count));
+        watch.wait_until(Phase::Counts as u32, flags.all(), |flag| flags.look(flag, |seen| flags.word(seen).is_some()))
     }
 
-    /// Waits for the counts by expert of every source, and gives source, expert and count of each to `come`; else as [`Self::wait_by_peer`].
+    /// [`Self::meet_by_peer`], but the counts by expert.
     #[inline(always)]
     #[track_caller]
-    pub fn wait_by_expert(
+    pub fn meet_by_expert(
         &self,
         window: Window,
         watch: &wait::Watch,
         number: u64,
+        entry: (&EntryWords, Kind, Shared<u32>),
         bad: impl Fn(u32),
         come: impl Fn(u32, u32, u32),
     ) -> wait::Outcome {
-        self.wait(window, watch, number, (self.peers, 1 + self.experts), |source, counter, payload| {
+        let flags = self.flags(window, number, (self.peers, 1 + self.experts));
+        let come = |source, counter, payload| {
             if counter != 0 {
                 come(source, counter - 1, payload);
             } else if payload != BadSelection::NONE.key() {
                 bad(source);
             }
-        })
+        };
+        flags.meet(watch, entry, come)
     }
 
-    /// Waits for counters of every source: from the first on, so many.
+    /// Counters of every source: from the first on, so many.
     #[inline(always)]
-    #[track_caller]
-    fn wait(
-        &self,
-        window: Window,
-        watch: &wait::Watch,
-        number: u64,
-        (first, count): (u32, u32),
-        come: impl Fn(u32, u32, u32),
-    ) -> wait::Outcome {
-        let own = window.own(self.words);
-        watch.wait_until(Phase::Counts as u32, window.peers * count, |flag| {
-            let source = quotient(flag, count);
-            let counter = flag - source * count;
-            let at = self.index(window, number, Peer(source), first + counter);
-            // Relaxed: the word is all that it publishes.
-            let expected = Stamped::new(0, number).to_word();
-            wait::Poll::relaxed::<System>(own, at, source, expected, |seen| {
-                let word = Stamped::from_word(seen);
-                let came = word.is_of(number);
-                if came {
-                    come(source, counter, word.payload);
-                }
-                came
-            })
-        })
+    fn flags(&self, window: Window, number: u64, (first, count): (u32, u32)) -> Counters<'_> {
+        Counters { counts: self, window, number, first, count }
     }
 
     /// Counter `counter` of `source`, which has come.
@@ -218,5 +203,70 @@ impl CountMatrix {
     fn index(&self, window: Window, number: u64, source: Peer, word: u32) -> u64 {
         let row = slot::<2>(window, number, source);
         u64::from(row) * u64::from(self.counters() + DETAIL_WORDS) + u64::from(word)
+    }
+}
+
+/// Counters that every source tells: `count` of each, from the first on.
+#[derive(Clone, Copy)]
+struct Counters<'a> {
+    counts: &'a CountMatrix,
+    window: Window,
+    number: u64,
+    first: u32,
+    count: u32,
+}
+
+impl Counters<'_> {
+    /// How many they are.
+    #[inline(always)]
+    fn all(self) -> u32 {
+        self.window.peers * self.count
+    }
+
+    /// The source of one of all, and which of its counters it is.
+    #[inline(always)]
+    fn which(self, flag: u32) -> (u32, u32) {
+        let source = quotient(flag, self.count);
+        (source, flag - source * self.count)
+    }
+
+    /// Looks for one. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    fn look(self, flag: u32, ready: impl FnOnce(u64) -> bool) -> wait::Poll {
+        let (source, counter) = self.which(flag);
+        let at = self.counts.index(self.window, self.number, Peer(source), self.first + counter);
+        // Relaxed: the word is all that it publishes.
+        let expected = Stamped::new(0, self.number).to_word();
+        wait::Poll::relaxed::<System>(self.window.own(self.counts.words), at, source, expected, ready)
+    }
+
+    /// The payload of a word, if it has come.
+    #[inline(always)]
+    fn word(self, seen: u64) -> Option<u32> {
+        let word = Stamped::from_word(seen);
+        word.is_of(self.number).then_some(word.payload)
+    }
+
+    /// Meets the ranks, and waits for all; `come` gets source, counter and payload of each.
+    #[inline(always)]
+    #[track_caller]
+    fn meet(
+        self,
+        watch: &wait::Watch,
+        (entry, kind, apart): (&EntryWords, Kind, Shared<u32>),
+        come: impl Fn(u32, u32, u32),
+    ) -> wait::Outcome {
+        let look = |flag| self.look(flag, |_| false);
+        let came = |flag, seen| {
+            let word = Stamped::from_word(seen);
+            let came = word.is_of(self.number);
+            if came {
+                let (source, counter) = self.which(flag);
+                come(source, counter, word.payload);
+            }
+            came
+        };
+        entry.meet_with(self.window, watch, (kind, apart), (Phase::Counts, self.all()), look, came)
     }
 }

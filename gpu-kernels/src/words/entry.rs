@@ -117,7 +117,58 @@ impl EntryWords {
         })?;
         // Every rank has come, and this rank's blocks have their places on SMs once all say this.
         grid::let_the_next_one_begin();
-        let its = Entry::from_payload(Stamped::from_word(mine.get()).payload);
+        self.wrong(thread::index(), Stamped::from_word(mine.get()), kind).settle()?;
+        Ok(acquired)
+    }
+
+    /// [`Self::meet`], and with it waits for other flags: `many`, the phase and how many, which `look` looks for, until `came` says of each that it is there, as in
+    /// [`Watch::wait_until_both`](wait::Watch::wait_until_both). A rank that is in another operation may never post them, so its entry word ends
+    /// that wait: `apart` is a word that is 0, and behind it is not.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::meet`].
+    #[inline(always)]
+    #[track_caller]
+    pub fn meet_with(
+        &self,
+        window: Window,
+        watch: &wait::Watch,
+        (kind, apart): (Kind, Shared<u32>),
+        many: (Phase, u32),
+        look: impl Fn(u32) -> wait::Poll,
+        came: impl Fn(u32, u64) -> bool,
+    ) -> wait::Outcome {
+        let (own, epoch, kind) = (window.own(self.words), watch.epoch(), kind as u32);
+        let expected = Stamped::new(Entry { kind, config: self.config }.to_payload(), epoch).to_word();
+        let mine = Cell::new(expected);
+        let acquired = watch.wait_until_both(
+            (Phase::Entry as u32, window.peers),
+            |peer| {
+                wait::Poll::acquire::<System>(own, slot::<2>(window, epoch, Peer(peer)), peer, expected, |seen| {
+                    mine.set(seen);
+                    Stamped::from_word(seen).is_of(epoch)
+                })
+            },
+            |peer| {
+                let wrong = self.wrong(peer, Stamped::from_word(mine.get()), kind);
+                if wrong.is_some() {
+                    apart.fetch_or_relaxed(0, 1);
+                }
+                wrong
+            },
+            (many.0 as u32, many.1),
+            look,
+            |flag, seen| came(flag, seen) || apart.fetch_or_relaxed(0, 0) != 0,
+        )?;
+        grid::let_the_next_one_begin();
+        Ok(acquired)
+    }
+
+    /// What is wrong with a peer's word of this epoch, for a rank that is in an operation of this [`Kind`].
+    #[inline(always)]
+    fn wrong(&self, peer: u32, word: Stamped, kind: u32) -> Fault {
+        let its = Entry::from_payload(word.payload);
         let (code, here, there) = if its.kind != kind {
             (Code::OutOfStep as u32, kind, its.kind)
         } else if its.config != self.config {
@@ -132,8 +183,7 @@ impl EntryWords {
         } else {
             (0, 0, 0)
         };
-        let (phase, peer, expected, seen) = (Phase::Entry as u32, thread::index(), u64::from(here), u64::from(there));
-        Fault { code, phase, peer, told: Told::Here, expected, seen }.settle()?;
-        Ok(acquired)
+        let (phase, expected, seen) = (Phase::Entry as u32, u64::from(here), u64::from(there));
+        Fault { code, phase, peer, told: Told::Here, expected, seen }
     }
 }

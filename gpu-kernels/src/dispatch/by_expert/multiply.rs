@@ -3,12 +3,13 @@ use epoxide_dsl::prelude::*;
 
 use super::super::args::{DispatchArgs, Now};
 use super::super::fit;
+use super::crossed::Crossed;
 use super::write_counts;
 use crate::grid_warps;
 use crate::order::Order;
 use crate::placement::remainder;
 use crate::row::Row;
-use crate::words::{Phase, Source};
+use crate::words::{Phase, SeenPlace, Source};
 
 /// The first part of a block's second half, which has `ended` the first half so: it tells the blocks of its number that its rows are there, and waits for
 /// theirs.
@@ -21,7 +22,7 @@ pub(in super::super) fn exchange<R: Row, O: Order>(
     a: &DispatchArgs,
     watch: &wait::Watch,
     ended: Result<(), fault::Stopped>,
-) -> Result<wait::BulkAccess, fault::Stopped> {
+) -> Result<(SeenPlace, wait::BulkAccess), fault::Stopped> {
     let landed = bulk::land();
     // A block that has stopped posts nothing. What it files ends the others' wait, or all blocks of all ranks have found the same: a fault
     // that is told here alone is one that each finds in the same words.
@@ -36,8 +37,10 @@ pub(in super::super) fn exchange<R: Row, O: Order>(
     if a.zero_padding != 0 {
         zero_padding::<R>(a);
     }
+    // Told since, as a rule.
+    let seen = Crossed::of(a).look(&a.places);
     let here = a.block_landed.wait(a.op.window(), watch, Phase::Landed, watch.epoch())?;
-    Ok(here.for_bulk_copies())
+    Ok((seen, here.for_bulk_copies()))
 }
 
 /// Marks what pads the rows of this rank's experts: a warp of the grid for each expert.

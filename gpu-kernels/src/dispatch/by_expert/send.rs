@@ -7,7 +7,7 @@ use super::super::count::Place;
 use super::super::send::{Begun, Selected, piece, send_scales};
 use crate::order::Order;
 use crate::row::Row;
-use crate::words::Source;
+use crate::words::{PlaceWords, Source};
 
 /// Where a lane's selection sends its row.
 #[derive(Clone, Copy)]
@@ -63,7 +63,13 @@ fn keep(a: &DispatchArgs, selected: Selected) -> Selected {
 
 /// Sends this block's rows, a warp per token.
 #[inline(always)]
-pub(in super::super) fn send<R: Row, O: Order>(a: &DispatchArgs, chunk: Chunk, begun: Begun<R>, free: &BulkAccess) {
+pub(in super::super) fn send<R: Row, O: Order>(
+    a: &DispatchArgs,
+    watch: &wait::Watch,
+    chunk: Chunk,
+    begun: Begun<R>,
+    free: &BulkAccess,
+) {
     tell_tokens(a);
     let bytes = R::bytes(&a.rows);
     let Begun { mut token, selected: mut next, row: mut started } = begun;
@@ -75,6 +81,9 @@ pub(in super::super) fn send<R: Row, O: Order>(a: &DispatchArgs, chunk: Chunk, b
             selected = keep(a, selected);
         }
         let target = Target::new(a, token, selected, notes);
+        if notes {
+            tell_places(a, watch, token - chunk.start, target);
+        }
         let stored = warp::ballot(warp::ALL, target.stored);
         let following = token + a.shared.copy_warps;
         if !R::SCALES {
@@ -110,6 +119,23 @@ pub(in super::super) fn send<R: Row, O: Order>(a: &DispatchArgs, chunk: Chunk, b
             // Each selection has one, but for what is copied on.
             let copies = || warp::ballot(warp::ALL, next.rank >= 0).count_ones();
             started = Some(row.start_for(&a.rows, token, copies));
+        }
+    }
+}
+
+/// Tells the peers' blocks of this number where the rows of the block's token `nth` lie, if it is among the first. Per thread.
+#[inline(always)]
+fn tell_places(a: &DispatchArgs, watch: &wait::Watch, nth: u32, target: Target) {
+    if nth >= PlaceWords::FIRST || warp::lane() >= a.top_k {
+        return;
+    }
+    let window = a.op.window();
+    for peer in thread::strided(0, window.peers, 1) {
+        let peer = Peer(peer);
+        if peer != window.me && window.is_there(peer) {
+            let here = target.rank == window.rank_of(peer).0 as i32;
+            let row = if here { target.row } else { PlaceWords::NOWHERE };
+            a.places.tell(window, watch.epoch(), peer, (nth, warp::lane()), row);
         }
     }
 }
