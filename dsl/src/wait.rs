@@ -213,7 +213,8 @@ impl Watch {
     /// that it is there, in the last threads, of which each then says what is wrong with its own, if anything is; and until `came` says of each of `many`
     /// that what `look` saw is what it waits for, two of a thread at once. Block-collective; of each kind the phase and how many they are.
     ///
-    /// `look` is a [`Poll`] whose `ready` is not asked. Where a flag of the few is wrong, `came` is to end the wait for the others, which may never come.
+    /// Flag `p` of the few is that of peer `p`; where it is missing at the deadline, that is the fault, and not that one of the many is. `look` is a [`Poll`] whose `ready` is
+    /// not asked. Where a flag of the few is wrong, `came` is to end the wait for the others, which may never come.
     ///
     /// # Errors
     ///
@@ -247,6 +248,13 @@ impl Watch {
         while pair < many.1 && !fault.is_some() {
             let other = if pair + 1 < many.1 { pair + 1 } else { pair };
             fault = self.wait_for_two(many.0, (pair, other), &look, &came);
+            if fault.code == CODE_TIMEOUT {
+                // Who has not come at all is told of by that: a flag of the few is its peer's.
+                let of_few = poll(fault.peer);
+                if !of_few.ready {
+                    fault = Fault { phase: few.0, expected: of_few.expected, seen: of_few.seen, ..fault };
+                }
+            }
             pair += 2 * threads;
         }
         fault.settle()?;

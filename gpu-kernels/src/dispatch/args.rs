@@ -95,7 +95,7 @@ pub struct DispatchArgs {
     pub handle_row: Region<u32>,
     /// Where rows lie by expert, the blocks' landed words: the epoch.
     pub block_landed: BlockFlags,
-    /// Where rows lie by expert, where those of the blocks' first tokens do: the epoch.
+    /// Where rows lie by expert, words that tell where those of each block's first tokens lie, of the epoch.
     pub places: PlaceWords,
     /// u64 `[known_words]`: written: the received counts of this slot, for the host ([`Known`](crate::words::Known)); or no address. Only
     /// where counts are observed.

@@ -4,7 +4,7 @@
 //!
 //! The counts that every block of every rank waits for anyway, before the first row is written, say of every rank, or of every expert where
 //! each has a slab, how many rows come. So each finds by itself whether all fit, and if not, which is the first that they do not fit: nobody
-//! is told, and nobody waits for more than without a bound.
+//! is told. Where rows lie by source all blocks wait for the counts by expert too, for which without a bound the last one alone does.
 //!
 //! A dispatch that does not fit moves no row and is no fault: it has its number, its words are posted and waited for, and what follows is as
 //! behind any other. In its routing slot it leaves counts of zero, a handle in which no selection was sent, and the words below; so a

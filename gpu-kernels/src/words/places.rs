@@ -7,7 +7,8 @@ use crate::layout::WARPS;
 
 /// Words `[peers][blocks][FIRST][top_k][2]` in every peer's window: of a block's first tokens, the row here of each selection, or [`NOWHERE`](Self::NOWHERE), in
 /// halves, each above 48 bits of the operation's number. A word is all that it publishes, so it is stored relaxed, and who looks needs no flag. Words are not
-/// written by a block that has fewer tokens, so they have so much of the number that none comes again ([`wide`]).
+/// written by a block that has fewer tokens, so they have so much of the number that none comes again: not in
+/// 89 years of 100,000 operations a second.
 ///
 /// They come before the block's landed word, which publishes the same in the handle: who does not find them early reads that.
 #[derive(Clone, Copy, Debug, KernelArg)]
@@ -23,7 +24,7 @@ pub struct PlaceWords {
 pub struct SeenPlace([u64; 2]);
 
 impl PlaceWords {
-    /// How many of a block's tokens are told: one for each warp that may copy.
+    /// How many of a block's tokens are told: between two ranks one for each warp that copies on; of more ranks a warp looks for its share.
     pub const FIRST: u32 = WARPS;
     /// No row here.
     pub const NOWHERE: u32 = u32::MAX;

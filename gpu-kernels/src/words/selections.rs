@@ -51,7 +51,7 @@ impl Selection {
 /// Words `[peers][max_tokens][top_k]` in every peer's window, each with a [`Selection`] above 48 bits of the dispatch's number, and `[peers]` with
 /// how many tokens a rank dispatches, stamped with it. A word is all that it publishes, so it is stored relaxed and needs no flag; that of a bad selection is
 /// released behind its index. A token's words are not written where a rank has fewer tokens, so they have so much of the number that none comes
-/// again ([`wide`]).
+/// again: not in 89 years of 100,000 dispatches a second.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct SelectionWords {

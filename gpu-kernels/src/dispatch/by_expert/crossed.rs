@@ -120,7 +120,7 @@ impl<'a> Crossed<'a> {
             let here = warp::ballot(warp::ALL, rank == window.rank().0 as i32);
             // It came to the first, if to any.
             let (first, others) = (here.trailing_zeros(), here & here.wrapping_sub(1));
-            let came = warp::shuffle(warp::ALL, row, first);
+            let came = warp::shuffle(warp::ALL, row, first % warp::LANES);
             let loading = if others == 0 { Err(ring) } else { Ok(ring.load(rows.row(came).as_global(), bytes)) };
             // The next one's handle, which comes over the link, is on its way while this one's row is.
             next = self.sent(number + self.shared.copy_warps);
