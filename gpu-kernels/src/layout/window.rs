@@ -152,19 +152,8 @@ impl WindowLayout {
             bytes: _,
         } = *self;
         let mut spans = Vec::with_capacity(16 + PARTS);
-        spans.extend([
-            abort,
-            entry,
-            landed,
-            blocks,
-            places,
-            landings,
-            token_words,
-            selection_words,
-            done,
-            counts,
-            tokens,
-        ]);
+        spans.extend([abort, entry, landed, blocks, places, landings]);
+        spans.extend([token_words, selection_words, done, counts, tokens]);
         spans.extend(received.all());
         spans.extend([expert_out, sums, crossing, send_rank, send_row, returned]);
         spans

@@ -127,7 +127,9 @@ impl CountMatrix {
         (first, count): (u32, u32),
     ) -> wait::Outcome {
         let flags = self.flags(window, number, (self.of_expert(first), count));
-        watch.wait_until(Phase::Counts as u32, flags.all(), |flag| flags.look(flag, |seen| flags.word(seen).is_some()))
+        watch.wait_until(Phase::Counts as u32, flags.all(), |flag| {
+            flags.look(flag, |seen| Stamped::from_word(seen).is_of(number))
+        })
     }
 
     /// [`Self::meet_by_peer`], but the counts by expert.
@@ -239,13 +241,6 @@ impl Counters<'_> {
         // Relaxed: the word is all that it publishes.
         let expected = Stamped::new(0, self.number).to_word();
         wait::Poll::relaxed::<System>(self.window.own(self.counts.words), at, source, expected, ready)
-    }
-
-    /// The payload of a word, if it has come.
-    #[inline(always)]
-    fn word(self, seen: u64) -> Option<u32> {
-        let word = Stamped::from_word(seen);
-        word.is_of(self.number).then_some(word.payload)
     }
 
     /// Meets the ranks, and waits for all; `come` gets source, counter and payload of each.

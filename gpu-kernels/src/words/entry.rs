@@ -104,17 +104,12 @@ impl EntryWords {
     #[inline(always)]
     #[track_caller]
     pub fn meet(&self, window: Window, watch: &wait::Watch, kind: Kind) -> wait::Outcome {
-        let (own, epoch, kind) = (window.own(self.words), watch.epoch(), kind as u32);
-        let entry = Entry { kind, config: self.config };
-        let expected = Stamped::new(entry.to_payload(), epoch).to_word();
+        let kind = kind as u32;
+        let expected = self.expected(watch.epoch(), kind);
         // Thread p waits for peer p, and keeps what it saw: there are no more peers than threads.
         let mine = Cell::new(expected);
-        let acquired = watch.wait_until_each(Phase::Entry as u32, window.peers, |peer| {
-            wait::Poll::acquire::<System>(own, slot::<2>(window, epoch, Peer(peer)), peer, expected, |seen| {
-                mine.set(seen);
-                Stamped::from_word(seen).is_of(epoch)
-            })
-        })?;
+        let look = |peer| self.look(window, watch.epoch(), peer, expected, &mine);
+        let acquired = watch.wait_until_each(Phase::Entry as u32, window.peers, look)?;
         // Every rank has come, and this rank's blocks have their places on SMs once all say this.
         grid::let_the_next_one_begin();
         self.wrong(thread::index(), Stamped::from_word(mine.get()), kind).settle()?;
@@ -139,17 +134,12 @@ impl EntryWords {
         look: impl Fn(u32) -> wait::Poll,
         came: impl Fn(u32, u64) -> bool,
     ) -> wait::Outcome {
-        let (own, epoch, kind) = (window.own(self.words), watch.epoch(), kind as u32);
-        let expected = Stamped::new(Entry { kind, config: self.config }.to_payload(), epoch).to_word();
+        let kind = kind as u32;
+        let expected = self.expected(watch.epoch(), kind);
         let mine = Cell::new(expected);
         let acquired = watch.wait_until_both(
             (Phase::Entry as u32, window.peers),
-            |peer| {
-                wait::Poll::acquire::<System>(own, slot::<2>(window, epoch, Peer(peer)), peer, expected, |seen| {
-                    mine.set(seen);
-                    Stamped::from_word(seen).is_of(epoch)
-                })
-            },
+            |peer| self.look(window, watch.epoch(), peer, expected, &mine),
             |peer| {
                 let wrong = self.wrong(peer, Stamped::from_word(mine.get()), kind);
                 if wrong.is_some() {
@@ -163,6 +153,23 @@ impl EntryWords {
         )?;
         grid::let_the_next_one_begin();
         Ok(acquired)
+    }
+
+    /// The word of this epoch of a rank that is in the same operation, of this [`Kind`].
+    #[inline(always)]
+    fn expected(&self, epoch: u64, kind: u32) -> u64 {
+        Stamped::new(Entry { kind, config: self.config }.to_payload(), epoch).to_word()
+    }
+
+    /// Looks whether `peer` is in an operation of this epoch, and keeps what it saw. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    fn look(&self, window: Window, epoch: u64, peer: u32, expected: u64, mine: &Cell<u64>) -> wait::Poll {
+        let (own, at) = (window.own(self.words), slot::<2>(window, epoch, Peer(peer)));
+        wait::Poll::acquire::<System>(own, at, peer, expected, |seen| {
+            mine.set(seen);
+            Stamped::from_word(seen).is_of(epoch)
+        })
     }
 
     /// What is wrong with a peer's word of this epoch, for a rank that is in an operation of this [`Kind`].
