@@ -10,7 +10,7 @@ use epoxide_dsl::prelude::*;
 
 use crate::block_sums;
 use crate::layout::{THREADS, WARPS};
-use crate::placement::{quotient, remainder};
+use crate::placement::{remainder, round_up};
 use crate::rank_major::NO_ROW;
 
 /// Arguments of [`index_rows`](crate::entries::index_rows).
@@ -111,7 +111,7 @@ fn begin_experts(a: &ExpertIndexArgs, kept: Kept) {
         let is_one = expert < a.experts;
         let mut entries = 0;
         if is_one {
-            entries = quotient(counts.load_weak(expert) + a.alignment - 1, a.alignment) * a.alignment;
+            entries = round_up(counts.load_weak(expert), a.alignment);
         }
         let first = block_sums::before_this(kept.of_warps, &mut before, entries);
         if is_one {

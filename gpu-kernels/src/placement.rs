@@ -56,6 +56,13 @@ pub(crate) const fn quotient(n: u32, d: u32) -> u32 {
     }
 }
 
+/// `n` rounded up to a multiple of `d`, which is at least 1.
+#[inline(always)]
+pub(crate) const fn round_up(n: u32, d: u32) -> u32 {
+    // As a rule; a division takes ten times as long.
+    if d.is_power_of_two() { (n + d - 1) & !(d - 1) } else { quotient(n + d - 1, d) * d }
+}
+
 /// `n` modulo `d`; `n` where `d` is 0.
 #[inline(always)]
 pub(crate) const fn remainder(n: u32, d: u32) -> u32 {

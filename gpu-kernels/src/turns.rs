@@ -13,7 +13,7 @@ pub(crate) fn work(window: Window, number: u32) -> (Peer, u32) {
 
 /// The end of a block's work: as if each of the others had as much as the one that has most. Warp-collective.
 #[inline(always)]
-pub(crate) fn end(window: Window, of_peer: impl Fn(Peer) -> u32) -> u32 {
+pub(crate) fn end(window: Window, mut of_peer: impl FnMut(Peer) -> u32) -> u32 {
     let mut fewest = u32::MAX;
     for peer in thread::strided(warp::lane(), window.peers, warp::LANES) {
         fewest = fewest.min(!of_peer(Peer(peer)));

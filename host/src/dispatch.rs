@@ -360,7 +360,12 @@ impl ElasticBuffer {
                 handle_rank: Region::new(of_slot(w.send_rank)),
                 handle_row: Region::new(of_slot(w.send_row)),
                 block_landed: BlockFlags::new(Region::new(self.row_offset(w.blocks, row_slot))),
-                places: PlaceWords::new(Region::new(self.row_offset(w.places, row_slot)), shape.blocks, shape.top_k),
+                places: PlaceWords::new(
+                    Region::new(self.row_offset(w.places, row_slot)),
+                    shape.ranks,
+                    shape.blocks,
+                    shape.top_k,
+                ),
                 mirror: Global::from_raw(self.mirror.as_ref().map_or(0, |mirror| mirror.slot(slot).device)),
                 statistics: Global::from_raw(self.statistics.as_ref().map_or(0, DeviceTensor::address)),
                 bound: self.bound(slot),

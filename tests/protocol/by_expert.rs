@@ -1,6 +1,6 @@
 //! The throughput operations where rows lie by expert: a row crosses once, and blocks of a number tell each other.
 use super::machine::Programs;
-use super::step::Order;
+use super::step::{Order, Step};
 use super::stream::{BESIDE, OUTPUTS, Op, Places, ROWS, Routes, Stream};
 use super::world::{Says, Setup, World};
 
@@ -26,6 +26,8 @@ pub struct Variant {
     pub sums_early: bool,
     /// Whether a dispatch writes the handle that peers read before it knows that all ranks are in it.
     pub handles_early: bool,
+    /// Whether a dispatch tells places ahead of rows, and how many words of two prove them; 0 if it does not.
+    pub told_by: u8,
     /// Whether a block waits for block words before it posts its own.
     pub waits_first: bool,
     /// Whether reduced words are waited for from owners of the rank's tokens alone.
@@ -45,6 +47,7 @@ impl Variant {
             missing: None,
             sums_early: false,
             handles_early: false,
+            told_by: 0,
             waits_first: false,
             reduced_of_owners: false,
         }
@@ -118,13 +121,18 @@ impl Variant {
             if !self.handles_early {
                 s.write(block, handle, op, 0);
             }
+            if self.told_by > 0 {
+                for half in 0..2 {
+                    s.post(block, Says::Place, rows, epoch, 2 * block + half, Order::Relaxed);
+                }
+            }
             let to = s.to(routing);
             let pieces = s.there(ROWS, rows, routing, &to, block);
             // For who copies it on, and for the experts.
             s.write(block, pieces, op, 2);
             let pieces = s.there(BESIDE, routing, routing, &to, block);
             s.write(block, pieces, op, 0);
-            self.multiply(s, rows, routing, epoch, block);
+            self.multiply(s, (rows, routing), epoch, block, self.told_by);
         }
         s.last_out(true);
         s.recheck(0, Says::Counts, rows, number, &all_blocks);
@@ -140,23 +148,42 @@ impl Variant {
             let (to, op) = (s.to(routing), s.op);
             let pieces = s.there(ROWS, rows, routing, &to, block);
             s.write(block, pieces, op, 2);
-            self.multiply(s, rows, routing, epoch, block);
+            self.multiply(s, (rows, routing), epoch, block, 0);
         }
         s.last_out(true);
         s.end();
     }
 
-    /// The second half: the rows that blocks of this number have sent are copied on, by their handles.
-    fn multiply(&self, s: &mut Stream<'_>, rows: u8, routing: u8, epoch: u16, block: u8) {
+    /// The second half: the rows that blocks of this number have sent are copied on, by their handles, or by what is told of these.
+    fn multiply(&self, s: &mut Stream<'_>, (rows, routing): (u8, u8), epoch: u16, block: u8, told_by: u8) {
+        if told_by == 0 {
+            self.copy_on(s, (rows, routing), epoch, block, false);
+            return;
+        }
+        let (agent, from) = (s.agent(block), s.from(routing));
+        let [by_handles, copied] = [(); 2].map(|()| s.world.label());
+        let halves: Vec<u8> = (0..2).map(|half| 2 * block + half).collect();
+        let proofs = &halves[..usize::from(told_by)];
+        s.look_for(block, (Says::Place, rows, epoch), (&halves, proofs), &from, by_handles);
+        self.copy_on(s, (rows, routing), epoch, block, true);
+        s.world.push(agent, Step::Jump { target: copied });
+        s.world.place(agent, by_handles);
+        self.copy_on(s, (rows, routing), epoch, block, false);
+        s.world.place(agent, copied);
+    }
+
+    fn copy_on(&self, s: &mut Stream<'_>, (rows, routing): (u8, u8), epoch: u16, block: u8, told: bool) {
         let all = s.all();
         self.exchange(s, "landed", rows, epoch, block, &all);
         let (from, made) = (s.from(routing), s.routings[usize::from(routing)].op);
         let rank = s.rank;
-        let handles = from.iter().flat_map(|&peer| {
-            [s.piece(HANDLE, routing, peer, peer, block), s.piece(TOKENS, routing, rank, peer, block)]
-        });
-        let handles = handles.collect();
-        s.read(block, handles, made);
+        if !told {
+            let handles = from.iter().flat_map(|&peer| {
+                [s.piece(HANDLE, routing, peer, peer, block), s.piece(TOKENS, routing, rank, peer, block)]
+            });
+            let handles = handles.collect();
+            s.read(block, handles, made);
+        }
         let op = s.slots[usize::from(rows)].rows;
         let came = s.here(ROWS, rows, routing, &from, &[block]);
         s.read(block, came, op);

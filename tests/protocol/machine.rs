@@ -236,6 +236,14 @@ impl Programs {
                     }
                 }
             }
+            Step::Look { words, proofs, value, target: elsewhere } => {
+                if proofs.iter().all(|&word| state.word(word).stamp == value.stamp) {
+                    let other = words.iter().find(|&&word| state.word(word) != *value);
+                    state.wrong = other.map(|&word| Wrong::Changed { word });
+                } else {
+                    next = target(*elsewhere);
+                }
+            }
             Step::Recheck { words, value } => {
                 let gone = words.iter().find(|&&word| state.word(word) != *value);
                 state.wrong = gone.map(|&word| Wrong::Changed { word });
@@ -322,7 +330,7 @@ fn looked_at(step: &Step, ranks: &Ranks) -> Vec<(WordId, Option<u8>)> {
                 wait.never.iter().flat_map(|(words, value, _)| words.iter().map(|&word| (word, Some(value.stamp))));
             wait.words.iter().map(|&word| (word, Some(wait.stamp))).chain(never).collect()
         }
-        Step::Recheck { words, .. } => words.iter().map(|&word| (word, None)).collect(),
+        Step::Look { words, .. } | Step::Recheck { words, .. } => words.iter().map(|&word| (word, None)).collect(),
         Step::JumpIfSet { word, .. } => vec![(*word, None)],
         Step::Fill { rank } => {
             let all = (0u16..).zip(&ranks.of_word);

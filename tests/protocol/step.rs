@@ -35,6 +35,8 @@ pub enum Step {
     Add { words: Vec<WordId>, amount: u8, order: Order },
     /// Waits until words have come.
     Await(Await),
+    /// Looks at words, which hold this if those of them that are `proofs` have come; goes on at `target` if they have not.
+    Look { words: Vec<WordId>, proofs: Vec<WordId>, value: Value, target: LabelId },
     /// Reads words that have come, which hold this.
     Recheck { words: Vec<WordId>, value: Value },
     /// Writes pieces of memory for operation `op`, each of which is to be read by so many `readers`.

@@ -223,9 +223,9 @@ impl<'a> Stream<'a> {
         Word { says, slot: rows, place: (number % self.places.of(says)) as u8, at, by, block }
     }
 
-    /// What a word says above its stamp: counts are each dispatch's own.
+    /// What a word says above its stamp: counts and places are each dispatch's own.
     fn payload(&self, says: Says) -> u8 {
-        if says == Says::Counts { self.op } else { 0 }
+        if matches!(says, Says::Counts | Says::Place) { self.op } else { 0 }
     }
 
     /// A block posts a word at every rank; `of_block` is which of the words of a block it is, or 0.
@@ -264,6 +264,23 @@ impl<'a> Stream<'a> {
         let value = self.world.value(says, self.payload(says), number);
         let words = words.into_iter().map(|word| self.world.word(word)).collect();
         self.world.push(self.agent(block), Step::Recheck { words, value });
+    }
+
+    /// A block looks at words of these ranks, of which those `of_proofs` prove that all of them are there, and goes on elsewhere if they are not.
+    pub fn look_for(
+        &mut self,
+        block: u8,
+        (says, rows, number): (Says, u8, u16),
+        (of_blocks, of_proofs): (&[u8], &[u8]),
+        ranks: &[u8],
+        target: LabelId,
+    ) {
+        let value = self.world.value(says, self.payload(says), number);
+        let [words, proofs] = [of_blocks, of_proofs].map(|of| {
+            let words = self.words(says, rows, number, of, ranks);
+            words.into_iter().map(|word| self.world.word(word)).collect()
+        });
+        self.world.push(self.agent(block), Step::Look { words, proofs, value, target });
     }
 
     fn words(&self, says: Says, rows: u8, number: u16, of_blocks: &[u8], ranks: &[u8]) -> Vec<Word> {

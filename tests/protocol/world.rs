@@ -22,6 +22,8 @@ pub enum Says {
     Counts,
     /// The rows, or the sums, of a block of `who` are there.
     Block,
+    /// Where a block of `who` has put its first rows, and how many tokens it dispatches, in halves; where rows lie by expert.
+    Place,
     /// The sums that `who` brings back are there, or may be pulled; in low latency.
     Combined,
     /// How many tokens `who` dispatches; where rows have fixed places.
@@ -40,6 +42,9 @@ impl Says {
     /// Those that a window has besides where rows have fixed places.
     pub const OF_FIXED_PLACES: [Self; 3] = [Self::Tokens, Self::Selection, Self::Landings];
 
+    /// Those that a window has besides where rows lie by expert.
+    pub const OF_ROWS_BY_EXPERT: [Self; 1] = [Self::Place];
+
     /// As the window's layout names the region.
     pub const fn region(self) -> &'static str {
         match self {
@@ -50,6 +55,7 @@ impl Says {
             Self::Done => "done words",
             Self::Counts => "count matrix",
             Self::Block => "block words",
+            Self::Place => "place words",
             Self::Combined => "combined words",
             Self::Tokens => "token words",
             Self::Selection => "selection words",

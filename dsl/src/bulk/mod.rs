@@ -84,8 +84,8 @@ pub fn land() -> Landed {
     if !arch::is_left_out() {
         arch::bulk_wait_complete();
     }
-    // The copies were made by the async proxy; the flag is a generic store.
-    arch::fence_proxy_async();
+    // The copies were made by the async proxy, and the flag is a generic store: what has been waited for so is behind a proxy fence of its own (PTX ISA,
+    // "Async Proxy").
     block::sync();
     Landed(())
 }

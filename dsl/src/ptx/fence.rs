@@ -37,8 +37,3 @@ pub fn fence_proxy_async_shared() {
 pub fn fence_proxy_async_global() {
     fence!("fence.proxy.async.global;");
 }
-/// Orders this thread's accesses to all memory with bulk copies.
-#[inline(always)]
-pub fn fence_proxy_async() {
-    fence!("fence.proxy.async;");
-}

@@ -18,7 +18,3 @@ pub fn fence_proxy_async_shared() {
 pub fn fence_proxy_async_global() {
     device::fence_proxy_async(ProxySpace::Global);
 }
-#[track_caller]
-pub fn fence_proxy_async() {
-    device::fence_proxy_async(ProxySpace::Both);
-}

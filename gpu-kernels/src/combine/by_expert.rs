@@ -149,14 +149,23 @@ pub(super) fn addend(a: &CombineByExpertArgs, part: Part, ranks: Ranks, token: u
 pub(super) fn attempt<S: ByExpert>(rows: &S, watch: &wait::Watch, aborted: bool) -> Result<(), fault::Stopped> {
     let a = rows.sums();
     // The first handle of a peer's is on its way while the ranks meet.
-    let work = Work::first(a);
+    let (work, mut end) = (Work::first(a), 0);
+    if !S::SHORT_OF_REGISTERS {
+        end = Work::end(a);
+    }
     let (parts, first) = enter(rows, watch, aborted)?;
-    reduce(rows, work);
+    if S::SHORT_OF_REGISTERS {
+        end = Work::end(a);
+    }
+    reduce(rows, work, end);
     let window = a.pull.op.window();
-    a.reduced.post(window, watch.epoch(), &bulk::land_without_copies());
+    let flag = a.reduced.of_block(window, watch.epoch());
+    let landed = bulk::land_without_copies();
+    if let Some(flag) = flag {
+        flag.post(&landed);
+    }
     let _there = a.reduced.wait(window, watch, Phase::Reduced, watch.epoch())?;
     rows.beside();
-    // Where owners take more registers, the first part is loaded anew rather than kept.
     let first = if S::SINGLE_ROWS_TOO { parts.first(&a.pull) } else { first };
     sum_parts(rows, parts, first);
     Ok(())
@@ -182,6 +191,22 @@ impl Work {
         Self::load(a, warp::index())
     }
 
+    /// None, behind the last.
+    #[inline(always)]
+    fn none(number: u32) -> Self {
+        Self { number, peer: Peer(0), parts: Parts::WHOLE, part: Part::none(number) }
+    }
+
+    /// The end of this block's numbers. Warp-collective.
+    #[inline(always)]
+    fn end(a: &CombineByExpertArgs) -> u32 {
+        let (window, blocks) = (a.pull.op.window(), thread::grid_blocks());
+        turns::end(window, |peer| {
+            let tokens = window.own(a.tokens).load_weak(peer);
+            quotient(Parts::new(a.pull.hidden, tokens).count(tokens) + blocks - 1, blocks)
+        })
+    }
+
     /// Number `number` of this block: the peers in turn for each part.
     #[inline(always)]
     fn load(a: &CombineByExpertArgs, number: u32) -> Self {
@@ -194,8 +219,8 @@ impl Work {
         let parts = Parts::new(a.pull.hidden, tokens);
         // The parts of this block's number, which its warps pull.
         let of_grid = of_peer * thread::grid_blocks() + thread::block_index();
-        let mut part = Part { number: of_grid, rank: -1, row: 0 };
         let (token, lane) = (parts.token(of_grid), warp::lane());
+        let mut part = Part { number: of_grid, token, rank: -1, row: 0 };
         if token < tokens && lane < a.pull.top_k {
             let at = u64::from(token) * u64::from(a.pull.top_k) + u64::from(lane);
             part.rank = window.of(peer, a.send_rank).load_weak(at);
@@ -207,30 +232,26 @@ impl Work {
 
 /// Sums this warp's share of the parts of other ranks' tokens that have several rows here.
 #[inline(always)]
-fn reduce<S: ByExpert>(rows: &S, first: Work) {
+fn reduce<S: ByExpert>(rows: &S, first: Work, end: u32) {
     let a = rows.sums();
     let window = a.pull.op.window();
     let row_bytes = a.pull.hidden * 2;
     let outputs = window.own(a.pull.expert_out).rows(row_bytes);
-    let blocks = thread::grid_blocks();
-    let end = turns::end(window, |peer| {
-        let tokens = window.own(a.tokens).load_weak(peer);
-        quotient(Parts::new(a.pull.hidden, tokens).count(tokens) + blocks - 1, blocks)
-    });
     let mut work = first;
     while work.number < end {
         let Work { number, peer, parts, part, .. } = work;
         // The next handle is on its way while this part is summed.
-        work = Work::load(a, number + warp::count());
+        let next = number + warp::count();
+        work = if next < end { Work::load(a, next) } else { Work::none(next) };
         let mut source = 0;
         if part.rank == window.rank().0 as i32 {
             source = outputs.row(part.row).address();
         }
         let here = warp::ballot(warp::ALL, source != 0);
         if here.count_ones() > u32::from(!S::SINGLE_ROWS_TOO) {
-            let (token, sums) = (parts.token(part.number), window.of(peer, a.sums));
+            let (token, sums) = (part.token, window.of(peer, a.sums));
             let to = Ranks::of(part).sum(a, sums, token, here.trailing_zeros()).as_global().cast();
-            rows.sum_at_owner(parts.vectors(part.number, a.pull.hidden), to, here, part.row, source);
+            rows.sum_at_owner(parts.vectors_of(part.number, token, a.pull.hidden), to, here, part.row, source);
         }
     }
 }

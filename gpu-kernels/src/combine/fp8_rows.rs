@@ -46,7 +46,11 @@ impl Sum for CombineFp8Args {
         let (a, window) = (self.args(), self.args().op.window());
         let (parts, _) = enter(self, watch, aborted)?;
         self.quantize();
-        self.reduced.post(window, watch.epoch(), &bulk::land_without_copies());
+        let flag = self.reduced.of_block(window, watch.epoch());
+        let landed = bulk::land_without_copies();
+        if let Some(flag) = flag {
+            flag.post(&landed);
+        }
         let _there = self.reduced.wait_for_all(window, watch, Phase::Reduced, watch.epoch())?;
         bring_weights(a, &self.with.options, |token, position| self.with.returned(token, position));
         // Not the next part's handle while one is summed, as in `sum_parts`: there are no registers for it.

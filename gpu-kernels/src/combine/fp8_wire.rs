@@ -25,6 +25,8 @@ use crate::words::Kind;
 pub(crate) struct ByFp8<'a, const GATED: bool>(pub &'a CombineByExpertWithArgs);
 
 impl<const GATED: bool> Sum for ByFp8<'_, GATED> {
+    const SHORT_OF_REGISTERS: bool = true;
+
     #[inline(always)]
     fn args(&self) -> &CombineArgs {
         &self.0.sums.pull
@@ -99,7 +101,6 @@ impl<const GATED: bool> ByFp8<'_, GATED> {
 
 impl<const GATED: bool> ByExpert for ByFp8<'_, GATED> {
     const SINGLE_ROWS_TOO: bool = true;
-
     #[inline(always)]
     fn sums(&self) -> &CombineByExpertArgs {
         &self.0.sums

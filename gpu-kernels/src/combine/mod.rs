@@ -48,6 +48,9 @@ pub(crate) use parts::{Part, Parts};
 
 /// A combine of rows in some order.
 pub(crate) trait Sum {
+    /// Whether registers are short, so that less is found before it is needed.
+    const SHORT_OF_REGISTERS: bool = false;
+
     /// What every combine takes.
     fn args(&self) -> &CombineArgs;
 
@@ -117,14 +120,18 @@ pub(crate) fn run<S: Sum>(sum: &S) {
         }
     }
     let mut ended = sum.attempt(&watch, aborted);
+    // By the last warps, which sum last, while the others do.
+    let peer = Peer(thread::index().wrapping_sub(THREADS - op.window().peers));
+    let done = op.done.of_block(op.window(), peer, (thread::block_index(), thread::grid_blocks()));
     let read = bulk::read();
     if ended.is_ok() {
         // An owner that gave up may have let its experts write while this rank was reading.
         ended = watch.unless_aborted(Phase::End as u32);
     }
-    if ended.is_ok() && thread::index() < op.window().peers {
-        let block_of = (thread::block_index(), thread::grid_blocks());
-        op.done.add(op.window(), Peer(thread::index()), block_of, &read);
+    if ended.is_ok()
+        && let Some(done) = done
+    {
+        done.add(&read);
     }
     if let Err(stopped) = ended {
         // What all ranks find by themselves is in their entry words, this rank's own among them: nothing is left that peers wait for.
@@ -176,11 +183,21 @@ fn rows_to_be_covered(a: &CombineArgs, posts: bool) -> u32 {
 pub(crate) fn sum_parts<S: Sum>(rows: &S, parts: Parts, first: Part) {
     let a = rows.args();
     let mut part = first;
-    while parts.token(part.number) < a.tokens {
-        let token = parts.token(part.number);
+    if S::SHORT_OF_REGISTERS {
+        // A part's token is found as often as it is asked for.
+        while parts.token(part.number) < a.tokens {
+            let token = parts.token(part.number);
+            let next = parts.load_of(a, part.number + grid_warps::count());
+            rows.sum(part, token, parts.vectors(part.number, a.hidden));
+            part = next;
+        }
+        return;
+    }
+    while part.token < a.tokens {
+        let Part { number, token, .. } = part;
         // The next part's handle is on its way while this one is summed.
-        let next = parts.load(a, part.number + grid_warps::count());
-        rows.sum(part, token, parts.vectors(part.number, a.hidden));
+        let next = parts.load(a, number + grid_warps::count());
+        rows.sum(part, token, parts.vectors_of(number, token, a.hidden));
         part = next;
     }
 }

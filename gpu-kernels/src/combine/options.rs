@@ -27,6 +27,8 @@ use crate::quantize::widen;
 use crate::words::Kind;
 
 impl Sum for CombineWithArgs {
+    const SHORT_OF_REGISTERS: bool = true;
+
     #[inline(always)]
     fn args(&self) -> &CombineArgs {
         &self.pull
@@ -87,6 +89,8 @@ impl CombineWithArgs {
 pub(crate) struct ByExpertWith<'a, const GATED: bool>(pub &'a CombineByExpertWithArgs);
 
 impl<const GATED: bool> Sum for ByExpertWith<'_, GATED> {
+    const SHORT_OF_REGISTERS: bool = true;
+
     #[inline(always)]
     fn args(&self) -> &CombineArgs {
         &self.0.sums.pull

@@ -27,9 +27,22 @@ pub(crate) struct Part {
     pub rank: i32,
     /// The row there.
     pub row: u32,
+    /// Its token; none's if it is not below their number. Found with the part, which is as a rule before its rows may be read.
+    pub token: u32,
+}
+
+impl Part {
+    /// None.
+    #[inline(always)]
+    pub(crate) const fn none(number: u32) -> Self {
+        Self { number, token: u32::MAX, rank: -1, row: 0 }
+    }
 }
 
 impl Parts {
+    /// Whole tokens of no vectors.
+    pub(super) const WHOLE: Self = Self { of_token: 1, vectors: 0 };
+
     /// Divides `tokens` tokens of `hidden` elements among the warps.
     #[inline(always)]
     pub(crate) fn new(hidden: u32, tokens: u32) -> Self {
@@ -61,16 +74,28 @@ impl Parts {
     /// The vectors of a part in its row: the first, and the first that is not.
     #[inline(always)]
     pub(crate) fn vectors(self, part: u32, hidden: u32) -> [u32; 2] {
-        let first = (part - self.token(part) * self.of_token) * self.vectors;
+        self.vectors_of(part, self.token(part), hidden)
+    }
+
+    /// The same of a part whose token is known.
+    #[inline(always)]
+    pub(crate) fn vectors_of(self, part: u32, token: u32, hidden: u32) -> [u32; 2] {
+        let first = (part - token * self.of_token) * self.vectors;
         let end = first + self.vectors;
         [first, if hidden / 8 < end { hidden / 8 } else { end }]
     }
 
-    /// Loads what each lane knows of a part.
+    /// Loads what each lane knows of a part. Behind the last nothing is divided.
     #[inline(always)]
     pub(crate) fn load(self, a: &CombineArgs, number: u32) -> Part {
+        if number < self.count(a.tokens) { self.load_of(a, number) } else { Part::none(number) }
+    }
+
+    /// Loads what each lane knows of a part, which may be behind the last: one value less is kept.
+    #[inline(always)]
+    pub(crate) fn load_of(self, a: &CombineArgs, number: u32) -> Part {
         let (token, lane) = (self.token(number), warp::lane());
-        let mut part = Part { number, rank: -1, row: 0 };
+        let mut part = Part { token, ..Part::none(number) };
         if token < a.tokens && lane < a.top_k {
             let at = u64::from(token) * u64::from(a.top_k) + u64::from(lane);
             part.rank = a.send_rank.load_weak(at);
@@ -82,6 +107,6 @@ impl Parts {
     /// The first part of this warp.
     #[inline(always)]
     pub(crate) fn first(self, a: &CombineArgs) -> Part {
-        self.load(a, grid_warps::index())
+        self.load_of(a, grid_warps::index())
     }
 }

@@ -85,13 +85,16 @@ fn multiply<R: Row>(
     let window = a.again.op.window();
     let (recv, rows, shared, top_k) = (&a.again.recv, &a.again.rows, &a.again.shared, a.again.top_k);
     let crossed = Crossed { window, recv, rows, shared, top_k, tokens_of, handle_rank, handle_row };
-    // The handles are there since the dispatch: the first one comes over the link while rows do.
-    let first = ended.map(|()| crossed.first());
-    let landed = bulk::land();
     // A block that has stopped posts nothing, and what it files ends the others' wait.
-    let first = first?;
-    a.block_landed.post(window, watch.epoch(), &landed);
+    ended?;
+    // The handles are there since the dispatch: the first one comes over the link while rows do.
+    let known = crossed.known::<R>();
+    let flag = a.block_landed.of_block(window, watch.epoch());
+    let landed = bulk::land();
+    if let Some(flag) = flag {
+        flag.post(&landed);
+    }
     let here = a.block_landed.wait(window, watch, Phase::Landed, watch.epoch())?;
-    crossed.copy_on::<R>(Some(first), &here.for_bulk_copies());
+    known.copy_on(crossed, &here.for_bulk_copies());
     Ok(())
 }

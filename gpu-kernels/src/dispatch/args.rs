@@ -152,6 +152,12 @@ impl Chunk {
         Self { start: 0, end: tokens }.part(thread::block_index(), quotient(tokens + blocks - 2, blocks - 1))
     }
 
+    /// Whether it has any.
+    #[inline(always)]
+    pub(super) fn is_some(self) -> bool {
+        self.start < self.end
+    }
+
     /// Those of this warp, of the block's first `warps`: whole turns of `at_once`, a power of two.
     #[inline(always)]
     pub(super) fn of_warp(self, warps: u32, at_once: u32) -> Self {

@@ -132,7 +132,7 @@ impl Begun {
 fn count_of_warp<O: Order>(a: &DispatchArgs, chunk: Chunk, begun: Begun) {
     let counters = Shared::<u32>::dynamic(a.shared.stages);
     let bad = Shared::<u32>::dynamic(a.shared.bad);
-    // Which lanes have an expert, or a rank, in this turn: 0 between turns.
+    // Which lanes have an expert in this turn: 0 between turns.
     let lanes_of = counters.at((1 + warp::index()) * a.counts.counters());
     let (keys, _) = O::keys(&a.counts);
     let counted = Shared::<u32>::dynamic(a.shared.places).at(warp::index() * keys);
@@ -157,17 +157,14 @@ fn count_of_warp<O: Order>(a: &DispatchArgs, chunk: Chunk, begun: Begun) {
             owner = a.placement.owner(index as u32);
             expert = a.counts.of_expert(index as u32);
             lanes_of.fetch_add_relaxed(expert, 1 << lane);
-            if !O::BY_EXPERT {
-                lanes_of.fetch_add_relaxed(owner, 1 << lane);
-            }
         }
+        // Ranks are few, and many lanes have the same one: they would add one after another.
+        let same_rank =
+            if O::BY_EXPERT { 0 } else { warp::match_any(warp::ALL, if selects { owner } else { u32::MAX }) };
         warp::sync(warp::ALL);
-        let (mut same_expert, mut same_rank) = (0, 0);
+        let mut same_expert = 0;
         if selects {
             same_expert = lanes_of.load_weak(expert);
-            if !O::BY_EXPERT {
-                same_rank = lanes_of.load_weak(owner);
-            }
         }
         let repeated = same_expert & earlier_of_token != 0;
         // Who sends a row, and which lanes do for the same key.
@@ -184,7 +181,9 @@ fn count_of_warp<O: Order>(a: &DispatchArgs, chunk: Chunk, begun: Begun) {
         warp::sync(warp::ALL);
         if sends && same & earlier == 0 {
             counted.store_weak(key, number + same.count_ones());
-            lanes_of.store_weak(if O::BY_EXPERT { expert } else { owner }, 0);
+            if O::BY_EXPERT {
+                lanes_of.store_weak(expert, 0);
+            }
         }
         if !O::BY_EXPERT && same_expert != 0 && same_expert & earlier == 0 {
             // Rows are counted by their places.

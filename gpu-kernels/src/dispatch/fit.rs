@@ -19,7 +19,7 @@ use super::by_expert::tell_tokens;
 use crate::bound::{WORDS, word};
 use crate::layout::THREADS;
 use crate::order::Order;
-use crate::placement::quotient;
+use crate::placement::round_up;
 use crate::sum::sum;
 
 /// Whether the dispatch does not fit, once bases are found. Block-uniform.
@@ -30,10 +30,10 @@ pub(super) fn is_exceeded(a: &DispatchArgs) -> bool {
 
 /// Notes of this block's tokens that nothing was sent, and of this rank's experts that nothing came. Block-collective.
 #[inline(always)]
-pub(super) fn route_nothing<O: Order>(a: &DispatchArgs, chunk: Chunk) {
+pub(super) fn route_nothing<O: Order>(a: &DispatchArgs, now: Now, chunk: Chunk) {
     let mut sent = a.handle_ranks(chunk.start);
     if O::BY_EXPERT {
-        tell_tokens(a);
+        tell_tokens(a, now.epoch);
         sent = a.op.window().own(a.handle_rank).as_global().rows(a.top_k).row(chunk.start);
     }
     for selection in thread::strided(thread::index(), (chunk.end - chunk.start) * a.top_k, THREADS) {
@@ -107,8 +107,7 @@ fn wanted_rows<O: Order>(a: &DispatchArgs, now: Now, rank: u32, expert: u32) -> 
     }
     let mut rows = 0;
     for local in thread::strided(warp::lane(), a.placement.count(rank), warp::LANES) {
-        rows += quotient(of(a.counts.of_expert(a.placement.first(rank) + local)) + a.alignment - 1, a.alignment)
-            * a.alignment;
+        rows += round_up(of(a.counts.of_expert(a.placement.first(rank) + local)), a.alignment);
     }
     warp::sum(warp::ALL, rows)
 }

@@ -111,18 +111,19 @@ fn run_compact<R: Row, O: Order>(
     if ended.is_ok() {
         ended = agree_and_send::<R, O>(a, watch, now, chunk);
     }
+    let landing = a.landings.of_block(a.op.window(), (thread::block_index(), thread::grid_blocks()));
+    // Of a block without tokens there is nothing to wait for.
+    let waits = Chunk::of_dispatch::<O>(a.tokens).is_some();
     // On its way while the copies are.
     let look = watch.look();
     let landed = bulk::land();
     if ended.is_ok() {
         ended = watch.found(look, Phase::End as u32).settle();
     }
-    if ended.is_ok() && thread::index() < a.peers() {
-        let block_of = (thread::block_index(), thread::grid_blocks());
-        // Of a block without tokens there is nothing to wait for.
-        let chunk = Chunk::of_dispatch::<O>(a.tokens);
-        let landed = (chunk.start < chunk.end).then_some(&landed);
-        a.landings.add(a.op.window(), Peer(thread::index()), block_of, landed);
+    if ended.is_ok()
+        && let Some(landing) = landing
+    {
+        landing.add(waits.then_some(&landed));
     }
     if thread::block_index() + 1 == thread::grid_blocks() {
         ended = finish::receive::<O>(a, watch, ended);
@@ -150,10 +151,7 @@ fn run_by_expert<R: Row, O: Order>(
     let passed = (thread::index() == PASSES).then(|| a.op.grid.pass(here.is_err()));
     let mut ended = Ok(());
     match here {
-        Ok((seen, free)) => {
-            let crossed = by_expert::Crossed::of(a);
-            crossed.copy_on::<R>(crossed.seen(seen, watch.epoch()), &free);
-        }
+        Ok((known, free)) => known.copy_on(by_expert::Crossed::of(a), &free),
         Err(stopped) => ended = Err(stopped),
     }
     bulk::leave();
@@ -239,7 +237,7 @@ fn agree<O: Order>(
     O::bases(&counted, &a.found());
     if O::OBSERVED {
         if fit::is_exceeded(a) {
-            fit::route_nothing::<O>(a, chunk);
+            fit::route_nothing::<O>(a, now, chunk);
             return Ok(None);
         }
         observe::tell::<O>(a, now);

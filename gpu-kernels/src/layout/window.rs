@@ -71,7 +71,7 @@ impl WindowLayout {
         let told = Shape::worst_tokens(shape.ranks, shape.max_tokens).checked_mul(shape.top_k.into())?;
         let selections = by_expert(slots.checked_mul(u64::from(shape.max_tokens) * u64::from(shape.top_k))?);
         let blocks = shape.layout.is_by_expert() || shape.crossing_row_bytes() > 0;
-        let places = PlaceWords::count(ranks, shape.blocks.into(), shape.top_k.into())?;
+        let places = PlaceWords::count(shape.ranks, shape.blocks, shape.top_k)?;
         let count_words = sizes.count_words()?;
         let mut at = Cursor::after(0);
         Some(Self {

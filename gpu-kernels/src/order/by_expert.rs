@@ -5,7 +5,7 @@ use epoxide_dsl::prelude::*;
 use super::{Counted, Found, Order};
 use crate::bound::Bound;
 use crate::layout::{THREADS, WARPS};
-use crate::placement::{Placement, quotient};
+use crate::placement::{Placement, round_up};
 use crate::words::{EntryWords, Kind};
 
 /// By expert, then source rank, then token.
@@ -62,7 +62,7 @@ impl<const OBSERVED: bool> Order for ByExpert<OBSERVED> {
             let (mine, end) = (warp::lane() * each, (warp::lane() + 1) * each);
             let end = if end < experts { end } else { experts };
             let padded = |rows: u32| {
-                if slabs { bound.capacity } else { quotient(rows + alignment - 1, alignment) * alignment }
+                if slabs { bound.capacity } else { round_up(rows, alignment) }
             };
             let kept = |rows: u32| if drops && rows > bound.capacity { bound.capacity } else { rows };
             let (mut rows_of_lane, mut dropped) = (0, 0);

@@ -4,7 +4,7 @@ use epoxide_dsl::prelude::*;
 use crate::combine::CombineArgs;
 use crate::dispatch::index;
 use crate::layout::{DispatchShared, RecvRegions};
-use crate::placement::{Placement, quotient};
+use crate::placement::{Placement, round_up};
 use crate::row::RowArgs;
 use crate::words::{Landings, Operation, SelectionWords};
 
@@ -94,7 +94,7 @@ impl DispatchRankMajorArgs {
     /// So many rows of an expert, with what pads them.
     #[inline(always)]
     pub(super) fn aligned(&self, rows: u32) -> u32 {
-        quotient(rows + self.alignment - 1, self.alignment) * self.alignment
+        round_up(rows, self.alignment)
     }
 
     /// The row of a source rank's token.

@@ -100,12 +100,12 @@ impl Pulled for WithOwn<'_> {
     fn sum(self, parts: Parts, first: Part) {
         let (a, pull) = (self.a, &self.a.combine.pull);
         let mut part = self.part(first, self.first);
-        while parts.token(part.number) < pull.tokens {
-            let (token, vectors) = (parts.token(part.number), parts.vectors(part.number, pull.hidden));
+        while part.token < pull.tokens {
+            let (token, vectors) = (part.token, parts.vectors_of(part.number, part.token, pull.hidden));
             reduce::sum_with(&a.reduce, pull, part, vectors, pull.y.rows(pull.hidden * 2).row(token).cast());
             // Not before: there are no registers for that.
             let next = parts.load(pull, part.number + grid_warps::count());
-            let row = parts.token(next.number);
+            let row = next.token;
             let row = if row < pull.tokens { place(a, true, row) } else { NO_ROW };
             part = self.part(next, Selection::load::<false>(&a.reduce, row));
         }

@@ -79,12 +79,12 @@ pub(super) fn send<R: Row>(
             started = Some(sent.start(&a.rows, token, None));
         }
     }
+    let landing = a.landings.of_block(window, (sender, senders));
     let sends = block::any(sends).get();
     let landed = bulk::land();
-    if thread::index() < window.peers {
+    if let Some(landing) = landing {
         // Of a block without tokens there is nothing to wait for.
-        let landed = sends.then_some(&landed);
-        a.landings.add(window, Peer(thread::index()), (sender, senders), landed);
+        landing.add(sends.then_some(&landed));
     }
     Ok(())
 }

@@ -15,21 +15,36 @@ pub struct BlockFlags {
 // SAFETY: a transparent `Region`.
 unsafe impl KernelArg for BlockFlags {}
 
+/// A block's flag at a peer.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockFlag {
+    flag: Symmetric<u64>,
+    number: u64,
+}
+
+impl BlockFlag {
+    /// Posts it, releasing what the block has done. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn post(self, landed: &bulk::Landed) {
+        landed.publish_of_block(self.flag, self.number);
+    }
+}
+
 impl BlockFlags {
     /// The flags at `words`.
     pub const fn new(words: Region<u64>) -> Self {
         Self { words }
     }
 
-    /// Posts `number` at the same block of every peer, releasing what this block has done. A thread for each peer: there are no more peers
-    /// than threads.
+    /// This block's flag at the peer of this thread's number, if there is one, for `number`: found while what it is to tell travels. There are no more peers
+    /// than threads. Per thread.
     #[inline(always)]
     #[track_caller]
-    pub fn post(&self, window: Window, number: u64, landed: &bulk::Landed) {
+    pub fn of_block(&self, window: Window, number: u64) -> Option<BlockFlag> {
         let peer = Peer(thread::index());
-        if peer.0 < window.peers {
-            landed.publish_of_block(window.of(peer, self.words).at(at(window, number, window.me)), number);
-        }
+        (peer.0 < window.peers)
+            .then(|| BlockFlag { flag: window.of(peer, self.words).at(at(window, number, window.me)), number })
     }
 
     /// Writes here what `peer`'s block of this number would post. Per thread.

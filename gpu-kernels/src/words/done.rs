@@ -14,19 +14,37 @@ pub struct DoneCounters {
 // SAFETY: a transparent `Wholes`.
 unsafe impl KernelArg for DoneCounters {}
 
+/// What a block adds at a peer.
+#[derive(Clone, Copy, Debug)]
+pub struct Done {
+    counter: Symmetric<u64>,
+    part: u32,
+}
+
+impl Done {
+    /// Adds it: that the block has read what it wanted there. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn add(self, read: &bulk::Read) {
+        read.add_of_block(self.counter, u64::from(self.part));
+    }
+}
+
 impl DoneCounters {
     /// The counters at `words`.
     pub const fn new(words: Region<u64>) -> Self {
         Self { counters: Wholes::new(words) }
     }
 
-    /// Adds the part of block `block` of `blocks` at `peer`: that it has read what it wanted there. Per thread.
+    /// What block `block` of `blocks` adds at `peer`, if there is one of that number. Per thread.
     #[inline(always)]
     #[track_caller]
-    pub fn add(&self, window: Window, peer: Peer, block_of: (u32, u32), read: &bulk::Read) {
-        if let Some(counter) = self.counters.at(window, peer) {
-            read.add_of_block(counter, part(block_of));
+    pub fn of_block(&self, window: Window, peer: Peer, block_of: (u32, u32)) -> Option<Done> {
+        if peer.0 >= window.peers {
+            return None;
         }
+        let counter = self.counters.at(window, peer)?;
+        Some(Done { counter, part: part(block_of) })
     }
 
     /// Writes here what `peer` would add up to. Per thread.

@@ -14,22 +14,44 @@ pub struct Landings {
 // SAFETY: a transparent `Wholes`.
 unsafe impl KernelArg for Landings {}
 
+/// What a block adds at a peer.
+#[derive(Clone, Copy, Debug)]
+pub struct Landing {
+    counter: Symmetric<u64>,
+    part: u32,
+}
+
+impl Landing {
+    /// Adds it: that the block's rows are there, of which `landed` is the proof, or that it had none. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn add(self, landed: Option<&bulk::Landed>) {
+        let Self { counter, part } = self;
+        match landed {
+            Some(landed) => landed.add_of_block(counter, u64::from(part)),
+            // The words that say so prove themselves.
+            None => counter.add_relaxed::<System>(0, u64::from(part)),
+        }
+    }
+}
+
 impl Landings {
     /// The counters at `words`.
     pub const fn new(words: Region<u64>) -> Self {
         Self { counters: Wholes::new(words) }
     }
 
-    /// Adds the part of block `block` of `blocks` at `peer`: that its rows are there, of which `landed` is the proof, or that it had none. Per thread.
+    /// What block `block` of `blocks` adds at the peer of this thread's number, if there is one: found while its rows travel, so that nothing is left to
+    /// find when they are there. Per thread.
     #[inline(always)]
     #[track_caller]
-    pub fn add(&self, window: Window, peer: Peer, block_of: (u32, u32), landed: Option<&bulk::Landed>) {
-        let Some(counter) = self.counters.at(window, peer) else { return };
-        match landed {
-            Some(landed) => landed.add_of_block(counter, part(block_of)),
-            // The words that say so prove themselves.
-            None => counter.add_relaxed::<System>(0, part(block_of)),
+    pub fn of_block(&self, window: Window, block_of: (u32, u32)) -> Option<Landing> {
+        let peer = Peer(thread::index());
+        if peer.0 >= window.peers {
+            return None;
         }
+        let counter = self.counters.at(window, peer)?;
+        Some(Landing { counter, part: part(block_of) })
     }
 
     /// What a counter is behind dispatch `number`.

@@ -27,7 +27,7 @@ pub use known::{Known, known_words};
 pub use landings::Landings;
 pub use names::{Code, Kind, Phase};
 pub use numbers::Number;
-pub use places::{PlaceWords, SeenPlace};
+pub use places::PlaceWords;
 pub use routing::{Routing, no_routing};
 pub use selections::{Selection, SelectionWords};
 pub use source::Source;

@@ -5,92 +5,140 @@ use epoxide_dsl::prelude::*;
 use super::wide;
 use crate::layout::WARPS;
 
-/// Words `[peers][blocks][FIRST][top_k][2]` in every peer's window: of a block's first tokens, the row here of each selection, or [`NOWHERE`](Self::NOWHERE), in
-/// halves, each above 48 bits of the operation's number. A word is all that it publishes, so it is stored relaxed, and who looks needs no flag. Words are not
-/// written by a block that has fewer tokens, so they have so much of the number that none comes again: not in
-/// 89 years of 100,000 operations a second.
+/// Words `[peers][blocks][of a block]` in every peer's window: how many tokens the source dispatches, and of the block's first ones the row here of each
+/// selection, or [`NOWHERE`](Self::NOWHERE). Each is told in halves, above 48 bits of the operation's number. A word is all that it publishes, so it is stored relaxed, and who looks
+/// needs no flag. Of the rows not all are written, where a block has fewer tokens, so they have so much of the number that none comes again: not in 89 years of 100,000 operations a second.
 ///
-/// They come before the block's landed word, which publishes the same in the handle: who does not find them early reads that.
+/// They come before the block's landed word, which publishes the same elsewhere: who does not find them early reads that.
 #[derive(Clone, Copy, Debug, KernelArg)]
 #[repr(C)]
 pub struct PlaceWords {
     words: Region<u64>,
-    blocks: u32,
     top_k: u32,
+    /// Numbers that a block tells a peer.
+    of_block: u32,
+    /// Numbers that all of a source's blocks tell.
+    of_source: u32,
+    /// Fills the struct to a multiple of 8 bytes.
+    reserved: u32,
 }
 
-/// What was seen of a selection's two words.
+/// What was seen of a number that is told in two words.
 #[derive(Clone, Copy, Debug)]
-pub struct SeenPlace([u64; 2]);
+struct Seen([u64; 2]);
 
 impl PlaceWords {
-    /// How many of a block's tokens are told: between two ranks one for each warp that copies on; of more ranks a warp looks for its share.
-    pub const FIRST: u32 = WARPS;
     /// No row here.
     pub const NOWHERE: u32 = u32::MAX;
 
-    /// The words at `words`, of grids of at most so many blocks.
-    pub const fn new(words: Region<u64>, blocks: u32, top_k: u32) -> Self {
-        Self { words, blocks, top_k }
+    /// The words at `words`, of so many `ranks`, and grids of at most so many blocks.
+    pub const fn new(words: Region<u64>, ranks: u32, blocks: u32, top_k: u32) -> Self {
+        let of_block = 1 + Self::first(ranks) * top_k;
+        Self { words, top_k, of_block, of_source: blocks * of_block, reserved: 0 }
     }
 
     /// Words of a window.
-    pub fn count(ranks: u64, blocks: u64, top_k: u64) -> Option<u64> {
-        ranks.checked_mul(blocks)?.checked_mul(u64::from(Self::FIRST) * 2 * top_k)
+    pub fn count(ranks: u32, blocks: u32, top_k: u32) -> Option<u64> {
+        (u64::from(ranks) * u64::from(blocks)).checked_mul(2 * (1 + u64::from(Self::first(ranks)) * u64::from(top_k)))
     }
 
-    /// Tells a peer which of its rows selection `position` of this block's token `nth` has. Per thread.
+    /// Of how many of a block's tokens rows are told: the warps that copy on have one each, of other ranks in turn.
+    const fn first(ranks: u32) -> u32 {
+        if ranks < 2 { 0 } else { WARPS.div_ceil(ranks - 1) }
+    }
+
+    /// Whether a block's token `nth` is one whose rows are told.
+    #[inline(always)]
+    pub fn is_first(&self, nth: u32) -> bool {
+        1 + nth * self.top_k < self.of_block
+    }
+
+    /// Tells a peer which of its rows selection `position` of this block's token `nth` has, which is one of the first. Per thread.
     #[inline(always)]
     #[track_caller]
     pub fn tell(&self, window: Window, number: u64, peer: Peer, (nth, position): (u32, u32), row: u32) {
-        let (to, at) = (window.of(peer, self.words), self.index(window.me, nth, position));
+        self.store(window, number, peer, 1 + nth * self.top_k + position, row);
+    }
+
+    /// Tells a peer how many tokens this rank dispatches. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn tell_tokens(&self, window: Window, number: u64, peer: Peer, tokens: u32) {
+        self.store(window, number, peer, 0, tokens);
+    }
+
+    /// What a peer's block of this number has told of where selection `position` of its token `nth` has its row here, if it has. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn row(&self, window: Window, number: u64, peer: Peer, (nth, position): (u32, u32)) -> Option<u32> {
+        self.load(window, peer, 1 + nth * self.top_k + position).number(number)
+    }
+
+    /// How many tokens a peer dispatches, if its block of this number has told. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn tokens(&self, window: Window, number: u64, peer: Peer) -> Option<u32> {
+        self.load(window, peer, 0).number(number)
+    }
+
+    #[inline(always)]
+    #[track_caller]
+    fn store(&self, window: Window, number: u64, peer: Peer, of_block: u32, told: u32) {
+        let (to, at) = (window.of(peer, self.words), self.index(window.me, of_block));
         unroll!(I in 2 => {
-            to.store_relaxed::<System>(at + I as u64, wide::word(number, row >> (16 * I) & 0xffff));
+            to.store_relaxed::<System>(at + I as u64, wide::word(number, told >> (16 * I) & 0xffff));
         });
     }
 
-    /// Looks for what a peer's block of this number tells. Per thread.
     #[inline(always)]
     #[track_caller]
-    pub fn look(&self, window: Window, peer: Peer, (nth, position): (u32, u32)) -> SeenPlace {
-        let (own, at) = (window.own(self.words), self.index(peer, nth, position));
-        SeenPlace([own.load_relaxed::<System>(at), own.load_relaxed::<System>(at + 1)])
+    fn load(&self, window: Window, peer: Peer, of_block: u32) -> Seen {
+        let (own, at) = (window.own(self.words), self.index(peer, of_block));
+        Seen([own.load_relaxed::<System>(at), own.load_relaxed::<System>(at + 1)])
     }
 
+    /// The first word of number `of_block` of those that this block of a source tells.
     #[inline(always)]
-    fn index(&self, source: Peer, nth: u32, position: u32) -> u64 {
-        let block = u64::from(source.0) * u64::from(self.blocks) + u64::from(thread::block_index());
-        ((block * u64::from(Self::FIRST) + u64::from(nth)) * u64::from(self.top_k) + u64::from(position)) * 2
+    fn index(&self, source: Peer, of_block: u32) -> u64 {
+        2 * u64::from(source.0 * self.of_source + thread::block_index() * self.of_block + of_block)
     }
 }
 
-impl SeenPlace {
-    /// Not looked for.
-    pub const NONE: Self = Self([0; 2]);
-
-    /// The row, if both words are of this operation.
+impl Seen {
+    /// The number that is told, if both words are of operation `operation`.
     #[inline(always)]
-    pub fn row(self, number: u64) -> Option<u32> {
-        let SeenPlace([low, high]) = self;
-        (wide::is_of(low, number) && wide::is_of(high, number)).then(|| wide::bits(high) << 16 | wide::bits(low))
+    fn number(self, operation: u64) -> Option<u32> {
+        let Seen([low, high]) = self;
+        (wide::is_of(low, operation) && wide::is_of(high, operation)).then(|| wide::bits(high) << 16 | wide::bits(low))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{PlaceWords, SeenPlace, wide};
+    use super::{PlaceWords, Seen, wide};
 
-    /// Half a row, and a row of another operation, are none.
+    /// Half a number, and a number of another operation, are none.
     #[test]
-    fn a_row_is_told_by_two_words_of_the_same_operation() {
+    fn a_number_is_told_by_two_words_of_the_same_operation() {
         let number = (1 << 48) + 7;
-        for row in [0, 1, 0xffff, 0x1_0000, 0x1234_5678, PlaceWords::NOWHERE] {
-            let halves = |low: u64, high: u64| SeenPlace([wide::word(low, row & 0xffff), wide::word(high, row >> 16)]);
-            assert_eq!(halves(number, number).row(number), Some(row));
-            assert_eq!(halves(number, number - 1).row(number), None);
-            assert_eq!(halves(number - 1, number).row(number), None);
-            assert_eq!(halves(number - 1, number - 1).row(number), None);
+        for told in [0, 1, 0xffff, 0x1_0000, 0x1234_5678, PlaceWords::NOWHERE] {
+            let halves = |low: u64, high: u64| Seen([wide::word(low, told & 0xffff), wide::word(high, told >> 16)]);
+            assert_eq!(halves(number, number).number(number), Some(told));
+            assert_eq!(halves(number, number - 1).number(number), None);
+            assert_eq!(halves(number - 1, number).number(number), None);
+            assert_eq!(halves(number - 1, number - 1).number(number), None);
         }
-        assert_eq!(SeenPlace::NONE.row(number), None, "words are zero before their first use");
+        assert_eq!(Seen([0; 2]).number(number), None, "words are zero before their first use");
+    }
+
+    /// Rows are told of as many tokens as warps look for: each copies on one of another rank, in turn.
+    #[test]
+    fn a_warp_has_its_first_token_told() {
+        for ranks in 2..=64 {
+            let last = super::WARPS - 1;
+            assert_eq!(PlaceWords::first(ranks), last / (ranks - 1) + 1, "{ranks} ranks");
+        }
+        assert_eq!(PlaceWords::count(2, 8, 4), Some(2 * 8 * 2 * (1 + 16 * 4)));
+        assert_eq!(PlaceWords::count(5, 8, 4), Some(5 * 8 * 2 * (1 + 4 * 4)));
     }
 }

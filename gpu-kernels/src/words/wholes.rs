@@ -11,9 +11,9 @@ const _: () = assert!(WHOLE * (crate::shape::MAX_BLOCKS as u64 + 1) <= u32::MAX 
 
 /// The part of block `block` of `blocks`: all parts are [`WHOLE`].
 #[inline(always)]
-pub(super) fn part((block, blocks): (u32, u32)) -> u64 {
+pub(super) fn part((block, blocks): (u32, u32)) -> u32 {
     let up_to = |block: u32| quotient(block * WHOLE as u32, blocks);
-    u64::from(up_to(block + 1) - up_to(block))
+    up_to(block + 1) - up_to(block)
 }
 
 /// Counters `[peers]` in every peer's window, each of what one rank has done for the reader: behind its operation number `n` it is `n * WHOLE`. The parts that

@@ -98,8 +98,6 @@ pub enum ProxySpace {
     Shared,
     /// Device memory (`fence.proxy.async.global`).
     Global,
-    /// Both (`fence.proxy.async`).
-    Both,
 }
 
 /// A bulk copy, as a thread asks for it.

@@ -39,14 +39,18 @@ fn words_and_pieces_are_those_of_the_window() {
     .map(|shape| WindowLayout::new(&shape).expect("it is a shape"));
     let spans = || windows.iter().flat_map(|window| window.spans().into_iter().map(move |span| (window, span)));
     let regions: Vec<_> = spans().filter(|(_, span)| span.bytes > 0).map(|(_, span)| span.name).collect();
-    let words: Vec<&str> = Says::OF_THE_WINDOW.into_iter().chain(Says::OF_FIXED_PLACES).map(Says::region).collect();
+    let words: Vec<&str> = Says::OF_THE_WINDOW
+        .into_iter()
+        .chain(Says::OF_FIXED_PLACES)
+        .chain(Says::OF_ROWS_BY_EXPERT)
+        .map(Says::region)
+        .collect();
     for name in words.iter().copied().chain([stream::ROWS, stream::OUTPUTS, by_expert::TOKENS, by_expert::SUMS]) {
         assert!(regions.contains(&name), "no window has {name}: {regions:?}");
     }
-    // What ranks post to each other is filled anew by a reset, and is all in the model, but place words: nobody waits for one, and who does not find his reads the handle, which the
-    // landed word publishes. That one is of its operation is a test beside them.
+    // What ranks post to each other is filled anew by a reset, and is all in the model.
     let posted = spans().filter(|(window, span)| span.bytes > 0 && span.offset < window.zeroed_bytes());
-    for (_, span) in posted.filter(|(_, span)| ![by_expert::TOKENS, "place words"].contains(&span.name)) {
+    for (_, span) in posted.filter(|(_, span)| span.name != by_expert::TOKENS) {
         assert!(words.contains(&span.name), "the model has no {}", span.name);
     }
 }

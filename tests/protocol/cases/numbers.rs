@@ -1,4 +1,5 @@
 //! Numbers of which words carry half, so that they come again: after 2^32 operations, and here after a few.
+use super::super::by_expert;
 use super::super::check::{breaks, holds};
 use super::super::laws::OWN;
 use super::super::low_latency::Move::{Collect, Read, Receive, Return, Send};
@@ -56,6 +57,17 @@ fn words_that_are_not_always_written_carry_the_whole_number() {
         let done = Variant { setup: halves(4, &[Says::Done]), ..Variant::new(ranks, ops("D C D D D C L C")) };
         // They are counted by combines, each of which writes them.
         holds(&format!("done counters carry half, {ranks} ranks"), done.programs());
+    }
+}
+
+/// Nor do blocks without tokens write theirs.
+#[test]
+fn place_words_carry_what_does_not_come_again() {
+    for ranks in [2, 3] {
+        let base = by_expert::Variant { told_by: 2, ..by_expert::Variant::new(ranks, 1, ops("D C C C D")) };
+        let half = by_expert::Variant { setup: halves(4, &[Says::Place]), ..base.clone() };
+        breaks(&format!("place words carry half of the epoch, {ranks} ranks"), half.programs(), OWN);
+        holds(&format!("place words carry the epoch, {ranks} ranks"), base.programs());
     }
 }
 

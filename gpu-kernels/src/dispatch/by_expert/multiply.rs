@@ -3,13 +3,13 @@ use epoxide_dsl::prelude::*;
 
 use super::super::args::{DispatchArgs, Now};
 use super::super::fit;
-use super::crossed::Crossed;
+use super::crossed::{Crossed, Known};
 use super::write_counts;
 use crate::grid_warps;
 use crate::order::Order;
 use crate::placement::remainder;
 use crate::row::Row;
-use crate::words::{Phase, SeenPlace, Source};
+use crate::words::{Phase, Source};
 
 /// The first part of a block's second half, which has `ended` the first half so: it tells the blocks of its number that its rows are there, and waits for
 /// theirs.
@@ -22,12 +22,15 @@ pub(in super::super) fn exchange<R: Row, O: Order>(
     a: &DispatchArgs,
     watch: &wait::Watch,
     ended: Result<(), fault::Stopped>,
-) -> Result<(SeenPlace, wait::BulkAccess), fault::Stopped> {
+) -> Result<(Known<R>, wait::BulkAccess), fault::Stopped> {
+    let flag = a.block_landed.of_block(a.op.window(), watch.epoch());
     let landed = bulk::land();
     // A block that has stopped posts nothing. What it files ends the others' wait, or all blocks of all ranks have found the same: a fault
     // that is told here alone is one that each finds in the same words.
     ended?;
-    a.block_landed.post(a.op.window(), watch.epoch(), &landed);
+    if let Some(flag) = flag {
+        flag.post(&landed);
+    }
     // While peers' rows are awaited, which do not lie there; whoever reads it comes behind the kernel.
     mark_padding::<O>(a);
     // By the block with the fewest tokens.
@@ -38,9 +41,9 @@ pub(in super::super) fn exchange<R: Row, O: Order>(
         zero_padding::<R>(a);
     }
     // Told since, as a rule.
-    let seen = Crossed::of(a).look(&a.places);
+    let known = Crossed::of(a).told(&a.places, watch.epoch());
     let here = a.block_landed.wait(a.op.window(), watch, Phase::Landed, watch.epoch())?;
-    Ok((seen, here.for_bulk_copies()))
+    Ok((known, here.for_bulk_copies()))
 }
 
 /// Marks what pads the rows of this rank's experts: a warp of the grid for each expert.

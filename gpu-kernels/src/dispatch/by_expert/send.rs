@@ -70,7 +70,7 @@ pub(in super::super) fn send<R: Row, O: Order>(
     begun: Begun<R>,
     free: &BulkAccess,
 ) {
-    tell_tokens(a);
+    tell_tokens(a, watch.epoch());
     let bytes = R::bytes(&a.rows);
     let Begun { mut token, selected: mut next, row: mut started } = begun;
     while let Some(on_its_way) = started {
@@ -126,7 +126,7 @@ pub(in super::super) fn send<R: Row, O: Order>(
 /// Tells the peers' blocks of this number where the rows of the block's token `nth` lie, if it is among the first. Per thread.
 #[inline(always)]
 fn tell_places(a: &DispatchArgs, watch: &wait::Watch, nth: u32, target: Target) {
-    if nth >= PlaceWords::FIRST || warp::lane() >= a.top_k {
+    if !a.places.is_first(nth) || warp::lane() >= a.top_k {
         return;
     }
     let window = a.op.window();
@@ -140,12 +140,15 @@ fn tell_places(a: &DispatchArgs, watch: &wait::Watch, nth: u32, target: Target) 
     }
 }
 
-/// Tells every peer how many tokens this rank has. By every block, so that its landed word publishes it.
+/// Tells every peer how many tokens this rank has, in operation `number`. By every block, so that its landed word publishes it; and to the blocks of its number, who may know it before.
 #[inline(always)]
-pub(in super::super) fn tell_tokens(a: &DispatchArgs) {
+pub(in super::super) fn tell_tokens(a: &DispatchArgs, number: u64) {
     let (window, peer) = (a.op.window(), Peer(thread::index()));
     if peer.0 < window.peers {
         window.of(peer, a.tokens_of).store_relaxed::<System>(window.me, a.tokens);
+        if window.is_there(peer) {
+            a.places.tell_tokens(window, number, peer, a.tokens);
+        }
     }
 }
 
