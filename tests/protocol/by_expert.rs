@@ -28,6 +28,8 @@ pub struct Variant {
     pub handles_early: bool,
     /// Whether a dispatch tells places ahead of rows, and how many words of two prove them; 0 if it does not.
     pub told_by: u8,
+    /// Whether it tells them before it knows that all ranks are in it.
+    pub tells_early: bool,
     /// Whether a block waits for block words before it posts its own.
     pub waits_first: bool,
     /// Whether reduced words are waited for from owners of the rank's tokens alone.
@@ -48,6 +50,7 @@ impl Variant {
             sums_early: false,
             handles_early: false,
             told_by: 0,
+            tells_early: false,
             waits_first: false,
             reduced_of_owners: false,
         }
@@ -113,6 +116,9 @@ impl Variant {
             if self.handles_early {
                 s.write(block, handle.clone(), op, 0);
             }
+            if self.tells_early {
+                self.tell(s, rows, epoch, block);
+            }
             s.wait(block, "entry, in dispatch", Says::Entry, rows, epoch, &[0]);
             s.wait(block, "counts", Says::Counts, rows, number, &all_blocks);
             s.recheck(block, Says::Counts, rows, number, &all_blocks);
@@ -121,10 +127,8 @@ impl Variant {
             if !self.handles_early {
                 s.write(block, handle, op, 0);
             }
-            if self.told_by > 0 {
-                for half in 0..2 {
-                    s.post(block, Says::Place, rows, epoch, 2 * block + half, Order::Relaxed);
-                }
+            if !self.tells_early {
+                self.tell(s, rows, epoch, block);
             }
             let to = s.to(routing);
             let pieces = s.there(ROWS, rows, routing, &to, block);
@@ -137,6 +141,13 @@ impl Variant {
         s.last_out(true);
         s.recheck(0, Says::Counts, rows, number, &all_blocks);
         s.end();
+    }
+
+    /// Places are told ahead of rows, in halves.
+    fn tell(&self, s: &mut Stream<'_>, rows: u8, epoch: u16, block: u8) {
+        for half in (0..2).filter(|_| self.told_by > 0) {
+            s.post(block, Says::Place, rows, epoch, 2 * block + half, Order::Relaxed);
+        }
     }
 
     fn again(&self, s: &mut Stream<'_>, rows: u8, routing: u8) {
@@ -156,8 +167,17 @@ impl Variant {
 
     /// The second half: the rows that blocks of this number have sent are copied on, by their handles, or by what is told of these.
     fn multiply(&self, s: &mut Stream<'_>, (rows, routing): (u8, u8), epoch: u16, block: u8, told_by: u8) {
+        let all = s.all();
+        let wait = |s: &mut Stream<'_>| s.wait_of(block, "landed", Says::Block, rows, epoch, &[block], &all);
+        if self.waits_first {
+            wait(s);
+        }
+        s.post(block, Says::Block, rows, epoch, block, self.block_order);
         if told_by == 0 {
-            self.copy_on(s, (rows, routing), epoch, block, false);
+            if !self.waits_first {
+                wait(s);
+            }
+            self.copy_on(s, (rows, routing), block, false);
             return;
         }
         let (agent, from) = (s.agent(block), s.from(routing));
@@ -165,16 +185,16 @@ impl Variant {
         let halves: Vec<u8> = (0..2).map(|half| 2 * block + half).collect();
         let proofs = &halves[..usize::from(told_by)];
         s.look_for(block, (Says::Place, rows, epoch), (&halves, proofs), &from, by_handles);
-        self.copy_on(s, (rows, routing), epoch, block, true);
+        wait(s);
+        self.copy_on(s, (rows, routing), block, true);
         s.world.push(agent, Step::Jump { target: copied });
         s.world.place(agent, by_handles);
-        self.copy_on(s, (rows, routing), epoch, block, false);
+        wait(s);
+        self.copy_on(s, (rows, routing), block, false);
         s.world.place(agent, copied);
     }
 
-    fn copy_on(&self, s: &mut Stream<'_>, (rows, routing): (u8, u8), epoch: u16, block: u8, told: bool) {
-        let all = s.all();
-        self.exchange(s, "landed", rows, epoch, block, &all);
+    fn copy_on(&self, s: &mut Stream<'_>, (rows, routing): (u8, u8), block: u8, told: bool) {
         let (from, made) = (s.from(routing), s.routings[usize::from(routing)].op);
         let rank = s.rank;
         if !told {
@@ -191,14 +211,15 @@ impl Variant {
         s.write(block, copies, op, 1);
     }
 
-    /// A block tells the blocks of its number, and waits for those of these ranks.
-    fn exchange(&self, s: &mut Stream<'_>, name: &'static str, rows: u8, epoch: u16, block: u8, whose: &[u8]) {
+    /// A block tells the blocks of its number that it has reduced, and waits for those of these ranks.
+    fn exchange(&self, s: &mut Stream<'_>, rows: u8, epoch: u16, block: u8, whose: &[u8]) {
+        let wait = |s: &mut Stream<'_>| s.wait_of(block, "reduced", Says::Block, rows, epoch, &[block], whose);
         if self.waits_first {
-            s.wait_of(block, name, Says::Block, rows, epoch, &[block], whose);
+            wait(s);
         }
         s.post(block, Says::Block, rows, epoch, block, self.block_order);
         if !self.waits_first {
-            s.wait_of(block, name, Says::Block, rows, epoch, &[block], whose);
+            wait(s);
         }
     }
 
@@ -228,7 +249,7 @@ impl Variant {
             if self.sums_early {
                 s.wait(block, "entry, in combine", Says::Entry, rows, epoch, &[0]);
             }
-            self.exchange(s, "reduced", rows, epoch, block, &whose);
+            self.exchange(s, rows, epoch, block, &whose);
             let sums = owners.iter().map(|&owner| s.piece(SUMS, rows, rank, owner, block)).collect();
             s.read(block, sums, op);
             // A token's only row on a rank.

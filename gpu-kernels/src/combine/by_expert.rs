@@ -166,6 +166,7 @@ pub(super) fn attempt<S: ByExpert>(rows: &S, watch: &wait::Watch, aborted: bool)
     }
     let _there = a.reduced.wait(window, watch, Phase::Reduced, watch.epoch())?;
     rows.beside();
+    // Where owners take more registers, the first part is loaded anew rather than kept.
     let first = if S::SINGLE_ROWS_TOO { parts.first(&a.pull) } else { first };
     sum_parts(rows, parts, first);
     Ok(())

@@ -88,13 +88,13 @@ fn multiply<R: Row>(
     // A block that has stopped posts nothing, and what it files ends the others' wait.
     ended?;
     // The handles are there since the dispatch: the first one comes over the link while rows do.
-    let known = crossed.known::<R>();
+    let ahead = crossed.known::<R>();
     let flag = a.block_landed.of_block(window, watch.epoch());
     let landed = bulk::land();
     if let Some(flag) = flag {
         flag.post(&landed);
     }
     let here = a.block_landed.wait(window, watch, Phase::Landed, watch.epoch())?;
-    known.copy_on(crossed, &here.for_bulk_copies());
+    ahead.copy_on(crossed, &here.for_bulk_copies());
     Ok(())
 }

@@ -151,7 +151,7 @@ fn run_by_expert<R: Row, O: Order>(
     let passed = (thread::index() == PASSES).then(|| a.op.grid.pass(here.is_err()));
     let mut ended = Ok(());
     match here {
-        Ok((known, free)) => known.copy_on(by_expert::Crossed::of(a), &free),
+        Ok((ahead, free)) => ahead.copy_on(by_expert::Crossed::of(a), &free),
         Err(stopped) => ended = Err(stopped),
     }
     bulk::leave();

@@ -12,7 +12,7 @@ pub(crate) const PASSES: u32 = THREADS - MAX_RANKS - 1;
 pub const WARPS: u32 = THREADS / warp::LANES;
 
 /// A dispatch block's dynamic shared memory: an mbarrier for every stage, row bases, places, the first bad selection, then for each copying
-/// warp its stages, where the counters lie before the first row comes, with a mask of each counter for each counting warp behind them.
+/// warp its stages, where the counters lie before the first row comes, with masks for each counting warp behind them.
 #[derive(Clone, Copy, Debug, KernelArg, PartialEq, Eq)]
 #[repr(C)]
 pub struct DispatchShared {
@@ -26,7 +26,7 @@ pub struct DispatchShared {
     /// expert, u32 `[experts]`: how many selections each has of all ranks.
     pub bad: u32,
     /// Offset of the stages, and of u32 `[1 + counting warps][ranks + 1 + experts]`: counters, which are read for the last time when they are told, and
-    /// masks of the lanes that have each.
+    /// masks of the lanes that have each expert.
     pub stages: u32,
     /// Bytes of a stage.
     pub stage_bytes: u32,

@@ -1,4 +1,4 @@
-//! Place words: where the rows of a block's first tokens lie at the reader, told while the rows are on their way.
+//! Place words: how many tokens there are, and where the rows of a block's first ones lie at the reader, told while the rows are on their way.
 use epoxide_dsl::KernelArg;
 use epoxide_dsl::prelude::*;
 

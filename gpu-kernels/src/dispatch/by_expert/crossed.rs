@@ -31,7 +31,7 @@ pub(in super::super) struct Crossed<'a> {
 
 /// A token of a peer's that the block of this number there has sent.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Sent {
+struct Sent {
     /// Where this lane's selection sent its row, or -1.
     rank: i32,
     /// The row there.
@@ -44,7 +44,7 @@ impl Sent {
 }
 
 /// What a warp knows of what it copies on by the time that it is there.
-pub(in super::super) struct Known<R> {
+pub(in super::super) struct Ahead<R> {
     /// Its stage, if it copies on.
     ring: Option<Ring<1, Loads>>,
     /// Its first token.
@@ -54,7 +54,7 @@ pub(in super::super) struct Known<R> {
     row: PhantomData<R>,
 }
 
-impl<R: Row> Known<R> {
+impl<R: Row> Ahead<R> {
     /// Copies on what `crossed`, which is there now. Warp-collective.
     #[inline(always)]
     pub(in super::super) fn copy_on(self, crossed: Crossed<'_>, free: &BulkAccess) {
@@ -96,18 +96,18 @@ impl<'a> Crossed<'a> {
 
     /// What is told of what this warp copies on, of operation `number`, which may not have been told yet. Warp-collective.
     #[inline(always)]
-    pub(in super::super) fn told<R: Row>(&self, places: &PlaceWords, number: u64) -> Known<R> {
+    pub(in super::super) fn told<R: Row>(&self, places: &PlaceWords, number: u64) -> Ahead<R> {
         let end = self.told_end(places, number);
         let first = self.told_first(places, number);
-        Known { ring: self.ring::<R>(), first, end, row: PhantomData }
+        Ahead { ring: self.ring::<R>(), first, end, row: PhantomData }
     }
 
     /// What a handle says of it that is there already. Warp-collective.
     #[inline(always)]
-    pub(in super::super) fn known<R: Row>(&self) -> Known<R> {
+    pub(in super::super) fn known<R: Row>(&self) -> Ahead<R> {
         let end = self.end();
         let first = (warp::index() < end).then(|| self.sent(warp::index()));
-        Known { ring: self.ring::<R>(), first, end: Some(end), row: PhantomData }
+        Ahead { ring: self.ring::<R>(), first, end: Some(end), row: PhantomData }
     }
 
     /// The end of the block's tokens' numbers, if every peer's block has told. Warp-collective.
@@ -157,8 +157,8 @@ impl<'a> Crossed<'a> {
 
     /// Copies them on, with what is known of them. Warp-collective.
     #[inline(always)]
-    fn copy_on<R: Row>(&self, known: Known<R>, free: &BulkAccess) {
-        let Known { ring: Some(mut ring), first, end, .. } = known else { return };
+    fn copy_on<R: Row>(&self, ahead: Ahead<R>, free: &BulkAccess) {
+        let Ahead { ring: Some(mut ring), first, end, .. } = ahead else { return };
         let end = match end {
             Some(end) => end,
             None => self.end(),
@@ -174,8 +174,8 @@ impl<'a> Crossed<'a> {
             let Sent { rank, row } = next;
             let here = warp::ballot(warp::ALL, rank == window.rank().0 as i32);
             // It came to the first, if to any.
-            let (first, others) = (here.trailing_zeros(), here & here.wrapping_sub(1));
-            let came = warp::shuffle(warp::ALL, row, first % warp::LANES);
+            let (lane, others) = (here.trailing_zeros(), here & here.wrapping_sub(1));
+            let came = warp::shuffle(warp::ALL, row, lane % warp::LANES);
             let loading = if others == 0 { Err(ring) } else { Ok(ring.load(rows.row(came).as_global(), bytes)) };
             let mut scales = [0; 4];
             if R::SCALES && others != 0 {

@@ -9,8 +9,8 @@
 //! later dispatch, so what it counts before lies elsewhere. All blocks are resident together and none waits for a landed word before it has
 //! sent, so none waits for ever.
 //!
-//! Where a block's first tokens lie is told by words that prove themselves ([`PlaceWords`](crate::words::PlaceWords)), before the rows
-//! are there: who sees them by the time that they are asks nobody over the link, nor how many there are, before it copies on the first. Who does not reads the handle.
+//! How many tokens a rank has, and where a block's first ones lie, is told by words that prove themselves ([`PlaceWords`](crate::words::PlaceWords)), before the rows
+//! are there: who sees them knows what is his to copy on when they come, and asks nobody over the link before he copies on the first. Who does not reads the handle.
 //!
 //! At the end nobody waits for what is copied on to be complete, only for it to have left shared memory: whoever reads it comes behind the kernel.
 //!

@@ -3,7 +3,7 @@ use epoxide_dsl::prelude::*;
 
 use super::super::args::{DispatchArgs, Now};
 use super::super::fit;
-use super::crossed::{Crossed, Known};
+use super::crossed::{Ahead, Crossed};
 use super::write_counts;
 use crate::grid_warps;
 use crate::order::Order;
@@ -22,7 +22,7 @@ pub(in super::super) fn exchange<R: Row, O: Order>(
     a: &DispatchArgs,
     watch: &wait::Watch,
     ended: Result<(), fault::Stopped>,
-) -> Result<(Known<R>, wait::BulkAccess), fault::Stopped> {
+) -> Result<(Ahead<R>, wait::BulkAccess), fault::Stopped> {
     let flag = a.block_landed.of_block(a.op.window(), watch.epoch());
     let landed = bulk::land();
     // A block that has stopped posts nothing. What it files ends the others' wait, or all blocks of all ranks have found the same: a fault
@@ -41,9 +41,9 @@ pub(in super::super) fn exchange<R: Row, O: Order>(
         zero_padding::<R>(a);
     }
     // Told since, as a rule.
-    let known = Crossed::of(a).told(&a.places, watch.epoch());
+    let ahead = Crossed::of(a).told(&a.places, watch.epoch());
     let here = a.block_landed.wait(a.op.window(), watch, Phase::Landed, watch.epoch())?;
-    Ok((known, here.for_bulk_copies()))
+    Ok((ahead, here.for_bulk_copies()))
 }
 
 /// Marks what pads the rows of this rank's experts: a warp of the grid for each expert.
