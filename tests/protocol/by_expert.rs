@@ -168,18 +168,13 @@ impl Variant {
     /// The second half: the rows that blocks of this number have sent are copied on, by their handles, or by what is told of these.
     fn multiply(&self, s: &mut Stream<'_>, (rows, routing): (u8, u8), epoch: u16, block: u8, told_by: u8) {
         let all = s.all();
-        let wait = |s: &mut Stream<'_>| s.wait_of(block, "landed", Says::Block, rows, epoch, &[block], &all);
-        if self.waits_first {
-            wait(s);
-        }
-        s.post(block, Says::Block, rows, epoch, block, self.block_order);
         if told_by == 0 {
-            if !self.waits_first {
-                wait(s);
-            }
+            self.exchange(s, "landed", rows, epoch, block, &all);
             self.copy_on(s, (rows, routing), block, false);
             return;
         }
+        let wait = |s: &mut Stream<'_>| s.wait_of(block, "landed", Says::Block, rows, epoch, &[block], &all);
+        s.post(block, Says::Block, rows, epoch, block, self.block_order);
         let (agent, from) = (s.agent(block), s.from(routing));
         let [by_handles, copied] = [(); 2].map(|()| s.world.label());
         let halves: Vec<u8> = (0..2).map(|half| 2 * block + half).collect();
@@ -211,15 +206,14 @@ impl Variant {
         s.write(block, copies, op, 1);
     }
 
-    /// A block tells the blocks of its number that it has reduced, and waits for those of these ranks.
-    fn exchange(&self, s: &mut Stream<'_>, rows: u8, epoch: u16, block: u8, whose: &[u8]) {
-        let wait = |s: &mut Stream<'_>| s.wait_of(block, "reduced", Says::Block, rows, epoch, &[block], whose);
+    /// A block tells the blocks of its number, and waits for those of these ranks.
+    fn exchange(&self, s: &mut Stream<'_>, name: &'static str, rows: u8, epoch: u16, block: u8, whose: &[u8]) {
         if self.waits_first {
-            wait(s);
+            s.wait_of(block, name, Says::Block, rows, epoch, &[block], whose);
         }
         s.post(block, Says::Block, rows, epoch, block, self.block_order);
         if !self.waits_first {
-            wait(s);
+            s.wait_of(block, name, Says::Block, rows, epoch, &[block], whose);
         }
     }
 
@@ -249,7 +243,7 @@ impl Variant {
             if self.sums_early {
                 s.wait(block, "entry, in combine", Says::Entry, rows, epoch, &[0]);
             }
-            self.exchange(s, rows, epoch, block, &whose);
+            self.exchange(s, "reduced", rows, epoch, block, &whose);
             let sums = owners.iter().map(|&owner| s.piece(SUMS, rows, rank, owner, block)).collect();
             s.read(block, sums, op);
             // A token's only row on a rank.

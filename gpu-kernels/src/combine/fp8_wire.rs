@@ -101,6 +101,7 @@ impl<const GATED: bool> ByFp8<'_, GATED> {
 
 impl<const GATED: bool> ByExpert for ByFp8<'_, GATED> {
     const SINGLE_ROWS_TOO: bool = true;
+
     #[inline(always)]
     fn sums(&self) -> &CombineByExpertArgs {
         &self.0.sums

@@ -3,7 +3,7 @@ use epoxide_dsl::KernelArg;
 use epoxide_dsl::prelude::*;
 
 use super::Phase;
-use super::wholes::{Wholes, part};
+use super::wholes::Wholes;
 
 /// Counters `[peers]` in every peer's window, each of what one rank has read here: behind its combine number `n` it is `n` times [`WHOLE`](super::WHOLE).
 #[derive(Clone, Copy, Debug)]
@@ -40,11 +40,8 @@ impl DoneCounters {
     #[inline(always)]
     #[track_caller]
     pub fn of_block(&self, window: Window, peer: Peer, block_of: (u32, u32)) -> Option<Done> {
-        if peer.0 >= window.peers {
-            return None;
-        }
-        let counter = self.counters.at(window, peer)?;
-        Some(Done { counter, part: part(block_of) })
+        let (counter, part) = self.counters.of_block(window, peer, block_of)?;
+        Some(Done { counter, part })
     }
 
     /// Writes here what `peer` would add up to. Per thread.

@@ -3,7 +3,7 @@ use epoxide_dsl::KernelArg;
 use epoxide_dsl::prelude::*;
 
 use super::Phase;
-use super::wholes::{Wholes, part};
+use super::wholes::Wholes;
 
 /// Counters `[peers]` in every peer's window, each of one rank's rows: behind its dispatch number `d` it is `d` times [`WHOLE`](super::WHOLE).
 #[derive(Clone, Copy, Debug)]
@@ -46,12 +46,8 @@ impl Landings {
     #[inline(always)]
     #[track_caller]
     pub fn of_block(&self, window: Window, block_of: (u32, u32)) -> Option<Landing> {
-        let peer = Peer(thread::index());
-        if peer.0 >= window.peers {
-            return None;
-        }
-        let counter = self.counters.at(window, peer)?;
-        Some(Landing { counter, part: part(block_of) })
+        let (counter, part) = self.counters.of_block(window, Peer(thread::index()), block_of)?;
+        Some(Landing { counter, part })
     }
 
     /// What a counter is behind dispatch `number`.

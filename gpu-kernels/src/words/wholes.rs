@@ -11,7 +11,7 @@ const _: () = assert!(WHOLE * (crate::shape::MAX_BLOCKS as u64 + 1) <= u32::MAX 
 
 /// The part of block `block` of `blocks`: all parts are [`WHOLE`].
 #[inline(always)]
-pub(super) fn part((block, blocks): (u32, u32)) -> u32 {
+fn part((block, blocks): (u32, u32)) -> u32 {
     let up_to = |block: u32| quotient(block * WHOLE as u32, blocks);
     up_to(block + 1) - up_to(block)
 }
@@ -34,8 +34,19 @@ impl Wholes {
     /// This rank's counter at `peer`. None in the place of one that is gone, which is this rank's own window, that has its own part.
     #[inline(always)]
     #[track_caller]
-    pub(super) fn at(&self, window: Window, peer: Peer) -> Option<Symmetric<u64>> {
+    fn at(&self, window: Window, peer: Peer) -> Option<Symmetric<u64>> {
         window.is_there(peer).then(|| window.of(peer, self.words).at(window.me))
+    }
+
+    /// This rank's counter at `peer`, if there is one of that number, and the part of block `block` of `blocks`.
+    #[inline(always)]
+    #[track_caller]
+    pub(super) fn of_block(&self, window: Window, peer: Peer, block_of: (u32, u32)) -> Option<(Symmetric<u64>, u32)> {
+        if peer.0 >= window.peers {
+            return None;
+        }
+        let counter = self.at(window, peer)?;
+        Some((counter, part(block_of)))
     }
 
     /// What a counter is behind operation `number`.
