@@ -27,8 +27,14 @@ const EXPERTS: u32 = 10;
 const TOP_K: u32 = 3;
 const HIDDEN: u32 = 64;
 
+/// Few tokens of each rank, which every block counts all of.
+const FEW: [u32; 3] = [40, 33, 37];
+
+/// So many that each block counts its own, and blocks tell each other what they have counted.
+const MANY: [u32; 3] = [700, 650, 690];
+
 /// A good operation of three ranks.
-fn good(data: u64) -> Case {
+fn good(data: u64, tokens: [u32; 3]) -> Case {
     Case {
         ranks: 3,
         experts: EXPERTS,
@@ -37,7 +43,7 @@ fn good(data: u64) -> Case {
         format: WireFormat::Bf16,
         // Each block but the first tells its counts to one rank alone.
         num_sms: 4,
-        tokens: vec![40, 33, 37],
+        tokens: tokens.to_vec(),
         index: IndexType::I64,
         choice: Choice::Uniform,
         holes: 1,
@@ -59,8 +65,8 @@ struct Spoiled {
 
 /// One good dispatch of a rank, then one with bad selections, then what the buffer says of itself. The simulated machine, if it
 /// is one, shows what lies in its memory.
-fn spoil(comm: &Comm, bad: &[Bad], index: IndexType, machine: Option<&Machine>) -> Result<Spoiled> {
-    let (first, mut second) = (good(1).world(), good(2).world());
+fn spoil(comm: &Comm, tokens: [u32; 3], bad: &[Bad], index: IndexType, machine: Option<&Machine>) -> Result<Spoiled> {
+    let (first, mut second) = (good(1, tokens).world(), good(2, tokens).world());
     for bad in bad {
         let at = bad.token * TOP_K + bad.position;
         second.inputs[bad.rank as usize].topk_idx[at as usize] = bad.index;
@@ -71,13 +77,13 @@ fn spoil(comm: &Comm, bad: &[Bad], index: IndexType, machine: Option<&Machine>) 
         // wrote it, and none writes there before this one is in the next.
         machine.map_or(Vec::new(), |m| unsafe { m.peek(from, words) }.expect("the buffer's own memory"))
     };
-    let mut buffer = ElasticBuffer::new(comm, good(1).config())?;
+    let mut buffer = ElasticBuffer::new(comm, good(1, tokens).config())?;
     let filled = |world: &World| {
-        let mut tensors = Tensors::empty(comm, good(1).max_tokens(), HIDDEN, TOP_K, index)?;
+        let mut tensors = Tensors::empty(comm, good(1, tokens).max_tokens(), HIDDEN, TOP_K, index)?;
         tensors.fill(world, comm.rank()).map(|()| tensors)
     };
     let (right, wrong) = (filled(&first)?, filled(&second)?);
-    let tokens = good(1).tokens[comm.rank() as usize];
+    let tokens = tokens[comm.rank() as usize];
     comm.barrier()?;
     let handle = right.dispatch(&mut buffer, tokens)?;
     let view = buffer.recv_view(&handle)?;
@@ -96,13 +102,15 @@ fn spoil(comm: &Comm, bad: &[Bad], index: IndexType, machine: Option<&Machine>) 
 }
 
 /// Runs [`spoil`] on three ranks in every schedule, and gives each rank's fault to `check`.
-fn spoil_all(bad: &[Bad], index: IndexType, check: impl Fn(u32, &Error)) {
+fn spoil_all(tokens: [u32; 3], bad: &[Bad], index: IndexType, check: impl Fn(u32, &Error)) {
     for mode in schedules() {
         let results = match Device::from_env() {
-            Device::Cuda => run(3, mode, |comm| spoil(&comm, bad, index, None)),
+            Device::Cuda => run(3, mode, |comm| spoil(&comm, tokens, bad, index, None)),
             Device::Simulated => {
                 let machine = Machine::new(MachineConfig::new(3, mode)).unwrap();
-                LocalGroup::on_machine(&machine).unwrap().run_all(|comm| spoil(&comm, bad, index, Some(&machine)))
+                LocalGroup::on_machine(&machine)
+                    .unwrap()
+                    .run_all(|comm| spoil(&comm, tokens, bad, index, Some(&machine)))
             }
         };
         for (rank, result) in (0..).zip(results) {
@@ -133,7 +141,7 @@ fn an_index_that_is_no_expert_is_named_on_every_rank() {
         (Bad { rank: 1, token: 7, position: 1, index: i64::MIN }, IndexType::I64),
     ];
     for (bad, index_type) in cases {
-        spoil_all(&[bad], index_type, |here, error| {
+        spoil_all(FEW, &[bad], index_type, |here, error| {
             assert_error!(
                 error,
                 Error::IndexOutOfRange { rank, source_rank, token, position, index, experts: EXPERTS, epoch: 2, .. }
@@ -156,7 +164,7 @@ fn an_expert_that_a_token_selects_twice_is_named_on_every_rank() {
         Bad { rank: 2, token: 35, position: 2, index: 4 },
     ];
     for index_type in [IndexType::I64, IndexType::I32, IndexType::U32] {
-        spoil_all(&bad, index_type, |here, error| {
+        spoil_all(FEW, &bad, index_type, |here, error| {
             assert_error!(
                 error,
                 Error::IndexRepeated { rank, source_rank: 2, token: 35, position: 2, index: 4, epoch: 2, .. } if *rank == here,
@@ -175,7 +183,7 @@ fn all_ranks_name_the_same_bad_selection() {
         Bad { rank: 1, token: 12, position: 2, index: 97 },
         Bad { rank: 1, token: 12, position: 1, index: 96 },
     ];
-    spoil_all(&bad, IndexType::I64, |_, error| {
+    spoil_all(FEW, &bad, IndexType::I64, |_, error| {
         assert_error!(
             error,
             Error::IndexOutOfRange { source_rank: 1, token: 12, position: 1, index: 96, .. },
@@ -183,6 +191,40 @@ fn all_ranks_name_the_same_bad_selection() {
             "token 12",
             "position 1",
             "is 96"
+        );
+    });
+}
+
+/// The same where each block has counted its own tokens: three blocks of rank 1 have found one.
+#[test]
+fn of_many_tokens_too_all_ranks_name_the_same_bad_selection() {
+    let bad = [
+        Bad { rank: 2, token: 0, position: 0, index: 99 },
+        Bad { rank: 1, token: 640, position: 0, index: 98 },
+        Bad { rank: 1, token: 300, position: 2, index: 97 },
+        Bad { rank: 1, token: 300, position: 1, index: -96 },
+        Bad { rank: 1, token: 330, position: 0, index: 95 },
+    ];
+    for index_type in [IndexType::I64, IndexType::I32] {
+        spoil_all(MANY, &bad, index_type, |_, error| {
+            assert_error!(
+                error,
+                Error::IndexOutOfRange { source_rank: 1, token: 300, position: 1, index: -96, .. },
+                "rank 1",
+                "token 300",
+                "position 1",
+                "is -96"
+            );
+        });
+    }
+    let bad: Vec<_> =
+        (0..).zip([2, -1, 2]).map(|(position, index)| Bad { rank: 2, token: 689, position, index }).collect();
+    spoil_all(MANY, &bad, IndexType::U32, |_, error| {
+        assert_error!(
+            error,
+            Error::IndexRepeated { source_rank: 2, token: 689, position: 2, index: 2, .. },
+            "token 689",
+            "twice"
         );
     });
 }
@@ -239,7 +281,8 @@ fn processes_name_what_threads_name() {
     each_a_process(3, "processes_name_what_threads_name", |comm| {
         names_both_operations(comm.rank(), out_of_step(comm).expect("nobody is gone"));
         let bad = Bad { rank: 1, token: 31, position: 2, index: 10 };
-        let Spoiled { fault, next, close, .. } = spoil(comm, &[bad], IndexType::I64, None).expect("nobody is gone");
+        let Spoiled { fault, next, close, .. } =
+            spoil(comm, FEW, &[bad], IndexType::I64, None).expect("nobody is gone");
         let fault = fault.expect_err("a selection is bad");
         let here = comm.rank();
         assert_error!(

@@ -257,3 +257,34 @@ fn without_the_done_word_the_skew_test_fails() {
         println!("{why}");
     }
 }
+
+/// So many tokens now and then that each block counts its own, and blocks tell each other what they have counted; and so few that none does, so that
+/// words of before are there.
+fn many(seed: u64, mutation: Option<Mutation>) -> Skew {
+    Skew { max_tokens: 1000, rounds: 6, num_sms: 4, ..few(seed, mutation) }
+}
+
+#[test]
+fn a_few_uneven_rounds_of_many_tokens() {
+    for seed in replay::seeds(3) {
+        let skew = many(seed, None);
+        let (tokens, each) = (skew.rounds(), 512);
+        let counts = || tokens.iter().flat_map(|round| round.world.inputs.iter().map(|input| input.tokens));
+        assert!(counts().any(|tokens| tokens > each) && counts().any(|tokens| tokens <= each), "both ways to count");
+        if let Err(why) = skew.run(Device::from_env()) {
+            let line = replay::line(module_path!(), "a_few_uneven_rounds_of_many_tokens", seed);
+            panic!("{skew:?}\n{why}\nreplay: {line}");
+        }
+    }
+}
+
+/// Each block waits for what others have counted: without that its rows lie where theirs do.
+#[test]
+fn without_what_blocks_tell_each_other_the_skew_test_fails() {
+    let source = include_str!("../gpu-kernels/src/dispatch/count.rs");
+    let wait =
+        Mutation::of("gpu-kernels/src/dispatch/count.rs", source, "watch.wait_until_many(").expect("blocks wait");
+    let skew = many(0, Some(wait));
+    let why = skew.run(Device::Simulated).expect_err("blocks have added nothing up");
+    println!("{why}");
+}

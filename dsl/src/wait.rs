@@ -209,6 +209,36 @@ impl Watch {
         Ok(Acquired(()))
     }
 
+    /// [`Self::wait_until`] for flags of which a thread looks for two at once: until `came` says of each of `flags` that what `look` saw is what it waits for. `look` is a [`Poll`]
+    /// whose `ready` is not asked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::wait_until`].
+    #[inline(always)]
+    #[track_caller]
+    pub fn wait_until_many(
+        &self,
+        phase: u32,
+        flags: u32,
+        look: impl Fn(u32) -> Poll,
+        came: impl Fn(u32, u64) -> bool,
+    ) -> Outcome {
+        if arch::is_left_out() {
+            return Ok(Acquired(()));
+        }
+        let threads = thread::block_threads();
+        let mut fault = Fault::NONE;
+        let mut flag = thread::index();
+        while flag < flags && !fault.is_some() {
+            let other = if flag + threads < flags { flag + threads } else { flag };
+            fault = self.wait_for_two(phase, (flag, other), &look, &came);
+            flag += 2 * threads;
+        }
+        fault.settle()?;
+        Ok(Acquired(()))
+    }
+
     /// Waits for flags of two kinds together, where one kind after the other would take as long as two looks: until `poll` says of each of some `few` flags
     /// that it is there, in the last threads, of which each then says what is wrong with its own, if anything is; and until `came` says of each of `many`
     /// that what `look` saw is what it waits for, two of a thread at once. Block-collective; of each kind the phase and how many they are.

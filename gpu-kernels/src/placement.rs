@@ -13,12 +13,18 @@ pub struct Placement {
     pub larger: u32,
     /// Ranks in all.
     pub ranks: u32,
+    /// To divide by `per_rank`.
+    by_per_rank: Divisor,
+    /// To divide by `per_rank + 1`.
+    by_larger: Divisor,
 }
 
 impl Placement {
     /// Places `experts` on `ranks`, which is at least 1.
     pub const fn new(experts: u32, ranks: u32) -> Self {
-        Self { experts, per_rank: experts / ranks, larger: experts % ranks, ranks }
+        let per_rank = experts / ranks;
+        let (by_per_rank, by_larger) = (Divisor::new(per_rank), Divisor::new(per_rank + 1));
+        Self { experts, per_rank, larger: experts % ranks, ranks, by_per_rank, by_larger }
     }
 
     /// First expert of `rank`; for `rank == ranks`, the number of experts.
@@ -37,13 +43,30 @@ impl Placement {
     /// The rank that owns `expert`, which is below `experts`.
     #[inline(always)]
     pub const fn owner(self, expert: u32) -> u32 {
-        let in_larger = self.larger.wrapping_mul(self.per_rank.wrapping_add(1));
-        if expert < in_larger {
-            quotient(expert, self.per_rank.wrapping_add(1))
-        } else {
-            // `per_rank` is 0 only when every expert is in the larger ranges.
-            self.larger + quotient(expert - in_larger, self.per_rank)
-        }
+        // Of the larger ranges the first quotient is the rank, of the others the second; where one is not it is less.
+        let behind = expert - if expert < self.larger { expert } else { self.larger };
+        let (of_larger, of_others) = (self.by_larger.quotient(expert), self.by_per_rank.quotient(behind));
+        if of_larger > of_others { of_larger } else { of_others }
+    }
+}
+
+/// What a number of experts is divided by: a division takes 30 instructions, this two.
+#[derive(Clone, Copy, Debug, KernelArg, PartialEq, Eq)]
+#[repr(C)]
+struct Divisor {
+    /// 2^31 by the divisor, rounded up; 0 for a divisor of 0.
+    reciprocal: u32,
+}
+
+impl Divisor {
+    const fn new(divisor: u32) -> Self {
+        Self { reciprocal: if divisor == 0 { 0 } else { (1u32 << 31).div_ceil(divisor) } }
+    }
+
+    /// `n` by the divisor, where their product is below 2^31; 0 for a divisor of 0.
+    #[inline(always)]
+    const fn quotient(self, n: u32) -> u32 {
+        (((2 * n) as u64 * self.reciprocal as u64) >> 32) as u32
     }
 }
 

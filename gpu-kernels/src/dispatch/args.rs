@@ -19,15 +19,49 @@ pub mod index {
     /// Unsigned 32-bit; `u32::MAX` is "no selection".
     pub const U32: u32 = 2;
 
-    /// Selection `position` of `token`, of `top_k` each, as an i64, whatever its type.
-    #[inline(always)]
-    pub(crate) fn load(topk_idx: Global<u8>, index_type: u32, top_k: u32, token: u32, position: u32) -> i64 {
-        match index_type {
-            I64 => topk_idx.cast::<i64>().rows(top_k).row(token).load_weak(position),
-            index_type => {
-                let bits = topk_idx.cast::<u32>().rows(top_k).row(token).load_weak(position);
-                // "No selection" is all ones in every type.
-                if index_type == U32 && bits != u32::MAX { i64::from(bits) } else { i64::from(bits as i32) }
+    /// A selection as it is loaded, by halves that nothing waits for before they are asked for something: a choice between two loads would.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Selected {
+        low: u32,
+        /// 0 where the type has 32 bits.
+        high: u32,
+    }
+
+    impl Selected {
+        /// "No selection", in each type.
+        pub const NONE: Self = Self { low: u32::MAX, high: u32::MAX };
+
+        /// Loads selection `position` of `token`, of `top_k` each.
+        #[inline(always)]
+        pub fn load(topk_idx: Global<u8>, index_type: u32, top_k: u32, token: u32, position: u32) -> Self {
+            let is_wide = index_type == I64;
+            let halves = topk_idx.cast::<u32>().rows(top_k << u32::from(is_wide)).row(token);
+            let mut loaded = Self { low: halves.load_weak(position << u32::from(is_wide)), high: 0 };
+            if is_wide {
+                loaded.high = halves.load_weak(2 * position + 1);
+            }
+            loaded
+        }
+
+        /// The expert, of so many, if it is one.
+        #[inline(always)]
+        pub fn expert(self, experts: u32) -> Option<u32> {
+            (self.low < experts && self.high == 0).then_some(self.low)
+        }
+
+        /// Whether it is "no selection": all ones, in every type.
+        #[inline(always)]
+        pub fn is_none(self, index_type: u32) -> bool {
+            self.low == u32::MAX && (self.high == u32::MAX || index_type != I64)
+        }
+
+        /// The selection as an i64, whatever its type.
+        #[inline(always)]
+        pub fn value(self, index_type: u32) -> i64 {
+            match index_type {
+                I64 => (u64::from(self.high) << 32 | u64::from(self.low)) as i64,
+                U32 if self.low != u32::MAX => self.low.into(),
+                _ => (self.low as i32).into(),
             }
         }
     }
@@ -59,8 +93,8 @@ pub struct DispatchArgs {
     pub topk_idx: Global<u8>,
     /// f32 `[tokens][top_k]`.
     pub topk_weights: Global<f32>,
-    /// u32 `[blocks][ranks + 1 + experts]`.
-    pub block_counts: Global<u32>,
+    /// What blocks tell each other of what they have counted: [`BlockCounts`](crate::words::BlockCounts), or u32 `[blocks][ranks + 1 + experts]` where rows lie by expert.
+    pub block_counts: Global<u64>,
     /// `[1]`: the number of the dispatch whose routing this slot has: written, 0 if it failed.
     pub routing: Global<u64>,
     /// i32 `[tokens][top_k]`: written: the rank that a selection's row goes to, at the first selection of that rank, or at each where rows are
@@ -141,12 +175,19 @@ impl Chunk {
         Self { start: 0, end: tokens }.part(thread::block_index(), quotient(tokens + blocks - 1, blocks))
     }
 
-    /// Those of this block in a dispatch, of `tokens`. If they are few the last block has none, which is late, unless rows lie by expert: there what others had to do
-    /// for it would take longer, a row for each selection; and receivers find a peer's by [`Self::of_block`].
+    /// Whether the last block has none of so many in a dispatch: it is late, and what the others take from it costs less where they are few. Not where rows lie by
+    /// expert: there that would take longer, a row for each selection; and receivers find a peer's by [`Self::of_block`]. The same in all blocks.
+    #[inline(always)]
+    pub(super) fn spares_the_last<O: Order>(tokens: u32) -> bool {
+        let blocks = thread::grid_blocks();
+        !O::BY_EXPERT && blocks > 1 && tokens <= FEW
+    }
+
+    /// Those of this block in a dispatch, of `tokens`.
     #[inline(always)]
     pub(super) fn of_dispatch<O: Order>(tokens: u32) -> Self {
         let blocks = thread::grid_blocks();
-        if O::BY_EXPERT || tokens > FEW || blocks == 1 {
+        if !Self::spares_the_last::<O>(tokens) {
             return Self::of_block(tokens);
         }
         Self { start: 0, end: tokens }.part(thread::block_index(), quotient(tokens + blocks - 2, blocks - 1))
@@ -202,9 +243,14 @@ impl DispatchArgs {
     pub(super) fn handle_rows(&self, token: u32) -> Global<u32> {
         self.send_row.rows(self.top_k).row(token)
     }
+    /// Selection `position` of `token`, on its way.
+    #[inline(always)]
+    pub(super) fn load_selection(&self, token: u32, position: u32) -> index::Selected {
+        index::Selected::load(self.topk_idx, self.index_type, self.top_k, token, position)
+    }
     /// Selection `position` of `token` as an i64, whatever its type.
     #[inline(always)]
     pub(super) fn selection(&self, token: u32, position: u32) -> i64 {
-        index::load(self.topk_idx, self.index_type, self.top_k, token, position)
+        self.load_selection(token, position).value(self.index_type)
     }
 }

@@ -1,13 +1,13 @@
 //! Counting: what this rank sends to each rank and expert, told to every peer, and where its rows go.
 use epoxide_dsl::prelude::*;
 
-use super::args::{Chunk, DispatchArgs, Now};
+use super::args::{Chunk, DispatchArgs, Now, index};
 use crate::grid_warps;
 use crate::layout::{THREADS, WARPS};
 use crate::order::{Counted, Order};
 use crate::placement::quotient;
 use crate::sum::sum;
-use crate::words::{BadSelection, Kind};
+use crate::words::{BadSelection, BlockCounts, Kind, Phase};
 
 /// Where a token's copy goes among those of its key, a rank or an expert, while only its warp's are numbered: the warp, and the number there. The handle
 /// holds it until the copy is made.
@@ -52,7 +52,7 @@ pub(super) fn each_counts_all(a: &DispatchArgs) -> bool {
 /// Counts tokens per rank and expert, the rank's or this block's own, finds their first bad selection, and notes where each selection of this
 /// block's goes. Each warp takes tokens that lie side by side, so that it can number them by itself.
 #[inline(always)]
-pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
+pub(super) fn count<O: Order>(a: &DispatchArgs, now: Now, chunk: Chunk) {
     let counters = Shared::<u32>::dynamic(a.shared.stages);
     let places = Shared::<u32>::dynamic(a.shared.places);
     let bad = Shared::<u32>::dynamic(a.shared.bad);
@@ -87,12 +87,30 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
     }
     block::sync();
 
-    if !each_counts_all(a) {
-        let own = a.block_counts.rows(a.counts.counters()).row(thread::block_index());
-        for i in thread::strided(thread::index(), a.counts.counters(), THREADS) {
-            own.store_weak(i, counters.load_weak(i));
+    if each_counts_all(a) {
+        return;
+    }
+    let (told, own) = (block_counts(a, now), counts_of_blocks(a).row(thread::block_index()));
+    for i in thread::strided(thread::index(), a.counts.counters(), THREADS) {
+        let count = counters.load_weak(i);
+        if O::BY_EXPERT {
+            own.store_weak(i, count);
+        } else {
+            told.tell(i, count);
         }
     }
+}
+
+/// What blocks have counted where rows lie by expert: so many counts are looked for there that a barrier takes less than to look at numbers too.
+#[inline(always)]
+fn counts_of_blocks(a: &DispatchArgs) -> Rows<Global<u32>> {
+    a.block_counts.cast::<u32>().rows(a.counts.counters())
+}
+
+/// What blocks tell each other where rows lie by source.
+#[inline(always)]
+fn block_counts(a: &DispatchArgs, now: Now) -> BlockCounts {
+    BlockCounts::new(a.block_counts, a.counts, now.dispatch)
 }
 
 /// The tokens that a warp counts.
@@ -100,7 +118,7 @@ pub(super) fn count<O: Order>(a: &DispatchArgs, chunk: Chunk) {
 struct Begun {
     tokens: Chunk,
     /// This lane's selection of its first turn.
-    first: i64,
+    first: index::Selected,
 }
 
 impl Begun {
@@ -108,7 +126,7 @@ impl Begun {
     fn new(a: &DispatchArgs, chunk: Chunk) -> Self {
         let of_block = if each_counts_all(a) { Chunk { start: 0, end: a.tokens } } else { chunk };
         let tokens = of_block.of_warp(a.shared.count_warps, warp::LANES >> lanes_log2(a));
-        let mut begun = Self { tokens, first: -1 };
+        let mut begun = Self { tokens, first: index::Selected::NONE };
         let (token, position) = begun.at(a, tokens.start);
         begun.first = begun.load(a, token, position);
         begun
@@ -122,8 +140,12 @@ impl Begun {
     }
 
     #[inline(always)]
-    fn load(self, a: &DispatchArgs, token: u32, position: u32) -> i64 {
-        if token < self.tokens.end && position < a.top_k { a.selection(token, position) } else { -1 }
+    fn load(self, a: &DispatchArgs, token: u32, position: u32) -> index::Selected {
+        if token < self.tokens.end && position < a.top_k {
+            a.load_selection(token, position)
+        } else {
+            index::Selected::NONE
+        }
     }
 }
 
@@ -147,16 +169,19 @@ fn count_of_warp<O: Order>(a: &DispatchArgs, chunk: Chunk, begun: Begun) {
     let load = |token: u32| begun.load(a, token, position);
     let (mut first, mut next) = (mine.start, begun.first);
     while first < mine.end {
-        let (token, index) = (first + of_warp, next);
+        let (token, selected) = (first + of_warp, next);
         first += at_once;
         // The next tokens' selections are on their way while these are counted.
         next = load(first + of_warp);
-        let selects = index >= 0 && index < i64::from(a.placement.experts);
-        let (mut owner, mut expert) = (0, 0);
+        let is_expert = selected.expert(a.placement.experts);
+        let (selects, index) = (is_expert.is_some(), is_expert.unwrap_or(0));
+        let (owner, expert) = (a.placement.owner(index), a.counts.of_expert(index));
         if selects {
-            owner = a.placement.owner(index as u32);
-            expert = a.counts.of_expert(index as u32);
             lanes_of.fetch_add_relaxed(expert, 1 << lane);
+            if !O::BY_EXPERT {
+                // Rows are counted by their places.
+                counters.fetch_add_relaxed(expert, 1);
+            }
         }
         // Ranks are few, and many lanes have the same one: they would add one after another.
         let same_rank =
@@ -168,7 +193,7 @@ fn count_of_warp<O: Order>(a: &DispatchArgs, chunk: Chunk, begun: Begun) {
         }
         let repeated = same_expert & earlier_of_token != 0;
         // Who sends a row, and which lanes do for the same key.
-        let (mut sends, mut key, mut same) = (selects, index as u32, same_expert);
+        let (mut sends, mut key, mut same) = (selects, index, same_expert);
         if !O::BY_EXPERT {
             (sends, key) = (selects && same_rank & earlier_of_token == 0, owner);
             same = same_rank & warp::ballot(warp::ALL, sends);
@@ -181,27 +206,19 @@ fn count_of_warp<O: Order>(a: &DispatchArgs, chunk: Chunk, begun: Begun) {
         warp::sync(warp::ALL);
         if sends && same & earlier == 0 {
             counted.store_weak(key, number + same.count_ones());
-            if O::BY_EXPERT {
-                lanes_of.store_weak(expert, 0);
-            }
         }
-        if !O::BY_EXPERT && same_expert != 0 && same_expert & earlier == 0 {
-            // Rows are counted by their places.
-            counters.fetch_add_relaxed(expert, same_expert.count_ones());
+        if selects && same_expert & earlier == 0 {
             lanes_of.store_weak(expert, 0);
         }
         warp::sync(warp::ALL);
-        if token < mine.end && position < a.top_k {
-            let out_of_range = index < -1 || index >= i64::from(a.placement.experts);
-            if out_of_range || repeated {
-                bad.fetch_min_relaxed(0, BadSelection::new(token, position, repeated).key());
-            }
-            if token >= chunk.start && token < chunk.end {
-                let place = Place { warp: warp::index(), number };
-                a.handle_ranks(token)
-                    .store_weak(position, if sends { a.op.window().rank_of(Peer(owner)).0 as i32 } else { -1 });
-                a.handle_rows(token).store_weak(position, if sends { place.to_word() } else { 0 });
-            }
+        if repeated || !selects && !selected.is_none(a.index_type) {
+            bad.fetch_min_relaxed(0, BadSelection::new(token, position, repeated).key());
+        }
+        if token >= chunk.start && token < chunk.end && position < a.top_k {
+            let place = Place { warp: warp::index(), number };
+            a.handle_ranks(token)
+                .store_weak(position, if sends { a.op.window().rank_of(Peer(owner)).0 as i32 } else { -1 });
+            a.handle_rows(token).store_weak(position, if sends { place.to_word() } else { 0 });
         }
     }
 }
@@ -260,26 +277,90 @@ pub(super) fn enter(a: &DispatchArgs, watch: &wait::Watch) {
     }
 }
 
+/// The counters that this block tells peers: every so-many-th, from one on.
+#[derive(Clone, Copy)]
+struct Telling {
+    first: u32,
+    step: u32,
+    count: u32,
+}
+
+impl Telling {
+    #[inline(always)]
+    fn new<O: Order>(a: &DispatchArgs) -> Self {
+        let (blocks, block) = (thread::grid_blocks(), thread::block_index());
+        let (first, told) = O::told(&a.counts);
+        // The last block was late.
+        let step = if blocks > 1 { blocks - 1 } else { 1 };
+        let count = if block < step { quotient(told + step - 1 - block, step) } else { 0 };
+        Self { first: first + block, step, count }
+    }
+
+    #[inline(always)]
+    fn counter(self, i: u32) -> u32 {
+        self.first + i * self.step
+    }
+}
+
+/// Adds up what the blocks have told, where each has counted its own tokens and rows lie by source: the counters that this block tells peers, and for every rank those rows
+/// of the blocks before it that its own come behind.
+#[inline(always)]
+pub(super) fn add_up<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) -> wait::Outcome {
+    let counters = Shared::<u32>::dynamic(a.shared.stages);
+    let (told, telling, own) = (block_counts(a, now), Telling::new::<O>(a), thread::block_index());
+    let (keys, first_key) = O::keys(&a.counts);
+    // Who has no tokens has counted nothing, and may be late.
+    let blocks = thread::grid_blocks() - u32::from(Chunk::spares_the_last::<O>(a.tokens));
+    // A power of two, as a division takes ten times as long.
+    let blocks_log2 = 32 - (blocks - 1).leading_zeros();
+    // Blocks that there are not, and those behind this one, say nothing of it: it looks for its own.
+    let which = |flag: u32| {
+        let (i, block) = (flag >> blocks_log2, flag & ((1 << blocks_log2) - 1));
+        let is_key = i >= telling.count;
+        let (counter, end) = if is_key { (first_key + (i - telling.count), own) } else { (telling.counter(i), blocks) };
+        (if block < end { block } else { own }, counter, is_key)
+    };
+    let look = |flag| {
+        let (block, counter, _) = which(flag);
+        told.look(block, counter)
+    };
+    let came = |flag, seen| {
+        let (block, counter, is_key) = which(flag);
+        let Some(count) = told.came(block, counter, seen) else {
+            return false;
+        };
+        if block == own {
+            return true;
+        }
+        if is_key {
+            // With the rows of lower ranks.
+            a.found().bases.fetch_add_relaxed(counter - first_key, count);
+        } else if counter == a.counts.first_bad() {
+            counters.fetch_min_relaxed(counter, count);
+        } else {
+            counters.fetch_add_relaxed(counter, count);
+        }
+        true
+    };
+    watch.wait_until_many(Phase::Counted as u32, (telling.count + keys) << blocks_log2, look, came)
+}
+
 /// Gives this rank's row of the count matrix to every peer: each block a part of it.
 #[inline(always)]
 pub(super) fn publish<O: Order>(a: &DispatchArgs, now: Now) {
     let (window, blocks) = (a.op.window(), thread::grid_blocks());
-    let (first, told) = O::told(&a.counts);
-    if each_counts_all(a) {
-        let counters = Shared::<u32>::dynamic(a.shared.stages).at(first);
-        // A thread of the grid for each peer and counter, those of a counter in different blocks. The last block was late.
-        let telling = if blocks > 1 { blocks - 1 } else { 1 };
-        if thread::block_index() >= telling {
-            return;
-        }
-        let thread = thread::index() * telling + thread::block_index();
-        for i in thread::strided(thread, told * window.peers, THREADS * telling) {
-            let counter = quotient(i, window.peers);
-            tell(a, now, Peer(i - counter * window.peers), first + counter, counters.load_weak(counter));
+    if each_counts_all(a) || !O::BY_EXPERT {
+        // This block has counted its part, or added it up.
+        let (telling, counters) = (Telling::new::<O>(a), Shared::<u32>::dynamic(a.shared.stages));
+        for i in thread::strided(thread::index(), telling.count * window.peers, THREADS) {
+            let nth = quotient(i, window.peers);
+            let (counter, peer) = (telling.counter(nth), Peer(i - nth * window.peers));
+            tell(a, now, peer, counter, counters.load_weak(counter));
         }
         return;
     }
-    let counted = a.block_counts.rows(a.counts.counters());
+    let (first, told) = O::told(&a.counts);
+    let counted = counts_of_blocks(a);
     // A warp of the grid for each counter.
     for counter in thread::strided(first + grid_warps::index(), first + told, grid_warps::count()) {
         let (mut total, mut least) = (0, u32::MAX);
@@ -310,39 +391,24 @@ fn tell(a: &DispatchArgs, now: Now, peer: Peer, counter: u32, count: u32) {
     a.counts.tell_bad(a.op.window(), now.dispatch, peer, bad, index);
 }
 
-/// Moves this block's rows behind those of the blocks before it, for every key.
+/// Moves this block's rows behind those of the blocks before it, for every expert. Where rows lie by source [`add_up`] has.
 #[inline(always)]
 pub(super) fn place_behind_earlier_blocks<O: Order>(a: &DispatchArgs) {
-    if each_counts_all(a) {
+    if each_counts_all(a) || !O::BY_EXPERT {
         return;
     }
     let places = Shared::<u32>::dynamic(a.shared.places);
-    let counted = a.block_counts.rows(a.counts.counters());
+    let counted = counts_of_blocks(a);
     let (keys, first_key) = O::keys(&a.counts);
-    let lane = warp::lane();
-    if O::BY_EXPERT {
-        // Keys are many: a thread for each, or some that share the blocks.
-        let sharing = if keys < THREADS { quotient(THREADS, keys) } else { 1 };
-        for i in thread::strided(thread::index(), keys * sharing, THREADS) {
-            let share = quotient(i, keys);
-            let key = i - share * keys;
-            let blocks = quotient(thread::block_index() + sharing - 1 - share, sharing);
-            let placed = sum(blocks, |block| counted.row(share + block * sharing).load_weak(first_key + key));
-            for of_warp in thread::strided(0, WARPS, 1) {
-                places.fetch_add_relaxed(of_warp * keys + key, placed);
-            }
-        }
-        return;
-    }
-    for key in thread::strided(warp::index(), keys, WARPS) {
-        let mut placed = 0;
-        for block in thread::strided(lane, thread::block_index(), warp::LANES) {
-            placed += counted.row(block).load_weak(first_key + key);
-        }
-        placed = warp::sum(warp::ALL, placed);
-        if lane < WARPS {
-            let at = places.at(lane * keys + key);
-            at.store_weak(0, at.load_weak(0) + placed);
+    // Keys are many: a thread for each, or some that share the blocks.
+    let sharing = if keys < THREADS { quotient(THREADS, keys) } else { 1 };
+    for i in thread::strided(thread::index(), keys * sharing, THREADS) {
+        let share = quotient(i, keys);
+        let key = i - share * keys;
+        let blocks = quotient(thread::block_index() + sharing - 1 - share, sharing);
+        let placed = sum(blocks, |block| counted.row(share + block * sharing).load_weak(first_key + key));
+        for of_warp in thread::strided(0, WARPS, 1) {
+            places.fetch_add_relaxed(of_warp * keys + key, placed);
         }
     }
 }

@@ -11,6 +11,7 @@
 //! | word | written by | says | read by |
 //! |---|---|---|---|
 //! | `counts`² `[s][..]` at every rank, of `d` | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, its first bad selection or that there is none | the tokens per rank and the bad selection by all blocks, with the entry words, before the first row is written; the selections of the reader's experts by its last block, while rows are awaited; all by all blocks where somebody observes them |
+//! | `block_counts[b]` in the rank's own memory, of `d`, where each block counts its own tokens and rows lie by source | block `b`, relaxed: each word [proves itself](crate::words::BlockCounts) | its tokens per rank, its selections per expert, whether it has a bad one, which it is released behind | all blocks, of the counters that they tell peers; by rank, of the blocks before them |
 //! | `entry`² `[s]` at every rank, of `e` | the last block of `s`, release, before it counts | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch | all blocks, acquire, before the first row is written |
 //! | `landings[s]` at rank r, of `d` | every block of `s` adds its part, release, with the token of its `wait_group 0`; relaxed if it had no token | all rows of `s` for r are **there** when it is `d` times the whole | the last block of r, acquire; r's consumers are stream-ordered after |
 //!
@@ -42,7 +43,8 @@
 //!
 //! The first row of each warp, its selections and weights are on their way while the ranks meet; counts are added up as they come.
 //!
-//! Where tokens are few every block counts all of the rank's, which takes less than to meet and add up what each has counted; nobody sees a difference.
+//! Where tokens are few every block counts all of the rank's, which takes less than to add up what each has counted; nobody sees a difference. Where they are many each counts its own and tells
+//! the others, who wait for the words that they need, and for no barrier: a word of `block_counts` is written over by the next dispatch alone, which is launched when this one is over.
 //! The word of a bad selection is released after what goes with it, and who finds one acquires it.
 //!
 //! Counts and entry words are waited for together, as one after the other takes two looks. A rank in another operation may never tell its counts: its entry word ends
@@ -172,17 +174,27 @@ fn run_by_expert<R: Row, O: Order>(
 /// Counts this block's tokens, and tells.
 #[inline(always)]
 fn tell<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now, chunk: Chunk) -> Result<(), fault::Stopped> {
-    // Where tokens are few by a block that has none, or by expert the fewest, for its fence takes longer than it takes to count; else while blocks wait for each other.
-    if count::each_counts_all(a) {
+    // By a block that has no tokens, or where rows lie by expert and tokens are few the fewest, for its fence takes longer than it takes to count; else while blocks wait for each other.
+    let enters_first = count::each_counts_all(a) || Chunk::spares_the_last::<O>(a.tokens);
+    if enters_first {
         count::enter(a, watch);
     }
     // The answer is not needed before counts are published, and counting touches nothing that a peer sees.
     let look = watch.look();
-    count::count::<O>(a, chunk);
+    count::count::<O>(a, now, chunk);
     if !count::each_counts_all(a) {
-        let arrived = a.op.grid.arrive();
-        count::enter(a, watch);
-        let _counted = arrived.wait(watch, Phase::Counted as u32)?;
+        if O::BY_EXPERT {
+            let arrived = a.op.grid.arrive();
+            count::enter(a, watch);
+            let _counted = arrived.wait(watch, Phase::Counted as u32)?;
+        } else {
+            // What it told is read before others' is added.
+            block::sync();
+            if !enters_first {
+                count::enter(a, watch);
+            }
+            let _counted = count::add_up::<O>(a, watch, now)?;
+        }
     }
     watch.found(look, Phase::Counted as u32).settle()?;
     count::publish::<O>(a, now);

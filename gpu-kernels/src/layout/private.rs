@@ -3,6 +3,7 @@ use super::Sizes;
 use super::packed::{PACKED, PackedSpans};
 use super::span::{Cursor, Span};
 use crate::shape::Shape;
+use crate::words::BlockCounts;
 
 /// A rank's memory that no peer touches. `S` is the number of row slots; each one's part of a region begins where a region may, if there are
 /// several.
@@ -22,7 +23,7 @@ pub struct PrivateLayout {
     pub grid: Span,
     /// u64 `[1]`: the claim of the fault record.
     pub claim: Span,
-    /// u32 `[S][blocks][ranks + 1 + experts]`: each block's counts, with its first bad selection.
+    /// u64 `[S][blocks][ranks + 2 + experts]`: each block's counts, with its first bad selection.
     pub block_counts: Span,
     /// u64 `[slots]`: the handles: the number of the dispatch whose routing lies in the slot; 0 where there is none.
     pub routing: Span,
@@ -79,7 +80,7 @@ impl PrivateLayout {
             freed: at.slots("epoch of the combine that freed", rows, shape.layout.is_rank_major().into(), 8)?,
             grid: at.slots("grid counters", rows, 2, 8)?,
             claim: at.span("claim of the fault record", 1, 8)?,
-            block_counts: at.slots("block counts", rows, blocks.checked_mul(counters)?, 4)?,
+            block_counts: at.slots("block counts", rows, blocks.checked_mul(BlockCounts::of_block(counters)?)?, 8)?,
             routing: at.span("handle: dispatches", slots, 8)?,
             send_rank: handles(&mut at, "handle: ranks")?,
             send_row: handles(&mut at, "handle: rows")?,

@@ -85,10 +85,10 @@ pub struct CombineRankMajorArgs {
 }
 
 impl DispatchRankMajorArgs {
-    /// Selection `position` of `token` as an i64, whatever its type.
+    /// Selection `position` of `token`, on its way.
     #[inline(always)]
-    pub(super) fn selection(&self, token: u32, position: u32) -> i64 {
-        index::load(self.topk_idx, self.index_type, self.top_k, token, position)
+    pub(super) fn load_selection(&self, token: u32, position: u32) -> index::Selected {
+        index::Selected::load(self.topk_idx, self.index_type, self.top_k, token, position)
     }
 
     /// So many rows of an expert, with what pads them.

@@ -3,7 +3,7 @@ use epoxide_dsl::prelude::*;
 use epoxide_dsl::wait::BulkAccess;
 
 use super::args::DispatchRankMajorArgs;
-use crate::dispatch::memory_of_warp;
+use crate::dispatch::{index, memory_of_warp};
 use crate::placement::quotient;
 use crate::row::Row;
 use crate::words::{Kind, Phase, Selection};
@@ -92,8 +92,8 @@ pub(super) fn send<R: Row>(
 /// What a lane knows of one selection of a token.
 #[derive(Clone, Copy)]
 struct Selected {
-    /// As the caller gave it; -1 where there is none.
-    index: i64,
+    /// As the caller gave it.
+    index: index::Selected,
     /// Its gate weight.
     weight: f32,
 }
@@ -102,9 +102,9 @@ impl Selected {
     #[inline(always)]
     fn load(a: &DispatchRankMajorArgs, token: u32) -> Self {
         let lane = warp::lane();
-        let mut selected = Self { index: -1, weight: 0.0 };
+        let mut selected = Self { index: index::Selected::NONE, weight: 0.0 };
         if token < a.tokens && lane < a.top_k {
-            selected.index = a.selection(token, lane);
+            selected.index = a.load_selection(token, lane);
             selected.weight = a.topk_weights.rows(a.top_k).row(token).load_weak(lane);
         }
         selected
@@ -140,9 +140,9 @@ impl Routed {
         let (window, lane) = (a.op.window(), warp::lane());
         let Selected { index, weight } = selected;
         let earlier = (1 << lane) - 1;
-        let selects = index >= 0 && index < i64::from(a.placement.experts);
+        let is_expert = index.expert(a.placement.experts);
         // Lanes that select nothing are alike: each different value in the warp takes its time.
-        let expert = if selects { index as u32 } else { u32::MAX };
+        let (selects, expert) = (is_expert.is_some(), is_expert.unwrap_or(u32::MAX));
         let owner = if selects { a.placement.owner(expert) } else { u32::MAX };
         let (same_expert, same_rank) = (warp::match_any(warp::ALL, expert), warp::match_any(warp::ALL, owner));
         let (repeated, is_first) = (selects && same_expert & earlier != 0, same_rank & earlier == 0);
@@ -152,7 +152,7 @@ impl Routed {
         }
         if repeated {
             selection = Selection::REPEATED;
-        } else if index < -1 || index >= i64::from(a.placement.experts) {
+        } else if !selects && !index.is_none(a.index_type) {
             selection = Selection::OUT_OF_RANGE;
         }
         // The row of a token with a bad one goes nowhere: every rank is told.
@@ -162,7 +162,7 @@ impl Routed {
         if TELLS && tells {
             if any_bad {
                 if selection.is_bad() {
-                    tell_index(a, row, index as u64);
+                    tell_index(a, row, index.value(a.index_type) as u64);
                 }
                 // Other lanes write their words.
                 warp::sync(warp::ALL);

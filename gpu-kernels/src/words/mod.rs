@@ -1,5 +1,6 @@
 //! The words that ranks exchange, and the numbers that name kernels, phases and faults in them.
 mod bad;
+mod block_counts;
 mod block_flags;
 mod counts;
 mod done;
@@ -18,6 +19,7 @@ mod wholes;
 mod wide;
 
 pub use bad::BadSelection;
+pub use block_counts::BlockCounts;
 pub use block_flags::BlockFlags;
 pub use counts::CountMatrix;
 pub use done::DoneCounters;
