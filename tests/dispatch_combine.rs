@@ -11,10 +11,15 @@ use support::{Device, replay};
 
 /// Runs a case on a group of its own.
 fn check(device: Device, case: &Case) -> Result<(), String> {
+    check_with(device, case, case.config())
+}
+
+/// [`check`] of a buffer of this configuration.
+fn check_with(device: Device, case: &Case, config: Config) -> Result<(), String> {
     let world = case.world();
     let wires: Vec<Wire> = world.wires();
     device.check(case.ranks, case.mode, |comm| {
-        let mut buffer = ElasticBuffer::new(&comm, case.config())?;
+        let mut buffer = ElasticBuffer::new(&comm, config.clone())?;
         let tokens = case.tokens[comm.rank() as usize];
         let mut tensors = Tensors::empty(&comm, tokens, case.hidden, case.top_k, case.index)?;
         tensors.fill(&world, comm.rank())?;
@@ -73,6 +78,37 @@ fn the_extremes_work_together() {
             mode,
         };
         check(Device::Simulated, &case).unwrap();
+    }
+}
+
+/// So many tokens that each block counts its own, and blocks tell each other: with one block and several, with tokens for all of them and with fewer than the last one needs to have
+/// any, and where somebody observes the counts.
+#[test]
+fn many_tokens_are_bitwise_the_reference() {
+    let device = Device::from_env();
+    for mode in device.schedules([5]) {
+        for (num_sms, (top_k, tokens)) in [1, 2, 3, 5].into_iter().flat_map(|num_sms| {
+            [(3, [700, 0, 530]), (12, [140, 200, 300]), (20, [70, 250, 90])].map(|of| (num_sms, of))
+        }) {
+            let case = Case {
+                ranks: 3,
+                experts: 26,
+                top_k,
+                hidden: 64,
+                format: if num_sms % 2 == 0 { WireFormat::Fp8 } else { WireFormat::Bf16 },
+                num_sms,
+                tokens: tokens.to_vec(),
+                index: [IndexType::I64, IndexType::I32, IndexType::U32][num_sms as usize % 3],
+                choice: Choice::Skewed,
+                holes: 2,
+                data: u64::from(top_k),
+                mode,
+            };
+            let observed = case.config().with_counts_mirror();
+            for config in [case.config(), observed] {
+                check_with(device, &case, config).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+            }
+        }
     }
 }
 

@@ -97,7 +97,7 @@ fn run_rank(comm: &Comm, steps: &[Step], case: &Case, layout: Layout, worlds: &[
     Ok(checked)
 }
 
-fn run(device: Device, steps: &[Step], layout: Layout, seed: u64, mode: Mode) -> Checked {
+fn run(device: Device, steps: &[Step], layout: Layout, (least, seed): (u32, u64), mode: Mode) -> Checked {
     let mut random = Random::new(seed);
     let case = Case {
         ranks: 3,
@@ -106,7 +106,7 @@ fn run(device: Device, steps: &[Step], layout: Layout, seed: u64, mode: Mode) ->
         hidden: 64,
         format: if seed.is_multiple_of(2) { WireFormat::Bf16 } else { WireFormat::Fp8 },
         num_sms: 1 + random.below(2),
-        tokens: (0..3).map(|_| 1 + random.below(12)).collect(),
+        tokens: (0..3).map(|_| least + random.below(12)).collect(),
         index: IndexType::I64,
         choice: Choice::Uniform,
         holes: random.below(3),
@@ -135,11 +135,22 @@ fn numbers_pass_two_to_the_thirty_second() {
                 if layout != Layout::Compact && steps.contains(&CountFrom(WRAP, WRAP / 2)) {
                     continue;
                 }
-                if let Err(why) = run(device, steps, layout, seed, mode) {
+                if let Err(why) = run(device, steps, layout, (1, seed), mode) {
                     let line = replay::line(module_path!(), "numbers_pass_two_to_the_thirty_second", seed);
                     panic!("{layout:?}: {why}\nreplay: {line}");
                 }
             }
+        }
+    }
+}
+
+/// Of so many tokens that blocks tell each other what they have counted.
+#[test]
+fn numbers_of_many_tokens_pass_two_to_the_thirty_second() {
+    let device = Device::from_env();
+    for mode in device.schedules([7]) {
+        for (seed, steps) in (0..).zip([HISTORIES[1], HISTORIES[3], HISTORIES[5]]) {
+            run(device, steps, Layout::Compact, (600, seed), mode).unwrap_or_else(|why| panic!("{steps:?}: {why}"));
         }
     }
 }

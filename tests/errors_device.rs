@@ -41,7 +41,7 @@ fn good(data: u64, tokens: [u32; 3]) -> Case {
         top_k: TOP_K,
         hidden: HIDDEN,
         format: WireFormat::Bf16,
-        // Each block but the first tells its counts to one rank alone.
+        // All blocks but the last tell counts.
         num_sms: 4,
         tokens: tokens.to_vec(),
         index: IndexType::I64,

@@ -68,7 +68,7 @@ mod descriptor {
         pub const fn blocks_per_sm(&self) -> u32 {
             self.blocks_per_sm
         }
-        /// Whether the kernel has a grid barrier, so that all its blocks must be resident together.
+        /// Whether blocks of the kernel wait for each other, so that all must be resident together.
         pub const fn cooperative(&self) -> bool {
             self.cooperative
         }

@@ -210,7 +210,7 @@ impl Watch {
     }
 
     /// [`Self::wait_until`] for flags of which a thread looks for two at once: until `came` says of each of `flags` that what `look` saw is what it waits for. `look` is a [`Poll`]
-    /// whose `ready` is not asked.
+    /// whose `ready` is not asked. `came` is asked no more of a flag that it has said so of, so that it may add up what came. Block-collective, uniform.
     ///
     /// # Errors
     ///

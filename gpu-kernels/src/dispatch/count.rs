@@ -34,7 +34,7 @@ impl Place {
     }
 }
 
-/// Turns that a block's warps take at most where every block counts all tokens of the rank: so many cost about what the grid's meeting does.
+/// Turns that a block's warps take at most where every block counts all tokens of the rank: so many cost about as much as to tell what each has counted.
 const TURNS: u32 = 4;
 
 /// Lanes for a token, as a power of two: as many as hold its selections.
@@ -43,7 +43,7 @@ fn lanes_log2(a: &DispatchArgs) -> u32 {
     32 - (a.top_k - 1).leading_zeros()
 }
 
-/// Whether every block counts all tokens of the rank by itself, and not its own ones for the grid to add up. The same in all blocks.
+/// Whether every block counts all tokens of the rank by itself, and not its own ones, which are added up then. The same in all blocks.
 #[inline(always)]
 pub(super) fn each_counts_all(a: &DispatchArgs) -> bool {
     a.tokens <= (TURNS * a.shared.count_warps * warp::LANES) >> lanes_log2(a)
@@ -263,8 +263,7 @@ fn number_behind_earlier_warps<O: Order>(a: &DispatchArgs) {
 }
 const _: () = assert!(WARPS == 16, "the warps are unrolled");
 
-/// Posts this rank's entry word at every peer, by the last block, which has the fewest tokens, before it counts: what the word covers was over before the
-/// launch.
+/// Posts this rank's entry word at every peer, by the last block, before it counts or behind that: what the word covers was over before the launch.
 #[inline(always)]
 pub(super) fn enter(a: &DispatchArgs, watch: &wait::Watch) {
     let window = a.op.window();
@@ -290,7 +289,7 @@ impl Telling {
     fn new<O: Order>(a: &DispatchArgs) -> Self {
         let (blocks, block) = (thread::grid_blocks(), thread::block_index());
         let (first, told) = O::told(&a.counts);
-        // The last block was late.
+        // The last block may be late: it enters.
         let step = if blocks > 1 { blocks - 1 } else { 1 };
         let count = if block < step { quotient(told + step - 1 - block, step) } else { 0 };
         Self { first: first + block, step, count }
@@ -309,7 +308,7 @@ pub(super) fn add_up<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) 
     let counters = Shared::<u32>::dynamic(a.shared.stages);
     let (told, telling, own) = (block_counts(a, now), Telling::new::<O>(a), thread::block_index());
     let (keys, first_key) = O::keys(&a.counts);
-    // Who has no tokens has counted nothing, and may be late.
+    // A last block that is spared has counted nothing, and may be late.
     let blocks = thread::grid_blocks() - u32::from(Chunk::spares_the_last::<O>(a.tokens));
     // A power of two, as a division takes ten times as long.
     let blocks_log2 = 32 - (blocks - 1).leading_zeros();

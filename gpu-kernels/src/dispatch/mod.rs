@@ -12,7 +12,7 @@
 //! |---|---|---|---|
 //! | `counts`² `[s][..]` at every rank, of `d` | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, its first bad selection or that there is none | the tokens per rank and the bad selection by all blocks, with the entry words, before the first row is written; the selections of the reader's experts by its last block, while rows are awaited; all by all blocks where somebody observes them |
 //! | `block_counts[b]` in the rank's own memory, of `d`, where each block counts its own tokens and rows lie by source | block `b`, relaxed: each word [proves itself](crate::words::BlockCounts) | its tokens per rank, its selections per expert, whether it has a bad one, which it is released behind | all blocks, of the counters that they tell peers; by rank, of the blocks before them |
-//! | `entry`² `[s]` at every rank, of `e` | the last block of `s`, release, before it counts | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch | all blocks, acquire, before the first row is written |
+//! | `entry`² `[s]` at every rank, of `e` | the last block of `s`, release, before it counts, or once it has told what it has counted | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch | all blocks, acquire, before the first row is written |
 //! | `landings[s]` at rank r, of `d` | every block of `s` adds its part, release, with the token of its `wait_group 0`; relaxed if it had no token | all rows of `s` for r are **there** when it is `d` times the whole | the last block of r, acquire; r's consumers are stream-ordered after |
 //!
 //! When a dispatch completes, a rank may also write its expert outputs again: every peer's `entry` word of `e` was posted after
@@ -174,7 +174,7 @@ fn run_by_expert<R: Row, O: Order>(
 /// Counts this block's tokens, and tells.
 #[inline(always)]
 fn tell<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now, chunk: Chunk) -> Result<(), fault::Stopped> {
-    // By a block that has no tokens, or where rows lie by expert and tokens are few the fewest, for its fence takes longer than it takes to count; else while blocks wait for each other.
+    // Where no block waits for another's counts, and where the one that enters has none to tell: its fence takes longer than it takes to count. Else while blocks wait for each other.
     let enters_first = count::each_counts_all(a) || Chunk::spares_the_last::<O>(a.tokens);
     if enters_first {
         count::enter(a, watch);

@@ -16,10 +16,11 @@ pub const WARPS: u32 = THREADS / warp::LANES;
 #[derive(Clone, Copy, Debug, KernelArg, PartialEq, Eq)]
 #[repr(C)]
 pub struct DispatchShared {
-    /// Offset of u32 `[keys]`: where this rank's rows for each key, a rank or an expert, begin where they are received.
+    /// Offset of u32 `[keys]`: where this rank's rows for each key, a rank or an expert, begin where they are received; where rows lie by source those of this
+    /// block, if each has counted its own tokens.
     pub bases: u32,
-    /// Offset of u32 `[warps][keys]`: how many of this rank's earlier rows for a key are of tokens that an earlier warp, or an earlier
-    /// block, has counted.
+    /// Offset of u32 `[warps][keys]`: how many of this rank's earlier rows for a key are of tokens that an earlier warp has counted; where rows lie by expert, or an
+    /// earlier block.
     pub places: u32,
     /// Offset of u32 `[3]`: the first bad selection, and then the first rank that has one; for whose rows there is no room; whether some rank is in another
     /// operation. Behind them, where rows lie by

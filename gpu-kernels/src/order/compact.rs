@@ -27,7 +27,7 @@ impl<const OBSERVED: bool> Order for Compact<OBSERVED> {
         let bad = |source| {
             found.bad.fetch_min_relaxed(0, source);
         };
-        // Added up as they come, where zeros were: after the rows of all lower ranks.
+        // Added up as they come: after the rows of all lower ranks. Zeros were there, or the rows of this rank's earlier blocks.
         let entry = (entry, Kind::Dispatch, found.apart);
         counted.counts.meet_by_peer(
             counted.window,

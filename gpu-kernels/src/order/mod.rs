@@ -23,7 +23,7 @@ pub trait Order {
     /// its own, so that who does not ask pays nothing.
     const OBSERVED: bool;
 
-    /// Clears what [`Self::meet`] fills. Block-collective; the block meets before it waits.
+    /// Clears what [`Self::meet`] fills, and before it who adds up what blocks have counted. Block-collective; the block meets before it waits.
     fn begin(placement: Placement, bound: &Bound, found: &Found);
 
     /// Waits until every rank is in this dispatch, by its `entry` word, and until the counts are here that rows follow from, and finds the first rank with a bad

@@ -5,8 +5,8 @@ use super::{BadSelection, CountMatrix};
 use crate::shape::MAX_TOKENS;
 
 /// Bits of the number of a dispatch in a word, below the count.
-const NUMBER_BITS: u32 = 40;
-const _: () = assert!(MAX_TOKENS >> (64 - NUMBER_BITS) == 0, "a word holds what a block counts");
+const STAMP_BITS: u32 = 40;
+const _: () = assert!(MAX_TOKENS >> (64 - STAMP_BITS) == 0, "a word holds what a block counts");
 
 /// Words `[blocks][counters + 1]` of a rank's own memory: the counters of the [`CountMatrix`], each above 40 bits of the number of the dispatch, and the block's first bad
 /// selection. A word is all that it publishes, so who waits for those it needs waits for no barrier; where one says that there is a bad selection it is released behind that.
@@ -38,7 +38,7 @@ impl BlockCounts {
 
     #[inline(always)]
     fn word(&self, count: u32) -> u64 {
-        u64::from(count) << NUMBER_BITS | self.number << (64 - NUMBER_BITS) >> (64 - NUMBER_BITS)
+        u64::from(count) << STAMP_BITS | self.number << (64 - STAMP_BITS) >> (64 - STAMP_BITS)
     }
 
     /// Tells what this block has counted, or the key of its first bad selection. Per thread.
@@ -68,10 +68,10 @@ impl BlockCounts {
     #[inline(always)]
     #[track_caller]
     pub fn came(&self, block: u32, counter: u32, seen: u64) -> Option<u32> {
-        if (seen ^ self.number) << (64 - NUMBER_BITS) != 0 {
+        if (seen ^ self.number) << (64 - STAMP_BITS) != 0 {
             return None;
         }
-        let count = (seen >> NUMBER_BITS) as u32;
+        let count = (seen >> STAMP_BITS) as u32;
         if counter != self.counts.first_bad() {
             return Some(count);
         }

@@ -69,7 +69,7 @@ fn handles_and_sums_are_written_only_when_all_are_in() {
 /// Who sees both words of a place by the time that his own rows are sent need not read the handle.
 #[test]
 fn places_are_told_ahead_of_rows() {
-    for (ranks, blocks, text) in [(2, 1, "D C D R C D C"), (2, 2, "D")] {
+    for (ranks, blocks, text) in [(2, 1, "D C D R C D C C C D C"), (2, 2, "D")] {
         for routes in [Routes::All, Routes::Ring] {
             let base = Variant { routes, told_by: 2, ..Variant::new(ranks, blocks, ops(text)) };
             holds(&format!("{text}: {ranks} ranks, {blocks} blocks, {routes:?}"), base.programs());
