@@ -141,18 +141,23 @@ fn an_index_that_is_no_expert_is_named_on_every_rank() {
         (Bad { rank: 1, token: 7, position: 1, index: i64::MIN }, IndexType::I64),
     ];
     for (bad, index_type) in cases {
-        spoil_all(FEW, &[bad], index_type, |here, error| {
-            assert_error!(
-                error,
-                Error::IndexOutOfRange { rank, source_rank, token, position, index, experts: EXPERTS, epoch: 2, .. }
-                    if (*rank, *source_rank, *token, *position, *index)
-                        == (here, bad.rank, bad.token, bad.position, bad.index),
-                format!("topk_idx on rank {}", bad.rank), format!("token {}", bad.token),
-                format!("position {}", bad.position), format!("is {}", bad.index), "0..10",
-                format!("seen by rank {here}")
-            );
-        });
+        all_name(FEW, &[bad], index_type, bad);
     }
+}
+
+/// Every rank names this one of many, which is no expert.
+fn all_name(tokens: [u32; 3], bad: &[Bad], index_type: IndexType, named: Bad) {
+    spoil_all(tokens, bad, index_type, |here, error| {
+        assert_error!(
+            error,
+            Error::IndexOutOfRange { rank, source_rank, token, position, index, experts: EXPERTS, epoch: 2, .. }
+                if (*rank, *source_rank, *token, *position, *index)
+                    == (here, named.rank, named.token, named.position, named.index),
+            format!("topk_idx on rank {}", named.rank), format!("token {}", named.token),
+            format!("position {}", named.position), format!("is {}", named.index), "0..10",
+            format!("seen by rank {here}")
+        );
+    });
 }
 
 #[test]
@@ -177,45 +182,29 @@ fn an_expert_that_a_token_selects_twice_is_named_on_every_rank() {
 /// Every rank names the same one of many: the lowest rank's, there the first token's, there the first position's.
 #[test]
 fn all_ranks_name_the_same_bad_selection() {
+    let named = Bad { rank: 1, token: 12, position: 1, index: 96 };
     let bad = [
         Bad { rank: 2, token: 0, position: 0, index: 99 },
         Bad { rank: 1, token: 30, position: 0, index: 98 },
         Bad { rank: 1, token: 12, position: 2, index: 97 },
-        Bad { rank: 1, token: 12, position: 1, index: 96 },
+        named,
     ];
-    spoil_all(FEW, &bad, IndexType::I64, |_, error| {
-        assert_error!(
-            error,
-            Error::IndexOutOfRange { source_rank: 1, token: 12, position: 1, index: 96, .. },
-            "rank 1",
-            "token 12",
-            "position 1",
-            "is 96"
-        );
-    });
+    all_name(FEW, &bad, IndexType::I64, named);
 }
 
 /// The same where each block has counted its own tokens: three blocks of rank 1 have found one.
 #[test]
 fn of_many_tokens_too_all_ranks_name_the_same_bad_selection() {
+    let named = Bad { rank: 1, token: 300, position: 1, index: -96 };
     let bad = [
         Bad { rank: 2, token: 0, position: 0, index: 99 },
         Bad { rank: 1, token: 640, position: 0, index: 98 },
         Bad { rank: 1, token: 300, position: 2, index: 97 },
-        Bad { rank: 1, token: 300, position: 1, index: -96 },
+        named,
         Bad { rank: 1, token: 330, position: 0, index: 95 },
     ];
     for index_type in [IndexType::I64, IndexType::I32] {
-        spoil_all(MANY, &bad, index_type, |_, error| {
-            assert_error!(
-                error,
-                Error::IndexOutOfRange { source_rank: 1, token: 300, position: 1, index: -96, .. },
-                "rank 1",
-                "token 300",
-                "position 1",
-                "is -96"
-            );
-        });
+        all_name(MANY, &bad, index_type, named);
     }
     let bad: Vec<_> =
         (0..).zip([2, -1, 2]).map(|(position, index)| Bad { rank: 2, token: 689, position, index }).collect();

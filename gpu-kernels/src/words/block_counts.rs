@@ -1,12 +1,14 @@
 //! What each block of a grid has counted, told to the other ones.
 use epoxide_dsl::prelude::*;
 
+use super::wide::Above;
 use super::{BadSelection, CountMatrix};
 use crate::shape::MAX_TOKENS;
 
 /// Bits of the number of a dispatch in a word, below the count.
 const STAMP_BITS: u32 = 40;
 const _: () = assert!(MAX_TOKENS >> (64 - STAMP_BITS) == 0, "a word holds what a block counts");
+type Word = Above<STAMP_BITS>;
 
 /// Words `[blocks][counters + 1]` of a rank's own memory: the counters of the [`CountMatrix`], each above 40 bits of the number of the dispatch, and the block's first bad
 /// selection. A word is all that it publishes, so who waits for those it needs waits for no barrier; where one says that there is a bad selection it is released behind that.
@@ -38,7 +40,7 @@ impl BlockCounts {
 
     #[inline(always)]
     fn word(&self, count: u32) -> u64 {
-        u64::from(count) << STAMP_BITS | self.number << (64 - STAMP_BITS) >> (64 - STAMP_BITS)
+        Word::word(self.number, count)
     }
 
     /// Tells what this block has counted, or the key of its first bad selection. Per thread.
@@ -68,10 +70,10 @@ impl BlockCounts {
     #[inline(always)]
     #[track_caller]
     pub fn came(&self, block: u32, counter: u32, seen: u64) -> Option<u32> {
-        if (seen ^ self.number) << (64 - STAMP_BITS) != 0 {
+        if !Word::is_of(seen, self.number) {
             return None;
         }
-        let count = (seen >> STAMP_BITS) as u32;
+        let count = Word::bits(seen);
         if counter != self.counts.first_bad() {
             return Some(count);
         }

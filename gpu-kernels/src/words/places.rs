@@ -2,7 +2,7 @@
 use epoxide_dsl::KernelArg;
 use epoxide_dsl::prelude::*;
 
-use super::wide;
+use super::wide::Wide;
 use crate::layout::WARPS;
 
 /// Words `[peers][blocks][of a block]` in every peer's window: how many tokens the source dispatches, and of the block's first ones the row here of each
@@ -86,7 +86,7 @@ impl PlaceWords {
     fn store(&self, window: Window, number: u64, peer: Peer, of_block: u32, told: u32) {
         let (to, at) = (window.of(peer, self.words), self.index(window.me, of_block));
         unroll!(I in 2 => {
-            to.store_relaxed::<System>(at + I as u64, wide::word(number, told >> (16 * I) & 0xffff));
+            to.store_relaxed::<System>(at + I as u64, Wide::word(number, told >> (16 * I) & 0xffff));
         });
     }
 
@@ -109,20 +109,20 @@ impl Seen {
     #[inline(always)]
     fn number(self, operation: u64) -> Option<u32> {
         let Seen([low, high]) = self;
-        (wide::is_of(low, operation) && wide::is_of(high, operation)).then(|| wide::bits(high) << 16 | wide::bits(low))
+        (Wide::is_of(low, operation) && Wide::is_of(high, operation)).then(|| Wide::bits(high) << 16 | Wide::bits(low))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{PlaceWords, Seen, wide};
+    use super::{PlaceWords, Seen, Wide};
 
     /// Half a number, and a number of another operation, are none.
     #[test]
     fn a_number_is_told_by_two_words_of_the_same_operation() {
         let number = (1 << 48) + 7;
         for told in [0, 1, 0xffff, 0x1_0000, 0x1234_5678, PlaceWords::NOWHERE] {
-            let halves = |low: u64, high: u64| Seen([wide::word(low, told & 0xffff), wide::word(high, told >> 16)]);
+            let halves = |low: u64, high: u64| Seen([Wide::word(low, told & 0xffff), Wide::word(high, told >> 16)]);
             assert_eq!(halves(number, number).number(number), Some(told));
             assert_eq!(halves(number, number - 1).number(number), None);
             assert_eq!(halves(number - 1, number).number(number), None);

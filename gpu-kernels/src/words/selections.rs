@@ -2,7 +2,8 @@
 use epoxide_dsl::KernelArg;
 use epoxide_dsl::prelude::*;
 
-use super::{Phase, Stamped, wide};
+use super::wide::Wide;
+use super::{Phase, Stamped};
 use crate::shape::MAX_EXPERTS;
 
 /// What a token's selection is to one rank, in 16 bits.
@@ -84,7 +85,7 @@ impl SelectionWords {
             return;
         }
         let (to, at) = (window.of(peer, self.words), self.index(window.me, token, position));
-        let word = wide::word(number, selection.bits());
+        let word = Wide::word(number, selection.bits());
         if selection.is_bad() {
             to.store_release::<System>(at, word);
         } else {
@@ -142,14 +143,14 @@ impl SelectionWords {
         which: impl Fn(u32) -> (u32, u32, u32),
         come: impl Fn((u32, u32, u32), Selection),
     ) -> wait::Outcome {
-        let (own, expected) = (window.own(self.words), wide::word(number, Selection::NONE.bits()));
+        let (own, expected) = (window.own(self.words), Wide::word(number, Selection::NONE.bits()));
         watch.wait_until(Phase::Counts as u32, count, |i| {
             let (source, token, position) = which(i);
             let at = self.index(Peer(source), token, position);
             wait::Poll::relaxed::<System>(own, at, source, expected, |seen| {
-                let came = wide::is_of(seen, number);
+                let came = Wide::is_of(seen, number);
                 if came {
-                    come((source, token, position), Selection::from_bits(wide::bits(seen)));
+                    come((source, token, position), Selection::from_bits(Wide::bits(seen)));
                 }
                 came
             })
@@ -161,7 +162,7 @@ impl SelectionWords {
     #[track_caller]
     pub fn acquire(&self, window: Window, source: u32, token: u32, position: u32) -> Selection {
         let at = self.index(Peer(source), token, position);
-        Selection::from_bits(wide::bits(window.own(self.words).load_acquire::<System>(at)))
+        Selection::from_bits(Wide::bits(window.own(self.words).load_acquire::<System>(at)))
     }
 
     #[inline(always)]
