@@ -39,25 +39,6 @@ pub struct GridCounters {
     pub words: Global<u64>,
 }
 
-/// This block has come to the grid's barrier.
-#[derive(Debug)]
-#[must_use]
-pub struct Arrived {
-    counters: GridCounters,
-    /// In the thread that polls.
-    target: u64,
-}
-
-impl Arrived {
-    /// Waits for the other blocks. Block-collective.
-    #[inline(always)]
-    #[track_caller]
-    pub fn wait(self, watch: &Watch, phase: u32) -> Outcome {
-        let Self { counters: GridCounters { words }, target } = self;
-        watch.wait_until_each(phase, 1, |_| Poll::acquire::<Gpu>(words, 0, u32::MAX, target, |seen| seen >= target))
-    }
-}
-
 /// This block is the grid's last.
 #[derive(Debug)]
 pub struct LastOut {
@@ -84,13 +65,6 @@ impl GridCounters {
     #[inline(always)]
     #[track_caller]
     pub fn sync(self, watch: &Watch, phase: u32) -> Outcome {
-        self.arrive().wait(watch, phase)
-    }
-
-    /// The first half of [`Self::sync`]: what comes before [`Arrived::wait`] passes while other blocks come. Block-collective.
-    #[inline(always)]
-    #[track_caller]
-    pub fn arrive(self) -> Arrived {
         block::sync();
         let blocks = thread::grid_blocks();
         let mut target = 0;
@@ -99,7 +73,8 @@ impl GridCounters {
             let before = self.words.fetch_add_acq_rel::<Gpu>(0, 1);
             target = u64::from((before as u32 / blocks + 1) * blocks);
         }
-        Arrived { counters: self, target }
+        watch
+            .wait_until_each(phase, 1, |_| Poll::acquire::<Gpu>(self.words, 0, u32::MAX, target, |seen| seen >= target))
     }
 
     /// Says that this block has come, whose threads have met behind what they wrote; whether it is the last of the grid, which then has seen what all

@@ -107,7 +107,7 @@ impl Variant {
         let (op, rank, blocks) = (s.op, s.rank, self.here(s));
         let all_blocks: Vec<u8> = (0..s.blocks()).collect();
         s.slots[usize::from(rows)].rows = op;
-        s.post(0, Says::Entry, rows, epoch, 0, Order::Release);
+        s.post(0, Says::Entry, rows, epoch, 0, Order::Relaxed);
         for &block in &blocks {
             s.post(block, Says::Counts, rows, number, block, Order::Relaxed);
         }
@@ -153,7 +153,7 @@ impl Variant {
     fn again(&self, s: &mut Stream<'_>, rows: u8, routing: u8) {
         let epoch = s.begin(rows);
         s.slots[usize::from(rows)].rows = s.op;
-        s.post(0, Says::Entry, rows, epoch, 0, Order::Release);
+        s.post(0, Says::Entry, rows, epoch, 0, Order::Relaxed);
         for block in self.here(s) {
             s.wait(block, "entry, in dispatch again", Says::Entry, rows, epoch, &[0]);
             let (to, op) = (s.to(routing), s.op);
@@ -220,7 +220,7 @@ impl Variant {
     fn combine(&self, s: &mut Stream<'_>, rows: u8, routing: u8) {
         let epoch = s.begin(rows);
         let (op, rank) = (s.op, s.rank);
-        s.post(0, Says::Entry, rows, epoch, 0, Order::Release);
+        s.post(0, Says::Entry, rows, epoch, 0, Order::Relaxed);
         let others = |ranks: Vec<u8>| -> Vec<u8> { ranks.into_iter().filter(|&peer| peer != rank).collect() };
         let (from, owners) = (others(s.from(routing)), others(s.to(routing)));
         let whose = if self.reduced_of_owners { owners.clone() } else { (0..self.ranks).collect() };

@@ -350,6 +350,7 @@ impl<'a> Stream<'a> {
         self.slots[usize::from(rows)].outputs = self.op;
         let pieces = self.here(OUTPUTS, rows, routing, &from, &blocks);
         self.write(0, pieces, self.op, 0);
+        self.world.end_kernel(self.agent(0));
     }
 }
 

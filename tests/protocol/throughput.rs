@@ -14,8 +14,6 @@ pub struct Variant {
     pub places: Places,
     pub setup: Setup,
     pub landed_order: Order,
-    /// That of a combine's entry words.
-    pub combine_order: Order,
     /// Whether a combine waits for owners of its tokens alone.
     pub meets_owners: bool,
     /// Whether landings and landed words are waited for from sources with rows alone.
@@ -36,7 +34,6 @@ impl Variant {
             places: Places::WINDOW,
             setup: Setup::WINDOW,
             landed_order: Order::Release,
-            combine_order: Order::Release,
             meets_owners: false,
             lands_with_rows: false,
             drains: true,
@@ -87,7 +84,7 @@ impl Variant {
         let blocks: Vec<u8> = (0..s.blocks()).collect();
         s.slots[usize::from(rows)].rows = s.op;
         s.stand_in(rows, &[(Says::Entry, epoch), (Says::Counts, number), (Says::Landing, landing)]);
-        s.post(0, Says::Entry, rows, epoch, 0, Order::Release);
+        s.post(0, Says::Entry, rows, epoch, 0, Order::Relaxed);
         for &block in &blocks {
             s.post(block, Says::Counts, rows, number, block, Order::Relaxed);
         }
@@ -118,7 +115,7 @@ impl Variant {
     fn again(&self, s: &mut Stream<'_>, rows: u8, routing: u8) {
         let epoch = s.begin(rows);
         s.slots[usize::from(rows)].rows = s.op;
-        s.post(0, Says::Entry, rows, epoch, 0, Order::Release);
+        s.post(0, Says::Entry, rows, epoch, 0, Order::Relaxed);
         for block in 0..s.blocks() {
             s.wait(block, "entry, in dispatch again", Says::Entry, rows, epoch, &[0]);
             let (to, op) = (s.to(routing), s.op);
@@ -143,7 +140,7 @@ impl Variant {
         s.slots[usize::from(rows)].combines += 1;
         let combine = s.slots[usize::from(rows)].combines;
         s.stand_in(rows, &[(Says::Entry, epoch), (Says::Done, combine)]);
-        s.post(0, Says::Entry, rows, epoch, 0, self.combine_order);
+        s.post(0, Says::Entry, rows, epoch, 0, Order::Relaxed);
         let owners = s.to(routing);
         let whose = if self.meets_owners { owners.clone() } else { (0..self.ranks).collect() };
         for block in 0..s.blocks() {

@@ -119,6 +119,8 @@ impl<K: Copy + Eq + Hash> Index<K> {
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
     pub memory: Memory,
+    /// Whether what a kernel stored has arrived when it ends.
+    pub ends_settled: bool,
     /// Whether arrivals that nobody can miss are taken at once.
     pub prompt: bool,
     /// Waits of these names are left out.
@@ -137,6 +139,7 @@ impl Setup {
     /// As it is in the window, of a length at which no number comes again.
     pub const WINDOW: Self = Self {
         memory: Memory::Words,
+        ends_settled: true,
         prompt: true,
         without: &[],
         halves: &[Says::Entry, Says::Counts],
@@ -293,6 +296,13 @@ impl World {
         let words = ranks.iter().map(|&rank| self.abort_word(rank)).collect();
         let value = Value { payload: 1, stamp: 0 };
         self.push(agent, Step::Post { words, value, order: Order::Release, unless: None });
+    }
+
+    /// An agent's kernel ends.
+    pub fn end_kernel(&mut self, agent: usize) {
+        if self.setup.memory == Memory::All && self.setup.ends_settled {
+            self.push(agent, Step::Drain);
+        }
     }
 
     /// Agents wait for each other.

@@ -153,6 +153,12 @@ pub fn add_behind_loads(address: u64, value: u64) {
     AtomicBits::add_relaxed::<System>(address, value);
 }
 
+/// Stores what was over before the launch: see `Symmetric::store_behind_launch`.
+#[inline(always)]
+pub fn store_behind_launch(address: u64, value: u64) {
+    AtomicBits::store_relaxed::<System>(address, value);
+}
+
 #[inline(always)]
 pub fn fetch_add_f32_relaxed<S: Scope>(address: u64, value: f32) -> f32 {
     let old: f32 = scoped!(S, exchange1, "atom.relaxed", ".global.add.f32", reg32, address, value);

@@ -141,6 +141,12 @@ pub fn add_behind_loads(address: u64, value: u64) {
     AtomicBits::add_release::<System>(address, value);
 }
 
+/// Stores what was over before the launch: see `Symmetric::store_behind_launch`. The checker knows no such order but a release.
+#[track_caller]
+pub fn store_behind_launch(address: u64, value: u64) {
+    AtomicBits::store_release::<System>(address, value);
+}
+
 #[track_caller]
 pub fn fetch_add_f32_relaxed<S: Scope>(address: u64, value: f32) -> f32 {
     f32::from_bits(device::rmw(global(address), Rmw::AddF32, value.to_bits(), strength::<S>(Order::Relaxed)))

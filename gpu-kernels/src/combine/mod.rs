@@ -4,7 +4,7 @@
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
-//! | `entry`² `[o]` at every rank | block 0 of o, release, by its last threads | o is in combine `e`, by the routing of this slot and dispatch; the expert outputs of o are **ready**: their writers were stream-ordered before this launch | all blocks, acquire, before the first row is read |
+//! | `entry`² `[o]` at every rank | block 0 of o, relaxed, [behind its launch](Symmetric::store_behind_launch), by its last threads | o is in combine `e`, by the routing of this slot and dispatch; the expert outputs of o are **ready**: their writers were stream-ordered before this launch | all blocks, acquire, before the first row is read |
 //! | `done[p]` at rank o | every block of p adds its part, relaxed, when it has used all that it loaded | p has **read** what it wanted of o, when it is the whole of each combine so far | [`crate::lend`] at o: then o's experts may write again. Else they may after o's next dispatch, which has waited for a later word of p |
 //!
 //! A puller writes nothing at a peer but these words; its output is its own. Between the two edges of one combine nobody

@@ -8,7 +8,7 @@
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
-//! | `entry`² `[s]` at every rank, of `e` | block 0 of `s`, release | `s` sends by the routing of this slot and dispatch; the receive regions of `s` are **free**: its consumers of the rows before were stream-ordered before this launch | all blocks, acquire, before the first row is written |
+//! | `entry`² `[s]` at every rank, of `e` | block 0 of `s`, relaxed, [behind its launch](Symmetric::store_behind_launch) | `s` sends by the routing of this slot and dispatch; the receive regions of `s` are **free**: its consumers of the rows before were stream-ordered before this launch | all blocks, acquire, before the first row is written |
 //! | `landed`² `[s]` at rank r, of `e` | the last block of `s` out, release, with the token of `wait_group 0` from every block | all rows of `s` for r are **there** | the last block of r out, acquire; r's consumers are stream-ordered after |
 //!
 //! Why a row cannot be overwritten: as in a dispatch. Its place is the one that it had there, so no two rows share one if all ranks

@@ -3,7 +3,7 @@ use epoxide_dsl::prelude::*;
 
 use crate::bound::Bound;
 use crate::layout::{DispatchShared, RecvRegions};
-use crate::order::{Found, Order, Owned};
+use crate::order::{Found, Owned};
 use crate::placement::{Placement, quotient};
 use crate::row::RowArgs;
 use crate::words::{BlockFlags, CountMatrix, Landings, Operation, PlaceWords};
@@ -157,9 +157,6 @@ impl Now {
     }
 }
 
-/// Tokens that are few: so many that what the others take from a spared block costs less than that it is late.
-const FEW: u32 = 256;
-
 /// Contiguous tokens.
 #[derive(Clone, Copy)]
 pub(super) struct Chunk {
@@ -173,24 +170,6 @@ impl Chunk {
     pub(super) fn of_block(tokens: u32) -> Self {
         let blocks = thread::grid_blocks();
         Self { start: 0, end: tokens }.part(thread::block_index(), quotient(tokens + blocks - 1, blocks))
-    }
-
-    /// Whether the last block has none of so many in a dispatch: it is late, and what the others take from it costs less where they are few. Not where rows lie by
-    /// expert: there that would take longer, a row for each selection; and receivers find a peer's by [`Self::of_block`]. The same in all blocks.
-    #[inline(always)]
-    pub(super) fn spares_the_last<O: Order>(tokens: u32) -> bool {
-        let blocks = thread::grid_blocks();
-        !O::BY_EXPERT && blocks > 1 && tokens <= FEW
-    }
-
-    /// Those of this block in a dispatch, of `tokens`.
-    #[inline(always)]
-    pub(super) fn of_dispatch<O: Order>(tokens: u32) -> Self {
-        let blocks = thread::grid_blocks();
-        if !Self::spares_the_last::<O>(tokens) {
-            return Self::of_block(tokens);
-        }
-        Self { start: 0, end: tokens }.part(thread::block_index(), quotient(tokens + blocks - 2, blocks - 1))
     }
 
     /// Whether it has any.

@@ -52,12 +52,10 @@ pub(super) fn each_counts_all(a: &DispatchArgs) -> bool {
 /// Counts tokens per rank and expert, the rank's or this block's own, finds their first bad selection, and notes where each selection of this
 /// block's goes. Each warp takes tokens that lie side by side, so that it can number them by itself.
 #[inline(always)]
-pub(super) fn count<O: Order>(a: &DispatchArgs, now: Now, chunk: Chunk) {
+pub(super) fn count<O: Order>(a: &DispatchArgs, now: Now, chunk: Chunk, begun: Begun) {
     let counters = Shared::<u32>::dynamic(a.shared.stages);
     let places = Shared::<u32>::dynamic(a.shared.places);
     let bad = Shared::<u32>::dynamic(a.shared.bad);
-    // The first selections are on their way while counters are cleared.
-    let begun = Begun::new(a, chunk);
     // The masks behind them too.
     for i in thread::strided(thread::index(), a.counts.counters() * (1 + a.shared.count_warps), THREADS) {
         counters.store_weak(i, 0);
@@ -115,7 +113,7 @@ fn block_counts(a: &DispatchArgs, now: Now) -> BlockCounts {
 
 /// The tokens that a warp counts.
 #[derive(Clone, Copy)]
-struct Begun {
+pub(super) struct Begun {
     tokens: Chunk,
     /// This lane's selection of its first turn.
     first: index::Selected,
@@ -123,7 +121,7 @@ struct Begun {
 
 impl Begun {
     #[inline(always)]
-    fn new(a: &DispatchArgs, chunk: Chunk) -> Self {
+    pub(super) fn new(a: &DispatchArgs, chunk: Chunk) -> Self {
         let of_block = if each_counts_all(a) { Chunk { start: 0, end: a.tokens } } else { chunk };
         let tokens = of_block.of_warp(a.shared.count_warps, warp::LANES >> lanes_log2(a));
         let mut begun = Self { tokens, first: index::Selected::NONE };
@@ -263,7 +261,7 @@ fn number_behind_earlier_warps<O: Order>(a: &DispatchArgs) {
 }
 const _: () = assert!(WARPS == 16, "the warps are unrolled");
 
-/// Posts this rank's entry word at every peer, by the last block, before it counts or behind that: what the word covers was over before the launch.
+/// Posts this rank's entry word at every peer, by the last block.
 #[inline(always)]
 pub(super) fn enter(a: &DispatchArgs, watch: &wait::Watch) {
     let window = a.op.window();
@@ -289,10 +287,7 @@ impl Telling {
     fn new<O: Order>(a: &DispatchArgs) -> Self {
         let (blocks, block) = (thread::grid_blocks(), thread::block_index());
         let (first, told) = O::told(&a.counts);
-        // The last block may be late: it enters.
-        let step = if blocks > 1 { blocks - 1 } else { 1 };
-        let count = if block < step { quotient(told + step - 1 - block, step) } else { 0 };
-        Self { first: first + block, step, count }
+        Self { first: first + block, step: blocks, count: quotient(told + blocks - 1 - block, blocks) }
     }
 
     #[inline(always)]
@@ -308,8 +303,7 @@ pub(super) fn add_up<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now) 
     let counters = Shared::<u32>::dynamic(a.shared.stages);
     let (told, telling, own) = (block_counts(a, now), Telling::new::<O>(a), thread::block_index());
     let (keys, first_key) = O::keys(&a.counts);
-    // A last block that is spared has counted nothing, and may be late.
-    let blocks = thread::grid_blocks() - u32::from(Chunk::spares_the_last::<O>(a.tokens));
+    let blocks = thread::grid_blocks();
     // A power of two, as a division takes ten times as long.
     let blocks_log2 = 32 - (blocks - 1).leading_zeros();
     // Blocks that there are not, and those behind this one, say nothing of it: it looks for its own.

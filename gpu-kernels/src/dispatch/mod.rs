@@ -12,7 +12,7 @@
 //! |---|---|---|---|
 //! | `counts`² `[s][..]` at every rank, of `d` | the blocks of `s`, relaxed: each word proves itself | distinct tokens of `s` per rank, selections per expert, its first bad selection or that there is none | the tokens per rank and the bad selection by all blocks, with the entry words, before the first row is written; the selections of the reader's experts by its last block, while rows are awaited; all by all blocks where somebody observes them |
 //! | `block_counts[b]` in the rank's own memory, of `d`, where each block counts its own tokens and rows lie by source | block `b`, relaxed: each word [proves itself](crate::words::BlockCounts) | its tokens per rank, its selections per expert, whether it has a bad one, which it is released behind | all blocks, of the counters that they tell peers; by rank, of the blocks before them |
-//! | `entry`² `[s]` at every rank, of `e` | the last block of `s`, release, before it counts, or once it has told what it has counted | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch | all blocks, acquire, before the first row is written |
+//! | `entry`² `[s]` at every rank, of `e` | the last block of `s`, before it counts: relaxed, [behind its launch](Symmetric::store_behind_launch) | `s` is in dispatch `e`; the receive regions of `s` are **free**: its consumers of the dispatch before were stream-ordered before this launch | all blocks, acquire, before the first row is written |
 //! | `landings[s]` at rank r, of `d` | every block of `s` adds its part, release, with the token of its `wait_group 0`; relaxed if it had no token | all rows of `s` for r are **there** when it is `d` times the whole | the last block of r, acquire; r's consumers are stream-ordered after |
 //!
 //! When a dispatch completes, a rank may also write its expert outputs again: every peer's `entry` word of `e` was posted after
@@ -84,8 +84,13 @@ use args::{Chunk, Now};
 pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
     let now = Now::load(a);
     let watch = wait::Watch::begin(a.op.fault, now.epoch);
-    let chunk = Chunk::of_dispatch::<O>(a.tokens);
-    let told = tell::<O>(a, &watch, now, chunk);
+    let chunk = Chunk::of_block(a.tokens);
+    // On its way first: what it takes delays nothing.
+    let begun = count::Begun::new(a, chunk);
+    if !O::BY_EXPERT {
+        send::prefetch::<R>(a, chunk);
+    }
+    let told = tell::<O>(a, &watch, now, chunk, begun);
     if O::BY_EXPERT {
         run_by_expert::<R, O>(a, &watch, chunk, told);
     } else {
@@ -115,7 +120,7 @@ fn run_compact<R: Row, O: Order>(
     }
     let landing = a.landings.of_block(a.op.window(), (thread::block_index(), thread::grid_blocks()));
     // Of a block without tokens there is nothing to wait for.
-    let waits = Chunk::of_dispatch::<O>(a.tokens).is_some();
+    let waits = Chunk::of_block(a.tokens).is_some();
     // On its way while the copies are.
     let look = watch.look();
     let landed = bulk::land();
@@ -173,26 +178,23 @@ fn run_by_expert<R: Row, O: Order>(
 
 /// Counts this block's tokens, and tells.
 #[inline(always)]
-fn tell<O: Order>(a: &DispatchArgs, watch: &wait::Watch, now: Now, chunk: Chunk) -> Result<(), fault::Stopped> {
-    // Where no block waits for another's counts, and where the one that enters has none to tell: its fence takes longer than it takes to count. Else while blocks wait for each other.
-    let enters_first = count::each_counts_all(a) || Chunk::spares_the_last::<O>(a.tokens);
-    if enters_first {
-        count::enter(a, watch);
-    }
+fn tell<O: Order>(
+    a: &DispatchArgs,
+    watch: &wait::Watch,
+    now: Now,
+    chunk: Chunk,
+    begun: count::Begun,
+) -> Result<(), fault::Stopped> {
+    count::enter(a, watch);
     // The answer is not needed before counts are published, and counting touches nothing that a peer sees.
     let look = watch.look();
-    count::count::<O>(a, now, chunk);
+    count::count::<O>(a, now, chunk, begun);
     if !count::each_counts_all(a) {
         if O::BY_EXPERT {
-            let arrived = a.op.grid.arrive();
-            count::enter(a, watch);
-            let _counted = arrived.wait(watch, Phase::Counted as u32)?;
+            let _counted = a.op.grid.sync(watch, Phase::Counted as u32)?;
         } else {
             // What it told is read before others' is added.
             block::sync();
-            if !enters_first {
-                count::enter(a, watch);
-            }
             let _counted = count::add_up::<O>(a, watch, now)?;
         }
     }

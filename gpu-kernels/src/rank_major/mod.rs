@@ -9,7 +9,7 @@
 //!
 //! | word | written by | says | read by |
 //! |---|---|---|---|
-//! | `entry`² `[s]`, of the epoch `e` | the receiving block of `s`, release | `s` is in dispatch `e`: its consumers of the slot's rows, and whatever it did in the slot, came before | the receiving block, acquire, before the dispatch is complete, and while it waits for the token words: so ranks that disagree find that; the sending blocks, before the first row, unless the slot is free without it |
+//! | `entry`² `[s]`, of the epoch `e` | the receiving block of `s`, relaxed, [behind its launch](Symmetric::store_behind_launch) | `s` is in dispatch `e`: its consumers of the slot's rows, and whatever it did in the slot, came before | the receiving block, acquire, before the dispatch is complete, and while it waits for the token words: so ranks that disagree find that; the sending blocks, before the first row, unless the slot is free without it |
 //! | `tokens[s]`, of the dispatch `d` | the first sending block of `s`, relaxed: it proves itself | how many tokens `s` dispatches | the receiving block |
 //! | `selections[s][t][k]`, of `d` | the warp that sends token `t` of `s`, relaxed: each proves itself; release behind its index, if it is bad | which of the reader's experts, if one | the receiving block, which makes the index of them while rows travel |
 //! | `landings[s]`, of `d` | every sending block of `s` adds its part, release, with the token of `wait_group 0`; relaxed where it had no row | all rows of `s` for the reader are **there** when it is `d` times the whole | the receiving block, acquire; consumers are stream-ordered after |

@@ -25,7 +25,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::{CombineRankMajorArgs, NO_ROW};
-use super::combine::{Pulled, post, pull};
+use super::combine::{Pulled, pull};
 use crate::combine::reduce::{self, ReduceArgs, Selection};
 use crate::combine::{Part, Parts};
 use crate::grid_warps;
@@ -116,6 +116,7 @@ impl Pulled for WithOwn<'_> {
 #[inline(always)]
 fn come(a: &CombinePackedArgs, watch: &wait::Watch, dispatch: u64, kind: Kind) {
     let (op, mut last) = (&a.combine.pull.op, false);
+    let entry = op.entry.of_dispatch(dispatch);
     if warp::lane() == 0 {
         last = op.grid.is_last_to_come();
     }
@@ -123,7 +124,8 @@ fn come(a: &CombinePackedArgs, watch: &wait::Watch, dispatch: u64, kind: Kind) {
         // What the first lane has seen of other blocks.
         warp::sync(warp::ALL);
         for peer in thread::strided(warp::lane(), op.window().peers, warp::LANES) {
-            post(op, dispatch, watch, Peer(peer), kind);
+            let unless = || dispatch == 0 || watch.is_aborted();
+            entry.release_unless(op.window(), Peer(peer), watch.epoch(), kind, unless);
         }
     }
 }

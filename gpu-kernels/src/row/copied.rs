@@ -47,6 +47,12 @@ impl Row for Copied {
     }
 
     #[inline(always)]
+    fn prefetch(rows: &RowArgs, token: u32) {
+        let bytes = Self::bytes(rows);
+        rows.x.rows(bytes).row(token).prefetch(bytes);
+    }
+
+    #[inline(always)]
     fn start(self, rows: &RowArgs, token: u32, piece: Option<u32>) -> Self::Started {
         let (first, bytes) = bytes_of(rows, piece);
         self.ring.load(rows.x.rows(Self::bytes(rows)).row(token).at(first), bytes)

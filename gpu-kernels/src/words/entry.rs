@@ -53,26 +53,34 @@ impl EntryWords {
         Self { config: self.config ^ Routing { slot: 0, dispatch: dispatch as u32 }.to_bits(), ..self }
     }
 
-    /// Posts this rank's entry word at `peer`, releasing what this rank did before. Per thread.
+    /// Posts this rank's entry word at `peer`: what this rank did before this launch is over, reads and writes. Per thread.
     #[inline(always)]
     #[track_caller]
     pub fn post(&self, window: Window, peer: Peer, epoch: u64, kind: Kind) {
-        let payload = Entry { kind: kind as u32, config: self.config }.to_payload();
-        let word = Stamped::new(payload, epoch).to_word();
-        window.of(peer, self.words).store_release::<System>(slot::<2>(window, epoch, window.me), word);
+        self.post_unless(window, peer, epoch, kind, || false);
     }
 
-    /// [`Self::post`], `unless` it is found meanwhile that nothing is to be published. Per thread.
+    /// [`Self::post`], `unless` nothing is to be published. Per thread.
     #[inline(always)]
     #[track_caller]
     pub fn post_unless(&self, window: Window, peer: Peer, epoch: u64, kind: Kind, unless: impl FnOnce() -> bool) {
-        let payload = Entry { kind: kind as u32, config: self.config }.to_payload();
-        let word = Stamped::new(payload, epoch).to_word();
-        // What the word covers is over already. The fence and the look take their time together.
-        let (to, stays) = (window.of(peer, self.words), unless());
+        // The word's address is on its way with the answer.
+        let to = window.of(peer, self.words).at(slot::<2>(window, epoch, window.me));
+        if !unless() {
+            to.store_behind_launch(self.expected(epoch, kind as u32));
+        }
+    }
+
+    /// Posts this rank's entry word at `peer`, releasing what this thread did or observed in this launch, `unless` it is found meanwhile that nothing is to be
+    /// published. Per thread.
+    #[inline(always)]
+    #[track_caller]
+    pub fn release_unless(&self, window: Window, peer: Peer, epoch: u64, kind: Kind, unless: impl FnOnce() -> bool) {
+        // The fence and the answer take their time together.
+        let (to, stays) = (window.of(peer, self.words).at(slot::<2>(window, epoch, window.me)), unless());
         fence::release::<System>();
         if !stays {
-            to.store_relaxed::<System>(slot::<2>(window, epoch, window.me), word);
+            to.store_relaxed::<System>(0, self.expected(epoch, kind as u32));
         }
     }
 

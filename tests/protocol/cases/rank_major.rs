@@ -163,11 +163,16 @@ fn words_that_publish_are_released() {
     holds("a landing without rows is relaxed, and so are selections", base.programs());
     let rows = Variant { landing_order: [Relaxed, Relaxed], ..base.clone() };
     breaks("landings of rows relaxed", rows.programs(), OWN);
-    let combine = Variant { entry_order: [Release, Relaxed], ..base.clone() };
-    breaks("entry words of a combine relaxed", combine.programs(), OWN);
-    // Who dispatches has read, and stored nothing that a peer waits for with them.
-    let dispatch = Variant { entry_order: [Relaxed, Release], ..base.clone() };
-    holds("entry words of a dispatch relaxed", dispatch.programs());
+    // Entry words are relaxed. Those of a combine speak of what experts stored, which has arrived when their kernel ends.
+    let unsettled = Setup { ends_settled: false, ..setup };
+    let combine = Variant { setup: unsettled, ..base.clone() };
+    breaks("expert outputs are on their way when their kernel ends", combine.programs(), OWN);
+    let released = Variant { entry_order: [Relaxed, Release], ..combine };
+    holds("entry words of a combine are released behind them", released.programs());
+    // Who sums packed rows in the same kernel releases them.
+    let packed = Variant { outputs: Outputs::ByBlocks, ..base.clone() };
+    holds("packed", Variant { entry_order: [Relaxed, Release], ..packed.clone() }.programs());
+    breaks("entry words behind sums relaxed", packed.programs(), OWN);
     let bad = Variant { bad: true, ..Variant { setup, ..Variant::new(2, "D") } };
     holds("a bad selection is released behind its index", bad.programs());
     breaks("a bad selection's word is relaxed", Variant { bad_order: Relaxed, ..bad }.programs(), OWN);

@@ -98,7 +98,6 @@ pub struct Variant {
     pub begins_free: bool,
     /// Whether words say of which kind the operation is, and who sees another stops and says so: ranks differ in the last one, which none may complete.
     pub kinds: Option<Stops>,
-    pub entry_order: Order,
     pub landed_order: Order,
     pub combined_order: Order,
     pub setup: Setup,
@@ -135,7 +134,6 @@ impl Variant {
             shared: false,
             begins_free: false,
             kinds: None,
-            entry_order: Order::Release,
             landed_order: Order::Release,
             combined_order: Order::Release,
             setup: Setup::WINDOW,

@@ -200,7 +200,7 @@ impl<'a> Stream<'a> {
         };
         self.sends += 1;
         let silent = unless.filter(|_| !self.v.posts_entry);
-        self.post(Says::Entry, slot, number, kind as u8 + 1, self.v.entry_order, silent);
+        self.post(Says::Entry, slot, number, kind as u8 + 1, Order::Relaxed, silent);
         let awaited = self.awaited();
         self.wait(name, kind, Says::Entry, slot, &awaited, Await { unless, ..Await::default() });
         self.world.push(self.agent, Step::Set { device, value: last::NOTHING });

@@ -129,7 +129,7 @@ impl Variant {
             bad: false,
             bad_order: Order::Release,
             landing_order: [Order::Release, Order::Relaxed],
-            entry_order: [Order::Release; 2],
+            entry_order: [Order::Relaxed; 2],
             out_of_step: None,
             setup: Setup::WINDOW,
         }

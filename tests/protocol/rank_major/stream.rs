@@ -309,6 +309,7 @@ impl<'a> Stream<'a> {
             let pieces = self.here(OUTPUTS);
             let readers = is_combined.into();
             self.world.push(self.agent(0), Step::Write { pieces, op: self.rows, readers });
+            self.world.end_kernel(self.agent(0));
         }
     }
 
