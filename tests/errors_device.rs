@@ -41,7 +41,6 @@ fn good(data: u64, tokens: [u32; 3]) -> Case {
         top_k: TOP_K,
         hidden: HIDDEN,
         format: WireFormat::Bf16,
-        // All blocks but the last tell counts.
         num_sms: 4,
         tokens: tokens.to_vec(),
         index: IndexType::I64,

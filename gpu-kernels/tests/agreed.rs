@@ -92,3 +92,11 @@ fn every_text_has_the_kernels_of_its_family() {
         assert_eq!(family.ptx.matches(".entry ").count(), family.entries.len(), "{}", family.name);
     }
 }
+
+/// Entry words speak of what was before their launch, and have no fence; but where a kernel has written what they publish: no simulated run tells the two apart.
+#[test]
+fn entry_words_have_a_fence_where_the_kernel_has_written_what_they_publish() {
+    let fenced = ALL.iter().filter(|family| family.ptx.contains("fence.acq_rel.sys")).map(|family| family.name);
+    let writes = ALL.iter().map(|family| family.name).filter(|name| name.starts_with("combine_rank_major_packed"));
+    assert_eq!(fenced.collect::<Vec<_>>(), writes.collect::<Vec<_>>());
+}

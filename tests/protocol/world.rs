@@ -119,7 +119,7 @@ impl<K: Copy + Eq + Hash> Index<K> {
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
     pub memory: Memory,
-    /// Whether what a kernel stored has arrived when it ends.
+    /// Whether what a kernel of experts stored has arrived when it ends.
     pub ends_settled: bool,
     /// Whether arrivals that nobody can miss are taken at once.
     pub prompt: bool,
@@ -298,7 +298,7 @@ impl World {
         self.push(agent, Step::Post { words, value, order: Order::Release, unless: None });
     }
 
-    /// An agent's kernel ends.
+    /// A kernel of experts ends, whose agent this is.
     pub fn end_kernel(&mut self, agent: usize) {
         if self.setup.memory == Memory::All && self.setup.ends_settled {
             self.push(agent, Step::Drain);

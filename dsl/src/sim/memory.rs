@@ -135,13 +135,13 @@ macro_rules! atomic_bits {
 }
 atomic_bits!(u32, u64);
 
-/// Adds behind loads: see `bulk::Read`. The checker knows no such order but a release.
+/// Adds behind loads: see `bulk::Read`. A release, until the memory model is checked.
 #[track_caller]
 pub fn add_behind_loads(address: u64, value: u64) {
     AtomicBits::add_release::<System>(address, value);
 }
 
-/// Stores what was over before the launch: see `Symmetric::store_behind_launch`. The checker knows no such order but a release.
+/// Stores what was over before the launch: see `Symmetric::store_behind_launch`. A release, until the memory model is checked and knows launches.
 #[track_caller]
 pub fn store_behind_launch(address: u64, value: u64) {
     AtomicBits::store_release::<System>(address, value);

@@ -85,7 +85,7 @@ pub(crate) fn run<R: Row, O: Order>(a: &DispatchArgs) {
     let now = Now::load(a);
     let watch = wait::Watch::begin(a.op.fault, now.epoch);
     let chunk = Chunk::of_block(a.tokens);
-    // On its way first: what it takes delays nothing.
+    // First what takes longest to come.
     let begun = count::Begun::new(a, chunk);
     if !O::BY_EXPERT {
         send::prefetch::<R>(a, chunk);

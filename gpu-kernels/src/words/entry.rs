@@ -53,14 +53,15 @@ impl EntryWords {
         Self { config: self.config ^ Routing { slot: 0, dispatch: dispatch as u32 }.to_bits(), ..self }
     }
 
-    /// Posts this rank's entry word at `peer`: what this rank did before this launch is over, reads and writes. Per thread.
+    /// Posts this rank's entry word at `peer`: what this rank did before this launch is over, reads and writes. It publishes nothing that the launch did before
+    /// ([`Self::release_unless`] does). Per thread.
     #[inline(always)]
     #[track_caller]
     pub fn post(&self, window: Window, peer: Peer, epoch: u64, kind: Kind) {
         self.post_unless(window, peer, epoch, kind, || false);
     }
 
-    /// [`Self::post`], `unless` nothing is to be published. Per thread.
+    /// [`Self::post`], but nothing if `unless` says so. Per thread.
     #[inline(always)]
     #[track_caller]
     pub fn post_unless(&self, window: Window, peer: Peer, epoch: u64, kind: Kind, unless: impl FnOnce() -> bool) {
@@ -71,8 +72,7 @@ impl EntryWords {
         }
     }
 
-    /// Posts this rank's entry word at `peer`, releasing what this thread did or observed in this launch, `unless` it is found meanwhile that nothing is to be
-    /// published. Per thread.
+    /// Posts this rank's entry word at `peer`, releasing what this thread did or observed in this launch; nothing if `unless` says so. Per thread.
     #[inline(always)]
     #[track_caller]
     pub fn release_unless(&self, window: Window, peer: Peer, epoch: u64, kind: Kind, unless: impl FnOnce() -> bool) {
@@ -97,8 +97,7 @@ impl EntryWords {
     #[inline(always)]
     #[track_caller]
     pub fn stand_in(&self, window: Window, peer: Peer, epoch: u64, kind: u32) {
-        let payload = Entry { kind, config: self.config }.to_payload();
-        window.own(self.words).store_weak(slot::<2>(window, epoch, peer), Stamped::new(payload, epoch).to_word());
+        window.own(self.words).store_weak(slot::<2>(window, epoch, peer), self.expected(epoch, kind));
     }
 
     /// Waits until every rank is in an operation of this epoch, and checks that all do the same with the same configuration and routing.

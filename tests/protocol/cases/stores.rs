@@ -25,11 +25,6 @@ fn entry_words_rest_on_the_ends_of_kernels() {
     let unsettled = Setup { ends_settled: false, ..SETUP };
     let base = Variant { setup: unsettled, ..Variant::new(2, ops("D C R C L C D C")) };
     breaks("expert outputs are on their way when their kernel ends", base.programs(), OWN);
-    let dispatches = Variant { setup: unsettled, ..Variant::new(2, ops("D R D")) };
-    holds("those of dispatches come behind reads", dispatches.programs());
-    let by_expert = by_expert::Variant { setup: unsettled, ..by_expert::Variant::new(2, 1, ops("D C")) };
-    // An owner sums them itself.
-    holds("the same where rows lie by expert", by_expert.programs());
 }
 
 #[test]

@@ -103,8 +103,8 @@ pub struct Variant {
     pub bad_order: Order,
     /// What the part of a block is ordered behind, of one with rows and of one without.
     pub landing_order: [Order; 2],
-    /// What entry words are ordered behind, of a dispatch and of a combine.
-    pub entry_order: [Order; 2],
+    /// What a combine's entry words are ordered behind, if not behind what they are in the kernels: where its blocks write outputs, behind these.
+    pub combine_order: Option<Order>,
     /// Whether ranks differ in the last operation, which none may complete then; and whether a wait for token words looks for that.
     pub out_of_step: Option<bool>,
     pub setup: Setup,
@@ -129,7 +129,7 @@ impl Variant {
             bad: false,
             bad_order: Order::Release,
             landing_order: [Order::Release, Order::Relaxed],
-            entry_order: [Order::Relaxed; 2],
+            combine_order: None,
             out_of_step: None,
             setup: Setup::WINDOW,
         }

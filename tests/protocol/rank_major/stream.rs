@@ -138,7 +138,11 @@ impl<'a> Stream<'a> {
     }
 
     fn posts(&mut self, kind: Kind, posts: u8) {
-        let order = self.v.entry_order[usize::from(kind == Kind::Combine)];
+        let order = match kind {
+            Kind::Combine if self.v.outputs != Outputs::Before => self.v.combine_order.unwrap_or(Order::Release),
+            Kind::Combine => self.v.combine_order.unwrap_or(Order::Relaxed),
+            _ => Order::Relaxed,
+        };
         let words: Vec<Word> = self.all().map(|peer| self.entry_word(peer, self.rank)).collect();
         self.world.post(self.agent(posts), &words, kind as u8, self.epoch, order, None);
     }
