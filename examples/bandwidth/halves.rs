@@ -6,7 +6,6 @@ use epoxide::quantize::{Quantizer, scale_stride};
 use epoxide::{CombineInput, Comm, DeviceTensor, DispatchInput, ElasticBuffer, Event, ExpertOutputs, Result, bf16};
 use epoxide_kernels::measure::multiply::{MultiplyArgs, multiply};
 
-use crate::batches::{self, Repeated};
 use crate::measuring::family;
 
 /// A kernel beside: how many rows it has, or how often it multiplies; how often it is launched; and how many exchanges follow one another meanwhile.
@@ -55,40 +54,24 @@ pub struct Exchange<'a> {
 }
 
 /// The marks around the halves of an exchange.
-type Marks = Vec<Event>;
-
-impl Repeated for Exchange<'_> {
-    fn repeat(&mut self, mark: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        let ticket = self.buffer.dispatch_send(self.input)?;
-        mark()?;
-        let handle = self.buffer.dispatch_receive(ticket)?;
-        mark()?;
-        let ticket = self.buffer.combine_send(&handle, ExpertOutputs::InPlace)?;
-        mark()?;
-        self.buffer.combine_receive(ticket, &mut *self.y)?;
-        mark()
-    }
-
-    fn entries(&self) -> usize {
-        4 + 5
-    }
-
-    fn synchronize(&mut self) -> Result<()> {
-        self.buffer.synchronize()
-    }
-}
+type Marks = [Event; 5];
 
 impl Exchange<'_> {
-    /// Measures `repeat` times.
+    /// Measures `repeat` times, after three that are not timed.
     ///
     /// # Errors
     ///
     /// The library's.
     pub fn measure(&mut self, repeat: u32) -> Result<Halves> {
-        let comm = self.comm;
+        let (comm, mut marks) = (self.comm, Vec::new());
         comm.load(&[family("loads", &["multiply"])])?;
-        let timed = batches::parts(comm, self, None, repeat as usize)?;
-        let each = <[Vec<f64>; 4]>::try_from(timed.ms).unwrap_or_default();
+        comm.barrier()?;
+        comm.delay(Duration::from_millis(20))?;
+        for _ in 0..repeat + 3 {
+            marks.push(self.halves()?);
+        }
+        self.buffer.synchronize()?;
+        let each = self.times(&marks[3..])?;
         // SAFETY: nothing that it works on is touched on another stream.
         let other = unsafe { comm.on_new_stream()? };
         let mut beside = self.beside_quantizing(&other)?;
@@ -108,12 +91,15 @@ impl Exchange<'_> {
     /// An exchange by halves, with marks around each.
     fn halves(&mut self) -> Result<Marks> {
         let comm = self.comm;
-        let mut marks = vec![comm.record()?];
-        self.repeat(&mut || {
-            marks.push(comm.record()?);
-            Ok(())
-        })?;
-        Ok(marks)
+        let begin = comm.record()?;
+        let ticket = self.buffer.dispatch_send(self.input)?;
+        let sent = comm.record()?;
+        let handle = self.buffer.dispatch_receive(ticket)?;
+        let received = comm.record()?;
+        let ticket = self.buffer.combine_send(&handle, ExpertOutputs::InPlace)?;
+        let given_back = comm.record()?;
+        self.buffer.combine_receive(ticket, &mut *self.y)?;
+        Ok([begin, sent, received, given_back, comm.record()?])
     }
 
     fn whole(&mut self) -> Result<()> {

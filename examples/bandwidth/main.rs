@@ -12,7 +12,6 @@
 //! many times each row, bit for bit.
 //!
 //! `--report DIR` measures much more, and writes it to files ([`report`]).
-mod batches;
 #[path = "../../cli/src/buffer_layout.rs"]
 mod buffer_layout;
 mod ceiling;
@@ -125,7 +124,7 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
     progress.step("try all buffers");
     measure::rehearse(options, ranks)?;
     let mut work: Option<(u32, Vec<Work>)> = None;
-    let (mut last, mut late) = (None, 0);
+    let mut last = None;
     for case in options.cases() {
         let Case { tokens, format, layout, sms } = case;
         let work = match work.take_if(|(of, _)| *of == tokens) {
@@ -138,7 +137,6 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
         progress.step("measure");
         let measured = measure::run(options, ranks, &work.1, case)?;
         progress.rows(rows(tokens));
-        late += measured.late;
         let mut row = vec![tokens.to_string(), name(&format)];
         row.extend(layouts.then(|| name(&layout)));
         row.push(sms.to_string());
@@ -166,12 +164,6 @@ fn run(options: &Options, ranks: &Ranks) -> Result<String> {
         "of copy: time of a copy of the same bytes through one GPU's memory ({:.0} GB/s, read and written) / time of the operation",
         last.copy / 1e9
     )?;
-    if late > 0 {
-        writeln!(
-            out,
-            "a host thread was late with {late} repetitions, also when they were measured again: its time may be in theirs"
-        )?;
-    }
     if options.percentiles {
         writeln!(out, "p95, p99, max: us that 95 and 99 of 100 repetitions do not take longer than, and the longest")?;
     }

@@ -5,11 +5,10 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use epoxide::quantize::{Quantizer, scale_stride};
 use epoxide::{
-    CombineInput, Comm, Config, DeviceTensor, DispatchInput, Dispatched, ElasticBuffer, ExpertOutputs, Layout,
-    LocalGroup, Mode, Packing, Rows, bf16,
+    CombineInput, Comm, Config, DeviceTensor, DispatchInput, ElasticBuffer, ExpertOutputs, Layout, LocalGroup, Mode,
+    Packing, Rows, bf16,
 };
 
-use crate::batches::{self, Repeated};
 use crate::ceiling::{self, Ceilings};
 use crate::counts::{self, Times};
 use crate::halves::{Exchange, Halves};
@@ -28,8 +27,6 @@ pub struct Measured {
     pub copy: f64,
     pub dispatch: Operation,
     pub combine: Operation,
-    /// Repetitions that a host thread was late with.
-    pub late: usize,
     /// Seconds until the host is told what a dispatch brings, and until it is done; with `--counts-mirror`.
     pub told: Option<[f64; 2]>,
     /// Seconds of the four halves, of the same under load, and of two kernels beside in three ways; with `--halves`.
@@ -56,8 +53,6 @@ pub struct Outcome {
     pub ceilings: Ceilings,
     pub dispatch_ms: Vec<f64>,
     pub combine_ms: Vec<f64>,
-    /// Repetitions that a host thread was late with: the same on every rank.
-    pub late: usize,
     /// With `--counts-mirror`.
     pub told: Option<Times>,
     /// With `--halves`.
@@ -211,7 +206,6 @@ pub fn run(options: &Options, ranks: &Ranks, work: &[Work], case: Case) -> Resul
         halves: halves.and_then(|all| all.try_into().ok()),
         told: told(|t| &t.told).zip(told(|t| &t.done)).map(<[f64; 2]>::from),
         device: outcomes[0].device.clone(),
-        late: outcomes[0].late,
         copy,
         // What came once is read, and copied on; what goes back once is a sum, written and read.
         dispatch: operation(|o| &o.dispatch_ms, wire_row, several, slowest(|c| c.push)),
@@ -313,10 +307,20 @@ fn rank(
         ))
     };
     let before = check(&y)?;
+    let mut events = Vec::new();
+    // Everything is enqueued while the streams are held, so that no host thread is in the measurement.
+    comm.barrier()?;
+    comm.delay(Duration::from_millis(20))?;
     let repeat = options.repetitions(tokens);
-    let replayed = options.replay.then_some((&handle, rows));
-    let mut pair = Pair { buffer: &mut buffer, input: &input, replayed, y: &mut y };
-    let mut timed = batches::parts(comm, &mut pair, None, repeat as usize)?;
+    for _ in 0..repeat + 3 {
+        let start = comm.record()?;
+        let handle = if options.replay { buffer.dispatch_again(&handle, rows)? } else { buffer.dispatch(&input)? };
+        let middle = comm.record()?;
+        buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut y))?;
+        let end = comm.record()?;
+        events.push((start, middle, end));
+    }
+    buffer.synchronize()?;
     let told = match options.counts_mirror {
         true => Some(counts::measure(comm, &mut buffer, &input, &mut y, repeat)?),
         false => None,
@@ -333,13 +337,12 @@ fn rank(
         Some(what) => Some(what),
         None => check(&y)?.map(|what| format!("after all repetitions: {what}")),
     };
-    let [dispatch_ms, combine_ms] = [0, 1].map(|part| std::mem::take(&mut timed.ms[part]));
+    let times = &events[3..];
     let outcome = Outcome {
         device: comm.device(),
         ceilings,
-        dispatch_ms,
-        combine_ms,
-        late: timed.late,
+        dispatch_ms: times.iter().map(|(a, b, _)| comm.elapsed_ms(a, b)).collect::<epoxide::Result<_>>()?,
+        combine_ms: times.iter().map(|(_, b, c)| comm.elapsed_ms(b, c)).collect::<epoxide::Result<_>>()?,
         told,
         halves,
         by_source,
@@ -348,35 +351,6 @@ fn rank(
     };
     buffer.close()?;
     Ok(outcome)
-}
-
-/// A dispatch, or one of a first one's routing again, and its combine.
-struct Pair<'a> {
-    buffer: &'a mut ElasticBuffer,
-    input: &'a DispatchInput<'a, i32>,
-    replayed: Option<(&'a Dispatched, Rows<'a>)>,
-    y: &'a mut DeviceTensor<bf16>,
-}
-
-impl Repeated for Pair<'_> {
-    fn repeat(&mut self, mark: &mut dyn FnMut() -> epoxide::Result<()>) -> epoxide::Result<()> {
-        let handle = match self.replayed {
-            Some((first, rows)) => self.buffer.dispatch_again(first, rows)?,
-            None => self.buffer.dispatch(self.input)?,
-        };
-        mark()?;
-        self.buffer.combine(&handle, CombineInput::new(ExpertOutputs::InPlace, &mut *self.y))?;
-        mark()
-    }
-
-    /// Two launches may come behind a dispatch: rows are packed, and scales laid by column.
-    fn entries(&self) -> usize {
-        3 + 1 + 3
-    }
-
-    fn synchronize(&mut self) -> epoxide::Result<()> {
-        self.buffer.synchronize()
-    }
 }
 
 /// The rows as e4m3, with their scales.

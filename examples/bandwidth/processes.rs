@@ -67,7 +67,7 @@ pub fn gather(comm: &Comm, own: &Outcome) -> epoxide::Result<Vec<Outcome>> {
 }
 
 fn written(own: &Outcome) -> Vec<u8> {
-    let Outcome { device, ceilings, dispatch_ms, combine_ms, late, told, halves, by_source, sent, mismatch } = own;
+    let Outcome { device, ceilings, dispatch_ms, combine_ms, told, halves, by_source, sent, mismatch } = own;
     let mut bytes = Vec::new();
     let mut numbers = |numbers: &[f64]| {
         bytes.extend((numbers.len() as u64).to_le_bytes());
@@ -79,7 +79,6 @@ fn written(own: &Outcome) -> Vec<u8> {
     numbers(&[copy, push, pull]);
     numbers(dispatch_ms);
     numbers(combine_ms);
-    numbers(&[*late as f64]);
     numbers(told.as_ref().map_or(&[], |times| &times.told));
     numbers(told.as_ref().map_or(&[], |times| &times.done));
     for half in 0..4 {
@@ -110,7 +109,6 @@ fn read(bytes: &[u8]) -> Option<Outcome> {
     let [copy, push, pull] =
         <[f64; 3]>::try_from(numbers()?).ok()?.map(|rate| Some(rate).filter(|rate| !rate.is_nan()));
     let (dispatch_ms, combine_ms) = (numbers()?, numbers()?);
-    let [late] = <[f64; 1]>::try_from(numbers()?).ok()?.map(|late| late as usize);
     let (told, done) = (numbers()?, numbers()?);
     let each = [numbers()?, numbers()?, numbers()?, numbers()?];
     let loaded = [numbers()?, numbers()?, numbers()?, numbers()?];
@@ -126,5 +124,5 @@ fn read(bytes: &[u8]) -> Option<Outcome> {
     let told = (!told.is_empty()).then_some(Times { told, done });
     let halves = (!beside.is_empty()).then_some(Halves { each, loaded, beside });
     let ceilings = Ceilings { copy, push, pull };
-    Some(Outcome { device, ceilings, dispatch_ms, combine_ms, late, told, halves, by_source, sent, mismatch })
+    Some(Outcome { device, ceilings, dispatch_ms, combine_ms, told, halves, by_source, sent, mismatch })
 }
