@@ -71,10 +71,16 @@ pub(super) fn pull(
     }
 }
 
-/// Posts the entry word of the combine of a dispatch at a peer: it may read this rank's expert outputs. Behind a fault nothing is published.
+/// Whether a combine of this dispatch posts no entry words: behind a fault nothing is published. Per thread.
+#[inline(always)]
+pub(super) fn is_silent(dispatch: u64, watch: &wait::Watch) -> bool {
+    dispatch == 0 || watch.is_aborted()
+}
+
+/// Posts the entry word of the combine of a dispatch at a peer: it may read this rank's expert outputs.
 #[inline(always)]
 pub(super) fn post(op: &Operation, dispatch: u64, watch: &wait::Watch, peer: Peer, kind: Kind) {
-    let unless = || dispatch == 0 || watch.is_aborted();
+    let unless = || is_silent(dispatch, watch);
     op.entry.of_dispatch(dispatch).post_unless(op.window(), peer, watch.epoch(), kind, unless);
 }
 

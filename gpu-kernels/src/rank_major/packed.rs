@@ -25,7 +25,7 @@
 use epoxide_dsl::prelude::*;
 
 use super::args::{CombineRankMajorArgs, NO_ROW};
-use super::combine::{Pulled, pull};
+use super::combine::{Pulled, is_silent, pull};
 use crate::combine::reduce::{self, ReduceArgs, Selection};
 use crate::combine::{Part, Parts};
 use crate::grid_warps;
@@ -124,7 +124,7 @@ fn come(a: &CombinePackedArgs, watch: &wait::Watch, dispatch: u64, kind: Kind) {
         // What the first lane has seen of other blocks.
         warp::sync(warp::ALL);
         for peer in thread::strided(warp::lane(), op.window().peers, warp::LANES) {
-            let unless = || dispatch == 0 || watch.is_aborted();
+            let unless = || is_silent(dispatch, watch);
             entry.release_unless(op.window(), Peer(peer), watch.epoch(), kind, unless);
         }
     }

@@ -138,11 +138,9 @@ impl<'a> Stream<'a> {
     }
 
     fn posts(&mut self, kind: Kind, posts: u8) {
-        let order = match kind {
-            Kind::Combine if self.v.outputs != Outputs::Before => self.v.combine_order.unwrap_or(Order::Release),
-            Kind::Combine => self.v.combine_order.unwrap_or(Order::Relaxed),
-            _ => Order::Relaxed,
-        };
+        // Behind what blocks of a combine have written, if they write outputs.
+        let of_kernels = if self.v.outputs == Outputs::Before { Order::Relaxed } else { Order::Release };
+        let order = if kind == Kind::Combine { self.v.combine_order.unwrap_or(of_kernels) } else { Order::Relaxed };
         let words: Vec<Word> = self.all().map(|peer| self.entry_word(peer, self.rank)).collect();
         self.world.post(self.agent(posts), &words, kind as u8, self.epoch, order, None);
     }
